@@ -1,0 +1,98 @@
+"""The Rust core. Not public: use `skyward_lite`."""
+
+from typing import Any
+
+PROTOCOL: int
+"""Version of the wire protocol."""
+
+_NodeRow = tuple[str, str, str, int, float | None, int | None]
+"""(name, state, reason, slots, round-trip time in seconds, the agent's process id)"""
+_Message = tuple[int, int, int, int, bytes | memoryview, list[memoryview] | None]
+"""(task, attempt, tag, nanoseconds, pickle, out-of-band buffers)"""
+
+class CoreError(RuntimeError):
+    """Raised when the core cannot do what it was asked; the message is for people."""
+
+class Buffer:
+    """Memory received from the wire: writable through the buffer protocol, without a copy."""
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class Pool:
+    """The nodes of one pool, the queue in front of them and the finished tasks behind."""
+
+    def __init__(self, attempts: int, max_payload: int) -> None: ...
+    def add_node(
+        self,
+        *,
+        name: str,
+        fd: int,
+        user: str,
+        key: str,
+        host_keys: list[str],
+        command: str,
+        hello: str,
+        connect_timeout: float,
+        ready_timeout: float,
+    ) -> int:
+        """Begin to connect to the SSH server at the socket `fd`, which is given away. Times in seconds."""
+    def nodes(self) -> list[_NodeRow]: ...
+    def wait_for_change(self, bound_ms: int) -> list[_NodeRow]:
+        """Wait until some node's state changes, at most `bound_ms`."""
+    def submit(self, task: int, kind: int, head: bytes, buffers: list[Any] | None = None) -> None:
+        """Append a task. Copies the payload; never waits. It comes out of `finished` exactly once."""
+    def end(self, task: int) -> None:
+        """Let a task that was never sent come out of `finished`."""
+    def cancel(self, task: int) -> bool:
+        """Drop a task that has not started. True if it still waited here: then that is its end.
+
+        Otherwise how it ended comes out of `finished`: cancelled, if it had not started on its node.
+        """
+    def finished(self, bound_ms: int) -> list[_Message] | None:
+        """Take the tasks that ended, waiting at most `bound_ms` for one; None once the pool is closed."""
+    def counts(self) -> tuple[int, int]:
+        """Give (tasks that have not ended, answers that came late or twice)."""
+    def close(self) -> None:
+        """Leave all nodes and cancel what has not ended. Takes at most a few seconds; idempotent."""
+
+class Worker:
+    """A worker process's runtime: its reader, its writer and its watchdog need no GIL."""
+
+    slots: int
+    processes: bool
+    sys_path: list[str]
+    max_payload: int
+
+    def __init__(self, fd: int) -> None:
+        """Greet the agent at the socket `fd`, which is given away."""
+    def ready(self) -> None:
+        """Tell the agent that tasks may come."""
+    def next(self, bound_ms: int) -> _Message | None:
+        """Take the next task, waiting at most `bound_ms`. Its tag is the task's kind."""
+    def finish(
+        self,
+        task: int,
+        attempt: int,
+        tag: int,
+        nanos: int,
+        head: bytes | memoryview,
+        buffers: list[Any] | None = None,
+    ) -> None:
+        """Hand in a result. Copies the payload; waits while more than 64 MiB are unsent."""
+
+def generate_key() -> tuple[str, str]:
+    """Make an Ed25519 key: (private, public), in OpenSSH's formats."""
+
+def serve_embedded(
+    *,
+    fd: int,
+    host_key: str,
+    authorized_key: str,
+    timeout: float,
+    worker: list[str],
+    version: str,
+    python: str,
+    epoch: str,
+) -> None:
+    """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raises `CoreError`."""

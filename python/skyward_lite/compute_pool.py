@@ -1,0 +1,458 @@
+"""`pool()` and the class behind it: nodes up, tasks out, results in, nodes down.
+
+    submit / map / backend.py          any thread: pickles, appends to the queue in Rust, returns at once
+    _settle                            one thread: takes batches of finished tasks from Rust, settles their futures
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Executor, Future
+from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
+
+from . import _core, payload, plugins
+from ._version import PYTHON, __version__
+from .errors import NodeLostError, NodeStartError, PoolClosedError, RemoteError, WorkerCrashedError
+from .image import Image
+from .plugins import Plugin
+from .providers import Provider
+from .providers.local import Local
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger("skyward_lite")
+
+SETTLE_MS = 1_000
+"""Bound on one wait for finished tasks; closing wakes the waiting thread at once."""
+POLL_MS = 50
+"""Bound on one wait for a node's state, so that Ctrl-C is heard."""
+LEAVE = 5.0
+"""Seconds that nodes get to end in order before they are ended by force."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """How each node runs tasks.
+
+    `concurrency`: tasks at once on a node; None means one per core of the node.
+    `executor`: "thread" for one process of so many threads, "process" for so many processes, each of which runs its
+    tasks on its main thread.
+    `retries`: how often a task may be tried again after its node was lost.
+    `max_payload`: largest pickled task or result, in bytes.
+    """
+
+    concurrency: int | None = None
+    executor: Literal["thread", "process"] = "thread"
+    retries: int = 3
+    max_payload: int = 4 << 30
+
+    def __post_init__(self) -> None:
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ValueError(f"Worker(concurrency={self.concurrency}): at least 1, or None for one per core")
+        if self.executor not in ("thread", "process"):
+            raise ValueError(f'Worker(executor={self.executor!r}): "thread" or "process"')
+        if self.retries < 0:
+            raise ValueError(f"Worker(retries={self.retries}): 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """What is known of a node: its name, its slots and its round-trip time in seconds.
+
+    `state` is one of "connecting", "ready", "lost" and "closed"; `reason` says why it is lost.
+    """
+
+    name: str
+    state: str
+    reason: str
+    slots: int
+    rtt: float | None
+    pid: int | None
+
+
+class Call(Protocol):
+    """A submitted task, at the client."""
+
+    def settle(self, tag: int, nanos: int, head: Any, buffers: Any) -> None:
+        """Take the task's end. Called once, on the settling thread; must not raise."""
+
+
+def outcome(tag: int, head: Any, buffers: Any) -> Any:
+    """Give a task's value, or raise what it raised or what became of it."""
+    if tag == payload.RETURNED:
+        try:
+            return payload.loads(head, buffers)
+        except Exception as why:
+            raise RemoteError(f"the task's result cannot be rebuilt here: {type(why).__name__}: {why}") from why
+    if tag == payload.RAISED:
+        raise payload.load_exception(head, buffers)
+    if tag == payload.CANCELLED:
+        raise CancelledError("the task was cancelled before it started")
+    text = bytes(head).decode(errors="replace")
+    raise (WorkerCrashedError if tag == payload.CRASHED else NodeLostError)(text)
+
+
+class _PoolFuture(Future[T]):
+    """A future whose `cancel` reaches the queue: true only if the task is certain not to start."""
+
+    def __init__(self, pool: ComputePool) -> None:
+        super().__init__()
+        self._pool = pool
+        self._task = 0
+
+    def cancel(self) -> bool:
+        self._pool._cancel(self._task)
+        return self.cancelled()
+
+    def settle(self, tag: int, nanos: int, head: Any, buffers: Any) -> None:
+        if tag == payload.CANCELLED:
+            super().cancel()
+            self.set_running_or_notify_cancel()
+            return
+        try:
+            value = outcome(tag, head, buffers)
+        except BaseException as error:
+            self.set_exception(error)
+        else:
+            self.set_result(value)
+
+
+class ComputePool(Executor):
+    """All workers on all nodes, as a `concurrent.futures.Executor` and as joblib's default backend.
+
+    Use it as a context manager. A clean exit waits for pending futures, an exception cancels them; both end every
+    process that was started. See `pool` for the parameters.
+    """
+
+    def __init__(
+        self,
+        provider: Provider | None = None,
+        nodes: int | tuple[int, int] | None = None,
+        *,
+        worker: Worker | None = None,
+        image: Image | None = None,
+        plugins: Sequence[Plugin] | None = None,
+        lease: float = 60.0,
+        connect_timeout: float = 20.0,
+        start_timeout: float = 600.0,
+    ) -> None:
+        self.provider = Local() if provider is None else provider
+        self.min_nodes, self.nodes_wanted = _node_counts(nodes, self.provider)
+        self.worker = Worker() if worker is None else worker
+        self.image = Image() if image is None else image
+        self.plugins = (_default_plugin(),) if plugins is None else tuple(plugins)
+        for name, seconds in (("lease", lease), ("connect_timeout", connect_timeout), ("start_timeout", start_timeout)):
+            if not seconds > 0:
+                raise ValueError(f"pool({name}={seconds}): more than 0 seconds")
+        self._lease = lease
+        self._connect_timeout = connect_timeout
+        self._start_timeout = start_timeout
+        self._run = uuid.uuid4().hex
+        self._core = _core.Pool(self.worker.retries + 1, self.worker.max_payload)
+        self._calls: dict[int, Call] = {}
+        self._numbers = itertools.count(1)
+        self._settler: threading.Thread | None = None
+        self._stack = contextlib.ExitStack()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition()
+        self._state: Literal["new", "open", "closing", "closed"] = "new"
+        self._owner = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<ComputePool of {self.nodes_wanted} × {self.provider!r}, {self._state}>"
+
+    # ------------------------------------------------------------------------------------------------ up and down
+
+    def __enter__(self) -> Self:
+        self._start()
+        try:
+            for plugin in self.plugins:
+                if plugin.around_client is not None:
+                    self._stack.enter_context(plugin.around_client(self))
+        except BaseException:
+            self._leave(cancel=True, error=sys.exc_info())
+            raise
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._leave(cancel=kind is not None, error=(kind, error, trace))
+
+    def _start(self) -> None:
+        """Bring the nodes up. Raises `NodeStartError` if fewer than the minimum become ready."""
+        if self._state != "new":
+            raise PoolClosedError(f"a pool starts once, and this one is {self._state}: make a new one with sky.pool()")
+        image = self.image
+        for plugin in self.plugins:
+            if plugin.transform is not None:
+                image = plugin.transform(image)
+        self._state = "open"
+        _open_pools.add(self)
+        self._settler = threading.Thread(target=self._settle, name="skyward-settle", daemon=True)
+        self._settler.start()
+        try:
+            hosts = self.provider.start(image, self.nodes_wanted, self._connect_timeout)
+            for host in hosts:
+                hello = {
+                    "version": __version__,
+                    "run": self._run,
+                    "python": PYTHON,
+                    "lease_ms": int(self._lease * 1000),
+                    "worker": {
+                        "concurrency": self.worker.concurrency,
+                        "processes": self.worker.executor == "process",
+                        "env": dict(image.env),
+                        "sys_path": list(sys.path) if host.shares_files else [],
+                        "max_payload": self.worker.max_payload,
+                    },
+                }
+                self._core.add_node(
+                    name=host.name,
+                    fd=host.socket.detach(),
+                    user=host.user,
+                    key=host.key,
+                    host_keys=host.host_keys,
+                    command=host.command,
+                    hello=json.dumps(hello),
+                    connect_timeout=self._connect_timeout,
+                    ready_timeout=self._start_timeout,
+                )
+            self._await_nodes()
+        except BaseException:
+            self._leave(cancel=True, error=sys.exc_info())
+            raise
+
+    def _await_nodes(self) -> None:
+        deadline = time.monotonic() + self._start_timeout
+        nodes = self.nodes()
+        while sum(node.state == "ready" for node in nodes) < self.min_nodes:
+            hopeful = sum(node.state in ("ready", "connecting") for node in nodes)
+            if hopeful < self.min_nodes or time.monotonic() > deadline:
+                why = "; ".join(f"{n.name} is {n.state}" + (f": {n.reason}" if n.reason else "") for n in nodes)
+                raise NodeStartError(f"{self.min_nodes} ready nodes are needed, but {why}")
+            nodes = [Node(*row) for row in self._core.wait_for_change(POLL_MS)]
+        for node in nodes:
+            log.info("node %s: %s, %d slots %s", node.name, node.state, node.slots, node.reason)
+
+    def _leave(self, cancel: bool, error: tuple[Any, Any, Any] = (None, None, None)) -> None:
+        with self._lock:
+            if self._state in ("closing", "closed"):
+                return
+            self._state = "closing"
+        try:
+            if not cancel:
+                self._drain()
+        except BaseException:
+            error = sys.exc_info()
+            raise
+        finally:
+            try:
+                self._stack.__exit__(*error)
+            finally:
+                self._state = "closed"
+                self._core.close()
+                if self._settler is not None and self._settler is not threading.current_thread():
+                    self._settler.join()
+                self.provider.stop(LEAVE)
+                _open_pools.discard(self)
+
+    def _drain(self) -> None:
+        """Wait until every submitted task has ended. Bounded by the tasks themselves: each ends, or its node does."""
+        with self._idle:
+            while self._calls:
+                self._idle.wait(POLL_MS / 1000)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Close the pool, as `Executor.shutdown`.
+
+        With `wait=False` this returns at once and the nodes are let go when the pending futures are done.
+        """
+        if wait:
+            self._leave(cancel=cancel_futures)
+        else:
+            threading.Thread(target=self._leave, args=(cancel_futures,), name="skyward-shutdown").start()
+
+    # ------------------------------------------------------------------------------------------------ tasks
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run `fn(*args, **kwargs)` on some worker.
+
+        Raises at once what pickling the call raises; nothing is sent then. The future raises what `fn` raised, with
+        the remote traceback as its `__cause__`; `WorkerCrashedError` if its process died, `NodeLostError` if its
+        node went away too often.
+        """
+        if self._state != "open":
+            raise PoolClosedError(
+                "this pool has not started: use it as `with sky.pool(...) as pool:`"
+                if self._state == "new"
+                else f"this pool is {self._state}: submit inside its with block"
+            )
+        head, buffers = self._encode((fn, args, kwargs))
+        future: _PoolFuture[T] = _PoolFuture(self)
+        future._task = self._send(future, payload.CALL, head, buffers)
+        return future
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Run `fn` over the iterables, as `Executor.map`: results in order, errors where they are reached.
+
+        `chunksize` calls travel as one task. At most `buffersize` results are computed ahead of the consumer (None:
+        all). `timeout` counts from this call, in seconds; `TimeoutError` afterwards.
+        """
+        if chunksize < 1:
+            raise ValueError(f"chunksize={chunksize}: at least 1")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError(f"buffersize={buffersize}: at least 1, or None")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        calls = zip(*iterables, strict=False)
+        chunks: Iterator[tuple[tuple[Any, ...], ...]] = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
+        ahead = None if buffersize is None else max(1, buffersize // chunksize)
+        pending = collections.deque(self.submit(_run_chunk, fn, c) for c in itertools.islice(chunks, ahead))
+
+        def results() -> Iterator[T]:
+            try:
+                while pending:
+                    future = pending.popleft()
+                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    values = future.result(left)
+                    for chunk in itertools.islice(chunks, 1):
+                        pending.append(self.submit(_run_chunk, fn, chunk))
+                    yield from values
+            finally:
+                for future in pending:
+                    future.cancel()
+
+        return results()
+
+    def nodes(self) -> list[Node]:
+        """Say how each node stands, in the order in which they were started."""
+        return [Node(*row) for row in self._core.nodes()]
+
+    def slots(self) -> int:
+        """Count the tasks that can run at once: the sum of `concurrency` over the ready nodes."""
+        return sum(node.slots for node in self.nodes() if node.state == "ready")
+
+    def _encode(self, call: Any) -> tuple[bytes, payload.Buffers]:
+        if self._state == "closed":
+            raise PoolClosedError("this pool is closed")
+        if os.getpid() != self._owner:
+            raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")
+        return payload.encoder(self.worker.max_payload).dumps(call)
+
+    def _send(self, call: Call, kind: int, head: bytes, buffers: payload.Buffers) -> int:
+        """Append a task to the queue; its number."""
+        task = next(self._numbers)
+        self._calls[task] = call
+        self._core.submit(task, kind, head, buffers)
+        return task
+
+    def _end(self, call: Call) -> None:
+        """Let a call that cannot be sent be settled like one that was."""
+        task = next(self._numbers)
+        self._calls[task] = call
+        self._core.end(task)
+
+    def _cancel(self, task: int) -> None:
+        """Drop a task that has not started; the call is settled now or when its node has answered."""
+        if self._core.cancel(task):
+            self._calls.pop(task).settle(payload.CANCELLED, 0, b"", None)
+
+    def _settle(self) -> None:
+        calls, core = self._calls, self._core
+        while (ended := core.finished(SETTLE_MS)) is not None:
+            for task, _, tag, nanos, head, buffers in ended:
+                call = calls.pop(task, None)
+                if call is None:
+                    continue
+                try:
+                    call.settle(tag, nanos, head, buffers)
+                except BaseException:
+                    # Nobody is left to tell, and the other tasks must not suffer.
+                    log.exception("a callback of task %d failed", task)
+            if not calls:
+                with self._idle:
+                    self._idle.notify_all()
+
+
+def _run_chunk(fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...]) -> list[T]:
+    return [fn(*args) for args in chunk]
+
+
+def _default_plugin() -> Plugin:
+    return plugins.joblib()
+
+
+def _node_counts(nodes: int | tuple[int, int] | None, provider: Provider) -> tuple[int, int]:
+    """Give (minimum, wanted)."""
+    if nodes is None:
+        nodes = provider.nodes or 1
+    elif provider.nodes is not None and (nodes if isinstance(nodes, int) else nodes[1]) != provider.nodes:
+        raise ValueError(f"pool(nodes={nodes}) and {provider!r} disagree: say the number of nodes once")
+    least, wanted = (nodes, nodes) if isinstance(nodes, int) else nodes
+    if not 1 <= least <= wanted:
+        raise ValueError(f"nodes={nodes}: a number of at least 1, or (least, wanted) with 1 <= least <= wanted")
+    return least, wanted
+
+
+_open_pools: weakref.WeakSet[ComputePool] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_open_pools() -> None:
+    for open_pool in list(_open_pools):
+        if open_pool._owner == os.getpid():
+            open_pool._leave(cancel=True)
+
+
+def pool(
+    provider: Provider | None = None,
+    nodes: int | tuple[int, int] | None = None,
+    *,
+    worker: Worker | None = None,
+    image: Image | None = None,
+    plugins: Sequence[Plugin] | None = None,
+    lease: float = 60.0,
+    connect_timeout: float = 20.0,
+    start_timeout: float = 600.0,
+) -> ComputePool:
+    """Make a pool; `with pool(...) as p:` starts its nodes and makes it joblib's default backend.
+
+    `provider`: where nodes come from; `Local()` by default.
+    `nodes`: how many; `(least, wanted)` starts as soon as `least` are ready, the others join.
+    `worker`: how each node runs tasks. `image`: what its environment must have.
+    `plugins`: `[plugins.joblib()]` by default.
+    `lease`: seconds for which a node goes on working without hearing from this process.
+    `connect_timeout`: seconds for connection, key exchange and authentication of one node.
+    `start_timeout`: seconds until the least number of nodes must be ready.
+
+    Raises `NodeStartError` on entry if too few nodes become ready, `ValueError` for parameters out of range.
+    """
+    return ComputePool(
+        provider,
+        nodes,
+        worker=worker,
+        image=image,
+        plugins=plugins,
+        lease=lease,
+        connect_timeout=connect_timeout,
+        start_timeout=start_timeout,
+    )

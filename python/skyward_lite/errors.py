@@ -1,0 +1,56 @@
+"""The one tree of exceptions. Builtins are used where they say it as well (ValueError, TimeoutError, CancelledError)."""
+
+from __future__ import annotations
+
+__all__ = [
+    "NodeLostError",
+    "NodeStartError",
+    "PayloadTooLargeError",
+    "PoolClosedError",
+    "RemoteError",
+    "RemoteTraceback",
+    "SkywardError",
+    "WorkerCrashedError",
+]
+
+
+class SkywardError(Exception):
+    """Base of everything that skyward_lite raises on its own behalf."""
+
+
+class NodeStartError(SkywardError):
+    """Raised when fewer nodes than asked for could be made ready. Names each node and its reason."""
+
+
+class NodeLostError(SkywardError):
+    """Raised for a task whose node went away and that had no attempt or no other node left."""
+
+
+class WorkerCrashedError(SkywardError):
+    """Raised for a task whose worker process died while the task may have been running in it."""
+
+
+class PoolClosedError(SkywardError, RuntimeError):
+    """Raised when a task is submitted to a pool that is not open, or the backend is used without an open pool."""
+
+
+class PayloadTooLargeError(SkywardError, ValueError):
+    """Raised when a pickled task or result is over the pool's `max_payload`. Names size, limit and remedy."""
+
+
+class RemoteError(SkywardError):
+    """Raised in place of a remote exception (or result) that cannot be pickled there or rebuilt here.
+
+    Its text has the original's type and message; its `__cause__` the remote traceback.
+    """
+
+
+class RemoteTraceback(Exception):
+    """Carries the traceback of a task's exception, as text. It is that exception's `__cause__`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'

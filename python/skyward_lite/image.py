@@ -1,0 +1,54 @@
+"""What a node's environment must have."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*(?:==\s*([^\s;,*]+)\s*)?(.*)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """The environment of a node.
+
+    `pip` are requirements in pip's syntax; `env` is set in the workers' environment before they start. A node that
+    uses an interpreter as it is (`Local`) verifies the requirements and installs nothing.
+    """
+
+    pip: Sequence[str] = ()
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pip, str):
+            raise TypeError(f"Image(pip=...) takes a list of requirements: pip=[{self.pip!r}]")
+        object.__setattr__(self, "pip", tuple(self.pip))
+        object.__setattr__(self, "env", {str(k): str(v) for k, v in self.env.items()})
+
+    def with_pip(self, *requirements: str) -> Image:
+        """Give this image with further requirements, each listed once."""
+        new = [r for r in requirements if r not in self.pip]
+        return dataclasses.replace(self, pip=[*self.pip, *new])
+
+    def missing(self) -> list[str]:
+        """Say which requirements this interpreter does not meet, one sentence each.
+
+        Names and exact versions (`==`) are checked; other specifiers only for the name.
+        """
+        problems = []
+        for requirement in self.pip:
+            match = _REQUIREMENT.match(requirement)
+            if match is None:
+                problems.append(f"{requirement!r} is not a requirement that pip would understand")
+                continue
+            name, wanted, _ = match.groups()
+            try:
+                found = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                problems.append(f"{requirement} is not installed")
+                continue
+            if wanted is not None and found != wanted:
+                problems.append(f"{requirement} is wanted, {found} is installed")
+        return problems

@@ -1,0 +1,131 @@
+"""Callables, values and exceptions to bytes and back.
+
+A payload is a pickle (protocol 5, by cloudpickle) and its out-of-band buffers: arrays of 16 KiB and more travel beside
+the pickle, so that the far end can use the received memory in place.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import threading
+import traceback
+from collections.abc import Sequence
+from typing import Any, Final
+
+import cloudpickle
+
+from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
+
+Buffers = list[memoryview] | None
+
+# Tags on the wire; frame.rs has the same.
+CALL: Final = 0
+"""On a task: the pickle is `(function, args, kwargs)`."""
+BATCH: Final = 1
+"""On a task: the pickle is a list of such triples, as joblib makes them; the result is the list of their values."""
+RETURNED: Final = 0
+RAISED: Final = 1
+CRASHED: Final = 2
+CANCELLED: Final = 3
+NODE_LOST: Final = 4
+
+OUT_OF_BAND: Final = 16 * 1024
+"""Bytes from which on a buffer travels beside the pickle. Below, one copy is cheaper than one more allocation."""
+MAX_BUFFERS: Final = 1000
+"""Buffers beside one pickle; more stay inside it. frame.rs takes 1,024 parts in a message."""
+
+
+class Encoder:
+    """A pickler that is kept: making a new one costs more than pickling a small task. Not for several threads at once.
+
+    `limit` is the largest payload in bytes; beyond it, encoding raises `PayloadTooLargeError`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._file = io.BytesIO()
+        self._buffers: list[memoryview] = []
+        self._pickler = cloudpickle.Pickler(self._file, protocol=5, buffer_callback=self._beside)
+
+    def _beside(self, buffer: pickle.PickleBuffer) -> bool:
+        if len(self._buffers) >= MAX_BUFFERS:
+            return True
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND:
+            return True
+        self._buffers.append(view)
+        return False
+
+    def dumps(self, value: object) -> tuple[bytes, Buffers]:
+        """Pickle `value`. Raises what its pickling raises, and `PayloadTooLargeError`."""
+        file = self._file
+        buffers: Buffers = None
+        try:
+            self._pickler.dump(value)
+            head = file.getvalue()
+            if self._buffers:
+                buffers = self._buffers
+                self._buffers = []
+        finally:
+            # Nothing of this value may be seen by the next: neither its memory nor its memo.
+            self._buffers = []
+            self._pickler.clear_memo()
+            if self._pickler.globals_ref:
+                self._pickler.globals_ref = {}
+            file.seek(0)
+            file.truncate()
+        size = len(head) + sum(view.nbytes for view in buffers or ())
+        if size > self._limit:
+            raise PayloadTooLargeError(
+                f"payload of {size:,} bytes is over the limit of {self._limit:,}: "
+                f"send less per task, or raise it with Worker(max_payload={size:_})"
+            )
+        return head, buffers
+
+
+_local = threading.local()
+
+
+def encoder(limit: int) -> Encoder:
+    """Give the calling thread's encoder for this limit."""
+    kept: Encoder | None = getattr(_local, "encoder", None)
+    if kept is None or kept._limit != limit:
+        kept = _local.encoder = Encoder(limit)
+    return kept
+
+
+def loads(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
+    """Unpickle what `Encoder.dumps` made, using `buffers` in place. Raises what unpickling raises."""
+    return pickle.loads(head) if buffers is None else pickle.loads(head, buffers=buffers)
+
+
+def dump_exception(encoder: Encoder, error: BaseException, skip: int) -> tuple[bytes, Buffers]:
+    """Pickle an exception with its traceback, of which the outermost `skip` frames are ours.
+
+    An exception that does not survive the journey (joblib #270) is replaced by a `RemoteError` that names it.
+    """
+    trace = error.__traceback__
+    for _ in range(skip):
+        trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    error.__traceback__ = None
+    try:
+        head, buffers = encoder.dumps((error, text))
+        if not isinstance(loads(head, buffers)[0], BaseException):
+            raise TypeError("unpickles as something that is no exception")
+    except Exception as why:
+        name = f"{type(error).__module__}.{type(error).__qualname__}"
+        stand_in = RemoteError(f"{name}: {error} (a {type(why).__name__} prevents sending it: {why})")
+        head, buffers = encoder.dumps((stand_in, text))
+    return head, buffers
+
+
+def load_exception(head: bytes | memoryview, buffers: Sequence[Any] | None) -> BaseException:
+    """Rebuild an exception; its remote traceback is its `__cause__`."""
+    try:
+        error, text = loads(head, buffers)
+    except Exception as why:
+        return RemoteError(f"the task raised an exception that cannot be rebuilt here: {type(why).__name__}: {why}")
+    error.__cause__ = RemoteTraceback(text)
+    return error  # type: ignore[no-any-return]

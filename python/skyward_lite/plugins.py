@@ -1,0 +1,45 @@
+"""Plugins: frozen records of optional hooks, composed in list order and unwound in reverse."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from .image import Image
+
+if TYPE_CHECKING:
+    from .compute_pool import ComputePool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugin:
+    """A named set of hooks; each may be left out.
+
+    `transform(image)` gives the image with what the plugin needs on the nodes. `around_client(pool)` is a context
+    manager that is entered when the pool's nodes are ready and left before they are let go.
+    """
+
+    name: str
+    transform: Callable[[Image], Image] | None = None
+    around_client: Callable[[ComputePool], AbstractContextManager[object]] | None = None
+
+
+def joblib(version: str | None = None) -> Plugin:
+    """Make `joblib.Parallel` run on the pool for the length of its block.
+
+    The nodes get joblib in `version`; None means the client's own, which is what pickles need.
+    """
+
+    def transform(image: Image) -> Image:
+        return image.with_pip(f"joblib=={version or metadata.version('joblib')}")
+
+    def around_client(pool: ComputePool) -> AbstractContextManager[object]:
+        # joblib takes 0.1–0.4 s to import: here, the nodes have started meanwhile.
+        from . import backend
+
+        return backend.around_client(pool)
+
+    return Plugin("joblib", transform=transform, around_client=around_client)

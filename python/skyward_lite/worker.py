@@ -1,0 +1,81 @@
+"""The worker process: takes tasks from the agent at its standard input and runs them. User code lives only here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from time import perf_counter_ns
+
+from . import _core, payload
+
+WAIT_MS = 60_000
+"""Bound on one wait for a task. Nothing depends on it: the process ends when its agent does."""
+
+
+def take_tasks(worker: _core.Worker) -> None:
+    """Run tasks for ever, on this thread."""
+    encoder = payload.encoder(worker.max_payload)
+    take, finish, loads = worker.next, worker.finish, payload.loads
+    while True:
+        item = take(WAIT_MS)
+        if item is None:
+            continue
+        task, attempt, kind, _, head, buffers = item
+        start = perf_counter_ns()
+        try:
+            call = loads(head, buffers)
+            head = buffers = item = None
+            start = perf_counter_ns()
+            if kind == payload.BATCH:
+                value = run_batch(call)
+            else:
+                function, args, kwargs = call
+                value = function(*args, **kwargs)
+                del function, args, kwargs
+            nanos = perf_counter_ns() - start
+            tag = payload.RETURNED
+            head, buffers = encoder.dumps(value)
+        except BaseException as error:
+            # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures, not the worker's.
+            nanos = perf_counter_ns() - start
+            tag = payload.RAISED
+            head, buffers = payload.dump_exception(encoder, error, skip=2 if kind == payload.BATCH else 1)
+        finish(task, attempt, tag, nanos, head, buffers)
+        # While this thread waits for its next task it must not keep the last one's memory.
+        call = value = head = buffers = None
+
+
+def run_batch(items: list[tuple]) -> list:
+    """Run joblib's triples with nested `Parallel` calls being sequential, as joblib does in its own workers."""
+    with joblib().parallel_config(backend="sequential"):
+        return [function(*args, **kwargs) for function, args, kwargs in items]
+
+
+def joblib():
+    """Give the module joblib, imported at the first task that needs it: it takes 0.1–0.4 s."""
+    import joblib
+
+    return joblib
+
+
+def main() -> None:
+    """Connect to the agent and serve until it ends this process."""
+    fd = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    # The process is killed, not finalized: what a task printed must not sit in a buffer.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    worker = _core.Worker(fd)
+    if worker.sys_path:
+        sys.path[:] = worker.sys_path
+    worker.ready()
+    for number in range(1, worker.slots):
+        threading.Thread(target=take_tasks, args=(worker,), name=f"skyward-{number}", daemon=True).start()
+    take_tasks(worker)
+
+
+if __name__ == "__main__":
+    main()

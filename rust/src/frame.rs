@@ -1,0 +1,615 @@
+//! The wire format: bytes in, frames out, and back. Nothing here touches a socket.
+//!
+//! ```text
+//! stream  = preamble block*
+//! preamble= magic (16 bytes) version (u32)      anything before the magic is noise from a login shell
+//! block   = wire_len (u32, top bit: lz4) raw_len (u32) bytes[wire_len]
+//! raw     = frame*                              a frame never straddles two blocks
+//! frame   = len (u32) kind (u8) flags (u8) attempt (u16) task (u64) body[len]
+//! ```
+//!
+//! All integers are little-endian. A task or a result is a [`Message`]: a head (tag, nanoseconds, the lengths of
+//! its parts) and the parts' bytes, cut into chunks. Every length is checked against a cap before anything is
+//! allocated for it, so a broken or hostile peer costs an error, never memory.
+
+use std::collections::HashMap;
+
+use bytes::{Buf, Bytes, BytesMut};
+use lz4_flex::block as lz4;
+
+use crate::error::FrameError;
+
+/// Marks where our protocol begins in a stream that a login shell may have written to before.
+pub const MAGIC: [u8; 16] = *b"\0SKYWARD-LITE\r\n\0";
+/// Version of everything in this file. Both ends must have the same.
+pub const PROTOCOL: u32 = 1;
+/// Bytes of banner, MOTD or `.bashrc` output that are skipped before the magic.
+pub const MAX_NOISE: usize = 64 * 1024;
+/// Cap of a block's decompressed size, in bytes; bounds what a declared size can make us allocate.
+pub const MAX_BLOCK: usize = 256 * 1024;
+/// Cap of a frame's body, in bytes.
+pub const MAX_BODY: usize = 64 * 1024;
+/// Payload bytes in a chunk: what a small task can wait behind. OpenSSH's and russh's packet limit is the same.
+pub const CHUNK: usize = 32 * 1024 - 64;
+/// Parts of one message (its pickle and the buffers beside it); their lengths fit a single frame.
+pub const MAX_PARTS: usize = 1024;
+/// Messages that may be under assembly at once on one stream.
+const MAX_OPEN: usize = 4096;
+/// Memory set aside for a part before its bytes arrive; beyond it a part grows with what really came.
+const EAGER: usize = 1024 * 1024;
+/// A block smaller than this is sent raw: lz4's table set-up costs more than it saves.
+const MIN_COMPRESS: usize = 512;
+/// Blocks that are sent unsampled after a run of incompressible ones, at most.
+const MAX_SKIP: u32 = 63;
+
+const BLOCK_HEADER: usize = 8;
+const FRAME_HEADER: usize = 16;
+const MESSAGE_HEAD: usize = 12;
+const LZ4_BIT: u32 = 1 << 31;
+const FIRST: u8 = 1;
+const LAST: u8 = 2;
+const FLAGS: u8 = FIRST | LAST;
+
+/// What a message is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Body {
+    Task,
+    Result,
+}
+
+/// Names one try at one task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Attempt {
+    pub task: u64,
+    pub attempt: u16,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Tag {
+    /// The function returned; the parts are its pickled value.
+    Returned = 0,
+    /// The function raised; the parts are the pickled exception and its traceback.
+    Raised = 1,
+    /// The worker process died; the part is a description in UTF-8.
+    Crashed = 2,
+    /// The task was dropped before it started.
+    Cancelled = 3,
+    /// The node went away and no attempt is left; the part is a description in UTF-8.
+    NodeLost = 4,
+}
+
+/// The last of the tags.
+const MAX_TAG: u8 = Tag::NodeLost as u8;
+
+/// A task on its way to a worker, or a result on its way back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub id: Attempt,
+    /// On a result: a [`Tag`]. On a task: how the worker shall read the pickle, which only it knows.
+    pub tag: u8,
+    /// On a result: how long the function ran, in nanoseconds, by the worker's clock.
+    pub nanos: u64,
+    /// The pickle, then its out-of-band buffers.
+    pub parts: Vec<Bytes>,
+}
+
+impl Message {
+    /// A message whose only part is text, for the ends that no pickle describes.
+    #[must_use]
+    pub fn text(id: Attempt, tag: Tag, text: String) -> Self {
+        Self { id, tag: tag as u8, nanos: 0, parts: vec![Bytes::from(text)] }
+    }
+
+    /// The end of a task that was dropped before it started.
+    #[must_use]
+    pub fn cancelled(id: Attempt) -> Self {
+        Self { id, tag: Tag::Cancelled as u8, nanos: 0, parts: Vec::new() }
+    }
+
+    /// Payload size in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
+}
+
+/// A frame that is no part of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// Who I am and what I want, in JSON (see `session.rs`).
+    Hello(Bytes),
+    /// The node has its workers and takes tasks.
+    Ready { slots: u64 },
+    /// I live. The receiver may go on working for `lease_ms` milliseconds without another one.
+    Heartbeat { nonce: u64, lease_ms: u64 },
+    /// Echo of a heartbeat's nonce.
+    Pulse { nonce: u64 },
+    /// I end this session on purpose; why, in UTF-8. An end of stream without it is a lost connection.
+    Goodbye(Bytes),
+    /// These results were taken: forget them, and count their bytes as credit again.
+    Acknowledge(Vec<Attempt>),
+    /// Drop this task if it has not started; its result is not wanted any more.
+    Cancel(Attempt),
+    /// Give this task back if it has not started.
+    Recall(Attempt),
+    /// The recalled task, given back unstarted.
+    Returned(Attempt),
+    /// The recalled task has started, or is not here: no hope of getting it back.
+    Kept(Attempt),
+}
+
+/// What a decoder yields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    Control(Control),
+    Message(Body, Message),
+}
+
+mod kind {
+    pub const HELLO: u8 = 1;
+    pub const READY: u8 = 2;
+    pub const HEARTBEAT: u8 = 3;
+    pub const PULSE: u8 = 4;
+    pub const GOODBYE: u8 = 5;
+    pub const ACKNOWLEDGE: u8 = 6;
+    pub const CANCEL: u8 = 7;
+    pub const RECALL: u8 = 8;
+    pub const RETURNED: u8 = 9;
+    pub const KEPT: u8 = 10;
+    pub const TASK: u8 = 11;
+    pub const RESULT: u8 = 12;
+}
+
+// ---------------------------------------------------------------------------------------------------- encoding
+
+/// Write the preamble that opens each direction of a stream.
+pub fn put_preamble(out: &mut Vec<u8>) {
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&PROTOCOL.to_le_bytes());
+}
+
+fn put_header(out: &mut Vec<u8>, len: usize, kind: u8, flags: u8, id: Attempt) {
+    // Every caller stays under MAX_BODY, which fits.
+    out.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend_from_slice(&[kind, flags]);
+    out.extend_from_slice(&id.attempt.to_le_bytes());
+    out.extend_from_slice(&id.task.to_le_bytes());
+}
+
+fn put_frame(out: &mut Vec<u8>, kind: u8, id: Attempt, body: &[u8]) {
+    put_header(out, body.len(), kind, 0, id);
+    out.extend_from_slice(body);
+}
+
+impl Control {
+    /// Append this frame to a block's raw bytes. Long acknowledgements become several frames.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLong`] for a hello or goodbye over [`MAX_BODY`].
+    pub fn put(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
+        let plain = |task| Attempt { task, attempt: 0 };
+        match self {
+            Self::Hello(body) | Self::Goodbye(body) => {
+                if body.len() > MAX_BODY {
+                    return Err(FrameError::TooLong { what: "control frame", len: body.len(), cap: MAX_BODY });
+                }
+                let kind = if matches!(self, Self::Hello(_)) { kind::HELLO } else { kind::GOODBYE };
+                put_frame(out, kind, plain(0), body);
+            }
+            Self::Ready { slots } => put_frame(out, kind::READY, plain(*slots), &[]),
+            Self::Heartbeat { nonce, lease_ms } => {
+                put_frame(out, kind::HEARTBEAT, plain(*nonce), &lease_ms.to_le_bytes());
+            }
+            Self::Pulse { nonce } => put_frame(out, kind::PULSE, plain(*nonce), &[]),
+            Self::Acknowledge(ids) => {
+                for some in ids.chunks(MAX_BODY / 10) {
+                    put_header(out, some.len() * 10, kind::ACKNOWLEDGE, 0, plain(0));
+                    for id in some {
+                        out.extend_from_slice(&id.task.to_le_bytes());
+                        out.extend_from_slice(&id.attempt.to_le_bytes());
+                    }
+                }
+            }
+            Self::Cancel(id) => put_frame(out, kind::CANCEL, *id, &[]),
+            Self::Recall(id) => put_frame(out, kind::RECALL, *id, &[]),
+            Self::Returned(id) => put_frame(out, kind::RETURNED, *id, &[]),
+            Self::Kept(id) => put_frame(out, kind::KEPT, *id, &[]),
+        }
+        Ok(())
+    }
+}
+
+/// A message being cut into chunks.
+#[derive(Debug)]
+pub struct Outgoing {
+    body: Body,
+    message: Message,
+    started: bool,
+    part: usize,
+    offset: usize,
+    /// Bytes of payload not yet written.
+    pub left: usize,
+}
+
+impl Outgoing {
+    #[must_use]
+    pub fn new(body: Body, message: Message) -> Self {
+        let left = message.size();
+        Self { body, message, started: false, part: 0, offset: 0, left }
+    }
+
+    /// Append the next chunk to `out`; true when it was the last.
+    pub fn put_chunk(&mut self, out: &mut Vec<u8>) -> bool {
+        let at = out.len();
+        let kind = if self.body == Body::Task { kind::TASK } else { kind::RESULT };
+        put_header(out, 0, kind, 0, self.message.id);
+        let mut flags = 0;
+        if !self.started {
+            self.started = true;
+            flags |= FIRST;
+            let count = u16::try_from(self.message.parts.len()).unwrap_or(u16::MAX);
+            out.extend_from_slice(&[self.message.tag, 0]);
+            out.extend_from_slice(&count.to_le_bytes());
+            out.extend_from_slice(&self.message.nanos.to_le_bytes());
+            for part in &self.message.parts {
+                out.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            }
+        }
+        let mut room = CHUNK;
+        while let Some(part) = self.message.parts.get(self.part) {
+            let bytes = part.get(self.offset..).unwrap_or_default();
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            out.extend_from_slice(now);
+            room -= now.len();
+            self.left -= now.len();
+            if later.is_empty() {
+                self.part += 1;
+                self.offset = 0;
+            } else {
+                self.offset += now.len();
+                break;
+            }
+        }
+        let last = self.part >= self.message.parts.len();
+        if last {
+            flags |= LAST;
+        }
+        let len = u32::try_from(out.len() - at - FRAME_HEADER).unwrap_or(u32::MAX);
+        if let Some(header) = out.get_mut(at..at + FRAME_HEADER) {
+            for (to, from) in header.iter_mut().zip(len.to_le_bytes()) {
+                *to = from;
+            }
+            if let Some(byte) = header.get_mut(5) {
+                *byte = flags;
+            }
+        }
+        last
+    }
+}
+
+/// Wraps raw bytes into blocks, compressing while that pays.
+///
+/// After a block that lz4 could not shrink by an eighth, the next 1, 3, 7 … 63 blocks go raw unsampled.
+pub struct Packer {
+    table: lz4::CompressTable,
+    skip: u32,
+    backoff: u32,
+}
+
+impl Default for Packer {
+    fn default() -> Self {
+        Self { table: lz4::CompressTable::default(), skip: 0, backoff: 0 }
+    }
+}
+
+impl std::fmt::Debug for Packer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Packer").field("skip", &self.skip).finish_non_exhaustive()
+    }
+}
+
+impl Packer {
+    /// Append `raw` (at most [`MAX_BLOCK`] bytes of whole frames) to `out` as one block.
+    pub fn pack(&mut self, raw: &[u8], out: &mut Vec<u8>) {
+        let raw_len = u32::try_from(raw.len()).unwrap_or(u32::MAX).to_le_bytes();
+        let at = out.len();
+        if raw.len() >= MIN_COMPRESS {
+            if self.skip > 0 {
+                self.skip -= 1;
+            } else {
+                out.resize(at + BLOCK_HEADER + lz4::get_maximum_output_size(raw.len()), 0);
+                let room = out.get_mut(at + BLOCK_HEADER..).unwrap_or_default();
+                let packed = lz4::compress_into_with_table(raw, room, &mut self.table).unwrap_or(usize::MAX);
+                if packed < raw.len() - raw.len() / 8 {
+                    self.backoff = 0;
+                    out.truncate(at + BLOCK_HEADER + packed);
+                    let wire = u32::try_from(packed).unwrap_or(0) | LZ4_BIT;
+                    let header = wire.to_le_bytes().into_iter().chain(raw_len);
+                    for (to, from) in out.iter_mut().skip(at).zip(header) {
+                        *to = from;
+                    }
+                    return;
+                }
+                out.truncate(at);
+                self.backoff = (self.backoff * 2 + 1).min(MAX_SKIP);
+                self.skip = self.backoff;
+            }
+        }
+        out.extend_from_slice(&raw_len);
+        out.extend_from_slice(&raw_len);
+        out.extend_from_slice(raw);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- decoding
+
+#[derive(Debug)]
+struct Assembly {
+    tag: u8,
+    nanos: u64,
+    lens: Vec<usize>,
+    done: Vec<Bytes>,
+    part: Vec<u8>,
+}
+
+/// Turns a stream of bytes into events. Feed [`Decoder::buffer`], then call [`Decoder::next`] until it says `None`.
+#[derive(Debug)]
+pub struct Decoder {
+    input: BytesMut,
+    block: Bytes,
+    greeted: bool,
+    noise: Vec<u8>,
+    open: HashMap<(Body, Attempt), Assembly>,
+    max_message: usize,
+}
+
+impl Decoder {
+    /// A decoder that refuses messages of more than `max_message` bytes.
+    #[must_use]
+    pub fn new(max_message: usize) -> Self {
+        Self {
+            input: BytesMut::new(),
+            block: Bytes::new(),
+            greeted: false,
+            noise: Vec::new(),
+            open: HashMap::new(),
+            max_message,
+        }
+    }
+
+    /// Where to append what was read from the stream.
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.input
+    }
+
+    /// What the far end printed before the protocol began, for error messages.
+    #[must_use]
+    pub fn noise(&self) -> String {
+        let from = if self.greeted { &self.noise[..] } else { &self.input[..] };
+        String::from_utf8_lossy(from.get(..from.len().min(2048)).unwrap_or_default()).trim().to_owned()
+    }
+
+    /// The next event, or `None` when more bytes are needed.
+    ///
+    /// # Errors
+    /// Any [`FrameError`]: the stream is then unusable and must be closed.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Event>, FrameError> {
+        loop {
+            if self.block.is_empty() && !self.next_block()? {
+                return Ok(None);
+            }
+            if let Some(event) = self.next_frame()? {
+                return Ok(Some(event));
+            }
+        }
+    }
+
+    fn greet(&mut self) -> Result<bool, FrameError> {
+        let found = self.input.windows(MAGIC.len()).position(|w| w == MAGIC);
+        let Some(at) = found else {
+            if self.input.len() > MAX_NOISE + MAGIC.len() {
+                return Err(FrameError::NoMagic { skipped: self.input.len(), text: self.noise() });
+            }
+            return Ok(false);
+        };
+        if at > MAX_NOISE {
+            return Err(FrameError::NoMagic { skipped: at, text: self.noise() });
+        }
+        if self.input.len() < at + MAGIC.len() + 4 {
+            return Ok(false);
+        }
+        self.noise = self.input.split_to(at).to_vec();
+        self.input.advance(MAGIC.len());
+        let theirs = self.input.get_u32_le();
+        if theirs != PROTOCOL {
+            return Err(FrameError::Version { ours: PROTOCOL, theirs });
+        }
+        self.greeted = true;
+        Ok(true)
+    }
+
+    fn next_block(&mut self) -> Result<bool, FrameError> {
+        if !self.greeted && !self.greet()? {
+            return Ok(false);
+        }
+        let mut header = self.input.as_ref();
+        if header.len() < BLOCK_HEADER {
+            return Ok(false);
+        }
+        let wire = header.get_u32_le();
+        let raw_len = header.get_u32_le() as usize;
+        let packed = wire & LZ4_BIT != 0;
+        let wire_len = (wire & !LZ4_BIT) as usize;
+        if raw_len > MAX_BLOCK || raw_len == 0 {
+            return Err(FrameError::TooLong { what: "block", len: raw_len, cap: MAX_BLOCK });
+        }
+        if wire_len > raw_len || (!packed && wire_len != raw_len) {
+            return Err(FrameError::BadBlock { wire_len, raw_len });
+        }
+        if self.input.len() < BLOCK_HEADER + wire_len {
+            self.input.reserve(BLOCK_HEADER + wire_len - self.input.len());
+            return Ok(false);
+        }
+        self.input.advance(BLOCK_HEADER);
+        let wire = self.input.split_to(wire_len);
+        self.block = if packed {
+            let mut raw = vec![0; raw_len];
+            let n = lz4::decompress_into(&wire, &mut raw).map_err(|e| FrameError::Lz4(e.to_string()))?;
+            if n != raw_len {
+                return Err(FrameError::Lz4(format!("{n} bytes where {raw_len} were declared")));
+            }
+            Bytes::from(raw)
+        } else {
+            wire.freeze()
+        };
+        Ok(true)
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Event>, FrameError> {
+        if self.block.len() < FRAME_HEADER {
+            return Err(FrameError::Truncated("frame header"));
+        }
+        let len = self.block.get_u32_le() as usize;
+        let kind = self.block.get_u8();
+        let flags = self.block.get_u8();
+        let attempt = self.block.get_u16_le();
+        let task = self.block.get_u64_le();
+        if len > MAX_BODY {
+            return Err(FrameError::TooLong { what: "frame", len, cap: MAX_BODY });
+        }
+        if len > self.block.len() {
+            return Err(FrameError::Truncated("frame body"));
+        }
+        let mut body = self.block.split_to(len);
+        let id = Attempt { task, attempt };
+        let chunk = matches!(kind, kind::TASK | kind::RESULT);
+        if flags & !FLAGS != 0 || (flags != 0 && !chunk) {
+            return Err(FrameError::BadFlags(flags));
+        }
+        let control = match kind {
+            kind::TASK => return self.chunk(Body::Task, id, flags, body),
+            kind::RESULT => return self.chunk(Body::Result, id, flags, body),
+            kind::HELLO => return Ok(Some(Event::Control(Control::Hello(body)))),
+            kind::GOODBYE => return Ok(Some(Event::Control(Control::Goodbye(body)))),
+            kind::HEARTBEAT => {
+                if len != 8 {
+                    return Err(FrameError::BadBody("heartbeat"));
+                }
+                return Ok(Some(Event::Control(Control::Heartbeat { nonce: task, lease_ms: body.get_u64_le() })));
+            }
+            kind::ACKNOWLEDGE => {
+                if len % 10 != 0 {
+                    return Err(FrameError::BadBody("acknowledgement"));
+                }
+                let mut ids = Vec::with_capacity(len / 10);
+                while body.has_remaining() {
+                    ids.push(Attempt { task: body.get_u64_le(), attempt: body.get_u16_le() });
+                }
+                return Ok(Some(Event::Control(Control::Acknowledge(ids))));
+            }
+            kind::READY => Control::Ready { slots: task },
+            kind::PULSE => Control::Pulse { nonce: task },
+            kind::CANCEL => Control::Cancel(id),
+            kind::RECALL => Control::Recall(id),
+            kind::RETURNED => Control::Returned(id),
+            kind::KEPT => Control::Kept(id),
+            other => return Err(FrameError::UnknownKind(other)),
+        };
+        if len != 0 {
+            return Err(FrameError::BadBody("control frame"));
+        }
+        Ok(Some(Event::Control(control)))
+    }
+
+    fn chunk(&mut self, kind: Body, id: Attempt, flags: u8, mut body: Bytes) -> Result<Option<Event>, FrameError> {
+        let last = flags & LAST != 0;
+        let mut assembly = if flags & FIRST != 0 {
+            if self.open.contains_key(&(kind, id)) {
+                return Err(FrameError::BadSequence("a message begins twice"));
+            }
+            let assembly = self.head(&mut body)?;
+            if kind == Body::Result && assembly.tag > MAX_TAG {
+                return Err(FrameError::BadTag(assembly.tag));
+            }
+            if last {
+                return Self::whole(id, assembly, body).map(|m| Some(Event::Message(kind, m)));
+            }
+            if self.open.len() >= MAX_OPEN {
+                return Err(FrameError::BadSequence("too many unfinished messages"));
+            }
+            assembly
+        } else {
+            self.open.remove(&(kind, id)).ok_or(FrameError::BadSequence("a chunk without a beginning"))?
+        };
+        assembly.take(&mut body)?;
+        if !last {
+            self.open.insert((kind, id), assembly);
+            return Ok(None);
+        }
+        if assembly.done.len() != assembly.lens.len() {
+            return Err(FrameError::Truncated("message"));
+        }
+        let Assembly { tag, nanos, done, .. } = assembly;
+        Ok(Some(Event::Message(kind, Message { id, tag, nanos, parts: done })))
+    }
+
+    fn head(&self, body: &mut Bytes) -> Result<Assembly, FrameError> {
+        if body.len() < MESSAGE_HEAD {
+            return Err(FrameError::Truncated("message head"));
+        }
+        let tag = body.get_u8();
+        let _reserved = body.get_u8();
+        let count = usize::from(body.get_u16_le());
+        let nanos = body.get_u64_le();
+        if count > MAX_PARTS {
+            return Err(FrameError::TooLong { what: "list of parts", len: count, cap: MAX_PARTS });
+        }
+        if body.len() < count * 8 {
+            return Err(FrameError::Truncated("message head"));
+        }
+        let mut lens = Vec::with_capacity(count);
+        let mut total = 0_usize;
+        for _ in 0..count {
+            let len = usize::try_from(body.get_u64_le()).unwrap_or(usize::MAX);
+            total = total.saturating_add(len);
+            lens.push(len);
+        }
+        if total > self.max_message {
+            return Err(FrameError::TooLong { what: "message", len: total, cap: self.max_message });
+        }
+        Ok(Assembly { tag, nanos, done: Vec::with_capacity(count), lens, part: Vec::new() })
+    }
+
+    /// A message in a single frame: its parts are slices of the block, nothing is copied.
+    fn whole(id: Attempt, assembly: Assembly, mut body: Bytes) -> Result<Message, FrameError> {
+        let Assembly { tag, nanos, lens, mut done, .. } = assembly;
+        for len in lens {
+            if len > body.len() {
+                return Err(FrameError::Truncated("message"));
+            }
+            done.push(body.split_to(len));
+        }
+        if body.is_empty() { Ok(Message { id, tag, nanos, parts: done }) } else { Err(FrameError::BadBody("message")) }
+    }
+}
+
+impl Assembly {
+    fn take(&mut self, body: &mut Bytes) -> Result<(), FrameError> {
+        while let Some(&len) = self.lens.get(self.done.len()) {
+            let now = body.split_to(body.len().min(len - self.part.len()));
+            if self.part.capacity() < self.part.len() + now.len() {
+                let grow = self.part.capacity().max(EAGER).max(now.len()).min(len - self.part.len());
+                self.part.reserve_exact(grow);
+            }
+            self.part.extend_from_slice(&now);
+            if self.part.len() < len {
+                break;
+            }
+            self.done.push(Bytes::from(std::mem::take(&mut self.part)));
+        }
+        if body.is_empty() { Ok(()) } else { Err(FrameError::BadBody("message")) }
+    }
+}

@@ -1,0 +1,446 @@
+//! The client's side: the nodes' sessions, one queue in front of them, finished tasks behind.
+//!
+//! All I/O runs on one thread of its own. Callers' threads only append to the queue and take from the list of
+//! finished tasks; what they append is assigned to a node at once, on their thread.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixStream;
+use tokio::runtime;
+use tokio::sync::Notify;
+
+use crate::error::{NodeError, SessionError};
+use crate::frame::{Attempt, Body, Control, Event, Message, Tag};
+use crate::queue::{Cancelled, PeerId, Queue};
+use crate::session::{AgentHello, ClientHello, HEARTBEAT, Link, SUSPECT, Source, hello, lock, read_hello};
+use crate::ssh::{self, Target};
+
+/// How often idle nodes are looked at while nothing else happens.
+const TICK: Duration = Duration::from_millis(200);
+/// Bound on saying goodbye to a node.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Where a node stands. It only ever moves down this list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeState {
+    Connecting,
+    Ready,
+    /// It never was or is no longer usable, and why.
+    Lost(String),
+    /// It was left on purpose.
+    Closed,
+}
+
+/// What is known of a node.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub name: String,
+    pub state: NodeState,
+    pub slots: usize,
+    /// Smallest recent round-trip time of a heartbeat.
+    pub rtt: Duration,
+    pub hello: Option<AgentHello>,
+    link: Arc<Link>,
+}
+
+/// How to reach a node.
+pub struct NodeSpec {
+    /// For messages.
+    pub name: String,
+    /// A connected socket to its SSH server.
+    pub socket: StdUnixStream,
+    pub target: Target,
+    pub hello: ClientHello,
+    /// Bound on everything until its workers take tasks.
+    pub ready_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    nodes: Vec<Node>,
+    closing: bool,
+    stale: u64,
+    attempts: u16,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// A node changed its state.
+    changed: Condvar,
+    finished: Mutex<Finished>,
+    some_finished: Condvar,
+    close: Notify,
+    max_message: usize,
+}
+
+#[derive(Debug, Default)]
+struct Finished {
+    /// With the node to thank for each result, so that its bytes count as credit again once the caller took it.
+    messages: Vec<(Option<PeerId>, Message)>,
+    closed: bool,
+}
+
+/// The nodes of one pool.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    runtime: runtime::Handle,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Pool {
+    /// A pool without nodes. A task runs at most `attempts` times; results over `max_message` bytes are refused.
+    ///
+    /// # Errors
+    /// When the I/O thread cannot be started.
+    pub fn new(attempts: u16, max_message: usize) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                queue: Queue::default(),
+                nodes: Vec::new(),
+                closing: false,
+                stale: 0,
+                attempts: attempts.max(1),
+            }),
+            changed: Condvar::new(),
+            finished: Mutex::default(),
+            some_finished: Condvar::new(),
+            close: Notify::new(),
+            max_message,
+        });
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let for_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("skyward-io".to_owned()).spawn(move || {
+            runtime.block_on(for_thread.housekeeping());
+            runtime.shutdown_timeout(LAST_WORDS);
+        })?;
+        Ok(Self { shared, runtime: handle, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Begin to connect to a node. Its fate is told by [`Pool::nodes`].
+    pub fn add_node(&self, spec: NodeSpec) -> PeerId {
+        let mut state = lock(&self.shared.state);
+        let id = state.nodes.len();
+        let link = Arc::new(Link::default());
+        state.nodes.push(Node {
+            name: spec.name.clone(),
+            state: NodeState::Connecting,
+            slots: 0,
+            rtt: Duration::MAX,
+            hello: None,
+            link: Arc::clone(&link),
+        });
+        drop(state);
+        let shared = Arc::clone(&self.shared);
+        self.runtime.spawn(async move {
+            let end = shared.serve(id, spec, link).await;
+            shared.node_ended(id, end);
+        });
+        id
+    }
+
+    /// All nodes that were added, in that order.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Node> {
+        lock(&self.shared.state).nodes.clone()
+    }
+
+    /// Wait until a node is no longer in the state that it had in `seen`, at most for `bound`.
+    #[must_use]
+    pub fn wait_for_change(&self, seen: &[NodeState], bound: Duration) -> Vec<Node> {
+        let state = lock(&self.shared.state);
+        let same = |s: &mut State| s.nodes.iter().map(|n| &n.state).eq(seen.iter());
+        let (state, _) =
+            self.shared.changed.wait_timeout_while(state, bound, same).unwrap_or_else(PoisonError::into_inner);
+        state.nodes.clone()
+    }
+
+    /// Append a task. It ends with exactly one message out of [`Pool::finished`]. Never waits.
+    pub fn submit(&self, message: Message) {
+        let mut state = lock(&self.shared.state);
+        if let Some(why) = state.hopeless() {
+            let lost = Message::text(message.id, Tag::NodeLost, why);
+            drop(state);
+            self.shared.finish([(None, lost)]);
+            return;
+        }
+        state.queue.push(message);
+        state.pump();
+    }
+
+    /// Drop a task that has not started. True if it waited here: that is its end, and nothing more is told of it.
+    /// Otherwise its end comes out of [`Pool::finished`]: cancelled, if it had not started on its node.
+    pub fn cancel(&self, task: u64) -> bool {
+        let mut state = lock(&self.shared.state);
+        match state.queue.cancel(task) {
+            Cancelled::Dropped => return true,
+            Cancelled::Held(node) => {
+                if let (Some(node), Some(id)) = (state.nodes.get(node), state.queue.attempt(task)) {
+                    node.link.send(|o| o.control(Control::Cancel(id)));
+                }
+            }
+            Cancelled::Unknown => {}
+        }
+        false
+    }
+
+    /// Let a task that was never submitted come out of [`Pool::finished`], with nothing in it.
+    pub fn end(&self, id: Attempt) {
+        self.shared.finish([(None, Message { id, tag: Tag::Returned as u8, nanos: 0, parts: Vec::new() })]);
+    }
+
+    /// The tasks that ended since the last call, waiting up to `bound` for one; `None` once the pool is closed.
+    #[must_use]
+    pub fn finished(&self, bound: Duration) -> Option<Vec<Message>> {
+        let finished = lock(&self.shared.finished);
+        let (mut finished, _) = self
+            .shared
+            .some_finished
+            .wait_timeout_while(finished, bound, |f| f.messages.is_empty() && !f.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        if finished.messages.is_empty() {
+            return (!finished.closed).then(Vec::new);
+        }
+        let messages = std::mem::take(&mut finished.messages);
+        drop(finished);
+        let links: Vec<_> = lock(&self.shared.state).nodes.iter().map(|n| Arc::clone(&n.link)).collect();
+        let mut taken = vec![Vec::new(); links.len()];
+        for (from, message) in &messages {
+            if let Some(taken) = from.and_then(|node| taken.get_mut(node)) {
+                taken.push(message.id);
+            }
+        }
+        for (link, taken) in links.iter().zip(taken).filter(|(_, taken)| !taken.is_empty()) {
+            link.send(|o| o.acknowledge(taken));
+        }
+        Some(messages.into_iter().map(|(_, message)| message).collect())
+    }
+
+    /// Tasks that have not ended, and answers that came late or twice.
+    #[must_use]
+    pub fn counts(&self) -> (usize, u64) {
+        let state = lock(&self.shared.state);
+        (state.queue.len(), state.stale)
+    }
+
+    /// Leave all nodes. Tasks that have not ended are cancelled. Waits at most a few seconds; idempotent.
+    pub fn close(&self) {
+        let mut state = lock(&self.shared.state);
+        state.closing = true;
+        for node in &mut state.nodes {
+            node.link.send(|o| o.close("the pool was closed"));
+        }
+        let left = state.queue.drain();
+        drop(state);
+        self.shared.finish(left.into_iter().map(|id| (None, Message::cancelled(id))));
+        self.shared.close.notify_one();
+        if let Some(thread) = lock(&self.thread).take() {
+            drop(thread.join());
+        }
+        lock(&self.shared.finished).closed = true;
+        self.shared.some_finished.notify_all();
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl State {
+    /// Why no task can ever run, if that is so.
+    fn hopeless(&self) -> Option<String> {
+        if self.closing {
+            return Some("the pool is closed".to_owned());
+        }
+        let mut reasons = Vec::new();
+        for node in &self.nodes {
+            match &node.state {
+                NodeState::Connecting | NodeState::Ready => return None,
+                NodeState::Lost(why) => reasons.push(format!("{}: {why}", node.name)),
+                NodeState::Closed => {}
+            }
+        }
+        (!self.nodes.is_empty()).then(|| format!("no node is left ({})", reasons.join("; ")))
+    }
+
+    fn pump(&mut self) {
+        while let Some((node, message)) = self.queue.assign() {
+            if let Some(node) = self.nodes.get(node) {
+                node.link.send(|o| o.message(Body::Task, message));
+            }
+        }
+        if self.nodes.len() > 1 {
+            let now = Instant::now();
+            while let Some((node, id)) = self.queue.steal(now) {
+                if let Some(node) = self.nodes.get(node) {
+                    node.link.send(|o| o.control(Control::Recall(id)));
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn housekeeping(self: &Arc<Self>) {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                () = self.close.notified() => break,
+                _ = tick.tick() => lock(&self.state).pump(),
+            }
+        }
+        // The nodes' tasks end by themselves when their goodbye is sent.
+        let until = Instant::now() + LAST_WORDS;
+        let busy = |n: &Node| matches!(n.state, NodeState::Connecting | NodeState::Ready);
+        while lock(&self.state).nodes.iter().any(busy) && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// One node, from the first byte to the last.
+    async fn serve(&self, id: PeerId, spec: NodeSpec, link: Arc<Link>) -> Result<(), NodeError> {
+        let bound = spec.ready_timeout;
+        let by = Instant::now() + bound;
+        spec.socket.set_nonblocking(true).map_err(SessionError::Io)?;
+        let socket = UnixStream::from_std(spec.socket).map_err(SessionError::Io)?;
+        let connection = ssh::connect(socket, &spec.target).await?;
+        let (from, to) = tokio::io::split(connection.stream);
+        let greeting = hello(&spec.hello)?;
+        link.send(|o| o.control(greeting));
+        let sending = link.run(to);
+        tokio::pin!(sending);
+        let mut source = Source::new(from, self.max_message);
+        let mut events = Vec::new();
+        let body = tokio::select! {
+            body = source.greeting(&mut events) => body?,
+            sent = &mut sending => return Ok(sent?),
+            () = tokio::time::sleep(bound) => return Err(SessionError::NotReady(bound.as_secs()).into()),
+        };
+        {
+            let mut state = lock(&self.state);
+            if let Some(node) = state.nodes.get_mut(id) {
+                node.hello = Some(read_hello(&body)?);
+            }
+        }
+        let started = Instant::now();
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.on_node(id, &link, &mut events, started)?;
+            tokio::select! {
+                read = source.read(&mut events) => read?,
+                sent = &mut sending => return Ok(sent?),
+                _ = heartbeat.tick() => {
+                    if source.heard.elapsed() > SUSPECT {
+                        return Err(SessionError::Silent(SUSPECT.as_secs()).into());
+                    }
+                    let connecting = lock(&self.state).nodes.get(id).is_some_and(|n| n.state == NodeState::Connecting);
+                    if connecting && Instant::now() > by {
+                        return Err(SessionError::NotReady(bound.as_secs()).into());
+                    }
+                    let nonce = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    link.send(|o| o.control(Control::Heartbeat { nonce, lease_ms: spec.hello.lease_ms }));
+                }
+            }
+        }
+    }
+
+    fn on_node(&self, id: PeerId, link: &Link, events: &mut Vec<Event>, started: Instant) -> Result<(), SessionError> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let mut done = Vec::new();
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let now = Instant::now();
+        for event in events.drain(..) {
+            match event {
+                Event::Message(Body::Result, result) => {
+                    if state.queue.done(id, result.id, now) {
+                        done.push((Some(id), result));
+                    } else {
+                        state.stale += 1;
+                        link.send(|o| o.acknowledge([result.id]));
+                    }
+                }
+                Event::Control(Control::Returned(task)) => drop(state.queue.returned(id, task)),
+                Event::Control(Control::Kept(task)) => state.queue.kept(id, task),
+                Event::Control(Control::Pulse { nonce }) => {
+                    let rtt = (now - started).saturating_sub(Duration::from_micros(nonce));
+                    if let Some(node) = state.nodes.get_mut(id) {
+                        // The least of all, let rise slowly: a heartbeat behind a burst says nothing of the network.
+                        node.rtt = rtt.min(node.rtt.saturating_mul(2));
+                        state.queue.set_rtt(id, node.rtt);
+                    }
+                }
+                Event::Control(Control::Ready { slots }) => {
+                    let slots = usize::try_from(slots).unwrap_or(1).max(1);
+                    if let Some(node) = state.nodes.get_mut(id)
+                        && node.state == NodeState::Connecting
+                    {
+                        node.state = NodeState::Ready;
+                        node.slots = slots;
+                        state.queue.add_peer(id, slots, now);
+                        self.changed.notify_all();
+                    }
+                }
+                Event::Control(Control::Goodbye(why)) => {
+                    return Err(SessionError::Goodbye(String::from_utf8_lossy(&why).into_owned()));
+                }
+                Event::Control(_) | Event::Message(..) => {}
+            }
+        }
+        state.pump();
+        drop(guard);
+        self.finish(done);
+        Ok(())
+    }
+
+    fn node_ended(&self, id: PeerId, end: Result<(), NodeError>) {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let Some(node) = state.nodes.get_mut(id) else { return };
+        let name = node.name.clone();
+        node.state = match end {
+            Ok(()) => NodeState::Closed,
+            Err(_) if state.closing => NodeState::Closed,
+            Err(e) => NodeState::Lost(e.to_string()),
+        };
+        let why = format!("node {name} was lost: {}", if let NodeState::Lost(why) = &node.state { why } else { "closed" });
+        let mut lost = Vec::new();
+        for task in state.queue.remove_peer(id).into_iter().rev() {
+            if !state.queue.retry(task, state.attempts)
+                && let Some(message) = state.queue.remove(task)
+            {
+                lost.push((None, Message::text(message.id, Tag::NodeLost, why.clone())));
+            }
+        }
+        if let Some(why) = state.hopeless() {
+            for id in state.queue.drain() {
+                lost.push((None, Message::text(id, Tag::NodeLost, why.clone())));
+            }
+        }
+        state.pump();
+        self.changed.notify_all();
+        drop(guard);
+        self.finish(lost);
+    }
+
+    fn finish(&self, messages: impl IntoIterator<Item = (Option<PeerId>, Message)>) {
+        let mut finished = lock(&self.finished);
+        let quiet = finished.messages.is_empty();
+        finished.messages.extend(messages);
+        if quiet && !finished.messages.is_empty() {
+            self.some_finished.notify_one();
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! The boundary: the only file that names pyo3. Arguments are converted first, then the GIL is released.
+//!
+//! Payloads cross as a pickle (`head`) and a list of out-of-band buffers. Up to [`INLINE`] bytes are copied while the
+//! GIL is held, more without it. Docstrings for users of this module are in `_core.pyi`.
+
+// The buffer protocol and descriptors handed over as numbers are unsafe by nature; each use says why it is sound.
+#![allow(unsafe_code)]
+
+use std::ffi::c_int;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyBufferError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyTuple};
+use pyo3::{create_exception, ffi};
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::{PrivateKey, PublicKey};
+
+use crate::agent::{self, AgentSpec};
+use crate::error::{AgentError, SessionError, SshError};
+use crate::frame::{Attempt, MAX_PARTS, Message, PROTOCOL};
+use crate::pool::{self, Node, NodeSpec, NodeState};
+use crate::session::ClientHello;
+use crate::ssh::{Target, new_key};
+use crate::{server, worker};
+
+/// Bytes up to which a payload is copied without releasing the GIL.
+const INLINE: usize = 32 * 1024;
+
+create_exception!(skyward_lite._core, CoreError, PyRuntimeError);
+
+/// Memory received from the wire: writable, without a copy, through the buffer protocol.
+#[pyclass(module = "skyward_lite._core")]
+struct Buffer {
+    data: BytesMut,
+}
+
+#[pymethods]
+impl Buffer {
+    fn __len__(&self) -> usize {
+        self.data.len()
+    }
+
+    /// # Safety
+    /// Called by the interpreter with a valid `view`.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let mut this = slf.borrow_mut();
+        let len = ffi::Py_ssize_t::try_from(this.data.len()).map_err(|e| PyBufferError::new_err(e.to_string()))?;
+        let start = this.data.as_mut_ptr().cast();
+        // SAFETY: the memory lives as long as the object, to which the view holds a reference; nothing in this class
+        // ever moves or resizes it.
+        if unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 0, flags) } == 0 {
+            Ok(())
+        } else {
+            Err(PyErr::fetch(slf.py()))
+        }
+    }
+}
+
+fn buffer(py: Python<'_>, part: Bytes) -> PyResult<Bound<'_, Buffer>> {
+    // A large part owns its memory: no copy. A small one is a slice of its block.
+    let data = if part.len() <= INLINE { BytesMut::from(&part[..]) } else { py.detach(|| BytesMut::from(part)) };
+    Bound::new(py, Buffer { data })
+}
+
+/// `(task, attempt, tag, nanos, head, buffers)`
+fn to_python(py: Python<'_>, message: Message) -> PyResult<Bound<'_, PyTuple>> {
+    let mut parts = message.parts.into_iter();
+    let head = parts.next().unwrap_or_default();
+    let head = if head.len() <= INLINE { PyBytes::new(py, &head).into_any() } else { buffer(py, head)?.into_any() };
+    let buffers = if parts.len() == 0 {
+        py.None().into_bound(py)
+    } else {
+        let buffers = parts.map(|part| buffer(py, part)).collect::<PyResult<Vec<_>>>()?;
+        PyList::new(py, buffers)?.into_any()
+    };
+    (message.id.task, message.id.attempt, message.tag, message.nanos, head, buffers).into_pyobject(py)
+}
+
+/// A snapshot of a bytes-like object.
+fn snapshot(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    let py = object.py();
+    if let Ok(bytes) = object.cast::<PyBytes>()
+        && bytes.as_bytes().len() <= INLINE
+    {
+        return Ok(Bytes::copy_from_slice(bytes.as_bytes()));
+    }
+    let view = PyBuffer::<u8>::get(object)?;
+    if !view.is_c_contiguous() {
+        return Err(PyValueError::new_err("payload buffers must be C-contiguous bytes (see PickleBuffer.raw())"));
+    }
+    let (start, len) = (view.buf_ptr() as usize, view.len_bytes());
+    if len == 0 {
+        return Ok(Bytes::new());
+    }
+    // SAFETY: `view` keeps the memory alive and its size fixed until it is dropped below. Another thread that writes
+    // to the array meanwhile races with us as it would with any pickler that copies it.
+    let copy = move || Bytes::copy_from_slice(unsafe { std::slice::from_raw_parts(start as *const u8, len) });
+    Ok(if len <= INLINE { copy() } else { py.detach(copy) })
+}
+
+fn parts(head: &Bound<'_, PyAny>, buffers: Option<Vec<Bound<'_, PyAny>>>) -> PyResult<Vec<Bytes>> {
+    let Some(buffers) = buffers else { return Ok(vec![snapshot(head)?]) };
+    if buffers.len() >= MAX_PARTS {
+        return Err(PyValueError::new_err(format!("more than {} buffers in one message", MAX_PARTS - 1)));
+    }
+    std::iter::once(head).chain(buffers.iter()).map(snapshot).collect()
+}
+
+fn core_error(error: impl std::fmt::Display) -> PyErr {
+    CoreError::new_err(error.to_string())
+}
+
+/// Own the descriptor that Python code detached from its socket.
+fn socket(fd: c_int) -> PyResult<UnixStream> {
+    if fd < 0 {
+        return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
+    }
+    // SAFETY: the stub says that the descriptor is given away.
+    Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+fn private_key(text: &str) -> PyResult<PrivateKey> {
+    PrivateKey::from_openssh(text).map_err(|e| core_error(SshError::Key(e.to_string())))
+}
+
+fn public_key(text: &str) -> PyResult<PublicKey> {
+    PublicKey::from_openssh(text).map_err(|e| core_error(SshError::Key(e.to_string())))
+}
+
+/// A fresh Ed25519 key: (private, public), in OpenSSH's formats.
+#[pyfunction]
+fn generate_key() -> PyResult<(String, String)> {
+    let key = new_key().map_err(core_error)?;
+    let private = key.to_openssh(LineEnding::LF).map_err(core_error)?;
+    let public = key.public_key().to_openssh().map_err(core_error)?;
+    Ok((private.to_string(), public))
+}
+
+#[pyclass(frozen, module = "skyward_lite._core")]
+struct Pool {
+    inner: pool::Pool,
+}
+
+fn describe<'py>(py: Python<'py>, nodes: &[Node]) -> PyResult<Bound<'py, PyList>> {
+    let rows = nodes.iter().map(|n| {
+        let (state, why) = match &n.state {
+            NodeState::Connecting => ("connecting", ""),
+            NodeState::Ready => ("ready", ""),
+            NodeState::Lost(why) => ("lost", why.as_str()),
+            NodeState::Closed => ("closed", ""),
+        };
+        let rtt = (n.rtt != Duration::MAX).then(|| n.rtt.as_secs_f64());
+        let pid = n.hello.as_ref().map(|h| h.pid);
+        (n.name.as_str(), state, why, n.slots, rtt, pid)
+    });
+    PyList::new(py, rows.collect::<Vec<_>>())
+}
+
+#[pymethods]
+impl Pool {
+    #[new]
+    #[pyo3(signature = (attempts, max_payload))]
+    fn new(attempts: u16, max_payload: usize) -> PyResult<Self> {
+        let inner = pool::Pool::new(attempts, max_payload).map_err(PyOSError::new_err)?;
+        Ok(Self { inner })
+    }
+
+    #[allow(clippy::too_many_arguments)] // keyword arguments in Python
+    #[pyo3(signature = (*, name, fd, user, key, host_keys, command, hello, connect_timeout, ready_timeout))]
+    fn add_node(
+        &self,
+        py: Python<'_>,
+        name: String,
+        fd: c_int,
+        user: String,
+        key: &str,
+        host_keys: Vec<String>,
+        command: String,
+        hello: &str,
+        connect_timeout: f64,
+        ready_timeout: f64,
+    ) -> PyResult<usize> {
+        let hello: ClientHello = serde_json::from_str(hello).map_err(core_error)?;
+        let seconds = |s: f64| Duration::try_from_secs_f64(s).map_err(|e| PyValueError::new_err(e.to_string()));
+        let spec = NodeSpec {
+            name,
+            socket: socket(fd)?,
+            target: Target {
+                user,
+                key: private_key(key)?,
+                host_keys: host_keys.iter().map(|k| public_key(k)).collect::<PyResult<_>>()?,
+                command,
+                timeout: seconds(connect_timeout)?,
+            },
+            hello,
+            ready_timeout: seconds(ready_timeout)?,
+        };
+        Ok(py.detach(|| self.inner.add_node(spec)))
+    }
+
+    fn nodes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        describe(py, &self.inner.nodes())
+    }
+
+    /// Wait until something about the nodes differs from what `seen` shows, at most `bound_ms`.
+    #[pyo3(signature = (bound_ms))]
+    fn wait_for_change<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Bound<'py, PyList>> {
+        let nodes = py.detach(|| {
+            let seen: Vec<_> = self.inner.nodes().into_iter().map(|n| n.state).collect();
+            self.inner.wait_for_change(&seen, Duration::from_millis(bound_ms))
+        });
+        describe(py, &nodes)
+    }
+
+    #[pyo3(signature = (task, kind, head, buffers=None))]
+    fn submit(
+        &self,
+        task: u64,
+        kind: u8,
+        head: &Bound<'_, PyAny>,
+        buffers: Option<Vec<Bound<'_, PyAny>>>,
+    ) -> PyResult<()> {
+        let parts = parts(head, buffers)?;
+        self.inner.submit(Message { id: Attempt { task, attempt: 0 }, tag: kind, nanos: 0, parts });
+        Ok(())
+    }
+
+    fn cancel(&self, task: u64) -> bool {
+        self.inner.cancel(task)
+    }
+
+    fn end(&self, task: u64) {
+        self.inner.end(Attempt { task, attempt: 0 });
+    }
+
+    #[pyo3(signature = (bound_ms))]
+    fn finished<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Option<Vec<Bound<'py, PyTuple>>>> {
+        let messages = py.detach(|| self.inner.finished(Duration::from_millis(bound_ms)));
+        messages.map(|all| all.into_iter().map(|m| to_python(py, m)).collect()).transpose()
+    }
+
+    fn counts(&self) -> (usize, u64) {
+        self.inner.counts()
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.inner.close());
+    }
+}
+
+#[pyclass(frozen, module = "skyward_lite._core")]
+struct Worker {
+    inner: worker::Worker,
+    #[pyo3(get)]
+    slots: usize,
+    #[pyo3(get)]
+    processes: bool,
+    #[pyo3(get)]
+    sys_path: Vec<String>,
+    #[pyo3(get)]
+    max_payload: usize,
+}
+
+#[pymethods]
+impl Worker {
+    #[new]
+    fn new(py: Python<'_>, fd: c_int) -> PyResult<Self> {
+        let socket = socket(fd)?;
+        let (inner, setup) = py.detach(|| worker::Worker::start(socket)).map_err(core_error)?;
+        Ok(Self {
+            inner,
+            slots: setup.slots,
+            processes: setup.processes,
+            sys_path: setup.sys_path,
+            max_payload: setup.max_payload,
+        })
+    }
+
+    fn ready(&self) -> PyResult<()> {
+        self.inner.ready().map_err(core_error)
+    }
+
+    #[pyo3(signature = (bound_ms))]
+    fn next<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        // A thread that holds the GIL and finds a task goes on without giving it up.
+        let task = match self.inner.try_next() {
+            Some(task) => Some(task),
+            None => py.detach(|| self.inner.next(Duration::from_millis(bound_ms))),
+        };
+        task.map(|task| to_python(py, task)).transpose()
+    }
+
+    #[allow(clippy::too_many_arguments)] // a flat call is what the hot path wants
+    #[pyo3(signature = (task, attempt, tag, nanos, head, buffers=None))]
+    fn finish(
+        &self,
+        py: Python<'_>,
+        task: u64,
+        attempt: u16,
+        tag: u8,
+        nanos: u64,
+        head: &Bound<'_, PyAny>,
+        buffers: Option<Vec<Bound<'_, PyAny>>>,
+    ) -> PyResult<()> {
+        let message =
+            Message { id: Attempt { task, attempt }, tag, nanos, parts: parts(head, buffers)? };
+        if self.inner.has_room() {
+            self.inner.finish(message);
+        } else {
+            py.detach(|| self.inner.finish(message));
+        }
+        Ok(())
+    }
+}
+
+/// Be an agent for the client at the other end of the socket `fd`, behind an embedded SSH server, until it is done.
+#[pyfunction]
+#[pyo3(signature = (*, fd, host_key, authorized_key, timeout, worker, version, python, epoch))]
+#[allow(clippy::too_many_arguments)] // keyword arguments in Python
+fn serve_embedded(
+    py: Python<'_>,
+    fd: c_int,
+    host_key: &str,
+    authorized_key: &str,
+    timeout: f64,
+    worker: Vec<String>,
+    version: String,
+    python: String,
+    epoch: String,
+) -> PyResult<()> {
+    let socket = socket(fd)?;
+    let host_key = private_key(host_key)?;
+    let authorized = public_key(authorized_key)?;
+    let timeout = Duration::try_from_secs_f64(timeout).map_err(|e| PyValueError::new_err(e.to_string()))?;
+    let spec = AgentSpec { worker, version, python, epoch };
+    py.detach(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| AgentError::Session(SessionError::Io(e)))?;
+        let end = runtime.block_on(async {
+            socket.set_nonblocking(true).map_err(SessionError::Io)?;
+            let socket = tokio::net::UnixStream::from_std(socket).map_err(SessionError::Io)?;
+            let accepted = server::accept(socket, host_key, authorized, timeout).await?;
+            let (from, to) = tokio::io::split(accepted.stream);
+            agent::run(from, to, spec).await
+        });
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        end
+    })
+    .map_err(core_error)
+}
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::{Buffer, CoreError, Pool, Worker, generate_key, serve_embedded};
+    #[pymodule_export]
+    const PROTOCOL: u32 = super::PROTOCOL;
+}

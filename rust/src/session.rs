@@ -1,0 +1,320 @@
+//! A session between two ends: who they are, what they still have to say, and when the other one is gone.
+//!
+//! [`Outbox`] decides the order of what is sent: control frames first, then small messages, then one chunk of each
+//! large one in turn, so a small task never waits behind a large one and a heartbeat waits behind nothing.
+//! [`Link`] shares an outbox between the threads that fill it and the one loop that empties it into a stream;
+//! [`Source`] reads events. Any `AsyncRead`/`AsyncWrite` will do: an SSH channel, a Unix socket, a pipe.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use crate::error::SessionError;
+use crate::frame::{Attempt, Body, CHUNK, Control, Decoder, Event, Message, Outgoing, Packer, put_preamble};
+
+/// How often each side says that it lives.
+pub const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Silence after which the other side is taken for lost; also the longest that one write may block.
+pub const SUSPECT: Duration = Duration::from_secs(10);
+/// Default cap of one message's payload, in bytes.
+pub const MAX_MESSAGE: usize = 4 << 30;
+/// Raw bytes after which a block is sent.
+const BLOCK: usize = 64 * 1024;
+/// Payload up to which a message is small: it goes ahead of chunks of large ones.
+const SMALL: usize = 16 * 1024;
+/// Bytes in one write to a stream. Larger writes to a russh channel can straddle a rekey (russh #761).
+const WRITE: usize = 32 * 1024;
+/// Acknowledgements in one frame, so that it fits a block.
+const ACKS: usize = 4096;
+
+/// The client's hello to an agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientHello {
+    /// skyward_lite's version at the client.
+    pub version: String,
+    /// Names the pool; the same over reconnections.
+    pub run: String,
+    /// The client's Python, "3.11": the node's must be the same.
+    pub python: String,
+    pub lease_ms: u64,
+    pub worker: WorkerSpec,
+}
+
+/// How an agent runs its workers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerSpec {
+    /// Tasks at once on the node; `None`: one per core.
+    pub concurrency: Option<usize>,
+    /// One process of `concurrency` threads, or `concurrency` processes.
+    pub processes: bool,
+    /// Set in the workers' environment before they start.
+    pub env: BTreeMap<String, String>,
+    /// The client's import path, for nodes that share its file system.
+    pub sys_path: Vec<String>,
+    /// Cap of one message, in bytes.
+    pub max_payload: usize,
+}
+
+/// An agent's answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentHello {
+    pub version: String,
+    pub python: String,
+    /// Names this life of the agent: attempts of another epoch mean nothing to it.
+    pub epoch: String,
+    pub cores: usize,
+    pub pid: u32,
+}
+
+/// What an agent tells a worker that it starts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerHello {
+    pub slots: usize,
+    pub processes: bool,
+    pub lease_ms: u64,
+    pub sys_path: Vec<String>,
+    pub max_payload: usize,
+}
+
+/// Write a hello as a control frame.
+///
+/// # Errors
+/// [`SessionError::BadHello`] if it cannot be written as JSON.
+pub fn hello<T: Serialize>(value: &T) -> Result<Control, SessionError> {
+    let json = serde_json::to_vec(value).map_err(|e| SessionError::BadHello(e.to_string()))?;
+    Ok(Control::Hello(Bytes::from(json)))
+}
+
+/// Read the body of a hello.
+///
+/// # Errors
+/// [`SessionError::BadHello`] if a field is missing or of another type.
+pub fn read_hello<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, SessionError> {
+    serde_json::from_slice(body).map_err(|e| SessionError::BadHello(e.to_string()))
+}
+
+/// What one end has yet to send.
+#[derive(Debug)]
+pub struct Outbox {
+    preamble: bool,
+    control: VecDeque<Control>,
+    acks: Vec<Attempt>,
+    small: VecDeque<Outgoing>,
+    large: VecDeque<Outgoing>,
+    bytes: usize,
+    closed: bool,
+    raw: Vec<u8>,
+    packer: Packer,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self {
+            preamble: true,
+            control: VecDeque::new(),
+            acks: Vec::new(),
+            small: VecDeque::new(),
+            large: VecDeque::new(),
+            bytes: 0,
+            closed: false,
+            raw: Vec::new(),
+            packer: Packer::default(),
+        }
+    }
+}
+
+impl Outbox {
+    /// Send a control frame ahead of all messages.
+    pub fn control(&mut self, control: Control) {
+        if !self.closed {
+            self.control.push_back(control);
+        }
+    }
+
+    /// Acknowledge results. Many become one frame.
+    pub fn acknowledge(&mut self, ids: impl IntoIterator<Item = Attempt>) {
+        if !self.closed {
+            self.acks.extend(ids);
+        }
+    }
+
+    /// Send a task or a result.
+    pub fn message(&mut self, body: Body, message: Message) {
+        if self.closed {
+            return;
+        }
+        let size = message.size();
+        self.bytes += size;
+        let queue = if size <= SMALL { &mut self.small } else { &mut self.large };
+        queue.push_back(Outgoing::new(body, message));
+    }
+
+    /// Say goodbye, and nothing after it. Messages that were not sent yet are dropped.
+    pub fn close(&mut self, why: &str) {
+        if !self.closed {
+            self.small.clear();
+            self.large.clear();
+            self.bytes = 0;
+            self.control.push_back(Control::Goodbye(Bytes::copy_from_slice(why.as_bytes())));
+            self.closed = true;
+        }
+    }
+
+    /// Bytes of payload that are still to be sent.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether there is nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.control.is_empty() && self.acks.is_empty() && self.small.is_empty() && self.large.is_empty()
+    }
+
+    /// Append the next block to `out`; false when there was nothing to send.
+    ///
+    /// # Errors
+    /// [`SessionError::Frame`] if a control frame is over its cap.
+    pub fn fill(&mut self, out: &mut Vec<u8>) -> Result<bool, SessionError> {
+        if self.preamble {
+            self.preamble = false;
+            put_preamble(out);
+        }
+        self.raw.clear();
+        while let Some(control) = if self.raw.len() < BLOCK { self.control.pop_front() } else { None } {
+            control.put(&mut self.raw)?;
+        }
+        if !self.acks.is_empty() && self.raw.len() < BLOCK {
+            let some = self.acks.drain(..self.acks.len().min(ACKS)).collect();
+            Control::Acknowledge(some).put(&mut self.raw)?;
+        }
+        // One chunk of a large message's turn comes with every block, however many small ones there are.
+        let room = if self.large.is_empty() { BLOCK } else { BLOCK - CHUNK };
+        while let Some(mut small) = if self.raw.len() < room { self.small.pop_front() } else { None } {
+            self.bytes -= small.left;
+            small.put_chunk(&mut self.raw);
+        }
+        while let Some(mut large) = if self.raw.len() < BLOCK { self.large.pop_front() } else { None } {
+            let before = large.left;
+            let last = large.put_chunk(&mut self.raw);
+            self.bytes -= before - large.left;
+            if !last {
+                self.large.push_back(large);
+            }
+        }
+        if self.raw.is_empty() {
+            return Ok(!out.is_empty());
+        }
+        self.packer.pack(&self.raw, out);
+        Ok(true)
+    }
+}
+
+/// Locks even if a thread panicked while it held the lock: our state is valid between any two statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An outbox shared with the loop that sends it.
+#[derive(Debug, Default)]
+pub struct Link {
+    outbox: Mutex<Outbox>,
+    wake: Notify,
+}
+
+impl Link {
+    /// Add to what is sent, and wake the sender.
+    pub fn send(&self, add: impl FnOnce(&mut Outbox)) {
+        add(&mut lock(&self.outbox));
+        self.wake.notify_one();
+    }
+
+    /// Empty the outbox into `stream` until it is closed, then shut the stream's sending side down.
+    ///
+    /// # Errors
+    /// [`SessionError::Io`] when the stream fails or takes nothing for [`SUSPECT`].
+    pub async fn run(&self, mut stream: impl AsyncWrite + Unpin) -> Result<(), SessionError> {
+        let mut out = Vec::with_capacity(2 * BLOCK);
+        loop {
+            out.clear();
+            let (any, closed) = {
+                let mut outbox = lock(&self.outbox);
+                (outbox.fill(&mut out)?, outbox.closed && outbox.is_empty())
+            };
+            let send = async {
+                for chunk in out.chunks(WRITE) {
+                    stream.write_all(chunk).await?;
+                }
+                stream.flush().await?;
+                if closed { stream.shutdown().await } else { Ok(()) }
+            };
+            match tokio::time::timeout(SUSPECT, send).await {
+                Err(_) => return Err(SessionError::Silent(SUSPECT.as_secs())),
+                Ok(sent) => sent?,
+            }
+            if closed {
+                return Ok(());
+            }
+            if !any {
+                self.wake.notified().await;
+            }
+        }
+    }
+}
+
+/// The events that come out of a stream.
+#[derive(Debug)]
+pub struct Source<R> {
+    stream: R,
+    decoder: Decoder,
+    /// When something last arrived.
+    pub heard: Instant,
+}
+
+impl<R: AsyncRead + Unpin> Source<R> {
+    /// Read from `stream`, refusing messages over `max_message` bytes.
+    pub fn new(stream: R, max_message: usize) -> Self {
+        Self { stream, decoder: Decoder::new(max_message), heard: Instant::now() }
+    }
+
+    /// Wait for bytes and append all events that they complete (perhaps none) to `events`.
+    ///
+    /// # Errors
+    /// [`SessionError::Ended`] at the end of the stream, [`SessionError::Frame`] if it is not our protocol.
+    /// Cancel-safe: no byte is lost if the future is dropped.
+    pub async fn read(&mut self, events: &mut Vec<Event>) -> Result<(), SessionError> {
+        let buffer = self.decoder.buffer();
+        buffer.reserve(BLOCK);
+        if self.stream.read_buf(buffer).await? == 0 {
+            return Err(SessionError::Ended(self.decoder.noise()));
+        }
+        self.heard = Instant::now();
+        while let Some(event) = self.decoder.next()? {
+            events.push(event);
+        }
+        Ok(())
+    }
+
+    /// Wait for the far end's hello and what it sent with it.
+    ///
+    /// # Errors
+    /// As [`Source::read`]; [`SessionError::Goodbye`] if the far end refuses.
+    pub async fn greeting(&mut self, rest: &mut Vec<Event>) -> Result<Bytes, SessionError> {
+        while rest.is_empty() {
+            self.read(rest).await?;
+        }
+        match rest.remove(0) {
+            Event::Control(Control::Hello(body)) => Ok(body),
+            Event::Control(Control::Goodbye(why)) => {
+                Err(SessionError::Goodbye(String::from_utf8_lossy(&why).into_owned()))
+            }
+            other => Err(SessionError::BadHello(format!("it began with {other:?}"))),
+        }
+    }
+}

@@ -62,6 +62,7 @@ class Worker:
     slots: int
     processes: bool
     sys_path: list[str]
+    preload: list[str]
     max_payload: int
 
     def __init__(self, fd: int) -> None:

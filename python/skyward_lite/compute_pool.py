@@ -10,6 +10,7 @@ import atexit
 import collections
 import contextlib
 import dataclasses
+import importlib
 import itertools
 import json
 import logging
@@ -204,6 +205,7 @@ class ComputePool(Executor):
         self._settler = threading.Thread(target=self._settle, name="skyward-settle", daemon=True)
         self._settler.start()
         try:
+            preload = [module for plugin in self.plugins for module in plugin.preload]
             hosts = self.provider.start(image, self.nodes_wanted, self._connect_timeout)
             for host in hosts:
                 hello = {
@@ -216,6 +218,7 @@ class ComputePool(Executor):
                         "processes": self.worker.executor == "process",
                         "env": dict(image.env),
                         "sys_path": list(sys.path) if host.shares_files else [],
+                        "preload": preload,
                         "max_payload": self.worker.max_payload,
                     },
                 }
@@ -230,6 +233,9 @@ class ComputePool(Executor):
                     connect_timeout=self._connect_timeout,
                     ready_timeout=self._start_timeout,
                 )
+            for module in preload:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(module)
             self._await_nodes()
         except BaseException:
             self._leave(cancel=True, error=sys.exc_info())

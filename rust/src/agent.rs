@@ -119,16 +119,18 @@ where
             client.python, spec.python
         )
     });
-    link.send(|o| match hello(&AgentHello {
-        version: spec.version.clone(),
-        python: spec.python.clone(),
-        epoch: spec.epoch.clone(),
-        cores,
-        pid: std::process::id(),
-    }) {
-        Ok(control) if refusal.is_none() => o.control(control),
-        Ok(_) => o.close(refusal.as_deref().unwrap_or_default()),
-        Err(e) => o.close(&e.to_string()),
+    link.send(|o| {
+        match hello(&AgentHello {
+            version: spec.version.clone(),
+            python: spec.python.clone(),
+            epoch: spec.epoch.clone(),
+            cores,
+            pid: std::process::id(),
+        }) {
+            Ok(control) if refusal.is_none() => o.control(control),
+            Ok(_) => o.close(refusal.as_deref().unwrap_or_default()),
+            Err(e) => o.close(&e.to_string()),
+        }
     });
     if let Some(why) = refusal {
         farewell(&mut source, &mut writer).await;
@@ -152,7 +154,8 @@ where
     let mut tick = tokio::time::interval(TICK);
     let ended = loop {
         agent.on_client(&mut events);
-        if let Some(why) = lock(&agent.state).ending.take() {
+        let ending = lock(&agent.state).ending.take();
+        if let Some(why) = ending {
             agent.link.send(|o| o.close(&why));
             farewell(&mut source, &mut writer).await;
             break Ok(());
@@ -203,7 +206,7 @@ impl Agent {
         if rustix::process::getppid() != parent {
             self.end("the process that started the agent is gone".to_owned());
         }
-        self.pump(&mut lock(&self.state));
+        lock(&self.state).pump();
     }
 
     fn on_client(&self, events: &mut Vec<Event>) {
@@ -251,7 +254,7 @@ impl Agent {
                 Event::Control(_) | Event::Message(..) => {}
             }
         }
-        self.pump(state);
+        state.pump();
     }
 
     fn on_worker(&self, id: PeerId, events: &mut Vec<Event>) {
@@ -297,20 +300,7 @@ impl Agent {
                 Event::Control(_) | Event::Message(..) => {}
             }
         }
-        self.pump(state);
-    }
-
-    /// Send waiting tasks to workers with room, or ask some back for idle ones.
-    fn pump(&self, state: &mut State) {
-        while let Some((worker, task)) = state.queue.assign() {
-            if let Some(worker) = state.workers.get(&worker) {
-                worker.link.send(|o| o.message(Body::Task, task));
-            }
-        }
-        let now = Instant::now();
-        while let Some((worker, id)) = state.queue.steal(now) {
-            state.tell(worker, Control::Recall(id));
-        }
+        state.pump();
     }
 
     /// Send a result, or keep it back until there is credit. One result may always be on its way.
@@ -368,6 +358,7 @@ impl Agent {
             processes: self.work.processes,
             lease_ms: self.lease_ms,
             sys_path: self.work.sys_path.clone(),
+            preload: self.work.preload.clone(),
             max_payload: self.work.max_payload,
         })?;
         link.send(|o| o.control(setup));
@@ -435,7 +426,7 @@ impl Agent {
         } else if let Err(e) = self.start_worker() {
             self.end(e.to_string());
         }
-        self.pump(&mut lock(&self.state));
+        lock(&self.state).pump();
     }
 
     fn end_workers(&self) {
@@ -449,6 +440,19 @@ impl Agent {
 impl State {
     fn has_credit(&self, size: usize) -> bool {
         self.kept_bytes == 0 || self.kept_bytes.saturating_add(size) <= CREDIT
+    }
+
+    /// Send waiting tasks to workers with room, or ask some back for idle ones.
+    fn pump(&mut self) {
+        while let Some((worker, task)) = self.queue.assign() {
+            if let Some(worker) = self.workers.get(&worker) {
+                worker.link.send(|o| o.message(Body::Task, task));
+            }
+        }
+        let now = Instant::now();
+        while let Some((worker, id)) = self.queue.steal(now) {
+            self.tell(worker, Control::Recall(id));
+        }
     }
 
     fn tell(&self, worker: PeerId, control: Control) {

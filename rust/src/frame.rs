@@ -292,16 +292,11 @@ impl Outgoing {
 /// Wraps raw bytes into blocks, compressing while that pays.
 ///
 /// After a block that lz4 could not shrink by an eighth, the next 1, 3, 7 … 63 blocks go raw unsampled.
+#[derive(Default)]
 pub struct Packer {
     table: lz4::CompressTable,
     skip: u32,
     backoff: u32,
-}
-
-impl Default for Packer {
-    fn default() -> Self {
-        Self { table: lz4::CompressTable::default(), skip: 0, backoff: 0 }
-    }
 }
 
 impl std::fmt::Debug for Packer {
@@ -501,7 +496,7 @@ impl Decoder {
                 return Ok(Some(Event::Control(Control::Heartbeat { nonce: task, lease_ms: body.get_u64_le() })));
             }
             kind::ACKNOWLEDGE => {
-                if len % 10 != 0 {
+                if !len.is_multiple_of(10) {
                     return Err(FrameError::BadBody("acknowledgement"));
                 }
                 let mut ids = Vec::with_capacity(len / 10);

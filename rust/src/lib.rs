@@ -1,3 +1,25 @@
+//! The core of `skyward_lite`: what lies between a pickled task and the worker process that runs it.
+//!
+//! A task travels down this list and its result back up; imports point the same way.
+//!
+//! 1. `python` (`python.rs`, built for the extension only) is the boundary: the only file that names pyo3.
+//!    It turns arguments into bytes and lets go of the GIL.
+//! 2. [`pool`] is the client: it appends the task to its queue, keeps a session with every node, and collects what has
+//!    ended. One I/O thread serves all nodes; callers' threads never wait for it.
+//! 3. [`queue`] says which peer gets which task. It is pure, and used twice: nodes at the client, workers in the agent.
+//! 4. [`session`] says in which order things are sent, who the two ends are, and when one of them is gone.
+//! 5. [`frame`] is the wire: blocks, frames, chunks, lz4, and every cap. It is pure and fuzzed.
+//! 6. [`ssh`] is the client's end of the encrypted connection, [`server`] the embedded far end that `Local()` uses
+//!    where another node has OpenSSH's `sshd`.
+//! 7. [`agent`] is the node: it runs no user code, starts the workers, hands tasks out and keeps results until the
+//!    client has acknowledged them.
+//! 8. [`worker`] is the part of a worker process that needs no GIL: reading, writing, and ending the process group
+//!    when the agent is gone or the lease is over.
+//!
+//! [`error`] has one type per stage. Nothing here waits without a bound: connecting has `connect_timeout`, a silent
+//! peer is lost after [`session::SUSPECT`], a write that blocks for as long fails, and a node works on without its
+//! client no longer than the lease.
+
 pub mod agent;
 pub mod error;
 pub mod frame;

@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::runtime;
 use tokio::sync::Notify;
 
-use crate::error::{NodeError, SessionError};
+use crate::error::{NodeError, SessionError, SshError};
 use crate::frame::{Attempt, Body, Control, Event, Message, Tag};
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::session::{AgentHello, ClientHello, HEARTBEAT, Link, SUSPECT, Source, hello, lock, read_hello};
@@ -47,12 +47,20 @@ pub struct Node {
     link: Arc<Link>,
 }
 
+/// Where a node's SSH server is.
+#[derive(Debug)]
+pub enum Endpoint {
+    /// At the other end of this socket: an embedded server, or a proxy command.
+    Socket(StdUnixStream),
+    /// At this host name or address and port.
+    Address(String, u16),
+}
+
 /// How to reach a node.
 pub struct NodeSpec {
     /// For messages.
     pub name: String,
-    /// A connected socket to its SSH server.
-    pub socket: StdUnixStream,
+    pub endpoint: Endpoint,
     pub target: Target,
     pub hello: ClientHello,
     /// Bound on everything until its workers take tasks.
@@ -310,9 +318,14 @@ impl Shared {
     async fn serve(&self, id: PeerId, spec: NodeSpec, link: Arc<Link>) -> Result<(), NodeError> {
         let bound = spec.ready_timeout;
         let by = Instant::now() + bound;
-        spec.socket.set_nonblocking(true).map_err(SessionError::Io)?;
-        let socket = UnixStream::from_std(spec.socket).map_err(SessionError::Io)?;
-        let connection = ssh::connect(socket, &spec.target).await?;
+        let connection = match spec.endpoint {
+            Endpoint::Socket(socket) => {
+                socket.set_nonblocking(true).map_err(SshError::Io)?;
+                let socket = UnixStream::from_std(socket).map_err(SshError::Io)?;
+                ssh::connect(socket, &spec.target).await?
+            }
+            Endpoint::Address(host, port) => ssh::connect_tcp(&host, port, &spec.target).await?,
+        };
         let (from, to) = tokio::io::split(connection.stream);
         let greeting = hello(&spec.hello)?;
         link.send(|o| o.control(greeting));
@@ -415,7 +428,8 @@ impl Shared {
             Err(_) if state.closing => NodeState::Closed,
             Err(e) => NodeState::Lost(e.to_string()),
         };
-        let why = format!("node {name} was lost: {}", if let NodeState::Lost(why) = &node.state { why } else { "closed" });
+        let why =
+            format!("node {name} was lost: {}", if let NodeState::Lost(why) = &node.state { why } else { "closed" });
         let mut lost = Vec::new();
         for task in state.queue.remove_peer(id).into_iter().rev() {
             if !state.queue.retry(task, state.attempts)

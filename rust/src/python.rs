@@ -5,6 +5,8 @@
 
 // The buffer protocol and descriptors handed over as numbers are unsafe by nature; each use says why it is sound.
 #![allow(unsafe_code)]
+// pyo3 hands arguments over by value.
+#![allow(clippy::needless_pass_by_value)]
 
 use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -23,7 +25,7 @@ use russh::keys::{PrivateKey, PublicKey};
 use crate::agent::{self, AgentSpec};
 use crate::error::{AgentError, SessionError, SshError};
 use crate::frame::{Attempt, MAX_PARTS, Message, PROTOCOL};
-use crate::pool::{self, Node, NodeSpec, NodeState};
+use crate::pool::{self, Endpoint, Node, NodeSpec, NodeState};
 use crate::session::ClientHello;
 use crate::ssh::{Target, new_key};
 use crate::{server, worker};
@@ -154,7 +156,7 @@ fn describe<'py>(py: Python<'py>, nodes: &[Node]) -> PyResult<Bound<'py, PyList>
             NodeState::Lost(why) => ("lost", why.as_str()),
             NodeState::Closed => ("closed", ""),
         };
-        let rtt = (n.rtt != Duration::MAX).then(|| n.rtt.as_secs_f64());
+        let rtt = (n.rtt != Duration::MAX).then_some(n.rtt.as_secs_f64());
         let pid = n.hello.as_ref().map(|h| h.pid);
         (n.name.as_str(), state, why, n.slots, rtt, pid)
     });
@@ -189,7 +191,7 @@ impl Pool {
         let seconds = |s: f64| Duration::try_from_secs_f64(s).map_err(|e| PyValueError::new_err(e.to_string()));
         let spec = NodeSpec {
             name,
-            socket: socket(fd)?,
+            endpoint: Endpoint::Socket(socket(fd)?),
             target: Target {
                 user,
                 key: private_key(key)?,
@@ -263,6 +265,8 @@ struct Worker {
     #[pyo3(get)]
     sys_path: Vec<String>,
     #[pyo3(get)]
+    preload: Vec<String>,
+    #[pyo3(get)]
     max_payload: usize,
 }
 
@@ -277,6 +281,7 @@ impl Worker {
             slots: setup.slots,
             processes: setup.processes,
             sys_path: setup.sys_path,
+            preload: setup.preload,
             max_payload: setup.max_payload,
         })
     }
@@ -307,8 +312,7 @@ impl Worker {
         head: &Bound<'_, PyAny>,
         buffers: Option<Vec<Bound<'_, PyAny>>>,
     ) -> PyResult<()> {
-        let message =
-            Message { id: Attempt { task, attempt }, tag, nanos, parts: parts(head, buffers)? };
+        let message = Message { id: Attempt { task, attempt }, tag, nanos, parts: parts(head, buffers)? };
         if self.inner.has_room() {
             self.inner.finish(message);
         } else {

@@ -35,7 +35,7 @@ const ACKS: usize = 4096;
 /// The client's hello to an agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClientHello {
-    /// skyward_lite's version at the client.
+    /// The version of our package at the client.
     pub version: String,
     /// Names the pool; the same over reconnections.
     pub run: String,
@@ -56,6 +56,8 @@ pub struct WorkerSpec {
     pub env: BTreeMap<String, String>,
     /// The client's import path, for nodes that share its file system.
     pub sys_path: Vec<String>,
+    /// Modules that a worker imports before it takes tasks.
+    pub preload: Vec<String>,
     /// Cap of one message, in bytes.
     pub max_payload: usize,
 }
@@ -78,6 +80,7 @@ pub struct WorkerHello {
     pub processes: bool,
     pub lease_ms: u64,
     pub sys_path: Vec<String>,
+    pub preload: Vec<String>,
     pub max_payload: usize,
 }
 
@@ -247,16 +250,16 @@ impl Link {
                 let mut outbox = lock(&self.outbox);
                 (outbox.fill(&mut out)?, outbox.closed && outbox.is_empty())
             };
-            let send = async {
+            let write = async {
                 for chunk in out.chunks(WRITE) {
                     stream.write_all(chunk).await?;
                 }
                 stream.flush().await?;
                 if closed { stream.shutdown().await } else { Ok(()) }
             };
-            match tokio::time::timeout(SUSPECT, send).await {
+            match tokio::time::timeout(SUSPECT, write).await {
                 Err(_) => return Err(SessionError::Silent(SUSPECT.as_secs())),
-                Ok(sent) => sent?,
+                Ok(written) => written?,
             }
             if closed {
                 return Ok(());

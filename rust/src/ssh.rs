@@ -13,6 +13,7 @@ use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{ChannelMsg, ChannelStream, Preferred};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::error::SshError;
@@ -89,10 +90,9 @@ fn algorithms(keys: &[PublicKey]) -> Vec<Algorithm> {
     let mut all = Vec::new();
     for key in keys {
         let names = match key.algorithm() {
-            Algorithm::Rsa { .. } => vec![
-                Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
-                Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
-            ],
+            Algorithm::Rsa { .. } => {
+                vec![Algorithm::Rsa { hash: Some(HashAlg::Sha512) }, Algorithm::Rsa { hash: Some(HashAlg::Sha256) }]
+            }
             other => vec![other],
         };
         for name in names {
@@ -116,6 +116,21 @@ where
     tokio::time::timeout(target.timeout, open(stream, target)).await.map_err(|_| SshError::Timeout(seconds))?
 }
 
+/// As [`connect`], over a TCP connection that is made first, within the same bound.
+///
+/// # Errors
+/// As [`connect`]; [`SshError::Io`] if the name does not resolve or nobody answers.
+pub async fn connect_tcp(host: &str, port: u16, target: &Target) -> Result<Connection, SshError> {
+    let seconds = target.timeout.as_secs();
+    let both = async {
+        let socket = TcpStream::connect((host, port)).await?;
+        // Nagle's algorithm would hold small frames back until the last ones are acknowledged.
+        socket.set_nodelay(true)?;
+        open(socket, target).await
+    };
+    tokio::time::timeout(target.timeout, both).await.map_err(|_| SshError::Timeout(seconds))?
+}
+
 async fn open<S>(stream: S, target: &Target) -> Result<Connection, SshError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -129,10 +144,9 @@ where
     let verifier = Verifier { expected: target.host_keys.clone(), refused: Arc::clone(&refused) };
     let connected = client::connect_stream(Arc::new(config), Unblocked::new(stream), verifier).await;
     let mut handle = connected.map_err(|error| match lock(&refused).take() {
-        Some(got) => SshError::HostKey {
-            got,
-            expected: target.host_keys.iter().map(fingerprint).collect::<Vec<_>>().join(", "),
-        },
+        Some(got) => {
+            SshError::HostKey { got, expected: target.host_keys.iter().map(fingerprint).collect::<Vec<_>>().join(", ") }
+        }
         None => error.into(),
     })?;
     let hash = if target.key.algorithm().is_rsa() { handle.best_supported_rsa_hash().await?.flatten() } else { None };

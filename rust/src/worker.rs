@@ -156,31 +156,31 @@ impl Worker {
 
     fn read(&self, mut inlet: Inlet) -> Result<(), SessionError> {
         loop {
-                match inlet.next()? {
-                    Event::Message(Body::Task, task) => {
-                        let mut tasks = lock(&self.shared.tasks);
-                        tasks.queue.push_back(task);
-                        // One is enough: whoever takes a task wakes the next while there are more.
-                        if tasks.queue.len() == 1 && tasks.idle > 0 {
-                            self.shared.task_ready.notify_one();
-                        }
+            match inlet.next()? {
+                Event::Message(Body::Task, task) => {
+                    let mut tasks = lock(&self.shared.tasks);
+                    tasks.queue.push_back(task);
+                    // One is enough: whoever takes a task wakes the next while there are more.
+                    if tasks.queue.len() == 1 && tasks.idle > 0 {
+                        self.shared.task_ready.notify_one();
                     }
-                    Event::Control(Control::Heartbeat { lease_ms, .. }) => {
-                        *lock(&self.shared.lease) = Instant::now() + Duration::from_millis(lease_ms);
-                    }
-                    Event::Control(Control::Cancel(id)) => {
-                        if self.unqueue(id.task) {
-                            self.report(lock(&self.shared.results), Message::cancelled(id));
-                        }
-                    }
-                    Event::Control(Control::Recall(id)) => {
-                        let answer = if self.unqueue(id.task) { Control::Returned(id) } else { Control::Kept(id) };
-                        lock(&self.shared.results).control(answer);
-                        self.shared.result_ready.notify_one();
-                    }
-                    Event::Control(Control::Goodbye(_)) => return Ok(()),
-                    Event::Control(_) | Event::Message(..) => {}
                 }
+                Event::Control(Control::Heartbeat { lease_ms, .. }) => {
+                    *lock(&self.shared.lease) = Instant::now() + Duration::from_millis(lease_ms);
+                }
+                Event::Control(Control::Cancel(id)) => {
+                    if self.unqueue(id.task) {
+                        self.report(lock(&self.shared.results), Message::cancelled(id));
+                    }
+                }
+                Event::Control(Control::Recall(id)) => {
+                    let answer = if self.unqueue(id.task) { Control::Returned(id) } else { Control::Kept(id) };
+                    lock(&self.shared.results).control(answer);
+                    self.shared.result_ready.notify_one();
+                }
+                Event::Control(Control::Goodbye(_)) => return Ok(()),
+                Event::Control(_) | Event::Message(..) => {}
+            }
         }
     }
 

@@ -1,0 +1,62 @@
+//! A node without Python, for the tests: an agent on its standard input and output, and the worker that it starts.
+//!
+//! The worker answers each task with its own parts. The tag says what else it does: 1 sleeps for the task's `nanos`,
+//! 2 ends the process with status 3, 3 kills it.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use skyward_lite::agent::{self, AgentSpec};
+use skyward_lite::frame::{Message, Tag};
+use skyward_lite::worker::Worker;
+
+type Fallible = Result<(), Box<dyn std::error::Error>>;
+
+fn worker() -> Fallible {
+    let (worker, setup) = Worker::start(UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?))?;
+    worker.ready()?;
+    let threads: Vec<_> = (0..setup.slots)
+        .map(|_| {
+            let worker = worker.clone();
+            std::thread::spawn(move || {
+                loop {
+                    let Some(Message { id, tag, nanos, parts }) = worker.next(Duration::from_secs(1)) else { continue };
+                    match tag {
+                        1 => std::thread::sleep(Duration::from_nanos(nanos)),
+                        2 => std::process::exit(3),
+                        3 => std::process::abort(),
+                        _ => {}
+                    }
+                    worker.finish(Message { id, tag: Tag::Returned as u8, nanos, parts });
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        drop(thread.join());
+    }
+    Ok(())
+}
+
+fn agent() -> Fallible {
+    let program = std::env::current_exe()?.to_string_lossy().into_owned();
+    let spec = AgentSpec {
+        worker: vec![program, "worker".to_owned()],
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        python: "3.11".to_owned(),
+        epoch: std::process::id().to_string(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(agent::run(tokio::io::stdin(), tokio::io::stdout(), spec))?;
+    // Tokio reads standard input on a thread that cannot be interrupted.
+    std::process::exit(0);
+}
+
+fn main() -> Fallible {
+    match std::env::args().nth(1).as_deref() {
+        Some("agent") => agent(),
+        Some("worker") => worker(),
+        other => Err(format!("usage: echo_node agent|worker (got {other:?})").into()),
+    }
+}

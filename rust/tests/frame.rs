@@ -1,0 +1,348 @@
+//! The codec: what goes in comes out, and what is malformed is named before memory is spent on it.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use skyward_lite::error::FrameError;
+use skyward_lite::frame::{
+    Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, Message, Outgoing, PROTOCOL, Packer,
+    put_preamble,
+};
+use skyward_lite::session::Outbox;
+
+const CAP: usize = 64 << 20;
+
+fn message(task: u64, parts: &[Vec<u8>]) -> Message {
+    let parts = parts.iter().map(|p| Bytes::from(p.clone())).collect();
+    Message { id: Attempt { task, attempt: 1 }, tag: 0, nanos: 7, parts }
+}
+
+fn send(fill: impl FnOnce(&mut Outbox)) -> Vec<u8> {
+    let mut outbox = Outbox::default();
+    fill(&mut outbox);
+    let mut wire = Vec::new();
+    while !outbox.is_empty() {
+        outbox.fill(&mut wire).unwrap();
+    }
+    wire
+}
+
+fn decode(wire: &[u8], step: usize) -> Result<Vec<Event>, FrameError> {
+    let mut decoder = Decoder::new(CAP);
+    let mut events = Vec::new();
+    for piece in wire.chunks(step) {
+        decoder.buffer().extend_from_slice(piece);
+        while let Some(event) = decoder.next()? {
+            events.push(event);
+        }
+    }
+    Ok(events)
+}
+
+fn preamble() -> Vec<u8> {
+    let mut wire = Vec::new();
+    put_preamble(&mut wire);
+    wire
+}
+
+fn block(raw: &[u8]) -> Vec<u8> {
+    let mut wire = preamble();
+    Packer::default().pack(raw, &mut wire);
+    wire
+}
+
+/// A frame as its sender would have to lie to make it.
+fn frame(len: u32, kind: u8, flags: u8, body: &[u8]) -> Vec<u8> {
+    let mut raw = len.to_le_bytes().to_vec();
+    raw.extend([kind, flags, 0, 0]);
+    raw.extend(9_u64.to_le_bytes());
+    raw.extend(body);
+    raw
+}
+
+fn head(tag: u8, lens: &[u64]) -> Vec<u8> {
+    let mut head = vec![tag, 0];
+    head.extend(u16::try_from(lens.len()).unwrap().to_le_bytes());
+    head.extend(0_u64.to_le_bytes());
+    for len in lens {
+        head.extend(len.to_le_bytes());
+    }
+    head
+}
+
+fn message_frame(kind: u8, flags: u8, body: &[u8]) -> Vec<u8> {
+    frame(u32::try_from(body.len()).unwrap(), kind, flags, body)
+}
+
+const TASK: u8 = 11;
+const RESULT: u8 = 12;
+const FIRST: u8 = 1;
+const LAST: u8 = 2;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Messages of any sizes come out whole and equal, however the stream is cut.
+    #[test]
+    fn messages_survive_the_wire(
+        sizes in prop::collection::vec(prop::collection::vec(0_usize..100_000, 0..4), 1..6),
+        step in 1_usize..70_000,
+        seed in any::<u8>(),
+    ) {
+        let messages: Vec<_> = sizes.iter().zip(1_u64..).map(|(parts, task)| {
+            let parts: Vec<Vec<u8>> = parts.iter().map(|&n| {
+                (0..n).map(|i| (i as u8).wrapping_mul(seed).wrapping_add((i >> 8) as u8)).collect()
+            }).collect();
+            message(task, &parts)
+        }).collect();
+        let wire = send(|o| for m in &messages { o.message(Body::Task, m.clone()); });
+        let mut seen: Vec<_> = decode(&wire, step).unwrap().into_iter().map(|event| match event {
+            Event::Message(Body::Task, message) => message,
+            other => panic!("{other:?}"),
+        }).collect();
+        seen.sort_by_key(|m| m.id);
+        prop_assert_eq!(seen, messages);
+    }
+
+    /// No bytes whatever make the decoder panic or take memory that did not arrive.
+    #[test]
+    fn noise_is_an_error_or_nothing(noise in prop::collection::vec(any::<u8>(), 0..4096), step in 1_usize..512) {
+        let mut wire = preamble();
+        wire.extend(&noise);
+        drop(decode(&wire, step));
+        drop(decode(&noise, step));
+        drop(decode(&block(&noise), step));
+    }
+
+    /// A valid stream with one byte changed ends in an error or in events, never in a panic.
+    #[test]
+    fn one_changed_byte_does_no_harm(at in any::<prop::sample::Index>(), to in any::<u8>()) {
+        let mut wire = send(|o| {
+            o.control(Control::Heartbeat { nonce: 1, lease_ms: 2 });
+            o.message(Body::Result, message(1, &[vec![1; 3000], vec![2; 70_000]]));
+        });
+        let at = at.index(wire.len());
+        wire[at] = to;
+        drop(decode(&wire, 1000));
+    }
+}
+
+/// Every control frame comes out as it went in.
+#[test]
+fn control_frames_survive_the_wire() {
+    let id = Attempt { task: u64::MAX, attempt: u16::MAX };
+    let all = vec![
+        Control::Hello(Bytes::from_static(b"{}")),
+        Control::Ready { slots: 7 },
+        Control::Heartbeat { nonce: 3, lease_ms: u64::MAX },
+        Control::Pulse { nonce: 3 },
+        Control::Acknowledge(vec![id, Attempt { task: 0, attempt: 0 }]),
+        Control::Cancel(id),
+        Control::Recall(id),
+        Control::Returned(id),
+        Control::Kept(id),
+        Control::Goodbye(Bytes::from_static(b"why")),
+    ];
+    let wire = send(|o| all.iter().for_each(|c| o.control(c.clone())));
+    let events = decode(&wire, 5).unwrap();
+    assert_eq!(events, all.into_iter().map(Event::Control).collect::<Vec<_>>());
+}
+
+/// More acknowledgements than fit a frame arrive all the same.
+#[test]
+fn many_acknowledgements_become_several_frames() {
+    let ids: Vec<_> = (0..20_000).map(|task| Attempt { task, attempt: 0 }).collect();
+    let wire = send(|o| o.acknowledge(ids.clone()));
+    let mut seen = Vec::new();
+    for event in decode(&wire, 4096).unwrap() {
+        let Event::Control(Control::Acknowledge(some)) = event else { panic!("{event:?}") };
+        seen.extend(some);
+    }
+    assert_eq!(seen, ids);
+}
+
+/// A small task that is queued after a large one arrives long before it; a control frame before both.
+#[test]
+fn small_messages_overtake_large_ones() {
+    let wire = send(|o| {
+        o.message(Body::Task, message(1, &[vec![0; 8 << 20]]));
+        o.message(Body::Task, message(2, &[vec![0; 100]]));
+        o.control(Control::Pulse { nonce: 1 });
+    });
+    let order: Vec<_> = decode(&wire, 4096)
+        .unwrap()
+        .into_iter()
+        .map(|event| match event {
+            Event::Message(_, m) => m.id.task,
+            Event::Control(_) => 0,
+        })
+        .collect();
+    assert_eq!(order, [0, 2, 1]);
+}
+
+/// Two large messages share the line: the shorter one is not behind all of the longer one.
+#[test]
+fn large_messages_are_interleaved() {
+    let wire = send(|o| {
+        o.message(Body::Task, message(1, &[vec![0; 8 << 20]]));
+        o.message(Body::Task, message(2, &[vec![0; 1 << 20]]));
+    });
+    let Event::Message(_, first) = &decode(&wire, 4096).unwrap()[0] else { panic!() };
+    assert_eq!(first.id.task, 2);
+}
+
+/// Compressible data shrinks on the wire; incompressible data grows by headers only.
+#[test]
+fn compression_is_used_where_it_pays() {
+    let zeros = send(|o| o.message(Body::Task, message(1, &[vec![0; 1 << 20]])));
+    assert!(zeros.len() < 1 << 14, "{}", zeros.len());
+    let mut state = 1_u64;
+    let random: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(1 << 20)
+    .collect();
+    let wire = send(|o| o.message(Body::Task, message(1, &[random])));
+    assert!(wire.len() < (1 << 20) + (1 << 11), "{}", wire.len());
+}
+
+/// What a login shell printed before the protocol is skipped and kept for messages.
+#[test]
+fn noise_before_the_magic_is_skipped() {
+    let mut wire = b"Welcome to host\nmagic \0SKYWARD-LITE? not yet\n".to_vec();
+    wire.extend(send(|o| o.control(Control::Pulse { nonce: 1 })));
+    assert_eq!(decode(&wire, 3).unwrap(), [Event::Control(Control::Pulse { nonce: 1 })]);
+}
+
+/// Every proper prefix of a stream yields no error and no event that is not whole.
+#[test]
+fn truncation_at_every_byte_waits_for_more() {
+    let wire = send(|o| {
+        o.control(Control::Pulse { nonce: 1 });
+        o.message(Body::Task, message(1, &[b"abc".repeat(300), vec![]]));
+    });
+    let whole = decode(&wire, wire.len()).unwrap();
+    for cut in 0..wire.len() {
+        let events = decode(&wire[..cut], 64).unwrap();
+        assert!(events.len() < whole.len() && whole.starts_with(&events), "cut at {cut}");
+    }
+}
+
+macro_rules! malformed {
+    ($($name:ident: $wire:expr => $error:pat,)*) => {$(
+        #[test]
+        fn $name() {
+            let error = decode(&$wire, 1000).expect_err("accepted");
+            assert!(matches!(error, $error), "{error:?}");
+            assert!(!error.to_string().is_empty());
+        }
+    )*};
+}
+
+malformed! {
+    only_noise: vec![b'x'; MAX_NOISE + 64] => FrameError::NoMagic { .. },
+    magic_after_too_much_noise: [vec![b'x'; MAX_NOISE + 1], preamble()].concat() => FrameError::NoMagic { .. },
+    another_version: [MAGIC.to_vec(), (PROTOCOL + 1).to_le_bytes().to_vec()].concat() => FrameError::Version { .. },
+    block_over_the_cap: [preamble(), vec![0xff; 8]].concat() => FrameError::TooLong { what: "block", .. },
+    empty_block: [preamble(), vec![0; 8]].concat() => FrameError::TooLong { what: "block", .. },
+    raw_block_of_two_lengths: [preamble(), vec![4, 0, 0, 0, 5, 0, 0, 0]].concat() => FrameError::BadBlock { .. },
+    packed_block_that_grew: [preamble(), vec![9, 0, 0, 0x80, 5, 0, 0, 0]].concat() => FrameError::BadBlock { .. },
+    lz4_garbage: [preamble(), vec![4, 0, 0, 0x80, 40, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]].concat() => FrameError::Lz4(_),
+    lz4_offset_before_the_start:
+        [preamble(), vec![4, 0, 0, 0x80, 40, 0, 0, 0, 0x10, b'a', 0xff, 0xff]].concat() => FrameError::Lz4(_),
+    lz4_shorter_than_declared:
+        [preamble(), vec![3, 0, 0, 0x80, 40, 0, 0, 0, 0x20, b'a', b'b']].concat() => FrameError::Lz4(_),
+    lz4_bomb: {
+        // One literal and a match that repeats it for ever: more than a block may have, under a small declared size.
+        let mut bomb = vec![0x1f, b'a', 1, 0];
+        bomb.extend(vec![0xff; 4000]);
+        bomb.push(0);
+        let mut wire = preamble();
+        wire.extend((u32::try_from(bomb.len()).unwrap() | 1 << 31).to_le_bytes());
+        wire.extend(u32::try_from(MAX_BLOCK).unwrap().to_le_bytes());
+        wire.extend(bomb);
+        wire
+    } => FrameError::Lz4(_),
+    half_a_frame_header: block(&[1, 2, 3]) => FrameError::Truncated("frame header"),
+    frame_of_4_gib: block(&frame(u32::MAX, TASK, 0, &[])) => FrameError::TooLong { what: "frame", .. },
+    frame_over_the_cap: block(&frame(u32::try_from(MAX_BODY).unwrap() + 1, 1, 0, &[0; 100])) => FrameError::TooLong { .. },
+    frame_beyond_its_block: block(&frame(50, 1, 0, &[0; 49])) => FrameError::Truncated("frame body"),
+    unknown_kind: block(&frame(0, 99, 0, &[])) => FrameError::UnknownKind(99),
+    kind_zero: block(&frame(0, 0, 0, &[])) => FrameError::UnknownKind(0),
+    unknown_flag: block(&frame(0, TASK, 0x80, &[])) => FrameError::BadFlags(0x80),
+    flag_on_a_control_frame: block(&frame(0, 4, FIRST, &[])) => FrameError::BadFlags(FIRST),
+    body_where_there_is_none: block(&frame(1, 4, 0, &[0])) => FrameError::BadBody(_),
+    short_heartbeat: block(&frame(7, 3, 0, &[0; 7])) => FrameError::BadBody("heartbeat"),
+    uneven_acknowledgement: block(&frame(11, 6, 0, &[0; 11])) => FrameError::BadBody("acknowledgement"),
+    unknown_tag: block(&message_frame(RESULT, FIRST | LAST, &head(77, &[]))) => FrameError::BadTag(77),
+    no_message_head: block(&frame(3, TASK, FIRST, &[0; 3])) => FrameError::Truncated("message head"),
+    too_many_parts: block(&message_frame(TASK, FIRST, &head(0, &[0; 2000]))) => FrameError::TooLong { what: "list of parts", .. },
+    missing_part_lengths: {
+        let mut body = head(0, &[1, 1]);
+        body.truncate(20);
+        block(&message_frame(TASK, FIRST, &body))
+    } => FrameError::Truncated("message head"),
+    message_over_the_cap: block(&message_frame(TASK, FIRST, &head(0, &[CAP as u64, 1]))) => FrameError::TooLong { what: "message", .. },
+    lengths_that_overflow: block(&message_frame(TASK, FIRST, &head(0, &[u64::MAX, 2]))) => FrameError::TooLong { .. },
+    message_shorter_than_its_head: block(&message_frame(TASK, FIRST | LAST, &head(0, &[5]))) => FrameError::Truncated("message"),
+    message_longer_than_its_head:
+        block(&message_frame(TASK, FIRST | LAST, &[head(0, &[1]), vec![0; 2]].concat())) => FrameError::BadBody("message"),
+    chunk_longer_than_its_head:
+        block(&message_frame(TASK, FIRST, &[head(0, &[1]), vec![0; 2]].concat())) => FrameError::BadBody("message"),
+    chunk_without_a_beginning: block(&message_frame(TASK, LAST, &[1])) => FrameError::BadSequence(_),
+    message_that_begins_twice: {
+        let first = message_frame(TASK, FIRST, &[head(0, &[9]), vec![0; 2]].concat());
+        block(&[first.clone(), first].concat())
+    } => FrameError::BadSequence(_),
+    message_that_ends_early: {
+        let first = message_frame(TASK, FIRST, &[head(0, &[9]), vec![0; 2]].concat());
+        block(&[first, message_frame(TASK, LAST, &[0])].concat())
+    } => FrameError::Truncated("message"),
+    too_many_open_messages: {
+        let mut wire = preamble();
+        let mut packer = Packer::default();
+        for task in 0..5000_u64 {
+            let mut raw = message_frame(TASK, FIRST, &head(0, &[9]));
+            raw[8..16].copy_from_slice(&task.to_le_bytes());
+            packer.pack(&raw, &mut wire);
+        }
+        wire
+    } => FrameError::BadSequence(_),
+}
+
+/// A message that declares gigabytes and sends a few bytes costs a few bytes.
+#[test]
+fn declared_sizes_are_not_allocated() {
+    let mut decoder = Decoder::new(usize::MAX);
+    for task in 0..4000_u64 {
+        let mut raw = message_frame(TASK, FIRST, &[head(0, &[1 << 40]), vec![0; 1]].concat());
+        raw[8..16].copy_from_slice(&task.to_le_bytes());
+        if task == 0 {
+            put_preamble_into(&mut decoder);
+        }
+        let mut wire = Vec::new();
+        Packer::default().pack(&raw, &mut wire);
+        decoder.buffer().extend_from_slice(&wire);
+        assert_eq!(decoder.next().unwrap(), None);
+    }
+    // 4000 open messages of a declared terabyte each; what was set aside for them is 1 MiB of address space each.
+}
+
+fn put_preamble_into(decoder: &mut Decoder) {
+    decoder.buffer().extend_from_slice(&preamble());
+}
+
+/// A message is cut so that no chunk makes others wait for more than 32 KiB.
+#[test]
+fn chunks_are_at_most_32_kib() {
+    let mut outgoing = Outgoing::new(Body::Task, message(1, &[vec![1; 1 << 20]]));
+    loop {
+        let mut raw = Vec::new();
+        let last = outgoing.put_chunk(&mut raw);
+        assert!(raw.len() <= 32 * 1024, "{}", raw.len());
+        if last {
+            break;
+        }
+    }
+}

@@ -1,0 +1,481 @@
+//! The client against real peers: the embedded server, and OpenSSH's `sshd` on loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::{PrivateKey, PublicKey};
+use skyward_lite::agent::{self, AgentSpec};
+use skyward_lite::frame::{Attempt, Message, Tag};
+use skyward_lite::pool::{Endpoint, Node, NodeSpec, NodeState, Pool};
+use skyward_lite::server;
+use skyward_lite::session::{ClientHello, MAX_MESSAGE, WorkerSpec};
+use skyward_lite::ssh::{Target, new_key};
+
+/// Bound on everything here: a hang is a failure with a name.
+const BOUND: Duration = Duration::from_secs(60);
+
+fn echo_node() -> String {
+    // target/release/deps/peers-… → target/release/examples/echo_node
+    let exe = std::env::current_exe().unwrap();
+    exe.ancestors().nth(2).unwrap().join("examples/echo_node").to_string_lossy().into_owned()
+}
+
+fn hello(slots: usize, processes: bool) -> ClientHello {
+    ClientHello {
+        version: "0".to_owned(),
+        run: "test".to_owned(),
+        python: "3.11".to_owned(),
+        lease_ms: 60_000,
+        worker: WorkerSpec {
+            concurrency: Some(slots),
+            processes,
+            env: BTreeMap::new(),
+            sys_path: Vec::new(),
+            preload: Vec::new(),
+            max_payload: MAX_MESSAGE,
+        },
+    }
+}
+
+fn agent_spec(python: &str) -> AgentSpec {
+    AgentSpec {
+        worker: vec![echo_node(), "worker".to_owned()],
+        version: "0".to_owned(),
+        python: python.to_owned(),
+        epoch: "1".to_owned(),
+    }
+}
+
+fn spec(endpoint: Endpoint, key: PrivateKey, host_keys: Vec<PublicKey>, hello: ClientHello) -> NodeSpec {
+    let user = std::env::var("USER").unwrap_or_else(|_| "root".to_owned());
+    let command = format!("{} agent", echo_node());
+    let target = Target { user, key, host_keys, command, timeout: Duration::from_secs(20) };
+    NodeSpec { name: "n".to_owned(), endpoint, target, hello, ready_timeout: BOUND }
+}
+
+/// An embedded server and its agent, on a thread of this process.
+fn embedded(hello: ClientHello, python: &'static str) -> NodeSpec {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (host_key, user_key) = (new_key().unwrap(), new_key().unwrap());
+    let host_public = host_key.public_key().clone();
+    let authorized = user_key.public_key().clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        drop(runtime.block_on(async {
+            theirs.set_nonblocking(true).unwrap();
+            let socket = tokio::net::UnixStream::from_std(theirs).unwrap();
+            let accepted = server::accept(socket, host_key, authorized, Duration::from_secs(20)).await.unwrap();
+            let (from, to) = tokio::io::split(accepted.stream);
+            agent::run(from, to, agent_spec(python)).await
+        }));
+    });
+    spec(Endpoint::Socket(ours), user_key, vec![host_public], hello)
+}
+
+/// An `sshd` of our own on loopback, ended when dropped.
+struct Sshd {
+    child: Child,
+    port: u16,
+    directory: PathBuf,
+    host_key: PrivateKey,
+    user_key: PrivateKey,
+}
+
+impl Sshd {
+    fn start(extra: &str) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let directory = std::env::temp_dir().join(format!("skyward-sshd-{}-{port}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let (host_key, user_key) = (new_key().unwrap(), new_key().unwrap());
+        let write = |name: &str, text: &str| {
+            let path = directory.join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            path.display().to_string()
+        };
+        let host = write("host_key", &host_key.to_openssh(LineEnding::LF).unwrap());
+        let authorized = write("authorized_keys", &user_key.public_key().to_openssh().unwrap());
+        let config = write(
+            "sshd_config",
+            &format!(
+                "ListenAddress 127.0.0.1\nPort {port}\nHostKey {host}\nAuthorizedKeysFile {authorized}\n\
+                 PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n{extra}\n"
+            ),
+        );
+        if Path::new("/run").is_dir() {
+            // Debian's sshd wants its privilege separation directory, which only its init script makes.
+            drop(std::fs::create_dir("/run/sshd"));
+        }
+        let sshd = ["/usr/sbin/sshd", "/usr/bin/sshd"].into_iter().find(|p| Path::new(p).exists());
+        let sshd = sshd.expect("sshd is needed for this test: install openssh-server");
+        let child = Command::new(sshd)
+            .args(["-D", "-e", "-f", &config])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("sshd does not start");
+        let mut sshd = Self { child, port, directory, host_key, user_key };
+        let mut log = BufReader::new(sshd.child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("Server listening") {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).unwrap(), 0, "sshd ended before it listened");
+        }
+        // Keep the pipe drained, or sshd would block on it.
+        std::thread::spawn(move || drop(log.read_to_end(&mut Vec::new())));
+        sshd
+    }
+
+    fn node(&self, hello: ClientHello) -> NodeSpec {
+        let host = vec![self.host_key.public_key().clone()];
+        spec(Endpoint::Address("127.0.0.1".to_owned(), self.port), self.user_key.clone(), host, hello)
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+}
+
+fn await_nodes(pool: &Pool, settled: impl Fn(&Node) -> bool) -> Vec<Node> {
+    let by = Instant::now() + BOUND;
+    loop {
+        let nodes = pool.nodes();
+        if nodes.iter().all(&settled) {
+            return nodes;
+        }
+        assert!(Instant::now() < by, "{nodes:?}");
+        let seen: Vec<_> = nodes.into_iter().map(|n| n.state).collect();
+        drop(pool.wait_for_change(&seen, Duration::from_secs(1)));
+    }
+}
+
+fn ready(specs: Vec<NodeSpec>) -> Pool {
+    let pool = Pool::new(3, MAX_MESSAGE).unwrap();
+    for spec in specs {
+        pool.add_node(spec);
+    }
+    let nodes = await_nodes(&pool, |n| n.state != NodeState::Connecting);
+    assert!(nodes.iter().all(|n| n.state == NodeState::Ready), "{nodes:?}");
+    pool
+}
+
+fn lost(spec: NodeSpec) -> String {
+    let pool = Pool::new(3, MAX_MESSAGE).unwrap();
+    pool.add_node(spec);
+    match &await_nodes(&pool, |n| matches!(n.state, NodeState::Lost(_)))[0].state {
+        NodeState::Lost(why) => why.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn task(n: u64, tag: u8, parts: Vec<Bytes>) -> Message {
+    Message { id: Attempt { task: n, attempt: 0 }, tag, nanos: 0, parts }
+}
+
+/// Wait until `count` tasks have ended; each exactly once.
+fn collect(pool: &Pool, count: usize) -> HashMap<u64, Message> {
+    let mut by = Instant::now() + BOUND;
+    let mut ended = HashMap::new();
+    while ended.len() < count {
+        for message in pool.finished(Duration::from_secs(1)).expect("closed") {
+            by = Instant::now() + BOUND;
+            assert!(ended.insert(message.id.task, message).is_none(), "ended twice");
+        }
+        assert!(Instant::now() < by, "{} of {count} tasks ended", ended.len());
+    }
+    ended
+}
+
+fn echoes(pool: &Pool) {
+    let parts =
+        |n: u64| vec![Bytes::from(n.to_string()), Bytes::from(vec![7; (n as usize % 7) * 30_000]), Bytes::new()];
+    (0..500).for_each(|n| pool.submit(task(n, 0, parts(n))));
+    for (n, message) in collect(pool, 500) {
+        assert_eq!(message.tag, Tag::Returned as u8);
+        assert_eq!(message.parts, parts(n));
+    }
+}
+
+/// Both directions full of incompressible data: client, agent and workers all go on.
+fn saturate(pool: &Pool, bytes: usize) {
+    const SIZE: usize = 16 << 20;
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32).to_le_bytes()
+    })
+    .flatten()
+    .take(SIZE)
+    .collect();
+    let noise = Bytes::from(noise);
+    let count = bytes / SIZE;
+    (0..count as u64).for_each(|n| pool.submit(task(n, 0, vec![noise.clone()])));
+    let mut ended = 0;
+    let mut by = Instant::now() + BOUND;
+    while ended < count {
+        for message in pool.finished(Duration::from_secs(1)).expect("closed") {
+            assert!(message.parts[0] == noise, "task {} came back changed", message.id.task);
+            ended += 1;
+            by = Instant::now() + BOUND;
+        }
+        assert!(Instant::now() < by, "{ended} of {count} came back");
+    }
+    assert!(pool.nodes().iter().all(|n| n.state == NodeState::Ready), "{:?}", pool.nodes());
+}
+
+/// The embedded server: the same bytes come back, whatever their size.
+#[test]
+fn embedded_node_runs_tasks() {
+    let pool = ready(vec![embedded(hello(4, false), "3.11"), embedded(hello(2, true), "3.11")]);
+    assert_eq!(pool.nodes().iter().map(|n| n.slots).sum::<usize>(), 6);
+    echoes(&pool);
+}
+
+/// OpenSSH: the same, over a real `sshd`.
+#[test]
+fn openssh_node_runs_tasks() {
+    let sshd = Sshd::start("");
+    let pool = ready(vec![sshd.node(hello(4, false))]);
+    echoes(&pool);
+    assert!(pool.nodes()[0].rtt < Duration::from_secs(1));
+}
+
+/// A server without forwarding and with a banner is a node like any other.
+#[test]
+fn openssh_without_forwarding_is_enough() {
+    let sshd = Sshd::start("AllowTcpForwarding no\nAllowStreamLocalForwarding no\nBanner /etc/passwd\nMaxSessions 1");
+    echoes(&ready(vec![sshd.node(hello(2, false))]));
+}
+
+/// 2 GiB each way over the embedded server, across several rekeys.
+#[test]
+fn embedded_duplex_saturation() {
+    saturate(&ready(vec![embedded(hello(4, false), "3.11")]), 2 << 30);
+}
+
+/// 256 MiB each way over OpenSSH.
+#[test]
+fn openssh_duplex_saturation() {
+    let sshd = Sshd::start("");
+    saturate(&ready(vec![sshd.node(hello(4, true))]), 256 << 20);
+}
+
+/// A host that shows another key than the expected one gets nothing and is named with both fingerprints.
+#[test]
+fn another_host_key_is_refused() {
+    let sshd = Sshd::start("");
+    let mut node = sshd.node(hello(1, false));
+    let other = new_key().unwrap().public_key().clone();
+    node.target.host_keys = vec![other.clone()];
+    let why = lost(node);
+    let shown = |k: &PublicKey| k.fingerprint(russh::keys::HashAlg::Sha256).to_string();
+    assert!(why.contains("host key") && why.contains(&shown(&other)), "{why}");
+    assert!(why.contains(&shown(sshd.host_key.public_key())), "{why}");
+}
+
+/// A key that the host does not know is an authentication error, not a retry loop.
+#[test]
+fn an_unknown_user_key_is_refused() {
+    let sshd = Sshd::start("");
+    let mut node = sshd.node(hello(1, false));
+    node.target.key = new_key().unwrap();
+    let why = lost(node);
+    assert!(why.contains("authentication") && why.contains("publickey"), "{why}");
+    let mut node = embedded(hello(1, false), "3.11");
+    node.target.key = new_key().unwrap();
+    assert!(lost(node).contains("authentication"));
+}
+
+/// A server that accepts and then says nothing is given up at the deadline.
+#[test]
+fn a_stalled_server_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let key = new_key().unwrap();
+    let host = vec![key.public_key().clone()];
+    let port = listener.local_addr().unwrap().port();
+    let mut node = spec(Endpoint::Address("127.0.0.1".to_owned(), port), key, host, hello(1, false));
+    node.target.timeout = Duration::from_millis(300);
+    let why = lost(node);
+    assert!(why.contains("more than"), "{why}");
+}
+
+/// Nobody listens: the reason is the operating system's.
+#[test]
+fn a_closed_port_is_named() {
+    let key = new_key().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let host = vec![key.public_key().clone()];
+    let why = lost(spec(Endpoint::Address("127.0.0.1".to_owned(), port), key, host, hello(1, false)));
+    assert!(why.contains("refused"), "{why}");
+}
+
+/// A command that does not exist on the host ends with the session, without a hang.
+#[test]
+fn a_missing_command_is_a_lost_node() {
+    let sshd = Sshd::start("");
+    let mut node = sshd.node(hello(1, false));
+    node.target.command = "echo hello from the shell; exec /nonexistent".to_owned();
+    let why = lost(node);
+    assert!(why.contains("without a goodbye") && why.contains("hello from the shell"), "{why}");
+}
+
+/// What a login shell prints first is skipped.
+#[test]
+fn a_noisy_shell_does_no_harm() {
+    let sshd = Sshd::start("");
+    let mut node = sshd.node(hello(1, false));
+    node.target.command = format!("echo; seq 1 5000; {} agent", echo_node());
+    echoes(&ready(vec![node]));
+}
+
+/// Another Python is refused at hello, with both versions.
+#[test]
+fn another_python_is_refused() {
+    let why = lost(embedded(hello(1, false), "3.12"));
+    assert!(why.contains("3.11") && why.contains("3.12"), "{why}");
+}
+
+/// A worker that cannot start fails the node, with its exit status.
+#[test]
+fn a_worker_that_does_not_start_fails_the_node() {
+    let mut hello = hello(1, false);
+    hello.worker.env.insert("LD_PRELOAD".to_owned(), String::new());
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (host_key, user_key) = (new_key().unwrap(), new_key().unwrap());
+    let (host, authorized) = (host_key.public_key().clone(), user_key.public_key().clone());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        drop(runtime.block_on(async {
+            theirs.set_nonblocking(true).unwrap();
+            let socket = tokio::net::UnixStream::from_std(theirs).unwrap();
+            let accepted = server::accept(socket, host_key, authorized, BOUND).await.unwrap();
+            let (from, to) = tokio::io::split(accepted.stream);
+            let worker = vec!["sh".to_owned(), "-c".to_owned(), "exit 7".to_owned()];
+            agent::run(from, to, AgentSpec { worker, ..agent_spec("3.11") }).await
+        }));
+    });
+    let why = lost(spec(Endpoint::Socket(ours), user_key, vec![host], hello));
+    assert!(why.contains("status 7"), "{why}");
+}
+
+/// A worker process that dies fails what it may have been running, and is replaced.
+#[test]
+fn a_dead_worker_is_named_and_replaced() {
+    for processes in [false, true] {
+        let pool = ready(vec![embedded(hello(1, processes), "3.11")]);
+        for (n, (tag, says)) in [(2, "status 3"), (3, "SIGABRT")].into_iter().enumerate() {
+            let n = n as u64 * 2;
+            pool.submit(task(n, tag, vec![]));
+            pool.submit(task(n + 1, 0, vec![Bytes::from_static(b"later")]));
+            let ended = collect(&pool, 2);
+            let crash = &ended[&n];
+            assert_eq!(crash.tag, Tag::Crashed as u8);
+            assert!(String::from_utf8_lossy(&crash.parts[0]).contains(says), "{crash:?}");
+            assert_eq!(ended[&(n + 1)].tag, Tag::Returned as u8);
+        }
+    }
+}
+
+/// Tasks of a lost node run on the others; without others they end with its name.
+#[test]
+fn a_lost_nodes_tasks_run_elsewhere() {
+    let mut sshd = Some(Sshd::start(""));
+    let node = sshd.as_ref().unwrap().node(hello(2, false));
+    let pool = ready(vec![node, embedded(hello(2, false), "3.11")]);
+    let sleep = |n| Message { nanos: 300_000_000, ..task(n, 1, vec![]) };
+    (0..8).for_each(|n| pool.submit(sleep(n)));
+    // Its connections live in children of the listening process: end those of this sshd only.
+    let children = Command::new("pkill").args(["-9", "-P", &sshd.as_ref().unwrap().child.id().to_string()]).status();
+    assert!(children.unwrap().success());
+    assert!(collect(&pool, 8).values().all(|m| m.tag == Tag::Returned as u8));
+    assert_eq!(pool.nodes().iter().filter(|n| n.state == NodeState::Ready).count(), 1);
+    drop(sshd.take());
+    drop(pool);
+
+    let sshd = Sshd::start("");
+    let pool = ready(vec![sshd.node(hello(2, false))]);
+    (0..8).for_each(|n| pool.submit(sleep(n)));
+    Command::new("pkill").args(["-9", "-P", &sshd.child.id().to_string()]).status().unwrap();
+    let ended = collect(&pool, 8);
+    assert!(ended.values().all(|m| m.tag == Tag::NodeLost as u8), "{ended:?}");
+    pool.submit(task(9, 0, vec![]));
+    assert_eq!(collect(&pool, 1)[&9].tag, Tag::NodeLost as u8);
+}
+
+/// Cancelled tasks never start, wherever they wait; running ones end as they would.
+#[test]
+fn cancelled_tasks_do_not_start() {
+    let pool = ready(vec![embedded(hello(1, false), "3.11")]);
+    let sleep = |n| Message { nanos: 200_000_000, ..task(n, 1, vec![]) };
+    (0..10).for_each(|n| pool.submit(sleep(n)));
+    // Wait for the first result, so that the second task is running for certain.
+    let first = collect(&pool, 1);
+    assert!(first.contains_key(&0));
+    let dropped = (2..10).filter(|&n| pool.cancel(n)).count();
+    let ended = collect(&pool, 9 - dropped);
+    assert_eq!(ended[&1].tag, Tag::Returned as u8);
+    assert!(ended.iter().all(|(&n, m)| n == 1 || m.tag == Tag::Cancelled as u8), "{ended:?}");
+    assert_eq!(pool.counts(), (0, 0));
+}
+
+/// An idle node gets what a loaded one has not started.
+#[test]
+fn work_moves_to_an_idle_node() {
+    let pool = ready(vec![embedded(hello(2, false), "3.11")]);
+    let sleep = |n| Message { nanos: 500_000_000, ..task(n, 1, vec![]) };
+    (0..4).for_each(|n| pool.submit(sleep(n)));
+    assert_eq!(pool.counts().0, 4);
+    pool.add_node(embedded(hello(2, true), "3.11"));
+    let ended = collect(&pool, 4);
+    assert!(ended.values().all(|m| m.tag == Tag::Returned as u8));
+    assert_eq!(pool.counts(), (0, 0));
+}
+
+/// Closing cancels what is left, and a closed pool says so.
+#[test]
+fn closing_ends_every_task() {
+    let pool = ready(vec![embedded(hello(1, false), "3.11")]);
+    (0..5).for_each(|n| pool.submit(Message { nanos: 60_000_000_000, ..task(n, 1, vec![]) }));
+    pool.close();
+    let ended = pool.finished(Duration::ZERO).unwrap();
+    assert_eq!(ended.len(), 5);
+    assert!(ended.iter().all(|m| m.tag == Tag::Cancelled as u8));
+    assert_eq!(pool.finished(Duration::ZERO), None);
+    pool.submit(task(6, 0, vec![]));
+    assert!(pool.nodes().iter().all(|n| n.state == NodeState::Closed), "{:?}", pool.nodes());
+}
+
+/// The stream of a refused connection carried nothing but the key exchange.
+#[test]
+fn nothing_is_sent_before_the_host_is_verified() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let key = new_key().unwrap();
+    let host = vec![key.public_key().clone()];
+    let port = listener.local_addr().unwrap().port();
+    let mut node = spec(Endpoint::Address("127.0.0.1".to_owned(), port), key, host, hello(1, false));
+    node.target.timeout = Duration::from_secs(1);
+    node.target.command = "SECRET-COMMAND".to_owned();
+    let reader = std::thread::spawn(move || {
+        let (mut stream, _): (TcpStream, _) = listener.accept().unwrap();
+        let mut sent = Vec::new();
+        stream.set_read_timeout(Some(BOUND)).unwrap();
+        drop(stream.read_to_end(&mut sent));
+        sent
+    });
+    lost(node);
+    let sent = reader.join().unwrap();
+    assert!(sent.starts_with(b"SSH-2.0-") && sent.len() < 4096, "{} bytes", sent.len());
+    assert!(!sent.windows(6).any(|w| w == b"SECRET"));
+}

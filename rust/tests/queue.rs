@@ -1,0 +1,221 @@
+//! The scheduler, without a socket or a clock of its own.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use skyward_lite::frame::{Attempt, Message};
+use skyward_lite::queue::{Cancelled, Queue, WINDOW};
+
+fn id(task: u64) -> Attempt {
+    Attempt { task, attempt: 0 }
+}
+
+fn task(n: u64) -> Message {
+    Message { id: id(n), tag: 0, nanos: 0, parts: vec![Bytes::from_static(b"x")] }
+}
+
+fn queue(peers: &[(usize, usize)], tasks: u64) -> Queue {
+    let mut queue = Queue::default();
+    for &(peer, slots) in peers {
+        queue.add_peer(peer, slots, Instant::now());
+    }
+    (0..tasks).for_each(|n| queue.push(task(n)));
+    queue
+}
+
+fn assign_all(queue: &mut Queue) -> Vec<(usize, u64)> {
+    std::iter::from_fn(|| queue.assign()).map(|(peer, message)| (peer, message.id.task)).collect()
+}
+
+/// Tasks leave in the order in which they came.
+#[test]
+fn first_in_first_out() {
+    let mut queue = queue(&[(1, 10)], 10);
+    assert_eq!(assign_all(&mut queue), (0..10).map(|n| (1, n)).collect::<Vec<_>>());
+}
+
+/// Every slot of every peer is filled before any peer gets a task in advance.
+#[test]
+fn slots_before_prefetch() {
+    let mut queue = queue(&[(1, 2), (2, 6)], 8);
+    let mut count = HashMap::new();
+    for (peer, _) in assign_all(&mut queue) {
+        *count.entry(peer).or_insert(0) += 1;
+    }
+    assert_eq!(count, HashMap::from([(1, 2), (2, 6)]));
+}
+
+/// A peer holds its slots and as much again, and the rest waits.
+#[test]
+fn prefetch_is_bounded() {
+    let mut queue = queue(&[(1, 5)], 100);
+    assert_eq!(assign_all(&mut queue).len(), 10);
+    assert_eq!(queue.waiting(), 90);
+}
+
+/// Large payloads fill a peer's slots whatever their size, but are not sent in advance beyond the window.
+#[test]
+fn prefetch_is_bounded_in_bytes() {
+    let mut queue = queue(&[(1, 4)], 0);
+    let large = Bytes::from(vec![0; WINDOW / 6]);
+    for n in 0..20 {
+        queue.push(Message { parts: vec![large.clone()], ..task(n) });
+    }
+    assert_eq!(assign_all(&mut queue).len(), 6);
+    let huge = Bytes::from(vec![0; WINDOW + 1]);
+    let mut queue = self::queue(&[(1, 4)], 0);
+    for n in 0..20 {
+        queue.push(Message { parts: vec![huge.clone()], ..task(n) });
+    }
+    assert_eq!(assign_all(&mut queue).len(), 4);
+}
+
+/// A longer round trip at a high rate asks for more tasks in advance.
+#[test]
+fn prefetch_follows_the_round_trip() {
+    let start = Instant::now();
+    let mut queue = queue(&[(1, 2)], 10_000);
+    queue.set_rtt(1, Duration::from_millis(80));
+    let mut sent = assign_all(&mut queue);
+    let (before, mut most) = (sent.len(), 0);
+    for round in 1..=12_u32 {
+        for (peer, n) in sent {
+            assert!(queue.done(peer, id(n), start + Duration::from_millis(10) * round));
+        }
+        sent = assign_all(&mut queue);
+        most = most.max(sent.len());
+    }
+    assert!(most > 4 * before, "{before} then {most}");
+}
+
+/// An answer from the wrong peer, of another attempt, or a second time is not an end.
+#[test]
+fn stale_answers_are_refused() {
+    let now = Instant::now();
+    let mut queue = queue(&[(1, 1), (2, 1)], 1);
+    assert_eq!(queue.assign().map(|(peer, _)| peer), Some(1));
+    assert!(!queue.done(2, id(0), now));
+    assert!(!queue.done(1, Attempt { task: 0, attempt: 1 }, now));
+    assert!(!queue.done(1, id(5), now));
+    assert!(queue.done(1, id(0), now));
+    assert!(!queue.done(1, id(0), now));
+    assert!(queue.is_empty());
+}
+
+/// What a lost peer held runs elsewhere, in its old order, ahead of what waits, as another attempt.
+#[test]
+fn a_lost_peers_tasks_go_first() {
+    let mut queue = queue(&[(1, 2)], 6);
+    assert_eq!(assign_all(&mut queue).len(), 4);
+    for task in queue.remove_peer(1).into_iter().rev() {
+        assert!(queue.retry(task, 2));
+    }
+    queue.add_peer(2, 10, Instant::now());
+    assert_eq!(assign_all(&mut queue), (0..6).map(|n| (2, n)).collect::<Vec<_>>());
+    assert!(!queue.done(2, id(0), Instant::now()));
+    assert!(queue.done(2, Attempt { task: 0, attempt: 1 }, Instant::now()));
+    for task in queue.remove_peer(2).into_iter().filter(|&t| t < 4) {
+        assert!(!queue.retry(task, 2), "the budget is two attempts");
+        assert!(queue.remove(task).is_some());
+    }
+}
+
+/// A waiting task is dropped at once; a sent one is its peer's to drop.
+#[test]
+fn cancelling() {
+    let mut queue = queue(&[(1, 1)], 4);
+    assign_all(&mut queue);
+    assert_eq!(queue.cancel(3), Cancelled::Dropped);
+    assert_eq!(queue.cancel(3), Cancelled::Unknown);
+    assert_eq!(queue.cancel(0), Cancelled::Held(1));
+    assert_eq!(queue.waiting(), 1);
+    assert!(queue.done(1, id(0), Instant::now()));
+    assert_eq!(assign_all(&mut queue), [(1, 2)]);
+}
+
+/// An idle peer gets what a loaded one has not started, the newest first, and never what is likely running.
+#[test]
+fn idle_peers_steal() {
+    let now = Instant::now();
+    let mut queue = queue(&[(1, 2)], 4);
+    assign_all(&mut queue);
+    queue.add_peer(2, 4, now);
+    assert_eq!(queue.steal(now), Some((1, id(3))));
+    assert_eq!(queue.steal(now), Some((1, id(2))));
+    assert_eq!(queue.steal(now), None);
+    assert!(queue.returned(1, id(3)));
+    queue.kept(1, id(2));
+    assert_eq!(assign_all(&mut queue), [(2, 3)]);
+    assert_eq!(queue.steal(now), None, "a refused recall is not repeated");
+}
+
+/// No more is asked back than there are free slots.
+#[test]
+fn stealing_is_bounded_by_free_slots() {
+    let now = Instant::now();
+    let mut queue = queue(&[(1, 5)], 10);
+    assign_all(&mut queue);
+    queue.add_peer(2, 2, now);
+    assert!(queue.steal(now).is_some());
+    assert!(queue.steal(now).is_some());
+    assert_eq!(queue.steal(now), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever happens, in whatever order, every task ends exactly once.
+    #[test]
+    fn every_task_ends_once(steps in prop::collection::vec((0_u8..8, any::<u8>()), 0..300)) {
+        let start = Instant::now();
+        let mut queue = Queue::default();
+        let mut held: HashMap<usize, Vec<Attempt>> = HashMap::new();
+        let mut ended: HashMap<u64, u32> = HashMap::new();
+        let (mut tasks, mut peers) = (0_u64, 0_usize);
+        let end = |ended: &mut HashMap<u64, u32>, task| *ended.entry(task).or_default() += 1;
+        for (i, (step, pick)) in steps.into_iter().enumerate() {
+            let now = start + Duration::from_millis(i as u64);
+            let peer = held.keys().copied().min().map(|low| low + usize::from(pick) % held.len());
+            let some = peer.and_then(|p| held.get(&p)).and_then(|h| h.get(usize::from(pick) % h.len().max(1))).copied();
+            match step {
+                0 => { peers += 1; queue.add_peer(peers, 1 + usize::from(pick) % 4, now); held.insert(peers, vec![]); }
+                1 | 2 => for _ in 0..=pick % 8 { queue.push(task(tasks)); tasks += 1; },
+                3 => if let (Some(p), Some(id)) = (peer, some) {
+                    prop_assert!(queue.done(p, id, now));
+                    held.get_mut(&p).unwrap().retain(|&h| h != id);
+                    end(&mut ended, id.task);
+                },
+                4 => if let Some(p) = peer.filter(|p| held.contains_key(p)) {
+                    held.remove(&p);
+                    for task in queue.remove_peer(p).into_iter().rev() {
+                        if !queue.retry(task, 3) {
+                            prop_assert!(queue.remove(task).is_some());
+                            end(&mut ended, task);
+                        }
+                    }
+                },
+                5 => if tasks > 0 {
+                    let task = u64::from(pick) % tasks;
+                    if queue.cancel(task) == Cancelled::Dropped { end(&mut ended, task); }
+                },
+                6 => if let Some((p, id)) = queue.steal(now) {
+                    if pick % 2 == 0 {
+                        prop_assert!(queue.returned(p, id));
+                        held.get_mut(&p).unwrap().retain(|&h| h != id);
+                    } else {
+                        queue.kept(p, id);
+                    }
+                },
+                _ => while let Some((p, message)) = queue.assign() { held.get_mut(&p).unwrap().push(message.id); },
+            }
+            prop_assert_eq!(queue.len() + ended.len(), usize::try_from(tasks).unwrap());
+        }
+        for id in queue.drain() { end(&mut ended, id.task); }
+        prop_assert_eq!(queue.waiting(), 0);
+        prop_assert!(ended.values().all(|&n| n == 1));
+        prop_assert_eq!(ended.len() as u64, tasks);
+    }
+}

@@ -1,7 +1,7 @@
 //! A node without Python, for the tests: an agent on its standard input and output, and the worker that it starts.
 //!
-//! The worker answers each task with its own parts. The tag says what else it does: 1 sleeps for the task's `nanos`,
-//! 2 ends the process with status 3, 3 kills it.
+//! The worker answers each task with its own parts. The tag says what it does before: 1 waits until the file exists
+//! that its first part names, 2 ends the process with status 3, 3 kills it.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -23,7 +23,13 @@ fn worker() -> Fallible {
                 loop {
                     let Some(Message { id, tag, nanos, parts }) = worker.next(Duration::from_secs(1)) else { continue };
                     match tag {
-                        1 => std::thread::sleep(Duration::from_nanos(nanos)),
+                        1 => {
+                            let gate =
+                                parts.first().map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();
+                            while !std::path::Path::new(&gate).exists() {
+                                std::thread::sleep(Duration::from_millis(5));
+                            }
+                        }
                         2 => std::process::exit(3),
                         3 => std::process::abort(),
                         _ => {}

@@ -76,6 +76,9 @@ struct State {
     /// Beyond the credit.
     backlog: VecDeque<Message>,
     backlog_bytes: usize,
+    /// Cancelled before they arrived: control frames overtake messages. One that had ended is forgotten with its
+    /// acknowledgement.
+    early: HashSet<Attempt>,
     /// Recalled by the client, not by us.
     recalled: HashSet<Attempt>,
     lease: Option<Instant>,
@@ -217,7 +220,13 @@ impl Agent {
         let state = &mut *guard;
         for event in events.drain(..) {
             match event {
-                Event::Message(Body::Task, task) => state.queue.push(task),
+                Event::Message(Body::Task, task) => {
+                    if state.early.remove(&task.id) {
+                        self.deliver(state, Message::cancelled(task.id));
+                    } else {
+                        state.queue.push(task);
+                    }
+                }
                 Event::Control(Control::Heartbeat { nonce, lease_ms }) => {
                     state.lease = Some(Instant::now() + Duration::from_millis(lease_ms));
                     self.link.send(|o| o.control(Control::Pulse { nonce }));
@@ -227,6 +236,7 @@ impl Agent {
                 }
                 Event::Control(Control::Acknowledge(ids)) => {
                     for id in ids {
+                        state.early.remove(&id);
                         if let Some(message) = state.kept.remove(&id) {
                             state.kept_bytes -= message.size();
                         }
@@ -238,7 +248,9 @@ impl Agent {
                         self.deliver(state, Message::cancelled(id));
                     }
                     Cancelled::Held(worker) => state.tell(worker, Control::Cancel(id)),
-                    Cancelled::Unknown => {}
+                    Cancelled::Unknown => {
+                        state.early.insert(id);
+                    }
                 },
                 Event::Control(Control::Recall(id)) => match state.queue.cancel(id.task) {
                     Cancelled::Dropped => self.link.send(|o| o.control(Control::Returned(id))),

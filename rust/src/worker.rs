@@ -5,7 +5,7 @@
 //! in with [`Worker::finish`]. A thread that finishes takes its next task without anybody's help; an idle one is
 //! woken only when there is something to take, one at a time, each waking the next.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,6 +26,9 @@ const WATCH: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 struct Tasks {
     queue: VecDeque<Message>,
+    /// Cancelled, but not in the queue: they have not arrived (control frames overtake messages), or are running and
+    /// leave this set when they finish.
+    early: HashSet<u64>,
     idle: usize,
 }
 
@@ -132,6 +135,7 @@ impl Worker {
 
     /// Hand in a result. Waits while more than 64 MiB of earlier ones are unsent.
     pub fn finish(&self, message: Message) {
+        lock(&self.shared.tasks).early.remove(&message.id.task);
         let mut results = lock(&self.shared.results);
         while results.bytes() > BACKLOG {
             results = self.shared.result_sent.wait(results).unwrap_or_else(PoisonError::into_inner);
@@ -159,6 +163,11 @@ impl Worker {
             match inlet.next()? {
                 Event::Message(Body::Task, task) => {
                     let mut tasks = lock(&self.shared.tasks);
+                    if tasks.early.remove(&task.id.task) {
+                        drop(tasks);
+                        self.report(lock(&self.shared.results), Message::cancelled(task.id));
+                        continue;
+                    }
                     tasks.queue.push_back(task);
                     // One is enough: whoever takes a task wakes the next while there are more.
                     if tasks.queue.len() == 1 && tasks.idle > 0 {
@@ -171,6 +180,8 @@ impl Worker {
                 Event::Control(Control::Cancel(id)) => {
                     if self.unqueue(id.task) {
                         self.report(lock(&self.shared.results), Message::cancelled(id));
+                    } else {
+                        lock(&self.shared.tasks).early.insert(id.task);
                     }
                 }
                 Event::Control(Control::Recall(id)) => {

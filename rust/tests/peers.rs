@@ -184,6 +184,29 @@ fn task(n: u64, tag: u8, parts: Vec<Bytes>) -> Message {
     Message { id: Attempt { task: n, attempt: 0 }, tag, nanos: 0, parts }
 }
 
+/// Holds tasks up in their worker until it is opened.
+struct Gate(PathBuf);
+
+impl Gate {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("skyward-gate-{}-{name}", std::process::id())))
+    }
+
+    fn task(&self, n: u64) -> Message {
+        task(n, 1, vec![Bytes::from(self.0.display().to_string())])
+    }
+
+    fn open(&self) {
+        std::fs::write(&self.0, "").unwrap();
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
 /// Wait until `count` tasks have ended; each exactly once.
 fn collect(pool: &Pool, count: usize) -> HashMap<u64, Message> {
     let mut by = Instant::now() + BOUND;
@@ -391,23 +414,25 @@ fn a_dead_worker_is_named_and_replaced() {
 /// Tasks of a lost node run on the others; without others they end with its name.
 #[test]
 fn a_lost_nodes_tasks_run_elsewhere() {
-    let mut sshd = Some(Sshd::start(""));
-    let node = sshd.as_ref().unwrap().node(hello(2, false));
-    let pool = ready(vec![node, embedded(hello(2, false), "3.11")]);
-    let sleep = |n| Message { nanos: 300_000_000, ..task(n, 1, vec![]) };
-    (0..8).for_each(|n| pool.submit(sleep(n)));
-    // Its connections live in children of the listening process: end those of this sshd only.
-    let children = Command::new("pkill").args(["-9", "-P", &sshd.as_ref().unwrap().child.id().to_string()]).status();
-    assert!(children.unwrap().success());
-    assert!(collect(&pool, 8).values().all(|m| m.tag == Tag::Returned as u8));
-    assert_eq!(pool.nodes().iter().filter(|n| n.state == NodeState::Ready).count(), 1);
-    drop(sshd.take());
-    drop(pool);
-
+    // A server's connections live in children of the listening process: end those of this sshd only.
+    let cut = |sshd: &Sshd| {
+        assert!(Command::new("pkill").args(["-9", "-P", &sshd.child.id().to_string()]).status().unwrap().success());
+    };
+    let gate = Gate::new("lost");
     let sshd = Sshd::start("");
+    let pool = ready(vec![sshd.node(hello(2, false)), embedded(hello(2, false), "3.11")]);
+    (0..8).for_each(|n| pool.submit(gate.task(n)));
+    cut(&sshd);
+    await_nodes(&pool, |n| {
+        n.slots == 2 && (n.state == NodeState::Ready) == n.hello.as_ref().is_some_and(|h| h.epoch == "1")
+    });
+    gate.open();
+    assert!(collect(&pool, 8).values().all(|m| m.tag == Tag::Returned as u8));
+
+    let gate = Gate::new("all lost");
     let pool = ready(vec![sshd.node(hello(2, false))]);
-    (0..8).for_each(|n| pool.submit(sleep(n)));
-    Command::new("pkill").args(["-9", "-P", &sshd.child.id().to_string()]).status().unwrap();
+    (0..8).for_each(|n| pool.submit(gate.task(n)));
+    cut(&sshd);
     let ended = collect(&pool, 8);
     assert!(ended.values().all(|m| m.tag == Tag::NodeLost as u8), "{ended:?}");
     pool.submit(task(9, 0, vec![]));
@@ -417,43 +442,46 @@ fn a_lost_nodes_tasks_run_elsewhere() {
 /// Cancelled tasks never start, wherever they wait; running ones end as they would.
 #[test]
 fn cancelled_tasks_do_not_start() {
+    let gate = Gate::new("cancelled");
     let pool = ready(vec![embedded(hello(1, false), "3.11")]);
-    let sleep = |n| Message { nanos: 200_000_000, ..task(n, 1, vec![]) };
-    (0..10).for_each(|n| pool.submit(sleep(n)));
-    // Wait for the first result, so that the second task is running for certain.
-    let first = collect(&pool, 1);
-    assert!(first.contains_key(&0));
+    pool.submit(task(0, 0, vec![]));
+    (1..10).for_each(|n| pool.submit(gate.task(n)));
+    // After the first result the only slot is the second task's, which waits at the gate.
+    assert!(collect(&pool, 1).contains_key(&0));
     let dropped = (2..10).filter(|&n| pool.cancel(n)).count();
-    let ended = collect(&pool, 9 - dropped);
-    assert_eq!(ended[&1].tag, Tag::Returned as u8);
-    assert!(ended.iter().all(|(&n, m)| n == 1 || m.tag == Tag::Cancelled as u8), "{ended:?}");
+    assert!(collect(&pool, 8 - dropped).values().all(|m| m.tag == Tag::Cancelled as u8));
+    gate.open();
+    assert_eq!(collect(&pool, 1)[&1].tag, Tag::Returned as u8);
     assert_eq!(pool.counts(), (0, 0));
 }
 
 /// An idle node gets what a loaded one has not started.
 #[test]
 fn work_moves_to_an_idle_node() {
+    let gate = Gate::new("moves");
     let pool = ready(vec![embedded(hello(2, false), "3.11")]);
-    let sleep = |n| Message { nanos: 500_000_000, ..task(n, 1, vec![]) };
-    (0..4).for_each(|n| pool.submit(sleep(n)));
-    assert_eq!(pool.counts().0, 4);
+    (0..2).for_each(|n| pool.submit(gate.task(n)));
+    (2..4).for_each(|n| pool.submit(task(n, 0, vec![])));
     pool.add_node(embedded(hello(2, true), "3.11"));
-    let ended = collect(&pool, 4);
-    assert!(ended.values().all(|m| m.tag == Tag::Returned as u8));
+    // The first node's slots are taken: these two can only end on the second.
+    let moved = collect(&pool, 2);
+    assert!(moved.contains_key(&2) && moved.contains_key(&3), "{moved:?}");
+    gate.open();
+    assert!(collect(&pool, 2).values().all(|m| m.tag == Tag::Returned as u8));
     assert_eq!(pool.counts(), (0, 0));
 }
 
 /// Closing cancels what is left, and a closed pool says so.
 #[test]
 fn closing_ends_every_task() {
+    let gate = Gate::new("closing");
     let pool = ready(vec![embedded(hello(1, false), "3.11")]);
-    (0..5).for_each(|n| pool.submit(Message { nanos: 60_000_000_000, ..task(n, 1, vec![]) }));
+    (0..5).for_each(|n| pool.submit(gate.task(n)));
     pool.close();
     let ended = pool.finished(Duration::ZERO).unwrap();
     assert_eq!(ended.len(), 5);
     assert!(ended.iter().all(|m| m.tag == Tag::Cancelled as u8));
     assert_eq!(pool.finished(Duration::ZERO), None);
-    pool.submit(task(6, 0, vec![]));
     assert!(pool.nodes().iter().all(|n| n.state == NodeState::Closed), "{:?}", pool.nodes());
 }
 

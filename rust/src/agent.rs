@@ -82,7 +82,10 @@ struct State {
     /// Recalled by the client, not by us.
     recalled: HashSet<Attempt>,
     lease: Option<Instant>,
+    /// Why this is to end.
     ending: Option<String>,
+    /// The workers were killed for good.
+    over: bool,
 }
 
 struct Agent {
@@ -159,6 +162,7 @@ where
         agent.on_client(&mut events);
         let ending = lock(&agent.state).ending.take();
         if let Some(why) = ending {
+            agent.kill_workers();
             agent.link.send(|o| o.close(&why));
             farewell(&mut source, &mut writer).await;
             break Ok(());
@@ -173,7 +177,8 @@ where
             _ = tick.tick() => agent.on_tick(parent),
         }
     };
-    agent.end_workers();
+    agent.kill_workers();
+    agent.reap_workers().await;
     ended
 }
 
@@ -416,6 +421,9 @@ impl Agent {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let Some(worker) = state.workers.remove(&id) else { return };
+        if state.over {
+            return;
+        }
         // The first tasks of a worker's order, as many as it has slots, may have been running; what came later waits
         // in its queue and runs elsewhere.
         let slots = self.shape().1;
@@ -441,11 +449,23 @@ impl Agent {
         lock(&self.state).pump();
     }
 
-    fn end_workers(&self) {
-        let workers = std::mem::take(&mut lock(&self.state).workers);
-        for worker in workers.values() {
+    /// Kill all workers and what they started; no new ones are started from now on.
+    fn kill_workers(&self) {
+        let mut state = lock(&self.state);
+        state.over = true;
+        for worker in state.workers.values() {
             kill_group(worker.pid);
         }
+    }
+
+    /// Wait until the killed workers have been waited for, so that none is left as a zombie.
+    async fn reap_workers(&self) {
+        let gone = async {
+            while !lock(&self.state).workers.is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        drop(tokio::time::timeout(LAST_WORDS, gone).await);
     }
 }
 

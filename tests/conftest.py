@@ -1,0 +1,81 @@
+"""Pools for the tests, and the check that no test leaves a process behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import skyward_lite as sky
+
+MARK = "SKYWARD_TEST_RUN"
+os.environ[MARK] = str(os.getpid())
+
+
+def ours() -> dict[int, str]:
+    """Agents and workers that were started by this test run: process id → command line."""
+    found = {}
+    mark = f"{MARK}={os.environ[MARK]}".encode()
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (directory / "cmdline").read_bytes()
+            if b"skyward_lite." in command and mark in (directory / "environ").read_bytes():
+                found[int(directory.name)] = command.replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def eventually(true: Callable[[], object], seconds: float) -> bool:
+    """Wait until `true()`, at most for so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(0.01)
+    return bool(true())
+
+
+@pytest.fixture(autouse=True)
+def no_process_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves an agent or a worker that was not there before it."""
+    before = set(ours())
+    yield
+    if "shared_pool" in request.fixturenames or "shared_processes" in request.fixturenames:
+        return
+    assert eventually(lambda: set(ours()) <= before, 5), {p: c for p, c in ours().items() if p not in before}
+
+
+@pytest.fixture(scope="session")
+def _shared_pool() -> Iterator[sky.ComputePool]:
+    with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=4), plugins=[]) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def _shared_processes() -> Iterator[sky.ComputePool]:
+    with sky.pool(worker=sky.Worker(concurrency=2, executor="process"), plugins=[]) as pool:
+        yield pool
+
+
+@pytest.fixture
+def shared_pool(_shared_pool: sky.ComputePool) -> sky.ComputePool:
+    """A pool of two nodes with four threads each; not joblib's backend. For tests that do it no harm."""
+    return _shared_pool
+
+
+@pytest.fixture
+def shared_processes(_shared_processes: sky.ComputePool) -> sky.ComputePool:
+    """A pool of one node with two processes; not joblib's backend. For tests that do it no harm."""
+    return _shared_processes
+
+
+@pytest.fixture(params=["thread", "process"])
+def either_pool(request: pytest.FixtureRequest) -> sky.ComputePool:
+    """Both shared pools, one after the other."""
+    name = "shared_pool" if request.param == "thread" else "shared_processes"
+    pool: sky.ComputePool = request.getfixturevalue(name)
+    return pool

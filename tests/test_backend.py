@@ -1,0 +1,197 @@
+"""`joblib.Parallel` on a pool."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import threading
+import time
+import warnings
+
+import joblib
+import numpy as np
+import pytest
+from joblib import Parallel, delayed, parallel_config
+
+import skyward_lite as sky
+from skyward_lite.backend import SkywardBackend
+
+
+@pytest.fixture(scope="module")
+def backend_pool():
+    """One node of four threads as joblib's backend."""
+    with sky.pool(worker=sky.Worker(concurrency=4)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def shared_pool(backend_pool):
+    """Override: tests here share a pool that is joblib's default."""
+    return backend_pool
+
+
+pytestmark = pytest.mark.usefixtures("shared_pool")
+
+
+def pid_and_thread(_):
+    return os.getpid(), threading.get_ident()
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 7])
+def test_results_are_in_order(batch_size):
+    """The list equals a serial run's."""
+    got = Parallel(n_jobs=-1, batch_size=batch_size)(delayed(math.sqrt)(i) for i in range(500))
+    assert got == [math.sqrt(i) for i in range(500)]
+
+
+def test_nothing_runs_in_the_client():
+    """Also with few tasks, and with n_jobs=None."""
+    for n_jobs in (-1, 2, None):
+        pids = {pid for pid, _ in Parallel(n_jobs=n_jobs)(delayed(pid_and_thread)(i) for i in range(5))}
+        assert os.getpid() not in pids
+
+
+@pytest.mark.parametrize(("asked", "got"), [(-1, 4), (-2, 3), (2, 2), (20, 4), (None, 4), (1, 1), (-100, 2)])
+def test_effective_n_jobs(asked, got):
+    """-1 is all, -2 all but one, n at most n. 1 is joblib's sequential mode; a pool never claims to be it."""
+    assert joblib.effective_n_jobs(asked) == got
+
+
+def test_zero_jobs_are_refused():
+    """joblib leaves this check to its backends."""
+    with pytest.raises(ValueError, match="n_jobs == 0"):
+        Parallel(n_jobs=0)(delayed(operator.neg)(i) for i in range(2))
+
+
+def test_n_jobs_caps_what_runs_at_once():
+    """n_jobs=2 on four slots: never more than two at once."""
+
+    class Meter:
+        lock, now, most = threading.Lock(), 0, 0
+
+    def busy(_):
+        # The module lives in the worker: all its threads see the same object.
+        state = time.__dict__.setdefault("_skyward_test_meter", [threading.Lock(), 0, 0])
+        with state[0]:
+            state[1] += 1
+            state[2] = max(state[2], state[1])
+        time.sleep(0.01)
+        with state[0]:
+            state[1] -= 1
+        return state[2]
+
+    assert max(Parallel(n_jobs=2, batch_size=1)(delayed(busy)(i) for i in range(40))) <= 2
+
+
+def test_exceptions_arrive_with_type_and_cause():
+    """The first error aborts the call and the pool goes on."""
+    with pytest.raises(ZeroDivisionError) as caught:
+        Parallel(n_jobs=-1)(delayed(operator.truediv)(1, i) for i in range(100))
+    assert "ZeroDivisionError" in str(caught.value.__cause__)
+    assert Parallel(n_jobs=-1)(delayed(operator.neg)(i) for i in range(10)) == [-i for i in range(10)]
+
+
+@pytest.mark.parametrize("place", [0, 50])
+def test_unpicklable_arguments_raise(place):
+    """Neither on the main thread nor on the settling one does it hang."""
+    arguments = [threading.Lock() if i == place else i for i in range(100)]
+    with pytest.raises(TypeError, match="pickle"):
+        Parallel(n_jobs=2, batch_size=1, pre_dispatch=4)(delayed(id)(a) for a in arguments)
+
+
+def test_an_error_in_the_input_reaches_the_caller():
+    """An iterator that raises in the middle."""
+
+    def numbers():
+        yield from range(50)
+        raise LookupError("input")
+
+    with pytest.raises(LookupError, match="input"):
+        Parallel(n_jobs=2, batch_size=1)(delayed(operator.neg)(i) for i in numbers())
+
+
+@pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
+def test_generators(return_as):
+    """Results as they come."""
+    got = Parallel(n_jobs=2, return_as=return_as)(delayed(operator.neg)(i) for i in range(100))
+    assert sorted(got) == [-i for i in reversed(range(100))]
+
+
+def test_timeout():
+    """A task that takes too long raises TimeoutError, and the pool goes on."""
+    import multiprocessing
+
+    with pytest.raises((TimeoutError, multiprocessing.TimeoutError)):
+        Parallel(n_jobs=2, timeout=0.05)(delayed(time.sleep)(i) for i in [1.0, 1.0])
+    assert Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(4)) == [0, -1, -2, -3]
+
+
+def test_reused_parallel_objects():
+    """`with Parallel() as p` may be called several times."""
+    with Parallel(n_jobs=-1) as parallel:
+        for k in range(3):
+            assert parallel(delayed(operator.mul)(k, i) for i in range(20)) == [k * i for i in range(20)]
+
+
+def test_nested_calls_are_sequential():
+    """A Parallel inside a task runs in that task's thread."""
+
+    def outer(i):
+        inner = Parallel(n_jobs=4)(delayed(pid_and_thread)(j) for j in range(5))
+        return set(inner) == {pid_and_thread(None)}
+
+    assert all(Parallel(n_jobs=-1)(delayed(outer)(i) for i in range(4)))
+
+
+def test_the_name_works():
+    """`backend="skyward"`, both ways."""
+    me = os.getpid()
+    assert me not in dict(Parallel(n_jobs=2, backend="skyward")(delayed(pid_and_thread)(i) for i in range(3)))
+    with parallel_config(backend="skyward", n_jobs=2):
+        assert me not in dict(Parallel()(delayed(pid_and_thread)(i) for i in range(3)))
+
+
+def test_auto_batching_follows_the_worker():
+    """Tiny tasks travel together; tasks of 20 ms and more do not."""
+    sizes = []
+
+    class Spy(SkywardBackend):
+        def batch_completed(self, batch_size, duration):
+            super().batch_completed(batch_size, duration)
+            sizes.append(batch_size)
+
+    joblib.register_parallel_backend("spy", Spy)
+    Parallel(n_jobs=2, backend="spy")(delayed(operator.neg)(i) for i in range(5000))
+    assert max(sizes) > 20
+    sizes.clear()
+    Parallel(n_jobs=2, backend="spy")(delayed(time.sleep)(0.02) for i in range(20))
+    assert max(sizes) == 1
+
+
+def test_many_tasks_do_not_recurse():
+    """20,000 batches complete without deep stacks."""
+    assert sum(Parallel(n_jobs=-1, batch_size=1)(delayed(operator.neg)(1) for _ in range(20_000))) == -20_000
+
+
+def test_arrays_and_closures():
+    """What data scientists send."""
+    data = np.arange(200_000.0)
+    got = Parallel(n_jobs=-1)(delayed(lambda a, k: float(a.sum()) * k)(data, k) for k in range(8))
+    assert got == [data.sum() * k for k in range(8)]
+
+
+def test_filters_are_untouched():
+    """The user's warning filters are the same object with the same entries."""
+    before, entries = warnings.filters, list(warnings.filters)
+    Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(4))
+    assert warnings.filters is before
+    assert list(warnings.filters) == entries
+
+
+def test_progress_counts_tasks(capsys):
+    """verbose= prints joblib's own lines."""
+    Parallel(n_jobs=2, verbose=10)(delayed(operator.neg)(i) for i in range(20))
+    out, err = capsys.readouterr()
+    assert "SkywardBackend" in out + err
+    assert "20" in out + err

@@ -1,0 +1,100 @@
+"""What is joblib's default before, inside and after a pool's block."""
+
+from __future__ import annotations
+
+import operator
+import os
+
+import joblib
+import pytest
+from joblib import Parallel, delayed
+
+import skyward_lite as sky
+
+
+def pid(_):
+    return os.getpid()
+
+
+def workers(parallel):
+    return set(parallel(delayed(pid)(i) for i in range(8)))
+
+
+def test_without_a_pool_the_name_is_an_error():
+    """It says what to do."""
+    with sky.pool():
+        pass
+    with pytest.raises(sky.PoolClosedError, match=r"with sky\.pool"):
+        Parallel(n_jobs=2, backend="skyward")(delayed(operator.neg)(i) for i in range(2))
+
+
+def test_the_default_is_restored():
+    """After the block joblib runs as before, also after an exception."""
+    before = joblib.effective_n_jobs(-1)
+    with pytest.raises(KeyError), sky.pool(worker=sky.Worker(concurrency=37)):
+        assert joblib.effective_n_jobs(-1) == 37
+        raise KeyError
+    assert joblib.effective_n_jobs(-1) == before
+
+
+def test_the_innermost_pool_is_meant():
+    """Nested pools, each with its own workers."""
+    with sky.pool(worker=sky.Worker(concurrency=2)):
+        outer = workers(Parallel(n_jobs=-1))
+        with sky.pool(worker=sky.Worker(concurrency=3)):
+            assert joblib.effective_n_jobs(-1) == 3
+            assert not workers(Parallel(n_jobs=-1)) & outer
+        assert joblib.effective_n_jobs(-1) == 2
+        assert workers(Parallel(n_jobs=-1)) == outer
+
+
+def test_one_slot_still_runs_remotely():
+    """joblib takes 1 for "here": a pool with a single slot must not."""
+    with sky.pool(worker=sky.Worker(concurrency=1)):
+        assert os.getpid() not in workers(Parallel(n_jobs=-1))
+
+
+def test_processes_run_side_by_side():
+    """`executor="process"`: as many processes as slots."""
+    with sky.pool(worker=sky.Worker(concurrency=3, executor="process")):
+        found = set()
+        for _ in range(100):
+            found |= workers(Parallel(n_jobs=-1, batch_size=1))
+            if len(found) == 3:
+                break
+        assert len(found) == 3
+
+
+def test_plugins_compose_in_order_and_unwind_in_reverse():
+    """Also when one raises on entry."""
+    import contextlib
+
+    log = []
+
+    def plugin(name, fails=False):
+        @contextlib.contextmanager
+        def around(pool):
+            log.append(f"+{name}")
+            if fails:
+                raise OSError(name)
+            try:
+                yield
+            finally:
+                log.append(f"-{name}")
+
+        return sky.Plugin(name, transform=lambda image: log.append(f"t{name}") or image, around_client=around)
+
+    with sky.pool(plugins=[plugin("a"), plugin("b")]):
+        pass
+    assert log == ["ta", "tb", "+a", "+b", "-b", "-a"]
+    log.clear()
+    with pytest.raises(OSError, match="b"), sky.pool(plugins=[plugin("a"), plugin("b", fails=True)]):
+        pass
+    assert log == ["ta", "tb", "+a", "+b", "-a"]
+
+
+def test_the_joblib_plugin_pins_the_clients_version():
+    """None means the version that pickled the tasks."""
+    image = sky.plugins.joblib().transform(sky.Image())
+    assert image.pip == (f"joblib=={joblib.__version__}",)
+    assert sky.plugins.joblib("1.4.0").transform(sky.Image()).pip == ("joblib==1.4.0",)

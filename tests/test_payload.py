@@ -1,0 +1,118 @@
+"""Callables, values and exceptions to bytes and back."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from skyward_lite import PayloadTooLargeError, RemoteError, RemoteTraceback, payload
+
+
+@pytest.fixture
+def encoder() -> payload.Encoder:
+    return payload.Encoder(1 << 20)
+
+
+def test_values_survive(encoder):
+    """What goes in comes out, lambdas and closures included."""
+    k = 3
+    head, buffers = encoder.dumps((lambda x: x + k, {"a": [1, None]}))
+    function, value = payload.loads(head, buffers)
+    assert function(4) == 7
+    assert value == {"a": [1, None]}
+    assert buffers is None
+
+
+def test_large_arrays_travel_beside_the_pickle(encoder):
+    """From 16 KiB on an array's memory is not copied into the pickle."""
+    small, large = np.arange(100), np.arange(10_000)
+    head, buffers = encoder.dumps([small, large])
+    assert len(head) < 2000
+    assert [b.nbytes for b in buffers] == [large.nbytes]
+    one, two = payload.loads(head, buffers)
+    assert (one == small).all()
+    assert (two == large).all()
+
+
+def test_non_contiguous_arrays_survive(encoder):
+    """Slices and Fortran order arrive as they were."""
+    array = np.arange(40_000).reshape(200, 200)
+    for value in (array[::2, ::3], np.asfortranarray(array), array.T):
+        assert (payload.loads(*encoder.dumps(value)) == value).all()
+
+
+def test_more_buffers_than_a_message_has_parts(encoder):
+    """Beyond 1,000 the buffers stay in the pickle."""
+    arrays = [np.full(2048, i) for i in range(50)]
+    encoder._limit = 1 << 30
+    many = arrays * 21
+    many = [a.copy() for a in many]
+    head, buffers = encoder.dumps(many)
+    assert len(buffers) == payload.MAX_BUFFERS
+    assert all((a == b).all() for a, b in zip(payload.loads(head, buffers), many, strict=True))
+
+
+def test_nothing_is_remembered_between_values(encoder):
+    """A pickler that is kept does not refer to what an earlier payload held."""
+    shared = ["x" * 100]
+    first, _ = encoder.dumps(shared)
+    second, _ = encoder.dumps(shared)
+    assert first == second
+    assert pickle.loads(second) == shared
+
+
+def test_a_failed_pickle_leaves_no_trace(encoder):
+    """After an error the encoder is as new."""
+    with pytest.raises(TypeError):
+        encoder.dumps([np.arange(10_000), open(__file__)])  # noqa: SIM115
+    head, buffers = encoder.dumps(1)
+    assert (payload.loads(head, buffers), buffers) == (1, None)
+
+
+def test_too_large_payloads_are_named(encoder):
+    """The error has size, limit and remedy, for pickles and for buffers."""
+    for value in (b"x" * (1 << 20), np.zeros(1 << 20, np.uint8)):
+        with pytest.raises(PayloadTooLargeError, match=r"1,048,\d\d\d bytes.*limit of 1,048,576.*max_payload"):
+            encoder.dumps(value)
+
+
+class Unpicklable(Exception):
+    """Cannot be pickled."""
+
+    def __reduce__(self):
+        raise TypeError("no way")
+
+
+class NeedsTwo(Exception):
+    """Pickles, but cannot be rebuilt: joblib #270."""
+
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+def test_exceptions_carry_their_traceback(encoder):
+    """Type, arguments and text of the traceback arrive."""
+    error = payload.load_exception(*payload.dump_exception(encoder, raised(KeyError("k")), skip=0))
+    assert type(error) is KeyError
+    assert error.args == ("k",)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "in raised" in str(error.__cause__)
+    assert "KeyError: 'k'" in str(error.__cause__)
+
+
+@pytest.mark.parametrize("error", [Unpicklable("u"), NeedsTwo("n", 2)])
+def test_exceptions_that_do_not_survive_are_named(encoder, error):
+    """A surrogate has the original's type, text and traceback."""
+    got = payload.load_exception(*payload.dump_exception(encoder, raised(error), skip=0))
+    assert type(got) is RemoteError
+    assert f"{type(error).__name__}: {error}" in str(got)
+    assert type(error).__name__ in str(got.__cause__)

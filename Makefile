@@ -1,0 +1,66 @@
+# Everything runs from here; each target sets itself up from nothing.
+SHELL := /bin/bash
+PYTHON ?= python3
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/skyward_lite
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One build directory for all checkouts of a user, and one profile for the extension and the tests.
+export CARGO_TARGET_DIR := $(CACHE)/target
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+CARGO := cargo
+MANIFEST := --manifest-path rust/Cargo.toml --locked
+
+.PHONY: all demo test test-rust test-python lint format bench build system clean
+
+all: lint test
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --group build --group test --group lint --group bench
+	touch $@
+
+# What the tests need of the system: an OpenSSH server to talk to, and pkill to cut its connections.
+system:
+	@if ! [ -x /usr/sbin/sshd ] || ! command -v pkill >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq openssh-server procps >/dev/null; \
+	  else echo "the tests need sshd and pkill: install openssh-server and procps" >&2; exit 1; fi; fi
+
+build: $(STAMP)
+	$(BIN)/maturin develop --release --quiet
+
+demo: build
+	$(BIN)/python benches/demo.py
+
+test: test-rust test-python
+
+test-rust: $(STAMP) system
+	$(CARGO) test $(MANIFEST) --release
+
+test-python: build
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(CARGO) fmt --manifest-path rust/Cargo.toml --check
+	$(CARGO) clippy $(MANIFEST) --release --all-targets -- -D warnings
+	$(CARGO) clippy $(MANIFEST) --release --features python -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: $(STAMP)
+	$(CARGO) fmt --manifest-path rust/Cargo.toml
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: build
+	$(BIN)/python benches/bench.py
+
+clean:
+	rm -rf $(VENV)

@@ -78,6 +78,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):
         self._held: collections.deque[_Batch] = collections.deque()
         self._lock = threading.Lock()
         self._seconds = 0.0
+        self._functions: payload.Functions = {}
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Give the number of workers that `n_jobs` means: -1 all, -2 all but one, n at most n."""
@@ -117,14 +118,26 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):
 
     apply_async = submit  # joblib < 1.5
 
+    def start_call(self) -> None:
+        """Forget the functions of the call before."""
+        self._functions = {}
+
     def _send(self, batch: _Batch) -> None:
         pool = self.pool
         func, batch.func = batch.func, None
-        # The worker has its own nested backend: of joblib's batch only the calls travel.
-        items = getattr(func, "items", None)
-        kind, call = (payload.CALL, (func, (), {})) if items is None else (payload.BATCH, items)
         try:
-            head, buffers = pool._encode(call)
+            # The worker has its own nested backend: of joblib's batch only the calls travel.
+            items = getattr(func, "items", None)
+            if items is None:
+                kind = payload.CALL
+                head, buffers = pool._encode((func, (), {}))
+            else:
+                kind = payload.BATCH
+                functions = self._functions
+                for function, _, _ in items:
+                    if id(function) not in functions:
+                        pool._encoder().learn(function, functions)
+                head, buffers = pool._encode(items, functions)
         except BaseException as error:
             # joblib hangs if this is raised on the settling thread, so it takes the way of a result.
             batch.error = error

@@ -357,12 +357,15 @@ class ComputePool(Executor):
         """Count the tasks that can run at once: the sum of `concurrency` over the ready nodes."""
         return sum(node.slots for node in self.nodes() if node.state == "ready")
 
-    def _encode(self, call: Any) -> tuple[bytes, payload.Buffers]:
+    def _encode(self, call: Any, functions: payload.Functions | None = None) -> tuple[bytes, payload.Buffers]:
         if self._state == "closed":
             raise PoolClosedError("this pool is closed")
         if os.getpid() != self._owner:
             raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")
-        return payload.encoder(self.worker.max_payload).dumps(call)
+        return self._encoder().dumps(call, functions)
+
+    def _encoder(self) -> payload.Encoder:
+        return payload.encoder(self.worker.max_payload)
 
     def _send(self, call: Call, kind: int, head: bytes, buffers: payload.Buffers) -> int:
         """Append a task to the queue; its number."""

@@ -6,11 +6,13 @@ the pickle, so that the far end can use the received memory in place.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import threading
 import traceback
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import cloudpickle
@@ -18,6 +20,9 @@ import cloudpickle
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
 
 Buffers = list[memoryview] | None
+Functions = dict[int, tuple[Callable[..., Any], Any]]
+"""Functions of one call by identity: the function, kept so that its id stays its own, and what a pickler's
+`reducer_override` gives for it; None for cloudpickle's own way."""
 
 # Tags on the wire; frame.rs has the same.
 CALL: Final = 0
@@ -32,8 +37,23 @@ NODE_LOST: Final = 4
 
 OUT_OF_BAND: Final = 16 * 1024
 """Bytes from which on a buffer travels beside the pickle. Below, one copy is cheaper than one more allocation."""
+MAX_FUNCTION: Final = 64 * 1024
+"""Bytes up to which a pickled function is kept for the length of a call, here and in the worker."""
 MAX_BUFFERS: Final = 1000
 """Buffers beside one pickle; more stay inside it. frame.rs takes 1,024 parts in a message."""
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's, but for functions that were pickled before in the same call."""
+
+    functions: Functions | None = None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if self.functions is not None:
+            known = self.functions.get(id(obj))
+            if known is not None and known[1] is not None:
+                return known[1]
+        return super().reducer_override(obj)
 
 
 class Encoder:
@@ -46,7 +66,7 @@ class Encoder:
         self._limit = limit
         self._file = io.BytesIO()
         self._buffers: list[memoryview] = []
-        self._pickler = cloudpickle.Pickler(self._file, protocol=5, buffer_callback=self._beside)
+        self._pickler = _Pickler(self._file, protocol=5, buffer_callback=self._beside)
 
     def _beside(self, buffer: pickle.PickleBuffer) -> bool:
         if len(self._buffers) >= MAX_BUFFERS:
@@ -57,9 +77,26 @@ class Encoder:
         self._buffers.append(view)
         return False
 
-    def dumps(self, value: object) -> tuple[bytes, Buffers]:
+    def learn(self, function: Any, functions: Functions) -> None:
+        """Note in `functions` how later calls of `dumps` with it shall pickle `function`: by name, or as it is now.
+
+        A global or a closed-over variable that changes afterwards is not sent again.
+        """
+        reduced: Any = None
+        if isinstance(function, types.FunctionType):
+            head, buffers = self.dumps(function)
+            if b"cloudpickle" not in head:
+                reduced = function.__qualname__
+            elif buffers is None and len(head) <= MAX_FUNCTION:
+                reduced = (_function, (head,))
+        elif isinstance(function, types.BuiltinFunctionType) and isinstance(function.__self__, types.ModuleType):
+            reduced = function.__qualname__
+        functions[id(function)] = (function, reduced)
+
+    def dumps(self, value: object, functions: Functions | None = None) -> tuple[bytes, Buffers]:
         """Pickle `value`. Raises what its pickling raises, and `PayloadTooLargeError`."""
         file = self._file
+        self._pickler.functions = functions
         buffers: Buffers = None
         try:
             self._pickler.dump(value)
@@ -82,6 +119,12 @@ class Encoder:
                 f"send less per task, or raise it with Worker(max_payload={size:_})"
             )
         return head, buffers
+
+
+@functools.lru_cache(maxsize=256)
+def _function(head: bytes) -> Any:
+    """Rebuild a function in the worker, once for all tasks of a call."""
+    return pickle.loads(head)
 
 
 _local = threading.local()

@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable
 
 import null_backend  # noqa: F401  (registers the backend)
-from joblib import Parallel, delayed
-
 import skyward_lite as sky
+from joblib import Parallel, delayed
 
 SLOTS = 10
 

@@ -1,4 +1,4 @@
-"""The main job on the embedded default: sleeping tasks on two nodes, then a grid search, checked against a serial run."""
+"""The main job on the embedded default: sleeping tasks on two nodes, then a grid search that equals a serial run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import argparse
 import time
 
 import numpy as np
+import skyward_lite as sky
 from joblib import Parallel, delayed
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
-
-import skyward_lite as sky
 
 NAP = 0.05
 

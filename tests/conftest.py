@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 import skyward_lite as sky
 
 MARK = "SKYWARD_TEST_RUN"

@@ -12,9 +12,8 @@ import warnings
 import joblib
 import numpy as np
 import pytest
-from joblib import Parallel, delayed, parallel_config
-
 import skyward_lite as sky
+from joblib import Parallel, delayed, parallel_config
 from skyward_lite.backend import SkywardBackend
 
 

@@ -7,9 +7,8 @@ import os
 
 import joblib
 import pytest
-from joblib import Parallel, delayed
-
 import skyward_lite as sky
+from joblib import Parallel, delayed
 
 
 def pid(_):

@@ -10,10 +10,9 @@ import sys
 import time
 
 import pytest
+import skyward_lite as sky
 from conftest import MARK, eventually, ours
 from joblib import Parallel, delayed
-
-import skyward_lite as sky
 
 
 def die(how):

@@ -7,7 +7,6 @@ import threading
 
 import numpy as np
 import pytest
-
 from skyward_lite import PayloadTooLargeError, RemoteError, RemoteTraceback, payload
 
 

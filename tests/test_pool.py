@@ -12,9 +12,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import eventually, ours
-
 import skyward_lite as sky
+from conftest import eventually, ours
 
 
 def gate(path: str, value: int) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import skyward_lite as sky
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.svm import SVC
-
-import skyward_lite as sky
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])

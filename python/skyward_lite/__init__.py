@@ -1,10 +1,10 @@
 """`joblib.Parallel(n_jobs=-1)` means all workers on all your machines.
 
-    from joblib import Parallel, delayed
-    import skyward_lite as sky
+from joblib import Parallel, delayed
+import skyward_lite as sky
 
-    with sky.pool(provider=sky.Local(nodes=2), worker=sky.Worker(concurrency=10)):
-        results = Parallel(n_jobs=-1)(delayed(slow_task)(i) for i in range(2000))
+with sky.pool(provider=sky.Local(nodes=2), worker=sky.Worker(concurrency=10)):
+    results = Parallel(n_jobs=-1)(delayed(slow_task)(i) for i in range(2000))
 """
 
 from __future__ import annotations

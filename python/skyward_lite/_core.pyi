@@ -1,13 +1,13 @@
 """The Rust core. Not public: use `skyward_lite`."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 PROTOCOL: int
 """Version of the wire protocol."""
 
-_NodeRow = tuple[str, str, str, int, float | None, int | None]
+_NodeRow: TypeAlias = tuple[str, str, str, int, float | None, int | None]
 """(name, state, reason, slots, round-trip time in seconds, the agent's process id)"""
-_Message = tuple[int, int, int, int, bytes | memoryview, list[memoryview] | None]
+_Message: TypeAlias = tuple[int, int, int, int, bytes | memoryview, list[memoryview] | None]
 """(task, attempt, tag, nanoseconds, pickle, out-of-band buffers)"""
 
 class CoreError(RuntimeError):

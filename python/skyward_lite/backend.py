@@ -59,7 +59,7 @@ class _Batch:
         return outcome(self.tag, head, buffers)
 
 
-class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):
+class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     """Runs joblib's batches on the workers of a pool. Made by joblib, from the registered name "skyward"."""
 
     supports_retrieve_callback = True

@@ -1,7 +1,7 @@
 """`pool()` and the class behind it: nodes up, tasks out, results in, nodes down.
 
-    submit / map / backend.py          any thread: pickles, appends to the queue in Rust, returns at once
-    _settle                            one thread: takes batches of finished tasks from Rust, settles their futures
+submit / map / backend.py          any thread: pickles, appends to the queue in Rust, returns at once
+_settle                            one thread: takes batches of finished tasks from Rust, settles their futures
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import time
+import types
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -189,7 +190,9 @@ class ComputePool(Executor):
             raise
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
         self._leave(cancel=kind is not None, error=(kind, error, trace))
 
     def _start(self) -> None:
@@ -311,7 +314,7 @@ class ComputePool(Executor):
         future._task = self._send(future, payload.CALL, head, buffers)
         return future
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],

@@ -1,4 +1,4 @@
-"""The one tree of exceptions. Builtins are used where they say it as well (ValueError, TimeoutError, CancelledError)."""
+"""The one tree of exceptions. Builtins are used where they fit (ValueError, TimeoutError, CancelledError)."""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ class Plugin:
     """A named set of hooks; each may be left out.
 
     `preload` are modules that the client and the workers import while the nodes start, so that the first task does
-    not wait for them; one that is missing is no error. `transform(image)` gives the image with what the plugin needs on the nodes. `around_client(pool)` is a context
-    manager that is entered when the pool's nodes are ready and left before they are let go.
+    not wait for them; one that is missing is no error. `transform(image)` gives the image with what the plugin needs
+    on the nodes. `around_client(pool)` is a context manager that is entered when the pool's nodes are ready and left
+    before they are let go.
     """
 
     name: str

@@ -23,6 +23,9 @@ def take_tasks(worker: _core.Worker) -> None:
     """Run tasks for ever, on this thread."""
     encoder = payload.encoder(worker.max_payload)
     take, finish, loads = worker.next, worker.finish, payload.loads
+    call: Any
+    value: Any
+    encoded: Any
     while True:
         item = take(WAIT_MS)
         if item is None:
@@ -31,7 +34,8 @@ def take_tasks(worker: _core.Worker) -> None:
         start = perf_counter_ns()
         try:
             call = loads(head, buffers)
-            head = buffers = item = None
+            # What is running must not keep the memory that it was read from.
+            del item, head, buffers
             start = perf_counter_ns()
             if kind == payload.BATCH:
                 value = run_batch(call)
@@ -40,16 +44,15 @@ def take_tasks(worker: _core.Worker) -> None:
                 value = function(*args, **kwargs)
                 del function, args, kwargs
             nanos = perf_counter_ns() - start
-            tag = payload.RETURNED
-            head, buffers = encoder.dumps(value)
+            tag, encoded = payload.RETURNED, encoder.dumps(value)
         except BaseException as error:
             # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures, not the worker's.
             nanos = perf_counter_ns() - start
-            tag = payload.RAISED
-            head, buffers = payload.dump_exception(encoder, error, skip=2 if kind == payload.BATCH else 1)
-        finish(task, attempt, tag, nanos, head, buffers)
+            skip = 2 if kind == payload.BATCH else 1
+            tag, encoded = payload.RAISED, payload.dump_exception(encoder, error, skip)
+        finish(task, attempt, tag, nanos, *encoded)
         # While this thread waits for its next task it must not keep the last one's memory.
-        call = value = head = buffers = None
+        item = call = value = encoded = None
 
 
 def run_batch(items: list[Triple]) -> list[Any]:

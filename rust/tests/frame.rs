@@ -1,5 +1,6 @@
 //! The codec: what goes in comes out, and what is malformed is named before memory is spent on it.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used, clippy::panic)]
+#![allow(clippy::cast_possible_truncation)]
 
 use bytes::Bytes;
 use proptest::prelude::*;

@@ -1,5 +1,6 @@
 //! The client against real peers: the embedded server, and OpenSSH's `sshd` on loopback.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::cast_possible_truncation)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read};

@@ -47,7 +47,7 @@ class Local(Provider):
         with theirs:
             agent = subprocess.Popen(
                 [sys.executable, "-P", "-m", "skyward_lite.agent", "embedded"],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 # A group of its own: Ctrl-C at a terminal is for the client, which then ends the agent in order.
                 process_group=0,
             )
@@ -74,4 +74,3 @@ class Local(Provider):
                 # Its workers see their agent's end and follow it.
                 os.killpg(agent.pid, signal.SIGKILL)
                 agent.wait()
-

@@ -11,9 +11,10 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CARGO := cargo
+FUZZ_SECONDS ?= 60
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-rust test-python lint format bench build system clean
+.PHONY: all demo test test-rust test-python lint format bench fuzz build system clean
 
 all: lint test
 
@@ -61,6 +62,13 @@ format: $(STAMP)
 
 bench: build
 	$(BIN)/python benches/bench.py
+
+# Fuzz the frame decoder for FUZZ_SECONDS. libFuzzer needs a flag that stable Rust hides behind RUSTC_BOOTSTRAP.
+fuzz:
+	test -x $(CACHE)/tools/bin/cargo-fuzz || $(CARGO) install cargo-fuzz --locked --root $(CACHE)/tools
+	mkdir -p $(CACHE)/fuzz-corpus
+	cd rust && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CACHE)/fuzz $(CACHE)/tools/bin/cargo-fuzz run frame \
+	  $(CACHE)/fuzz-corpus fuzz/corpus/frame -- -max_total_time=$(FUZZ_SECONDS) -max_len=70000 -rss_limit_mb=4096
 
 clean:
 	rm -rf $(VENV)

@@ -231,14 +231,42 @@ fn truncation_at_every_byte_waits_for_more() {
 }
 
 macro_rules! malformed {
-    ($($name:ident: $wire:expr => $error:pat,)*) => {$(
-        #[test]
-        fn $name() {
-            let error = decode(&$wire, 1000).expect_err("accepted");
-            assert!(matches!(error, $error), "{error:?}");
-            assert!(!error.to_string().is_empty());
+    ($($name:ident: $wire:expr => $error:pat,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                let error = decode(&$wire, 1000).expect_err("accepted");
+                assert!(matches!(error, $error), "{error:?}");
+                assert!(!error.to_string().is_empty());
+            }
+        )*
+
+        fn all_malformed() -> Vec<(&'static str, Vec<u8>)> {
+            vec![$((stringify!($name), $wire)),*]
         }
-    )*};
+    };
+}
+
+/// The fuzz target's seeds are these frames: one file each, whose first byte says how the stream is cut.
+/// With `UPDATE_CORPUS=1` the files are written anew.
+#[test]
+fn the_corpus_is_current() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/frame");
+    let mut seeds = all_malformed();
+    seeds.push(("valid_small", send(|o| o.message(Body::Task, message(1, &[b"abc".to_vec(), vec![]])))));
+    seeds.push(("valid_large", send(|o| o.message(Body::Result, message(1, &[vec![7; 100_000]])))));
+    seeds.push(("valid_control", send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 2 }))));
+    for (name, wire) in seeds {
+        let seed = [&[250], &wire[..]].concat();
+        let path = directory.join(name);
+        if std::env::var_os("UPDATE_CORPUS").is_some() {
+            std::fs::create_dir_all(&directory).unwrap();
+            std::fs::write(&path, &seed).unwrap();
+        }
+        let kept = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}; set UPDATE_CORPUS=1", path.display()));
+        assert!(kept == seed, "{name} differs from its file: set UPDATE_CORPUS=1");
+        assert_eq!(decode(&kept[1..], usize::from(kept[0]) + 1).is_ok(), name.starts_with("valid"), "{name}");
+    }
 }
 
 malformed! {

@@ -3,10 +3,11 @@
 //! All I/O runs on one thread of its own. Callers' threads only append to the queue and take from the list of
 //! finished tasks; what they append is assigned to a node at once, on their thread.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
@@ -16,11 +17,18 @@ use tokio::sync::Notify;
 use crate::error::{NodeError, SessionError, SshError};
 use crate::frame::{Attempt, Body, Control, Event, Message, Tag};
 use crate::queue::{Cancelled, PeerId, Queue};
-use crate::session::{AgentHello, ClientHello, HEARTBEAT, Link, SUSPECT, Source, hello, lock, read_hello};
+use crate::session::{AgentHello, ClientHello, HEARTBEAT, Link, Outbox, SUSPECT, Source, hello, lock, read_hello};
 use crate::ssh::{self, Target};
 
 /// How often idle nodes are looked at while nothing else happens.
 const TICK: Duration = Duration::from_millis(200);
+/// Tasks that the thread which settles finished ones may submit before the sender is woken, at most. Waking it for each
+/// costs more than the rest of the way; the thread comes back when it has settled what it took.
+const CORK: usize = 32;
+/// The share of all unfinished tasks that may wait so: while it is small, the ends of the line work side by side.
+const CORK_SHARE: usize = 5;
+/// Pause between two such submits after which the sender is woken all the same: whatever comes between is slow.
+const CORK_PAUSE: Duration = Duration::from_micros(200);
 /// Bound on saying goodbye to a node.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -73,6 +81,11 @@ struct State {
     nodes: Vec<Node>,
     closing: bool,
     stale: u64,
+    /// Nodes whose sender is to be woken.
+    staged: BTreeSet<PeerId>,
+    corked: usize,
+    /// The thread that took finished tasks last, and when it did or submitted something.
+    settler: Option<(ThreadId, Instant)>,
     attempts: u16,
 }
 
@@ -114,6 +127,9 @@ impl Pool {
                 nodes: Vec::new(),
                 closing: false,
                 stale: 0,
+                staged: BTreeSet::new(),
+                corked: 0,
+                settler: None,
                 attempts: attempts.max(1),
             }),
             changed: Condvar::new(),
@@ -181,6 +197,9 @@ impl Pool {
         }
         state.queue.push(message);
         state.pump();
+        if !state.may_cork() {
+            state.flush();
+        }
     }
 
     /// Drop a task that has not started. True if it waited here: that is its end, and nothing more is told of it.
@@ -207,6 +226,7 @@ impl Pool {
     /// The tasks that ended since the last call, waiting up to `bound` for one; `None` once the pool is closed.
     #[must_use]
     pub fn finished(&self, bound: Duration) -> Option<Vec<Message>> {
+        lock(&self.shared.state).flush();
         let finished = lock(&self.shared.finished);
         let (mut finished, _) = self
             .shared
@@ -218,16 +238,14 @@ impl Pool {
         }
         let messages = std::mem::take(&mut finished.messages);
         drop(finished);
-        let links: Vec<_> = lock(&self.shared.state).nodes.iter().map(|n| Arc::clone(&n.link)).collect();
-        let mut taken = vec![Vec::new(); links.len()];
+        let mut state = lock(&self.shared.state);
+        state.settler = Some((std::thread::current().id(), Instant::now()));
         for (from, message) in &messages {
-            if let Some(taken) = from.and_then(|node| taken.get_mut(node)) {
-                taken.push(message.id);
+            if let Some(node) = from {
+                state.stage(*node, |o| o.acknowledge([message.id]));
             }
         }
-        for (link, taken) in links.iter().zip(taken).filter(|(_, taken)| !taken.is_empty()) {
-            link.send(|o| o.acknowledge(taken));
-        }
+        drop(state);
         Some(messages.into_iter().map(|(_, message)| message).collect())
     }
 
@@ -280,20 +298,47 @@ impl State {
         (!self.nodes.is_empty()).then(|| format!("no node is left ({})", reasons.join("; ")))
     }
 
+    fn stage(&mut self, node: PeerId, add: impl FnOnce(&mut Outbox)) {
+        if let Some(peer) = self.nodes.get(node) {
+            peer.link.stage(add);
+            self.staged.insert(node);
+        }
+    }
+
+    /// Stage what can be sent now; [`State::flush`] must follow.
     fn pump(&mut self) {
         while let Some((node, message)) = self.queue.assign() {
-            if let Some(node) = self.nodes.get(node) {
-                node.link.send(|o| o.message(Body::Task, message));
-            }
+            self.stage(node, |o| o.message(Body::Task, message));
         }
         if self.nodes.len() > 1 {
             let now = Instant::now();
             while let Some((node, id)) = self.queue.steal(now) {
-                if let Some(node) = self.nodes.get(node) {
-                    node.link.send(|o| o.control(Control::Recall(id)));
-                }
+                self.stage(node, |o| o.control(Control::Recall(id)));
             }
         }
+    }
+
+    /// Wake the senders of what was staged.
+    fn flush(&mut self) {
+        self.corked = 0;
+        while let Some(node) = self.staged.pop_first() {
+            if let Some(node) = self.nodes.get(node) {
+                node.link.flush();
+            }
+        }
+    }
+
+    /// Whether what the calling thread just submitted may wait for what it submits next.
+    fn may_cork(&mut self) -> bool {
+        let Some((settler, last)) = self.settler else { return false };
+        if settler != std::thread::current().id() {
+            return false;
+        }
+        let now = Instant::now();
+        self.settler = Some((settler, now));
+        self.corked += 1;
+        let most = (self.queue.len() / CORK_SHARE).min(CORK);
+        self.corked < most && now.saturating_duration_since(last) < CORK_PAUSE
     }
 }
 
@@ -303,7 +348,11 @@ impl Shared {
         loop {
             tokio::select! {
                 () = self.close.notified() => break,
-                _ = tick.tick() => lock(&self.state).pump(),
+                _ = tick.tick() => {
+                    let mut state = lock(&self.state);
+                    state.pump();
+                    state.flush();
+                }
             }
         }
         // The nodes' tasks end by themselves when their goodbye is sent.
@@ -413,6 +462,7 @@ impl Shared {
             }
         }
         state.pump();
+        state.flush();
         drop(guard);
         self.finish(done);
         Ok(())
@@ -444,6 +494,7 @@ impl Shared {
             }
         }
         state.pump();
+        state.flush();
         self.changed.notify_all();
         drop(guard);
         self.finish(lost);

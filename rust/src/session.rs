@@ -238,6 +238,16 @@ impl Link {
         self.wake.notify_one();
     }
 
+    /// Add to what is sent, with whatever wakes the sender next: [`Link::flush`] must follow soon.
+    pub fn stage(&self, add: impl FnOnce(&mut Outbox)) {
+        add(&mut lock(&self.outbox));
+    }
+
+    /// Wake the sender.
+    pub fn flush(&self) {
+        self.wake.notify_one();
+    }
+
     /// Empty the outbox into `stream` until it is closed, then shut the stream's sending side down.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! A reader fills the queue of tasks, a writer sends results, a watchdog ends the whole process group when the agent
 //! is gone or the lease is over. The threads that run user code take from the queue with [`Worker::next`] and hand
 //! in with [`Worker::finish`]. A thread that finishes takes its next task without anybody's help; an idle one is
-//! woken only when there is something to take, one at a time, each waking the next.
+//! woken only when more tasks wait than the running ones get to.
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -12,31 +12,65 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
 use crate::error::SessionError;
 use crate::frame::{Body, Control, Decoder, Event, Message};
 use crate::session::{Outbox, WorkerHello, hello, lock, read_hello};
 
 /// Bytes of results that wait to be sent before a finishing thread has to wait itself.
 const BACKLOG: usize = 64 * 1024 * 1024;
+/// How long the result of a short task may wait for the next one's while more tasks are queued.
+const LINGER: Duration = Duration::from_micros(300);
+/// Nanoseconds up to which a task is short in that sense.
+const SHORT: u64 = 200_000;
+/// Results that are sent without waiting for more; more of them while many tasks wait.
+const TOGETHER: usize = 4;
+/// How long tasks may wait for a running thread before an idle one is woken.
+const SPELL: Duration = Duration::from_micros(200);
 /// Bytes per read of the agent's socket.
 const READ: usize = 256 * 1024;
 /// How often the watchdog looks at the clock.
 const WATCH: Duration = Duration::from_millis(500);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tasks {
     queue: VecDeque<Message>,
     /// Cancelled, but not in the queue: they have not arrived (control frames overtake messages), or are running and
     /// leave this set when they finish.
     early: HashSet<u64>,
     idle: usize,
+    /// Tasks taken since the reader looked, and when the last one was.
+    taken: usize,
+    taken_at: Instant,
+}
+
+impl Tasks {
+    fn take(&mut self) -> Option<Message> {
+        let task = self.queue.pop_front()?;
+        self.taken += 1;
+        self.taken_at = Instant::now();
+        Some(task)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Results {
+    outbox: Outbox,
+    /// What is in the outbox must not wait for more.
+    urgent: bool,
+    /// How much was put into the outbox since it was empty.
+    together: usize,
 }
 
 #[derive(Debug)]
 struct Shared {
+    /// Threads that take tasks.
+    threads: usize,
     tasks: Mutex<Tasks>,
     task_ready: Condvar,
-    results: Mutex<Outbox>,
+    results: Mutex<Results>,
     result_ready: Condvar,
     result_sent: Condvar,
     lease: Mutex<Instant>,
@@ -63,13 +97,20 @@ impl Worker {
     pub fn start(socket: UnixStream) -> Result<(Self, WorkerHello), SessionError> {
         let mut inlet =
             Inlet { socket: socket.try_clone()?, decoder: Decoder::new(usize::MAX), scratch: vec![0; READ] };
-        let greeting = inlet.next()?;
+        let greeting = inlet.next(|| None)?;
         let Event::Control(Control::Hello(body)) = greeting else {
             return Err(SessionError::BadHello(format!("the agent began with {greeting:?}")));
         };
         let setup: WorkerHello = read_hello(&body)?;
         let shared = Arc::new(Shared {
-            tasks: Mutex::default(),
+            threads: setup.slots,
+            tasks: Mutex::new(Tasks {
+                queue: VecDeque::new(),
+                early: HashSet::new(),
+                idle: 0,
+                taken: 0,
+                taken_at: Instant::now(),
+            }),
             task_ready: Condvar::new(),
             results: Mutex::default(),
             result_ready: Condvar::new(),
@@ -97,80 +138,86 @@ impl Worker {
     /// [`SessionError::BadHello`] never in practice: the hello is a constant.
     pub fn ready(&self) -> Result<(), SessionError> {
         let control = hello(&std::process::id())?;
-        lock(&self.shared.results).control(control);
-        self.shared.result_ready.notify_one();
+        self.answer(|outbox| outbox.control(control));
         Ok(())
     }
 
     /// The next task if there is one, without waiting.
     #[must_use]
     pub fn try_next(&self) -> Option<Message> {
-        let mut tasks = lock(&self.shared.tasks);
-        let task = tasks.queue.pop_front()?;
-        self.wake_another(&tasks);
-        Some(task)
+        lock(&self.shared.tasks).take()
     }
 
     /// The next task, waiting at most `bound`.
     #[must_use]
     pub fn next(&self, bound: Duration) -> Option<Message> {
         let mut tasks = lock(&self.shared.tasks);
-        tasks.idle += 1;
-        let (mut tasks, _) = self
-            .shared
-            .task_ready
-            .wait_timeout_while(tasks, bound, |t| t.queue.is_empty())
-            .unwrap_or_else(PoisonError::into_inner);
-        tasks.idle -= 1;
-        let task = tasks.queue.pop_front()?;
-        self.wake_another(&tasks);
-        Some(task)
-    }
-
-    fn wake_another(&self, tasks: &Tasks) {
-        if tasks.idle > 0 && !tasks.queue.is_empty() {
-            self.shared.task_ready.notify_one();
+        if tasks.queue.is_empty() {
+            tasks.idle += 1;
+            (tasks, _) = self
+                .shared
+                .task_ready
+                .wait_timeout_while(tasks, bound, |t| t.queue.is_empty())
+                .unwrap_or_else(PoisonError::into_inner);
+            tasks.idle -= 1;
         }
+        tasks.take()
     }
 
     /// Hand in a result. Waits while more than 64 MiB of earlier ones are unsent.
     pub fn finish(&self, message: Message) {
-        lock(&self.shared.tasks).early.remove(&message.id.task);
+        let waiting = {
+            let mut tasks = lock(&self.shared.tasks);
+            tasks.early.remove(&message.id.task);
+            tasks.queue.len()
+        };
         let mut results = lock(&self.shared.results);
-        while results.bytes() > BACKLOG {
+        while results.outbox.bytes() > BACKLOG {
             results = self.shared.result_sent.wait(results).unwrap_or_else(PoisonError::into_inner);
         }
-        self.report(results, message);
+        // While short tasks follow one another, their results travel together.
+        let urgent = waiting == 0 || message.nanos > SHORT || results.together + 1 >= TOGETHER.max(waiting / 4);
+        self.report(results, urgent, |outbox| outbox.message(Body::Result, message));
     }
 
-    fn report(&self, mut results: MutexGuard<'_, Outbox>, message: Message) {
-        let quiet = results.is_empty();
-        results.message(Body::Result, message);
+    /// Add to what is sent. The writer sends at once what is urgent, anything else after [`LINGER`] at the latest.
+    fn report(&self, mut results: MutexGuard<'_, Results>, urgent: bool, add: impl FnOnce(&mut Outbox)) {
+        let wake = results.outbox.is_empty() || (urgent && !results.urgent);
+        add(&mut results.outbox);
+        results.together += 1;
+        results.urgent |= urgent;
         drop(results);
-        if quiet {
+        if wake {
             self.shared.result_ready.notify_one();
         }
+    }
+
+    fn answer(&self, add: impl FnOnce(&mut Outbox)) {
+        self.report(lock(&self.shared.results), true, add);
     }
 
     /// Whether [`Worker::finish`] would return at once.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        lock(&self.shared.results).bytes() <= BACKLOG
+        lock(&self.shared.results).outbox.bytes() <= BACKLOG
     }
 
     fn read(&self, mut inlet: Inlet) -> Result<(), SessionError> {
+        let mut boost = 1;
         loop {
-            match inlet.next()? {
+            match inlet.next(|| self.wake_idle(&mut boost))? {
                 Event::Message(Body::Task, task) => {
                     let mut tasks = lock(&self.shared.tasks);
                     if tasks.early.remove(&task.id.task) {
                         drop(tasks);
-                        self.report(lock(&self.shared.results), Message::cancelled(task.id));
+                        self.answer(|outbox| outbox.message(Body::Result, Message::cancelled(task.id)));
                         continue;
                     }
                     tasks.queue.push_back(task);
-                    // One is enough: whoever takes a task wakes the next while there are more.
-                    if tasks.queue.len() == 1 && tasks.idle > 0 {
+                    // A thread that takes short tasks one after another will take this one too. If there is none,
+                    // or the running tasks are longer, an idle one is woken.
+                    let nobody = tasks.idle == self.shared.threads || tasks.taken_at.elapsed() > SPELL;
+                    if tasks.queue.len() == 1 && tasks.idle > 0 && nobody {
                         self.shared.task_ready.notify_one();
                     }
                 }
@@ -179,20 +226,47 @@ impl Worker {
                 }
                 Event::Control(Control::Cancel(id)) => {
                     if self.unqueue(id.task) {
-                        self.report(lock(&self.shared.results), Message::cancelled(id));
+                        self.answer(|outbox| outbox.message(Body::Result, Message::cancelled(id)));
                     } else {
                         lock(&self.shared.tasks).early.insert(id.task);
                     }
                 }
                 Event::Control(Control::Recall(id)) => {
                     let answer = if self.unqueue(id.task) { Control::Returned(id) } else { Control::Kept(id) };
-                    lock(&self.shared.results).control(answer);
-                    self.shared.result_ready.notify_one();
+                    self.answer(|outbox| outbox.control(answer));
                 }
                 Event::Control(Control::Goodbye(_)) => return Ok(()),
                 Event::Control(_) | Event::Message(..) => {}
             }
         }
+    }
+
+    /// Wake idle threads while tasks wait that the running ones do not get to. Called before each wait for the agent;
+    /// gives how long that wait may be.
+    ///
+    /// Waking a thread for every task would have all threads fight for the GIL over tasks that one of them could run
+    /// in less time; waking none would leave tasks behind long ones. So: if none was taken since the last look, all
+    /// that are needed; if fewer were taken than wait now, some, twice as many at each look.
+    fn wake_idle(&self, boost: &mut usize) -> Option<Duration> {
+        let mut tasks = lock(&self.shared.tasks);
+        let waiting = tasks.queue.len();
+        let taken = std::mem::take(&mut tasks.taken);
+        if waiting == 0 || tasks.idle == 0 {
+            *boost = 1;
+            return None;
+        }
+        let wanted = if taken == 0 {
+            waiting
+        } else if taken < waiting {
+            *boost *= 2;
+            *boost / 2
+        } else {
+            0
+        };
+        for _ in 0..wanted.min(waiting).min(tasks.idle) {
+            self.shared.task_ready.notify_one();
+        }
+        Some(SPELL)
     }
 
     fn unqueue(&self, task: u64) -> bool {
@@ -207,13 +281,22 @@ impl Worker {
             out.clear();
             {
                 let results = lock(&self.shared.results);
-                let mut results = self
+                let results = self
                     .shared
                     .result_ready
-                    .wait_while(results, |r| r.is_empty())
+                    .wait_while(results, |r| r.outbox.is_empty())
                     .unwrap_or_else(PoisonError::into_inner);
-                results.fill(&mut out)?;
-                if results.bytes() <= BACKLOG {
+                let (mut results, _) = self
+                    .shared
+                    .result_ready
+                    .wait_timeout_while(results, LINGER, |r| !r.urgent)
+                    .unwrap_or_else(PoisonError::into_inner);
+                results.outbox.fill(&mut out)?;
+                if results.outbox.is_empty() {
+                    results.urgent = false;
+                    results.together = 0;
+                }
+                if results.outbox.bytes() <= BACKLOG {
                     self.shared.result_sent.notify_all();
                 }
             }
@@ -239,11 +322,21 @@ struct Inlet {
 }
 
 impl Inlet {
-    /// Wait for the next event.
-    fn next(&mut self) -> Result<Event, SessionError> {
+    /// Wait for the next event. Before each wait `look` is asked; while it gives a duration, it is asked again after
+    /// that time.
+    fn next(&mut self, mut look: impl FnMut() -> Option<Duration>) -> Result<Event, SessionError> {
         loop {
             if let Some(event) = self.decoder.next()? {
                 return Ok(event);
+            }
+            while let Some(bound) = look() {
+                let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+                let bound = Timespec::try_from(bound).ok();
+                match poll(&mut fds, bound.as_ref()) {
+                    Ok(0) | Err(Errno::INTR) => {}
+                    Ok(_) => break,
+                    Err(e) => return Err(SessionError::Io(e.into())),
+                }
             }
             match self.socket.read(&mut self.scratch) {
                 Ok(0) => return Err(SessionError::Ended(String::new())),

@@ -97,3 +97,13 @@ def test_the_joblib_plugin_pins_the_clients_version():
     image = sky.plugins.joblib().transform(sky.Image())
     assert image.pip == (f"joblib=={joblib.__version__}",)
     assert sky.plugins.joblib("1.4.0").transform(sky.Image()).pip == ("joblib==1.4.0",)
+
+
+def test_a_parallel_object_that_outlives_its_pool_is_told():
+    """No hang: the error says that the pool is closed."""
+    with sky.pool(worker=sky.Worker(concurrency=2)), Parallel(n_jobs=2) as parallel:
+        assert parallel(delayed(operator.neg)(i) for i in range(3)) == [0, -1, -2]
+        sky_pool = parallel._backend.pool
+        sky_pool.shutdown()
+        with pytest.raises(sky.PoolClosedError):
+            parallel(delayed(operator.neg)(i) for i in range(3))

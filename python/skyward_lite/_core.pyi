@@ -40,10 +40,13 @@ class Pool:
     def nodes(self) -> list[_NodeRow]: ...
     def wait_for_change(self, bound_ms: int) -> list[_NodeRow]:
         """Wait until some node's state changes, at most `bound_ms`."""
-    def submit(self, task: int, kind: int, head: bytes, buffers: list[Any] | None = None) -> None:
-        """Append a task. Copies the payload; never waits. It comes out of `finished` exactly once."""
-    def end(self, task: int) -> None:
-        """Let a task that was never sent come out of `finished`."""
+    def submit(self, task: int, kind: int, head: bytes, buffers: list[Any] | None = None) -> bool:
+        """Append a task. Copies the payload; never waits. It comes out of `finished` exactly once.
+
+        False if `finished` has already said that no more will come.
+        """
+    def end(self, task: int) -> bool:
+        """Let a task that was never sent come out of `finished`; False as for `submit`."""
     def cancel(self, task: int) -> bool:
         """Drop a task that has not started. True if it still waited here: then that is its end.
 

@@ -89,6 +89,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def _workers(self, n_jobs: int | None) -> int:
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if self.pool._state == "closed":
+            raise PoolClosedError("the pool of this Parallel is closed")
         slots = self.pool.slots()
         if n_jobs is None:
             return slots
@@ -139,7 +141,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                         pool._encoder().learn(function, functions)
                 head, buffers = pool._encode(items, functions)
         except BaseException as error:
-            # joblib hangs if this is raised on the settling thread, so it takes the way of a result.
+            # joblib hangs if this is raised on the settling thread, so it takes the way of a result. Raises itself
+            # if the pool is closed, when no settling thread is left.
             batch.error = error
             pool._end(batch)
         else:

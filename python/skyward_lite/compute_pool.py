@@ -261,22 +261,25 @@ class ComputePool(Executor):
             if self._state in ("closing", "closed"):
                 return
             self._state = "closing"
-        try:
-            if not cancel:
-                self._drain()
-        except BaseException:
-            error = sys.exc_info()
-            raise
-        finally:
+        with contextlib.ExitStack() as last:
+            # Each of these happens whatever becomes of the others, also when Ctrl-C comes in between.
+            last.callback(_open_pools.discard, self)
+            last.callback(self.provider.stop, LEAVE)
+            last.callback(self._close)
             try:
-                self._stack.__exit__(*error)
+                if not cancel:
+                    self._drain()
+            except BaseException:
+                error = sys.exc_info()
+                raise
             finally:
-                self._state = "closed"
-                self._core.close()
-                if self._settler is not None and self._settler is not threading.current_thread():
-                    self._settler.join()
-                self.provider.stop(LEAVE)
-                _open_pools.discard(self)
+                self._stack.__exit__(*error)
+
+    def _close(self) -> None:
+        self._state = "closed"
+        self._core.close()
+        if self._settler is not None and self._settler is not threading.current_thread():
+            self._settler.join()
 
     def _drain(self) -> None:
         """Wait until every submitted task has ended. Bounded by the tasks themselves: each ends, or its node does."""
@@ -374,14 +377,19 @@ class ComputePool(Executor):
         """Append a task to the queue; its number."""
         task = next(self._numbers)
         self._calls[task] = call
-        self._core.submit(task, kind, head, buffers)
+        self._accepted(task, self._core.submit(task, kind, head, buffers))
         return task
 
     def _end(self, call: Call) -> None:
         """Let a call that cannot be sent be settled like one that was."""
         task = next(self._numbers)
         self._calls[task] = call
-        self._core.end(task)
+        self._accepted(task, self._core.end(task))
+
+    def _accepted(self, task: int, accepted: bool) -> None:
+        if not accepted:
+            del self._calls[task]
+            raise PoolClosedError("this pool is closed")
 
     def _cancel(self, task: int) -> None:
         """Drop a task that has not started; the call is settled now or when its node has answered."""

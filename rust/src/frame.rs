@@ -355,6 +355,8 @@ pub struct Decoder {
     input: BytesMut,
     block: Bytes,
     greeted: bool,
+    /// Bytes of the input in which the magic does not begin.
+    searched: usize,
     noise: Vec<u8>,
     open: HashMap<(Body, Attempt), Assembly>,
     max_message: usize,
@@ -368,6 +370,7 @@ impl Decoder {
             input: BytesMut::new(),
             block: Bytes::new(),
             greeted: false,
+            searched: 0,
             noise: Vec::new(),
             open: HashMap::new(),
             max_message,
@@ -403,8 +406,9 @@ impl Decoder {
     }
 
     fn greet(&mut self) -> Result<bool, FrameError> {
-        let found = self.input.windows(MAGIC.len()).position(|w| w == MAGIC);
-        let Some(at) = found else {
+        let rest = self.input.get(self.searched..).unwrap_or_default();
+        let Some(at) = rest.windows(MAGIC.len()).position(|w| w == MAGIC).map(|at| at + self.searched) else {
+            self.searched = self.input.len().saturating_sub(MAGIC.len() - 1);
             if self.input.len() > MAX_NOISE + MAGIC.len() {
                 return Err(FrameError::NoMagic { skipped: self.input.len(), text: self.noise() });
             }

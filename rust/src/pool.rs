@@ -105,6 +105,8 @@ struct Finished {
     /// With the node to thank for each result, so that its bytes count as credit again once the caller took it.
     messages: Vec<(Option<PeerId>, Message)>,
     closed: bool,
+    /// Whoever takes finished tasks was told that there will be no more.
+    over: bool,
 }
 
 /// The nodes of one pool.
@@ -186,20 +188,21 @@ impl Pool {
         state.nodes.clone()
     }
 
-    /// Append a task. It ends with exactly one message out of [`Pool::finished`]. Never waits.
-    pub fn submit(&self, message: Message) {
+    /// Append a task. It ends with exactly one message out of [`Pool::finished`]; false if that has already said that
+    /// no more will come. Never waits.
+    pub fn submit(&self, message: Message) -> bool {
         let mut state = lock(&self.shared.state);
         if let Some(why) = state.hopeless() {
             let lost = Message::text(message.id, Tag::NodeLost, why);
             drop(state);
-            self.shared.finish([(None, lost)]);
-            return;
+            return self.shared.finish([(None, lost)]);
         }
         state.queue.push(message);
         state.pump();
         if !state.may_cork() {
             state.flush();
         }
+        true
     }
 
     /// Drop a task that has not started. True if it waited here: that is its end, and nothing more is told of it.
@@ -218,9 +221,9 @@ impl Pool {
         false
     }
 
-    /// Let a task that was never submitted come out of [`Pool::finished`], with nothing in it.
-    pub fn end(&self, id: Attempt) {
-        self.shared.finish([(None, Message { id, tag: Tag::Returned as u8, nanos: 0, parts: Vec::new() })]);
+    /// Let a task that was never submitted come out of [`Pool::finished`], with nothing in it; false as for `submit`.
+    pub fn end(&self, id: Attempt) -> bool {
+        self.shared.finish([(None, Message { id, tag: Tag::Returned as u8, nanos: 0, parts: Vec::new() })])
     }
 
     /// The tasks that ended since the last call, waiting up to `bound` for one; `None` once the pool is closed.
@@ -234,6 +237,7 @@ impl Pool {
             .wait_timeout_while(finished, bound, |f| f.messages.is_empty() && !f.closed)
             .unwrap_or_else(PoisonError::into_inner);
         if finished.messages.is_empty() {
+            finished.over = finished.closed;
             return (!finished.closed).then(Vec::new);
         }
         let messages = std::mem::take(&mut finished.messages);
@@ -500,12 +504,17 @@ impl Shared {
         self.finish(lost);
     }
 
-    fn finish(&self, messages: impl IntoIterator<Item = (Option<PeerId>, Message)>) {
+    /// Hand out ends of tasks. False if nobody will take them any more.
+    fn finish(&self, messages: impl IntoIterator<Item = (Option<PeerId>, Message)>) -> bool {
         let mut finished = lock(&self.finished);
+        if finished.over {
+            return false;
+        }
         let quiet = finished.messages.is_empty();
         finished.messages.extend(messages);
         if quiet && !finished.messages.is_empty() {
             self.some_finished.notify_one();
         }
+        true
     }
 }

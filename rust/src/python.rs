@@ -226,18 +226,17 @@ impl Pool {
         kind: u8,
         head: &Bound<'_, PyAny>,
         buffers: Option<Vec<Bound<'_, PyAny>>>,
-    ) -> PyResult<()> {
+    ) -> PyResult<bool> {
         let parts = parts(head, buffers)?;
-        self.inner.submit(Message { id: Attempt { task, attempt: 0 }, tag: kind, nanos: 0, parts });
-        Ok(())
+        Ok(self.inner.submit(Message { id: Attempt { task, attempt: 0 }, tag: kind, nanos: 0, parts }))
     }
 
     fn cancel(&self, task: u64) -> bool {
         self.inner.cancel(task)
     }
 
-    fn end(&self, task: u64) {
-        self.inner.end(Attempt { task, attempt: 0 });
+    fn end(&self, task: u64) -> bool {
+        self.inner.end(Attempt { task, attempt: 0 })
     }
 
     #[pyo3(signature = (bound_ms))]

@@ -222,10 +222,14 @@ fn collect(pool: &Pool, count: usize) -> HashMap<u64, Message> {
     ended
 }
 
+fn submit(pool: &Pool, message: Message) {
+    assert!(pool.submit(message), "closed");
+}
+
 fn echoes(pool: &Pool) {
     let parts =
         |n: u64| vec![Bytes::from(n.to_string()), Bytes::from(vec![7; (n as usize % 7) * 30_000]), Bytes::new()];
-    (0..500).for_each(|n| pool.submit(task(n, 0, parts(n))));
+    (0..500).for_each(|n| submit(pool, task(n, 0, parts(n))));
     for (n, message) in collect(pool, 500) {
         assert_eq!(message.tag, Tag::Returned as u8);
         assert_eq!(message.parts, parts(n));
@@ -245,7 +249,7 @@ fn saturate(pool: &Pool, bytes: usize) {
     .collect();
     let noise = Bytes::from(noise);
     let count = bytes / SIZE;
-    (0..count as u64).for_each(|n| pool.submit(task(n, 0, vec![noise.clone()])));
+    (0..count as u64).for_each(|n| submit(pool, task(n, 0, vec![noise.clone()])));
     let mut ended = 0;
     let mut by = Instant::now() + BOUND;
     while ended < count {
@@ -401,8 +405,8 @@ fn a_dead_worker_is_named_and_replaced() {
         let pool = ready(vec![embedded(hello(1, processes), "3.11")]);
         for (n, (tag, says)) in [(2, "status 3"), (3, "SIGABRT")].into_iter().enumerate() {
             let n = n as u64 * 2;
-            pool.submit(task(n, tag, vec![]));
-            pool.submit(task(n + 1, 0, vec![Bytes::from_static(b"later")]));
+            submit(&pool, task(n, tag, vec![]));
+            submit(&pool, task(n + 1, 0, vec![Bytes::from_static(b"later")]));
             let ended = collect(&pool, 2);
             let crash = &ended[&n];
             assert_eq!(crash.tag, Tag::Crashed as u8);
@@ -422,7 +426,7 @@ fn a_lost_nodes_tasks_run_elsewhere() {
     let gate = Gate::new("lost");
     let sshd = Sshd::start("");
     let pool = ready(vec![sshd.node(hello(2, false)), embedded(hello(2, false), "3.11")]);
-    (0..8).for_each(|n| pool.submit(gate.task(n)));
+    (0..8).for_each(|n| submit(&pool, gate.task(n)));
     cut(&sshd);
     await_nodes(&pool, |n| {
         n.slots == 2 && (n.state == NodeState::Ready) == n.hello.as_ref().is_some_and(|h| h.epoch == "1")
@@ -432,11 +436,11 @@ fn a_lost_nodes_tasks_run_elsewhere() {
 
     let gate = Gate::new("all lost");
     let pool = ready(vec![sshd.node(hello(2, false))]);
-    (0..8).for_each(|n| pool.submit(gate.task(n)));
+    (0..8).for_each(|n| submit(&pool, gate.task(n)));
     cut(&sshd);
     let ended = collect(&pool, 8);
     assert!(ended.values().all(|m| m.tag == Tag::NodeLost as u8), "{ended:?}");
-    pool.submit(task(9, 0, vec![]));
+    submit(&pool, task(9, 0, vec![]));
     assert_eq!(collect(&pool, 1)[&9].tag, Tag::NodeLost as u8);
 }
 
@@ -445,8 +449,8 @@ fn a_lost_nodes_tasks_run_elsewhere() {
 fn cancelled_tasks_do_not_start() {
     let gate = Gate::new("cancelled");
     let pool = ready(vec![embedded(hello(1, false), "3.11")]);
-    pool.submit(task(0, 0, vec![]));
-    (1..10).for_each(|n| pool.submit(gate.task(n)));
+    submit(&pool, task(0, 0, vec![]));
+    (1..10).for_each(|n| submit(&pool, gate.task(n)));
     // After the first result the only slot is the second task's, which waits at the gate.
     assert!(collect(&pool, 1).contains_key(&0));
     let dropped = (2..10).filter(|&n| pool.cancel(n)).count();
@@ -461,8 +465,8 @@ fn cancelled_tasks_do_not_start() {
 fn work_moves_to_an_idle_node() {
     let gate = Gate::new("moves");
     let pool = ready(vec![embedded(hello(2, false), "3.11")]);
-    (0..2).for_each(|n| pool.submit(gate.task(n)));
-    (2..4).for_each(|n| pool.submit(task(n, 0, vec![])));
+    (0..2).for_each(|n| submit(&pool, gate.task(n)));
+    (2..4).for_each(|n| submit(&pool, task(n, 0, vec![])));
     pool.add_node(embedded(hello(2, true), "3.11"));
     // The first node's slots are taken: these two can only end on the second.
     let moved = collect(&pool, 2);
@@ -477,7 +481,7 @@ fn work_moves_to_an_idle_node() {
 fn closing_ends_every_task() {
     let gate = Gate::new("closing");
     let pool = ready(vec![embedded(hello(1, false), "3.11")]);
-    (0..5).for_each(|n| pool.submit(gate.task(n)));
+    (0..5).for_each(|n| submit(&pool, gate.task(n)));
     pool.close();
     let ended = pool.finished(Duration::ZERO).unwrap();
     assert_eq!(ended.len(), 5);

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from joblib import parallel_config, register_parallel_backend
-from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
+from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from . import payload
 from .compute_pool import ComputePool, outcome
@@ -31,13 +31,45 @@ _open: list[ComputePool] = []
 """The pools whose block is entered, innermost last: `backend="skyward"` means that one."""
 
 
+class _Call:
+    """What one call of `Parallel` has in flight. Batches of an aborted call stay its own and hinder no later one."""
+
+    def __init__(self, cap: int) -> None:
+        self.cap = cap
+        """Batches that may be at the workers at once; 0 for no cap."""
+        self.running: set[_Batch] = set()
+        self.held: collections.deque[_Batch] = collections.deque()
+        self.functions: payload.Functions = {}
+        self.lock = threading.Lock()
+
+    def begin(self, batch: _Batch) -> bool:
+        """Count a batch as running; false if it is held because of the cap."""
+        with self.lock:
+            if self.cap and len(self.running) >= self.cap:
+                self.held.append(batch)
+                return False
+            self.running.add(batch)
+            return True
+
+    def end(self, batch: _Batch) -> _Batch | None:
+        """Count a batch as ended, and the held one that may run in its place as running."""
+        with self.lock:
+            self.running.discard(batch)
+            if not self.held:
+                return None
+            following = self.held.popleft()
+            self.running.add(following)
+            return following
+
+
 class _Batch:
     """One batch of a `Parallel` call: joblib's job, and the pool's call."""
 
-    __slots__ = ("backend", "buffers", "callback", "error", "func", "head", "nanos", "tag", "task")
+    __slots__ = ("backend", "buffers", "call", "callback", "error", "func", "head", "nanos", "tag", "task")
 
     def __init__(self, backend: SkywardBackend, func: Any, callback: Callable[[_Batch], object] | None) -> None:
         self.backend = backend
+        self.call = backend.call
         self.func = func
         self.callback = callback
         self.task = 0
@@ -60,7 +92,11 @@ class _Batch:
 
 
 class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """Runs joblib's batches on the workers of a pool. Made by joblib, from the registered name "skyward"."""
+    """Runs joblib's batches on the workers of a pool. Made by joblib, from the registered name "skyward".
+
+    joblib keeps one instance for all `Parallel` objects of a block. Each gets one of its own in `configure`, by the
+    same way as joblib's own backends fall back to another one: what one call aborts, batches or caps is its own.
+    """
 
     supports_retrieve_callback = True
     default_n_jobs = -1
@@ -70,15 +106,17 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     MIN_IDEAL_BATCH_DURATION = 0.002
     MAX_IDEAL_BATCH_DURATION = 0.02
 
-    def __init__(self, nesting_level: int | None = 0, inner_max_num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        nesting_level: int | None = 0,
+        inner_max_num_threads: int | None = None,
+        pool: ComputePool | None = None,
+    ) -> None:
         super().__init__(nesting_level=nesting_level or 0, inner_max_num_threads=inner_max_num_threads)
-        self.pool = _innermost()
-        self._cap = 0
-        self._running: set[_Batch] = set()
-        self._held: collections.deque[_Batch] = collections.deque()
-        self._lock = threading.Lock()
+        self.pool = _innermost() if pool is None else pool
+        self.parallel: Any = None
+        self.call = _Call(0)
         self._seconds = 0.0
-        self._functions: payload.Functions = {}
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Give the number of workers that `n_jobs` means: -1 all, -2 all but one, n at most n."""
@@ -89,8 +127,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def _workers(self, n_jobs: int | None) -> int:
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
-        if self.pool._state == "closed":
-            raise PoolClosedError("the pool of this Parallel is closed")
+        self.pool._check_open()
         slots = self.pool.slots()
         if n_jobs is None:
             return slots
@@ -98,31 +135,41 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def configure(self, n_jobs: int | None = 1, parallel: Any = None, **kwargs: Any) -> int:
         """Prepare for a call of `Parallel`."""
-        self.parallel = parallel
+        if self.parallel is not parallel:
+            own = type(self)(self.nesting_level, self.inner_max_num_threads, self.pool)
+            own.parallel = parallel
+            raise FallbackToBackend(own)
         workers = self._workers(n_jobs)
-        self._cap = 0 if workers >= self.pool.slots() else workers
+        self.call = _Call(0 if workers >= self.pool.slots() else workers)
         rtt = max((node.rtt or 0.0 for node in self.pool.nodes()), default=0.0)
         # A batch should last for the way there and back, so that the next one is there when it ends.
         self.MIN_IDEAL_BATCH_DURATION = max(type(self).MIN_IDEAL_BATCH_DURATION, 1.5 * rtt)
         self.MAX_IDEAL_BATCH_DURATION = 10 * self.MIN_IDEAL_BATCH_DURATION
         return self.effective_n_jobs(n_jobs)
 
+    def start_call(self) -> None:
+        """Begin anew: inside `with Parallel()` several calls follow one `configure`."""
+        self.call = _Call(self.call.cap)
+
+    def stop_call(self) -> None:
+        """Let go of the functions of the call."""
+        self.call.functions = {}
+
+    def terminate(self) -> None:
+        """Forget the size of batches: the next call's tasks are others. The pool stays open."""
+        self.reset_batch_stats()
+
     def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> _Batch:
-        """Send a batch, or hold it while `n_jobs` of this call are in flight. Never waits, never raises."""
+        """Send a batch, or hold it while `n_jobs` of this call are in flight. Never waits.
+
+        Raises `PoolClosedError` if the pool has no thread left to tell joblib the outcome.
+        """
         batch = _Batch(self, func, callback)
-        with self._lock:
-            if self._cap and len(self._running) >= self._cap:
-                self._held.append(batch)
-                return batch
-            self._running.add(batch)
-        self._send(batch)
+        if batch.call.begin(batch):
+            self._send(batch)
         return batch
 
     apply_async = submit  # joblib < 1.5
-
-    def start_call(self) -> None:
-        """Forget the functions of the call before."""
-        self._functions = {}
 
     def _send(self, batch: _Batch) -> None:
         pool = self.pool
@@ -135,14 +182,13 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                 head, buffers = pool._encode((func, (), {}))
             else:
                 kind = payload.BATCH
-                functions = self._functions
+                functions = batch.call.functions
                 for function, _, _ in items:
                     if id(function) not in functions:
                         pool._encoder().learn(function, functions)
                 head, buffers = pool._encode(items, functions)
         except BaseException as error:
-            # joblib hangs if this is raised on the settling thread, so it takes the way of a result. Raises itself
-            # if the pool is closed, when no settling thread is left.
+            # joblib hangs if this is raised on the settling thread, so it takes the way of a result.
             batch.error = error
             pool._end(batch)
         else:
@@ -150,11 +196,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def settled(self, batch: _Batch) -> None:
         """Let the next held batch go, then tell joblib."""
-        with self._lock:
-            self._running.discard(batch)
-            following = self._held.popleft() if self._held else None
-            if following is not None:
-                self._running.add(following)
+        following = batch.call.end(batch)
         if following is not None:
             self._send(following)
         self._seconds = batch.nanos / 1e9
@@ -171,9 +213,9 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Drop what has not started. Idempotent, from any thread."""
-        with self._lock:
-            self._held.clear()
-            running = list(self._running)
+        with self.call.lock:
+            self.call.held.clear()
+            running = list(self.call.running)
         for batch in running:
             self.pool._cancel(batch.task)
 

@@ -30,7 +30,7 @@ from ._version import PYTHON, __version__
 from .errors import NodeLostError, NodeStartError, PoolClosedError, RemoteError, WorkerCrashedError
 from .image import Image
 from .plugins import Plugin
-from .providers import Provider
+from .providers import Host, Provider
 from .providers.local import Local
 
 P = ParamSpec("P")
@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("skyward_lite")
 
+MAX_SECONDS = 366 * 24 * 3600.0
+"""Largest bound that a user can ask for."""
 SETTLE_MS = 1_000
 """Bound on one wait for finished tasks; closing wakes the waiting thread at once."""
 POLL_MS = 50
@@ -67,8 +69,8 @@ class Worker:
             raise ValueError(f"Worker(concurrency={self.concurrency}): at least 1, or None for one per core")
         if self.executor not in ("thread", "process"):
             raise ValueError(f'Worker(executor={self.executor!r}): "thread" or "process"')
-        if self.retries < 0:
-            raise ValueError(f"Worker(retries={self.retries}): 0 or more")
+        if not 0 <= self.retries <= 1000:
+            raise ValueError(f"Worker(retries={self.retries}): 0 to 1000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,10 @@ def outcome(tag: int, head: Any, buffers: Any) -> Any:
 
 
 class _PoolFuture(Future[T]):
-    """A future whose `cancel` reaches the queue: true only if the task is certain not to start."""
+    """A future whose `cancel` reaches the queue: true if the task is certain not to start.
+
+    After false it may still turn out cancelled: if its node had not started it either.
+    """
 
     def __init__(self, pool: ComputePool) -> None:
         super().__init__()
@@ -158,8 +163,8 @@ class ComputePool(Executor):
         self.image = Image() if image is None else image
         self.plugins = (_default_plugin(),) if plugins is None else tuple(plugins)
         for name, seconds in (("lease", lease), ("connect_timeout", connect_timeout), ("start_timeout", start_timeout)):
-            if not seconds > 0:
-                raise ValueError(f"pool({name}={seconds}): more than 0 seconds")
+            if not 0 < seconds <= MAX_SECONDS:
+                raise ValueError(f"pool({name}={seconds}): more than 0 seconds and at most a year")
         self._lease = lease
         self._connect_timeout = connect_timeout
         self._start_timeout = start_timeout
@@ -172,6 +177,10 @@ class ComputePool(Executor):
         self._lock = threading.Lock()
         self._idle = threading.Condition()
         self._state: Literal["new", "open", "closing", "closed"] = "new"
+        self._hosts: list[Host] = []
+        self._entered: threading.Thread | None = None
+        self._give_up = False
+        self._left = threading.Event()
         self._owner = os.getpid()
 
     def __repr__(self) -> str:
@@ -181,19 +190,20 @@ class ComputePool(Executor):
 
     def __enter__(self) -> Self:
         self._start()
+        self._entered = threading.current_thread()
         try:
             for plugin in self.plugins:
                 if plugin.around_client is not None:
                     self._stack.enter_context(plugin.around_client(self))
         except BaseException:
-            self._leave(cancel=True, error=sys.exc_info())
+            self._leave(True, *sys.exc_info())
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        self._leave(cancel=kind is not None, error=(kind, error, trace))
+        self._leave(kind is not None, kind, error, trace)
 
     def _start(self) -> None:
         """Bring the nodes up. Raises `NodeStartError` if fewer than the minimum become ready."""
@@ -209,8 +219,8 @@ class ComputePool(Executor):
         self._settler.start()
         try:
             preload = [module for plugin in self.plugins for module in plugin.preload]
-            hosts = self.provider.start(image, self.nodes_wanted, self._connect_timeout)
-            for host in hosts:
+            self._hosts = self.provider.start(image, self.nodes_wanted, self._connect_timeout)
+            for host in self._hosts:
                 hello = {
                     "version": __version__,
                     "run": self._run,
@@ -220,7 +230,7 @@ class ComputePool(Executor):
                         "concurrency": self.worker.concurrency,
                         "processes": self.worker.executor == "process",
                         "env": dict(image.env),
-                        "sys_path": list(sys.path) if host.shares_files else [],
+                        "sys_path": [p for p in sys.path if isinstance(p, str)] if host.shares_files else [],
                         "preload": preload,
                         "max_payload": self.worker.max_payload,
                     },
@@ -241,7 +251,7 @@ class ComputePool(Executor):
                     importlib.import_module(module)
             self._await_nodes()
         except BaseException:
-            self._leave(cancel=True, error=sys.exc_info())
+            self._leave(True, *sys.exc_info())
             raise
 
     def _await_nodes(self) -> None:
@@ -256,24 +266,50 @@ class ComputePool(Executor):
         for node in nodes:
             log.info("node %s: %s, %d slots %s", node.name, node.state, node.slots, node.reason)
 
-    def _leave(self, cancel: bool, error: tuple[Any, Any, Any] = (None, None, None)) -> None:
+    def _leave(self, cancel: bool, *error: Any) -> None:
+        """End everything, once; whoever comes later waits until it is done."""
+        if os.getpid() != self._owner:
+            return  # a forked child has neither the threads nor the nodes
+        self._give_up |= cancel
+        if self._begin_to_leave():
+            self._finish(*error)
+        else:
+            self._unwind(*error)
+            if threading.current_thread() is not self._settler:
+                self._left.wait()
+
+    def _begin_to_leave(self) -> bool:
         with self._lock:
-            if self._state in ("closing", "closed"):
-                return
-            self._state = "closing"
+            first = self._state in ("new", "open")
+            if first:
+                self._state = "closing"
+            return first
+
+    def _unwind(self, *error: Any) -> None:
+        """Leave the plugins' contexts, on the thread that entered them: joblib's configuration is a thread's own."""
+        if self._entered is threading.current_thread():
+            self._stack.__exit__(*(error or (None, None, None)))
+
+    def _finish(self, *error: Any) -> None:
         with contextlib.ExitStack() as last:
             # Each of these happens whatever becomes of the others, also when Ctrl-C comes in between.
+            last.callback(self._left.set)
             last.callback(_open_pools.discard, self)
-            last.callback(self.provider.stop, LEAVE)
+            last.callback(lambda: self.provider.stop(self._hosts, LEAVE))
             last.callback(self._close)
             try:
-                if not cancel:
-                    self._drain()
+                self._drain()
             except BaseException:
                 error = sys.exc_info()
                 raise
             finally:
-                self._stack.__exit__(*error)
+                self._unwind(*error)
+
+    def _drain(self) -> None:
+        """Wait until every submitted task has ended. Bounded by the tasks themselves: each ends, or its node does."""
+        with self._idle:
+            while self._calls and not self._give_up:
+                self._idle.wait(POLL_MS / 1000)
 
     def _close(self) -> None:
         self._state = "closed"
@@ -281,21 +317,19 @@ class ComputePool(Executor):
         if self._settler is not None and self._settler is not threading.current_thread():
             self._settler.join()
 
-    def _drain(self) -> None:
-        """Wait until every submitted task has ended. Bounded by the tasks themselves: each ends, or its node does."""
-        with self._idle:
-            while self._calls:
-                self._idle.wait(POLL_MS / 1000)
-
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Close the pool, as `Executor.shutdown`.
 
-        With `wait=False` this returns at once and the nodes are let go when the pending futures are done.
+        With `wait=False` this returns at once and the nodes are let go when the pending futures are done. So it does
+        when a future's callback calls it: the thread that runs callbacks cannot wait for further futures.
         """
-        if wait:
-            self._leave(cancel=cancel_futures)
-        else:
-            threading.Thread(target=self._leave, args=(cancel_futures,), name="skyward-shutdown").start()
+        if wait and threading.current_thread() is not self._settler:
+            self._leave(cancel_futures)
+            return
+        self._give_up |= cancel_futures
+        if self._begin_to_leave():
+            self._unwind()
+            threading.Thread(target=self._finish, name="skyward-shutdown").start()
 
     # ------------------------------------------------------------------------------------------------ tasks
 
@@ -343,9 +377,9 @@ class ComputePool(Executor):
         def results() -> Iterator[T]:
             try:
                 while pending:
-                    future = pending.popleft()
                     left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    values = future.result(left)
+                    values = pending[0].result(left)
+                    pending.popleft()
                     for chunk in itertools.islice(chunks, 1):
                         pending.append(self.submit(_run_chunk, fn, chunk))
                     yield from values
@@ -364,11 +398,15 @@ class ComputePool(Executor):
         return sum(node.slots for node in self.nodes() if node.state == "ready")
 
     def _encode(self, call: Any, functions: payload.Functions | None = None) -> tuple[bytes, payload.Buffers]:
+        self._check_open()
+        return self._encoder().dumps(call, functions)
+
+    def _check_open(self) -> None:
+        """Raise `PoolClosedError` where no task can be sent any more. A pool that is being left still takes joblib's."""
         if self._state == "closed":
             raise PoolClosedError("this pool is closed")
         if os.getpid() != self._owner:
             raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")
-        return self._encoder().dumps(call, functions)
 
     def _encoder(self) -> payload.Encoder:
         return payload.encoder(self.worker.max_payload)
@@ -382,6 +420,8 @@ class ComputePool(Executor):
 
     def _end(self, call: Call) -> None:
         """Let a call that cannot be sent be settled like one that was."""
+        if os.getpid() != self._owner:
+            self._check_open()
         task = next(self._numbers)
         self._calls[task] = call
         self._accepted(task, self._core.end(task))
@@ -394,13 +434,14 @@ class ComputePool(Executor):
     def _cancel(self, task: int) -> None:
         """Drop a task that has not started; the call is settled now or when its node has answered."""
         if self._core.cancel(task):
-            self._calls.pop(task).settle(payload.CANCELLED, 0, b"", None)
+            self._calls[task].settle(payload.CANCELLED, 0, b"", None)
+            del self._calls[task]
 
     def _settle(self) -> None:
         calls, core = self._calls, self._core
         while (ended := core.finished(SETTLE_MS)) is not None:
             for task, _, tag, nanos, head, buffers in ended:
-                call = calls.pop(task, None)
+                call = calls.get(task)
                 if call is None:
                     continue
                 try:
@@ -408,6 +449,10 @@ class ComputePool(Executor):
                 except BaseException:
                     # Nobody is left to tell, and the other tasks must not suffer.
                     log.exception("a callback of task %d failed", task)
+                # Not before: while it settles it may submit, and whoever waits for the last call waits for that too.
+                del calls[task]
+            # What was settled is its receiver's: nothing here keeps it while waiting.
+            ended = call = head = buffers = None
             if not calls:
                 with self._idle:
                     self._idle.notify_all()

@@ -6,7 +6,6 @@ the pickle, so that the far end can use the received memory in place.
 
 from __future__ import annotations
 
-import functools
 import io
 import pickle
 import threading
@@ -38,7 +37,9 @@ NODE_LOST: Final = 4
 OUT_OF_BAND: Final = 16 * 1024
 """Bytes from which on a buffer travels beside the pickle. Below, one copy is cheaper than one more allocation."""
 MAX_FUNCTION: Final = 64 * 1024
-"""Bytes up to which a pickled function is kept for the length of a call, here and in the worker."""
+"""Bytes up to which a pickled function is kept for the length of a call."""
+MAX_TEXT: Final = 16 * 1024
+"""Characters that are kept of each end of an exception's text and traceback."""
 MAX_BUFFERS: Final = 1000
 """Buffers beside one pickle; more stay inside it. frame.rs takes 1,024 parts in a message."""
 
@@ -66,6 +67,7 @@ class Encoder:
         self._limit = limit
         self._file = io.BytesIO()
         self._buffers: list[memoryview] = []
+        self._busy = False
         self._pickler = _Pickler(self._file, protocol=5, buffer_callback=self._beside)
 
     def _beside(self, buffer: pickle.PickleBuffer) -> bool:
@@ -95,6 +97,10 @@ class Encoder:
 
     def dumps(self, value: object, functions: Functions | None = None) -> tuple[bytes, Buffers]:
         """Pickle `value`. Raises what its pickling raises, and `PayloadTooLargeError`."""
+        if self._busy:
+            # Something that is being pickled, or a signal handler, submits by itself.
+            return Encoder(self._limit).dumps(value, functions)
+        self._busy = True
         file = self._file
         self._pickler.functions = functions
         buffers: Buffers = None
@@ -107,11 +113,13 @@ class Encoder:
         finally:
             # Nothing of this value may be seen by the next: neither its memory nor its memo.
             self._buffers = []
+            self._pickler.functions = None
             self._pickler.clear_memo()
             if self._pickler.globals_ref:
                 self._pickler.globals_ref = {}
             file.seek(0)
             file.truncate()
+            self._busy = False
         size = len(head) + sum(view.nbytes for view in buffers or ())
         if size > self._limit:
             raise PayloadTooLargeError(
@@ -121,9 +129,8 @@ class Encoder:
         return head, buffers
 
 
-@functools.lru_cache(maxsize=256)
 def _function(head: bytes) -> Any:
-    """Rebuild a function in the worker, once for all tasks of a call."""
+    """Rebuild a function, anew for each task: what it captured is that task's own."""
     return pickle.loads(head)
 
 
@@ -144,24 +151,39 @@ def loads(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
 
 
 def dump_exception(encoder: Encoder, error: BaseException, skip: int) -> tuple[bytes, Buffers]:
-    """Pickle an exception with its traceback, of which the outermost `skip` frames are ours.
+    """Pickle an exception with its traceback, of which the outermost `skip` frames are ours. Never raises.
 
     An exception that does not survive the journey (joblib #270) is replaced by a `RemoteError` that names it.
     """
-    trace = error.__traceback__
-    for _ in range(skip):
-        trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
-    text = "".join(traceback.format_exception(type(error), error, trace))
-    error.__traceback__ = None
+    text = "(its traceback cannot be shown)"
     try:
+        trace = error.__traceback__
+        for _ in range(skip):
+            trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
+        text = _shortened("".join(traceback.format_exception(type(error), error, trace)))
+        error.__traceback__ = None
         head, buffers = encoder.dumps((error, text))
         if not isinstance(loads(head, buffers)[0], BaseException):
             raise TypeError("unpickles as something that is no exception")
-    except Exception as why:
+    except BaseException as why:
         name = f"{type(error).__module__}.{type(error).__qualname__}"
-        stand_in = RemoteError(f"{name}: {error} (a {type(why).__name__} prevents sending it: {why})")
-        head, buffers = encoder.dumps((stand_in, text))
+        said = f"{name}: {_said(error)} (a {type(why).__name__} prevents sending it: {_said(why)})"
+        # Text only: nothing in it can fail to be pickled, and no limit that a user sets is as low.
+        return pickle.dumps((RemoteError(said), text), 5), None
     return head, buffers
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return _shortened(str(error))
+    except BaseException as why:
+        return f"(its text cannot be shown: {type(why).__name__})"
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= 2 * MAX_TEXT:
+        return text
+    return f"{text[:MAX_TEXT]}\n… {len(text) - 2 * MAX_TEXT:,} characters left out …\n{text[-MAX_TEXT:]}"
 
 
 def load_exception(head: bytes | memoryview, buffers: Sequence[Any] | None) -> BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 import threading
@@ -72,7 +73,8 @@ def main() -> None:
     os.close(null)
     # The process is killed, not finalized: what a task printed must not sit in a buffer.
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     worker = _core.Worker(fd)
     if worker.sys_path:
         sys.path[:] = worker.sys_path

@@ -115,6 +115,8 @@ pub struct Pool {
     shared: Arc<Shared>,
     runtime: runtime::Handle,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The process that has the thread: a forked child has not.
+    owner: u32,
 }
 
 impl Pool {
@@ -147,7 +149,7 @@ impl Pool {
             runtime.block_on(for_thread.housekeeping());
             runtime.shutdown_timeout(LAST_WORDS);
         })?;
-        Ok(Self { shared, runtime: handle, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, runtime: handle, thread: Mutex::new(Some(thread)), owner: std::process::id() })
     }
 
     /// Begin to connect to a node. Its fate is told by [`Pool::nodes`].
@@ -262,6 +264,9 @@ impl Pool {
 
     /// Leave all nodes. Tasks that have not ended are cancelled. Waits at most a few seconds; idempotent.
     pub fn close(&self) {
+        if self.owner != std::process::id() {
+            return;
+        }
         let mut state = lock(&self.shared.state);
         state.closing = true;
         for node in &mut state.nodes {
@@ -398,7 +403,8 @@ impl Shared {
             }
         }
         let started = Instant::now();
-        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        // Several to a lease: one that is late ends nothing.
+        let mut heartbeat = tokio::time::interval(HEARTBEAT.min(Duration::from_millis(spec.hello.lease_ms / 4 + 1)));
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.on_node(id, &link, &mut events, started)?;

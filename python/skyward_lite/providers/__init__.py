@@ -24,6 +24,8 @@ class Host:
     command: str
     shares_files: bool = False
     """Whether it sees this machine's files, so that the client's import path means something there."""
+    handle: object = None
+    """What the provider needs to end it."""
 
 
 class Provider(abc.ABC):
@@ -34,8 +36,12 @@ class Provider(abc.ABC):
 
     @abc.abstractmethod
     def start(self, image: Image, nodes: int, connect_timeout: float) -> list[Host]:
-        """Begin to start `nodes` nodes. Raises `NodeStartError` for what no node could ever satisfy."""
+        """Begin to start `nodes` nodes. Raises `NodeStartError` for what no node could ever satisfy.
+
+        A provider may serve several pools at once: what it starts is known by the hosts that it gives. If this raises,
+        nothing is left behind.
+        """
 
     @abc.abstractmethod
-    def stop(self, timeout: float) -> None:
-        """End everything that was started, within `timeout` seconds; by force if need be. Idempotent."""
+    def stop(self, hosts: list[Host], timeout: float) -> None:
+        """End these hosts, within `timeout` seconds; by force if need be. Idempotent."""

@@ -26,7 +26,6 @@ class Local(Provider):
         if nodes is not None and nodes < 1:
             raise ValueError(f"Local(nodes={nodes}): at least 1 node is needed")
         self.nodes = nodes
-        self._agents: list[subprocess.Popen[bytes]] = []
 
     def __repr__(self) -> str:
         return f"Local(nodes={self.nodes})"
@@ -38,7 +37,14 @@ class Local(Provider):
                 f"this interpreter ({sys.executable}) does not meet Image(pip=...), and Local() installs nothing: "
                 + "; ".join(problems)
             )
-        return [self._start_one(number, connect_timeout) for number in range(nodes)]
+        hosts: list[Host] = []
+        try:
+            for number in range(nodes):
+                hosts.append(self._start_one(number, connect_timeout))
+        except BaseException:
+            self.stop(hosts, 0)
+            raise
+        return hosts
 
     def _start_one(self, number: int, connect_timeout: float) -> Host:
         host_key, host_public = _core.generate_key()
@@ -50,8 +56,9 @@ class Local(Provider):
                 stdin=theirs.fileno(),
                 # A group of its own: Ctrl-C at a terminal is for the client, which then ends the agent in order.
                 process_group=0,
+                stdout=_inherited(1),
+                stderr=_inherited(2),
             )
-        self._agents.append(agent)
         keys = {"host_key": host_key, "authorized_key": user_public, "timeout": connect_timeout}
         ours.sendall(json.dumps(keys).encode() + b"\n")
         return Host(
@@ -62,15 +69,28 @@ class Local(Provider):
             host_keys=[host_public],
             command="agent",
             shares_files=True,
+            handle=agent,
         )
 
-    def stop(self, timeout: float) -> None:
-        agents, self._agents = self._agents, []
+    def stop(self, hosts: list[Host], timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        for agent in agents:
+        for host in hosts:
+            # Of a host that no session took over, its socket is all that keeps the agent waiting.
+            host.socket.close()
+            agent = host.handle
+            assert isinstance(agent, subprocess.Popen)
             try:
                 agent.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 # Its workers see their agent's end and follow it.
                 os.killpg(agent.pid, signal.SIGKILL)
                 agent.wait()
+
+
+def _inherited(fd: int) -> int | None:
+    """Give a process our descriptor; one that is closed would otherwise become some socket's number there."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return subprocess.DEVNULL
+    return None

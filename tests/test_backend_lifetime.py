@@ -107,3 +107,27 @@ def test_a_parallel_object_that_outlives_its_pool_is_told():
         sky_pool.shutdown()
         with pytest.raises(sky.PoolClosedError):
             parallel(delayed(operator.neg)(i) for i in range(3))
+
+
+def test_shutdown_without_waiting_gives_joblib_back():
+    """The default is restored on the thread that opened the pool, at once."""
+    before = joblib.effective_n_jobs(-1)
+    with sky.pool(worker=sky.Worker(concurrency=37)) as pool:
+        pool.shutdown(wait=False)
+        assert joblib.effective_n_jobs(-1) == before
+        assert Parallel(n_jobs=2, backend="threading")(delayed(operator.neg)(i) for i in range(3)) == [0, -1, -2]
+    assert joblib.effective_n_jobs(-1) == before
+
+
+def test_shutdown_on_another_thread_gives_joblib_back():
+    """Whoever closes the pool, the block's end restores joblib on its own thread."""
+    import threading
+
+    before = joblib.effective_n_jobs(-1)
+    with sky.pool(worker=sky.Worker(concurrency=37)) as pool:
+        thread = threading.Thread(target=pool.shutdown)
+        thread.start()
+        thread.join(20)
+        with pytest.raises(sky.PoolClosedError):
+            Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(3))
+    assert joblib.effective_n_jobs(-1) == before

@@ -116,3 +116,42 @@ def test_exceptions_that_do_not_survive_are_named(encoder, error):
     assert type(got) is RemoteError
     assert f"{type(error).__name__}: {error}" in str(got)
     assert type(error).__name__ in str(got.__cause__)
+
+
+class Hopeless(Exception):
+    """Neither pickles nor prints."""
+
+    def __reduce__(self):
+        raise SystemExit
+
+    def __str__(self):
+        raise LookupError
+
+
+def test_the_most_hostile_exception_is_still_told(encoder):
+    """A worker must be able to report anything."""
+    got = payload.load_exception(*payload.dump_exception(encoder, raised(Hopeless()), skip=0))
+    assert type(got) is RemoteError
+    assert "Hopeless" in str(got)
+
+
+def test_long_texts_are_shortened(encoder):
+    """An exception over the limit is replaced by its beginning and end."""
+    got = payload.load_exception(*payload.dump_exception(encoder, raised(ValueError("x" * (2 << 20))), skip=0))
+    assert type(got) is RemoteError
+    assert "ValueError: xxx" in str(got)
+    assert "left out" in str(got)
+    assert len(str(got)) < 1 << 17
+
+
+def test_pickling_may_pickle(encoder):
+    """An argument that is pickled by pickling something else does not disturb its own pickle."""
+
+    class Inner:
+        def __reduce__(self):
+            return (bytes, (encoder.dumps(["inner"])[0],))
+
+    head, buffers = encoder.dumps(["before", Inner(), "after"])
+    before, inner, after = payload.loads(head, buffers)
+    assert (before, after) == ("before", "after")
+    assert pickle.loads(inner) == ["inner"]

@@ -402,7 +402,7 @@ class ComputePool(Executor):
         return self._encoder().dumps(call, functions)
 
     def _check_open(self) -> None:
-        """Raise `PoolClosedError` where no task can be sent any more. A pool that is being left still takes joblib's."""
+        """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""
         if self._state == "closed":
             raise PoolClosedError("this pool is closed")
         if os.getpid() != self._owner:
@@ -439,6 +439,9 @@ class ComputePool(Executor):
 
     def _settle(self) -> None:
         calls, core = self._calls, self._core
+        call: Call | None
+        head: Any
+        buffers: Any
         while (ended := core.finished(SETTLE_MS)) is not None:
             for task, _, tag, nanos, head, buffers in ended:
                 call = calls.get(task)
@@ -452,7 +455,8 @@ class ComputePool(Executor):
                 # Not before: while it settles it may submit, and whoever waits for the last call waits for that too.
                 del calls[task]
             # What was settled is its receiver's: nothing here keeps it while waiting.
-            ended = call = head = buffers = None
+            del ended
+            call = head = buffers = None
             if not calls:
                 with self._idle:
                     self._idle.notify_all()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
-_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*(?:==\s*([^\s;,*]+)\s*(?![*]))?(.*)$")
+_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*(?:==\s*([^\s;,*]+)(?=\s*(?:[;,]|$)))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Image:
             if match is None:
                 problems.append(f"{requirement!r} is not a requirement that pip would understand")
                 continue
-            name, wanted, _ = match.groups()
+            name, wanted = match.groups()
             try:
                 found = metadata.version(name)
             except metadata.PackageNotFoundError:

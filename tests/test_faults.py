@@ -131,6 +131,28 @@ def test_a_stopped_clients_lease_ends(tmp_path):
             process.kill()
 
 
+def test_a_client_stopped_within_its_lease_goes_on(tmp_path):
+    """SIGSTOP for longer than a node may be silent: the client hears what came meanwhile and loses nothing."""
+    script = tmp_path / "stopped.py"
+    script.write_text(
+        "import operator, skyward_lite as sky\n"
+        "with sky.pool(plugins=[]) as pool:\n"
+        "    print(pool.submit(operator.neg, 1).result(), flush=True)\n"
+        "    input()\n"
+        "    print(pool.submit(operator.neg, 2).result(), pool.nodes()[0].state, flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "-1\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(13)
+        process.send_signal(signal.SIGCONT)
+        out, _ = process.communicate("\n", timeout=20)
+        assert out == "-2 ready\n"
+
+
 def test_a_stopped_agent_cannot_keep_its_workers(tmp_path):
     """The workers' own watchdogs end them when the lease is over, grandchildren included."""
     process, agent, grandchild = client(tmp_path, 3)

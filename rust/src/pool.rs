@@ -404,17 +404,25 @@ impl Shared {
         }
         let started = Instant::now();
         // Several to a lease: one that is late ends nothing.
-        let mut heartbeat = tokio::time::interval(HEARTBEAT.min(Duration::from_millis(spec.hello.lease_ms / 4 + 1)));
+        let every = HEARTBEAT.min(Duration::from_millis(spec.hello.lease_ms / 4 + 1));
+        let mut heartbeat = tokio::time::interval(every);
+        // Silence is counted in heartbeats, not by the clock: a client that was stopped itself hears first what came
+        // meanwhile.
+        let mut silent = Duration::ZERO;
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.on_node(id, &link, &mut events, started)?;
             tokio::select! {
-                read = source.read(&mut events) => read?,
+                read = source.read(&mut events) => {
+                    read?;
+                    silent = Duration::ZERO;
+                }
                 sent = &mut sending => return Ok(sent?),
                 _ = heartbeat.tick() => {
-                    if source.heard.elapsed() > SUSPECT {
+                    if silent > SUSPECT {
                         return Err(SessionError::Silent(SUSPECT.as_secs()).into());
                     }
+                    silent += every;
                     let connecting = lock(&self.state).nodes.get(id).is_some_and(|n| n.state == NodeState::Connecting);
                     if connecting && Instant::now() > by {
                         return Err(SessionError::NotReady(bound.as_secs()).into());

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -286,14 +286,12 @@ impl Link {
 pub struct Source<R> {
     stream: R,
     decoder: Decoder,
-    /// When something last arrived.
-    pub heard: Instant,
 }
 
 impl<R: AsyncRead + Unpin> Source<R> {
     /// Read from `stream`, refusing messages over `max_message` bytes.
     pub fn new(stream: R, max_message: usize) -> Self {
-        Self { stream, decoder: Decoder::new(max_message), heard: Instant::now() }
+        Self { stream, decoder: Decoder::new(max_message) }
     }
 
     /// Wait for bytes and append all events that they complete (perhaps none) to `events`.
@@ -307,7 +305,6 @@ impl<R: AsyncRead + Unpin> Source<R> {
         if self.stream.read_buf(buffer).await? == 0 {
             return Err(SessionError::Ended(self.decoder.noise()));
         }
-        self.heard = Instant::now();
         while let Some(event) = self.decoder.next()? {
             events.push(event);
         }

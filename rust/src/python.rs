@@ -312,9 +312,7 @@ impl Worker {
         buffers: Option<Vec<Bound<'_, PyAny>>>,
     ) -> PyResult<()> {
         let message = Message { id: Attempt { task, attempt }, tag, nanos, parts: parts(head, buffers)? };
-        if self.inner.has_room() {
-            self.inner.finish(message);
-        } else {
+        if let Some(message) = self.inner.try_finish(message) {
             py.detach(|| self.inner.finish(message));
         }
         Ok(())

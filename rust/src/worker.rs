@@ -166,15 +166,30 @@ impl Worker {
 
     /// Hand in a result. Waits while more than 64 MiB of earlier ones are unsent.
     pub fn finish(&self, message: Message) {
+        let mut results = lock(&self.shared.results);
+        while results.outbox.bytes() > BACKLOG {
+            results = self.shared.result_sent.wait(results).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.hand_in(results, message);
+    }
+
+    /// Hand in a result, or give it back where [`Worker::finish`] would wait.
+    #[must_use]
+    pub fn try_finish(&self, message: Message) -> Option<Message> {
+        let results = lock(&self.shared.results);
+        if results.outbox.bytes() > BACKLOG {
+            return Some(message);
+        }
+        self.hand_in(results, message);
+        None
+    }
+
+    fn hand_in(&self, results: MutexGuard<'_, Results>, message: Message) {
         let waiting = {
             let mut tasks = lock(&self.shared.tasks);
             tasks.early.remove(&message.id.task);
             tasks.queue.len()
         };
-        let mut results = lock(&self.shared.results);
-        while results.outbox.bytes() > BACKLOG {
-            results = self.shared.result_sent.wait(results).unwrap_or_else(PoisonError::into_inner);
-        }
         // While short tasks follow one another, their results travel together.
         let urgent = waiting == 0 || message.nanos > SHORT || results.together + 1 >= TOGETHER.max(waiting / 4);
         self.report(results, urgent, |outbox| outbox.message(Body::Result, message));
@@ -194,12 +209,6 @@ impl Worker {
 
     fn answer(&self, add: impl FnOnce(&mut Outbox)) {
         self.report(lock(&self.shared.results), true, add);
-    }
-
-    /// Whether [`Worker::finish`] would return at once.
-    #[must_use]
-    pub fn has_room(&self) -> bool {
-        lock(&self.shared.results).outbox.bytes() <= BACKLOG
     }
 
     fn read(&self, mut inlet: Inlet) -> Result<(), SessionError> {

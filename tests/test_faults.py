@@ -88,6 +88,23 @@ def test_a_stopped_agent_is_found_lost():
             os.kill(pid, signal.SIGCONT)
 
 
+def hold_the_gil(seconds):
+    import ctypes
+
+    # Unlike CDLL, PyDLL does not release the GIL around its calls.
+    ctypes.PyDLL(None).sleep(seconds)
+    return "held"
+
+
+def test_a_task_that_holds_the_gil_is_no_lost_node():
+    """For longer than a node may be silent: heartbeats need no GIL, neither there nor here."""
+    with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+        future = pool.submit(hold_the_gil, 13)
+        hold_the_gil(13)
+        assert future.result(20) == "held"
+        assert [node.state for node in pool.nodes()] == ["ready"]
+
+
 CLIENT = """
 import sys, time, operator, subprocess, skyward_lite as sky
 def spawn():

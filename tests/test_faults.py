@@ -34,6 +34,20 @@ def test_a_dead_worker_is_named_and_replaced(executor, how, says):
         assert pool.submit(operator.neg, 1).result(20) == -1
 
 
+def fork_and_die():
+    if os.fork() == 0:
+        time.sleep(300)  # it holds a copy of its parent's socket
+    os._exit(3)
+
+
+def test_a_dead_worker_is_found_whatever_it_forked():
+    """Its end of the socket lives on in a forked child: the exit status tells all the same, and the child is ended."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        with pytest.raises(sky.WorkerCrashedError, match="status 3"):
+            pool.submit(fork_and_die).result(20)
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
 def test_a_dead_worker_fails_the_parallel_call():
     """joblib gets the error, never None."""
     with sky.pool(worker=sky.Worker(concurrency=2)), pytest.raises(sky.WorkerCrashedError):

@@ -82,9 +82,9 @@ def main() -> None:
         # What is missing here is the task's error to report, not the worker's.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
-    worker.ready()
     for number in range(1, worker.slots):
         threading.Thread(target=take_tasks, args=(worker,), name=f"skyward-{number}", daemon=True).start()
+    worker.ready()
     take_tasks(worker)
 
 

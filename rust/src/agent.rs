@@ -21,7 +21,9 @@ use tokio::sync::Notify;
 use crate::error::{AgentError, SessionError};
 use crate::frame::{Attempt, Body, Control, Event, Message, Tag};
 use crate::queue::{Cancelled, PeerId, Queue};
-use crate::session::{AgentHello, ClientHello, Link, Source, WorkerHello, WorkerSpec, hello, lock, read_hello};
+use crate::session::{
+    AgentHello, ClientHello, HEARTBEAT, Link, SUSPECT, Source, WorkerHello, WorkerSpec, hello, lock, read_hello,
+};
 
 /// Bytes of results that may be on their way or unacknowledged at once: the client's credit.
 const CREDIT: usize = 64 * 1024 * 1024;
@@ -102,7 +104,7 @@ struct Agent {
 /// Serve one client on a stream until it is done with us, then end everything that was started.
 ///
 /// # Errors
-/// [`AgentError::Refused`] if the client's Python or version does not fit; [`AgentError::Session`] if it was lost.
+/// [`AgentError::Refused`] if the client's Python does not fit; [`AgentError::Session`] if it was lost.
 pub async fn run<R, W>(from: R, to: W, spec: AgentSpec) -> Result<(), AgentError>
 where
     R: AsyncRead + Unpin + Send + 'static,
@@ -111,7 +113,8 @@ where
     let link = Arc::new(Link::default());
     let mut writer = tokio::spawn({
         let link = Arc::clone(&link);
-        async move { link.run(to).await }
+        // No bound on a write: a client that takes nothing is waited for until its lease ends.
+        async move { link.run(to, None).await }
     });
     let mut source = Source::new(from, usize::MAX);
     let mut events = Vec::new();
@@ -158,6 +161,7 @@ where
     }
     let parent = rustix::process::getppid();
     let mut tick = tokio::time::interval(TICK);
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
     let ended = loop {
         agent.on_client(&mut events);
         let ending = lock(&agent.state).ending.take();
@@ -175,6 +179,8 @@ where
             },
             () = agent.end.notified() => {}
             _ = tick.tick() => agent.on_tick(parent),
+            // The client's own may wait behind what it uploads: we live all the same.
+            _ = heartbeat.tick() => agent.link.send(|o| o.control(Control::Heartbeat { nonce: 0, lease_ms: 0 })),
         }
     };
     agent.kill_workers();
@@ -206,6 +212,15 @@ impl Agent {
         self.end.notify_one();
     }
 
+    /// Tell the client of cancelled tasks that ended in the queue, then send and steal.
+    fn pump(&self, state: &mut State) {
+        for id in state.queue.take_cancelled() {
+            state.recalled.remove(&id);
+            self.deliver(state, Message::cancelled(id));
+        }
+        state.pump();
+    }
+
     fn on_tick(&self, parent: Option<Pid>) {
         let over = lock(&self.state).lease.is_some_and(|l| l <= Instant::now());
         if over {
@@ -214,7 +229,7 @@ impl Agent {
         if rustix::process::getppid() != parent {
             self.end("the process that started the agent is gone".to_owned());
         }
-        lock(&self.state).pump();
+        self.pump(&mut lock(&self.state));
     }
 
     fn on_client(&self, events: &mut Vec<Event>) {
@@ -257,7 +272,7 @@ impl Agent {
                         state.early.insert(id);
                     }
                 },
-                Event::Control(Control::Recall(id)) => match state.queue.cancel(id.task) {
+                Event::Control(Control::Recall(id)) => match state.queue.give_up(id.task) {
                     Cancelled::Dropped => self.link.send(|o| o.control(Control::Returned(id))),
                     Cancelled::Held(worker) => {
                         state.recalled.insert(id);
@@ -271,7 +286,7 @@ impl Agent {
                 Event::Control(_) | Event::Message(..) => {}
             }
         }
-        state.pump();
+        self.pump(state);
     }
 
     fn on_worker(&self, id: PeerId, events: &mut Vec<Event>) {
@@ -317,7 +332,7 @@ impl Agent {
                 Event::Control(_) | Event::Message(..) => {}
             }
         }
-        state.pump();
+        self.pump(state);
     }
 
     /// Send a result, or keep it back until there is credit. One result may always be on its way.
@@ -406,13 +421,27 @@ impl Agent {
                 }
             }
         };
-        tokio::select! {
-            () = reading => {}
+        tokio::pin!(reading);
+        let mut all_read = false;
+        let early = tokio::select! {
+            () = &mut reading => {
+                all_read = true;
+                None
+            }
             // A write that fails or blocks for too long: the process is dead or stopped.
-            _ = link.run(to) => {}
-        }
+            _ = link.run(to, Some(SUSPECT)) => None,
+            // Its end of the socket may live on in a process that a task forked.
+            status = child.wait() => Some(status),
+        };
+        // With the group the last copies of that end are closed; what it still sent can be read to the end.
         kill_group(pid);
-        let status = tokio::time::timeout(LAST_WORDS, child.wait()).await;
+        if !all_read {
+            drop(tokio::time::timeout(LAST_WORDS, reading).await);
+        }
+        let status = match early {
+            Some(status) => Ok(status),
+            None => tokio::time::timeout(LAST_WORDS, child.wait()).await,
+        };
         self.worker_ended(id, pid, status.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())));
     }
 
@@ -446,7 +475,7 @@ impl Agent {
         } else if let Err(e) = self.start_worker() {
             self.end(e.to_string());
         }
-        lock(&self.state).pump();
+        self.pump(&mut lock(&self.state));
     }
 
     /// Kill all workers and what they started; no new ones are started from now on.

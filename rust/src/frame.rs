@@ -10,7 +10,7 @@
 //!
 //! All integers are little-endian. A task or a result is a [`Message`]: a head (tag, nanoseconds, the lengths of
 //! its parts) and the parts' bytes, cut into chunks. Every length is checked against a cap before anything is
-//! allocated for it, so a broken or hostile peer costs an error, never memory.
+//! allocated for it, so a broken peer costs an error; memory grows with what it really sends.
 
 use std::collections::HashMap;
 
@@ -37,6 +37,8 @@ pub const MAX_PARTS: usize = 1024;
 const MAX_OPEN: usize = 4096;
 /// Memory set aside for a part before its bytes arrive; beyond it a part grows with what really came.
 const EAGER: usize = 1024 * 1024;
+/// A part up to this size, in bytes, is copied out of its block.
+const SMALL_PART: usize = 4096;
 /// A block smaller than this is sent raw: lz4's table set-up costs more than it saves.
 const MIN_COMPRESS: usize = 512;
 /// Blocks that are sent unsampled after a run of incompressible ones, at most.
@@ -582,14 +584,16 @@ impl Decoder {
         Ok(Assembly { tag, nanos, done: Vec::with_capacity(count), lens, part: Vec::new() })
     }
 
-    /// A message in a single frame: its parts are slices of the block, nothing is copied.
+    /// A message in a single frame. Its parts are slices of the block, unless they are so small that they would keep
+    /// much more memory alive than they count for.
     fn whole(id: Attempt, assembly: Assembly, mut body: Bytes) -> Result<Message, FrameError> {
         let Assembly { tag, nanos, lens, mut done, .. } = assembly;
         for len in lens {
             if len > body.len() {
                 return Err(FrameError::Truncated("message"));
             }
-            done.push(body.split_to(len));
+            let part = body.split_to(len);
+            done.push(if len <= SMALL_PART { Bytes::copy_from_slice(&part) } else { part });
         }
         if body.is_empty() { Ok(Message { id, tag, nanos, parts: done }) } else { Err(FrameError::BadBody("message")) }
     }

@@ -273,8 +273,9 @@ impl Pool {
             node.link.send(|o| o.close("the pool was closed"));
         }
         let left = state.queue.drain();
-        drop(state);
+        // Under the lock: whoever closes at the same time must not come between.
         self.shared.finish(left.into_iter().map(|id| (None, Message::cancelled(id))));
+        drop(state);
         self.shared.close.notify_one();
         if let Some(thread) = lock(&self.thread).take() {
             drop(thread.join());
@@ -387,7 +388,7 @@ impl Shared {
         let (from, to) = tokio::io::split(connection.stream);
         let greeting = hello(&spec.hello)?;
         link.send(|o| o.control(greeting));
-        let sending = link.run(to);
+        let sending = link.run(to, Some(SUSPECT));
         tokio::pin!(sending);
         let mut source = Source::new(from, self.max_message);
         let mut events = Vec::new();
@@ -479,6 +480,7 @@ impl Shared {
                 Event::Control(_) | Event::Message(..) => {}
             }
         }
+        done.extend(state.queue.take_cancelled().into_iter().map(|id| (None, Message::cancelled(id))));
         state.pump();
         state.flush();
         drop(guard);
@@ -491,6 +493,8 @@ impl Shared {
         let state = &mut *guard;
         let Some(node) = state.nodes.get_mut(id) else { return };
         let name = node.name.clone();
+        // What was not sent is not kept.
+        node.link.send(|o| o.close("the node was lost"));
         node.state = match end {
             Ok(()) => NodeState::Closed,
             Err(_) if state.closing => NodeState::Closed,
@@ -511,6 +515,7 @@ impl Shared {
                 lost.push((None, Message::text(id, Tag::NodeLost, why.clone())));
             }
         }
+        lost.extend(state.queue.take_cancelled().into_iter().map(|id| (None, Message::cancelled(id))));
         state.pump();
         state.flush();
         self.changed.notify_all();

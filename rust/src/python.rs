@@ -209,7 +209,6 @@ impl Pool {
         describe(py, &self.inner.nodes())
     }
 
-    /// Wait until something about the nodes differs from what `seen` shows, at most `bound_ms`.
     #[pyo3(signature = (bound_ms))]
     fn wait_for_change<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Bound<'py, PyList>> {
         let nodes = py.detach(|| {

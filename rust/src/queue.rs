@@ -43,6 +43,8 @@ struct Entry {
     size: usize,
     place: Place,
     recall: Recall,
+    /// Its holder was told to drop it: if it comes back unstarted, or its holder is lost, that is its end.
+    cancelled: bool,
 }
 
 #[derive(Debug)]
@@ -63,15 +65,23 @@ impl Peer {
         self.held.len().saturating_mul(1024) / self.slots.max(1)
     }
 
-    fn has_room(&self, size: usize) -> bool {
-        self.held.len() < self.slots
-            || (self.held.len() < self.slots + self.prefetch && self.bytes.saturating_add(size) <= WINDOW)
+    fn has_place(&self) -> bool {
+        self.held.len() < self.slots + self.prefetch
     }
 
-    /// Tasks per second: the mean of the last measured rate and what was seen since.
+    fn has_room(&self, size: usize) -> bool {
+        // What the tasks in its slots take of the bytes, were all as large as the mean.
+        let running = self.bytes / self.held.len().max(1) * self.slots;
+        self.held.len() < self.slots
+            || (self.has_place() && self.bytes.saturating_add(size) <= WINDOW.saturating_add(running))
+    }
+
+    /// Tasks per second: what was seen since the last measurement, weighed with that one by time. Falls towards 0
+    /// while nothing ends.
     fn rate_at(&self, now: Instant) -> f64 {
-        let span = now.saturating_duration_since(self.since);
-        if span < RATE_WINDOW { self.rate } else { 0.5 * self.rate + 0.5 * f64::from(self.done) / span.as_secs_f64() }
+        let span = now.saturating_duration_since(self.since).as_secs_f64();
+        let before = RATE_WINDOW.as_secs_f64();
+        (self.rate * before + f64::from(self.done)) / (before + span)
     }
 
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a product of positive, bounded numbers
@@ -100,6 +110,10 @@ pub struct Queue {
     tasks: HashMap<u64, Entry>,
     peers: HashMap<PeerId, Peer>,
     by_load: BTreeSet<(usize, PeerId)>,
+    /// Those of them that may hold another task.
+    open: BTreeSet<(usize, PeerId)>,
+    /// Tasks that ended here because they had been cancelled, until [`Queue::take_cancelled`].
+    cancelled: Vec<Attempt>,
     sent: u64,
     recalls: usize,
 }
@@ -142,15 +156,37 @@ impl Queue {
             since: now,
             done: 0,
         };
-        self.by_load.insert((peer.load(), id));
         self.peers.insert(id, peer);
+        self.list(id);
+    }
+
+    /// After a change of prefetch, which leaves the load as it is.
+    fn relist(&mut self, id: PeerId) {
+        self.unlist(id);
+        self.list(id);
+    }
+
+    fn unlist(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.get(&id) {
+            self.by_load.remove(&(peer.load(), id));
+            self.open.remove(&(peer.load(), id));
+        }
+    }
+
+    fn list(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.get(&id) {
+            self.by_load.insert((peer.load(), id));
+            if peer.has_place() {
+                self.open.insert((peer.load(), id));
+            }
+        }
     }
 
     /// Take a peer out. What it held is returned in the order in which it was sent; the caller gives each back with
     /// [`Queue::requeue`] or [`Queue::retry`], the last one first, or ends it with [`Queue::remove`].
     pub fn remove_peer(&mut self, id: PeerId) -> Vec<u64> {
+        self.unlist(id);
         let Some(peer) = self.peers.remove(&id) else { return Vec::new() };
-        self.by_load.remove(&(peer.load(), id));
         for task in peer.held.values() {
             if let Some(entry) = self.tasks.get_mut(task) {
                 entry.place = Place::Orphan;
@@ -169,26 +205,38 @@ impl Queue {
             peer.rtt = rtt;
             peer.tune();
         }
+        self.relist(id);
     }
 
     /// Append a task.
     pub fn push(&mut self, message: Message) {
         let task = message.id.task;
         let size = message.size();
-        self.tasks.insert(task, Entry { message, size, place: Place::Waiting, recall: Recall::NotAsked });
+        self.tasks
+            .insert(task, Entry { message, size, place: Place::Waiting, recall: Recall::NotAsked, cancelled: false });
         self.fifo.push_back(task);
         self.waiting += 1;
     }
 
-    /// Put a task that a removed peer held back at the front.
+    /// Put a task that a removed peer held back at the front; or end it, if it was cancelled.
     pub fn requeue(&mut self, task: u64) {
-        if let Some(entry) = self.tasks.get_mut(&task)
-            && entry.place == Place::Orphan
-        {
-            entry.place = Place::Waiting;
-            self.fifo.push_front(task);
-            self.waiting += 1;
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        if entry.place != Place::Orphan {
+            return;
         }
+        if entry.cancelled {
+            self.cancelled.push(entry.message.id);
+            self.tasks.remove(&task);
+            return;
+        }
+        entry.place = Place::Waiting;
+        self.fifo.push_front(task);
+        self.waiting += 1;
+    }
+
+    /// The tasks that ended because they had been cancelled when they came back unstarted or lost their peer.
+    pub fn take_cancelled(&mut self) -> Vec<Attempt> {
+        std::mem::take(&mut self.cancelled)
     }
 
     /// Like [`Queue::requeue`], as another attempt: answers to the earlier one are stale from now on.
@@ -196,7 +244,7 @@ impl Queue {
     pub fn retry(&mut self, task: u64, budget: u16) -> bool {
         let Some(entry) = self.tasks.get_mut(&task) else { return false };
         let next = entry.message.id.attempt.saturating_add(1);
-        if next >= budget {
+        if next >= budget && !entry.cancelled {
             return false;
         }
         entry.message.id.attempt = next;
@@ -206,7 +254,6 @@ impl Queue {
 
     /// The next task to send and the peer to send it to, while both exist.
     pub fn assign(&mut self) -> Option<(PeerId, Message)> {
-        let &(load, id) = self.by_load.first()?;
         let task = loop {
             let &task = self.fifo.front()?;
             // What was cancelled while waiting left its number behind.
@@ -215,20 +262,21 @@ impl Queue {
                 _ => self.fifo.pop_front(),
             };
         };
+        let size = self.tasks.get(&task)?.size;
+        let has_room = |id: &PeerId| self.peers.get(id).is_some_and(|p| p.has_room(size));
+        let id = self.open.iter().map(|&(_, id)| id).find(has_room)?;
+        self.unlist(id);
         let entry = self.tasks.get_mut(&task)?;
         let peer = self.peers.get_mut(&id)?;
-        if !peer.has_room(entry.size) {
-            return None;
-        }
         self.fifo.pop_front();
         self.waiting -= 1;
         self.sent += 1;
         entry.place = Place::Held(id, self.sent);
         peer.held.insert(self.sent, task);
         peer.bytes += entry.size;
-        self.by_load.remove(&(load, id));
-        self.by_load.insert((peer.load(), id));
-        Some((id, entry.message.clone()))
+        let message = entry.message.clone();
+        self.list(id);
+        Some((id, message))
     }
 
     fn unhold(&mut self, task: u64) {
@@ -238,11 +286,13 @@ impl Queue {
         }
         entry.recall = Recall::NotAsked;
         let Place::Held(id, seq) = std::mem::replace(&mut entry.place, Place::Orphan) else { return };
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        self.by_load.remove(&(peer.load(), id));
-        peer.held.remove(&seq);
-        peer.bytes = peer.bytes.saturating_sub(entry.size);
-        self.by_load.insert((peer.load(), id));
+        let size = entry.size;
+        self.unlist(id);
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.held.remove(&seq);
+            peer.bytes = peer.bytes.saturating_sub(size);
+        }
+        self.list(id);
     }
 
     /// A peer ended a task. False for an answer that is late or doubled: not the attempt that this peer holds.
@@ -259,6 +309,7 @@ impl Queue {
                 peer.since = now;
                 peer.done = 0;
                 peer.tune();
+                self.relist(from);
             }
         }
         true
@@ -298,13 +349,24 @@ impl Queue {
 
     /// Drop a task if it waits; otherwise say who holds it.
     pub fn cancel(&mut self, task: u64) -> Cancelled {
-        match self.tasks.get(&task) {
+        match self.tasks.get_mut(&task) {
             None => Cancelled::Unknown,
-            Some(Entry { place: Place::Held(peer, _), .. }) => Cancelled::Held(*peer),
+            Some(Entry { place: Place::Held(peer, _), cancelled, .. }) => {
+                *cancelled = true;
+                Cancelled::Held(*peer)
+            }
             Some(_) => {
                 self.remove(task);
                 Cancelled::Dropped
             }
+        }
+    }
+
+    /// Give a task up that the caller wants back: dropped here if it waits, otherwise its holder is to be asked.
+    pub fn give_up(&mut self, task: u64) -> Cancelled {
+        match self.tasks.get(&task).map(|e| e.place) {
+            Some(Place::Held(peer, _)) => Cancelled::Held(peer),
+            _ => self.cancel(task),
         }
     }
 

@@ -91,8 +91,9 @@ where
     };
     let (started, channel) = oneshot::channel();
     let handler = Server { authorized, channel: None, started: Some(started) };
+    // No bound on writes: a client that was stopped is waited for until its lease ends.
     let serve = async {
-        let session = server::run_stream(Arc::new(config), Unblocked::new(stream), handler).await?;
+        let session = server::run_stream(Arc::new(config), Unblocked::new(stream, None), handler).await?;
         let handle = session.handle();
         let channel = tokio::select! {
             channel = channel => channel.map_err(|_| SshError::Protocol("the client left".to_owned()))?,

@@ -1,7 +1,8 @@
 //! A session between two ends: who they are, what they still have to say, and when the other one is gone.
 //!
 //! [`Outbox`] decides the order of what is sent: control frames first, then small messages, then one chunk of each
-//! large one in turn, so a small task never waits behind a large one and a heartbeat waits behind nothing.
+//! large one in turn, so here no small task waits behind a large one and no heartbeat behind either. (What the SSH
+//! channel's window has taken already is ahead of both.)
 //! [`Link`] shares an outbox between the threads that fill it and the one loop that empties it into a stream;
 //! [`Source`] reads events. Any `AsyncRead`/`AsyncWrite` will do: an SSH channel, a Unix socket, a pipe.
 
@@ -21,6 +22,8 @@ use crate::frame::{Attempt, Body, CHUNK, Control, Decoder, Event, Message, Outgo
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Silence after which the other side is taken for lost; also the longest that one write may block.
 pub const SUSPECT: Duration = Duration::from_secs(10);
+/// How finely waiting is counted.
+pub(crate) const SLICE: Duration = Duration::from_secs(1);
 /// Default cap of one message's payload, in bytes.
 pub const MAX_MESSAGE: usize = 4 << 30;
 /// Raw bytes after which a block is sent.
@@ -251,8 +254,8 @@ impl Link {
     /// Empty the outbox into `stream` until it is closed, then shut the stream's sending side down.
     ///
     /// # Errors
-    /// [`SessionError::Io`] when the stream fails or takes nothing for [`SUSPECT`].
-    pub async fn run(&self, mut stream: impl AsyncWrite + Unpin) -> Result<(), SessionError> {
+    /// [`SessionError::Io`] when the stream fails, [`SessionError::Silent`] when it takes nothing for `bound`.
+    pub async fn run(&self, mut stream: impl AsyncWrite + Unpin, bound: Option<Duration>) -> Result<(), SessionError> {
         let mut out = Vec::with_capacity(2 * BLOCK);
         loop {
             out.clear();
@@ -267,9 +270,17 @@ impl Link {
                 stream.flush().await?;
                 if closed { stream.shutdown().await } else { Ok(()) }
             };
-            match tokio::time::timeout(SUSPECT, write).await {
-                Err(_) => return Err(SessionError::Silent(SUSPECT.as_secs())),
-                Ok(written) => written?,
+            tokio::pin!(write);
+            let mut waited = Duration::ZERO;
+            loop {
+                // In slices: if this process was stopped itself, that counts as one of them.
+                match tokio::time::timeout(SLICE, &mut write).await {
+                    Ok(written) => break written?,
+                    Err(_) if bound.is_some_and(|bound| waited >= bound) => {
+                        return Err(SessionError::Silent(waited.as_secs()));
+                    }
+                    Err(_) => waited += SLICE,
+                }
             }
             if closed {
                 return Ok(());

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::error::SshError;
-use crate::session::{SUSPECT, lock};
+use crate::session::{SLICE, SUSPECT, lock};
 
 /// Bytes that the far end may send on a channel before we grant more. OpenSSH's own is 2 MiB: 25 MB/s at 80 ms.
 pub const CHANNEL_WINDOW: u32 = 16 * 1024 * 1024;
@@ -142,7 +142,7 @@ where
     };
     let refused = Arc::new(Mutex::new(None));
     let verifier = Verifier { expected: target.host_keys.clone(), refused: Arc::clone(&refused) };
-    let connected = client::connect_stream(Arc::new(config), Unblocked::new(stream), verifier).await;
+    let connected = client::connect_stream(Arc::new(config), Unblocked::new(stream, Some(SUSPECT)), verifier).await;
     let mut handle = connected.map_err(|error| match lock(&refused).take() {
         Some(got) => {
             SshError::HostKey { got, expected: target.host_keys.iter().map(fingerprint).collect::<Vec<_>>().join(", ") }
@@ -171,18 +171,27 @@ where
 ///
 /// russh writes inside the loop that also reads. Two such ends whose socket buffers are both full wait for each
 /// other for ever; over this stream each goes on reading. What is kept is bounded by the SSH channels' windows. A
-/// socket that takes nothing for [`SUSPECT`] is an error, which russh has no bound for.
+/// socket that takes nothing for a set time is an error, which russh has no bound for.
 #[derive(Debug)]
 pub struct Unblocked<S> {
     inner: S,
     kept: BytesMut,
-    stuck: Pin<Box<Sleep>>,
+    /// Slices of time for which the socket took nothing, of at most so many.
+    stuck: u32,
+    bound: Option<u32>,
+    slice: Pin<Box<Sleep>>,
 }
 
 impl<S> Unblocked<S> {
-    /// Wrap a socket. Must be called inside a Tokio runtime.
-    pub fn new(inner: S) -> Self {
-        Self { inner, kept: BytesMut::new(), stuck: Box::pin(tokio::time::sleep(SUSPECT)) }
+    /// Wrap a socket that may take nothing for `bound`. Must be called inside a Tokio runtime.
+    pub fn new(inner: S, bound: Option<Duration>) -> Self {
+        let bound = bound.map(|b| u32::try_from(b.as_secs()).unwrap_or(u32::MAX));
+        Self { inner, kept: BytesMut::new(), stuck: 0, bound, slice: Box::pin(tokio::time::sleep(SLICE)) }
+    }
+
+    fn moved(&mut self) {
+        self.stuck = 0;
+        self.slice.as_mut().reset(Instant::now() + SLICE);
     }
 }
 
@@ -194,14 +203,18 @@ impl<S: AsyncWrite + Unpin> Unblocked<S> {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(n)) => {
                     self.kept.advance(n);
-                    self.stuck.as_mut().reset(Instant::now() + SUSPECT);
+                    self.moved();
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => {
-                    return match self.stuck.as_mut().poll(cx) {
-                        Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                        Poll::Pending => Poll::Pending,
-                    };
+                    while self.slice.as_mut().poll(cx).is_ready() {
+                        self.stuck += 1;
+                        if self.bound.is_some_and(|bound| self.stuck >= bound) {
+                            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                        }
+                        self.slice.as_mut().reset(Instant::now() + SLICE);
+                    }
+                    return Poll::Pending;
                 }
             }
         }
@@ -217,7 +230,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Unblocked<S> {
         if self.kept.is_empty() {
             match Pin::new(&mut self.inner).poll_write(cx, buf) {
                 Poll::Ready(done) => return Poll::Ready(done),
-                Poll::Pending => self.stuck.as_mut().reset(Instant::now() + SUSPECT),
+                Poll::Pending => self.moved(),
             }
         }
         self.kept.extend_from_slice(buf);

@@ -88,6 +88,15 @@ fn end_group() -> ! {
     std::process::exit(1);
 }
 
+/// Ends the process group with the thread that holds it, however that ends.
+struct EndGroup;
+
+impl Drop for EndGroup {
+    fn drop(&mut self) {
+        end_group();
+    }
+}
+
 impl Worker {
     /// Greet the agent on `socket` and start the three threads. This process must lead its own process group, which
     /// is killed when the agent ends.
@@ -121,12 +130,12 @@ impl Worker {
         let (reader, writer, watchdog) = (worker.clone(), worker.clone(), worker.clone());
         let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
         spawn("skyward-reader").spawn(move || {
+            let _end = EndGroup;
             drop(reader.read(inlet));
-            end_group();
         })?;
         spawn("skyward-writer").spawn(move || {
+            let _end = EndGroup;
             drop(writer.write(socket));
-            end_group();
         })?;
         spawn("skyward-watchdog").spawn(move || watchdog.watch())?;
         Ok((worker, setup))
@@ -267,8 +276,9 @@ impl Worker {
         let wanted = if taken == 0 {
             waiting
         } else if taken < waiting {
-            *boost *= 2;
-            *boost / 2
+            let now = *boost;
+            *boost = now.saturating_mul(2);
+            now
         } else {
             0
         };
@@ -304,6 +314,9 @@ impl Worker {
                 if results.outbox.is_empty() {
                     results.urgent = false;
                     results.together = 0;
+                } else {
+                    // More than a block: there is nothing to wait for.
+                    results.urgent = true;
                 }
                 if results.outbox.bytes() <= BACKLOG {
                     self.shared.result_sent.notify_all();

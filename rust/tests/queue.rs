@@ -60,7 +60,7 @@ fn prefetch_is_bounded() {
 #[test]
 fn prefetch_is_bounded_in_bytes() {
     let mut queue = queue(&[(1, 4)], 0);
-    let large = Bytes::from(vec![0; WINDOW / 6]);
+    let large = Bytes::from(vec![0; WINDOW / 2]);
     for n in 0..20 {
         queue.push(Message { parts: vec![large.clone()], ..task(n) });
     }
@@ -134,6 +134,70 @@ fn cancelling() {
     assert_eq!(queue.waiting(), 1);
     assert!(queue.done(1, id(0), Instant::now()));
     assert_eq!(assign_all(&mut queue), [(1, 2)]);
+}
+
+/// A task that was cancelled while a peer held it ends when it comes back, by a recall or with its peer's loss.
+#[test]
+fn cancelled_tasks_do_not_come_back() {
+    let now = Instant::now();
+    let mut queue = queue(&[(1, 2)], 4);
+    assign_all(&mut queue);
+    queue.add_peer(2, 4, now);
+    assert_eq!(queue.steal(now), Some((1, id(3))));
+    assert_eq!(queue.cancel(3), Cancelled::Held(1));
+    assert_eq!(queue.cancel(2), Cancelled::Held(1));
+    assert!(queue.returned(1, id(3)));
+    assert_eq!(queue.take_cancelled(), [id(3)]);
+    for task in queue.remove_peer(1).into_iter().rev() {
+        assert!(queue.retry(task, 3));
+    }
+    assert_eq!(queue.take_cancelled(), [Attempt { task: 2, attempt: 1 }]);
+    assert_eq!(assign_all(&mut queue), [(2, 0), (2, 1)]);
+}
+
+/// A peer that is full does not keep the others from being sent more.
+#[test]
+fn a_full_peer_does_not_block_the_others() {
+    let start = Instant::now();
+    let mut queue = queue(&[(1, 1)], 2);
+    assert_eq!(assign_all(&mut queue).len(), 2);
+    queue.add_peer(2, 1, start);
+    queue.set_rtt(2, Duration::from_millis(80));
+    (10..2000).for_each(|n| queue.push(task(n)));
+    let mut sent = assign_all(&mut queue);
+    for round in 1..=10_u32 {
+        assert!(sent.iter().all(|&(peer, _)| peer == 2));
+        for (peer, n) in sent {
+            assert!(queue.done(peer, id(n), start + Duration::from_millis(20) * round));
+        }
+        sent = assign_all(&mut queue);
+    }
+    assert!(sent.len() > 4, "{}", sent.len());
+}
+
+/// What waits behind a long task is asked back however fast its peer was before.
+#[test]
+fn a_peer_that_slows_down_is_relieved() {
+    let start = Instant::now();
+    let mut queue = queue(&[(1, 1)], 1000);
+    let mut now = start;
+    for _ in 0..20 {
+        now += Duration::from_millis(10);
+        for (peer, n) in assign_all(&mut queue) {
+            assert!(queue.done(peer, id(n), now));
+        }
+    }
+    while queue.waiting() > 0 {
+        now += Duration::from_millis(1);
+        for (peer, n) in assign_all(&mut queue) {
+            assert!(queue.done(peer, id(n), now));
+        }
+    }
+    (1000..1003).for_each(|n| queue.push(task(n)));
+    assert_eq!(assign_all(&mut queue).len(), 3);
+    queue.add_peer(2, 1, now);
+    assert_eq!(queue.steal(now), None, "it would be done before the answer came");
+    assert!(queue.steal(now + Duration::from_secs(30)).is_some());
 }
 
 /// An idle peer gets what a loaded one has not started, the newest first, and never what is likely running.
@@ -211,6 +275,7 @@ proptest! {
                 },
                 _ => while let Some((p, message)) = queue.assign() { held.get_mut(&p).unwrap().push(message.id); },
             }
+            for id in queue.take_cancelled() { end(&mut ended, id.task); }
             prop_assert_eq!(queue.len() + ended.len(), usize::try_from(tasks).unwrap());
         }
         for id in queue.drain() { end(&mut ended, id.task); }

@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --group build --group test --group lint --group bench
+	$(BIN)/python -m pip install --quiet --group build --group test --group lint
 	touch $@
 
 # What the tests need of the system: an OpenSSH server to talk to, and pkill to cut its connections.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +37,26 @@ def eventually(true: Callable[[], object], seconds: float) -> bool:
             return True
         time.sleep(0.01)
     return bool(true())
+
+
+def refusal_in_a_fork(use: Callable[[], object]) -> str:
+    """Fork, and give the text of the PoolClosedError that `use()` raises in the child; nothing if it raises none."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            use()
+        except sky.PoolClosedError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    return said
 
 
 @pytest.fixture(autouse=True)

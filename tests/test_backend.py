@@ -14,6 +14,7 @@ import joblib
 import numpy as np
 import pytest
 import skyward_lite as sky
+from conftest import refusal_in_a_fork
 from joblib import Parallel, delayed, parallel_config
 from skyward_lite.backend import SkywardBackend
 
@@ -247,18 +248,4 @@ def test_closures_are_each_tasks_own():
 
 def test_a_forked_child_gets_an_error_from_parallel():
     """The child inherits joblib's default but not the connections: no hang."""
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        try:
-            Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(3))
-        except sky.PoolClosedError as error:
-            os.write(write, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        assert "forked" in pipe.read()
-    os.waitpid(pid, 0)
+    assert "forked" in refusal_in_a_fork(lambda: Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(3)))

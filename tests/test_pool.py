@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import skyward_lite as sky
-from conftest import ours
+from conftest import ours, refusal_in_a_fork
 
 
 def gate(path: str, value: int) -> int:
@@ -253,23 +253,7 @@ def test_a_closed_pool_says_so():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_gets_a_clear_error(shared_pool):
     """The child must not use the parent's connections."""
-    read, write = os.pipe()
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        try:
-            shared_pool.submit(operator.neg, 1)
-        except sky.PoolClosedError as error:
-            os.write(write, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        assert "forked" in pipe.read()
-    os.waitpid(pid, 0)
+    assert "forked" in refusal_in_a_fork(lambda: shared_pool.submit(operator.neg, 1))
     assert shared_pool.submit(operator.neg, 1).result(10) == -1
 
 

@@ -12,6 +12,7 @@ import sys
 import uuid
 
 from . import _core
+from ._stdin import take_socket
 from ._version import PYTHON, __version__
 
 WORKER = [sys.executable, "-P", "-m", "skyward_lite.worker"]
@@ -19,10 +20,7 @@ WORKER = [sys.executable, "-P", "-m", "skyward_lite.worker"]
 
 def embedded() -> None:
     """Serve one client over standard input, which is a socket. The keys come first, as one line of JSON."""
-    fd = os.dup(0)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    fd = take_socket()
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(fd, 1)

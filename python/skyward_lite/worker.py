@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from . import _core, payload
+from ._stdin import take_socket
 
 Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
@@ -67,10 +67,7 @@ def run_batch(items: list[Triple]) -> list[Any]:
 
 def main() -> None:
     """Connect to the agent and serve until it ends this process."""
-    fd = os.dup(0)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    fd = take_socket()
     # The process is killed, not finalized: what a task printed must not sit in a buffer.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

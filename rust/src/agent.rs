@@ -122,29 +122,23 @@ where
     let body = greeting.map_err(|_| SessionError::NotReady(GREETING.as_secs()))??;
     let client: ClientHello = read_hello(&body)?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let refusal = (client.python != spec.python).then(|| {
-        format!(
+    if client.python != spec.python {
+        let why = format!(
             "the client runs Python {}, this node Python {}: functions pickled by one do not run in the other",
             client.python, spec.python
-        )
-    });
-    link.send(|o| {
-        match hello(&AgentHello {
-            version: spec.version.clone(),
-            python: spec.python.clone(),
-            epoch: spec.epoch.clone(),
-            cores,
-            pid: std::process::id(),
-        }) {
-            Ok(control) if refusal.is_none() => o.control(control),
-            Ok(_) => o.close(refusal.as_deref().unwrap_or_default()),
-            Err(e) => o.close(&e.to_string()),
-        }
-    });
-    if let Some(why) = refusal {
+        );
+        link.send(|o| o.close(&why));
         farewell(&mut source, &mut writer).await;
         return Err(AgentError::Refused(why));
     }
+    let answer = hello(&AgentHello {
+        version: spec.version.clone(),
+        python: spec.python.clone(),
+        epoch: spec.epoch.clone(),
+        cores,
+        pid: std::process::id(),
+    })?;
+    link.send(|o| o.control(answer));
     let agent = Arc::new(Agent {
         spec,
         work: client.worker,

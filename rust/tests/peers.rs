@@ -64,7 +64,11 @@ fn spec(endpoint: Endpoint, key: PrivateKey, host_keys: Vec<PublicKey>, hello: C
 }
 
 /// An embedded server and its agent, on a thread of this process.
-fn embedded(hello: ClientHello, python: &'static str) -> NodeSpec {
+fn embedded(hello: ClientHello, python: &str) -> NodeSpec {
+    embedded_agent(hello, agent_spec(python))
+}
+
+fn embedded_agent(hello: ClientHello, agent: AgentSpec) -> NodeSpec {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (host_key, user_key) = (new_key().unwrap(), new_key().unwrap());
     let host_public = host_key.public_key().clone();
@@ -76,7 +80,7 @@ fn embedded(hello: ClientHello, python: &'static str) -> NodeSpec {
             let socket = tokio::net::UnixStream::from_std(theirs).unwrap();
             let accepted = server::accept(socket, host_key, authorized, Duration::from_secs(20)).await.unwrap();
             let (from, to) = tokio::io::split(accepted.stream);
-            agent::run(from, to, agent_spec(python)).await
+            agent::run(from, to, agent).await
         }));
     });
     spec(Endpoint::Socket(ours), user_key, vec![host_public], hello)
@@ -378,23 +382,8 @@ fn another_python_is_refused() {
 /// A worker that cannot start fails the node, with its exit status.
 #[test]
 fn a_worker_that_does_not_start_fails_the_node() {
-    let mut hello = hello(1, false);
-    hello.worker.env.insert("LD_PRELOAD".to_owned(), String::new());
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let (host_key, user_key) = (new_key().unwrap(), new_key().unwrap());
-    let (host, authorized) = (host_key.public_key().clone(), user_key.public_key().clone());
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        drop(runtime.block_on(async {
-            theirs.set_nonblocking(true).unwrap();
-            let socket = tokio::net::UnixStream::from_std(theirs).unwrap();
-            let accepted = server::accept(socket, host_key, authorized, BOUND).await.unwrap();
-            let (from, to) = tokio::io::split(accepted.stream);
-            let worker = vec!["sh".to_owned(), "-c".to_owned(), "exit 7".to_owned()];
-            agent::run(from, to, AgentSpec { worker, ..agent_spec("3.11") }).await
-        }));
-    });
-    let why = lost(spec(Endpoint::Socket(ours), user_key, vec![host], hello));
+    let worker = vec!["sh".to_owned(), "-c".to_owned(), "exit 7".to_owned()];
+    let why = lost(embedded_agent(hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
     assert!(why.contains("status 7"), "{why}");
 }
 

@@ -1,8 +1,10 @@
 //! A node without Python, for the tests: an agent on its standard input and output, and the worker that it starts.
 //!
 //! The worker answers each task with its own parts. The tag says what it does before: 1 waits until the file exists
-//! that its first part names, 2 ends the process with status 3, 3 kills it.
+//! that its first part names, 2 ends the process with status 3, 3 kills it, 4 writes its parts to standard error, 5
+//! floods that with 16 MiB.
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -17,11 +19,11 @@ fn worker() -> Fallible {
     let (worker, setup) = Worker::start(UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?))?;
     worker.ready()?;
     let threads: Vec<_> = (0..setup.slots)
-        .map(|_| {
+        .map(|slot| {
             let worker = worker.clone();
             std::thread::spawn(move || {
                 loop {
-                    let Some(Message { id, tag, nanos, parts }) = worker.next(Duration::from_secs(1)) else { continue };
+                    let Some(Message { id, tag, nanos, parts }) = worker.next(slot, Duration::from_secs(1)) else { continue };
                     match tag {
                         1 => {
                             let gate =
@@ -32,6 +34,8 @@ fn worker() -> Fallible {
                         }
                         2 => std::process::exit(3),
                         3 => std::process::abort(),
+                        4 => parts.iter().for_each(|part| drop(std::io::stderr().write_all(part))),
+                        5 => (0..1 << 18).for_each(|_| drop(std::io::stderr().write_all(&[b'x'; 63 + 1]))),
                         _ => {}
                     }
                     worker.finish(Message { id, tag: Tag::Returned as u8, nanos, parts });

@@ -80,10 +80,12 @@ pub enum Tag {
     Cancelled = 3,
     /// The node went away and no attempt is left; the part is a description in UTF-8.
     NodeLost = 4,
+    /// It ran for longer than a task may; the part is a description in UTF-8.
+    TimedOut = 5,
 }
 
 /// The last of the tags.
-const MAX_TAG: u8 = Tag::NodeLost as u8;
+const MAX_TAG: u8 = Tag::TimedOut as u8;
 
 /// A task on its way to a worker, or a result on its way back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,14 +134,18 @@ pub enum Control {
     Goodbye(Bytes),
     /// These results were taken: forget them, and count their bytes as credit again.
     Acknowledge(Vec<Attempt>),
-    /// Drop this task if it has not started; its result is not wanted any more.
+    /// Drop this task if it has not started. Answered with its result, or with `Kept` if it is running.
     Cancel(Attempt),
+    /// Drop this task, and end it if it is running: its result is not wanted any more.
+    Abort(Attempt),
     /// Give this task back if it has not started.
     Recall(Attempt),
     /// The recalled task, given back unstarted.
     Returned(Attempt),
     /// The recalled task has started, or is not here: no hope of getting it back.
     Kept(Attempt),
+    /// Lines that tasks wrote to standard output (1) or standard error (2).
+    Output { stream: u64, text: Bytes },
 }
 
 /// What a decoder yields.
@@ -162,6 +168,8 @@ mod kind {
     pub const KEPT: u8 = 10;
     pub const TASK: u8 = 11;
     pub const RESULT: u8 = 12;
+    pub const ABORT: u8 = 13;
+    pub const OUTPUT: u8 = 14;
 }
 
 // ---------------------------------------------------------------------------------------------------- encoding
@@ -189,16 +197,20 @@ impl Control {
     /// Append this frame to a block's raw bytes. Long acknowledgements become several frames.
     ///
     /// # Errors
-    /// [`FrameError::TooLong`] for a hello or goodbye over [`MAX_BODY`].
+    /// [`FrameError::TooLong`] for a hello, goodbye or output over [`MAX_BODY`].
     pub fn put(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
         let plain = |task| Attempt { task, attempt: 0 };
         match self {
-            Self::Hello(body) | Self::Goodbye(body) => {
+            Self::Hello(body) | Self::Goodbye(body) | Self::Output { text: body, .. } => {
                 if body.len() > MAX_BODY {
                     return Err(FrameError::TooLong { what: "control frame", len: body.len(), cap: MAX_BODY });
                 }
-                let kind = if matches!(self, Self::Hello(_)) { kind::HELLO } else { kind::GOODBYE };
-                put_frame(out, kind, plain(0), body);
+                let (kind, id) = match self {
+                    Self::Hello(_) => (kind::HELLO, 0),
+                    Self::Output { stream, .. } => (kind::OUTPUT, *stream),
+                    _ => (kind::GOODBYE, 0),
+                };
+                put_frame(out, kind, plain(id), body);
             }
             Self::Ready { slots } => put_frame(out, kind::READY, plain(*slots), &[]),
             Self::Heartbeat { nonce, lease_ms } => {
@@ -215,6 +227,7 @@ impl Control {
                 }
             }
             Self::Cancel(id) => put_frame(out, kind::CANCEL, *id, &[]),
+            Self::Abort(id) => put_frame(out, kind::ABORT, *id, &[]),
             Self::Recall(id) => put_frame(out, kind::RECALL, *id, &[]),
             Self::Returned(id) => put_frame(out, kind::RETURNED, *id, &[]),
             Self::Kept(id) => put_frame(out, kind::KEPT, *id, &[]),
@@ -495,6 +508,7 @@ impl Decoder {
             kind::RESULT => return self.chunk(Body::Result, id, flags, body),
             kind::HELLO => return Ok(Some(Event::Control(Control::Hello(body)))),
             kind::GOODBYE => return Ok(Some(Event::Control(Control::Goodbye(body)))),
+            kind::OUTPUT => return Ok(Some(Event::Control(Control::Output { stream: task, text: body }))),
             kind::HEARTBEAT => {
                 if len != 8 {
                     return Err(FrameError::BadBody("heartbeat"));
@@ -514,6 +528,7 @@ impl Decoder {
             kind::READY => Control::Ready { slots: task },
             kind::PULSE => Control::Pulse { nonce: task },
             kind::CANCEL => Control::Cancel(id),
+            kind::ABORT => Control::Abort(id),
             kind::RECALL => Control::Recall(id),
             kind::RETURNED => Control::Returned(id),
             kind::KEPT => Control::Kept(id),

@@ -21,6 +21,7 @@
 //! client no longer than the lease.
 
 pub mod agent;
+mod crew;
 pub mod error;
 pub mod frame;
 pub mod pool;
@@ -30,4 +31,5 @@ pub mod queue;
 pub mod server;
 pub mod session;
 pub mod ssh;
+pub mod table;
 pub mod worker;

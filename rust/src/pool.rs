@@ -3,13 +3,14 @@
 //! All I/O runs on one thread of its own. Callers' threads only append to the queue and take from the list of
 //! finished tasks; what they append is assigned to a node at once, on their thread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::runtime;
 use tokio::sync::Notify;
@@ -29,8 +30,12 @@ const CORK: usize = 32;
 const CORK_SHARE: usize = 5;
 /// Pause between two such submits after which the sender is woken all the same: whatever comes between is slow.
 const CORK_PAUSE: Duration = Duration::from_micros(200);
-/// Bound on saying goodbye to a node.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Bound on saying goodbye to a node, which may have something to undo first.
+const LAST_WORDS: Duration = Duration::from_secs(4);
+/// Bound on whatever the runtime still does after that.
+const SHUTDOWN: Duration = Duration::from_millis(500);
+/// Bytes of tasks' output that wait to be taken; what comes beyond is left out, and counted.
+const OUTPUT: usize = 1024 * 1024;
 
 /// Where a node stands. It only ever moves down this list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +86,8 @@ struct State {
     nodes: Vec<Node>,
     closing: bool,
     stale: u64,
+    /// Tasks of which somebody waits to hear whether they could be cancelled, and if so.
+    awaited: HashMap<u64, bool>,
     /// Nodes whose sender is to be woken.
     staged: BTreeSet<PeerId>,
     corked: usize,
@@ -92,10 +99,12 @@ struct State {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// A node changed its state.
+    /// A node changed its state, or a task that is awaited its own.
     changed: Condvar,
     finished: Mutex<Finished>,
     some_finished: Condvar,
+    output: Mutex<Output>,
+    some_output: Condvar,
     close: Notify,
     max_message: usize,
 }
@@ -107,6 +116,17 @@ struct Finished {
     closed: bool,
     /// Whoever takes finished tasks was told that there will be no more.
     over: bool,
+}
+
+/// Lines that a task wrote: the node's name, 1 for standard output and 2 for standard error, and the text.
+pub type Lines = (String, u64, Bytes);
+
+#[derive(Debug, Default)]
+struct Output {
+    lines: Vec<Lines>,
+    bytes: usize,
+    left_out: usize,
+    closed: bool,
 }
 
 /// The nodes of one pool.
@@ -131,6 +151,7 @@ impl Pool {
                 nodes: Vec::new(),
                 closing: false,
                 stale: 0,
+                awaited: HashMap::new(),
                 staged: BTreeSet::new(),
                 corked: 0,
                 settler: None,
@@ -139,6 +160,8 @@ impl Pool {
             changed: Condvar::new(),
             finished: Mutex::default(),
             some_finished: Condvar::new(),
+            output: Mutex::default(),
+            some_output: Condvar::new(),
             close: Notify::new(),
             max_message,
         });
@@ -147,7 +170,7 @@ impl Pool {
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("skyward-io".to_owned()).spawn(move || {
             runtime.block_on(for_thread.housekeeping());
-            runtime.shutdown_timeout(LAST_WORDS);
+            runtime.shutdown_timeout(SHUTDOWN);
         })?;
         Ok(Self { shared, runtime: handle, thread: Mutex::new(Some(thread)), owner: std::process::id() })
     }
@@ -190,37 +213,94 @@ impl Pool {
         state.nodes.clone()
     }
 
-    /// Append a task. It ends with exactly one message out of [`Pool::finished`]; false if that has already said that
-    /// no more will come. Never waits.
-    pub fn submit(&self, message: Message) -> bool {
+    /// Append a task, or send it to this one node. It ends with exactly one message out of [`Pool::finished`]; false if
+    /// that has already said that no more will come. Never waits.
+    pub fn submit(&self, message: Message, node: Option<PeerId>) -> bool {
         let mut state = lock(&self.shared.state);
-        if let Some(why) = state.hopeless() {
-            let lost = Message::text(message.id, Tag::NodeLost, why);
-            drop(state);
-            return self.shared.finish([(None, lost)]);
+        let id = message.id;
+        let mut why = state.hopeless();
+        match node {
+            _ if why.is_some() => {}
+            None => {
+                state.queue.push(message);
+                state.pump();
+            }
+            Some(node) => match state.queue.push_to(node, message) {
+                Some(message) => state.stage(node, |o| o.message(Body::Task, message)),
+                None => why = Some(state.why_not(node)),
+            },
         }
-        state.queue.push(message);
-        state.pump();
+        if let Some(why) = why {
+            drop(state);
+            return self.shared.finish([(None, Message::text(id, Tag::NodeLost, why))]);
+        }
         if !state.may_cork() {
             state.flush();
         }
         true
     }
 
-    /// Drop a task that has not started. True if it waited here: that is its end, and nothing more is told of it.
-    /// Otherwise its end comes out of [`Pool::finished`]: cancelled, if it had not started on its node.
-    pub fn cancel(&self, task: u64) -> bool {
+    /// Drop a task that has not started, wherever it waits. True if so: that is its end, and nothing more is told of it.
+    /// Waits for the answer of the node that has it, at most for `bound`; after that it may still end as cancelled.
+    pub fn cancel(&self, task: u64, bound: Duration) -> bool {
+        let mut state = lock(&self.shared.state);
+        match state.queue.cancel(task) {
+            Cancelled::Dropped => return true,
+            Cancelled::Unknown => return false,
+            Cancelled::Held(node) => {
+                let Some(id) = state.queue.attempt(task) else { return false };
+                if let Some(node) = state.nodes.get(node) {
+                    node.link.send(|o| o.control(Control::Cancel(id)));
+                }
+            }
+        }
+        if bound.is_zero() {
+            return false;
+        }
+        state.awaited.insert(task, false);
+        let open = |s: &mut State| s.awaited.get(&task) == Some(&false) && s.queue.attempt(task).is_some();
+        let (mut state, _) =
+            self.shared.changed.wait_timeout_while(state, bound, open).unwrap_or_else(PoisonError::into_inner);
+        state.awaited.remove(&task) == Some(true)
+    }
+
+    /// Drop a task, or end it if it is running. True if it waited here: that is its end, and nothing more is told of it.
+    /// Otherwise its end comes out of [`Pool::finished`], whatever it is.
+    pub fn abort(&self, task: u64) -> bool {
         let mut state = lock(&self.shared.state);
         match state.queue.cancel(task) {
             Cancelled::Dropped => return true,
             Cancelled::Held(node) => {
                 if let (Some(node), Some(id)) = (state.nodes.get(node), state.queue.attempt(task)) {
-                    node.link.send(|o| o.control(Control::Cancel(id)));
+                    node.link.send(|o| o.control(Control::Abort(id)));
                 }
             }
             Cancelled::Unknown => {}
         }
         false
+    }
+
+    /// What tasks wrote since the last call, waiting up to `bound` for it; `None` once the pool is closed.
+    #[must_use]
+    pub fn output(&self, bound: Duration) -> Option<Vec<Lines>> {
+        let output = lock(&self.shared.output);
+        let (mut output, _) = self
+            .shared
+            .some_output
+            .wait_timeout_while(output, bound, |o| o.lines.is_empty() && !o.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        if output.closed && output.lines.is_empty() {
+            return None;
+        }
+        output.bytes = 0;
+        let mut lines = std::mem::take(&mut output.lines);
+        if output.left_out > 0
+            && let Some((node, _, _)) = lines.last()
+        {
+            let text = format!("… {} bytes of output are left out here\n", std::mem::take(&mut output.left_out));
+            lines.push((node.clone(), 2, Bytes::from(text)));
+        }
+        Some(lines)
     }
 
     /// Let a task that was never submitted come out of [`Pool::finished`], with nothing in it; false as for `submit`.
@@ -282,6 +362,8 @@ impl Pool {
         }
         lock(&self.shared.finished).closed = true;
         self.shared.some_finished.notify_all();
+        lock(&self.shared.output).closed = true;
+        self.shared.some_output.notify_all();
     }
 }
 
@@ -306,6 +388,30 @@ impl State {
             }
         }
         (!self.nodes.is_empty()).then(|| format!("no node is left ({})", reasons.join("; ")))
+    }
+
+    /// Tell whoever waits for it that a task was dropped; false if nobody does.
+    fn was_awaited(&mut self, id: Attempt) -> bool {
+        self.awaited.get_mut(&id.task).is_some_and(|dropped| {
+            *dropped = true;
+            true
+        })
+    }
+
+    /// The ends of cancelled tasks that came back unstarted, but for those that somebody waits for.
+    fn take_cancelled(&mut self) -> Vec<(Option<PeerId>, Message)> {
+        let mut ids = self.queue.take_cancelled();
+        ids.retain(|id| !self.was_awaited(*id));
+        ids.into_iter().map(|id| (None, Message::cancelled(id))).collect()
+    }
+
+    /// Why a node takes no task.
+    fn why_not(&self, node: PeerId) -> String {
+        match self.nodes.get(node) {
+            Some(Node { name, state: NodeState::Lost(why), .. }) => format!("node {name} was lost: {why}"),
+            Some(Node { name, .. }) => format!("node {name} is not ready"),
+            None => format!("there is no node {node}"),
+        }
     }
 
     fn stage(&mut self, node: PeerId, add: impl FnOnce(&mut Outbox)) {
@@ -443,18 +549,32 @@ impl Shared {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let now = Instant::now();
+        let awaited = !state.awaited.is_empty();
         for event in events.drain(..) {
             match event {
                 Event::Message(Body::Result, result) => {
                     if state.queue.done(id, result.id, now) {
-                        done.push((Some(id), result));
+                        if result.tag == Tag::Cancelled as u8 && state.was_awaited(result.id) {
+                            link.send(|o| o.acknowledge([result.id]));
+                        } else {
+                            done.push((Some(id), result));
+                        }
                     } else {
                         state.stale += 1;
                         link.send(|o| o.acknowledge([result.id]));
                     }
                 }
                 Event::Control(Control::Returned(task)) => drop(state.queue.returned(id, task)),
-                Event::Control(Control::Kept(task)) => state.queue.kept(id, task),
+                Event::Control(Control::Kept(task)) => {
+                    state.queue.kept(id, task);
+                    state.queue.uncancel(task.task);
+                    state.awaited.remove(&task.task);
+                }
+                Event::Control(Control::Output { stream, text }) => {
+                    if let Some(node) = state.nodes.get(id) {
+                        self.print(&node.name, stream, text);
+                    }
+                }
                 Event::Control(Control::Pulse { nonce }) => {
                     let rtt = (now - started).saturating_sub(Duration::from_micros(nonce));
                     if let Some(node) = state.nodes.get_mut(id) {
@@ -480,12 +600,26 @@ impl Shared {
                 Event::Control(_) | Event::Message(..) => {}
             }
         }
-        done.extend(state.queue.take_cancelled().into_iter().map(|id| (None, Message::cancelled(id))));
+        done.extend(state.take_cancelled());
         state.pump();
         state.flush();
+        if awaited {
+            self.changed.notify_all();
+        }
         drop(guard);
         self.finish(done);
         Ok(())
+    }
+
+    fn print(&self, node: &str, stream: u64, text: Bytes) {
+        let mut output = lock(&self.output);
+        if output.bytes + text.len() > OUTPUT {
+            output.left_out += text.len();
+        } else {
+            output.bytes += text.len();
+            output.lines.push((node.to_owned(), stream, text));
+            self.some_output.notify_one();
+        }
     }
 
     fn node_ended(&self, id: PeerId, end: Result<(), NodeError>) {
@@ -515,7 +649,7 @@ impl Shared {
                 lost.push((None, Message::text(id, Tag::NodeLost, why.clone())));
             }
         }
-        lost.extend(state.queue.take_cancelled().into_iter().map(|id| (None, Message::cancelled(id))));
+        lost.extend(state.take_cancelled());
         state.pump();
         state.flush();
         self.changed.notify_all();

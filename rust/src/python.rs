@@ -26,7 +26,7 @@ use crate::agent::{self, AgentSpec};
 use crate::error::{AgentError, SessionError, SshError};
 use crate::frame::{Attempt, MAX_PARTS, Message, PROTOCOL};
 use crate::pool::{self, Endpoint, Node, NodeSpec, NodeState};
-use crate::session::ClientHello;
+use crate::session::{ClientHello, WorkerHello};
 use crate::ssh::{Target, new_key};
 use crate::{server, worker};
 
@@ -218,20 +218,36 @@ impl Pool {
         describe(py, &nodes)
     }
 
-    #[pyo3(signature = (task, kind, head, buffers=None))]
+    #[pyo3(signature = (task, kind, head, buffers=None, node=None))]
     fn submit(
         &self,
         task: u64,
         kind: u8,
         head: &Bound<'_, PyAny>,
         buffers: Option<Vec<Bound<'_, PyAny>>>,
+        node: Option<usize>,
     ) -> PyResult<bool> {
         let parts = parts(head, buffers)?;
-        Ok(self.inner.submit(Message { id: Attempt { task, attempt: 0 }, tag: kind, nanos: 0, parts }))
+        Ok(self.inner.submit(Message { id: Attempt { task, attempt: 0 }, tag: kind, nanos: 0, parts }, node))
     }
 
-    fn cancel(&self, task: u64) -> bool {
-        self.inner.cancel(task)
+    #[pyo3(signature = (task, bound_ms))]
+    fn cancel(&self, py: Python<'_>, task: u64, bound_ms: u64) -> bool {
+        py.detach(|| self.inner.cancel(task, Duration::from_millis(bound_ms)))
+    }
+
+    fn abort(&self, task: u64) -> bool {
+        self.inner.abort(task)
+    }
+
+    #[pyo3(signature = (bound_ms))]
+    fn output<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Option<Bound<'py, PyList>>> {
+        let lines = py.detach(|| self.inner.output(Duration::from_millis(bound_ms)));
+        let rows = |lines: Vec<pool::Lines>| {
+            let rows = lines.into_iter().map(|(node, stream, text)| (node, stream, PyBytes::new(py, &text)));
+            PyList::new(py, rows.collect::<Vec<_>>())
+        };
+        lines.map(rows).transpose()
     }
 
     fn end(&self, task: u64) -> bool {
@@ -256,16 +272,7 @@ impl Pool {
 #[pyclass(frozen, module = "skyward_lite._core")]
 struct Worker {
     inner: worker::Worker,
-    #[pyo3(get)]
-    slots: usize,
-    #[pyo3(get)]
-    processes: bool,
-    #[pyo3(get)]
-    sys_path: Vec<String>,
-    #[pyo3(get)]
-    preload: Vec<String>,
-    #[pyo3(get)]
-    max_payload: usize,
+    hello: WorkerHello,
 }
 
 #[pymethods]
@@ -273,29 +280,71 @@ impl Worker {
     #[new]
     fn new(py: Python<'_>, fd: c_int) -> PyResult<Self> {
         let socket = socket(fd)?;
-        let (inner, setup) = py.detach(|| worker::Worker::start(socket)).map_err(core_error)?;
-        Ok(Self {
-            inner,
-            slots: setup.slots,
-            processes: setup.processes,
-            sys_path: setup.sys_path,
-            preload: setup.preload,
-            max_payload: setup.max_payload,
-        })
+        let (inner, hello) = py.detach(|| worker::Worker::start(socket)).map_err(core_error)?;
+        Ok(Self { inner, hello })
+    }
+
+    #[getter]
+    fn node(&self) -> &str {
+        &self.hello.node
+    }
+
+    #[getter]
+    fn slots(&self) -> usize {
+        self.hello.slots
+    }
+
+    #[getter]
+    fn processes(&self) -> bool {
+        self.hello.work.processes
+    }
+
+    #[getter]
+    fn sys_path(&self) -> Vec<String> {
+        self.hello.work.sys_path.clone()
+    }
+
+    #[getter]
+    fn preload(&self) -> Vec<String> {
+        self.hello.work.preload.clone()
+    }
+
+    #[getter]
+    fn setup(&self) -> &str {
+        &self.hello.work.setup
+    }
+
+    #[getter]
+    fn max_payload(&self) -> usize {
+        self.hello.work.max_payload
+    }
+
+    #[getter]
+    fn timed(&self) -> bool {
+        self.hello.work.task_timeout_ms.is_some()
+    }
+
+    #[getter]
+    fn over(&self) -> bool {
+        self.inner.over()
     }
 
     fn ready(&self) -> PyResult<()> {
         self.inner.ready().map_err(core_error)
     }
 
-    #[pyo3(signature = (bound_ms))]
-    fn next<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Option<Bound<'py, PyTuple>>> {
+    #[pyo3(signature = (slot, bound_ms))]
+    fn next<'py>(&self, py: Python<'py>, slot: usize, bound_ms: u64) -> PyResult<Option<Bound<'py, PyTuple>>> {
         // A thread that holds the GIL and finds a task goes on without giving it up.
-        let task = match self.inner.try_next() {
+        let task = match self.inner.try_next(slot) {
             Some(task) => Some(task),
-            None => py.detach(|| self.inner.next(Duration::from_millis(bound_ms))),
+            None => py.detach(|| self.inner.next(slot, Duration::from_millis(bound_ms))),
         };
         task.map(|task| to_python(py, task)).transpose()
+    }
+
+    fn restart(&self, slot: usize) {
+        self.inner.restart(slot);
     }
 
     #[allow(clippy::too_many_arguments)] // a flat call is what the hot path wants

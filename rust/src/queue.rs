@@ -43,6 +43,8 @@ struct Entry {
     size: usize,
     place: Place,
     recall: Recall,
+    /// For its holder only: it neither moves nor is it tried elsewhere.
+    pinned: bool,
     /// Its holder was told to drop it: if it comes back unstarted, or its holder is lost, that is its end.
     cancelled: bool,
 }
@@ -58,6 +60,8 @@ struct Peer {
     rate: f64,
     since: Instant,
     done: u32,
+    /// Takes nothing but what it is given by name.
+    closed: bool,
 }
 
 impl Peer {
@@ -155,6 +159,7 @@ impl Queue {
             rate: 0.0,
             since: now,
             done: 0,
+            closed: false,
         };
         self.peers.insert(id, peer);
         self.list(id);
@@ -174,12 +179,37 @@ impl Queue {
     }
 
     fn list(&mut self, id: PeerId) {
-        if let Some(peer) = self.peers.get(&id) {
+        if let Some(peer) = self.peers.get(&id).filter(|p| !p.closed) {
             self.by_load.insert((peer.load(), id));
             if peer.has_place() {
                 self.open.insert((peer.load(), id));
             }
         }
+    }
+
+    /// Let a peer take nothing more but what it is given; the tasks that it is now to be asked back for.
+    pub fn close_peer(&mut self, id: PeerId) -> Vec<Attempt> {
+        self.unlist(id);
+        let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
+        peer.closed = true;
+        let mut asked = Vec::new();
+        for task in peer.held.values() {
+            if let Some(entry) = self.tasks.get_mut(task)
+                && entry.recall == Recall::NotAsked
+                && !entry.cancelled
+            {
+                entry.recall = Recall::Asked;
+                self.recalls += 1;
+                asked.push(entry.message.id);
+            }
+        }
+        asked
+    }
+
+    /// What a peer holds, in the order in which it was sent.
+    pub fn held(&self, id: PeerId) -> impl Iterator<Item = Attempt> {
+        let tasks = self.peers.get(&id).into_iter().flat_map(|p| p.held.values());
+        tasks.filter_map(|t| self.tasks.get(t).map(|e| e.message.id))
     }
 
     /// Take a peer out. What it held is returned in the order in which it was sent; the caller gives each back with
@@ -212,10 +242,27 @@ impl Queue {
     pub fn push(&mut self, message: Message) {
         let task = message.id.task;
         let size = message.size();
-        self.tasks
-            .insert(task, Entry { message, size, place: Place::Waiting, recall: Recall::NotAsked, cancelled: false });
+        let place = Place::Waiting;
+        let entry = Entry { message, size, place, recall: Recall::NotAsked, pinned: false, cancelled: false };
+        self.tasks.insert(task, entry);
         self.fifo.push_back(task);
         self.waiting += 1;
+    }
+
+    /// Add a task for this peer only, however much it holds: send it at once. `None` if there is no such peer.
+    pub fn push_to(&mut self, peer: PeerId, message: Message) -> Option<Message> {
+        self.peers.get(&peer)?;
+        let task = message.id.task;
+        let size = message.size();
+        let place = Place::Orphan;
+        let entry = Entry { message, size, place, recall: Recall::NotAsked, pinned: true, cancelled: false };
+        self.tasks.insert(task, entry);
+        self.give(peer, task)
+    }
+
+    /// Give a task that a removed peer held to this one, which is to be sent it at once.
+    pub fn give(&mut self, peer: PeerId, task: u64) -> Option<Message> {
+        if self.is_orphan(task) { self.hold(peer, task) } else { None }
     }
 
     /// Put a task that a removed peer held back at the front; or end it, if it was cancelled.
@@ -240,11 +287,11 @@ impl Queue {
     }
 
     /// Like [`Queue::requeue`], as another attempt: answers to the earlier one are stale from now on.
-    /// False if `budget` attempts were made; the task is then left to [`Queue::remove`].
+    /// False if `budget` attempts were made or the task is for that peer only; it is then left to [`Queue::remove`].
     pub fn retry(&mut self, task: u64, budget: u16) -> bool {
         let Some(entry) = self.tasks.get_mut(&task) else { return false };
         let next = entry.message.id.attempt.saturating_add(1);
-        if next >= budget && !entry.cancelled {
+        if (next >= budget || entry.pinned) && !entry.cancelled {
             return false;
         }
         entry.message.id.attempt = next;
@@ -265,18 +312,22 @@ impl Queue {
         let size = self.tasks.get(&task)?.size;
         let has_room = |id: &PeerId| self.peers.get(id).is_some_and(|p| p.has_room(size));
         let id = self.open.iter().map(|&(_, id)| id).find(has_room)?;
+        self.fifo.pop_front();
+        self.waiting -= 1;
+        self.hold(id, task).map(|message| (id, message))
+    }
+
+    fn hold(&mut self, id: PeerId, task: u64) -> Option<Message> {
         self.unlist(id);
         let entry = self.tasks.get_mut(&task)?;
         let peer = self.peers.get_mut(&id)?;
-        self.fifo.pop_front();
-        self.waiting -= 1;
         self.sent += 1;
         entry.place = Place::Held(id, self.sent);
         peer.held.insert(self.sent, task);
         peer.bytes += entry.size;
         let message = entry.message.clone();
         self.list(id);
-        Some((id, message))
+        Some(message)
     }
 
     fn unhold(&mut self, task: u64) {
@@ -362,12 +413,27 @@ impl Queue {
         }
     }
 
+    /// A task that was to be cancelled is running, and goes on.
+    pub fn uncancel(&mut self, task: u64) {
+        if let Some(entry) = self.tasks.get_mut(&task) {
+            entry.cancelled = false;
+        }
+    }
+
     /// Give a task up that the caller wants back: dropped here if it waits, otherwise its holder is to be asked.
+    /// One that waits to be given to somebody is not for others.
     pub fn give_up(&mut self, task: u64) -> Cancelled {
         match self.tasks.get(&task).map(|e| e.place) {
             Some(Place::Held(peer, _)) => Cancelled::Held(peer),
+            Some(Place::Orphan) => Cancelled::Unknown,
             _ => self.cancel(task),
         }
+    }
+
+    /// Whether a task waits to be given to somebody.
+    #[must_use]
+    pub fn is_orphan(&self, task: u64) -> bool {
+        self.tasks.get(&task).is_some_and(|e| e.place == Place::Orphan)
     }
 
     /// A task to ask back, while nothing waits, some peer has a free slot that no earlier recall will fill, and the
@@ -394,7 +460,7 @@ impl Queue {
             .values()
             .rev()
             .take(excess)
-            .find(|t| self.tasks.get(t).is_some_and(|e| e.recall == Recall::NotAsked))
+            .find(|t| self.tasks.get(t).is_some_and(|e| e.recall == Recall::NotAsked && !e.pinned))
             .copied()?;
         let entry = self.tasks.get_mut(&task)?;
         entry.recall = Recall::Asked;

@@ -34,6 +34,10 @@ const SMALL: usize = 16 * 1024;
 const WRITE: usize = 32 * 1024;
 /// Acknowledgements in one frame, so that it fits a block.
 const ACKS: usize = 4096;
+/// Bytes of tasks' output that may wait to be sent; what comes beyond is left out, and counted.
+const OUTPUT: usize = 1024 * 1024;
+/// Bytes of output in one frame, and in one block.
+pub const LINES: usize = 16 * 1024;
 
 /// The client's hello to an agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,6 +46,8 @@ pub struct ClientHello {
     pub version: String,
     /// Names the pool; the same over reconnections.
     pub run: String,
+    /// What the client calls this node.
+    pub node: String,
     /// The client's Python, "3.11": the node's must be the same.
     pub python: String,
     pub lease_ms: u64,
@@ -63,6 +69,12 @@ pub struct WorkerSpec {
     pub preload: Vec<String>,
     /// Cap of one message, in bytes.
     pub max_payload: usize,
+    /// How long one task may run, in milliseconds.
+    pub task_timeout_ms: Option<u64>,
+    /// What the plugins do in a worker; only its Python part can read it. Empty: nothing.
+    pub setup: String,
+    /// Whether workers are to be asked to end, so that the setup can be undone, before they are killed.
+    pub unwind: bool,
 }
 
 /// An agent's answer.
@@ -79,12 +91,11 @@ pub struct AgentHello {
 /// What an agent tells a worker that it starts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct WorkerHello {
+    pub node: String,
+    /// Threads that take tasks.
     pub slots: usize,
-    pub processes: bool,
     pub lease_ms: u64,
-    pub sys_path: Vec<String>,
-    pub preload: Vec<String>,
-    pub max_payload: usize,
+    pub work: WorkerSpec,
 }
 
 /// Write a hello as a control frame.
@@ -110,6 +121,9 @@ pub struct Outbox {
     preamble: bool,
     control: VecDeque<Control>,
     acks: Vec<Attempt>,
+    output: VecDeque<(u64, Bytes)>,
+    output_bytes: usize,
+    left_out: usize,
     small: VecDeque<Outgoing>,
     large: VecDeque<Outgoing>,
     bytes: usize,
@@ -124,6 +138,9 @@ impl Default for Outbox {
             preamble: true,
             control: VecDeque::new(),
             acks: Vec::new(),
+            output: VecDeque::new(),
+            output_bytes: 0,
+            left_out: 0,
             small: VecDeque::new(),
             large: VecDeque::new(),
             bytes: 0,
@@ -149,6 +166,31 @@ impl Outbox {
         }
     }
 
+    /// Send what tasks wrote to a stream, at most [`LINES`] bytes; or leave it out if too much waits already.
+    pub fn output(&mut self, stream: u64, text: Bytes) {
+        if self.closed {
+            return;
+        }
+        if self.left_out > 0 || self.output_bytes + text.len() > OUTPUT {
+            self.left_out += text.len();
+        } else {
+            self.output_bytes += text.len();
+            self.output.push_back((stream, text));
+        }
+    }
+
+    fn next_output(&mut self) -> Option<Control> {
+        if let Some((stream, text)) = self.output.pop_front() {
+            self.output_bytes -= text.len();
+            return Some(Control::Output { stream, text });
+        }
+        if self.left_out == 0 {
+            return None;
+        }
+        let text = format!("… {} bytes of output are left out here\n", std::mem::take(&mut self.left_out));
+        Some(Control::Output { stream: 2, text: Bytes::from(text) })
+    }
+
     /// Send a task or a result.
     pub fn message(&mut self, body: Body, message: Message) {
         if self.closed {
@@ -160,12 +202,15 @@ impl Outbox {
         queue.push_back(Outgoing::new(body, message));
     }
 
-    /// Say goodbye, and nothing after it. Messages that were not sent yet are dropped.
+    /// Say goodbye, and nothing after it. Messages that were not sent yet are dropped; output is not.
     pub fn close(&mut self, why: &str) {
         if !self.closed {
             self.small.clear();
             self.large.clear();
             self.bytes = 0;
+            while let Some(output) = self.next_output() {
+                self.control.push_back(output);
+            }
             self.control.push_back(Control::Goodbye(Bytes::copy_from_slice(why.as_bytes())));
             self.closed = true;
         }
@@ -180,7 +225,12 @@ impl Outbox {
     /// Whether there is nothing to send.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.control.is_empty() && self.acks.is_empty() && self.small.is_empty() && self.large.is_empty()
+        self.control.is_empty()
+            && self.acks.is_empty()
+            && self.output.is_empty()
+            && self.left_out == 0
+            && self.small.is_empty()
+            && self.large.is_empty()
     }
 
     /// Append the next block to `out`; false when there was nothing to send.
@@ -199,6 +249,11 @@ impl Outbox {
         if !self.acks.is_empty() && self.raw.len() < BLOCK {
             let some = self.acks.drain(..self.acks.len().min(ACKS)).collect();
             Control::Acknowledge(some).put(&mut self.raw)?;
+        }
+        if self.raw.len() < BLOCK
+            && let Some(output) = self.next_output()
+        {
+            output.put(&mut self.raw)?;
         }
         // One chunk of a large message's turn comes with every block, however many small ones there are.
         let room = if self.large.is_empty() { BLOCK } else { BLOCK - CHUNK };

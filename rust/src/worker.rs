@@ -17,7 +17,8 @@ use rustix::io::Errno;
 
 use crate::error::SessionError;
 use crate::frame::{Body, Control, Decoder, Event, Message};
-use crate::session::{Outbox, WorkerHello, hello, lock, read_hello};
+use crate::session::{HEARTBEAT, Outbox, WorkerHello, hello, lock, read_hello};
+use crate::table::Table;
 
 /// Bytes of results that wait to be sent before a finishing thread has to wait itself.
 const BACKLOG: usize = 64 * 1024 * 1024;
@@ -33,13 +34,17 @@ const SPELL: Duration = Duration::from_micros(200);
 const READ: usize = 256 * 1024;
 /// How often the watchdog looks at the clock.
 const WATCH: Duration = Duration::from_millis(500);
+/// How long a worker that was told to end may take.
+pub const UNWIND: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Tasks {
     queue: VecDeque<Message>,
-    /// Cancelled, but not in the queue: they have not arrived (control frames overtake messages), or are running and
-    /// leave this set when they finish.
+    running: HashSet<u64>,
+    /// Cancelled before they arrived: control frames overtake messages.
     early: HashSet<u64>,
+    /// No task is to be taken any more.
+    over: bool,
     idle: usize,
     /// Tasks taken since the reader looked, and when the last one was.
     taken: usize,
@@ -48,7 +53,11 @@ struct Tasks {
 
 impl Tasks {
     fn take(&mut self) -> Option<Message> {
+        if self.over {
+            return None;
+        }
         let task = self.queue.pop_front()?;
+        self.running.insert(task.id.task);
         self.taken += 1;
         self.taken_at = Instant::now();
         Some(task)
@@ -74,6 +83,7 @@ struct Shared {
     result_ready: Condvar,
     result_sent: Condvar,
     lease: Mutex<Instant>,
+    table: Table,
 }
 
 /// The runtime of one worker process.
@@ -104,6 +114,10 @@ impl Worker {
     /// # Errors
     /// [`SessionError`] if the agent is not there or does not speak our protocol.
     pub fn start(socket: UnixStream) -> Result<(Self, WorkerHello), SessionError> {
+        // Where memory runs out, tasks are to be ended before the agent.
+        #[cfg(target_os = "linux")]
+        drop(std::fs::write("/proc/self/oom_score_adj", "500"));
+        let table = Table::receive(&socket)?;
         let mut inlet =
             Inlet { socket: socket.try_clone()?, decoder: Decoder::new(usize::MAX), scratch: vec![0; READ] };
         let greeting = inlet.next(|| None)?;
@@ -115,7 +129,9 @@ impl Worker {
             threads: setup.slots,
             tasks: Mutex::new(Tasks {
                 queue: VecDeque::new(),
+                running: HashSet::new(),
                 early: HashSet::new(),
+                over: false,
                 idle: 0,
                 taken: 0,
                 taken_at: Instant::now(),
@@ -125,6 +141,7 @@ impl Worker {
             result_ready: Condvar::new(),
             result_sent: Condvar::new(),
             lease: Mutex::new(Instant::now() + Duration::from_millis(setup.lease_ms)),
+            table,
         });
         let worker = Self { shared };
         let (reader, writer, watchdog) = (worker.clone(), worker.clone(), worker.clone());
@@ -151,26 +168,43 @@ impl Worker {
         Ok(())
     }
 
-    /// The next task if there is one, without waiting.
+    /// The next task if there is one, without waiting, for the thread of this slot.
     #[must_use]
-    pub fn try_next(&self) -> Option<Message> {
-        lock(&self.shared.tasks).take()
+    pub fn try_next(&self, slot: usize) -> Option<Message> {
+        let task = lock(&self.shared.tasks).take()?;
+        self.shared.table.set(slot, Some(task.id));
+        Some(task)
     }
 
-    /// The next task, waiting at most `bound`.
+    /// The next task for the thread of this slot, waiting at most `bound`.
     #[must_use]
-    pub fn next(&self, bound: Duration) -> Option<Message> {
+    pub fn next(&self, slot: usize, bound: Duration) -> Option<Message> {
+        self.shared.table.set(slot, None);
         let mut tasks = lock(&self.shared.tasks);
         if tasks.queue.is_empty() {
             tasks.idle += 1;
             (tasks, _) = self
                 .shared
                 .task_ready
-                .wait_timeout_while(tasks, bound, |t| t.queue.is_empty())
+                .wait_timeout_while(tasks, bound, |t| t.queue.is_empty() && !t.over)
                 .unwrap_or_else(PoisonError::into_inner);
             tasks.idle -= 1;
         }
-        tasks.take()
+        let task = tasks.take()?;
+        drop(tasks);
+        self.shared.table.set(slot, Some(task.id));
+        Some(task)
+    }
+
+    /// Let the time of what this slot runs begin anew: it goes on to the next call of a batch.
+    pub fn restart(&self, slot: usize) {
+        self.shared.table.restart(slot);
+    }
+
+    /// Whether no task will come any more: undo the setup and end, within [`UNWIND`].
+    #[must_use]
+    pub fn over(&self) -> bool {
+        lock(&self.shared.tasks).over
     }
 
     /// Hand in a result. Waits while more than 64 MiB of earlier ones are unsent.
@@ -196,7 +230,7 @@ impl Worker {
     fn hand_in(&self, results: MutexGuard<'_, Results>, message: Message) {
         let waiting = {
             let mut tasks = lock(&self.shared.tasks);
-            tasks.early.remove(&message.id.task);
+            tasks.running.remove(&message.id.task);
             tasks.queue.len()
         };
         // While short tasks follow one another, their results travel together.
@@ -246,14 +280,24 @@ impl Worker {
                     if self.unqueue(id.task) {
                         self.answer(|outbox| outbox.message(Body::Result, Message::cancelled(id)));
                     } else {
-                        lock(&self.shared.tasks).early.insert(id.task);
+                        let mut tasks = lock(&self.shared.tasks);
+                        if tasks.running.contains(&id.task) {
+                            drop(tasks);
+                            self.answer(|outbox| outbox.control(Control::Kept(id)));
+                        } else {
+                            tasks.early.insert(id.task);
+                        }
                     }
                 }
                 Event::Control(Control::Recall(id)) => {
                     let answer = if self.unqueue(id.task) { Control::Returned(id) } else { Control::Kept(id) };
                     self.answer(|outbox| outbox.control(answer));
                 }
-                Event::Control(Control::Goodbye(_)) => return Ok(()),
+                Event::Control(Control::Goodbye(_)) => {
+                    *lock(&self.shared.lease) = Instant::now() + UNWIND;
+                    lock(&self.shared.tasks).over = true;
+                    self.shared.task_ready.notify_all();
+                }
                 Event::Control(_) | Event::Message(..) => {}
             }
         }
@@ -327,7 +371,12 @@ impl Worker {
     }
 
     fn watch(&self) {
+        let mut said = Instant::now();
         loop {
+            if said.elapsed() >= HEARTBEAT {
+                said = Instant::now();
+                self.answer(|outbox| outbox.control(Control::Heartbeat { nonce: 0, lease_ms: 0 }));
+            }
             let left = lock(&self.shared.lease).saturating_duration_since(Instant::now());
             if left.is_zero() {
                 end_group();

@@ -139,6 +139,8 @@ fn control_frames_survive_the_wire() {
         Control::Pulse { nonce: 3 },
         Control::Acknowledge(vec![id, Attempt { task: 0, attempt: 0 }]),
         Control::Cancel(id),
+        Control::Abort(id),
+        Control::Output { stream: 2, text: Bytes::from_static(b"line\n") },
         Control::Recall(id),
         Control::Returned(id),
         Control::Kept(id),

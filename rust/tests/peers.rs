@@ -34,6 +34,7 @@ fn hello(slots: usize, processes: bool) -> ClientHello {
     ClientHello {
         version: "0".to_owned(),
         run: "test".to_owned(),
+        node: "tested".to_owned(),
         python: "3.11".to_owned(),
         lease_ms: 60_000,
         worker: WorkerSpec {
@@ -43,6 +44,9 @@ fn hello(slots: usize, processes: bool) -> ClientHello {
             sys_path: Vec::new(),
             preload: Vec::new(),
             max_payload: MAX_MESSAGE,
+            task_timeout_ms: None,
+            setup: String::new(),
+            unwind: false,
         },
     }
 }
@@ -227,7 +231,7 @@ fn collect(pool: &Pool, count: usize) -> HashMap<u64, Message> {
 }
 
 fn submit(pool: &Pool, message: Message) {
-    assert!(pool.submit(message), "closed");
+    assert!(pool.submit(message, None), "closed");
 }
 
 fn echoes(pool: &Pool) {
@@ -442,11 +446,104 @@ fn cancelled_tasks_do_not_start() {
     (1..10).for_each(|n| submit(&pool, gate.task(n)));
     // After the first result the only slot is the second task's, which waits at the gate.
     assert!(collect(&pool, 1).contains_key(&0));
-    let dropped = (2..10).filter(|&n| pool.cancel(n)).count();
-    assert!(collect(&pool, 8 - dropped).values().all(|m| m.tag == Tag::Cancelled as u8));
+    // Half of them with the node's answer, half of them without.
+    assert!((2..6).all(|n| pool.cancel(n, BOUND)));
+    let dropped = (6..10).filter(|&n| pool.cancel(n, Duration::ZERO)).count();
+    assert!(collect(&pool, 4 - dropped).values().all(|m| m.tag == Tag::Cancelled as u8));
+    assert!(!pool.cancel(1, BOUND), "it is running");
     gate.open();
     assert_eq!(collect(&pool, 1)[&1].tag, Tag::Returned as u8);
     assert_eq!(pool.counts(), (0, 0));
+}
+
+/// A running task that is aborted is ended, and its worker replaced; what else runs there runs on or again.
+#[test]
+fn aborted_tasks_are_ended() {
+    for (slots, processes) in [(1, false), (2, false), (2, true)] {
+        let gate = Gate::new("aborted");
+        let pool = ready(vec![embedded(hello(slots, processes), "3.11")]);
+        let other = Gate::new("bystander");
+        submit(&pool, gate.task(0));
+        submit(&pool, other.task(1));
+        submit(&pool, task(2, 0, vec![]));
+        assert!(!pool.abort(0));
+        let ended = collect(&pool, if slots == 1 { 1 } else { 2 });
+        assert_eq!(ended[&0].tag, Tag::Cancelled as u8, "{slots} {processes}");
+        other.open();
+        let ended = collect(&pool, if slots == 1 { 2 } else { 1 });
+        assert_eq!(ended[&1].tag, Tag::Returned as u8);
+        assert_eq!(pool.counts(), (0, 0));
+    }
+}
+
+/// Of several tasks in a process that dies each runs again, alone; only the one that does it again fails.
+#[test]
+fn bystanders_of_a_crash_run_again_alone() {
+    let gate = Gate::new("bystanders");
+    let pool = ready(vec![embedded(hello(3, false), "3.11")]);
+    submit(&pool, gate.task(0));
+    submit(&pool, gate.task(1));
+    submit(&pool, task(2, 3, vec![]));
+    submit(&pool, task(3, 0, vec![]));
+    let ended = collect(&pool, 2);
+    assert_eq!(ended[&3].tag, Tag::Returned as u8);
+    assert_eq!(ended[&2].tag, Tag::Crashed as u8);
+    let text = String::from_utf8_lossy(&ended[&2].parts[0]).into_owned();
+    assert!(text.contains("node tested") && text.contains("SIGABRT"), "{text}");
+    gate.open();
+    assert!(collect(&pool, 2).values().all(|m| m.tag == Tag::Returned as u8));
+    submit(&pool, task(4, 0, vec![]));
+    assert_eq!(collect(&pool, 1)[&4].tag, Tag::Returned as u8);
+}
+
+/// A task that runs for too long is ended on the node.
+#[test]
+fn late_tasks_are_ended() {
+    for processes in [false, true] {
+        let gate = Gate::new("late");
+        let mut hello = hello(2, processes);
+        hello.worker.task_timeout_ms = Some(300);
+        let pool = ready(vec![embedded(hello, "3.11")]);
+        submit(&pool, gate.task(0));
+        assert_eq!(collect(&pool, 1)[&0].tag, Tag::TimedOut as u8);
+        submit(&pool, task(1, 0, vec![]));
+        assert_eq!(collect(&pool, 1)[&1].tag, Tag::Returned as u8);
+    }
+}
+
+/// What tasks write comes by lines, with the node's name; a flood is bounded and hinders nothing.
+#[test]
+fn output_is_forwarded() {
+    let pool = ready(vec![embedded(hello(1, false), "3.11")]);
+    submit(&pool, task(0, 4, vec![Bytes::from_static(b"one\ntwo\nhalf")]));
+    submit(&pool, task(1, 5, vec![]));
+    assert_eq!(collect(&pool, 2)[&0].tag, Tag::Returned as u8);
+    pool.close();
+    let mut text = Vec::new();
+    while let Some(lines) = pool.output(BOUND) {
+        for (node, stream, line) in lines {
+            assert_eq!((node.as_str(), stream), ("n", 2));
+            text.extend_from_slice(&line);
+        }
+    }
+    assert!(text.starts_with(b"one\ntwo\n"), "{}", String::from_utf8_lossy(&text));
+    assert!(text.len() < 4 << 20, "{}", text.len());
+    assert!(String::from_utf8_lossy(&text).contains("left out"));
+}
+
+/// A task for one node runs there, however busy it is, and fails with it.
+#[test]
+fn pinned_tasks_stay() {
+    let gate = Gate::new("pinned");
+    let nodes = vec![embedded(hello(1, false), "3.11"), embedded(hello(1, false), "3.11")];
+    let pool = ready(nodes);
+    assert!((0..4).all(|n| pool.submit(gate.task(n), Some(1))));
+    (4..8).for_each(|n| submit(&pool, task(n, 0, vec![])));
+    assert_eq!(collect(&pool, 4).into_keys().collect::<std::collections::BTreeSet<_>>(), (4..8).collect());
+    gate.open();
+    assert!(collect(&pool, 4).values().all(|m| m.tag == Tag::Returned as u8));
+    assert!(pool.submit(task(9, 0, vec![]), Some(7)));
+    assert_eq!(collect(&pool, 1)[&9].tag, Tag::NodeLost as u8);
 }
 
 /// An idle node gets what a loaded one has not started.

@@ -1,0 +1,596 @@
+//! The agent's worker processes: started, followed, replaced, and blamed when they die.
+//!
+//! A worker that dies while one task runs in it was ended by that task. If several ran, each of them runs again, alone
+//! in a process of its own, and the one that ends that process too is named. What only waited in the worker runs
+//! elsewhere. A spare worker stands by, so that a replacement need not start first.
+//!
+//! What a worker writes to its standard output and standard error is sent on to the client by lines.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+use crate::agent::{Agent, BACKLOG, LAST_WORDS, State, TICK};
+use crate::error::AgentError;
+use crate::frame::{Attempt, Body, Control, Message, Tag};
+use crate::queue::PeerId;
+use crate::session::{LINES, Link, SUSPECT, Source, WorkerHello, hello, lock};
+use crate::table::Table;
+use crate::worker::UNWIND;
+
+/// How long an aborted task may go on before its worker is replaced: most end by themselves.
+pub const GRACE: Duration = Duration::from_secs(1);
+/// How long a worker that is being replaced may go on for the sake of its other tasks.
+const BYSTANDERS: Duration = Duration::from_secs(3);
+/// Workers that may die one after another without having done anything before the node is given up.
+const FALSE_STARTS: usize = 3;
+/// The spare starts when the first tasks are on their way, not in their way.
+const SPARE_AFTER: Duration = Duration::from_secs(2);
+/// Pause after a spare that did not start.
+const SPARE_RETRY: Duration = Duration::from_secs(10);
+/// Bytes of a worker's standard error that are kept for the error that names its death.
+const TAIL: usize = 2048;
+/// Bytes of a line without an end that are kept back.
+const LINE: usize = 8 * 1024;
+/// How long a line without an end is kept back.
+const HALF_LINE: Duration = Duration::from_secs(1);
+/// Bytes per read of a worker's output.
+const READ: usize = 64 * 1024;
+/// How long output is awaited after the worker's end: something outside its group may hold the pipe.
+const LAST_OUTPUT: Duration = Duration::from_millis(200);
+/// What limits the threads of the numeric libraries, which each take all cores by themselves.
+const THREAD_VARIABLES: [&str; 7] = [
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Takes tasks.
+    Regular,
+    /// Stands by.
+    Spare,
+    /// Runs suspects, one at a time.
+    Solo,
+    /// Takes nothing more and ends soon.
+    Retired(Instant),
+}
+
+struct Member {
+    role: Role,
+    ready: bool,
+    link: Arc<Link>,
+    pid: u32,
+    table: Table,
+    /// Ticks since it was heard; `None` before the first time.
+    silent: Option<u32>,
+    /// It has ended a task.
+    useful: bool,
+    /// The end of its standard error.
+    tail: Arc<Mutex<Vec<u8>>>,
+}
+
+/// A running task that must end.
+#[derive(Debug)]
+pub struct Doom {
+    pub worker: PeerId,
+    /// When it is to be ended by force.
+    pub by: Instant,
+}
+
+/// All workers, and what is known of their misdeeds.
+#[derive(Default)]
+pub struct Crew {
+    members: HashMap<PeerId, Member>,
+    started: PeerId,
+    false_starts: usize,
+    pub doomed: HashMap<Attempt, Doom>,
+    /// Ran in a worker that died together with others: to run alone.
+    suspects: VecDeque<u64>,
+    spare_due: Option<Instant>,
+    /// How many processes the kernel has ended for want of memory.
+    starved: Option<u64>,
+    /// No worker is to be started any more.
+    over: bool,
+}
+
+impl Crew {
+    /// Send a task.
+    pub fn send(&mut self, worker: PeerId, task: Message) {
+        if let Some(member) = self.members.get(&worker) {
+            member.link.send(|o| o.message(Body::Task, task));
+        }
+    }
+
+    pub fn tell(&self, worker: PeerId, control: Control) {
+        if let Some(member) = self.members.get(&worker) {
+            member.link.send(|o| o.control(control));
+        }
+    }
+
+    pub fn tell_all(&self, control: &Control) {
+        for member in self.members.values() {
+            member.link.send(|o| o.control(control.clone()));
+        }
+    }
+
+    /// A worker said something.
+    pub fn heard(&mut self, worker: PeerId) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.silent = Some(0);
+        }
+    }
+
+    /// A worker ended a task.
+    pub fn was_useful(&mut self, worker: PeerId) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.useful = true;
+        }
+        self.false_starts = 0;
+    }
+
+    /// A worker can take tasks. Its slots, if it shall.
+    pub fn is_ready(&mut self, worker: PeerId, slots: usize) -> Option<usize> {
+        let member = self.members.get_mut(&worker)?;
+        member.ready = true;
+        (member.role == Role::Regular).then_some(slots)
+    }
+
+    /// Whether all workers are ready.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        self.members.values().all(|m| m.ready)
+    }
+
+    pub fn want_spare_later(&mut self) {
+        self.spare_due = Some(Instant::now() + SPARE_AFTER);
+    }
+
+    fn find(&self, role: Role, ready: bool) -> Option<PeerId> {
+        self.members.iter().find(|(_, m)| m.role == role && m.ready == ready).map(|(id, _)| *id)
+    }
+
+    fn set_role(&mut self, worker: PeerId, role: Role) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.role = role;
+        }
+    }
+
+    fn kill(&self, worker: PeerId) {
+        if let Some(member) = self.members.get(&worker) {
+            kill_group(member.pid);
+        }
+    }
+}
+
+impl Agent {
+    pub(crate) fn start_crew(self: &Arc<Self>) -> Result<(), AgentError> {
+        let mut state = lock(&self.state);
+        state.crew.starved = starved();
+        for _ in 0..self.shape().0 {
+            self.start_worker(&mut state, Role::Regular)?;
+        }
+        Ok(())
+    }
+
+    fn start_worker(self: &Arc<Self>, state: &mut State, role: Role) -> Result<(), AgentError> {
+        let (ours, theirs) = StdUnixStream::pair().map_err(AgentError::Spawn)?;
+        let table = Table::new().map_err(AgentError::Spawn)?;
+        table.send(&ours).map_err(AgentError::Spawn)?;
+        ours.set_nonblocking(true).map_err(AgentError::Spawn)?;
+        let ours = UnixStream::from_std(ours).map_err(AgentError::Spawn)?;
+        let (program, arguments) =
+            self.spec.worker.split_first().ok_or_else(|| AgentError::Refused("no worker command".to_owned()))?;
+        let slots = self.shape().1;
+        let threads = (self.cores / self.work.concurrency.unwrap_or(self.cores).max(1)).max(1).to_string();
+        let mut child = Command::new(program)
+            .args(arguments)
+            .envs(THREAD_VARIABLES.iter().filter(|v| std::env::var_os(v).is_none()).map(|v| (*v, &threads)))
+            .envs(&self.work.env)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own: it can be ended with all that it started, and Ctrl-C at a terminal is not its.
+            .process_group(0)
+            .spawn()
+            .map_err(AgentError::Spawn)?;
+        let link = Arc::new(Link::default());
+        let setup = hello(&WorkerHello {
+            node: self.node.clone(),
+            slots,
+            lease_ms: self.lease_ms,
+            work: self.work.clone(),
+        })?;
+        link.send(|o| o.control(setup));
+        let tail = Arc::<Mutex<Vec<u8>>>::default();
+        let mut outlets = tokio::task::JoinSet::new();
+        if let Some(stdout) = child.stdout.take() {
+            outlets.spawn(forward(stdout, 1, Arc::clone(&self.link), None));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            outlets.spawn(forward(stderr, 2, Arc::clone(&self.link), Some(Arc::clone(&tail))));
+        }
+        state.crew.started += 1;
+        let id = state.crew.started;
+        let pid = child.id().unwrap_or_default();
+        let link_ = Arc::clone(&link);
+        let member = Member { role, ready: false, link: link_, pid, table, silent: None, useful: false, tail };
+        state.crew.members.insert(id, member);
+        tokio::spawn(Arc::clone(self).tend(id, child, ours, link, outlets));
+        Ok(())
+    }
+
+    /// Follow one worker from its first byte to its exit status.
+    async fn tend(
+        self: Arc<Self>,
+        id: PeerId,
+        mut child: Child,
+        socket: UnixStream,
+        link: Arc<Link>,
+        mut outlets: tokio::task::JoinSet<()>,
+    ) {
+        let pid = child.id().unwrap_or_default();
+        let (from, to) = socket.into_split();
+        let reading = async {
+            let mut source = Source::new(from, usize::MAX);
+            let mut events = Vec::new();
+            while source.read(&mut events).await.is_ok() {
+                self.on_worker(id, &mut events);
+                while lock(&self.state).backlog_bytes > BACKLOG {
+                    // The tick is for a relief between the look and the wait.
+                    drop(tokio::time::timeout(TICK, self.relief.notified()).await);
+                }
+            }
+        };
+        tokio::pin!(reading);
+        let mut all_read = false;
+        let early = tokio::select! {
+            () = &mut reading => {
+                all_read = true;
+                None
+            }
+            // A write that fails or blocks for too long: the process is dead or stopped.
+            _ = link.run(to, Some(SUSPECT)) => None,
+            // Its end of the socket may live on in a process that a task forked.
+            status = child.wait() => Some(status),
+        };
+        // With the group the last copies of that end are closed; what it still sent can be read to the end.
+        kill_group(pid);
+        if !all_read {
+            drop(tokio::time::timeout(LAST_WORDS, reading).await);
+        }
+        let status = match early {
+            Some(status) => Ok(status),
+            None => tokio::time::timeout(LAST_WORDS, child.wait()).await,
+        };
+        drop(tokio::time::timeout(LAST_OUTPUT, async { while outlets.join_next().await.is_some() {} }).await);
+        self.worker_ended(id, status.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())));
+    }
+
+    fn worker_ended(self: &Arc<Self>, id: PeerId, status: io::Result<ExitStatus>) {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let Some(member) = state.crew.members.remove(&id) else { return };
+        let held = state.queue.remove_peer(id);
+        let running = member.table.running(self.shape().1);
+        let doomed: Vec<_> = state.crew.doomed.extract_if(|_, doom| doom.worker == id).map(|(id, _)| id).collect();
+        if state.crew.over {
+            return;
+        }
+        let what = self.obituary(&mut state.crew, &member, status);
+        let mut suspects = Vec::new();
+        for task in held.into_iter().rev() {
+            let attempt = state.queue.attempt(task);
+            let ran = running.iter().any(|(ran, _)| Some(*ran) == attempt);
+            let retired = matches!(member.role, Role::Retired(_));
+            if ran && !retired && !attempt.is_some_and(|a| doomed.contains(&a)) {
+                suspects.push(task);
+            } else {
+                // One that was cancelled ends with this.
+                state.queue.requeue(task);
+            }
+        }
+        if let [culprit] = suspects[..] {
+            if let Some(message) = state.queue.remove(culprit) {
+                state.asked.remove(&message.id);
+                let again = if member.role == Role::Solo { " again, alone," } else { "" };
+                let text = format!("{what} while it ran this task{again}{}", member.last_words());
+                self.deliver(state, Message::text(message.id, Tag::Crashed, text));
+            }
+        } else {
+            // Held back until each can have a process for itself, in the order in which they came.
+            state.crew.suspects.extend(suspects.into_iter().rev());
+        }
+        match member.role {
+            Role::Regular => {
+                // A worker that died of a task did something; one that dies by itself will do so again.
+                if !member.useful && running.is_empty() {
+                    state.crew.false_starts += 1;
+                }
+                if state.crew.false_starts >= FALSE_STARTS {
+                    let why = format!("{FALSE_STARTS} workers in a row ended by themselves: {what}{}", member.last_words());
+                    self.end(state, why);
+                } else {
+                    self.replace(state);
+                }
+            }
+            Role::Spare if !member.ready => state.crew.spare_due = Some(Instant::now() + SPARE_RETRY),
+            Role::Spare | Role::Solo => state.crew.spare_due = Some(Instant::now()),
+            Role::Retired(_) => {}
+        }
+        self.pump(state);
+    }
+
+    /// Say how a worker died.
+    fn obituary(&self, crew: &mut Crew, member: &Member, status: io::Result<ExitStatus>) -> String {
+        let killed = status.as_ref().is_ok_and(|s| s.signal() == Some(9));
+        let before = std::mem::replace(&mut crew.starved, starved());
+        let how = if member.silent.is_some_and(is_silent) {
+            format!("gave no sign of life for {} s and was ended", SUSPECT.as_secs())
+        } else if killed && crew.starved > before {
+            "was killed by the kernel's out-of-memory killer (SIGKILL)".to_owned()
+        } else {
+            describe(status)
+        };
+        format!("node {}: worker process {} {how}", self.node, member.pid)
+    }
+
+    /// Have a worker take the place of one that is lost: the spare if there is one.
+    fn replace(self: &Arc<Self>, state: &mut State) {
+        state.crew.spare_due = Some(Instant::now());
+        if let Some(spare) = state.crew.find(Role::Spare, true) {
+            state.crew.set_role(spare, Role::Regular);
+            state.queue.add_peer(spare, self.shape().1, Instant::now());
+        } else if let Some(spare) = state.crew.find(Role::Spare, false) {
+            state.crew.set_role(spare, Role::Regular);
+        } else if let Err(e) = self.start_worker(state, Role::Regular) {
+            self.end(state, e.to_string());
+        }
+    }
+
+    /// Have a worker that runs what must end replaced: at once, if nothing else runs in it.
+    fn retire(self: &Arc<Self>, state: &mut State, id: PeerId) {
+        let Some(role) = state.crew.members.get(&id).map(|m| m.role) else { return };
+        if matches!(role, Role::Retired(_)) {
+            return;
+        }
+        state.crew.set_role(id, Role::Retired(Instant::now()));
+        for task in state.queue.close_peer(id) {
+            state.crew.tell(id, Control::Recall(task));
+        }
+        if role == Role::Regular {
+            self.replace(state);
+        }
+    }
+
+    /// Give each suspect a process for itself, a few at a time.
+    pub(crate) fn run_suspects(self: &Arc<Self>, state: &mut State) {
+        let now = Instant::now();
+        loop {
+            let (crew, queue) = (&mut state.crew, &mut state.queue);
+            let mut solos = crew.members.iter().filter(|(_, m)| m.role == Role::Solo);
+            let free = solos.find(|(id, _)| queue.held(**id).next().is_none()).map(|(id, _)| *id);
+            let Some(&task) = crew.suspects.front() else {
+                let Some(solo) = free else { break };
+                queue.remove_peer(solo);
+                crew.set_role(solo, Role::Spare);
+                continue;
+            };
+            if !queue.is_orphan(task) {
+                // Cancelled meanwhile.
+                crew.suspects.pop_front();
+                continue;
+            }
+            let Some(solo) = free.or_else(|| crew.find(Role::Spare, true)) else { break };
+            if free.is_none() {
+                crew.set_role(solo, Role::Solo);
+                queue.add_peer(solo, 1, now);
+                queue.close_peer(solo);
+            }
+            crew.suspects.pop_front();
+            if let Some(message) = queue.give(solo, task) {
+                crew.send(solo, message);
+            }
+        }
+        let busy = |m: &Member| m.role == Role::Solo || (m.role == Role::Spare && !m.ready);
+        let at_work = state.crew.members.values().filter(|m| busy(m)).count();
+        let wanted = state.crew.suspects.len().min(self.cores.max(2).saturating_sub(at_work));
+        for _ in 0..wanted {
+            if let Err(e) = self.start_worker(state, Role::Spare) {
+                self.end(state, e.to_string());
+            }
+        }
+    }
+
+    /// End what must end, find workers that are stopped, and keep one spare.
+    pub(crate) fn look_after_crew(self: &Arc<Self>, state: &mut State) {
+        let now = Instant::now();
+        let slots = self.shape().1;
+        if let Some(limit) = self.work.task_timeout_ms.map(Duration::from_millis) {
+            let mut late = Vec::new();
+            for (worker, member) in state.crew.members.iter().filter(|(_, m)| m.ready && m.role != Role::Spare) {
+                let running = member.table.running(slots).into_iter();
+                late.extend(running.filter(|(_, age)| *age > limit).map(|(id, age)| (*worker, id, age)));
+            }
+            for (worker, id, age) in late {
+                if state.queue.done(worker, id, now) {
+                    state.asked.remove(&id);
+                    state.crew.doomed.insert(id, Doom { worker, by: now });
+                    let text = format!(
+                        "node {}: the task ran for {:.1} s, longer than Worker(task_timeout={}), and was ended",
+                        self.node,
+                        age.as_secs_f64(),
+                        limit.as_secs_f64()
+                    );
+                    self.deliver(state, Message::text(id, Tag::TimedOut, text));
+                }
+            }
+        }
+        let overdue: Vec<_> = state.crew.doomed.values().filter(|d| d.by <= now).map(|d| d.worker).collect();
+        for worker in overdue {
+            self.retire(state, worker);
+        }
+        let full = state.backlog_bytes > BACKLOG;
+        let crew = &mut state.crew;
+        for (id, member) in &mut crew.members {
+            // While the backlog is full nobody is listened to.
+            if let (Some(silent), false) = (&mut member.silent, full) {
+                *silent += 1;
+                if is_silent(*silent) {
+                    kill_group(member.pid);
+                }
+            }
+            if let Role::Retired(since) = member.role
+                && (since + BYSTANDERS <= now || state.queue.held(*id).all(|task| crew.doomed.contains_key(&task)))
+            {
+                kill_group(member.pid);
+            }
+        }
+        let spares: Vec<_> = crew.members.iter().filter(|(_, m)| m.role == Role::Spare).map(|(id, _)| *id).collect();
+        for extra in spares.iter().skip(1) {
+            crew.set_role(*extra, Role::Retired(now));
+            crew.kill(*extra);
+        }
+        if spares.is_empty() && crew.spare_due.is_some_and(|due| due <= now) {
+            // One that cannot be started is missed only by a worker that dies.
+            let started = self.start_worker(state, Role::Spare);
+            state.crew.spare_due = started.is_err().then_some(now + SPARE_RETRY);
+        }
+    }
+
+    /// Ask the workers to undo their setup and end, if there is something to undo.
+    pub(crate) async fn dismiss(&self) {
+        {
+            let mut state = lock(&self.state);
+            state.crew.over = true;
+            if !self.work.unwind {
+                return;
+            }
+            state.crew.tell_all(&Control::Goodbye(Bytes::new()));
+        }
+        self.crew_ended(UNWIND).await;
+    }
+
+    /// Kill all workers and what they started; no new ones are started from now on. Waits for them, so that none is
+    /// left as a zombie and what they wrote has been read.
+    pub(crate) async fn end_crew(&self) {
+        {
+            let mut state = lock(&self.state);
+            state.crew.over = true;
+            for member in state.crew.members.values() {
+                kill_group(member.pid);
+            }
+        }
+        self.crew_ended(LAST_WORDS).await;
+    }
+
+    async fn crew_ended(&self, bound: Duration) {
+        let gone = async {
+            while !lock(&self.state).crew.members.is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        drop(tokio::time::timeout(bound, gone).await);
+    }
+}
+
+impl Member {
+    /// The end of its standard error, to be appended to how it ended.
+    fn last_words(&self) -> String {
+        let tail = lock(&self.tail);
+        let text = String::from_utf8_lossy(&tail);
+        let text = text.trim();
+        if text.is_empty() { String::new() } else { format!("; the end of its standard error:\n{text}") }
+    }
+}
+
+fn is_silent(ticks: u32) -> bool {
+    TICK * ticks > SUSPECT
+}
+
+/// Send on what a worker writes, line by line, until its last writer closes the pipe. Never makes the worker wait: what
+/// the client does not take in time is left out.
+async fn forward(mut from: impl AsyncRead + Unpin, stream: u64, to: Arc<Link>, tail: Option<Arc<Mutex<Vec<u8>>>>) {
+    let mut buffer = BytesMut::with_capacity(READ);
+    loop {
+        let before = buffer.len();
+        buffer.reserve(READ);
+        let read = tokio::time::timeout(HALF_LINE, from.read_buf(&mut buffer)).await;
+        let (idle, ended) = (read.is_err(), matches!(read, Ok(Ok(0) | Err(_))));
+        if let (Some(tail), Some(new)) = (&tail, buffer.get(before..)) {
+            let mut tail = lock(tail);
+            tail.extend_from_slice(new);
+            let excess = tail.len().saturating_sub(TAIL);
+            tail.drain(..excess);
+        }
+        let line = buffer.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let whole = if idle || ended || buffer.len() - line > LINE { buffer.len() } else { line };
+        let mut text = buffer.split_to(whole).freeze();
+        if !text.is_empty() {
+            to.send(|outbox| {
+                while !text.is_empty() {
+                    outbox.output(stream, text.split_to(text.len().min(LINES)));
+                }
+            });
+        }
+        if ended {
+            break;
+        }
+    }
+}
+
+fn kill_group(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().filter(|p| *p > 1).and_then(Pid::from_raw) {
+        // Gone already: fine.
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+}
+
+/// How many processes the kernel has ended for want of memory: in our control group if that counts, else at all.
+fn starved() -> Option<u64> {
+    let group = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    let count = |file: &str| {
+        let text = std::fs::read_to_string(file).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+    };
+    count(&format!("/sys/fs/cgroup{path}/memory.events")).or_else(|| count("/proc/vmstat"))
+}
+
+fn describe(status: io::Result<ExitStatus>) -> String {
+    match status.map(|s| (s.signal(), s.code())) {
+        Ok((Some(signal), _)) => format!("was killed by signal {signal}{}", name(signal)),
+        Ok((None, Some(code))) => format!("exited with status {code}"),
+        Ok((None, None)) => "ended".to_owned(),
+        Err(e) => format!("ended, its exit status is unknown: {e}"),
+    }
+}
+
+fn name(signal: i32) -> &'static str {
+    match signal {
+        4 => " (SIGILL)",
+        6 => " (SIGABRT)",
+        7 => " (SIGBUS)",
+        8 => " (SIGFPE)",
+        9 => " (SIGKILL; the kernel's out-of-memory killer uses it too)",
+        11 => " (SIGSEGV)",
+        15 => " (SIGTERM)",
+        _ => "",
+    }
+}

@@ -20,10 +20,11 @@ from .errors import (
     RemoteError,
     RemoteTraceback,
     SkywardError,
+    TaskTimeoutError,
     WorkerCrashedError,
 )
 from .image import Image
-from .plugins import Plugin
+from .plugins import Plugin, WorkerInfo
 from .providers import Provider
 from .providers.local import Local
 
@@ -40,8 +41,10 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "SkywardError",
+    "TaskTimeoutError",
     "Worker",
     "WorkerCrashedError",
+    "WorkerInfo",
     "__version__",
     "errors",
     "plugins",

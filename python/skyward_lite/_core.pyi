@@ -40,18 +40,29 @@ class Pool:
     def nodes(self) -> list[_NodeRow]: ...
     def wait_for_change(self, bound_ms: int) -> list[_NodeRow]:
         """Wait until some node's state changes, at most `bound_ms`."""
-    def submit(self, task: int, kind: int, head: bytes, buffers: list[Any] | None = None) -> bool:
-        """Append a task. Copies the payload; never waits. It comes out of `finished` exactly once.
+    def submit(
+        self, task: int, kind: int, head: bytes, buffers: list[Any] | None = None, node: int | None = None
+    ) -> bool:
+        """Append a task, or send it to that one of `nodes`. Copies the payload; never waits.
+
+        It comes out of `finished` exactly once.
 
         False if `finished` has already said that no more will come.
         """
     def end(self, task: int) -> bool:
         """Let a task that was never sent come out of `finished`; False as for `submit`."""
-    def cancel(self, task: int) -> bool:
-        """Drop a task that has not started. True if it still waited here: then that is its end.
+    def cancel(self, task: int, bound_ms: int) -> bool:
+        """Drop a task that has not started. True if that is its end; then it does not come out of `finished`.
 
-        Otherwise how it ended comes out of `finished`: cancelled, if it had not started on its node.
+        Waits at most `bound_ms` for the word of the node that has it. After that it may still come out as cancelled.
         """
+    def abort(self, task: int) -> bool:
+        """Drop a task, or end it if it is running. True if it still waited here: then that is its end.
+
+        Otherwise how it ended comes out of `finished`, within seconds.
+        """
+    def output(self, bound_ms: int) -> list[tuple[str, int, bytes]] | None:
+        """Take what tasks wrote: (node's name, 1 or 2 for the stream, whole lines); None once the pool is closed."""
     def finished(self, bound_ms: int) -> list[_Message] | None:
         """Take the tasks that ended, waiting at most `bound_ms` for one; None once the pool is closed."""
     def counts(self) -> tuple[int, int]:
@@ -62,18 +73,27 @@ class Pool:
 class Worker:
     """A worker process's runtime: its reader, its writer and its watchdog need no GIL."""
 
+    node: str
     slots: int
     processes: bool
     sys_path: list[str]
     preload: list[str]
+    setup: str
+    """Pickled hooks, in base64; empty for none."""
     max_payload: int
+    timed: bool
+    """Whether each call's time is limited."""
+    over: bool
+    """Whether the process is to undo its setup and end."""
 
     def __init__(self, fd: int) -> None:
         """Greet the agent at the socket `fd`, which is given away."""
     def ready(self) -> None:
         """Tell the agent that tasks may come."""
-    def next(self, bound_ms: int) -> _Message | None:
-        """Take the next task, waiting at most `bound_ms`. Its tag is the task's kind."""
+    def next(self, slot: int, bound_ms: int) -> _Message | None:
+        """Take the next task for this slot's thread, waiting at most `bound_ms`. Its tag is the task's kind."""
+    def restart(self, slot: int) -> None:
+        """Begin the time of what this slot runs anew."""
     def finish(
         self,
         task: int,

@@ -212,12 +212,12 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         super().batch_completed(batch_size, self._seconds)
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Drop what has not started. Idempotent, from any thread."""
+        """Drop what has not started and end what is running. Returns at once; idempotent, from any thread."""
         with self.call.lock:
             self.call.held.clear()
             running = list(self.call.running)
         for batch in running:
-            self.pool._cancel(batch.task)
+            self.pool._abort(batch.task)
 
     def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
         """Nested calls run sequentially in the worker."""

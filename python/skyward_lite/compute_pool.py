@@ -2,11 +2,13 @@
 
 submit / map / backend.py          any thread: pickles, appends to the queue in Rust, returns at once
 _settle                            one thread: takes batches of finished tasks from Rust, settles their futures
+_print                             one thread: writes what tasks printed to this process's streams
 """
 
 from __future__ import annotations
 
 import atexit
+import base64
 import collections
 import contextlib
 import dataclasses
@@ -26,8 +28,16 @@ from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
 
 from . import _core, payload, plugins
+from ._signals import held
 from ._version import PYTHON, __version__
-from .errors import NodeLostError, NodeStartError, PoolClosedError, RemoteError, WorkerCrashedError
+from .errors import (
+    NodeLostError,
+    NodeStartError,
+    PoolClosedError,
+    RemoteError,
+    TaskTimeoutError,
+    WorkerCrashedError,
+)
 from .image import Image
 from .plugins import Plugin
 from .providers import Host, Provider
@@ -46,6 +56,10 @@ POLL_MS = 50
 """Bound on one wait for a node's state, so that Ctrl-C is heard."""
 LEAVE = 5.0
 """Seconds that nodes get to end in order before they are ended by force."""
+CANCEL_MS = 1_000
+"""Bound on waiting for a node's word whether a task could still be cancelled."""
+MAX_SETUP = 32 * 1024
+"""Bytes of pickled plugin hooks that fit a hello."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +70,9 @@ class Worker:
     `executor`: "thread" for one process of so many threads, "process" for so many processes, each of which runs its
     tasks on its main thread.
     `retries`: how often a task may be tried again after its node was lost.
+    `task_timeout`: seconds that one call may run before its node ends it, with its process, and it fails with
+    `TaskTimeoutError`; None for no limit. Looked at five times a second. Other tasks of that process run on for up to
+    3 s, and those that do not end in that time run again.
     `max_payload`: largest pickled task or result, in bytes.
     """
 
@@ -63,6 +80,7 @@ class Worker:
     executor: Literal["thread", "process"] = "thread"
     retries: int = 3
     max_payload: int = 4 << 30
+    task_timeout: float | None = None
 
     def __post_init__(self) -> None:
         if self.concurrency is not None and self.concurrency < 1:
@@ -71,6 +89,8 @@ class Worker:
             raise ValueError(f'Worker(executor={self.executor!r}): "thread" or "process"')
         if not 0 <= self.retries <= 1000:
             raise ValueError(f"Worker(retries={self.retries}): 0 to 1000")
+        if self.task_timeout is not None and not 0 < self.task_timeout <= MAX_SECONDS:
+            raise ValueError(f"Worker(task_timeout={self.task_timeout}): more than 0 seconds and at most a year")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,16 +125,19 @@ def outcome(tag: int, head: Any, buffers: Any) -> Any:
     if tag == payload.RAISED:
         raise payload.load_exception(head, buffers)
     if tag == payload.CANCELLED:
-        raise CancelledError("the task was cancelled before it started")
-    text = bytes(head).decode(errors="replace")
-    raise (WorkerCrashedError if tag == payload.CRASHED else NodeLostError)(text)
+        raise CancelledError("the task was cancelled")
+    raise _ENDS[tag](bytes(head).decode(errors="replace"))
+
+
+_ENDS = {
+    payload.CRASHED: WorkerCrashedError,
+    payload.NODE_LOST: NodeLostError,
+    payload.TIMED_OUT: TaskTimeoutError,
+}
 
 
 class _PoolFuture(Future[T]):
-    """A future whose `cancel` reaches the queue: true if the task is certain not to start.
-
-    After false it may still turn out cancelled: if its node had not started it either.
-    """
+    """A future whose `cancel` reaches the task wherever it waits."""
 
     def __init__(self, pool: ComputePool) -> None:
         super().__init__()
@@ -122,7 +145,13 @@ class _PoolFuture(Future[T]):
         self._task = 0
 
     def cancel(self) -> bool:
-        self._pool._cancel(self._task)
+        """Cancel the task if it has not started: true if so.
+
+        Waits for the word of the node that has it, a round trip; on the thread of a running asyncio loop not, and false
+        may then become true later.
+        """
+        if not self.done():
+            self._pool._cancel(self._task, 0 if _on_an_event_loop() else CANCEL_MS)
         return self.cancelled()
 
     def settle(self, tag: int, nanos: int, head: Any, buffers: Any) -> None:
@@ -136,6 +165,15 @@ class _PoolFuture(Future[T]):
             self.set_exception(error)
         else:
             self.set_result(value)
+
+
+def _on_an_event_loop() -> bool:
+    # Who never imported it runs no loop.
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return asyncio is not None and asyncio.get_running_loop() is not None
+    except RuntimeError:
+        return False
 
 
 class ComputePool(Executor):
@@ -173,6 +211,7 @@ class ComputePool(Executor):
         self._calls: dict[int, Call] = {}
         self._numbers = itertools.count(1)
         self._settler: threading.Thread | None = None
+        self._printer: threading.Thread | None = None
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._idle = threading.Condition()
@@ -189,12 +228,16 @@ class ComputePool(Executor):
     # ------------------------------------------------------------------------------------------------ up and down
 
     def __enter__(self) -> Self:
-        self._start()
-        self._entered = threading.current_thread()
+        if self._state != "new":
+            raise PoolClosedError(f"a pool starts once, and this one is {self._state}: make a new one with sky.pool()")
         try:
-            for plugin in self.plugins:
-                if plugin.around_client is not None:
-                    self._stack.enter_context(plugin.around_client(self))
+            self._start()
+            self._entered = threading.current_thread()
+            # Whatever is entered must get onto the stack. A plugin that takes long yields to a second Ctrl-C.
+            with held(insist=True):
+                for plugin in self.plugins:
+                    if plugin.around_client is not None:
+                        self._stack.enter_context(plugin.around_client(self))
         except BaseException:
             self._leave(True, *sys.exc_info())
             raise
@@ -207,52 +250,68 @@ class ComputePool(Executor):
 
     def _start(self) -> None:
         """Bring the nodes up. Raises `NodeStartError` if fewer than the minimum become ready."""
-        if self._state != "new":
-            raise PoolClosedError(f"a pool starts once, and this one is {self._state}: make a new one with sky.pool()")
         image = self.image
         for plugin in self.plugins:
             if plugin.transform is not None:
                 image = plugin.transform(image)
+        preload = [module for plugin in self.plugins for module in plugin.preload]
+        setup = self._setup()
         self._state = "open"
         _open_pools.add(self)
         self._settler = threading.Thread(target=self._settle, name="skyward-settle", daemon=True)
         self._settler.start()
-        try:
-            preload = [module for plugin in self.plugins for module in plugin.preload]
-            self._hosts = self.provider.start(image, self.nodes_wanted, self._connect_timeout)
-            for host in self._hosts:
-                hello = {
-                    "version": __version__,
-                    "run": self._run,
-                    "python": PYTHON,
-                    "lease_ms": int(self._lease * 1000),
-                    "worker": {
-                        "concurrency": self.worker.concurrency,
-                        "processes": self.worker.executor == "process",
-                        "env": dict(image.env),
-                        "sys_path": [p for p in sys.path if isinstance(p, str)] if host.shares_files else [],
-                        "preload": preload,
-                        "max_payload": self.worker.max_payload,
-                    },
-                }
-                self._core.add_node(
-                    name=host.name,
-                    fd=host.socket.detach(),
-                    user=host.user,
-                    key=host.key,
-                    host_keys=host.host_keys,
-                    command=host.command,
-                    hello=json.dumps(hello),
-                    connect_timeout=self._connect_timeout,
-                    ready_timeout=self._start_timeout,
-                )
-            for module in preload:
-                with contextlib.suppress(ImportError):
-                    importlib.import_module(module)
-            self._await_nodes()
-        except BaseException:
-            self._leave(True, *sys.exc_info())
-            raise
+        self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
+        self._printer.start()
+        # One by one: whatever comes between, those that are there can be let go.
+        self.provider.start(image, self.nodes_wanted, self._connect_timeout, self._hosts)
+        for host in self._hosts:
+            timeout = self.worker.task_timeout
+            hello = {
+                "version": __version__,
+                "run": self._run,
+                "node": host.name,
+                "python": PYTHON,
+                "lease_ms": int(self._lease * 1000),
+                "worker": {
+                    "concurrency": self.worker.concurrency,
+                    "processes": self.worker.executor == "process",
+                    "env": dict(image.env),
+                    "sys_path": [p for p in sys.path if isinstance(p, str)] if host.shares_files else [],
+                    "preload": preload,
+                    "max_payload": self.worker.max_payload,
+                    "task_timeout_ms": None if timeout is None else max(1, int(timeout * 1000)),
+                    "setup": setup,
+                    "unwind": any(plugin.around_worker is not None for plugin in self.plugins),
+                },
+            }
+            self._core.add_node(
+                name=host.name,
+                fd=host.socket.detach(),
+                user=host.user,
+                key=host.key,
+                host_keys=host.host_keys,
+                command=host.command,
+                hello=json.dumps(hello),
+                connect_timeout=self._connect_timeout,
+                ready_timeout=self._start_timeout,
+            )
+        for module in preload:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+        self._await_nodes()
+
+    def _setup(self) -> str:
+        """Pickle what the plugins do in the workers; empty if that is nothing."""
+        hooks = [(p.around_worker, p.decorate) for p in self.plugins if p.around_worker or p.decorate]
+        if not hooks:
+            return ""
+        head, buffers = payload.encoder(self.worker.max_payload).dumps(hooks)
+        if buffers or len(head) > MAX_SETUP:
+            names = ", ".join(p.name for p in self.plugins if p.around_worker or p.decorate)
+            raise ValueError(
+                f"the hooks of {names} pickle to more than {MAX_SETUP:,} bytes: let them load large data on the node"
+            )
+        return base64.b64encode(head).decode()
 
     def _await_nodes(self) -> None:
         deadline = time.monotonic() + self._start_timeout
@@ -267,9 +326,22 @@ class ComputePool(Executor):
             log.info("node %s: %s, %d slots %s", node.name, node.state, node.slots, node.reason)
 
     def _leave(self, cancel: bool, *error: Any) -> None:
-        """End everything, once; whoever comes later waits until it is done."""
+        """End everything, once; whoever comes later waits until it is done.
+
+        Ctrl-C meanwhile cancels what is pending, and is raised at the end.
+        """
         if os.getpid() != self._owner:
             return  # a forked child has neither the threads nor the nodes
+        try:
+            with held(self._hurry):
+                self._leave_once(cancel, *error)
+        except BaseException:
+            # Perhaps Ctrl-C before it was held.
+            with held(self._hurry):
+                self._leave_once(True, *error)
+            raise
+
+    def _leave_once(self, cancel: bool, *error: Any) -> None:
         self._give_up |= cancel
         if self._begin_to_leave():
             self._finish(*error)
@@ -277,6 +349,9 @@ class ComputePool(Executor):
             self._unwind(*error)
             if threading.current_thread() is not self._settler:
                 self._left.wait()
+
+    def _hurry(self) -> None:
+        self._give_up = True
 
     def _begin_to_leave(self) -> bool:
         with self._lock:
@@ -292,11 +367,10 @@ class ComputePool(Executor):
 
     def _finish(self, *error: Any) -> None:
         with contextlib.ExitStack() as last:
-            # Each of these happens whatever becomes of the others, also when Ctrl-C comes in between.
+            # Each of these happens whatever becomes of the others.
             last.callback(self._left.set)
             last.callback(_open_pools.discard, self)
-            last.callback(lambda: self.provider.stop(self._hosts, LEAVE))
-            last.callback(self._close)
+            last.callback(self._let_go)
             try:
                 self._drain()
             except BaseException:
@@ -311,11 +385,18 @@ class ComputePool(Executor):
             while self._calls and not self._give_up:
                 self._idle.wait(POLL_MS / 1000)
 
-    def _close(self) -> None:
-        self._state = "closed"
-        self._core.close()
-        if self._settler is not None and self._settler is not threading.current_thread():
-            self._settler.join()
+    def _let_go(self) -> None:
+        deadline = time.monotonic() + LEAVE
+        try:
+            self._state = "closed"
+            self._core.close()
+            if self._settler is not None and self._settler is not threading.current_thread():
+                self._settler.join()
+            if self._printer is not None:
+                # Whoever reads our streams may have stopped to do so.
+                self._printer.join(LEAVE)
+        finally:
+            self.provider.stop(self._hosts, max(0.5, deadline - time.monotonic()))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Close the pool, as `Executor.shutdown`.
@@ -385,7 +466,9 @@ class ComputePool(Executor):
                     yield from values
             finally:
                 for future in pending:
-                    future.cancel()
+                    # Without waiting for each.
+                    assert isinstance(future, _PoolFuture)
+                    self._cancel(future._task)
 
         return results()
 
@@ -431,11 +514,19 @@ class ComputePool(Executor):
             del self._calls[task]
             raise PoolClosedError("this pool is closed")
 
-    def _cancel(self, task: int) -> None:
+    def _cancel(self, task: int, bound_ms: int = 0) -> None:
         """Drop a task that has not started; the call is settled now or when its node has answered."""
-        if self._core.cancel(task):
-            self._calls[task].settle(payload.CANCELLED, 0, b"", None)
-            del self._calls[task]
+        if self._core.cancel(task, bound_ms):
+            self._cancelled(task)
+
+    def _abort(self, task: int) -> None:
+        """Drop a task, or end it if it is running; the call is settled now or when its node has answered."""
+        if self._core.abort(task):
+            self._cancelled(task)
+
+    def _cancelled(self, task: int) -> None:
+        self._calls[task].settle(payload.CANCELLED, 0, b"", None)
+        del self._calls[task]
 
     def _settle(self) -> None:
         calls, core = self._calls, self._core
@@ -460,6 +551,17 @@ class ComputePool(Executor):
             if not calls:
                 with self._idle:
                     self._idle.notify_all()
+
+    def _print(self) -> None:
+        """Write what tasks printed to this process's streams, each line with its node's name."""
+        while (written := self._core.output(SETTLE_MS)) is not None:
+            for node, stream, text in written:
+                lines = text.decode(errors="replace").splitlines()
+                out = sys.stdout if stream == 1 else sys.stderr
+                # A stream that is closed or missing is its owner's choice.
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    out.write("".join(f"[{node}] {line}\n" for line in lines))
+                    out.flush()
 
 
 def _run_chunk(fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...]) -> list[T]:

@@ -10,6 +10,7 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "SkywardError",
+    "TaskTimeoutError",
     "WorkerCrashedError",
 ]
 
@@ -27,7 +28,15 @@ class NodeLostError(SkywardError):
 
 
 class WorkerCrashedError(SkywardError):
-    """Raised for a task whose worker process died while the task may have been running in it."""
+    """Raised for a task whose worker process died of it.
+
+    Names the node, the signal or exit status and the end of the process's standard error. A task that only ran in the
+    same process runs again.
+    """
+
+
+class TaskTimeoutError(SkywardError, TimeoutError):
+    """Raised for a task that its node ended because it ran for longer than `Worker(task_timeout=)`."""
 
 
 class PoolClosedError(SkywardError, RuntimeError):

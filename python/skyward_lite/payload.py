@@ -33,6 +33,7 @@ RAISED: Final = 1
 CRASHED: Final = 2
 CANCELLED: Final = 3
 NODE_LOST: Final = 4
+TIMED_OUT: Final = 5
 
 OUT_OF_BAND: Final = 16 * 1024
 """Bytes from which on a buffer travels beside the pickle. Below, one copy is cheaper than one more allocation."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .image import Image
 
@@ -15,19 +15,37 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class WorkerInfo:
+    """A worker process: its node's name, its process id and how many tasks it runs at once."""
+
+    node: str
+    pid: int
+    slots: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Plugin:
-    """A named set of hooks; each may be left out.
+    """A named set of hooks; each may be left out. The first plugin of a list is the outermost.
 
     `preload` are modules that the client and the workers import while the nodes start, so that the first task does
-    not wait for them; one that is missing is no error. `transform(image)` gives the image with what the plugin needs
-    on the nodes. `around_client(pool)` is a context manager that is entered when the pool's nodes are ready and left
-    before they are let go.
+    not wait for them; one that is missing is no error.
+    `transform(image)` gives the image with what the plugin needs on the nodes.
+    `around_client(pool)` is a context manager that is entered when the pool's nodes are ready and left before they are
+    let go.
+    `around_worker(info)` is a context manager that each worker process enters on its main thread before its first task
+    and leaves, within 2 s, when the pool is left in order; a process that is killed does not. If entering raises, the
+    node does not start.
+    `decorate(fn)` gives what a worker calls in place of each task's function.
+
+    The last two are pickled to the nodes, at most 32 KiB for all plugins.
     """
 
     name: str
     preload: Sequence[str] = ()
     transform: Callable[[Image], Image] | None = None
     around_client: Callable[[ComputePool], AbstractContextManager[object]] | None = None
+    around_worker: Callable[[WorkerInfo], AbstractContextManager[object]] | None = None
+    decorate: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
 
 
 def joblib(version: str | None = None) -> Plugin:

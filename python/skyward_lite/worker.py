@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import faulthandler
+import functools
 import importlib
 import io
+import os
+import pickle
 import sys
 import threading
 from collections.abc import Callable
@@ -13,23 +18,29 @@ from typing import Any
 
 from . import _core, payload
 from ._stdin import take_socket
+from .plugins import WorkerInfo
 
-Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+Function = Callable[..., Any]
+Decorator = Callable[[Function], Function]
+Triple = tuple[Function, tuple[Any, ...], dict[str, Any]]
 
 WAIT_MS = 60_000
 """Bound on one wait for a task. Nothing depends on it: the process ends when its agent does."""
 
 
-def take_tasks(worker: _core.Worker) -> None:
-    """Run tasks for ever, on this thread."""
+def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> None:
+    """Run tasks on this thread until the process is to end."""
     encoder = payload.encoder(worker.max_payload)
     take, finish, loads = worker.next, worker.finish, payload.loads
+    process = os.getpid()
     call: Any
     value: Any
     encoded: Any
     while True:
-        item = take(WAIT_MS)
+        item = take(slot, WAIT_MS)
         if item is None:
+            if worker.over:
+                return
             continue
         task, attempt, kind, _, head, buffers = item
         start = perf_counter_ns()
@@ -39,9 +50,13 @@ def take_tasks(worker: _core.Worker) -> None:
             del item, head, buffers
             start = perf_counter_ns()
             if kind == payload.BATCH:
+                if decorate is not None:
+                    call = [(decorate(function), args, kwargs) for function, args, kwargs in call]
                 value = run_batch(call)
             else:
                 function, args, kwargs = call
+                if decorate is not None:
+                    function = decorate(function)
                 value = function(*args, **kwargs)
                 del function, args, kwargs
             nanos = perf_counter_ns() - start
@@ -51,6 +66,9 @@ def take_tasks(worker: _core.Worker) -> None:
             nanos = perf_counter_ns() - start
             skip = 2 if kind == payload.BATCH else 1
             tag, encoded = payload.RAISED, payload.dump_exception(encoder, error, skip)
+        if os.getpid() != process:
+            # A child that the task forked has come this far. The answer is its parent's to give.
+            os._exit(tag)
         finish(task, attempt, tag, nanos, *encoded)
         # While this thread waits for its next task it must not keep the last one's memory.
         item = call = value = encoded = None
@@ -65,13 +83,33 @@ def run_batch(items: list[Triple]) -> list[Any]:
         return [function(*args, **kwargs) for function, args, kwargs in items]
 
 
+def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> Decorator | None:
+    """Give what is done to each function that this slot runs; None for nothing."""
+    if not decorators and not worker.timed:
+        return None
+
+    def decorate(function: Function) -> Function:
+        for plugin in reversed(decorators):
+            function = plugin(function)
+        return functools.partial(timed, function) if worker.timed else function
+
+    def timed(function: Function, /, *args: Any, **kwargs: Any) -> Any:
+        # The limit is for one call, and a batch has several.
+        worker.restart(slot)
+        return function(*args, **kwargs)
+
+    return decorate
+
+
 def main() -> None:
-    """Connect to the agent and serve until it ends this process."""
+    """Connect to the agent and serve until it ends this process, or asks for its end."""
     fd = take_socket()
     # The process is killed, not finalized: what a task printed must not sit in a buffer.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
+    # The end of standard error is part of the error that names the death of this process.
+    faulthandler.enable(all_threads=False)
     worker = _core.Worker(fd)
     if worker.sys_path:
         sys.path[:] = worker.sys_path
@@ -79,10 +117,23 @@ def main() -> None:
         # What is missing here is the task's error to report, not the worker's.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
-    for number in range(1, worker.slots):
-        threading.Thread(target=take_tasks, args=(worker,), name=f"skyward-{number}", daemon=True).start()
-    worker.ready()
-    take_tasks(worker)
+    hooks = pickle.loads(base64.b64decode(worker.setup)) if worker.setup else []
+    decorators = [decorate for _, decorate in hooks if decorate is not None]
+    info = WorkerInfo(node=worker.node, pid=os.getpid(), slots=worker.slots)
+    with contextlib.ExitStack() as stack:
+        for around, _ in hooks:
+            if around is not None:
+                stack.enter_context(around(info))
+        for slot in range(1, worker.slots):
+            args = (worker, slot, decorator(worker, slot, decorators))
+            threading.Thread(target=take_tasks, args=args, name=f"skyward-{slot}", daemon=True).start()
+        worker.ready()
+        take_tasks(worker, 0, decorator(worker, 0, decorators))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    # Whatever threads the tasks have started are not waited for.
+    os._exit(0)
 
 
 if __name__ == "__main__":

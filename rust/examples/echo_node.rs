@@ -23,7 +23,9 @@ fn worker() -> Fallible {
             let worker = worker.clone();
             std::thread::spawn(move || {
                 loop {
-                    let Some(Message { id, tag, nanos, parts }) = worker.next(slot, Duration::from_secs(1)) else { continue };
+                    let Some(Message { id, tag, nanos, parts }) = worker.next(slot, Duration::from_secs(1)) else {
+                        continue;
+                    };
                     match tag {
                         1 => {
                             let gate =

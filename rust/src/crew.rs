@@ -211,12 +211,8 @@ impl Agent {
             .spawn()
             .map_err(AgentError::Spawn)?;
         let link = Arc::new(Link::default());
-        let setup = hello(&WorkerHello {
-            node: self.node.clone(),
-            slots,
-            lease_ms: self.lease_ms,
-            work: self.work.clone(),
-        })?;
+        let setup =
+            hello(&WorkerHello { node: self.node.clone(), slots, lease_ms: self.lease_ms, work: self.work.clone() })?;
         link.send(|o| o.control(setup));
         let tail = Arc::<Mutex<Vec<u8>>>::default();
         let mut outlets = tokio::task::JoinSet::new();
@@ -324,7 +320,8 @@ impl Agent {
                     state.crew.false_starts += 1;
                 }
                 if state.crew.false_starts >= FALSE_STARTS {
-                    let why = format!("{FALSE_STARTS} workers in a row ended by themselves: {what}{}", member.last_words());
+                    let why =
+                        format!("{FALSE_STARTS} workers in a row ended by themselves: {what}{}", member.last_words());
                     self.end(state, why);
                 } else {
                     self.replace(state);

@@ -35,11 +35,11 @@ class Provider(abc.ABC):
     """How many nodes the provider itself names; None if that is the pool's to say."""
 
     @abc.abstractmethod
-    def start(self, image: Image, nodes: int, connect_timeout: float) -> list[Host]:
+    def start(self, image: Image, nodes: int, connect_timeout: float, hosts: list[Host]) -> None:
         """Begin to start `nodes` nodes. Raises `NodeStartError` for what no node could ever satisfy.
 
-        A provider may serve several pools at once: what it starts is known by the hosts that it gives. If this raises,
-        nothing is left behind.
+        Each is appended to `hosts` as soon as there is something to end, so that the caller can end what was started
+        also if this raises. A provider may serve several pools at once: what it starts is known by these hosts.
         """
 
     @abc.abstractmethod

@@ -11,6 +11,7 @@ import sys
 import time
 
 from .. import _core
+from .._signals import held
 from ..errors import NodeStartError
 from ..image import Image
 from . import Host, Provider
@@ -30,21 +31,16 @@ class Local(Provider):
     def __repr__(self) -> str:
         return f"Local(nodes={self.nodes})"
 
-    def start(self, image: Image, nodes: int, connect_timeout: float) -> list[Host]:
+    def start(self, image: Image, nodes: int, connect_timeout: float, hosts: list[Host]) -> None:
         problems = image.missing()
         if problems:
             raise NodeStartError(
                 f"this interpreter ({sys.executable}) does not meet Image(pip=...), and Local() installs nothing: "
                 + "; ".join(problems)
             )
-        hosts: list[Host] = []
-        try:
-            for number in range(nodes):
+        for number in range(nodes):
+            with held(insist=True):
                 hosts.append(self._start_one(number, connect_timeout))
-        except BaseException:
-            self.stop(hosts, 0)
-            raise
-        return hosts
 
     def _start_one(self, number: int, connect_timeout: float) -> Host:
         host_key, host_public = _core.generate_key()

@@ -14,7 +14,7 @@ CARGO := cargo
 FUZZ_SECONDS ?= 60
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-rust test-python lint format bench fuzz build system clean
+.PHONY: all demo test test-rust test-python lint format bench chaos fuzz build system clean
 
 all: lint test
 
@@ -62,6 +62,10 @@ format: $(STAMP)
 
 bench: build
 	$(BIN)/python benches/bench.py
+
+# Deaths of workers, and clients interrupted at seeded moments: CHAOS="--rounds 500 --seed 1".
+chaos: build
+	$(BIN)/python tests/chaos.py $(CHAOS)
 
 # Fuzz the frame decoder for FUZZ_SECONDS. libFuzzer needs a flag that stable Rust hides behind RUSTC_BOOTSTRAP.
 fuzz:

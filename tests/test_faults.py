@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import operator
 import os
 import signal
@@ -32,6 +33,167 @@ def test_a_dead_worker_is_named_and_replaced(executor, how, says):
         with pytest.raises(sky.WorkerCrashedError, match=says):
             pool.submit(die, how).result(20)
         assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_stopped_worker_is_found_and_replaced():
+    """SIGSTOP: its watchdog's heartbeat needs no GIL, so silence means that the process does not run."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        with pytest.raises(sky.WorkerCrashedError, match="no sign of life"):
+            pool.submit(stop).result(20)
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+def test_the_end_of_standard_error_is_in_the_error():
+    """A fatal signal leaves Python's own words there."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        with pytest.raises(sky.WorkerCrashedError, match=r"node local-0: worker process \d+ .*SIGSEGV") as caught:
+            pool.submit(die, signal.SIGSEGV).result(20)
+        assert "Segmentation fault" in str(caught.value)
+        assert "in die" in str(caught.value)
+
+
+def wait_for(gate):
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+    return "waited"
+
+
+def append(path):
+    with open(path, "a") as file:
+        file.write("x")
+    os._exit(0)
+
+
+def test_only_the_culprit_of_a_crash_fails(tmp_path):
+    """The others that ran in the same process run again, alone; the culprit runs twice and no more."""
+    gate, log = tmp_path / "gate", tmp_path / "log"
+    with sky.pool(worker=sky.Worker(concurrency=4), plugins=[]) as pool:
+        waiting = [pool.submit(wait_for, str(gate)) for _ in range(3)]
+        culprit = pool.submit(append, str(log))
+        with pytest.raises(sky.WorkerCrashedError, match=r"exited with status 0 while it ran this task again, alone"):
+            culprit.result(20)
+        assert not any(future.done() for future in waiting)
+        gate.touch()
+        assert [future.result(20) for future in waiting] == ["waited"] * 3
+    assert log.read_text() == "xx"
+
+
+def grow():
+    return [bytearray(1 << 26) for _ in range(1 << 20)]
+
+
+def limit_memory():
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+
+
+def test_out_of_memory_is_the_tasks_error():
+    """MemoryError arrives as such and the worker lives."""
+    with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:
+        pid = pool.submit(os.getpid).result(20)
+        pool.submit(limit_memory).result(20)
+        with pytest.raises(MemoryError):
+            pool.submit(grow).result(30)
+        assert pool.submit(os.getpid).result(20) == pid
+
+
+def mark_and_sleep(path):
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(300)
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_running_tasks_of_an_aborted_call_are_ended(tmp_path, executor):
+    """An error in one task: the others' processes are gone within 5 s, and the pool goes on."""
+    log = tmp_path / "log"
+
+    def fail():
+        while not log.exists():
+            time.sleep(0.01)
+        raise LookupError
+
+    with sky.pool(worker=sky.Worker(concurrency=2, executor=executor)) as pool:
+        calls = [delayed(mark_and_sleep)(str(log)), delayed(fail)(), *[delayed(mark_and_sleep)(str(log))] * 5]
+        with pytest.raises(LookupError):
+            Parallel(n_jobs=-1, batch_size=1, pre_dispatch="all")(calls)
+        pids = [int(line) for line in log.read_text().split()]
+        assert eventually(lambda: not set(pids) & set(ours()), 5), (pids, ours())
+        assert Parallel(n_jobs=-1)(delayed(operator.neg)(i) for i in range(20)) == [-i for i in range(20)]
+        assert eventually(lambda: pool._core.counts()[0] == 0, 5)
+        # Those that waited never started.
+        assert len(log.read_text().split()) <= 2
+
+
+def test_bystanders_of_an_aborted_task_lose_nothing(tmp_path):
+    """What else ran in the replaced process ends in time, or runs again."""
+    gate = tmp_path / "gate"
+    with sky.pool(worker=sky.Worker(concurrency=3)) as pool:
+        before = pool.submit(os.getpid).result(20)
+        long = pool.submit(wait_for, str(gate))
+        with pytest.raises((TimeoutError, multiprocessing.TimeoutError)):
+            Parallel(n_jobs=2, timeout=0.1)(delayed(time.sleep)(300) for _ in range(2))
+        # All slots are taken until the process is replaced.
+        assert pool.submit(os.getpid).result(20) != before
+        assert not long.done()
+        gate.touch()
+        assert long.result(20) == "waited"
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_task_timeout_is_enforced_on_the_node(executor):
+    """The task that takes too long fails, whatever it does, and others do not."""
+    worker = sky.Worker(concurrency=2, executor=executor, task_timeout=1.0)
+    with sky.pool(worker=worker, plugins=[]) as pool:
+        late = pool.submit(hold_the_gil, 300)
+        with pytest.raises(sky.TaskTimeoutError, match=r"node local-0: .*task_timeout=1"):
+            late.result(20)
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+def test_task_timeout_counts_calls_not_batches():
+    """Ten calls of a batch may together take longer."""
+    with sky.pool(worker=sky.Worker(concurrency=1, task_timeout=1.0)):
+        assert Parallel(n_jobs=2, batch_size=10)(delayed(time.sleep)(0.25) for _ in range(10)) == [None] * 10
+
+
+def test_cancel_reaches_a_task_that_waits_on_its_node(tmp_path):
+    """`Future.cancel()` is true wherever the task waits, and false once it runs."""
+    gate = tmp_path / "gate"
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        running = pool.submit(wait_for, str(gate))
+        queued = [pool.submit(wait_for, "/") for _ in range(10)]
+        assert all(future.cancel() for future in queued)
+        assert all(future.cancelled() for future in queued)
+        assert not running.cancel()
+        assert not running.cancelled()
+        gate.touch()
+        assert running.result(20) == "waited"
+        assert not running.cancel()
+
+
+def nested_loky():
+    return Parallel(n_jobs=2, backend="loky")(delayed(os.getpid)() for _ in range(4))
+
+
+def test_process_workers_can_start_processes():
+    """`executor="process"` runs a task on the main thread of a process that is no daemon: loky works in it."""
+
+    def where():
+        import multiprocessing
+        import threading
+
+        return threading.current_thread() is threading.main_thread(), multiprocessing.current_process().daemon
+
+    with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:
+        assert pool.submit(where).result(20) == (True, False)
+        pids = pool.submit(nested_loky).result(40)
+        assert pool.submit(os.getpid).result(20) not in pids
 
 
 def fork_and_die():

@@ -39,6 +39,8 @@ const FALSE_STARTS: usize = 3;
 const SPARE_AFTER: Duration = Duration::from_secs(2);
 /// Pause after a spare that did not start.
 const SPARE_RETRY: Duration = Duration::from_secs(10);
+/// Processes that run suspects, at least; one for each core if those are more.
+const SOLOS: usize = 4;
 /// Bytes of a worker's standard error that are kept for the error that names its death.
 const TAIL: usize = 2048;
 /// Bytes of a line without an end that are kept back.
@@ -292,17 +294,15 @@ impl Agent {
         let what = self.obituary(&mut state.crew, &member, status);
         let mut suspects = Vec::new();
         for task in held.into_iter().rev() {
-            let attempt = state.queue.attempt(task);
-            let ran = running.iter().any(|(ran, _)| Some(*ran) == attempt);
-            let retired = matches!(member.role, Role::Retired(_));
-            if ran && !retired && !attempt.is_some_and(|a| doomed.contains(&a)) {
-                suspects.push(task);
-            } else {
+            let attempt = state.queue.attempt(task).filter(|a| !doomed.contains(a));
+            let ran = running.iter().find(|(ran, _)| Some(*ran) == attempt);
+            match ran {
+                Some((_, age)) if !matches!(member.role, Role::Retired(_)) => suspects.push((*age, task)),
                 // One that was cancelled ends with this.
-                state.queue.requeue(task);
+                _ => state.queue.requeue(task),
             }
         }
-        if let [culprit] = suspects[..] {
+        if let [(_, culprit)] = suspects[..] {
             if let Some(message) = state.queue.remove(culprit) {
                 state.asked.remove(&message.id);
                 let again = if member.role == Role::Solo { " again, alone," } else { "" };
@@ -310,8 +310,9 @@ impl Agent {
                 self.deliver(state, Message::text(message.id, Tag::Crashed, text));
             }
         } else {
-            // Held back until each can have a process for itself, in the order in which they came.
-            state.crew.suspects.extend(suspects.into_iter().rev());
+            // Held back until each can have a process for itself. Most tasks that kill do it soon.
+            suspects.sort_unstable();
+            state.crew.suspects.extend(suspects.into_iter().map(|(_, task)| task));
         }
         match member.role {
             Role::Regular => {
@@ -407,7 +408,7 @@ impl Agent {
         }
         let busy = |m: &Member| m.role == Role::Solo || (m.role == Role::Spare && !m.ready);
         let at_work = state.crew.members.values().filter(|m| busy(m)).count();
-        let wanted = state.crew.suspects.len().min(self.cores.max(2).saturating_sub(at_work));
+        let wanted = state.crew.suspects.len().min(self.cores.max(SOLOS).saturating_sub(at_work));
         for _ in 0..wanted {
             if let Err(e) = self.start_worker(state, Role::Spare) {
                 self.end(state, e.to_string());

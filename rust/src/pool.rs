@@ -517,6 +517,7 @@ impl Shared {
         // meanwhile.
         let mut silent = Duration::ZERO;
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut said_goodbye = false;
         loop {
             self.on_node(id, &link, &mut events, started)?;
             tokio::select! {
@@ -524,7 +525,11 @@ impl Shared {
                     read?;
                     silent = Duration::ZERO;
                 }
-                sent = &mut sending => return Ok(sent?),
+                // Not the end: what tasks wrote is still to come, and then the node's own goodbye.
+                sent = &mut sending, if !said_goodbye => {
+                    sent?;
+                    said_goodbye = true;
+                }
                 _ = heartbeat.tick() => {
                     if silent > SUSPECT {
                         return Err(SessionError::Silent(SUSPECT.as_secs()).into());

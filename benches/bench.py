@@ -97,6 +97,21 @@ def start(rounds: int) -> None:
     print(f"  left after {leave:.3f} s ({worst[2]:.3f}); target 0.5 s")
 
 
+def imports(rounds: int) -> None:
+    """Time of fresh interpreters that import the package, over bare ones in between."""
+    codes = {"bare": "pass", "import": "import skyward_lite", "pool": "from skyward_lite import pool"}
+    times: dict[str, list[float]] = {name: [] for name in codes}
+    for _ in range(rounds):
+        for name, code in codes.items():
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            times[name].append((time.perf_counter() - begin) * 1000)
+    bare, package, pool = (statistics.median(values) for values in times.values())
+    print(f"Import: medians of {rounds} fresh interpreters each, interleaved; a bare one takes {bare:.0f} ms")
+    print(f"  import skyward_lite takes {package - bare:.1f} ms more; target 50 ms")
+    print(f"  from skyward_lite import pool takes {pool - bare:.1f} ms more")
+
+
 def main() -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -105,6 +120,7 @@ def main() -> None:
     throughput(400 if smoke else 20_000, 1 if smoke else 7)
     efficiency(400 if smoke else 10_000, 0.05)
     start(1 if smoke else 7)
+    imports(1 if smoke else 31)
 
 
 if __name__ == "__main__":

@@ -207,7 +207,8 @@ def interrupt(number: int, delay: float) -> str:
             if number == signal.SIGINT:
                 end = client.stdout.readline().strip()
                 if end != "interrupted":
-                    return f"the client says {end!r} after {delay:.3f} s; {client.communicate('', timeout=HANG)[1][-2000:]}"
+                    _, err = client.communicate("", timeout=HANG)
+                    return f"the client says {end!r} after {delay:.3f} s; {err[-2000:]}"
             else:
                 client.wait(HANG)
             if found := left():

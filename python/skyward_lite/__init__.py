@@ -9,29 +9,60 @@ with sky.pool(provider=sky.Local(nodes=2), worker=sky.Worker(concurrency=10)):
 
 from __future__ import annotations
 
-from . import errors, plugins
+import importlib
+
 from ._version import __version__
-from .compute_pool import ComputePool, Worker, pool
-from .errors import (
-    NodeLostError,
-    NodeStartError,
-    PayloadTooLargeError,
-    PoolClosedError,
-    RemoteError,
-    RemoteTraceback,
-    SkywardError,
-    TaskTimeoutError,
-    WorkerCrashedError,
-)
-from .image import Image
-from .plugins import Plugin, WorkerInfo
-from .providers import Provider
-from .providers.local import Local
+
+# What typing.TYPE_CHECKING is for type checkers, without the 10 ms that importing typing takes.
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from . import errors, plugins
+    from .calls import ComputeFunction, LazyCall, LazyGroup, compute, gather
+    from .compute_pool import ComputePool, Node, Worker, pool
+    from .errors import (
+        NodeLostError,
+        NodeStartError,
+        PayloadTooLargeError,
+        PoolClosedError,
+        RemoteError,
+        RemoteTraceback,
+        SkywardError,
+        TaskTimeoutError,
+        WorkerCrashedError,
+    )
+    from .image import Image
+    from .plugins import Plugin, WorkerInfo
+    from .providers import Provider
+    from .providers.local import Local
+else:
+    # The names above are imported when the first of them is asked for. The agent and the worker, whose modules are in
+    # this package too, start sooner without the client's part.
+    _HOMES = ("calls", "compute_pool", "errors", "image", "plugins", "providers", "providers.local")
+
+    def __getattr__(name):
+        if name in ("errors", "plugins"):
+            return importlib.import_module(f".{name}", __name__)
+        if name in __all__:
+            for home in _HOMES:
+                names = vars(importlib.import_module(f".{home}", __name__))
+                if name in names:
+                    globals()[name] = names[name]
+                    return names[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return __all__
+
 
 __all__ = [
+    "ComputeFunction",
     "ComputePool",
     "Image",
+    "LazyCall",
+    "LazyGroup",
     "Local",
+    "Node",
     "NodeLostError",
     "NodeStartError",
     "PayloadTooLargeError",
@@ -46,7 +77,9 @@ __all__ = [
     "WorkerCrashedError",
     "WorkerInfo",
     "__version__",
+    "compute",
     "errors",
+    "gather",
     "plugins",
     "pool",
 ]

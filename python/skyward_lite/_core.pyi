@@ -43,10 +43,9 @@ class Pool:
     def submit(
         self, task: int, kind: int, head: bytes, buffers: list[Any] | None = None, node: int | None = None
     ) -> bool:
-        """Append a task, or send it to that one of `nodes`. Copies the payload; never waits.
+        """Append a task. Copies the payload; never waits. It comes out of `finished` exactly once.
 
-        It comes out of `finished` exactly once.
-
+        It goes to the node of that index in `nodes`, or to any if that is None.
         False if `finished` has already said that no more will come.
         """
     def end(self, task: int) -> bool:

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import uuid
 
 from . import _core
 from ._stdin import take_socket
@@ -39,7 +38,7 @@ def embedded() -> None:
             worker=WORKER,
             version=__version__,
             python=PYTHON,
-            epoch=uuid.uuid4().hex,
+            epoch=os.urandom(16).hex(),
         )
     except _core.CoreError as error:
         sys.exit(f"skyward_lite agent: {error}")

@@ -147,11 +147,12 @@ class _PoolFuture(Future[T]):
     def cancel(self) -> bool:
         """Cancel the task if it has not started: true if so.
 
-        Waits for the word of the node that has it, a round trip; on the thread of a running asyncio loop not, and false
-        may then become true later.
+        Waits for the word of the node that has it, a round trip; but not in callbacks and on the thread of a running
+        asyncio loop, where false may become true later.
         """
         if not self.done():
-            self._pool._cancel(self._task, 0 if _on_an_event_loop() else CANCEL_MS)
+            hurry = _on_an_event_loop() or threading.current_thread() is self._pool._settler
+            self._pool._cancel(self._task, 0 if hurry else CANCEL_MS)
         return self.cancelled()
 
     def settle(self, tag: int, nanos: int, head: Any, buffers: Any) -> None:
@@ -421,15 +422,21 @@ class ComputePool(Executor):
         the remote traceback as its `__cause__`; `WorkerCrashedError` if its process died, `NodeLostError` if its
         node went away too often.
         """
+        return self._future(*self._encode_call(fn, args, kwargs))
+
+    def _encode_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         if self._state != "open":
             raise PoolClosedError(
                 "this pool has not started: use it as `with sky.pool(...) as pool:`"
                 if self._state == "new"
                 else f"this pool is {self._state}: submit inside its with block"
             )
-        head, buffers = self._encode((fn, args, kwargs))
-        future: _PoolFuture[T] = _PoolFuture(self)
-        future._task = self._send(future, payload.CALL, head, buffers)
+        return self._encode((fn, args, kwargs))
+
+    def _future(self, head: bytes, buffers: payload.Buffers, node: int | None = None) -> Future[Any]:
+        """Send an encoded call, to the node of that number or to whichever is free; its future."""
+        future: _PoolFuture[Any] = _PoolFuture(self)
+        future._task = self._send(future, payload.CALL, head, buffers, node)
         return future
 
     def map(
@@ -480,7 +487,7 @@ class ComputePool(Executor):
         """Count the tasks that can run at once: the sum of `concurrency` over the ready nodes."""
         return sum(node.slots for node in self.nodes() if node.state == "ready")
 
-    def _encode(self, call: Any, functions: payload.Functions | None = None) -> tuple[bytes, payload.Buffers]:
+    def _encode(self, call: Any, functions: payload.Functions | None = None) -> payload.Encoded:
         self._check_open()
         return self._encoder().dumps(call, functions)
 
@@ -494,11 +501,11 @@ class ComputePool(Executor):
     def _encoder(self) -> payload.Encoder:
         return payload.encoder(self.worker.max_payload)
 
-    def _send(self, call: Call, kind: int, head: bytes, buffers: payload.Buffers) -> int:
-        """Append a task to the queue; its number."""
+    def _send(self, call: Call, kind: int, head: bytes, buffers: payload.Buffers, node: int | None = None) -> int:
+        """Append a task to the queue, for any node or for the one of that number in `nodes()`; the task's number."""
         task = next(self._numbers)
         self._calls[task] = call
-        self._accepted(task, self._core.submit(task, kind, head, buffers))
+        self._accepted(task, self._core.submit(task, kind, head, buffers, node))
         return task
 
     def _end(self, call: Call) -> None:

@@ -19,6 +19,8 @@ import cloudpickle
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
 
 Buffers = list[memoryview] | None
+Encoded = tuple[bytes, Buffers]
+"""A pickle and what travels beside it."""
 Functions = dict[int, tuple[Callable[..., Any], Any]]
 """Functions of one call by identity: the function, kept so that its id stays its own, and what a pickler's
 `reducer_override` gives for it; None for cloudpickle's own way."""
@@ -96,7 +98,7 @@ class Encoder:
             reduced = function.__qualname__
         functions[id(function)] = (function, reduced)
 
-    def dumps(self, value: object, functions: Functions | None = None) -> tuple[bytes, Buffers]:
+    def dumps(self, value: object, functions: Functions | None = None) -> Encoded:
         """Pickle `value`. Raises what its pickling raises, and `PayloadTooLargeError`."""
         if self._busy:
             # Something that is being pickled, or a signal handler, submits by itself.
@@ -144,6 +146,12 @@ def encoder(limit: int) -> Encoder:
     if kept is None or kept._limit != limit:
         kept = _local.encoder = Encoder(limit)
     return kept
+
+
+def travels_by_name(module: str) -> bool:
+    """Say whether cloudpickle names what this module defines, for the far end to import; else it sends the code."""
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    return module != "__main__" and not any(module == name or module.startswith(f"{name}.") for name in by_value)
 
 
 def loads(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from .image import Image
@@ -55,6 +54,9 @@ def joblib(version: str | None = None) -> Plugin:
     """
 
     def transform(image: Image) -> Image:
+        # Not at the module's head, as in `image.py`.
+        from importlib import metadata
+
         return image.with_pip(f"joblib=={version or metadata.version('joblib')}")
 
     def around_client(pool: ComputePool) -> AbstractContextManager[object]:

@@ -1,0 +1,112 @@
+"""What takes a `concurrent.futures.Executor`, or its futures, takes a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import operator
+import os
+import threading
+
+import pytest
+import skyward_lite as sky
+from scipy.optimize import differential_evolution, rosen
+
+
+def wait_for(path: str) -> str:
+    while not os.path.exists(path):
+        threading.Event().wait(0.005)
+    return path
+
+
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+def test_asyncio_awaits_the_futures(either_pool):
+    """asyncio.wrap_future gives values and errors, and many can be gathered."""
+
+    async def main() -> None:
+        assert await asyncio.wrap_future(either_pool.submit(operator.neg, 1)) == -1
+        with pytest.raises(ValueError, match="boom") as caught:
+            await asyncio.wrap_future(either_pool.submit(fail, "boom"))
+        assert isinstance(caught.value.__cause__, sky.RemoteTraceback)
+        futures = [asyncio.wrap_future(either_pool.submit(operator.neg, i)) for i in range(100)]
+        assert await asyncio.gather(*futures) == [-i for i in range(100)]
+
+    asyncio.run(main())
+
+
+def test_asyncio_runs_in_the_pool(either_pool):
+    """loop.run_in_executor, with the pool as executor."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert await loop.run_in_executor(either_pool, os.getpid) != os.getpid()
+        assert await asyncio.gather(*[loop.run_in_executor(either_pool, pow, i, 2) for i in range(50)]) == [
+            i**2 for i in range(50)
+        ]
+
+    asyncio.run(main())
+
+
+def test_asyncio_cancels_what_has_not_started(tmp_path):
+    """Cancelling the awaiting task cancels the pool's: it never runs."""
+    path = tmp_path / "gate"
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+
+        async def main() -> None:
+            running = pool.submit(wait_for, str(path))
+            behind = [pool.submit(operator.neg, i) for i in range(50)]
+            wrapped = asyncio.wrap_future(behind[-1])
+            wrapped.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await wrapped
+            path.touch()
+            assert await asyncio.wrap_future(running) == str(path)
+            # asyncio hands the cancellation on from its loop; by now that has had its turn.
+            assert behind[-1].cancelled()
+
+        asyncio.run(main())
+
+
+def test_waiting_for_futures(shared_pool, tmp_path):
+    """wait and as_completed, with their conditions and mixed with other executors' futures."""
+    path = tmp_path / "gate"
+    slow = shared_pool.submit(wait_for, str(path))
+    quick = shared_pool.submit(operator.neg, 1)
+    done, pending = concurrent.futures.wait([slow, quick], 10, concurrent.futures.FIRST_COMPLETED)
+    assert (done, pending) == ({quick}, {slow})
+    bad = shared_pool.submit(fail, "boom")
+    done, pending = concurrent.futures.wait([slow, bad], 10, concurrent.futures.FIRST_EXCEPTION)
+    assert (done, pending) == ({bad}, {slow})
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        other = threads.submit(path.touch)
+        assert set(concurrent.futures.as_completed([slow, quick, bad, other], 10)) == {slow, quick, bad, other}
+    assert slow.result() == str(path)
+    with pytest.raises(TimeoutError):
+        shared_pool.submit(wait_for, str(path) + "2").result(0)
+    (tmp_path / "gate2").touch()
+
+
+def test_submit_in_a_callback(shared_pool):
+    """A future's callback may submit: it runs on the thread that settles futures, which never waits."""
+    second: concurrent.futures.Future[int] = concurrent.futures.Future()
+
+    def go_on(first):
+        shared_pool.submit(operator.neg, first.result()).add_done_callback(lambda f: second.set_result(f.result()))
+
+    shared_pool.submit(operator.neg, 3).add_done_callback(go_on)
+    assert second.result(10) == 3
+
+
+def test_scipy_takes_map_as_its_workers(either_pool):
+    """differential_evolution finds what it finds alone."""
+
+    def solve(workers: object) -> object:
+        bounds = [(-2.0, 2.0)] * 3
+        return differential_evolution(rosen, bounds, rng=7, maxiter=8, popsize=6, updating="deferred", workers=workers)
+
+    alone, pooled = solve(1), solve(either_pool.map)
+    assert (pooled.x == alone.x).all()
+    assert (pooled.fun, pooled.nfev, pooled.nit) == (alone.fun, alone.nfev, alone.nit)

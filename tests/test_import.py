@@ -1,0 +1,55 @@
+"""What importing the package costs: modules, not seconds; those are for `make bench`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import skyward_lite as sky
+
+HEAVY = {"boto3", "importlib.metadata", "joblib", "numpy", "scipy", "sklearn"}
+
+
+def imported(code: str) -> set[str]:
+    """Run the code in a fresh interpreter; the modules that it has then and that a bare one has not."""
+    listed = "import sys; before = {*sys.modules}; exec(sys.argv[1]); print(*{*sys.modules} - before, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", listed, code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_imports_next_to_nothing():
+    """What is heavy is imported where it is used; the package's own names when they are asked for."""
+    modules = imported("import skyward_lite")
+    assert "skyward_lite" in modules
+    assert not modules & {*HEAVY, "cloudpickle", "typing", "skyward_lite.compute_pool"}
+
+
+def test_naming_the_pool_imports_nothing_heavy():
+    """Neither do the names themselves: joblib comes with the pool's start, importlib.metadata with its image."""
+    modules = imported("import skyward_lite as sky\nsky.pool(sky.Local(2)), sky.compute")
+    assert {"cloudpickle", "skyward_lite.compute_pool"} <= modules
+    assert not modules & HEAVY
+
+
+def test_the_nodes_processes_import_no_more_than_they_need():
+    """The agent unpickles nothing; the worker has no pool."""
+    assert not imported("import skyward_lite.agent") & {*HEAVY, "cloudpickle", "typing"}
+    assert not imported("import skyward_lite.worker") & {*HEAVY, "skyward_lite.compute_pool"}
+
+
+@pytest.mark.parametrize("room", ["calls", "compute_pool", "errors", "image", "payload", "plugins", "providers.local"])
+def test_any_module_may_be_imported_first(room):
+    """As unpickling does in a worker; then the package's names are there too."""
+    assert "skyward_lite.compute_pool" in imported(f"import skyward_lite.{room}, skyward_lite as sky\nsky.pool")
+
+
+def test_the_package_has_the_names_that_it_lists():
+    """And no others: those that it once imported lazily are looked up no more."""
+    names = imported("from skyward_lite import *\nfor name in list(globals()): sys.modules[f'has.{name}'] = None")
+    assert {f"has.{name}" for name in sky.__all__} <= names
+    assert dir(sky) == sorted(sky.__all__)
+    assert sky.pool is sky.pool
+    with pytest.raises(AttributeError, match="'skyward_lite' has no attribute 'poll'"):
+        sky.poll  # noqa: B018

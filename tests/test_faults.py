@@ -164,9 +164,15 @@ def test_task_timeout_counts_calls_not_batches():
 
 def test_cancel_reaches_a_task_that_waits_on_its_node(tmp_path):
     """`Future.cancel()` is true wherever the task waits, and false once it runs."""
-    gate = tmp_path / "gate"
+    gate, log = tmp_path / "gate", tmp_path / "log"
+
+    def start_and_wait():
+        log.touch()
+        return wait_for(gate)
+
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
-        running = pool.submit(wait_for, str(gate))
+        running = pool.submit(start_and_wait)
+        assert eventually(log.exists, 20)
         queued = [pool.submit(wait_for, "/") for _ in range(10)]
         assert all(future.cancel() for future in queued)
         assert all(future.cancelled() for future in queued)

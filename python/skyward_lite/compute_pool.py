@@ -40,7 +40,7 @@ from .errors import (
 )
 from .image import Image
 from .plugins import Plugin
-from .providers import Host, Provider
+from .providers import Host, Provider, Wanted
 from .providers.local import Local
 
 P = ParamSpec("P")
@@ -189,6 +189,8 @@ class ComputePool(Executor):
         provider: Provider | None = None,
         nodes: int | tuple[int, int] | None = None,
         *,
+        vcpus: int | None = None,
+        memory_gb: float | None = None,
         worker: Worker | None = None,
         image: Image | None = None,
         plugins: Sequence[Plugin] | None = None,
@@ -198,6 +200,10 @@ class ComputePool(Executor):
     ) -> None:
         self.provider = Local() if provider is None else provider
         self.min_nodes, self.nodes_wanted = _node_counts(nodes, self.provider)
+        for name, size in (("vcpus", vcpus), ("memory_gb", memory_gb)):
+            if size is not None and not size > 0:
+                raise ValueError(f"pool({name}={size}): more than 0, or None for what the provider has")
+        self.vcpus, self.memory_gb = vcpus, memory_gb
         self.worker = Worker() if worker is None else worker
         self.image = Image() if image is None else image
         self.plugins = (_default_plugin(),) if plugins is None else tuple(plugins)
@@ -264,7 +270,14 @@ class ComputePool(Executor):
         self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
         self._printer.start()
         # One by one: whatever comes between, those that are there can be let go.
-        self.provider.start(image, self.nodes_wanted, self._connect_timeout, self._hosts)
+        wanted = Wanted(
+            nodes=self.nodes_wanted,
+            image=image,
+            vcpus=self.vcpus,
+            memory_gb=self.memory_gb,
+            connect_timeout=self._connect_timeout,
+        )
+        self.provider.start(wanted, self._hosts)
         for host in self._hosts:
             timeout = self.worker.task_timeout
             hello = {
@@ -605,6 +618,8 @@ def pool(
     provider: Provider | None = None,
     nodes: int | tuple[int, int] | None = None,
     *,
+    vcpus: int | None = None,
+    memory_gb: float | None = None,
     worker: Worker | None = None,
     image: Image | None = None,
     plugins: Sequence[Plugin] | None = None,
@@ -616,6 +631,8 @@ def pool(
 
     `provider`: where nodes come from; `Local()` by default.
     `nodes`: how many; `(least, wanted)` starts as soon as `least` are ready, the others join.
+    `vcpus`, `memory_gb`: what each node must have at least, where the provider chooses machines by size; `Local()` and
+    hosts that exist already are used as they are.
     `worker`: how each node runs tasks. `image`: what its environment must have.
     `plugins`: `[plugins.joblib()]` by default.
     `lease`: seconds for which a node goes on working without hearing from this process.
@@ -627,6 +644,8 @@ def pool(
     return ComputePool(
         provider,
         nodes,
+        vcpus=vcpus,
+        memory_gb=memory_gb,
         worker=worker,
         image=image,
         plugins=plugins,

@@ -31,14 +31,23 @@ class Image:
         new = [r for r in requirements if r not in self.pip]
         return dataclasses.replace(self, pip=[*self.pip, *new])
 
+    def with_package(self, name: str, version: str | None) -> Image:
+        """Give this image with the package in that version, which replaces what was asked of it before.
+
+        None leaves what the image asks already; else it means this interpreter's version, or any where it has none.
+        """
+        others = [r for r in self.pip if _package(r) != _canonical(name)]
+        if version is None:
+            if len(others) < len(self.pip):
+                return self
+            version = _installed(name)
+        return dataclasses.replace(self, pip=[*others, name if version is None else f"{name}=={version}"])
+
     def missing(self) -> list[str]:
         """Say which requirements this interpreter does not meet, one sentence each.
 
         Names and exact versions (`==`) are checked; other specifiers only for the name.
         """
-        # Not at the module's head: it would be a fifth of the time that `import skyward_lite` takes.
-        from importlib import metadata
-
         problems = []
         for requirement in self.pip:
             match = _REQUIREMENT.match(requirement)
@@ -46,11 +55,30 @@ class Image:
                 problems.append(f"{requirement!r} is not a requirement that pip would understand")
                 continue
             name, wanted = match.groups()
-            try:
-                found = metadata.version(name)
-            except metadata.PackageNotFoundError:
+            found = _installed(name)
+            if found is None:
                 problems.append(f"{requirement} is not installed")
-                continue
-            if wanted is not None and found != wanted:
+            elif wanted is not None and found != wanted:
                 problems.append(f"{requirement} is wanted, {found} is installed")
         return problems
+
+
+def _installed(package: str) -> str | None:
+    """Give this interpreter's version of a package."""
+    # Not at the module's head: it would be a fifth of the time that importing the package's names takes.
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _package(requirement: str) -> str | None:
+    match = _REQUIREMENT.match(requirement)
+    return None if match is None else _canonical(match[1])
+
+
+def _canonical(name: str) -> str:
+    """Spell a package's name as the index does: scikit-learn and Scikit_Learn are one."""
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import cloudpickle
 
+from . import filters
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
 
 Buffers = list[memoryview] | None
@@ -48,7 +49,7 @@ MAX_BUFFERS: Final = 1000
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, but for functions that were pickled before in the same call."""
+    """cloudpickle's, but for functions that were pickled before in the same call, and for warning categories."""
 
     functions: Functions | None = None
 
@@ -57,6 +58,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             known = self.functions.get(id(obj))
             if known is not None and known[1] is not None:
                 return known[1]
+        # Not isinstance, which believes what an object says of its __class__.
+        if issubclass(type(obj), type) and issubclass(obj, Warning):
+            return filters.reduce(obj, super().reducer_override)
         return super().reducer_override(obj)
 
 

@@ -9,6 +9,21 @@ import socket
 from ..image import Image
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a pool asks its provider for.
+
+    `vcpus` and `memory_gb` are what each node must have at least. A provider that cannot choose its machines uses them
+    as they are and says at INFO which have less. `connect_timeout` is in seconds, for one node.
+    """
+
+    nodes: int
+    image: Image
+    vcpus: int | None
+    memory_gb: float | None
+    connect_timeout: float
+
+
 @dataclasses.dataclass
 class Host:
     """A node that can be connected to: a socket to its SSH server, and how to get in.
@@ -35,8 +50,8 @@ class Provider(abc.ABC):
     """How many nodes the provider itself names; None if that is the pool's to say."""
 
     @abc.abstractmethod
-    def start(self, image: Image, nodes: int, connect_timeout: float, hosts: list[Host]) -> None:
-        """Begin to start `nodes` nodes. Raises `NodeStartError` for what no node could ever satisfy.
+    def start(self, wanted: Wanted, hosts: list[Host]) -> None:
+        """Begin to start nodes. Raises `NodeStartError` for what no node could ever satisfy.
 
         Each is appended to `hosts` as soon as there is something to end, so that the caller can end what was started
         also if this raises. A provider may serve several pools at once: what it starts is known by these hosts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -13,14 +14,16 @@ import time
 from .. import _core
 from .._signals import held
 from ..errors import NodeStartError
-from ..image import Image
-from . import Host, Provider
+from . import Host, Provider, Wanted
+
+log = logging.getLogger("skyward_lite")
 
 
 class Local(Provider):
     """Nodes on this machine, using this interpreter as it is. The default provider.
 
-    `nodes` is their number, unless `pool(nodes=)` says it. Both SSH keys of each node are made for this run.
+    `nodes` is their number, unless `pool(nodes=)` says it. Their size is this machine's, whatever the pool asks for.
+    Both SSH keys of each node are made for this run.
     """
 
     def __init__(self, nodes: int | None = None) -> None:
@@ -31,16 +34,25 @@ class Local(Provider):
     def __repr__(self) -> str:
         return f"Local(nodes={self.nodes})"
 
-    def start(self, image: Image, nodes: int, connect_timeout: float, hosts: list[Host]) -> None:
-        problems = image.missing()
+    def start(self, wanted: Wanted, hosts: list[Host]) -> None:
+        problems = wanted.image.missing()
         if problems:
             raise NodeStartError(
                 f"this interpreter ({sys.executable}) does not meet Image(pip=...), and Local() installs nothing: "
                 + "; ".join(problems)
             )
-        for number in range(nodes):
+        cores, memory = _size()
+        if cores < (wanted.vcpus or 0) or memory < (wanted.memory_gb or 0):
+            log.info(
+                "vcpus=%s, memory_gb=%s was asked for; Local() uses this machine as it is, with %d cores and %.1f GB",
+                wanted.vcpus,
+                wanted.memory_gb,
+                cores,
+                memory,
+            )
+        for number in range(wanted.nodes):
             with held(insist=True):
-                hosts.append(self._start_one(number, connect_timeout))
+                hosts.append(self._start_one(number, wanted.connect_timeout))
 
     def _start_one(self, number: int, connect_timeout: float) -> Host:
         host_key, host_public = _core.generate_key()
@@ -81,6 +93,11 @@ class Local(Provider):
                 # Its workers see their agent's end and follow it.
                 os.killpg(agent.pid, signal.SIGKILL)
                 agent.wait()
+
+
+def _size() -> tuple[int, float]:
+    """Give this machine's cores and its memory in GB."""
+    return os.cpu_count() or 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 def _inherited(fd: int) -> int | None:

@@ -1,0 +1,408 @@
+"""Warning categories that the far end has, and such that it has not."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import types
+import warnings
+
+import boto3.exceptions
+import botocore.exceptions
+import cloudpickle
+import numpy as np
+import pytest
+import skyward_lite as sky
+from joblib import Parallel, delayed, parallel_config
+from sklearn.datasets import load_iris
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import SVC
+from skyward_lite import filters, payload
+
+HIDDEN = ["pytest", "_pytest", "boto3", "botocore"]
+
+
+@pytest.fixture
+def encoder() -> payload.Encoder:
+    return payload.Encoder(1 << 20)
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """A package that only this process has: nothing on any disk can be imported by its name."""
+    module = types.ModuleType("made_up_sdk.warnings")
+
+    class SdkWarning(UserWarning):
+        class Inner(UserWarning):
+            pass
+
+    for category, name in ((SdkWarning, "SdkWarning"), (SdkWarning.Inner, "SdkWarning.Inner")):
+        category.__module__, category.__qualname__ = module.__name__, name
+    module.SdkWarning = SdkWarning
+    monkeypatch.setitem(sys.modules, "made_up_sdk", types.ModuleType("made_up_sdk"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+@pytest.fixture
+def no_stand_ins(monkeypatch):
+    """A process that has not met a category yet."""
+    monkeypatch.setattr(filters, "_stand_ins", {})
+
+
+@pytest.fixture(params=["thread", "process"], scope="module")
+def node_without(request, tmp_path_factory):
+    """A pool whose worker cannot import pytest and boto3; it is joblib's default."""
+    directory = tmp_path_factory.mktemp("site")
+    (directory / "sitecustomize.py").write_text(
+        textwrap.dedent(f"""
+        import sys
+
+        class Hide:
+            def find_spec(name, path=None, target=None):
+                if name.partition(".")[0] in {HIDDEN}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+        sys.meta_path.insert(0, Hide)
+        """)
+    )
+    path = os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # One slot: which filters are active is the whole process's, and the threads of a worker share them.
+    worker = sky.Worker(concurrency=1, executor=request.param)
+    with sky.pool(worker=worker, image=sky.Image(env={"PYTHONPATH": path}), plugins=[sky.plugins.sklearn()]) as pool:
+        yield pool
+
+
+@pytest.fixture
+def node_with():
+    """A pool whose worker has all that the client has; it is joblib's default for the length of a test."""
+    with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module", autouse=True)
+def functions_of_this_file_go_by_value():
+    """This file imports what a node lacks, so no node shall import it."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture
+def shared_pool():
+    """Pools of this module outlive its tests; nothing else is left behind."""
+
+
+pytestmark = pytest.mark.usefixtures("shared_pool")
+
+FOREIGN = [
+    pytest.PytestUnraisableExceptionWarning,
+    pytest.PytestCollectionWarning,
+    boto3.exceptions.PythonDeprecationWarning,
+    botocore.exceptions.ImminentRemovalWarning,
+]
+
+
+def importable(name):
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
+
+
+def under(active, warn=None):
+    """Run with these filters, as scikit-learn does; warn with a category, and say what the filters are."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        for action, _, category, *_ in active:
+            warnings.simplefilter(action, category, append=True)
+        if warn is not None:
+            warnings.warn("from the task", warn, stacklevel=1)
+    described = [(action, category.__module__, category.__qualname__) for action, _, category, *_ in active]
+    return described, len(caught)
+
+
+def described(active):
+    return [(action, category.__module__, category.__qualname__) for action, _, category, *_ in active]
+
+
+def entry(action, category):
+    return action, None, category, None, 0
+
+
+# ------------------------------------------------------------------------------------------------ on the wire
+
+
+@pytest.mark.parametrize("category", [*FOREIGN, ConvergenceWarning, UserWarning, Warning])
+def test_a_category_that_can_be_imported_stays_itself(encoder, category):
+    """The far end has the very class."""
+    assert payload.loads(*encoder.dumps(category)) is category
+
+
+def test_nested_categories_go_by_their_qualified_name(encoder, made_up):
+    """A class in a class is found again."""
+    assert payload.loads(*encoder.dumps(made_up.SdkWarning.Inner)) is made_up.SdkWarning.Inner
+
+
+def test_categories_of_the_standard_library_go_as_ever(encoder):
+    """They need no stand-in, so their pickle is an ordinary one that needs nothing of ours."""
+    assert b"skyward_lite" not in encoder.dumps([DeprecationWarning, ResourceWarning])[0]
+
+
+def test_categories_that_no_import_finds_travel_by_value(encoder):
+    """A local class and one of __main__ arrive with their attributes."""
+
+    class LocalWarning(UserWarning):
+        level = 3
+
+    head, buffers = encoder.dumps(LocalWarning)
+    assert b"skyward_lite" not in head
+    assert payload.loads(head, buffers).level == 3
+
+
+def test_a_category_that_is_missing_gets_a_stand_in(encoder, made_up, monkeypatch, no_stand_ins):
+    """It has the original's name, and no warning is one of it."""
+    sent = encoder.dumps([made_up.SdkWarning, made_up.SdkWarning.Inner])
+    monkeypatch.delitem(sys.modules, made_up.__name__)
+    outer, inner = payload.loads(*sent)
+    assert outer is not made_up.SdkWarning
+    assert issubclass(outer, Warning)
+    assert (inner.__module__, inner.__qualname__, inner.__name__) == (made_up.__name__, "SdkWarning.Inner", "Inner")
+    assert not issubclass(made_up.SdkWarning, outer)
+    assert not issubclass(UserWarning, outer)
+
+
+def test_a_stand_in_goes_back_as_the_original(encoder, made_up, monkeypatch, no_stand_ins):
+    """A client that sent a category gets its own class back from a node that has no such thing."""
+    sent = encoder.dumps(made_up.SdkWarning)
+    with monkeypatch.context() as node:
+        node.delitem(sys.modules, made_up.__name__)
+        stand_in = payload.loads(*sent)
+        back = encoder.dumps((stand_in, stand_in("text")))
+    filters._stand_ins.clear()
+    category, instance = payload.loads(*back)
+    assert category is made_up.SdkWarning
+    assert type(instance) is made_up.SdkWarning
+    assert instance.args == ("text",)
+
+
+def test_a_missing_module_is_tried_once(no_stand_ins, monkeypatch):
+    """Each task of scikit-learn brings all filters: a failing import must not be repeated for each."""
+    tried = []
+    monkeypatch.setattr("importlib.import_module", lambda name: tried.append(name) or __import__("no_such_module"))
+    found = {filters.find("no_such_sdk", "SdkWarning") for _ in range(3)}
+    assert len(found) == 1
+    assert tried == ["no_such_sdk"]
+
+
+def test_threads_get_the_same_stand_in(no_stand_ins, monkeypatch):
+    """Two that meet a missing category at the same time."""
+    both = threading.Barrier(2)
+
+    def fail(name):
+        both.wait(10)
+        raise ImportError(name)
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(filters.find("no_such", "W"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] is found[1]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("raise RuntimeError('no GPU here')", "Gone"),
+        ("class Other: pass", "Gone"),
+        ("Gone = 3", "Gone"),
+        ("class Gone: pass", "Gone"),
+        ("def __getattr__(name): raise KeyError(name)", "Gone"),
+        ("this is no Python", "Gone"),
+    ],
+)
+def test_whatever_a_module_does_a_filter_breaks_nothing(tmp_path, monkeypatch, no_stand_ins, source, name):
+    """It raises, lacks the name, or means something else by it."""
+    (tmp_path / "odd_sdk.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_sdk", raising=False)
+    category = filters.find("odd_sdk", name)
+    assert issubclass(category, Warning)
+    assert (category.__module__, category.__qualname__) == ("odd_sdk", name)
+
+
+def test_registered_modules_still_go_by_value(encoder, made_up, monkeypatch):
+    """`cloudpickle.register_pickle_by_value` is the user's word."""
+    cloudpickle.register_pickle_by_value(made_up)
+    try:
+        head, _ = encoder.dumps(made_up.SdkWarning)
+    finally:
+        cloudpickle.unregister_pickle_by_value(made_up)
+    assert b"skyward_lite" not in head
+
+
+def test_objects_that_claim_to_be_classes_travel(encoder):
+    """Proxies lie about their class; the check for categories does not believe them."""
+
+    class Proxy:
+        __class__ = type
+
+        def __reduce_ex__(self, protocol):
+            return (int, ())
+
+    assert payload.loads(*encoder.dumps(Proxy())) == 0
+
+
+# ------------------------------------------------------------------------------------------------ on nodes
+
+
+def test_the_node_without_lacks_the_packages(node_without):
+    """What the tests below rely on."""
+    assert Parallel(n_jobs=2)(delayed(importable)(name) for name in HIDDEN) == [False] * 4
+    assert all(importable(name) for name in HIDDEN)
+
+
+def test_tasks_carry_filters_of_packages_that_the_node_lacks(node_without, made_up):
+    """pytest's, boto3's and a made-up package's categories are filters there, under their names, that never match."""
+    active = [entry("error", c) for c in [*FOREIGN, made_up.SdkWarning, made_up.SdkWarning.Inner]]
+    active += [entry("always", UserWarning)]
+    got = Parallel(n_jobs=2)(delayed(under)(active, UserWarning) for _ in range(4))
+    assert got == [(described(active), 1)] * 4
+
+
+def test_submitted_tasks_carry_them_too(node_without, made_up):
+    """The pool's own futures take the same way as joblib's batches."""
+    active = [entry("error", made_up.SdkWarning)]
+    assert node_without.submit(under, active).result() == (described(active), 0)
+    assert node_without.submit(lambda: described(active)).result() == described(active)
+
+
+def test_what_a_node_lacks_comes_back_as_it_was(node_without, made_up):
+    """Results and exceptions that hold a stand-in hold the client's own class."""
+    categories = [*FOREIGN, made_up.SdkWarning]
+    assert Parallel(n_jobs=2)(delayed(list)(categories) for _ in range(2)) == [categories] * 2
+
+    def fail(category):
+        raise category("told")
+
+    for category in categories:
+        with pytest.raises(category, match="told"):
+            Parallel(n_jobs=2)(delayed(fail)(category) for _ in range(2))
+
+
+@pytest.mark.parametrize("category", [*FOREIGN, ConvergenceWarning])
+def test_a_filter_that_means_something_there_keeps_its_meaning(node_with, category):
+    """With "error" for it, a task that warns with it fails by it; with "ignore" it goes on."""
+    with pytest.raises(category, match="from the task"):
+        Parallel(n_jobs=2)(delayed(under)([entry("error", category)], category) for _ in range(2))
+    assert (
+        Parallel(n_jobs=2)(delayed(under)([entry("ignore", category)], category) for _ in range(2))
+        == [(described([entry("ignore", category)]), 0)] * 2
+    )
+
+
+def test_a_category_of_the_node_alone_reaches_the_client(node_with):
+    """A warning class that the client lacks comes as its stand-in: named, and no reason to fail."""
+
+    def other():
+        import sys
+        import types
+
+        module = types.ModuleType("of_the_node")
+        module.NodeWarning = type("NodeWarning", (UserWarning,), {"__module__": "of_the_node"})
+        sys.modules["of_the_node"] = module
+        return module.NodeWarning
+
+    def fail():
+        raise other()("only here")
+
+    category = node_with.submit(other).result()
+    assert (category.__module__, category.__qualname__) == ("of_the_node", "NodeWarning")
+    with pytest.raises(category, match="only here"):
+        node_with.submit(fail).result()
+
+
+# ------------------------------------------------------------------------------------------------ scikit-learn
+
+
+def searched(n_jobs):
+    x, y = load_iris(return_X_y=True)
+    return GridSearchCV(SVC(), {"C": [0.1, 1, 10]}, cv=3, n_jobs=n_jobs).fit(x, y)
+
+
+def test_scikit_learn_runs_with_filters_that_the_node_lacks(node_without, made_up):
+    """It pickles all active filters into each task; they are added inside the pool's block here."""
+    with warnings.catch_warnings():
+        for category in (*FOREIGN, made_up.SdkWarning):
+            warnings.simplefilter("error", category)
+        warnings.filterwarnings("ignore", "some text", made_up.SdkWarning, module="made_up")
+        before, entries = warnings.filters, list(warnings.filters)
+        remote = searched(-1)
+        assert warnings.filters is before
+        assert list(warnings.filters) == entries
+    with parallel_config(backend="sequential"):
+        serial = searched(None)
+    np.testing.assert_array_equal(remote.cv_results_["mean_test_score"], serial.cv_results_["mean_test_score"])
+
+
+def test_scikit_learn_runs_with_filters_of_before_the_block(tmp_path):
+    """The filters that a program set up before it opened its pool, in a program of its own."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        textwrap.dedent("""
+        import sys, types, warnings
+
+        sdk = types.ModuleType("made_up_sdk")
+        sdk.SdkWarning = type("SdkWarning", (UserWarning,), {"__module__": "made_up_sdk"})
+        sys.modules["made_up_sdk"] = sdk
+        warnings.simplefilter("error", sdk.SdkWarning)
+
+        class MainWarning(UserWarning):
+            pass
+
+        warnings.simplefilter("error", MainWarning)
+        import skyward_lite as sky
+        from sklearn.datasets import load_iris
+        from sklearn.model_selection import cross_val_score
+        from sklearn.svm import SVC
+
+        entries = list(warnings.filters)
+        with sky.pool(worker=sky.Worker(concurrency=2), plugins=[sky.plugins.sklearn()]):
+            print(len(cross_val_score(SVC(), *load_iris(return_X_y=True), cv=3, n_jobs=-1)))
+        assert warnings.filters == entries
+        """)
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.returncode) == ("3\n", 0), done.stderr
+
+
+def test_scikit_learns_own_warning_can_be_an_error_there(node_without):
+    """A filter of the client that the node understands fails the fit that warns."""
+    x, y = load_iris(return_X_y=True)
+    model = LogisticRegression(max_iter=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        with pytest.raises(ConvergenceWarning):
+            GridSearchCV(model, {"C": [1, 2]}, cv=2, n_jobs=-1, error_score="raise").fit(x, y)
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        GridSearchCV(model, {"C": [1, 2]}, cv=2, n_jobs=-1, error_score="raise").fit(x, y)
+
+
+def test_without_this_a_task_would_fail(made_up):
+    """The fault is real: cloudpickle alone sends what the far end cannot load."""
+    sent = cloudpickle.dumps(made_up.SdkWarning)
+    with pytest.MonkeyPatch.context() as node:
+        node.delitem(sys.modules, made_up.__name__)
+        node.delitem(sys.modules, "made_up_sdk")
+        with pytest.raises(ModuleNotFoundError, match="made_up_sdk"):
+            pickle.loads(sent)

@@ -1,0 +1,528 @@
+"""What Skyward's joblib page promises, behaviour by behaviour, and its own snippets with another import line."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import operator
+import os
+import socket
+import sys
+import threading
+import time
+import types
+import warnings
+from concurrent.futures import Future
+from importlib import metadata
+
+import joblib
+import pytest
+import skyward_lite as sky
+from joblib import Parallel, delayed
+from joblib.parallel import ParallelBackendBase, SequentialBackend, get_active_backend
+from sklearn.datasets import load_iris
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.svm import SVC
+from skyward_lite.backend import SkywardBackend, around_client
+from skyward_lite.providers import Host, Wanted
+
+
+@pytest.fixture
+def shared_pool(_shared_pool):
+    """The pool of all test files, two nodes of four threads, as joblib's default for the length of a test."""
+    with around_client(_shared_pool):
+        yield _shared_pool
+
+
+# ------------------------------------------------------------------------------------------------ its snippets
+
+SECOND = 0.002
+"""Seconds that a second of the page's `sleep` lasts here: 2,000 tasks of 5 s are a test otherwise too long."""
+
+BASIC = """
+from time import sleep
+
+from joblib import Parallel, delayed
+
+import skyward as sky
+
+
+def slow_task(x):
+    sleep(5)
+    return x * 2
+
+
+with sky.ComputePool(
+    provider=sky.AWS(),
+    nodes=10,
+    worker=sky.Worker(concurrency=10),
+    plugins=[sky.plugins.joblib()],
+) as pool:
+    results = Parallel(n_jobs=-1)(
+        delayed(slow_task)(i) for i in range(2000)
+    )
+"""
+
+TUNED = """
+with sky.ComputePool(
+    provider=sky.AWS(),
+    nodes=2,
+    vcpus=64,
+    worker=sky.Worker(concurrency=120),
+    plugins=[sky.plugins.joblib()],
+) as pool:
+    results = Parallel(n_jobs=-1)(
+        delayed(slow_task)(i) for i in range(20000)
+    )
+"""
+
+LEARNED = """
+with sky.ComputePool(
+    provider=sky.AWS(),
+    nodes=4,
+    worker=sky.Worker(concurrency=4),
+    plugins=[sky.plugins.sklearn()],
+) as pool:
+    grid = GridSearchCV(SVC(), param_grid, cv=5, n_jobs=-1)
+    grid.fit(X, y)
+"""
+
+
+@pytest.fixture
+def the_pages_time(monkeypatch):
+    """Let `time.sleep` be short."""
+
+    # Local, so that it travels by value: this file takes a second to import, on each of ten nodes.
+    def sleep(seconds):
+        threading.Event().wait(seconds * SECOND)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
+def run(snippet, namespace):
+    """Run a snippet as a script's code: its import line and its provider are all that is changed."""
+    for old, new in (("import skyward as sky", "import skyward_lite as sky"), ("sky.AWS()", "sky.Local()")):
+        snippet = snippet.replace(old, new)
+    namespace["__name__"] = "__main__"
+    exec(compile(snippet, "<the page>", "exec"), namespace)
+    return namespace
+
+
+def test_the_basic_snippet_runs(the_pages_time):
+    """2,000 tasks on 10 nodes of 10."""
+    page = run(BASIC, {})
+    assert page["results"] == [i * 2 for i in range(2000)]
+    assert [node.slots for node in page["pool"].nodes()] == [10] * 10
+
+
+def test_the_tuned_snippet_runs(the_pages_time):
+    """20,000 tasks on 2 nodes of 120, and `vcpus=`."""
+    head = BASIC[: BASIC.index("with sky")]
+    page = run(head + TUNED, {})
+    assert page["results"] == [i * 2 for i in range(20000)]
+    assert page["pool"].vcpus == 64
+
+
+def test_the_scikit_learn_snippet_runs():
+    """A grid search on 4 nodes of 4, with the serial run's numbers."""
+    x, y = load_iris(return_X_y=True)
+    names = {"sky": sky, "GridSearchCV": GridSearchCV, "SVC": SVC, "X": x, "y": y}
+    grid = run(LEARNED, {**names, "param_grid": {"C": [0.1, 1, 10]}})["grid"]
+    serial = GridSearchCV(SVC(), {"C": [0.1, 1, 10]}, cv=5, n_jobs=1).fit(x, y)
+    assert grid.best_params_ == serial.best_params_
+    assert list(grid.cv_results_["mean_test_score"]) == list(serial.cv_results_["mean_test_score"])
+
+
+# ------------------------------------------------------------------------------------------------ what it does
+
+
+def test_the_image_transform_appends_joblib():
+    """To what the user asked for, in the client's version."""
+    image = sky.plugins.joblib().transform(sky.Image(pip=["numpy"]))
+    assert image.pip == ("numpy", f"joblib=={joblib.__version__}")
+
+
+def test_the_image_transform_pins_the_version_that_is_asked_for():
+    """`joblib(version=...)`, whatever is installed here."""
+    assert sky.plugins.joblib(version="1.4.0").transform(sky.Image()).pip == ("joblib==1.4.0",)
+
+
+def test_entering_the_pool_makes_its_backend_joblibs_default(shared_pool):
+    """A proper backend, no monkey-patch: a subclass of joblib's own base, found by joblib's own means."""
+    backend, _ = get_active_backend()
+    assert type(backend) is SkywardBackend
+    assert isinstance(backend, ParallelBackendBase)
+    assert backend.pool is shared_pool
+
+
+def test_the_backend_has_a_registered_name(shared_pool):
+    """`backend="skyward"`, on a thread that has no default too."""
+    found = []
+
+    def call():
+        found.extend(Parallel(n_jobs=2, backend="skyward")(delayed(os.getpid)() for _ in range(3)))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(20)
+    assert len(found) == 3
+    assert os.getpid() not in found
+
+
+def test_all_parallel_calls_of_the_block_go_to_the_workers(shared_pool):
+    """Also those in other people's code, which know nothing of it."""
+    assert os.getpid() not in Parallel(n_jobs=-1)(delayed(os.getpid)() for _ in range(8))
+    assert len(cross_val_score(SVC(), *load_iris(return_X_y=True), cv=3, n_jobs=-1)) == 3
+
+
+@pytest.mark.parametrize("leave", [None, KeyError], ids=["clean", "by an exception"])
+def test_leaving_the_pool_restores_joblibs_default(leave):
+    """The backend and the number of jobs are as they were."""
+    (before, _), jobs = get_active_backend(), joblib.effective_n_jobs(-1)
+    try:
+        with sky.ComputePool(worker=sky.Worker(concurrency=37), plugins=[sky.plugins.joblib()]):
+            assert joblib.effective_n_jobs(-1) == 37
+            if leave is not None:
+                raise leave
+    except KeyError:
+        pass
+    assert type(get_active_backend()[0]) is type(before) is not SkywardBackend
+    assert joblib.effective_n_jobs(-1) == jobs
+
+
+def test_without_the_plugin_joblib_stays_as_it_is():
+    """The pool alone is an executor."""
+    before = joblib.effective_n_jobs(-1)
+    with sky.pool(worker=sky.Worker(concurrency=37), plugins=[]) as pool:
+        assert joblib.effective_n_jobs(-1) == before
+        assert pool.submit(os.getpid).result() != os.getpid()
+
+
+# ------------------------------------------------------------------------------------------------ how it works
+
+
+def test_submit_gives_joblib_a_future_at_once(shared_pool, tmp_path):
+    """The call is on its way when `submit` returns; its result comes by `retrieve_result_callback`."""
+    gate, ended = tmp_path / "gate", threading.Event()
+    backend, got = SkywardBackend(pool=shared_pool), []
+
+    def wait():
+        while not gate.exists():
+            time.sleep(0.01)
+        return "done"
+
+    def callback(out):
+        got.append(backend.retrieve_result_callback(out))
+        ended.set()
+
+    backend.submit(wait, callback)
+    assert not got
+    gate.touch()
+    assert ended.wait(20)
+    assert got == ["done"]
+
+
+def test_a_submitted_call_is_a_future(shared_pool):
+    """The pool's own `submit` gives the standard library's."""
+    future = shared_pool.submit(operator.add, 1, 2)
+    assert isinstance(future, Future)
+    assert future.result(20) == 3
+
+
+def test_closures_and_lambdas_travel_by_cloudpickle(shared_pool):
+    """With what they captured; plain pickle refuses them."""
+    factor = 3
+    assert Parallel(n_jobs=-1)(delayed(lambda x: x * factor)(i) for i in range(10)) == [i * 3 for i in range(10)]
+
+
+def test_functions_of_main_travel(tmp_path):
+    """A script's own functions and classes need no module on the workers."""
+    names = run("class Pair:\n    def __init__(self, x): self.x = x\n\ndef twice(p): return Pair(2 * p.x)\n", {})
+    with sky.pool():
+        pairs = Parallel(n_jobs=-1)(delayed(names["twice"])(names["Pair"](i)) for i in range(5))
+    assert [pair.x for pair in pairs] == [0, 2, 4, 6, 8]
+
+
+class Metered(sky.Local):
+    """Local nodes that count the bytes to and from them."""
+
+    count = 0
+
+    def start(self, wanted: Wanted, hosts: list[Host]) -> None:
+        super().start(wanted, hosts)
+        for host in hosts:
+            agent = host.socket
+            host.socket, client = socket.socketpair()
+            for ends in ((client, agent), (agent, client)):
+                threading.Thread(target=self.pump, args=ends, daemon=True).start()
+
+    def pump(self, source, sink):
+        with source:
+            try:
+                while data := source.recv(1 << 16):
+                    self.count += len(data)
+                    sink.sendall(data)
+                sink.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # the other end was closed first
+
+
+def test_payloads_are_compressed_on_the_wire():
+    """16 MB of text there and back is less than a tenth of that between the machines; noise arrives all the same."""
+    text, noise = "the quick brown fox " * 400_000, os.urandom(200_000)
+    provider = Metered()
+    with sky.pool(provider):
+        assert Parallel(n_jobs=-1)(delayed(str)(t) for t in [text, text]) == [text, text]
+        sent = provider.count
+        assert Parallel(n_jobs=-1)(delayed(bytes)(n) for n in [noise]) == [noise]
+    assert sent < 4 * len(text) / 10
+    assert provider.count - sent > 2 * len(noise)
+
+
+def test_effective_parallelism_is_nodes_times_concurrency():
+    """4 nodes of 10 are 40 workers for joblib; n_jobs=20 means 20 of them."""
+    with sky.ComputePool(provider=sky.Local(), nodes=4, worker=sky.Worker(concurrency=10)):
+        assert joblib.effective_n_jobs(-1) == 40
+        assert joblib.effective_n_jobs(20) == 20
+        assert Parallel(n_jobs=20)(delayed(operator.neg)(i) for i in range(100)) == [-i for i in range(100)]
+
+
+def test_n_jobs_of_minus_one_uses_all_workers_of_all_nodes(shared_pool, tmp_path):
+    """Eight tasks that wait for one another: none ends unless all run at the same time."""
+
+    def meet(number):
+        (tmp_path / str(number)).touch()
+        while len(os.listdir(tmp_path)) < 8:
+            time.sleep(0.001)
+        return os.getpid()
+
+    assert len(set(Parallel(n_jobs=-1, batch_size=1)(delayed(meet)(i) for i in range(8)))) == 2
+
+
+def test_nested_calls_fall_back_to_the_sequential_backend(shared_pool):
+    """A `Parallel` in a task runs there, one after the other, and sends nothing."""
+
+    def outer():
+        inner = Parallel(n_jobs=-1)(delayed(lambda: (os.getpid(), threading.get_ident()))() for _ in range(4))
+        return type(get_active_backend()[0]), set(inner) == {(os.getpid(), threading.get_ident())}
+
+    assert Parallel(n_jobs=2)(delayed(outer)() for _ in range(4)) == [(SequentialBackend, True)] * 4
+    assert type(SkywardBackend(pool=shared_pool).get_nested_backend()[0]) is SequentialBackend
+
+
+def test_nested_scikit_learn_runs(shared_pool):
+    """A grid search within a cross-validation, both with n_jobs=-1: the inner one stays in its worker."""
+    x, y = load_iris(return_X_y=True)
+    remote = cross_val_score(GridSearchCV(SVC(), {"C": [1, 10]}, cv=2, n_jobs=-1), x, y, cv=3, n_jobs=-1)
+    serial = cross_val_score(GridSearchCV(SVC(), {"C": [1, 10]}, cv=2, n_jobs=1), x, y, cv=3, n_jobs=1)
+    assert list(remote) == list(serial)
+
+
+def test_results_come_in_the_order_of_the_tasks(shared_pool):
+    """Although later ones end first."""
+
+    def nap(i):
+        time.sleep(0.02 if i % 7 == 0 else 0)
+        return i
+
+    assert Parallel(n_jobs=-1)(delayed(nap)(i) for i in range(60)) == list(range(60))
+
+
+# ------------------------------------------------------------------------------------------------ concurrency
+
+
+def test_high_concurrency_suits_tasks_that_sleep():
+    """`Worker(concurrency=120)`: a barrier that opens only when 120 tasks of one node are there at once."""
+
+    def arrive():
+        # The module lives in the worker: all its threads see the same object.
+        barrier = time.__dict__.setdefault("_skyward_test_barrier", threading.Barrier(120))
+        barrier.wait(30)
+        return os.getpid()
+
+    with sky.pool(worker=sky.Worker(concurrency=120)):
+        pids = Parallel(n_jobs=-1, batch_size=1, pre_dispatch="all")(delayed(arrive)() for _ in range(240))
+    assert len(set(pids)) == 1
+
+
+def test_the_default_executor_is_threaded(shared_pool):
+    """Tasks of a node share one process."""
+    assert sky.Worker().executor == "thread"
+    assert len(set(Parallel(n_jobs=-1, batch_size=1)(delayed(os.getpid)() for _ in range(50)))) <= len(
+        shared_pool.nodes()
+    )
+
+
+def test_the_process_executor_gives_each_cpu_bound_task_its_own_interpreter():
+    """`Worker(executor="process")`: so many tasks at once in so many processes, each on its main thread."""
+
+    def count_primes(below):
+        assert threading.current_thread() is threading.main_thread()
+        return sum(all(n % d for d in range(2, int(n**0.5) + 1)) for n in range(2, below))
+
+    with sky.pool(worker=sky.Worker(concurrency=2, executor="process")):
+        assert joblib.effective_n_jobs(-1) == 2
+        assert set(Parallel(n_jobs=-1)(delayed(count_primes)(20_000) for _ in range(8))) == {2262}
+
+
+# ------------------------------------------------------------------------------------------------ warning filters
+
+
+@pytest.fixture
+def sdk_warning(monkeypatch):
+    """A warning category of a package that no worker has."""
+    module = types.ModuleType("page_sdk")
+    module.SdkWarning = type("SdkWarning", (UserWarning,), {"__module__": "page_sdk"})
+    monkeypatch.setitem(sys.modules, "page_sdk", module)
+    return module.SdkWarning
+
+
+@pytest.mark.parametrize("when", ["before the block", "in the block"])
+def test_filters_of_packages_that_workers_lack_break_no_task(sdk_warning, when):
+    """scikit-learn sends them with every task. They go without being taken from the user's list."""
+    x, y = load_iris(return_X_y=True)
+    with warnings.catch_warnings():
+        if when == "before the block":
+            warnings.simplefilter("error", sdk_warning)
+        with sky.pool(plugins=[sky.plugins.sklearn()]):
+            if when == "in the block":
+                warnings.simplefilter("error", sdk_warning)
+            filters, entries = warnings.filters, list(warnings.filters)
+            assert any(category is sdk_warning for _, _, category, _, _ in entries)
+            assert len(cross_val_score(SVC(), x, y, cv=3, n_jobs=-1)) == 3
+        assert warnings.filters is filters
+        assert list(warnings.filters) == entries
+
+
+def test_filters_that_workers_understand_are_kept():
+    """The standard library's and those of packages on the node mean there what they mean here."""
+
+    def tell(category):
+        warnings.warn("from the task", category, stacklevel=1)
+
+    def under(active, category):
+        with warnings.catch_warnings():
+            warnings.resetwarnings()
+            for action, message, kind, module, line in active:
+                assert (message, module) == (None, None)
+                warnings.simplefilter(action, kind, line, append=True)
+            tell(category)
+
+    with sky.pool(worker=sky.Worker(concurrency=1)):
+        for category in (DeprecationWarning, FutureWarning, ConvergenceWarning):
+            with warnings.catch_warnings():
+                warnings.resetwarnings()
+                warnings.simplefilter("error", category)
+                with pytest.raises(category, match="from the task"):
+                    Parallel(n_jobs=2)(delayed(under)(warnings.filters, category) for _ in range(2))
+
+
+# ------------------------------------------------------------------------------------------------ parameters
+
+
+def test_the_plugins_take_a_version_or_none():
+    """As the page's table has it."""
+    for plugin in (sky.plugins.joblib, sky.plugins.sklearn):
+        assert inspect.signature(plugin).parameters["version"].default is None
+
+
+def test_the_size_of_nodes_reaches_the_provider():
+    """`vcpus=` and `memory_gb=` are the provider's to meet."""
+    asked = {}
+
+    class Sized(sky.Local):
+        def start(self, wanted, hosts):
+            asked.update(vcpus=wanted.vcpus, memory_gb=wanted.memory_gb)
+            super().start(wanted, hosts)
+
+    with sky.pool(Sized(), vcpus=64, memory_gb=0.5) as pool:
+        assert (pool.vcpus, pool.memory_gb) == (64, 0.5)
+    assert asked == {"vcpus": 64, "memory_gb": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [({"vcpus": 100_000}, 1), ({"memory_gb": 1e6}, 1), ({"vcpus": 1, "memory_gb": 0.01}, 0), ({}, 0)],
+)
+def test_local_nodes_are_as_large_as_this_machine(caplog, size, said):
+    """What it lacks is told once, however many nodes there are."""
+    with caplog.at_level(logging.INFO, "skyward_lite"), sky.pool(sky.Local(), 2, **size):
+        pass
+    assert sum("uses this machine as it is" in message for message in caplog.messages) == said
+
+
+@pytest.mark.parametrize("size", [{"vcpus": 0}, {"memory_gb": -1.0}, {"memory_gb": float("nan")}])
+def test_a_size_out_of_range_is_named(size):
+    """With its parameter and value."""
+    ((name, value),) = size.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        sky.pool(**size)
+
+
+# ------------------------------------------------------------------------------------------------ the sklearn plugin
+
+
+def requirements(*plugins, image=None):
+    image = image or sky.Image()
+    for plugin in plugins:
+        image = plugin.transform(image)
+    return sorted(image.pip)
+
+
+HAS = [f"joblib=={joblib.__version__}", f"scikit-learn=={metadata.version('scikit-learn')}"]
+
+
+def test_the_sklearn_plugin_installs_scikit_learn_and_joblib():
+    """In the client's versions, or in the one that is asked for."""
+    assert requirements(sky.plugins.sklearn()) == HAS
+    assert requirements(sky.plugins.sklearn(version="1.5.0")) == [HAS[0], "scikit-learn==1.5.0"]
+
+
+def test_the_sklearn_plugin_builds_on_the_same_backend():
+    """The same class under the same name, with what scikit-learn's tasks need already imported."""
+    with sky.pool(plugins=[sky.plugins.sklearn()]) as pool:
+        assert type(get_active_backend()[0]) is SkywardBackend
+        assert pool.submit(lambda: "sklearn.ensemble" in sys.modules).result()
+
+
+@pytest.mark.parametrize("names", [("joblib", "sklearn"), ("sklearn", "joblib"), ("sklearn", "sklearn")])
+def test_both_plugins_together_are_as_one(names):
+    """In any order: the same image, the same backend, and joblib's default afterwards."""
+    before = joblib.effective_n_jobs(-1)
+    plugins = [getattr(sky.plugins, name)() for name in names]
+    assert requirements(*plugins) == HAS
+    with sky.pool(worker=sky.Worker(concurrency=37), plugins=plugins):
+        assert joblib.effective_n_jobs(-1) == 37
+        assert os.getpid() not in Parallel(n_jobs=-1)(delayed(os.getpid)() for _ in range(3))
+    assert joblib.effective_n_jobs(-1) == before
+    with pytest.raises(sky.PoolClosedError):
+        Parallel(n_jobs=2, backend="skyward")(delayed(os.getpid)() for _ in range(2))
+
+
+def test_a_pinned_joblib_stands_beside_the_sklearn_plugin():
+    """Before or after it, the version that was named is the one that counts, and is listed once."""
+    pinned, learn = sky.plugins.joblib(version="1.4.0"), sky.plugins.sklearn()
+    assert requirements(pinned, learn) == requirements(learn, pinned) == ["joblib==1.4.0", HAS[1]]
+
+
+def test_what_the_image_asks_for_is_kept():
+    """A plugin without a version of its own adds no second requirement, however the name is spelled."""
+    image = sky.Image(pip=["scikit_learn>=1.2", "joblib<2"])
+    assert requirements(sky.plugins.sklearn(), image=image) == ["joblib<2", "scikit_learn>=1.2"]
+    assert requirements(sky.plugins.sklearn("1.5.0"), image=image) == ["joblib<2", "scikit-learn==1.5.0"]
+
+
+def test_a_client_without_scikit_learn_asks_for_the_latest(monkeypatch):
+    """And nodes that install nothing say that it is missing."""
+    version = metadata.version
+
+    def none(name):
+        if name == "scikit-learn":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", none)
+    assert requirements(sky.plugins.sklearn()) == [HAS[0], "scikit-learn"]
+    with pytest.raises(sky.NodeStartError, match="scikit-learn is not installed"):
+        sky.pool(plugins=[sky.plugins.sklearn()]).__enter__()

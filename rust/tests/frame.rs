@@ -9,7 +9,7 @@ use skyward_lite::frame::{
     Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, Message, Outgoing, PROTOCOL, Packer,
     put_preamble,
 };
-use skyward_lite::session::Outbox;
+use skyward_lite::session::{LINES, Outbox};
 
 const CAP: usize = 64 << 20;
 
@@ -257,6 +257,7 @@ fn the_corpus_is_current() {
     let mut seeds = all_malformed();
     seeds.push(("valid_small", send(|o| o.message(Body::Task, message(1, &[b"abc".to_vec(), vec![]])))));
     seeds.push(("valid_large", send(|o| o.message(Body::Result, message(1, &[vec![7; 100_000]])))));
+    seeds.push(("valid_output", send(|o| o.output(2, Bytes::from_static(b"one\ntwo\n")))));
     seeds.push(("valid_control", send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 2 }))));
     for (name, wire) in seeds {
         let seed = [&[250], &wire[..]].concat();
@@ -304,6 +305,8 @@ malformed! {
     unknown_flag: block(&frame(0, TASK, 0x80, &[])) => FrameError::BadFlags(0x80),
     flag_on_a_control_frame: block(&frame(0, 4, FIRST, &[])) => FrameError::BadFlags(FIRST),
     body_where_there_is_none: block(&frame(1, 4, 0, &[0])) => FrameError::BadBody(_),
+    abort_with_a_body: block(&frame(1, 13, 0, &[0])) => FrameError::BadBody(_),
+    output_over_the_cap: block(&frame(u32::try_from(MAX_BODY).unwrap() + 1, 14, 0, &[0; 100])) => FrameError::TooLong { .. },
     short_heartbeat: block(&frame(7, 3, 0, &[0; 7])) => FrameError::BadBody("heartbeat"),
     uneven_acknowledgement: block(&frame(11, 6, 0, &[0; 11])) => FrameError::BadBody("acknowledgement"),
     unknown_tag: block(&message_frame(RESULT, FIRST | LAST, &head(77, &[]))) => FrameError::BadTag(77),
@@ -362,6 +365,29 @@ fn declared_sizes_are_not_allocated() {
 
 fn put_preamble_into(decoder: &mut Decoder) {
     decoder.buffer().extend_from_slice(&preamble());
+}
+
+/// Output is bounded, goes in small frames between the messages, and what is left out is counted.
+#[test]
+fn output_is_bounded() {
+    let line = Bytes::from(vec![b'x'; LINES]);
+    let mut outbox = Outbox::default();
+    (0..1000).for_each(|_| outbox.output(1, line.clone()));
+    outbox.message(Body::Result, message(1, &[vec![7; 100]]));
+    let (mut wire, mut block) = (Vec::new(), Vec::new());
+    while outbox.fill(&mut block).unwrap() {
+        wire.append(&mut block);
+    }
+    let events = decode(&wire, 1000).unwrap();
+    assert!(matches!(events[1], Event::Message(..)), "the message waits for one frame only");
+    let texts: Vec<_> = events
+        .into_iter()
+        .filter_map(|e| if let Event::Control(Control::Output { text, .. }) = e { Some(text) } else { None })
+        .collect();
+    let (last, whole) = texts.split_last().unwrap();
+    let left_out = (1000 - whole.len()) * LINES;
+    assert_eq!(String::from_utf8_lossy(last), format!("… {left_out} bytes of output are left out here\n"));
+    assert!(whole.len() * LINES <= 1 << 20);
 }
 
 /// A message is cut so that no chunk makes others wait for more than 32 KiB.

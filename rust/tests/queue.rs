@@ -284,3 +284,65 @@ proptest! {
         prop_assert_eq!(ended.len() as u64, tasks);
     }
 }
+
+/// A closed peer keeps what it has, is asked for it, and takes nothing but what it is given by name.
+#[test]
+fn closed_peers_take_nothing_more() {
+    let now = Instant::now();
+    let mut queue = queue(&[(1, 2)], 3);
+    assert_eq!(assign_all(&mut queue).len(), 3);
+    assert_eq!(queue.cancel(1), Cancelled::Held(1));
+    assert_eq!(queue.close_peer(1), [id(0), id(2)]);
+    queue.push(task(3));
+    assert_eq!(queue.assign(), None);
+    assert!(queue.returned(1, id(2)));
+    queue.add_peer(2, 4, now);
+    assert_eq!(assign_all(&mut queue), [(2, 2), (2, 3)]);
+    assert!(queue.done(1, id(0), now));
+    assert_eq!(queue.held(1).collect::<Vec<_>>(), [id(1)]);
+    assert_eq!(queue.remove_peer(1), [1]);
+    assert_eq!(queue.give(2, 1).map(|m| m.id), Some(id(1)));
+    assert_eq!(queue.give(2, 1), None);
+    assert!(queue.done(2, id(1), now));
+}
+
+/// What waits to be given to somebody is not given up, and can be cancelled.
+#[test]
+fn orphans_are_not_recalled() {
+    let mut queue = queue(&[(1, 1)], 1);
+    assert_eq!(assign_all(&mut queue).len(), 1);
+    queue.remove_peer(1);
+    assert!(queue.is_orphan(0));
+    assert_eq!(queue.give_up(0), Cancelled::Unknown);
+    assert_eq!(queue.cancel(0), Cancelled::Dropped);
+    assert!(!queue.is_orphan(0));
+}
+
+/// A task for one peer is sent at once, moves nowhere, and is not tried elsewhere.
+#[test]
+fn pinned_tasks_stay_where_they_are() {
+    let now = Instant::now();
+    let mut queue = queue(&[(1, 1)], 0);
+    for n in 0..5 {
+        assert_eq!(queue.push_to(1, task(n)).map(|m| m.id), Some(id(n)));
+    }
+    assert_eq!(queue.push_to(7, task(9)), None);
+    queue.add_peer(2, 8, now);
+    assert_eq!(queue.steal(now + Duration::from_secs(1)), None);
+    assert_eq!(queue.remove_peer(1).len(), 5);
+    assert!((0..5).all(|n| !queue.retry(n, 3) && queue.remove(n).is_some()));
+    assert!(queue.is_empty());
+}
+
+/// A task that was to be cancelled but had started is tried again when its peer is lost.
+#[test]
+fn what_was_not_cancelled_in_time_goes_on() {
+    let mut queue = queue(&[(1, 1)], 1);
+    assert_eq!(assign_all(&mut queue).len(), 1);
+    assert_eq!(queue.cancel(0), Cancelled::Held(1));
+    queue.uncancel(0);
+    queue.remove_peer(1);
+    assert!(queue.retry(0, 3));
+    assert!(queue.take_cancelled().is_empty());
+    assert_eq!(queue.waiting(), 1);
+}

@@ -11,10 +11,10 @@
 //! 5. [`frame`] is the wire: blocks, frames, chunks, lz4, and every cap. It is pure and fuzzed.
 //! 6. [`ssh`] is the client's end of the encrypted connection, [`server`] the embedded far end that `Local()` uses
 //!    where another node has OpenSSH's `sshd`.
-//! 7. [`agent`] is the node: it runs no user code, starts the workers, hands tasks out and keeps results until the
-//!    client has acknowledged them.
+//! 7. [`agent`] is the node: it runs no user code, hands tasks out and keeps results until the client has acknowledged
+//!    them. `crew` is what it does with its worker processes: it starts, follows, blames and replaces them.
 //! 8. [`worker`] is the part of a worker process that needs no GIL: reading, writing, and ending the process group
-//!    when the agent is gone or the lease is over.
+//!    when the agent is gone or the lease is over. [`table`] is where it notes what it runs, for the agent to read.
 //!
 //! [`error`] has one type per stage. Nothing here waits without a bound: connecting has `connect_timeout`, a silent
 //! peer is lost after [`session::SUSPECT`], a write that blocks for as long fails, and a node works on without its

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import skyward_lite as sky
@@ -100,6 +101,51 @@ def test_out_of_memory_is_the_tasks_error():
         with pytest.raises(MemoryError):
             pool.submit(grow).result(30)
         assert pool.submit(os.getpid).result(20) == pid
+
+
+STARVED = """
+import os, sys, skyward_lite as sky
+open(sys.argv[1], "w").write(str(os.getpid()))
+def grow():
+    kept = []
+    while True:
+        kept.append(b"x" * (1 << 24))
+with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+    print(pool.submit(grow).exception(40))
+    print(pool.submit(abs, -1).result(20))
+"""
+
+
+@pytest.fixture
+def small_group():
+    """A control group with 400 MB, of either version of the kernel's interface."""
+    for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        if not Path(root, "cgroup.procs").exists():
+            continue
+        group = Path(root, f"skyward-test-{os.getpid()}")
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / limit).write_text(str(400 << 20))
+            yield group
+            return
+        except OSError:
+            pass
+        finally:
+            eventually(lambda group=group: not (group / "cgroup.procs").read_text(), 10)
+            group.rmdir()
+    pytest.skip("no memory control group can be made here")
+
+
+def test_the_out_of_memory_killer_is_named(small_group):
+    """It takes the worker, not the agent or the client, and the next task runs."""
+    command = [sys.executable, "-c", STARVED, str(small_group / "cgroup.procs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert "node local-0" in done.stdout, done
+    assert "out-of-memory killer" in done.stdout
+    assert done.stdout.endswith("\n1\n")
 
 
 def mark_and_sleep(path):

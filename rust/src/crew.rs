@@ -33,7 +33,7 @@ use crate::worker::UNWIND;
 pub const GRACE: Duration = Duration::from_secs(1);
 /// How long a worker that is being replaced may go on for the sake of its other tasks.
 const BYSTANDERS: Duration = Duration::from_secs(3);
-/// Workers that may die one after another without having done anything before the node is given up.
+/// Workers that may die one after another before their first task before the node is given up.
 const FALSE_STARTS: usize = 3;
 /// The spare starts when the first tasks are on their way, not in their way.
 const SPARE_AFTER: Duration = Duration::from_secs(2);
@@ -292,6 +292,9 @@ impl Agent {
             return;
         }
         let what = self.obituary(&mut state.crew, &member, status);
+        // A worker that died of a task did something, and one that died idle may have been killed. One that dies before
+        // it gets to its first task will do so again.
+        let false_start = !member.useful && running.is_empty() && !(member.ready && held.is_empty());
         let mut suspects = Vec::new();
         for task in held.into_iter().rev() {
             let attempt = state.queue.attempt(task).filter(|a| !doomed.contains(a));
@@ -316,10 +319,7 @@ impl Agent {
         }
         match member.role {
             Role::Regular => {
-                // A worker that died of a task did something; one that dies by itself will do so again.
-                if !member.useful && running.is_empty() {
-                    state.crew.false_starts += 1;
-                }
+                state.crew.false_starts += usize::from(false_start);
                 if state.crew.false_starts >= FALSE_STARTS {
                     let why =
                         format!("{FALSE_STARTS} workers in a row ended by themselves: {what}{}", member.last_words());
@@ -529,7 +529,8 @@ async fn forward(mut from: impl AsyncRead + Unpin, stream: u64, to: Arc<Link>, t
     loop {
         let before = buffer.len();
         buffer.reserve(READ);
-        let read = tokio::time::timeout(HALF_LINE, from.read_buf(&mut buffer)).await;
+        let bound = if before > 0 { HALF_LINE } else { Duration::MAX };
+        let read = tokio::time::timeout(bound, from.read_buf(&mut buffer)).await;
         let (idle, ended) = (read.is_err(), matches!(read, Ok(Ok(0) | Err(_))));
         if let (Some(tail), Some(new)) = (&tail, buffer.get(before..)) {
             let mut tail = lock(tail);

@@ -1,0 +1,98 @@
+"""pytest plugin: a pool around the session, skyward as joblib's default, and the list of what is not applicable."""
+
+from __future__ import annotations
+
+import collections
+import json
+import multiprocessing
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIST = Path(__file__).with_name("not_applicable.toml")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--executor", default="thread", choices=["thread", "process"])
+    parser.addoption("--report", default=None, help="file for the counts, as JSON")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
+    """Collect and run inside a pool's block: the lists of backends are made when the test module is imported."""
+    import skyward_lite as sky
+    import worker_side
+    from in_pool import CONCURRENCY
+    from joblib.parallel import register_parallel_backend
+    from skyward_lite.backend import NAME, SkywardBackend
+
+    executor = config.getoption("--executor")
+    os.environ["SKYWARD_CONFORMANCE_EXECUTOR"] = executor
+    # The block makes it this thread's default. joblib's tests want other threads to have the same one.
+    register_parallel_backend(NAME, SkywardBackend, make_default=True)
+    # joblib's tests look into their workers by a multiprocessing.Manager, which lets in who has its process's key.
+    image = sky.Image(env={worker_side.KEY: multiprocessing.current_process().authkey.hex()})
+    plugins = [sky.plugins.joblib(), sky.Plugin("authkey", preload=["worker_side"])]
+    worker = sky.Worker(concurrency=CONCURRENCY, executor=executor)
+    with sky.pool(worker=worker, image=image, plugins=plugins):
+        result = yield
+    return result
+
+
+def not_applicable(executor: str) -> dict[str, tuple[re.Pattern[str], str]]:
+    """Read the list: entry → pattern of the cases' names, reason. In an entry, only `*` is special."""
+    listed = tomllib.loads(LIST.read_text())
+    entries = {**listed["both"], **listed[executor]}
+    return {e: (re.compile(re.escape(e).replace(r"\*", ".*")), reason) for e, reason in entries.items()}
+
+
+def is_ours(item: pytest.Item) -> bool:
+    """Say whether a case involves our backend: it names it, or none."""
+    from joblib.parallel import ParallelBackendBase
+    from skyward_lite.backend import SkywardBackend
+
+    params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    backends = [value for name, value in params.items() if name.endswith("backend")]
+    foreign = [
+        b for b in backends if b is not None and b != "skyward" and not isinstance(b, SkywardBackend)
+    ]
+    return not backends or len(foreign) < len(backends)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    ours = [item for item in items if is_ours(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not is_ours(item)])
+    items[:] = ours
+    stale = set()
+    for entry, (pattern, reason) in not_applicable(config.getoption("--executor")).items():
+        matching = [item for item in items if pattern.fullmatch(item.name)]
+        for item in matching:
+            item.add_marker(pytest.mark.skip(reason=f"not applicable: {reason}"))
+        if not matching:
+            stale.add(entry)
+    config.stash[STALE] = stale
+
+
+STALE = pytest.StashKey[set[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    import joblib
+
+    counts = collections.Counter({"passed": 0, "not applicable": 0, "failed": 0})
+    for outcome, reports in terminalreporter.stats.items():
+        if outcome in ("passed", "xfailed", "xpassed"):
+            counts["passed"] += sum(report.when == "call" for report in reports)
+        elif outcome == "skipped":
+            counts["not applicable"] += len(reports)
+        elif outcome in ("failed", "error"):
+            counts["failed"] += len(reports)
+    report = {"joblib": joblib.__version__, "executor": config.getoption("--executor"), **counts}
+    report["stale"] = sorted(config.stash.get(STALE, set()))
+    if config.getoption("--report"):
+        Path(config.getoption("--report")).write_text(json.dumps(report))

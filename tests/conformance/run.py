@@ -27,8 +27,10 @@ SUBSTITUTIONS = (
     # Every place where joblib tests its own default backend by name, ours stands in for it.
     (r"""(["'])loky\1""", r"\1skyward\1"),
     (r"(is|==) LokyBackend\b", r"\1 SkywardBackend"),
+    # What a script logs about its processes. Workers are not its children.
+    (r"LokyProcess", "MainProcess"),
     # Loky's executor is one call's at a time, so a second call is an error there. A pool serves both.
-    (r"""\((["'])skyward\1, True\)""", r"(\1skyward\1, False)"),
+    (r"""\(\s*(["'])skyward\1, True\)""", r"(\1skyward\1, False)"),
 )
 EPILOGUE = """
 
@@ -89,9 +91,10 @@ def main() -> None:
     for version in asked.joblib:
         joblib = install(version, asked.cache)
         reports += [run(joblib, executor, asked.cache, asked.pytest_args) for executor in asked.executor]
-    print(f"\n{'joblib':10}{'executor':10}{'passed':>8}{'not applicable':>16}{'failed':>8}")
+    columns = ("joblib", "executor", "passed", "not applicable", "skipped", "failed")
+    print("\n" + "  ".join(columns))
     for report in reports:
-        print(f"{report['joblib']:10}{report['executor']:10}{report['passed']:8}{report['not applicable']:16}{report['failed']:8}")
+        print("  ".join(f"{report[column]!s:>{len(column)}}" for column in columns))
     failed = sum(report["failed"] for report in reports)
     stale = set.intersection(*(set(report["stale"]) for report in reports))
     whole = set(asked.joblib) >= {OLDEST, NEWEST} and set(asked.executor) == set(EXECUTORS) and not asked.pytest_args

@@ -27,7 +27,10 @@ from .errors import PoolClosedError, SkywardError
 log = logging.getLogger("skyward_lite")
 
 _open: list[ComputePool] = []
-"""The pools whose block is entered, innermost last: `backend="skyward"` means that one."""
+"""The pools whose block is entered, innermost last.
+
+`backend="skyward"` means the last one that the calling thread entered, or the last of all if it entered none.
+"""
 
 _said: set[tuple[str, str]] = set()
 """What the log has been told, each of a pool's run."""
@@ -161,6 +164,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             own = type(self)(self.nesting_level, self.inner_max_num_threads, self.pool)
             own.parallel = parallel
             raise FallbackToBackend(own)
+        if kwargs.get("initializer") is not None:
+            raise TypeError("the skyward backend takes no initializer: its workers run before the call")
         workers = self._wanted(n_jobs)
         if n_jobs == 1:
             _say_once(self.pool, "Parallel(n_jobs=1) runs in this process, one task after the other: joblib's choice")
@@ -265,7 +270,8 @@ def _unsendable(error: BaseException) -> BaseException:
 def _innermost() -> ComputePool:
     if not _open:
         raise PoolClosedError(f'backend="{NAME}" needs an open pool: call Parallel inside `with sky.pool(...):`')
-    return _open[-1]
+    mine = (pool for pool in reversed(_open) if pool._entered is threading.current_thread())
+    return next(mine, _open[-1])
 
 
 @contextlib.contextmanager

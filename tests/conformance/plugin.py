@@ -54,14 +54,11 @@ def not_applicable(executor: str) -> dict[str, tuple[re.Pattern[str], str]]:
 
 def is_ours(item: pytest.Item) -> bool:
     """Say whether a case involves our backend: it names it, or none."""
-    from joblib.parallel import ParallelBackendBase
     from skyward_lite.backend import SkywardBackend
 
     params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
     backends = [value for name, value in params.items() if name.endswith("backend")]
-    foreign = [
-        b for b in backends if b is not None and b != "skyward" and not isinstance(b, SkywardBackend)
-    ]
+    foreign = [b for b in backends if b is not None and b != "skyward" and not isinstance(b, SkywardBackend)]
     return not backends or len(foreign) < len(backends)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 OLDEST = "1.3.0"
 NEWEST = "newest"
+INSTALLED = "installed"
 EXECUTORS = ("thread", "process")
 MODULE = "joblib_test_parallel"
 RUN_SECONDS = 1200
@@ -42,6 +43,10 @@ from skyward_lite.backend import SkywardBackend
 
 def install(version: str, cache: Path) -> Path:
     """Put joblib, and nothing else, into a directory of its own; the path to put before site-packages."""
+    if version == INSTALLED:
+        import joblib
+
+        return Path(joblib.__file__).parent.parent
     target = cache / f"joblib-{version}"
     if version == NEWEST or not (target / "joblib").is_dir():
         requirement = "joblib" if version == NEWEST else f"joblib=={version}"
@@ -81,7 +86,9 @@ def run(joblib: Path, executor: str, cache: Path, pytest_args: list[str]) -> dic
 def main() -> None:
     """Run the combinations asked for; exit with 1 if anything failed or an entry of the list fits no test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--joblib", nargs="+", default=[OLDEST, NEWEST], help="versions (default: %(default)s)")
+    parser.add_argument(
+        "--joblib", nargs="+", default=[OLDEST, NEWEST], help="versions, or newest, or installed (default: %(default)s)"
+    )
     parser.add_argument("--executor", nargs="+", default=EXECUTORS, choices=EXECUTORS)
     parser.add_argument("--cache", type=Path, required=True, help="directory for the installed joblibs")
     parser.add_argument("pytest_args", nargs="*", help="for pytest, after --; the list is then not checked")

@@ -285,9 +285,9 @@ def test_any_exception_arrives():
 
 
 def test_a_managed_parallel_survives_errors():
-    """Inside `with Parallel()`, a call after a failed one works."""
+    """Inside `with Parallel()`, a call after a failed one works, and runs nothing that the failed one left behind."""
     with Parallel(n_jobs=2) as parallel:
-        for _ in range(2):
+        for _ in range(20):
             with pytest.raises(ZeroDivisionError):
                 parallel(delayed(operator.truediv)(1, i) for i in range(10))
             assert parallel(delayed(operator.neg)(i) for i in range(10)) == [-i for i in range(10)]

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import logging
 import pickle
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -182,6 +183,9 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def start_call(self) -> None:
         """Begin anew: inside `with Parallel()` several calls follow one `configure`."""
         self.call = _Call(self.call.cap)
+        # joblib lets the next call run what an aborted one had not dispatched, and mixes its values into the results
+        # (with its own backends, too).
+        self.parallel._ready_batches = queue.Queue()
 
     def stop_call(self) -> None:
         """Let go of the functions of the call."""

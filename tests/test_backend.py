@@ -362,6 +362,6 @@ def test_an_initializer_is_refused():
     """Rather than ignored: the workers have been running for long."""
     with pytest.raises(TypeError, match="initializer"), parallel_config(backend="skyward", initializer=print):
         pass
-    if JOBLIB >= (1, 6):
+    if JOBLIB >= (1, 5):
         with pytest.raises(TypeError, match="initializer"):
             Parallel(n_jobs=2, initializer=print)(delayed(operator.neg)(i) for i in range(3))

@@ -7,10 +7,13 @@ import pickle
 import sys
 import threading
 
+import joblib
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed, parallel_config
 from skyward_lite.batch import run_limited
+
+JOBLIB = tuple(int(part) for part in joblib.__version__.split(".")[:2])
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
@@ -87,6 +90,13 @@ def test_every_library_has_the_limit_and_then_its_own_again(shared_pool, threads
     after = Parallel(n_jobs=-1, batch_size=1)(calls)
     assert {number for found in within for number in found.values()} == {threads}
     assert all(found == before[0] for found in before + after)
+
+
+@pytest.mark.skipif(JOBLIB < (1, 5), reason="before joblib 1.5 Parallel takes no parameters for its backend")
+def test_parallel_takes_the_limit_as_well(shared_pool):
+    """As a parameter of the one call."""
+    found = Parallel(n_jobs=2, inner_max_num_threads=3)(delayed(threads_of_libraries)(i) for i in range(4))
+    assert {number for threads in found for number in threads.values()} == {3}
 
 
 def overlapping():

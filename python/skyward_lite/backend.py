@@ -159,18 +159,27 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             return slots
         return max(1, slots + 1 + n_jobs) if n_jobs < 0 else min(n_jobs, slots)
 
-    def configure(self, n_jobs: int | None = 1, parallel: Any = None, **kwargs: Any) -> int:
-        """Prepare for a call of `Parallel`."""
+    def configure(
+        self,
+        n_jobs: int | None = 1,
+        parallel: Any = None,
+        inner_max_num_threads: int | None = None,
+        initializer: object = None,
+        **kwargs: Any,
+    ) -> int:
+        """Prepare for a call of `Parallel`. What it says of memory maps and local processes means nothing here."""
         if self.parallel is not parallel:
             own = type(self)(self.nesting_level, self.inner_max_num_threads, self.pool)
             own.parallel = parallel
             raise FallbackToBackend(own)
-        if kwargs.get("initializer") is not None:
+        if initializer is not None:
             raise TypeError("the skyward backend takes no initializer: its workers run before the call")
         workers = self._wanted(n_jobs)
         if n_jobs == 1:
             _say_once(self.pool, "Parallel(n_jobs=1) runs in this process, one task after the other: joblib's choice")
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        if inner_max_num_threads is not None:
+            self.inner_max_num_threads: int | None = inner_max_num_threads
         if self.inner_max_num_threads is not None and self.inner_max_num_threads < 1:
             raise ValueError(f"inner_max_num_threads={self.inner_max_num_threads}: at least 1, or None")
         self.call = _Call(0 if workers >= self.pool.slots() else workers)

@@ -84,7 +84,7 @@ def run(joblib: Path, executor: str, cache: Path, pytest_args: list[str]) -> dic
 
 
 def main() -> None:
-    """Run the combinations asked for; exit with 1 if anything failed or an entry of the list fits no test."""
+    """Run the combinations asked for. Exit with 1 if a case failed, or no case of an entry in the list did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--joblib", nargs="+", default=[OLDEST, NEWEST], help="versions, or newest, or installed (default: %(default)s)"
@@ -106,7 +106,7 @@ def main() -> None:
     stale = set.intersection(*(set(report["stale"]) for report in reports))
     whole = set(asked.joblib) >= {OLDEST, NEWEST} and set(asked.executor) == set(EXECUTORS) and not asked.pytest_args
     for entry in sorted(stale) if whole else ():
-        print(f"not_applicable.toml: {entry!r} fits no test")
+        print(f"not_applicable.toml: {entry!r} fits no case that fails")
         failed += 1
     sys.exit(bool(failed))
 

@@ -55,8 +55,7 @@ def joblib(version: str | None = None) -> Plugin:
     """
 
     def transform(image: Image) -> Image:
-        image = image.with_package("joblib", version)
-        return image if installed("threadpoolctl") is None else image.with_package("threadpoolctl", None)
+        return _with_joblib(image, version)
 
     return Plugin("joblib", preload=["joblib"], transform=transform, around_client=_joblib_backend)
 
@@ -69,11 +68,16 @@ def sklearn(version: str | None = None) -> Plugin:
     """
 
     def transform(image: Image) -> Image:
-        return image.with_package("joblib", None).with_package("scikit-learn", version)
+        return _with_joblib(image, None).with_package("scikit-learn", version)
 
     # The first loads nearly all that tasks need (1 s), the second ensembles and their trees (0.1 s).
     preload = ["joblib", "sklearn.model_selection", "sklearn.ensemble"]
     return Plugin("sklearn", preload=preload, transform=transform, around_client=_joblib_backend)
+
+
+def _with_joblib(image: Image, version: str | None) -> Image:
+    image = image.with_package("joblib", version)
+    return image if installed("threadpoolctl") is None else image.with_package("threadpoolctl", None)
 
 
 def _joblib_backend(pool: ComputePool) -> AbstractContextManager[object]:

@@ -105,6 +105,8 @@ pub struct Crew {
     pub doomed: HashMap<Attempt, Doom>,
     /// Ran in a worker that died together with others: to run alone.
     suspects: VecDeque<u64>,
+    /// The node has been ready, so it is worth a spare.
+    proven: bool,
     spare_due: Option<Instant>,
     /// How many processes the kernel has ended for want of memory.
     starved: Option<u64>,
@@ -161,6 +163,7 @@ impl Crew {
     }
 
     pub fn want_spare_later(&mut self) {
+        self.proven = true;
         self.spare_due = Some(Instant::now() + SPARE_AFTER);
     }
 
@@ -465,7 +468,7 @@ impl Agent {
             crew.set_role(*extra, Role::Retired(now));
             crew.kill(*extra);
         }
-        if spares.is_empty() && crew.spare_due.is_some_and(|due| due <= now) {
+        if crew.proven && spares.is_empty() && crew.spare_due.is_some_and(|due| due <= now) {
             // One that cannot be started is missed only by a worker that dies.
             let started = self.start_worker(state, Role::Spare);
             state.crew.spare_due = started.is_err().then_some(now + SPARE_RETRY);

@@ -31,7 +31,7 @@ const BLOCK: usize = 64 * 1024;
 /// Payload up to which a message is small: it goes ahead of chunks of large ones.
 const SMALL: usize = 16 * 1024;
 /// Bytes in one write to a stream. Larger writes to a russh channel can straddle a rekey (russh #761).
-const WRITE: usize = 32 * 1024;
+pub(crate) const WRITE: usize = 32 * 1024;
 /// Acknowledgements in one frame, so that it fits a block.
 const ACKS: usize = 4096;
 /// Bytes of tasks' output that may wait to be sent; what comes beyond is left out, and counted.

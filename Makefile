@@ -14,7 +14,7 @@ CARGO := cargo
 FUZZ_SECONDS ?= 60
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-rust test-python lint format bench chaos fuzz build system clean
+.PHONY: all demo test test-rust test-python conformance lint format bench chaos fuzz build system clean
 
 all: lint test
 
@@ -45,6 +45,10 @@ test-rust: $(STAMP) system
 
 test-python: build
 	$(BIN)/python -m pytest
+
+# joblib's own tests of Parallel, with skyward in the place of loky: the oldest joblib and the newest, both executors.
+conformance: build
+	$(BIN)/python tests/conformance/run.py --cache $(CACHE)/conformance
 
 lint: $(STAMP)
 	$(CARGO) fmt --manifest-path rust/Cargo.toml --check

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import operator
 import os
+import pickle
 import threading
 import time
 import warnings
@@ -94,10 +95,11 @@ def test_exceptions_arrive_with_type_and_cause():
 
 @pytest.mark.parametrize("place", [0, 50])
 def test_unpicklable_arguments_raise(place):
-    """Neither on the main thread nor on the settling one does it hang."""
+    """The same error as loky's, with the reason as its cause; neither on the main thread nor on another a hang."""
     arguments = [threading.Lock() if i == place else i for i in range(100)]
-    with pytest.raises(TypeError, match="pickle"):
+    with pytest.raises(pickle.PicklingError, match=r"the task to send .*lock") as caught:
         Parallel(n_jobs=2, batch_size=1, pre_dispatch=4)(delayed(id)(a) for a in arguments)
+    assert isinstance(caught.value.__cause__, TypeError)
 
 
 @pytest.mark.skipif(JOBLIB < (1, 4), reason="before joblib 1.4 such an error is lost on any callback thread")
@@ -144,6 +146,17 @@ def test_nested_calls_are_sequential():
         return set(inner) == {pid_and_thread(None)}
 
     assert all(Parallel(n_jobs=-1)(delayed(outer)(i) for i in range(4)))
+
+
+def test_a_task_may_ask_for_the_backend_by_name():
+    """It is in a worker already: the call runs in that task's thread, one level below the client's."""
+
+    def outer(i):
+        inner = Parallel(n_jobs=4, backend="skyward")(delayed(pid_and_thread)(j) for j in range(5))
+        with parallel_config(backend="skyward") as config:
+            return set(inner) == {pid_and_thread(None)}, config["backend"].nesting_level
+
+    assert set(Parallel(n_jobs=-1)(delayed(outer)(i) for i in range(4))) == {(True, 1)}
 
 
 def test_the_name_works():
@@ -249,3 +262,106 @@ def test_closures_are_each_tasks_own():
 def test_a_forked_child_gets_an_error_from_parallel():
     """The child inherits joblib's default but not the connections: no hang."""
     assert "forked" in refusal_in_a_fork(lambda: Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(3)))
+
+
+class Finicky(Exception):
+    """Cannot be rebuilt from its arguments."""
+
+    def __init__(self, a, b):
+        super().__init__("finicky")
+
+
+def raiser(error, *arguments):
+    raise error(*arguments)
+
+
+def test_any_exception_arrives():
+    """Also one that ends a program, and one that cannot be unpickled, which arrives by name."""
+    with pytest.raises(KeyboardInterrupt):
+        Parallel(n_jobs=2)(delayed(raiser)(KeyboardInterrupt) for _ in range(2))
+    with pytest.raises(sky.RemoteError, match="Finicky: finicky"):
+        Parallel(n_jobs=2)(delayed(raiser)(Finicky, 1, 2) for _ in range(2))
+    assert Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(4)) == [0, -1, -2, -3]
+
+
+def test_a_managed_parallel_survives_errors():
+    """Inside `with Parallel()`, a call after a failed one works, and runs nothing that the failed one left behind."""
+    with Parallel(n_jobs=2) as parallel:
+        for _ in range(20):
+            with pytest.raises(ZeroDivisionError):
+                parallel(delayed(operator.truediv)(1, i) for i in range(10))
+            assert parallel(delayed(operator.neg)(i) for i in range(10)) == [-i for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    "return_as",
+    ["generator", pytest.param("generator_unordered", marks=pytest.mark.skipif(JOBLIB < (1, 4), reason="joblib 1.4"))],
+)
+def test_a_generator_may_be_closed_early(return_as):
+    """What has not started never runs, and the pool goes on."""
+    results = Parallel(n_jobs=2, return_as=return_as, batch_size=1)(delayed(slow_neg)(i) for i in range(1000))
+    next(results)
+    with pytest.warns(UserWarning, match="have been cancelled"):
+        results.close()
+    assert Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(4)) == [0, -1, -2, -3]
+
+
+def test_client_threads_call_at_the_same_time():
+    """Each names the backend, as joblib's defaults are a thread's own; each gets its own results."""
+    start = threading.Barrier(4)
+    results = {}
+
+    def client(k):
+        start.wait(20)
+        for _ in range(5):
+            calls = (delayed(operator.mul)(k, i) for i in range(50))
+            results.setdefault(k, []).append(Parallel(n_jobs=2, backend="skyward", batch_size=3)(calls))
+
+    threads = [threading.Thread(target=client, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert results == {k: [[k * i for i in range(50)]] * 5 for k in range(4)}
+
+
+def test_one_clients_error_does_not_disturb_the_others():
+    """Calls on several threads, some of which fail."""
+    outcomes = {}
+
+    def client(k):
+        calls = (delayed(operator.truediv)(i, k) for i in range(200))
+        try:
+            outcomes[k] = Parallel(n_jobs=2, backend="skyward", batch_size=1)(calls)
+        except ZeroDivisionError:
+            outcomes[k] = None
+
+    threads = [threading.Thread(target=client, args=(k,)) for k in (0, 1, 2, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert outcomes == {0: None, 1: [float(i) for i in range(200)], 2: [i / 2 for i in range(200)]}
+
+
+@pytest.mark.parametrize("prefer", ["threads", "processes"])
+def test_preferences_are_hints(prefer):
+    """The pool's block is an explicit choice; joblib ignores `prefer` then."""
+    pids = {pid for pid, _ in Parallel(n_jobs=2, prefer=prefer)(delayed(pid_and_thread)(i) for i in range(3))}
+    assert os.getpid() not in pids
+
+
+def test_one_job_is_joblibs_sequential_mode():
+    """In this process, and joblib says so where a timeout is ignored."""
+    with pytest.warns(UserWarning, match="SequentialBackend' does not support timeout"):
+        got = Parallel(n_jobs=1, timeout=1)(delayed(pid_and_thread)(i) for i in range(3))
+    assert set(got) == {pid_and_thread(None)}
+
+
+def test_an_initializer_is_refused():
+    """Rather than ignored: the workers have been running for long."""
+    with pytest.raises(TypeError, match="initializer"), parallel_config(backend="skyward", initializer=print):
+        pass
+    if JOBLIB >= (1, 5):
+        with pytest.raises(TypeError, match="initializer"):
+            Parallel(n_jobs=2, initializer=print)(delayed(operator.neg)(i) for i in range(3))

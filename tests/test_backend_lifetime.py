@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
+import threading
+from importlib import metadata
 
 import joblib
 import pytest
@@ -48,9 +51,58 @@ def test_the_innermost_pool_is_meant():
 
 
 def test_one_slot_still_runs_remotely():
-    """joblib takes 1 for "here": a pool with a single slot must not."""
+    """joblib takes 1 for "here": a pool with a single slot must not, whatever the way of the call."""
     with sky.pool(worker=sky.Worker(concurrency=1)):
         assert os.getpid() not in workers(Parallel(n_jobs=-1))
+        assert os.getpid() not in workers(Parallel(n_jobs=-2, return_as="generator"))
+        with Parallel(n_jobs=4, timeout=20) as parallel:
+            assert os.getpid() not in workers(parallel)
+
+
+def test_pools_one_after_the_other():
+    """Each is the default within its block, and none is in between."""
+    before = joblib.effective_n_jobs(-1)
+    for slots in (5, 3):
+        with sky.pool(worker=sky.Worker(concurrency=slots)):
+            assert joblib.effective_n_jobs(-1) == slots
+            assert os.getpid() not in workers(Parallel(n_jobs=-1))
+        assert joblib.effective_n_jobs(-1) == before
+
+
+def test_pools_on_two_threads():
+    """Each thread's default is the pool that it opened, also by name."""
+    barrier = threading.Barrier(2)
+    found = {}
+
+    def client(count):
+        with sky.pool(worker=sky.Worker(concurrency=count)):
+            barrier.wait(20)
+            with joblib.parallel_config(backend="skyward"):
+                named = joblib.effective_n_jobs(-1)
+            found[count] = (joblib.effective_n_jobs(-1), named)
+            barrier.wait(20)
+
+    threads = [threading.Thread(target=client, args=(count,)) for count in (3, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == {3: (3, 3), 5: (5, 5)}
+
+
+def test_what_runs_in_this_process_is_said_once_per_pool(caplog):
+    """n_jobs=1 and require="sharedmem" are joblib's choice, and easily overlooked."""
+    with caplog.at_level(logging.INFO, "skyward_lite"):
+        for _ in range(2):
+            caplog.clear()
+            with sky.pool(worker=sky.Worker(concurrency=2)):
+                assert workers(Parallel(n_jobs=2)) != {os.getpid()}
+                assert not [record for record in caplog.records if "this process" in record.message]
+                for _ in range(2):
+                    assert workers(Parallel(n_jobs=1)) == {os.getpid()}
+                    assert workers(Parallel(n_jobs=2, require="sharedmem")) == {os.getpid()}
+            said = [record.message for record in caplog.records if "this process" in record.message]
+            assert [text.split(" ")[0] for text in said] == ["Parallel(n_jobs=1)", 'Parallel(require="sharedmem")']
 
 
 def test_processes_run_side_by_side():
@@ -93,9 +145,16 @@ def test_plugins_compose_in_order_and_unwind_in_reverse():
 
 
 def test_the_joblib_plugin_pins_the_clients_version():
-    """None means the version that pickled the tasks."""
+    """None means the version that pickled the tasks. threadpoolctl comes along if the client has it."""
+    threadpoolctl = f"threadpoolctl=={metadata.version('threadpoolctl')}"
     image = sky.plugins.joblib().transform(sky.Image())
-    assert image.pip == (f"joblib=={joblib.__version__}",)
+    assert image.pip == (f"joblib=={joblib.__version__}", threadpoolctl)
+    assert sky.plugins.joblib("1.4.0").transform(sky.Image()).pip == ("joblib==1.4.0", threadpoolctl)
+
+
+def test_a_client_without_threadpoolctl_asks_for_none(monkeypatch):
+    """It is no dependency of ours."""
+    monkeypatch.setattr("sys.path", [])
     assert sky.plugins.joblib("1.4.0").transform(sky.Image()).pip == ("joblib==1.4.0",)
 
 
@@ -121,8 +180,6 @@ def test_shutdown_without_waiting_gives_joblib_back():
 
 def test_shutdown_on_another_thread_gives_joblib_back():
     """Whoever closes the pool, the block's end restores joblib on its own thread."""
-    import threading
-
     before = joblib.effective_n_jobs(-1)
     with sky.pool(worker=sky.Worker(concurrency=37)) as pool:
         thread = threading.Thread(target=pool.shutdown)

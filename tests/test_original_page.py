@@ -137,15 +137,18 @@ def test_the_scikit_learn_snippet_runs():
 # ------------------------------------------------------------------------------------------------ what it does
 
 
+THREADS = f"threadpoolctl=={metadata.version('threadpoolctl')}"
+
+
 def test_the_image_transform_appends_joblib():
-    """To what the user asked for, in the client's version."""
+    """To what the user asked for, in the client's version; with threadpoolctl, which the client has too."""
     image = sky.plugins.joblib().transform(sky.Image(pip=["numpy"]))
-    assert image.pip == ("numpy", f"joblib=={joblib.__version__}")
+    assert image.pip == ("numpy", f"joblib=={joblib.__version__}", THREADS)
 
 
 def test_the_image_transform_pins_the_version_that_is_asked_for():
     """`joblib(version=...)`, whatever is installed here."""
-    assert sky.plugins.joblib(version="1.4.0").transform(sky.Image()).pip == ("joblib==1.4.0",)
+    assert sky.plugins.joblib(version="1.4.0").transform(sky.Image()).pip == ("joblib==1.4.0", THREADS)
 
 
 def test_entering_the_pool_makes_its_backend_joblibs_default(shared_pool):
@@ -470,13 +473,13 @@ def requirements(*plugins, image=None):
     return sorted(image.pip)
 
 
-HAS = [f"joblib=={joblib.__version__}", f"scikit-learn=={metadata.version('scikit-learn')}"]
+HAS = [f"joblib=={joblib.__version__}", f"scikit-learn=={metadata.version('scikit-learn')}", THREADS]
 
 
 def test_the_sklearn_plugin_installs_scikit_learn_and_joblib():
     """In the client's versions, or in the one that is asked for."""
     assert requirements(sky.plugins.sklearn()) == HAS
-    assert requirements(sky.plugins.sklearn(version="1.5.0")) == [HAS[0], "scikit-learn==1.5.0"]
+    assert requirements(sky.plugins.sklearn(version="1.5.0")) == [HAS[0], "scikit-learn==1.5.0", THREADS]
 
 
 def test_the_sklearn_plugin_builds_on_the_same_backend():
@@ -503,14 +506,14 @@ def test_both_plugins_together_are_as_one(names):
 def test_a_pinned_joblib_stands_beside_the_sklearn_plugin():
     """Before or after it, the version that was named is the one that counts, and is listed once."""
     pinned, learn = sky.plugins.joblib(version="1.4.0"), sky.plugins.sklearn()
-    assert requirements(pinned, learn) == requirements(learn, pinned) == ["joblib==1.4.0", HAS[1]]
+    assert requirements(pinned, learn) == requirements(learn, pinned) == ["joblib==1.4.0", *HAS[1:]]
 
 
 def test_what_the_image_asks_for_is_kept():
     """A plugin without a version of its own adds no second requirement, however the name is spelled."""
     image = sky.Image(pip=["scikit_learn>=1.2", "joblib<2"])
-    assert requirements(sky.plugins.sklearn(), image=image) == ["joblib<2", "scikit_learn>=1.2"]
-    assert requirements(sky.plugins.sklearn("1.5.0"), image=image) == ["joblib<2", "scikit-learn==1.5.0"]
+    assert requirements(sky.plugins.sklearn(), image=image) == ["joblib<2", "scikit_learn>=1.2", THREADS]
+    assert requirements(sky.plugins.sklearn("1.5.0"), image=image) == ["joblib<2", "scikit-learn==1.5.0", THREADS]
 
 
 def test_a_client_without_scikit_learn_asks_for_the_latest(monkeypatch):
@@ -523,6 +526,6 @@ def test_a_client_without_scikit_learn_asks_for_the_latest(monkeypatch):
         return version(name)
 
     monkeypatch.setattr(metadata, "version", none)
-    assert requirements(sky.plugins.sklearn()) == [HAS[0], "scikit-learn"]
+    assert requirements(sky.plugins.sklearn()) == [HAS[0], "scikit-learn", THREADS]
     with pytest.raises(sky.NodeStartError, match="scikit-learn is not installed"):
         sky.pool(plugins=[sky.plugins.sklearn()]).__enter__()

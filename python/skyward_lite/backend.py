@@ -11,6 +11,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import pickle
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,16 +21,37 @@ from joblib import parallel_config, register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from . import payload
+from .batch import NAME
 from .compute_pool import ComputePool, outcome
-from .errors import PoolClosedError
+from .errors import PoolClosedError, SkywardError
 
 log = logging.getLogger("skyward_lite")
 
-NAME = "skyward"
-"""The backend's registered name."""
-
 _open: list[ComputePool] = []
-"""The pools whose block is entered, innermost last: `backend="skyward"` means that one."""
+"""The pools whose block is entered, innermost last.
+
+`backend="skyward"` means the last one that the calling thread entered, or the last of all if it entered none.
+"""
+
+_said: set[tuple[str, str]] = set()
+"""What the log has been told, each of a pool's run."""
+
+
+def _say_once(pool: ComputePool, text: str) -> None:
+    if (pool._run, text) not in _said:
+        _said.add((pool._run, text))
+        log.info(text)
+
+
+class _NoSharedMemory:
+    """False, as the backend's `supports_sharedmem`. joblib asks for its truth only where a call requires it."""
+
+    def __init__(self, pool: ComputePool) -> None:
+        self.pool = pool
+
+    def __bool__(self) -> bool:
+        _say_once(self.pool, 'Parallel(require="sharedmem") runs in threads of this process: joblib\'s choice')
+        return False
 
 
 class _Call:
@@ -99,6 +122,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     """
 
     supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
     default_n_jobs = -1
 
     # joblib's own values (0.2 s and 2 s) pay for a process pool's overhead. Ours is some 50 µs a batch, so batches
@@ -108,23 +132,25 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def __init__(
         self,
-        nesting_level: int | None = 0,
+        nesting_level: int | None = None,
         inner_max_num_threads: int | None = None,
         pool: ComputePool | None = None,
     ) -> None:
-        super().__init__(nesting_level=nesting_level or 0, inner_max_num_threads=inner_max_num_threads)
+        # A level of None is replaced by joblib, with that of the backend around.
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         self.pool = _innermost() if pool is None else pool
+        self.supports_sharedmem = _NoSharedMemory(self.pool)
         self.parallel: Any = None
         self.call = _Call(0)
         self._seconds = 0.0
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Give the number of workers that `n_jobs` means: -1 all, -2 all but one, n at most n."""
-        workers = self._workers(n_jobs)
+        workers = self._wanted(n_jobs)
         # For joblib 1 means "run it here". What is really in flight is capped in `submit`.
         return 1 if n_jobs == 1 else max(2, workers)
 
-    def _workers(self, n_jobs: int | None) -> int:
+    def _wanted(self, n_jobs: int | None) -> int:
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         self.pool._check_open()
@@ -133,13 +159,29 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             return slots
         return max(1, slots + 1 + n_jobs) if n_jobs < 0 else min(n_jobs, slots)
 
-    def configure(self, n_jobs: int | None = 1, parallel: Any = None, **kwargs: Any) -> int:
-        """Prepare for a call of `Parallel`."""
+    def configure(
+        self,
+        n_jobs: int | None = 1,
+        parallel: Any = None,
+        inner_max_num_threads: int | None = None,
+        initializer: object = None,
+        **kwargs: Any,
+    ) -> int:
+        """Prepare for a call of `Parallel`. What it says of memory maps and local processes means nothing here."""
         if self.parallel is not parallel:
             own = type(self)(self.nesting_level, self.inner_max_num_threads, self.pool)
             own.parallel = parallel
             raise FallbackToBackend(own)
-        workers = self._workers(n_jobs)
+        if initializer is not None:
+            raise TypeError("the skyward backend takes no initializer: its workers run before the call")
+        workers = self._wanted(n_jobs)
+        if n_jobs == 1:
+            _say_once(self.pool, "Parallel(n_jobs=1) runs in this process, one task after the other: joblib's choice")
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        if inner_max_num_threads is not None:
+            self.inner_max_num_threads: int | None = inner_max_num_threads
+        if self.inner_max_num_threads is not None and self.inner_max_num_threads < 1:
+            raise ValueError(f"inner_max_num_threads={self.inner_max_num_threads}: at least 1, or None")
         self.call = _Call(0 if workers >= self.pool.slots() else workers)
         rtt = max((node.rtt or 0.0 for node in self.pool.nodes()), default=0.0)
         # A batch should last for the way there and back, so that the next one is there when it ends.
@@ -150,6 +192,9 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def start_call(self) -> None:
         """Begin anew: inside `with Parallel()` several calls follow one `configure`."""
         self.call = _Call(self.call.cap)
+        # joblib lets the next call run what an aborted one had not dispatched, and mixes its values into the results
+        # (with its own backends, too).
+        self.parallel._ready_batches = queue.Queue()
 
     def stop_call(self) -> None:
         """Let go of the functions of the call."""
@@ -186,10 +231,12 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                 for function, _, _ in items:
                     if id(function) not in functions:
                         pool._encoder().learn(function, functions)
+                if self.inner_max_num_threads is not None:
+                    items = (self.inner_max_num_threads, items)
                 head, buffers = pool._encode(items, functions)
         except BaseException as error:
             # joblib hangs if this is raised on the settling thread, so it takes the way of a result.
-            batch.error = error
+            batch.error = _unsendable(error)
             pool._end(batch)
         else:
             batch.task = pool._send(batch, kind, head, buffers)
@@ -224,10 +271,20 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
 
+def _unsendable(error: BaseException) -> BaseException:
+    """Give what a call raises whose batch cannot be pickled: as with loky, a PicklingError with the reason as cause."""
+    if isinstance(error, (SkywardError, pickle.PicklingError)) or not isinstance(error, Exception):
+        return error
+    why = pickle.PicklingError(f"Could not pickle the task to send to the workers: {type(error).__name__}: {error}")
+    why.__cause__ = error
+    return why
+
+
 def _innermost() -> ComputePool:
     if not _open:
         raise PoolClosedError(f'backend="{NAME}" needs an open pool: call Parallel inside `with sky.pool(...):`')
-    return _open[-1]
+    mine = (pool for pool in reversed(_open) if pool._entered is threading.current_thread())
+    return next(mine, _open[-1])
 
 
 @contextlib.contextmanager

@@ -239,13 +239,14 @@ class _Together(Future[Any]):
         if self._good == len(members):
             self.set_result(tuple(member.result() for member in members))
             return
+        # First, so that whoever gets the error knows that nothing more will start.
+        for member in members[self._good + 1 :]:
+            member.cancel()
         bad = members[self._good]
         if bad.cancelled():
             self._say_cancelled()
         else:
             self.set_exception(bad.exception())
-        for member in members[self._good + 1 :]:
-            member.cancel()
 
     def _end(self) -> None:
         """Be the one who settles. The members' callbacks lead here: let go of them, or all live on as a cycle."""

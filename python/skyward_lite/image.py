@@ -40,7 +40,7 @@ class Image:
         if version is None:
             if len(others) < len(self.pip):
                 return self
-            version = _installed(name)
+            version = installed(name)
         return dataclasses.replace(self, pip=[*others, name if version is None else f"{name}=={version}"])
 
     def missing(self) -> list[str]:
@@ -55,7 +55,7 @@ class Image:
                 problems.append(f"{requirement!r} is not a requirement that pip would understand")
                 continue
             name, wanted = match.groups()
-            found = _installed(name)
+            found = installed(name)
             if found is None:
                 problems.append(f"{requirement} is not installed")
             elif wanted is not None and found != wanted:
@@ -63,7 +63,7 @@ class Image:
         return problems
 
 
-def _installed(package: str) -> str | None:
+def installed(package: str) -> str | None:
     """Give this interpreter's version of a package."""
     # Not at the module's head: it would be a fifth of the time that importing the package's names takes.
     from importlib import metadata

@@ -30,7 +30,10 @@ Functions = dict[int, tuple[Callable[..., Any], Any]]
 CALL: Final = 0
 """On a task: the pickle is `(function, args, kwargs)`."""
 BATCH: Final = 1
-"""On a task: the pickle is a list of such triples, as joblib makes them; the result is the list of their values."""
+"""On a task: the pickle is a list of such triples, as joblib makes them; the result is the list of their values.
+
+For a call with `inner_max_num_threads` it is the pair of that number and the list.
+"""
 RETURNED: Final = 0
 RAISED: Final = 1
 CRASHED: Final = 2

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from .image import Image
+from .image import Image, installed
 
 if TYPE_CHECKING:
     from .compute_pool import ComputePool
@@ -51,11 +51,11 @@ def joblib(version: str | None = None) -> Plugin:
     """Make `joblib.Parallel` run on the pool for the length of its block.
 
     The nodes get joblib in `version`; None means the client's own, which is what pickles need, unless the image asks
-    for another.
+    for another. They get threadpoolctl as well if the client has it: `inner_max_num_threads` needs it there.
     """
 
     def transform(image: Image) -> Image:
-        return image.with_package("joblib", version)
+        return _with_joblib(image, version)
 
     return Plugin("joblib", preload=["joblib"], transform=transform, around_client=_joblib_backend)
 
@@ -68,11 +68,16 @@ def sklearn(version: str | None = None) -> Plugin:
     """
 
     def transform(image: Image) -> Image:
-        return image.with_package("joblib", None).with_package("scikit-learn", version)
+        return _with_joblib(image, None).with_package("scikit-learn", version)
 
     # The first loads nearly all that tasks need (1 s), the second ensembles and their trees (0.1 s).
     preload = ["joblib", "sklearn.model_selection", "sklearn.ensemble"]
     return Plugin("sklearn", preload=preload, transform=transform, around_client=_joblib_backend)
+
+
+def _with_joblib(image: Image, version: str | None) -> Image:
+    image = image.with_package("joblib", version)
+    return image if installed("threadpoolctl") is None else image.with_package("threadpoolctl", None)
 
 
 def _joblib_backend(pool: ComputePool) -> AbstractContextManager[object]:

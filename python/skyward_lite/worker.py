@@ -18,11 +18,10 @@ from typing import Any
 
 from . import _core, payload
 from ._stdin import take_socket
+from .batch import Function, run_batch, run_limited
 from .plugins import WorkerInfo
 
-Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
-Triple = tuple[Function, tuple[Any, ...], dict[str, Any]]
 
 WAIT_MS = 60_000
 """Bound on one wait for a task. Nothing depends on it: the process ends when its agent does."""
@@ -50,9 +49,10 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
             del item, head, buffers
             start = perf_counter_ns()
             if kind == payload.BATCH:
+                threads, call = call if isinstance(call, tuple) else (None, call)
                 if decorate is not None:
                     call = [(decorate(function), args, kwargs) for function, args, kwargs in call]
-                value = run_batch(call)
+                value = run_batch(call) if threads is None else run_limited(threads, call)
             else:
                 function, args, kwargs = call
                 if decorate is not None:
@@ -72,15 +72,6 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
         finish(task, attempt, tag, nanos, *encoded)
         # While this thread waits for its next task it must not keep the last one's memory.
         item = call = value = encoded = None
-
-
-def run_batch(items: list[Triple]) -> list[Any]:
-    """Run joblib's triples with nested `Parallel` calls being sequential, as joblib does in its own workers."""
-    # Imported before by `preload` (it takes 0.1–0.4 s), and only where joblib's batches come.
-    from joblib import parallel_config
-
-    with parallel_config(backend="sequential"):
-        return [function(*args, **kwargs) for function, args, kwargs in items]
 
 
 def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> Decorator | None:

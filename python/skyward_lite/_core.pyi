@@ -55,6 +55,8 @@ class Pool:
         """
     def start_node(self, node: int, connection: Connection, command: str, hello: str, ready_timeout: float) -> None:
         """Begin a session with the agent that `command` starts there. Time in seconds."""
+    def differences(self, node: int) -> list[str] | None:
+        """Say what a node's environment has otherwise than ours, a sentence each; None before it has greeted."""
     def fail_node(self, node: int, why: str) -> None:
         """Give a node up that no session was begun with."""
     def nodes(self) -> list[_NodeRow]: ...
@@ -127,15 +129,14 @@ class Worker:
 def generate_key() -> tuple[str, str]:
     """Make an Ed25519 key: (private, public), in OpenSSH's formats."""
 
-def serve_embedded(
-    *,
-    fd: int,
-    host_key: str,
-    authorized_key: str,
-    timeout: float,
-    worker: list[str],
-    version: str,
-    python: str,
-    epoch: str,
-) -> None:
-    """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raises `CoreError`."""
+def serve_embedded(spec: dict[str, object], *, fd: int, host_key: str, authorized_key: str, timeout: float) -> None:
+    """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raises `CoreError`.
+
+    `spec` has what `AgentSpec` in agent.rs lists.
+    """
+
+def serve(spec: dict[str, object], *, reading: int, writing: int) -> None:
+    """Be an agent for the client behind two sockets or pipes, which are given away, until it is done.
+
+    Raises `CoreError`.
+    """

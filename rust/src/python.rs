@@ -8,6 +8,7 @@
 // pyo3 hands arguments over by value.
 #![allow(clippy::needless_pass_by_value)]
 
+use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -119,12 +120,16 @@ fn core_error(error: impl std::fmt::Display) -> PyErr {
 }
 
 /// Own the descriptor that Python code detached from its socket.
-fn socket(fd: c_int) -> PyResult<UnixStream> {
+fn owned(fd: c_int) -> PyResult<OwnedFd> {
     if fd < 0 {
         return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
     }
     // SAFETY: the stub says that the descriptor is given away.
-    Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn socket(fd: c_int) -> PyResult<UnixStream> {
+    owned(fd).map(UnixStream::from)
 }
 
 fn private_key(text: &str) -> PyResult<PrivateKey> {
@@ -283,6 +288,11 @@ impl Pool {
         let connection = Arc::clone(&connection.inner);
         self.inner.start_node(node, NodeSpec { connection, command, hello, ready_timeout: seconds(ready_timeout)? });
         Ok(())
+    }
+
+    /// What the node's environment has otherwise than ours, once it has greeted.
+    fn differences(&self, node: usize) -> Option<Vec<String>> {
+        self.inner.nodes().into_iter().nth(node)?.hello.map(|hello| hello.differences)
     }
 
     fn fail_node(&self, py: Python<'_>, node: usize, why: String) {
@@ -451,48 +461,77 @@ impl Worker {
     }
 }
 
-/// Be an agent for the client at the other end of the socket `fd`, behind an embedded SSH server, until it is done.
-#[pyfunction]
-#[pyo3(signature = (*, fd, host_key, authorized_key, timeout, worker, version, python, epoch))]
-#[allow(clippy::too_many_arguments)] // keyword arguments in Python
-fn serve_embedded(
-    py: Python<'_>,
-    fd: c_int,
-    host_key: &str,
-    authorized_key: &str,
-    timeout: f64,
+/// What an agent must be told, as Python has it.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Spec {
     worker: Vec<String>,
     version: String,
     python: String,
     epoch: String,
-) -> PyResult<()> {
-    let socket = socket(fd)?;
-    let host_key = private_key(host_key)?;
-    let authorized = public_key(authorized_key)?;
-    let timeout = Duration::try_from_secs_f64(timeout).map_err(|e| PyValueError::new_err(e.to_string()))?;
-    let spec = AgentSpec { worker, version, python, epoch };
+    packages: BTreeMap<String, String>,
+}
+
+impl From<Spec> for AgentSpec {
+    fn from(Spec { worker, version, python, epoch, packages }: Spec) -> Self {
+        Self { worker, version, python, epoch, packages }
+    }
+}
+
+/// Run an agent to its end.
+fn block_on(py: Python<'_>, agent: impl Future<Output = Result<(), AgentError>> + Send) -> PyResult<()> {
     py.detach(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|e| AgentError::Session(SessionError::Io(e)))?;
-        let end = runtime.block_on(async {
-            socket.set_nonblocking(true).map_err(SessionError::Io)?;
-            let socket = tokio::net::UnixStream::from_std(socket).map_err(SessionError::Io)?;
-            let accepted = server::accept(socket, host_key, authorized, timeout).await?;
-            let (from, to) = tokio::io::split(accepted.stream);
-            agent::run(from, to, spec).await
-        });
+        let end = runtime.block_on(agent);
         runtime.shutdown_timeout(Duration::from_millis(100));
         end
     })
     .map_err(core_error)
 }
 
+/// Be an agent for the client at the other end of the socket `fd`, behind an embedded SSH server, until it is done.
+#[pyfunction]
+#[pyo3(signature = (spec, *, fd, host_key, authorized_key, timeout))]
+fn serve_embedded(
+    py: Python<'_>,
+    spec: Spec,
+    fd: c_int,
+    host_key: &str,
+    authorized_key: &str,
+    timeout: f64,
+) -> PyResult<()> {
+    let socket = socket(fd)?;
+    let host_key = private_key(host_key)?;
+    let authorized = public_key(authorized_key)?;
+    let timeout = seconds(timeout)?;
+    block_on(py, async move {
+        socket.set_nonblocking(true).map_err(SessionError::Io)?;
+        let socket = tokio::net::UnixStream::from_std(socket).map_err(SessionError::Io)?;
+        let accepted = server::accept(socket, host_key, authorized, timeout).await?;
+        let (from, to) = tokio::io::split(accepted.stream);
+        agent::run(from, to, spec.into()).await
+    })
+}
+
+/// Be an agent for the client behind these two descriptors, which are given away, until it is done.
+#[pyfunction]
+#[pyo3(signature = (spec, *, reading, writing))]
+fn serve(py: Python<'_>, spec: Spec, reading: c_int, writing: c_int) -> PyResult<()> {
+    let (reading, writing) = (owned(reading)?, owned(writing)?);
+    block_on(py, async move {
+        let from = agent::reader(reading).map_err(SessionError::Io)?;
+        let to = agent::writer(writing).map_err(SessionError::Io)?;
+        agent::run(from, to, spec.into()).await
+    })
+}
+
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::{Buffer, Connection, CoreError, Pool, Worker, generate_key, serve_embedded};
+    use super::{Buffer, Connection, CoreError, Pool, Worker, generate_key, serve, serve_embedded};
     #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
 }

@@ -284,13 +284,12 @@ impl Connection {
         certificate: Option<Certificate>,
         accepts: &mut String,
     ) -> Result<bool, SshError> {
-        let result = match certificate {
-            Some(certificate) => self.handle.authenticate_openssh_cert(user, Arc::clone(key), certificate).await?,
-            None => {
-                let hash = self.hash(key.algorithm()).await?;
-                let key = PrivateKeyWithHashAlg::new(Arc::clone(key), hash);
-                self.handle.authenticate_publickey(user, key).await?
-            }
+        let result = if let Some(certificate) = certificate {
+            self.handle.authenticate_openssh_cert(user, Arc::clone(key), certificate).await?
+        } else {
+            let hash = self.hash(key.algorithm()).await?;
+            let key = PrivateKeyWithHashAlg::new(Arc::clone(key), hash);
+            self.handle.authenticate_publickey(user, key).await?
         };
         Ok(passed(result, accepts))
     }

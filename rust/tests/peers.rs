@@ -38,6 +38,8 @@ fn hello(slots: usize, processes: bool) -> ClientHello {
         node: "tested".to_owned(),
         python: "3.11".to_owned(),
         lease_ms: 60_000,
+        packages: BTreeMap::new(),
+        strict: false,
         worker: WorkerSpec {
             concurrency: Some(slots),
             processes,
@@ -58,6 +60,7 @@ fn agent_spec(python: &str) -> AgentSpec {
         version: "0".to_owned(),
         python: python.to_owned(),
         epoch: "1".to_owned(),
+        packages: [("joblib".to_owned(), "1".to_owned())].into(),
     }
 }
 
@@ -456,6 +459,19 @@ fn a_worker_that_does_not_start_fails_the_node() {
     let worker = vec!["sh".to_owned(), "-c".to_owned(), "exit 7".to_owned()];
     let why = lost(embedded_agent(hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
     assert!(why.contains("status 7"), "{why}");
+}
+
+/// What the node has otherwise than the client is told, or refused if so asked.
+#[test]
+fn other_packages_are_told() {
+    let mut hello = hello(1, false);
+    hello.packages = [("joblib", "1"), ("numpy", "2")].map(|(n, v)| (n.to_owned(), v.to_owned())).into();
+    let pool = ready(vec![embedded(hello.clone(), "3.11")]);
+    let told = pool.nodes().remove(0).hello.unwrap().differences;
+    assert_eq!(told, ["numpy 2 is missing"]);
+    hello.strict = true;
+    let why = lost(embedded(hello, "3.11"));
+    assert!(why.contains("numpy 2 is missing") && why.contains("strict_env"), "{why}");
 }
 
 /// A worker process that dies fails what it may have been running, and is replaced.

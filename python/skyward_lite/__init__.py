@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from .plugins import Plugin, WorkerInfo
     from .providers import Provider
     from .providers.local import Local
+    from .providers.ssh import SSH, Host
 else:
     # The names above are imported when the first of them is asked for. The agent and the worker, whose modules are in
     # this package too, start sooner without the client's part.
-    _HOMES = ("calls", "compute_pool", "errors", "image", "plugins", "providers", "providers.local")
+    _HOMES = ("calls", "compute_pool", "errors", "image", "plugins", "providers", "providers.local", "providers.ssh")
 
     def __getattr__(name):
         if name in ("errors", "plugins"):
@@ -58,6 +59,7 @@ else:
 __all__ = [
     "ComputeFunction",
     "ComputePool",
+    "Host",
     "Image",
     "LazyCall",
     "LazyGroup",
@@ -71,6 +73,7 @@ __all__ = [
     "Provider",
     "RemoteError",
     "RemoteTraceback",
+    "SSH",
     "SkywardError",
     "TaskTimeoutError",
     "Worker",

@@ -10,6 +10,10 @@ _NodeRow: TypeAlias = tuple[str, str, str, int, float | None, int | None]
 _Message: TypeAlias = tuple[int, int, int, int, bytes | memoryview, list[memoryview] | None]
 """(task, attempt, tag, nanoseconds, pickle, out-of-band buffers)"""
 
+_Identity: TypeAlias = str | tuple[str, str | None] | tuple[str, list[str], bool]
+"""A private key; a file with one and one with its certificate; an agent's socket, the keys wanted first, and whether
+only these."""
+
 class CoreError(RuntimeError):
     """Raised when the core cannot do what it was asked; the message is for people."""
 
@@ -19,24 +23,42 @@ class Buffer:
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+class Connection:
+    """An open SSH connection, on which commands run."""
+
+    host_key: str
+    """The key that the host showed, in OpenSSH's one-line format."""
+
+    def run(self, command: str, input: bytes, bound: float) -> tuple[int | None, bytes, bytes]:
+        """Run a command to its end: its status (None for none), standard output and standard error, 1 MiB of each."""
+
 class Pool:
     """The nodes of one pool, the queue in front of them and the finished tasks behind."""
 
     def __init__(self, attempts: int, max_payload: int) -> None: ...
-    def add_node(
+    def add_node(self, name: str) -> int:
+        """Count a node in that is to be connected to; its number in `nodes`."""
+    def connect(
         self,
         *,
-        name: str,
-        fd: int,
+        endpoint: int | tuple[str, int],
         user: str,
-        key: str,
         host_keys: list[str],
-        command: str,
-        hello: str,
-        connect_timeout: float,
-        ready_timeout: float,
-    ) -> int:
-        """Begin to connect to the SSH server at the socket `fd`, which is given away. Times in seconds."""
+        revoked: list[str],
+        accept_new: bool,
+        identities: list[_Identity],
+        timeout: float,
+    ) -> Connection:
+        """Connect to the SSH server at a socket, which is given away, or at a host and port. Waits, `timeout` seconds.
+
+        Raises `CoreError`, whose second argument says what it is about: "host key", "authentication", "closed" or "".
+        """
+    def start_node(self, node: int, connection: Connection, command: str, hello: str, ready_timeout: float) -> None:
+        """Begin a session with the agent that `command` starts there. Time in seconds."""
+    def differences(self, node: int) -> list[str] | None:
+        """Say what a node's environment has otherwise than ours, a sentence each; None before it has greeted."""
+    def fail_node(self, node: int, why: str) -> None:
+        """Give a node up that no session was begun with."""
     def nodes(self) -> list[_NodeRow]: ...
     def wait_for_change(self, bound_ms: int) -> list[_NodeRow]:
         """Wait until some node's state changes, at most `bound_ms`."""
@@ -107,15 +129,14 @@ class Worker:
 def generate_key() -> tuple[str, str]:
     """Make an Ed25519 key: (private, public), in OpenSSH's formats."""
 
-def serve_embedded(
-    *,
-    fd: int,
-    host_key: str,
-    authorized_key: str,
-    timeout: float,
-    worker: list[str],
-    version: str,
-    python: str,
-    epoch: str,
-) -> None:
-    """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raises `CoreError`."""
+def serve_embedded(spec: dict[str, object], *, fd: int, host_key: str, authorized_key: str, timeout: float) -> None:
+    """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raises `CoreError`.
+
+    `spec` has what `AgentSpec` in agent.rs lists.
+    """
+
+def serve(spec: dict[str, object], *, reading: int, writing: int) -> None:
+    """Be an agent for the client behind two sockets or pipes, which are given away, until it is done.
+
+    Raises `CoreError`.
+    """

@@ -1,4 +1,7 @@
-"""The agent process of one node: `python -m skyward_lite.agent embedded`, with the client's socket as standard input.
+"""The agent process of one node.
+
+`python -m skyward_lite.agent stdio` serves the client at its standard input and output, as an SSH server starts it.
+`python -m skyward_lite.agent embedded` is its own SSH server, behind a socket that is its standard input.
 
 The work is done in Rust (`agent.rs`); this is how it is started.
 """
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 
@@ -14,7 +18,36 @@ from . import _core
 from ._stdin import take_socket
 from ._version import PYTHON, __version__
 
-WORKER = [sys.executable, "-P", "-m", "skyward_lite.worker"]
+_DISTRIBUTION = re.compile(r"(.+?)-([^-]+)(?:-.*)?\.(?:dist-info|egg-info)")
+
+
+def packages() -> dict[str, str]:
+    """Give the distributions that this interpreter finds: normalized name → version.
+
+    By the names of their directories: reading each one's metadata takes longer than all the rest of the start.
+    """
+    found: dict[str, str] = {}
+    for directory in sys.path:
+        try:
+            names = os.listdir(directory or ".")
+        except OSError:
+            continue
+        for name in names:
+            match = _DISTRIBUTION.fullmatch(name)
+            if match is not None:
+                found.setdefault(re.sub(r"[-_.]+", "-", match[1]).lower(), match[2])
+    return found
+
+
+def spec() -> dict[str, object]:
+    """Say what the agent must be told that it cannot find out."""
+    return {
+        "worker": [sys.executable, "-P", "-m", "skyward_lite.worker"],
+        "version": __version__,
+        "python": PYTHON,
+        "epoch": os.urandom(16).hex(),
+        "packages": packages(),
+    }
 
 
 def embedded() -> None:
@@ -27,30 +60,34 @@ def embedded() -> None:
             sys.exit("the client left before it sent its keys")
         line += byte
     keys = json.loads(line)
-    # Ctrl-C and the like are the client's to handle; the agent ends when the client says so, or is gone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        _core.serve_embedded(
-            fd=fd,
-            host_key=keys["host_key"],
-            authorized_key=keys["authorized_key"],
-            timeout=keys["timeout"],
-            worker=WORKER,
-            version=__version__,
-            python=PYTHON,
-            epoch=os.urandom(16).hex(),
-        )
-    except _core.CoreError as error:
-        sys.exit(f"skyward_lite agent: {error}")
+    _core.serve_embedded(
+        spec(),
+        fd=fd,
+        host_key=keys["host_key"],
+        authorized_key=keys["authorized_key"],
+        timeout=keys["timeout"],
+    )
+
+
+def stdio() -> None:
+    """Serve one client over standard input and output."""
+    writing = os.dup(1)
+    # Whatever prints in this process must not get between the frames.
+    os.dup2(2, 1)
+    _core.serve(spec(), reading=take_socket(), writing=writing)
 
 
 def main() -> None:
     """Do what the command line says."""
-    match sys.argv[1:]:
-        case ["embedded"]:
-            embedded()
-        case other:
-            sys.exit(f"usage: python -m skyward_lite.agent embedded (got {other})")
+    ways = {"embedded": embedded, "stdio": stdio}
+    if len(sys.argv) != 2 or sys.argv[1] not in ways:
+        sys.exit(f"usage: python -m skyward_lite.agent {' | '.join(ways)} (got {sys.argv[1:]})")
+    # Ctrl-C and the like are the client's to handle; the agent ends when the client says so, or is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ways[sys.argv[1]]()
+    except _core.CoreError as error:
+        sys.exit(f"skyward_lite agent: {error}")
 
 
 if __name__ == "__main__":

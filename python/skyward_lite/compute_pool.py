@@ -40,7 +40,7 @@ from .errors import (
 )
 from .image import Image
 from .plugins import Plugin
-from .providers import Host, Provider, Wanted
+from .providers import Machine, Provider, Wanted
 from .providers.local import Local
 
 P = ParamSpec("P")
@@ -223,7 +223,8 @@ class ComputePool(Executor):
         self._lock = threading.Lock()
         self._idle = threading.Condition()
         self._state: Literal["new", "open", "closing", "closed"] = "new"
-        self._hosts: list[Host] = []
+        self._machines: list[Machine] = []
+        self._starters: list[threading.Thread] = []
         self._entered: threading.Thread | None = None
         self._give_up = False
         self._left = threading.Event()
@@ -269,7 +270,6 @@ class ComputePool(Executor):
         self._settler.start()
         self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
         self._printer.start()
-        # One by one: whatever comes between, those that are there can be let go.
         wanted = Wanted(
             nodes=self.nodes_wanted,
             image=image,
@@ -277,42 +277,50 @@ class ComputePool(Executor):
             memory_gb=self.memory_gb,
             connect_timeout=self._connect_timeout,
         )
-        self.provider.start(wanted, self._hosts)
-        for host in self._hosts:
-            timeout = self.worker.task_timeout
-            hello = {
-                "version": __version__,
-                "run": self._run,
-                "node": host.name,
-                "python": PYTHON,
-                "lease_ms": int(self._lease * 1000),
-                "worker": {
-                    "concurrency": self.worker.concurrency,
-                    "processes": self.worker.executor == "process",
-                    "env": dict(image.env),
-                    "sys_path": [p for p in sys.path if isinstance(p, str)] if host.shares_files else [],
-                    "preload": preload,
-                    "max_payload": self.worker.max_payload,
-                    "task_timeout_ms": None if timeout is None else max(1, int(timeout * 1000)),
-                    "setup": setup,
-                    "unwind": any(plugin.around_worker is not None for plugin in self.plugins),
-                },
-            }
-            self._core.add_node(
-                name=host.name,
-                fd=host.socket.detach(),
-                user=host.user,
-                key=host.key,
-                host_keys=host.host_keys,
-                command=host.command,
-                hello=json.dumps(hello),
-                connect_timeout=self._connect_timeout,
-                ready_timeout=self._start_timeout,
-            )
+        self.provider.start(wanted, self._machines)
+        for machine in self._machines:
+            args = (self._core.add_node(machine.name), machine, self._hello(machine, image, preload, setup))
+            self._starters.append(threading.Thread(target=self._bring_up, args=args, name=f"skyward-{machine.name}"))
+            self._starters[-1].daemon = True
+            self._starters[-1].start()
         for module in preload:
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)
         self._await_nodes()
+
+    def _hello(self, machine: Machine, image: Image, preload: list[str], setup: str) -> str:
+        """Say what the agent must know; session.rs reads it."""
+        timeout = self.worker.task_timeout
+        hello = {
+            "version": __version__,
+            "run": self._run,
+            "node": machine.name,
+            "python": PYTHON,
+            "lease_ms": int(self._lease * 1000),
+            "worker": {
+                "concurrency": machine.concurrency or self.worker.concurrency,
+                "processes": self.worker.executor == "process",
+                "env": dict(image.env),
+                "sys_path": [p for p in sys.path if isinstance(p, str)] if machine.shares_files else [],
+                "preload": preload,
+                "max_payload": self.worker.max_payload,
+                "task_timeout_ms": None if timeout is None else max(1, int(timeout * 1000)),
+                "setup": setup,
+                "unwind": any(plugin.around_worker is not None for plugin in self.plugins),
+            },
+        }
+        return json.dumps(hello)
+
+    def _bring_up(self, node: int, machine: Machine, hello: str) -> None:
+        """Connect to one machine and start its agent. Runs on a thread of its own; what goes wrong is the node's fate."""
+        try:
+            opened = machine.open(self._core)
+            self._core.start_node(node, opened.connection, opened.command, hello, self._start_timeout)
+        except (NodeStartError, _core.CoreError, OSError) as error:
+            self._core.fail_node(node, str(error))
+        except BaseException as error:
+            self._core.fail_node(node, f"{type(error).__name__}: {error}")
+            raise
 
     def _setup(self) -> str:
         """Pickle what the plugins do in the workers; empty if that is nothing."""
@@ -410,7 +418,10 @@ class ComputePool(Executor):
                 # Whoever reads our streams may have stopped to do so.
                 self._printer.join(LEAVE)
         finally:
-            self.provider.stop(self._hosts, max(0.5, deadline - time.monotonic()))
+            self.provider.stop(self._machines, max(0.5, deadline - time.monotonic()))
+            for starter in self._starters:
+                # What they wait for has ended with the core.
+                starter.join(max(0.5, deadline - time.monotonic()))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Close the pool, as `Executor.shutdown`.

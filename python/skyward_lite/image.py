@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
+
+from ._version import PYTHON
 
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*(?:==\s*([^\s;,*]+)(?=\s*(?:[;,]|$)))?")
 
@@ -13,17 +16,45 @@ _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*(
 class Image:
     """The environment of a node.
 
-    `pip` are requirements in pip's syntax; `env` is set in the workers' environment before they start. A node that
-    uses an interpreter as it is (`Local`) verifies the requirements and installs nothing.
+    `python`: the Python version of the nodes, "3.11"; it must be the client's, which is what None means.
+    `pip`: requirements in pip's syntax. `apt`: packages of Debian's and its kin, for which the user must be root or may
+    use sudo without a password.
+    `env`: set in the workers' environment before they start.
+    `index_url`: where pip looks instead of PyPI. `wheelhouse`: a directory of wheels here that is sent to the nodes and
+    is all that pip uses there, for hosts without a network.
+    `includes`: modules and packages here (files and directories) that can be imported on the nodes.
+    `wheel`: a wheel of skyward_lite for nodes on which the client's own does not run.
+
+    A node that uses an interpreter as it is (`Local`, `SSH(python=)`) verifies `pip` and installs nothing.
     """
 
+    python: str | None = None
     pip: Sequence[str] = ()
+    apt: Sequence[str] = ()
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    index_url: str | None = None
+    wheelhouse: str | None = None
+    includes: Sequence[str] = ()
+    wheel: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.pip, str):
-            raise TypeError(f"Image(pip=...) takes a list of requirements: pip=[{self.pip!r}]")
-        object.__setattr__(self, "pip", tuple(self.pip))
+        for name in ("pip", "apt", "includes"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise TypeError(f"Image({name}=...) takes a list: {name}=[{value!r}]")
+            object.__setattr__(self, name, tuple(str(item) for item in value))
+        if self.python is not None and self.python != PYTHON:
+            raise ValueError(
+                f"Image(python={self.python!r}): nodes need the client's Python, which is {PYTHON}: functions that one "
+                "version pickled do not run in another"
+            )
+        for name in ("wheelhouse", "wheel"):
+            path = getattr(self, name)
+            if path is not None:
+                object.__setattr__(self, name, str(path))
+        for path in (*self.includes, *filter(None, [self.wheelhouse, self.wheel])):
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"Image: there is no {path}")
         object.__setattr__(self, "env", {str(k): str(v) for k, v in self.env.items()})
 
     def with_pip(self, *requirements: str) -> Image:

@@ -58,6 +58,7 @@ fn agent() -> Fallible {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         python: "3.11".to_owned(),
         epoch: std::process::id().to_string(),
+        packages: [("joblib".to_owned(), "1".to_owned())].into(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(agent::run(tokio::io::stdin(), tokio::io::stdout(), spec))?;

@@ -4,12 +4,15 @@
 //! everything that it started when the client says goodbye, is gone, or has let its lease run out. What it does with
 //! its worker processes is in `crew.rs`.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixStream, unix::pipe};
 use tokio::sync::Notify;
 
 use crate::crew::{Crew, Doom, GRACE};
@@ -38,6 +41,8 @@ pub struct AgentSpec {
     pub python: String,
     /// Names this life of the agent.
     pub epoch: String,
+    /// The node's distributions: normalized name → version.
+    pub packages: BTreeMap<String, String>,
 }
 
 #[derive(Default)]
@@ -73,6 +78,37 @@ pub(crate) struct Agent {
     end: Notify,
 }
 
+/// A descriptor that somebody handed us to read from: a socket or a pipe, as the SSH server has it.
+///
+/// # Errors
+/// If it is neither.
+pub fn reader(fd: OwnedFd) -> io::Result<Box<dyn AsyncRead + Unpin + Send>> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    Ok(if is_socket(&fd)? {
+        Box::new(UnixStream::from_std(fd.into())?)
+    } else {
+        Box::new(pipe::Receiver::from_owned_fd(fd)?)
+    })
+}
+
+/// As [`reader`], to write to.
+///
+/// # Errors
+/// If it is neither.
+pub fn writer(fd: OwnedFd) -> io::Result<Box<dyn AsyncWrite + Unpin + Send>> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    Ok(if is_socket(&fd)? {
+        Box::new(UnixStream::from_std(fd.into())?)
+    } else {
+        Box::new(pipe::Sender::from_owned_fd(fd)?)
+    })
+}
+
+fn is_socket(fd: &OwnedFd) -> io::Result<bool> {
+    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
+    Ok(kind == rustix::fs::FileType::Socket)
+}
+
 /// Serve one client on a stream until it is done with us, then end everything that was started.
 ///
 /// # Errors
@@ -94,11 +130,18 @@ where
     let body = greeting.map_err(|_| SessionError::NotReady(GREETING.as_secs()))??;
     let client: ClientHello = read_hello(&body)?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if client.python != spec.python {
-        let why = format!(
+    let differences = differences(&client, &spec);
+    let why = if client.python != spec.python {
+        Some(format!(
             "the client runs Python {}, this node Python {}: functions pickled by one do not run in the other",
             client.python, spec.python
-        );
+        ))
+    } else if client.strict && !differences.is_empty() {
+        Some(format!("its environment is not the client's, and strict_env=True: {}", differences.join("; ")))
+    } else {
+        None
+    };
+    if let Some(why) = why {
         link.send(|o| o.close(&why));
         farewell(&mut source, &mut writer).await;
         return Err(AgentError::Refused(why));
@@ -109,6 +152,7 @@ where
         epoch: spec.epoch.clone(),
         cores,
         pid: std::process::id(),
+        differences,
     })?;
     link.send(|o| o.control(answer));
     let agent = Arc::new(Agent {
@@ -153,6 +197,16 @@ where
     };
     agent.end_crew().await;
     ended
+}
+
+/// What the client has and this node has not, or in another version.
+fn differences(client: &ClientHello, spec: &AgentSpec) -> Vec<String> {
+    let differs = |(name, wanted): (&String, &String)| match spec.packages.get(name) {
+        None => Some(format!("{name} {wanted} is missing")),
+        Some(found) if found != wanted => Some(format!("{name} is {found}, not {wanted}")),
+        Some(_) => None,
+    };
+    client.packages.iter().filter_map(differs).collect()
 }
 
 /// Let the goodbye reach the client: it closes its end when it has read it.

@@ -59,12 +59,14 @@ pub enum SshError {
     Io(#[from] io::Error),
     #[error("connect, key exchange and authentication took more than {0} s")]
     Timeout(u64),
-    #[error("host key {got} is not the one expected: {expected}")]
+    #[error("the host key {got} is not known for this host; known: {expected}")]
     HostKey { got: String, expected: String },
-    #[error("authentication as {user:?} was refused; the server accepts: {accepts}")]
-    Authentication { user: String, accepts: String },
+    #[error("authentication as {user:?} was refused; tried: {tried}; the server accepts: {accepts}")]
+    Authentication { user: String, tried: String, accepts: String },
     #[error("the server refused to run the command {0:?}")]
     Exec(String),
+    #[error("not done within {seconds} s: {command}")]
+    Command { command: String, seconds: u64 },
     #[error("key is not readable: {0}")]
     Key(String),
     #[error("SSH: {0}")]
@@ -87,6 +89,11 @@ pub enum NodeError {
     Ssh(#[from] SshError),
     #[error(transparent)]
     Session(#[from] SessionError),
+    #[error("the pool is closed")]
+    Closed,
+    /// What the caller found.
+    #[error("{0}")]
+    Other(String),
 }
 
 /// What makes an agent end with an error of its own.

@@ -19,7 +19,7 @@ use crate::error::{NodeError, SessionError, SshError};
 use crate::frame::{Attempt, Body, Control, Event, Message, Tag};
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::session::{AgentHello, ClientHello, HEARTBEAT, Link, Outbox, SUSPECT, Source, hello, lock, read_hello};
-use crate::ssh::{self, Target};
+use crate::ssh::{self, Connection, Target};
 
 /// How often idle nodes are looked at while nothing else happens.
 const TICK: Duration = Duration::from_millis(200);
@@ -58,6 +58,8 @@ pub struct Node {
     pub rtt: Duration,
     pub hello: Option<AgentHello>,
     link: Arc<Link>,
+    /// A session with it was begun.
+    begun: bool,
 }
 
 /// Where a node's SSH server is.
@@ -69,12 +71,11 @@ pub enum Endpoint {
     Address(String, u16),
 }
 
-/// How to reach a node.
+/// How to open a session with a node that is connected to.
 pub struct NodeSpec {
-    /// For messages.
-    pub name: String,
-    pub endpoint: Endpoint,
-    pub target: Target,
+    pub connection: Arc<Connection>,
+    /// What to run there: it speaks our protocol over its standard input and output.
+    pub command: String,
     pub hello: ClientHello,
     /// Bound on everything until its workers take tasks.
     pub ready_timeout: Duration,
@@ -175,26 +176,86 @@ impl Pool {
         Ok(Self { shared, runtime: handle, thread: Mutex::new(Some(thread)), owner: std::process::id() })
     }
 
-    /// Begin to connect to a node. Its fate is told by [`Pool::nodes`].
-    pub fn add_node(&self, spec: NodeSpec) -> PeerId {
+    /// Count a node in, which is to be connected to. Its fate is told by [`Pool::nodes`].
+    pub fn add_node(&self, name: String) -> PeerId {
         let mut state = lock(&self.shared.state);
         let id = state.nodes.len();
-        let link = Arc::new(Link::default());
         state.nodes.push(Node {
-            name: spec.name.clone(),
+            name,
             state: NodeState::Connecting,
             slots: 0,
             rtt: Duration::MAX,
             hello: None,
-            link: Arc::clone(&link),
+            link: Arc::default(),
+            begun: false,
         });
-        drop(state);
+        id
+    }
+
+    /// Open a connection. Waits for it, within the target's bound.
+    ///
+    /// # Errors
+    /// [`NodeError::Ssh`], and [`NodeError::Closed`] if the pool is closed meanwhile.
+    pub fn connect(&self, endpoint: Endpoint, target: Target) -> Result<Connection, NodeError> {
+        self.wait(async move {
+            Ok(match endpoint {
+                Endpoint::Socket(socket) => {
+                    socket.set_nonblocking(true).map_err(SshError::Io)?;
+                    let socket = UnixStream::from_std(socket).map_err(SshError::Io)?;
+                    ssh::connect(socket, &target).await?
+                }
+                Endpoint::Address(host, port) => ssh::connect_tcp(&host, port, &target).await?,
+            })
+        })
+    }
+
+    /// Run a command to its end. Waits for it, at most for `bound`.
+    ///
+    /// # Errors
+    /// As [`Pool::connect`].
+    pub fn run(
+        &self,
+        connection: Arc<Connection>,
+        command: String,
+        input: Bytes,
+        bound: Duration,
+    ) -> Result<ssh::Output, NodeError> {
+        self.wait(async move {
+            let ended = tokio::time::timeout(bound, connection.run(&command, input)).await;
+            Ok(ended.map_err(|_| SshError::Command { command, seconds: bound.as_secs() })??)
+        })
+    }
+
+    /// Do something on the I/O thread, and wait for it. It has a bound of its own.
+    fn wait<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, NodeError>> + Send + 'static,
+    ) -> Result<T, NodeError> {
+        let (done, waiting) = std::sync::mpsc::sync_channel(1);
+        self.runtime.spawn(async move { drop(done.send(work.await)) });
+        // Without a runtime what was spawned is dropped, and its sender with it.
+        waiting.recv().unwrap_or(Err(NodeError::Closed))
+    }
+
+    /// Open a session with a node that was counted in.
+    pub fn start_node(&self, id: PeerId, spec: NodeSpec) {
+        let link = match lock(&self.shared.state).nodes.get_mut(id) {
+            Some(node) if node.state == NodeState::Connecting => {
+                node.begun = true;
+                Arc::clone(&node.link)
+            }
+            _ => return,
+        };
         let shared = Arc::clone(&self.shared);
         self.runtime.spawn(async move {
             let end = shared.serve(id, spec, link).await;
             shared.node_ended(id, end);
         });
-        id
+    }
+
+    /// Give a node up that was counted in, and say why.
+    pub fn fail_node(&self, id: PeerId, why: String) {
+        self.shared.node_ended(id, Err(NodeError::Other(why)));
     }
 
     /// All nodes that were added, in that order.
@@ -351,6 +412,9 @@ impl Pool {
         state.closing = true;
         for node in &mut state.nodes {
             node.link.send(|o| o.close("the pool was closed"));
+            if node.state == NodeState::Connecting && !node.begun {
+                node.state = NodeState::Closed;
+            }
         }
         let left = state.queue.drain();
         // Under the lock: whoever closes at the same time must not come between.
@@ -483,15 +547,9 @@ impl Shared {
     async fn serve(&self, id: PeerId, spec: NodeSpec, link: Arc<Link>) -> Result<(), NodeError> {
         let bound = spec.ready_timeout;
         let by = Instant::now() + bound;
-        let connection = match spec.endpoint {
-            Endpoint::Socket(socket) => {
-                socket.set_nonblocking(true).map_err(SshError::Io)?;
-                let socket = UnixStream::from_std(socket).map_err(SshError::Io)?;
-                ssh::connect(socket, &spec.target).await?
-            }
-            Endpoint::Address(host, port) => ssh::connect_tcp(&host, port, &spec.target).await?,
-        };
-        let (from, to) = tokio::io::split(connection.stream);
+        let stream = tokio::time::timeout(bound, spec.connection.exec(&spec.command)).await;
+        let stream = stream.map_err(|_| SessionError::NotReady(bound.as_secs()))??;
+        let (from, to) = tokio::io::split(stream);
         let greeting = hello(&spec.hello)?;
         link.send(|o| o.control(greeting));
         let sending = link.run(to, Some(SUSPECT));

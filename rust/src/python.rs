@@ -8,9 +8,11 @@
 // pyo3 hands arguments over by value.
 #![allow(clippy::needless_pass_by_value)]
 
+use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -23,11 +25,11 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PublicKey};
 
 use crate::agent::{self, AgentSpec};
-use crate::error::{AgentError, SessionError, SshError};
+use crate::error::{AgentError, NodeError, SessionError, SshError};
 use crate::frame::{Attempt, MAX_PARTS, Message, PROTOCOL};
 use crate::pool::{self, Endpoint, Node, NodeSpec, NodeState};
 use crate::session::{ClientHello, WorkerHello};
-use crate::ssh::{Target, new_key};
+use crate::ssh::{self, Identity, Target, new_key};
 use crate::{server, worker};
 
 /// Bytes up to which a payload is copied without releasing the GIL.
@@ -118,12 +120,16 @@ fn core_error(error: impl std::fmt::Display) -> PyErr {
 }
 
 /// Own the descriptor that Python code detached from its socket.
-fn socket(fd: c_int) -> PyResult<UnixStream> {
+fn owned(fd: c_int) -> PyResult<OwnedFd> {
     if fd < 0 {
         return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
     }
     // SAFETY: the stub says that the descriptor is given away.
-    Ok(UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn socket(fd: c_int) -> PyResult<UnixStream> {
+    owned(fd).map(UnixStream::from)
 }
 
 fn private_key(text: &str) -> PyResult<PrivateKey> {
@@ -141,6 +147,53 @@ fn generate_key() -> PyResult<(String, String)> {
     let private = key.to_openssh(LineEnding::LF).map_err(core_error)?;
     let public = key.public_key().to_openssh().map_err(core_error)?;
     Ok((private.to_string(), public))
+}
+
+fn seconds(seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds).map_err(|e| PyValueError::new_err(e.to_string()))
+}
+
+/// Where an SSH server is: a socket, or a host and a port.
+#[derive(FromPyObject)]
+enum At {
+    Socket(c_int),
+    Address(String, u16),
+}
+
+/// What to prove with who we are: a private key; a file with one, and one with its certificate; an agent's socket, the
+/// keys wanted first, and whether only these.
+#[derive(FromPyObject)]
+enum Proof {
+    Key(String),
+    Agent(String, Vec<String>, bool),
+    File(String, Option<String>),
+}
+
+#[pyclass(frozen, module = "skyward_lite._core")]
+struct Connection {
+    inner: Arc<ssh::Connection>,
+    pool: Py<Pool>,
+}
+
+#[pymethods]
+impl Connection {
+    #[getter]
+    fn host_key(&self) -> PyResult<String> {
+        self.inner.host_key.to_openssh().map_err(core_error)
+    }
+
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        command: String,
+        input: &Bound<'py, PyAny>,
+        bound: f64,
+    ) -> PyResult<(Option<u32>, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
+        let (input, bound, connection) = (snapshot(input)?, seconds(bound)?, Arc::clone(&self.inner));
+        let pool = self.pool.get();
+        let output = py.detach(|| pool.inner.run(connection, command, input, bound)).map_err(core_error)?;
+        Ok((output.status, PyBytes::new(py, &output.stdout), PyBytes::new(py, &output.stderr)))
+    }
 }
 
 #[pyclass(frozen, module = "skyward_lite._core")]
@@ -172,37 +225,78 @@ impl Pool {
         Ok(Self { inner })
     }
 
+    fn add_node(&self, name: String) -> usize {
+        self.inner.add_node(name)
+    }
+
     #[allow(clippy::too_many_arguments)] // keyword arguments in Python
-    #[pyo3(signature = (*, name, fd, user, key, host_keys, command, hello, connect_timeout, ready_timeout))]
-    fn add_node(
-        &self,
-        py: Python<'_>,
-        name: String,
-        fd: c_int,
+    #[pyo3(signature = (*, endpoint, user, host_keys, revoked, accept_new, identities, timeout))]
+    fn connect(
+        slf: Bound<'_, Self>,
+        endpoint: At,
         user: String,
-        key: &str,
         host_keys: Vec<String>,
+        revoked: Vec<String>,
+        accept_new: bool,
+        identities: Vec<Proof>,
+        timeout: f64,
+    ) -> PyResult<Connection> {
+        let keys = |lines: Vec<String>| lines.iter().map(|k| public_key(k)).collect::<PyResult<Vec<_>>>();
+        let endpoint = match endpoint {
+            At::Socket(fd) => Endpoint::Socket(socket(fd)?),
+            At::Address(host, port) => Endpoint::Address(host, port),
+        };
+        let proof = |proof| {
+            Ok(match proof {
+                Proof::Key(text) => Identity::Key(Arc::new(private_key(&text)?)),
+                Proof::File(path, certificate) => Identity::File(path.into(), certificate.map(Into::into)),
+                Proof::Agent(socket, wanted, only) => {
+                    Identity::Agent { socket: socket.into(), wanted: keys(wanted)?, only }
+                }
+            })
+        };
+        let target = Target {
+            user,
+            host_keys: keys(host_keys)?,
+            revoked: keys(revoked)?,
+            accept_new,
+            identities: identities.into_iter().map(proof).collect::<PyResult<_>>()?,
+            timeout: seconds(timeout)?,
+        };
+        let pool = slf.get();
+        let connection = slf.py().detach(|| pool.inner.connect(endpoint, target)).map_err(|error| {
+            let about = match &error {
+                NodeError::Ssh(SshError::HostKey { .. }) => "host key",
+                NodeError::Ssh(SshError::Authentication { .. }) => "authentication",
+                NodeError::Closed => "closed",
+                _ => "",
+            };
+            CoreError::new_err((error.to_string(), about))
+        })?;
+        Ok(Connection { inner: Arc::new(connection), pool: slf.unbind() })
+    }
+
+    fn start_node(
+        &self,
+        node: usize,
+        connection: &Connection,
         command: String,
         hello: &str,
-        connect_timeout: f64,
         ready_timeout: f64,
-    ) -> PyResult<usize> {
+    ) -> PyResult<()> {
         let hello: ClientHello = serde_json::from_str(hello).map_err(core_error)?;
-        let seconds = |s: f64| Duration::try_from_secs_f64(s).map_err(|e| PyValueError::new_err(e.to_string()));
-        let spec = NodeSpec {
-            name,
-            endpoint: Endpoint::Socket(socket(fd)?),
-            target: Target {
-                user,
-                key: private_key(key)?,
-                host_keys: host_keys.iter().map(|k| public_key(k)).collect::<PyResult<_>>()?,
-                command,
-                timeout: seconds(connect_timeout)?,
-            },
-            hello,
-            ready_timeout: seconds(ready_timeout)?,
-        };
-        Ok(py.detach(|| self.inner.add_node(spec)))
+        let connection = Arc::clone(&connection.inner);
+        self.inner.start_node(node, NodeSpec { connection, command, hello, ready_timeout: seconds(ready_timeout)? });
+        Ok(())
+    }
+
+    /// What the node's environment has otherwise than ours, once it has greeted.
+    fn differences(&self, node: usize) -> Option<Vec<String>> {
+        self.inner.nodes().into_iter().nth(node)?.hello.map(|hello| hello.differences)
+    }
+
+    fn fail_node(&self, py: Python<'_>, node: usize, why: String) {
+        py.detach(|| self.inner.fail_node(node, why));
     }
 
     fn nodes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -367,48 +461,77 @@ impl Worker {
     }
 }
 
-/// Be an agent for the client at the other end of the socket `fd`, behind an embedded SSH server, until it is done.
-#[pyfunction]
-#[pyo3(signature = (*, fd, host_key, authorized_key, timeout, worker, version, python, epoch))]
-#[allow(clippy::too_many_arguments)] // keyword arguments in Python
-fn serve_embedded(
-    py: Python<'_>,
-    fd: c_int,
-    host_key: &str,
-    authorized_key: &str,
-    timeout: f64,
+/// What an agent must be told, as Python has it.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Spec {
     worker: Vec<String>,
     version: String,
     python: String,
     epoch: String,
-) -> PyResult<()> {
-    let socket = socket(fd)?;
-    let host_key = private_key(host_key)?;
-    let authorized = public_key(authorized_key)?;
-    let timeout = Duration::try_from_secs_f64(timeout).map_err(|e| PyValueError::new_err(e.to_string()))?;
-    let spec = AgentSpec { worker, version, python, epoch };
+    packages: BTreeMap<String, String>,
+}
+
+impl From<Spec> for AgentSpec {
+    fn from(Spec { worker, version, python, epoch, packages }: Spec) -> Self {
+        Self { worker, version, python, epoch, packages }
+    }
+}
+
+/// Run an agent to its end.
+fn block_on(py: Python<'_>, agent: impl Future<Output = Result<(), AgentError>> + Send) -> PyResult<()> {
     py.detach(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|e| AgentError::Session(SessionError::Io(e)))?;
-        let end = runtime.block_on(async {
-            socket.set_nonblocking(true).map_err(SessionError::Io)?;
-            let socket = tokio::net::UnixStream::from_std(socket).map_err(SessionError::Io)?;
-            let accepted = server::accept(socket, host_key, authorized, timeout).await?;
-            let (from, to) = tokio::io::split(accepted.stream);
-            agent::run(from, to, spec).await
-        });
+        let end = runtime.block_on(agent);
         runtime.shutdown_timeout(Duration::from_millis(100));
         end
     })
     .map_err(core_error)
 }
 
+/// Be an agent for the client at the other end of the socket `fd`, behind an embedded SSH server, until it is done.
+#[pyfunction]
+#[pyo3(signature = (spec, *, fd, host_key, authorized_key, timeout))]
+fn serve_embedded(
+    py: Python<'_>,
+    spec: Spec,
+    fd: c_int,
+    host_key: &str,
+    authorized_key: &str,
+    timeout: f64,
+) -> PyResult<()> {
+    let socket = socket(fd)?;
+    let host_key = private_key(host_key)?;
+    let authorized = public_key(authorized_key)?;
+    let timeout = seconds(timeout)?;
+    block_on(py, async move {
+        socket.set_nonblocking(true).map_err(SessionError::Io)?;
+        let socket = tokio::net::UnixStream::from_std(socket).map_err(SessionError::Io)?;
+        let accepted = server::accept(socket, host_key, authorized, timeout).await?;
+        let (from, to) = tokio::io::split(accepted.stream);
+        agent::run(from, to, spec.into()).await
+    })
+}
+
+/// Be an agent for the client behind these two descriptors, which are given away, until it is done.
+#[pyfunction]
+#[pyo3(signature = (spec, *, reading, writing))]
+fn serve(py: Python<'_>, spec: Spec, reading: c_int, writing: c_int) -> PyResult<()> {
+    let (reading, writing) = (owned(reading)?, owned(writing)?);
+    block_on(py, async move {
+        let from = agent::reader(reading).map_err(SessionError::Io)?;
+        let to = agent::writer(writing).map_err(SessionError::Io)?;
+        agent::run(from, to, spec.into()).await
+    })
+}
+
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::{Buffer, CoreError, Pool, Worker, generate_key, serve_embedded};
+    use super::{Buffer, Connection, CoreError, Pool, Worker, generate_key, serve, serve_embedded};
     #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
 }

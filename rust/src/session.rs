@@ -31,7 +31,7 @@ const BLOCK: usize = 64 * 1024;
 /// Payload up to which a message is small: it goes ahead of chunks of large ones.
 const SMALL: usize = 16 * 1024;
 /// Bytes in one write to a stream. Larger writes to a russh channel can straddle a rekey (russh #761).
-const WRITE: usize = 32 * 1024;
+pub(crate) const WRITE: usize = 32 * 1024;
 /// Acknowledgements in one frame, so that it fits a block.
 const ACKS: usize = 4096;
 /// Bytes of tasks' output that may wait to be sent; what comes beyond is left out, and counted.
@@ -51,6 +51,12 @@ pub struct ClientHello {
     /// The client's Python, "3.11": the node's must be the same.
     pub python: String,
     pub lease_ms: u64,
+    /// Distributions that the node should have as the client has them: name → version.
+    #[serde(default)]
+    pub packages: BTreeMap<String, String>,
+    /// Whether a node that has not is refused.
+    #[serde(default)]
+    pub strict: bool,
     pub worker: WorkerSpec,
 }
 
@@ -86,6 +92,8 @@ pub struct AgentHello {
     pub epoch: String,
     pub cores: usize,
     pub pid: u32,
+    /// What the client has and this node has not, or in another version; a sentence each.
+    pub differences: Vec<String>,
 }
 
 /// What an agent tells a worker that it starts.

@@ -2,25 +2,33 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use russh::client::{self, AuthResult};
+use russh::keys::agent::AgentIdentity;
+use russh::keys::agent::client::AgentClient;
 use russh::keys::ssh_key::private::Ed25519Keypair;
-use russh::keys::{Algorithm, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
-use russh::{ChannelMsg, ChannelStream, Preferred};
+use russh::keys::{
+    Algorithm, Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
+    load_openssh_certificate, load_secret_key,
+};
+use russh::{Channel, ChannelMsg, ChannelStream, Preferred};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::error::SshError;
-use crate::session::{SLICE, SUSPECT, lock};
+use crate::session::{SLICE, SUSPECT, WRITE, lock};
 
 /// Bytes that the far end may send on a channel before we grant more. OpenSSH's own is 2 MiB: 25 MB/s at 80 ms.
 pub const CHANNEL_WINDOW: u32 = 16 * 1024 * 1024;
+/// Bytes that are kept of each stream of a command that is run to its end.
+pub const MAX_OUTPUT: usize = 1024 * 1024;
 /// The ciphers that we offer: AES-GCM first, which the CPU does in hardware, then russh's safe choices.
 const CIPHERS: &[russh::cipher::Name] =
     &[russh::cipher::AES_256_GCM, russh::cipher::CHACHA20_POLY1305, russh::cipher::AES_256_CTR];
@@ -34,14 +42,27 @@ pub(crate) fn preferred() -> Preferred {
 #[derive(Clone)]
 pub struct Target {
     pub user: String,
-    /// Our private key.
-    pub key: PrivateKey,
     /// The host's keys, any of which it may show. Only their types are offered.
     pub host_keys: Vec<PublicKey>,
-    /// What to run there.
-    pub command: String,
+    /// Keys that it must not show, whatever else is said.
+    pub revoked: Vec<PublicKey>,
+    /// Without known keys, whether any other may be shown: the caller sees it in [`Connection::host_key`].
+    pub accept_new: bool,
+    /// What to prove with who we are, in the order in which it is tried.
+    pub identities: Vec<Identity>,
     /// Bound on connection, key exchange and authentication together.
     pub timeout: Duration,
+}
+
+/// A way to prove who we are.
+#[derive(Clone)]
+pub enum Identity {
+    /// A private key.
+    Key(Arc<PrivateKey>),
+    /// The private key in this file, which may be missing, and the certificate in the other.
+    File(PathBuf, Option<PathBuf>),
+    /// The keys of the agent at this socket: first those wanted, in their order; then the others, unless `only`.
+    Agent { socket: PathBuf, wanted: Vec<PublicKey>, only: bool },
 }
 
 /// Make a fresh Ed25519 key.
@@ -54,15 +75,35 @@ pub fn new_key() -> Result<PrivateKey, SshError> {
     Ok(PrivateKey::from(Ed25519Keypair::from_seed(&seed)))
 }
 
-/// An open connection. Dropping it closes the connection.
+/// An open connection, on which commands run. Dropping it closes the connection.
 pub struct Connection {
-    _handle: client::Handle<Verifier>,
-    pub stream: ChannelStream<client::Msg>,
+    handle: client::Handle<Verifier>,
+    /// What the host showed.
+    pub host_key: PublicKey,
+}
+
+/// What a command that has ended left.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit status; `None` if a signal or the end of the connection ended it.
+    pub status: Option<u32>,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
 }
 
 struct Verifier {
     expected: Vec<PublicKey>,
-    refused: Arc<Mutex<Option<String>>>,
+    revoked: Vec<PublicKey>,
+    accept_new: bool,
+    shown: Arc<Mutex<Shown>>,
+}
+
+#[derive(Default)]
+enum Shown {
+    #[default]
+    Nothing,
+    Good(PublicKey),
+    Bad(String),
 }
 
 impl client::Handler for Verifier {
@@ -71,13 +112,17 @@ impl client::Handler for Verifier {
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
         // Certificates are never offered; one that comes all the same is refused.
         let PublicKeyOrCertificate::PublicKey { key, .. } = shown else {
-            *lock(&self.refused) = Some("a host certificate".to_owned());
+            *lock(&self.shown) = Shown::Bad("a host certificate".to_owned());
             return Ok(false);
         };
-        let good = self.expected.iter().any(|e| e.key_data() == key.key_data());
-        if !good {
-            *lock(&self.refused) = Some(fingerprint(key));
-        }
+        let among = |keys: &[PublicKey]| keys.iter().any(|k| k.key_data() == key.key_data());
+        let revoked = among(&self.revoked);
+        let good = !revoked && (among(&self.expected) || (self.expected.is_empty() && self.accept_new));
+        *lock(&self.shown) = if good {
+            Shown::Good(key.clone())
+        } else {
+            Shown::Bad(format!("{}{}", fingerprint(key), if revoked { ", which is revoked" } else { "" }))
+        };
         Ok(good)
     }
 }
@@ -104,7 +149,7 @@ fn algorithms(keys: &[PublicKey]) -> Vec<Algorithm> {
     all
 }
 
-/// Open an SSH connection over `stream` and run the target's command.
+/// Open an SSH connection over `stream`.
 ///
 /// # Errors
 /// Any [`SshError`]. Nothing but the key exchange is sent before the host's key is verified.
@@ -135,36 +180,191 @@ async fn open<S>(stream: S, target: &Target) -> Result<Connection, SshError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let config = client::Config {
-        window_size: CHANNEL_WINDOW,
-        preferred: Preferred { key: Cow::Owned(algorithms(&target.host_keys)), ..preferred() },
-        ..client::Config::default()
+    let offered = algorithms(&target.host_keys);
+    let mut preferred = preferred();
+    if !offered.is_empty() {
+        preferred.key = Cow::Owned(offered);
+    }
+    let config = client::Config { window_size: CHANNEL_WINDOW, preferred, ..client::Config::default() };
+    let shown = Arc::<Mutex<Shown>>::default();
+    let verifier = Verifier {
+        expected: target.host_keys.clone(),
+        revoked: target.revoked.clone(),
+        accept_new: target.accept_new,
+        shown: Arc::clone(&shown),
     };
-    let refused = Arc::new(Mutex::new(None));
-    let verifier = Verifier { expected: target.host_keys.clone(), refused: Arc::clone(&refused) };
     let connected = client::connect_stream(Arc::new(config), Unblocked::new(stream, Some(SUSPECT)), verifier).await;
-    let mut handle = connected.map_err(|error| match lock(&refused).take() {
-        Some(got) => {
-            SshError::HostKey { got, expected: target.host_keys.iter().map(fingerprint).collect::<Vec<_>>().join(", ") }
+    let seen = std::mem::take(&mut *lock(&shown));
+    let mut handle = match (connected, seen) {
+        (_, Shown::Bad(got)) => return Err(SshError::HostKey { got, expected: expected(target) }),
+        (Ok(handle), Shown::Good(host_key)) => Connection { handle, host_key },
+        (Ok(_), Shown::Nothing) => return Err(SshError::Protocol("the host showed no key".to_owned())),
+        // Only the types of the known keys were offered: the host has none of these.
+        (Err(russh::Error::NoCommonAlgo { kind: russh::AlgorithmKind::Key, theirs, .. }), _) => {
+            return Err(SshError::HostKey { got: theirs.join(", "), expected: expected(target) });
         }
-        None => error.into(),
-    })?;
-    let hash = if target.key.algorithm().is_rsa() { handle.best_supported_rsa_hash().await?.flatten() } else { None };
-    let key = PrivateKeyWithHashAlg::new(Arc::new(target.key.clone()), hash);
-    if let AuthResult::Failure { remaining_methods, .. } = handle.authenticate_publickey(&target.user, key).await? {
-        let accepts = remaining_methods.iter().map(<&str>::from).collect::<Vec<_>>().join(", ");
-        return Err(SshError::Authentication { user: target.user.clone(), accepts });
+        (Err(error), _) => return Err(error.into()),
+    };
+    handle.authenticate(target).await?;
+    Ok(handle)
+}
+
+fn expected(target: &Target) -> String {
+    let all = target.host_keys.iter().map(fingerprint).collect::<Vec<_>>().join(", ");
+    if all.is_empty() { "none".to_owned() } else { all }
+}
+
+impl Connection {
+    async fn authenticate(&mut self, target: &Target) -> Result<(), SshError> {
+        let mut tried = Vec::new();
+        let mut accepts = String::new();
+        for identity in &target.identities {
+            match identity {
+                Identity::Key(key) => {
+                    if self.authenticate_with(&target.user, key, None, &mut accepts).await? {
+                        return Ok(());
+                    }
+                    tried.push(fingerprint(key.public_key()));
+                }
+                Identity::File(path, certificate) => {
+                    let key = match load_secret_key(path, None) {
+                        Ok(key) => Arc::new(key),
+                        Err(russh::keys::Error::IO(e)) if e.kind() == io::ErrorKind::NotFound => continue,
+                        Err(russh::keys::Error::KeyIsEncrypted) => {
+                            tried.push(format!("{0} has a passphrase: `ssh-add {0}` first", path.display()));
+                            continue;
+                        }
+                        Err(why) => {
+                            tried.push(format!("{} is not readable: {why}", path.display()));
+                            continue;
+                        }
+                    };
+                    let certificate = certificate.as_ref().and_then(|path| load_openssh_certificate(path).ok());
+                    for certificate in certificate.into_iter().map(Some).chain([None]) {
+                        if self.authenticate_with(&target.user, &key, certificate, &mut accepts).await? {
+                            return Ok(());
+                        }
+                    }
+                    tried.push(format!("{} ({})", path.display(), fingerprint(key.public_key())));
+                }
+                Identity::Agent { socket, wanted, only } => {
+                    let Ok(mut agent) = AgentClient::connect_uds(socket).await else {
+                        tried.push(format!("no agent answers at {}", socket.display()));
+                        continue;
+                    };
+                    let held = agent.request_identities().await.map_err(|e| SshError::Key(e.to_string()))?;
+                    let mut held: Vec<_> = held
+                        .into_iter()
+                        .filter_map(|i| if let AgentIdentity::PublicKey { key, .. } = i { Some(key) } else { None })
+                        .collect();
+                    let place = |key: &PublicKey| wanted.iter().position(|w| w.key_data() == key.key_data());
+                    held.retain(|key| !only || place(key).is_some());
+                    held.sort_by_key(|key| place(key).unwrap_or(usize::MAX));
+                    for key in held {
+                        let name = fingerprint(&key);
+                        let hash = self.hash(key.algorithm()).await?;
+                        let with = self.handle.authenticate_publickey_with(&target.user, key, hash, &mut agent);
+                        match with.await.map(|result| passed(result, &mut accepts)) {
+                            Ok(true) => return Ok(()),
+                            Ok(false) => tried.push(format!("{name} of the agent")),
+                            Err(why) => tried.push(format!("{name} of the agent, which failed: {why}")),
+                        }
+                    }
+                }
+            }
+        }
+        let tried = if tried.is_empty() { "no key to try".to_owned() } else { tried.join(", ") };
+        Err(SshError::Authentication { user: target.user.clone(), tried, accepts })
     }
-    let mut channel = handle.channel_open_session().await?;
-    channel.exec(true, target.command.as_str()).await?;
-    loop {
-        match channel.wait().await {
-            Some(ChannelMsg::Success) => break,
-            Some(ChannelMsg::WindowAdjusted { .. }) => {}
-            _ => return Err(SshError::Exec(target.command.clone())),
+
+    async fn authenticate_with(
+        &mut self,
+        user: &str,
+        key: &Arc<PrivateKey>,
+        certificate: Option<Certificate>,
+        accepts: &mut String,
+    ) -> Result<bool, SshError> {
+        let result = if let Some(certificate) = certificate {
+            self.handle.authenticate_openssh_cert(user, Arc::clone(key), certificate).await?
+        } else {
+            let hash = self.hash(key.algorithm()).await?;
+            let key = PrivateKeyWithHashAlg::new(Arc::clone(key), hash);
+            self.handle.authenticate_publickey(user, key).await?
+        };
+        Ok(passed(result, accepts))
+    }
+
+    /// The hash with which a key of this kind signs.
+    async fn hash(&self, algorithm: Algorithm) -> Result<Option<HashAlg>, SshError> {
+        Ok(if algorithm.is_rsa() { self.handle.best_supported_rsa_hash().await?.flatten() } else { None })
+    }
+
+    async fn begin(&self, command: &str) -> Result<Channel<client::Msg>, SshError> {
+        let mut channel = self.handle.channel_open_session().await?;
+        channel.exec(true, command).await?;
+        loop {
+            match channel.wait().await {
+                Some(ChannelMsg::Success) => return Ok(channel),
+                Some(ChannelMsg::WindowAdjusted { .. }) => {}
+                _ => return Err(SshError::Exec(command.to_owned())),
+            }
         }
     }
-    Ok(Connection { _handle: handle, stream: channel.into_stream() })
+
+    /// Run a command and talk with it: its standard input and output.
+    ///
+    /// # Errors
+    /// [`SshError::Exec`] if the server refuses.
+    pub async fn exec(&self, command: &str) -> Result<ChannelStream<client::Msg>, SshError> {
+        Ok(self.begin(command).await?.into_stream())
+    }
+
+    /// Run a command to its end, with `input` as its standard input. Of each of its streams [`MAX_OUTPUT`] bytes are
+    /// kept.
+    ///
+    /// # Errors
+    /// [`SshError::Exec`] if the server refuses.
+    pub async fn run(&self, command: &str, input: Bytes) -> Result<Output, SshError> {
+        let (mut from, to) = self.begin(command).await?.split();
+        let send = async {
+            let mut left = input;
+            // A command that has ended takes no more, and its status says why.
+            while !left.is_empty() && to.data_bytes(left.split_to(left.len().min(WRITE))).await.is_ok() {}
+            drop(to.eof().await);
+        };
+        let receive = async {
+            let mut output = Output::default();
+            while let Some(message) = from.wait().await {
+                match message {
+                    ChannelMsg::Data { data } => keep(&mut output.stdout, &data),
+                    ChannelMsg::ExtendedData { data, .. } => keep(&mut output.stderr, &data),
+                    ChannelMsg::ExitStatus { exit_status } => output.status = Some(exit_status),
+                    _ => {}
+                }
+            }
+            output
+        };
+        tokio::pin!(send, receive);
+        tokio::select! {
+            output = &mut receive => Ok(output),
+            () = &mut send => Ok(receive.await),
+        }
+    }
+}
+
+fn keep(kept: &mut Vec<u8>, data: &[u8]) {
+    let room = MAX_OUTPUT.saturating_sub(kept.len()).min(data.len());
+    kept.extend_from_slice(data.get(..room).unwrap_or_default());
+}
+
+fn passed(result: AuthResult, accepts: &mut String) -> bool {
+    match result {
+        AuthResult::Success => true,
+        AuthResult::Failure { remaining_methods, .. } => {
+            *accepts = remaining_methods.iter().map(<&str>::from).collect::<Vec<_>>().join(", ");
+            false
+        }
+    }
 }
 
 /// A stream whose writes never wait: what the socket does not take at once is kept and sent while reading.

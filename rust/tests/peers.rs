@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use skyward_lite::frame::{Attempt, Message, Tag};
 use skyward_lite::pool::{Endpoint, Node, NodeSpec, NodeState, Pool};
 use skyward_lite::server;
 use skyward_lite::session::{ClientHello, MAX_MESSAGE, WorkerSpec};
-use skyward_lite::ssh::{Target, new_key};
+use skyward_lite::ssh::{Identity, Target, new_key};
 
 /// Bound on everything here: a hang is a failure with a name.
 const BOUND: Duration = Duration::from_secs(60);
@@ -37,6 +38,8 @@ fn hello(slots: usize, processes: bool) -> ClientHello {
         node: "tested".to_owned(),
         python: "3.11".to_owned(),
         lease_ms: 60_000,
+        packages: BTreeMap::new(),
+        strict: false,
         worker: WorkerSpec {
             concurrency: Some(slots),
             processes,
@@ -57,22 +60,48 @@ fn agent_spec(python: &str) -> AgentSpec {
         version: "0".to_owned(),
         python: python.to_owned(),
         epoch: "1".to_owned(),
+        packages: [("joblib".to_owned(), "1".to_owned())].into(),
     }
 }
 
-fn spec(endpoint: Endpoint, key: PrivateKey, host_keys: Vec<PublicKey>, hello: ClientHello) -> NodeSpec {
-    let user = std::env::var("USER").unwrap_or_else(|_| "root".to_owned());
-    let command = format!("{} agent", echo_node());
-    let target = Target { user, key, host_keys, command, timeout: Duration::from_secs(20) };
-    NodeSpec { name: "n".to_owned(), endpoint, target, hello, ready_timeout: BOUND }
+/// A node that can be connected to.
+struct Far {
+    endpoint: Endpoint,
+    target: Target,
+    command: String,
+    hello: ClientHello,
+}
+
+fn spec(endpoint: Endpoint, key: PrivateKey, host_keys: Vec<PublicKey>, hello: ClientHello) -> Far {
+    let target = Target {
+        user: std::env::var("USER").unwrap_or_else(|_| "root".to_owned()),
+        host_keys,
+        revoked: Vec::new(),
+        accept_new: false,
+        identities: vec![Identity::Key(Arc::new(key))],
+        timeout: Duration::from_secs(20),
+    };
+    Far { endpoint, target, command: format!("{} agent", echo_node()), hello }
+}
+
+fn add(pool: &Pool, far: Far) {
+    let id = pool.add_node("n".to_owned());
+    match pool.connect(far.endpoint, far.target) {
+        Ok(connection) => {
+            let connection = Arc::new(connection);
+            let (command, hello) = (far.command, far.hello);
+            pool.start_node(id, NodeSpec { connection, command, hello, ready_timeout: BOUND });
+        }
+        Err(why) => pool.fail_node(id, why.to_string()),
+    }
 }
 
 /// An embedded server and its agent, on a thread of this process.
-fn embedded(hello: ClientHello, python: &str) -> NodeSpec {
+fn embedded(hello: ClientHello, python: &str) -> Far {
     embedded_agent(hello, agent_spec(python))
 }
 
-fn embedded_agent(hello: ClientHello, agent: AgentSpec) -> NodeSpec {
+fn embedded_agent(hello: ClientHello, agent: AgentSpec) -> Far {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (host_key, user_key) = (new_key().unwrap(), new_key().unwrap());
     let host_public = host_key.public_key().clone();
@@ -143,7 +172,7 @@ impl Sshd {
         sshd
     }
 
-    fn node(&self, hello: ClientHello) -> NodeSpec {
+    fn node(&self, hello: ClientHello) -> Far {
         let host = vec![self.host_key.public_key().clone()];
         spec(Endpoint::Address("127.0.0.1".to_owned(), self.port), self.user_key.clone(), host, hello)
     }
@@ -170,19 +199,19 @@ fn await_nodes(pool: &Pool, settled: impl Fn(&Node) -> bool) -> Vec<Node> {
     }
 }
 
-fn ready(specs: Vec<NodeSpec>) -> Pool {
+fn ready(specs: Vec<Far>) -> Pool {
     let pool = Pool::new(3, MAX_MESSAGE).unwrap();
     for spec in specs {
-        pool.add_node(spec);
+        add(&pool, spec);
     }
     let nodes = await_nodes(&pool, |n| n.state != NodeState::Connecting);
     assert!(nodes.iter().all(|n| n.state == NodeState::Ready), "{nodes:?}");
     pool
 }
 
-fn lost(spec: NodeSpec) -> String {
+fn lost(spec: Far) -> String {
     let pool = Pool::new(3, MAX_MESSAGE).unwrap();
-    pool.add_node(spec);
+    add(&pool, spec);
     match &await_nodes(&pool, |n| matches!(n.state, NodeState::Lost(_)))[0].state {
         NodeState::Lost(why) => why.clone(),
         other => panic!("{other:?}"),
@@ -321,16 +350,57 @@ fn another_host_key_is_refused() {
     assert!(why.contains(&shown(sshd.host_key.public_key())), "{why}");
 }
 
+/// A key is good enough only where it was said to be: not if it is revoked, and a new one only if asked for.
+#[test]
+fn new_and_revoked_host_keys() {
+    let sshd = Sshd::start("");
+    let key = sshd.host_key.public_key().clone();
+    for (known, revoked, accept_new, good) in [
+        (false, false, true, true),
+        (false, false, false, false),
+        (true, true, true, false),
+        (false, true, true, false),
+    ] {
+        let mut node = sshd.node(hello(1, false));
+        node.target.host_keys = if known { vec![key.clone()] } else { Vec::new() };
+        node.target.revoked = if revoked { vec![key.clone()] } else { Vec::new() };
+        node.target.accept_new = accept_new;
+        let pool = Pool::new(3, MAX_MESSAGE).unwrap();
+        let opened = pool.connect(node.endpoint, node.target);
+        match opened {
+            Ok(connection) => assert!(good && connection.host_key.key_data() == key.key_data()),
+            Err(why) => assert!(!good && why.to_string().contains("host key"), "{why}"),
+        }
+    }
+}
+
+/// Commands run beside a session, with input, both streams and their exit status.
+#[test]
+fn commands_run_to_their_end() {
+    let sshd = Sshd::start("");
+    let node = sshd.node(hello(1, false));
+    let pool = Pool::new(3, MAX_MESSAGE).unwrap();
+    let connection = Arc::new(pool.connect(node.endpoint, node.target).unwrap());
+    let run = |command: &str, input: Bytes| pool.run(Arc::clone(&connection), command.to_owned(), input, BOUND);
+    let ended = run("cat; echo oops >&2; exit 7", Bytes::from_static(b"input")).unwrap();
+    assert_eq!((ended.status, &ended.stdout[..], &ended.stderr[..]), (Some(7), &b"input"[..], &b"oops\n"[..]));
+    let large = Bytes::from(vec![7; 8 << 20]);
+    assert_eq!(run("wc -c", large.clone()).unwrap().stdout, b"8388608\n");
+    assert_eq!(run("exit 3", large).unwrap().status, Some(3));
+    let late = pool.run(Arc::clone(&connection), "sleep 60".to_owned(), Bytes::new(), Duration::from_millis(200));
+    assert!(late.unwrap_err().to_string().contains("sleep 60"));
+}
+
 /// A key that the host does not know is an authentication error, not a retry loop.
 #[test]
 fn an_unknown_user_key_is_refused() {
     let sshd = Sshd::start("");
     let mut node = sshd.node(hello(1, false));
-    node.target.key = new_key().unwrap();
+    node.target.identities = vec![Identity::Key(Arc::new(new_key().unwrap()))];
     let why = lost(node);
     assert!(why.contains("authentication") && why.contains("publickey"), "{why}");
     let mut node = embedded(hello(1, false), "3.11");
-    node.target.key = new_key().unwrap();
+    node.target.identities = vec![Identity::Key(Arc::new(new_key().unwrap()))];
     assert!(lost(node).contains("authentication"));
 }
 
@@ -362,7 +432,7 @@ fn a_closed_port_is_named() {
 fn a_missing_command_is_a_lost_node() {
     let sshd = Sshd::start("");
     let mut node = sshd.node(hello(1, false));
-    node.target.command = "echo hello from the shell; exec /nonexistent".to_owned();
+    node.command = "echo hello from the shell; exec /nonexistent".to_owned();
     let why = lost(node);
     assert!(why.contains("without a goodbye") && why.contains("hello from the shell"), "{why}");
 }
@@ -372,7 +442,7 @@ fn a_missing_command_is_a_lost_node() {
 fn a_noisy_shell_does_no_harm() {
     let sshd = Sshd::start("");
     let mut node = sshd.node(hello(1, false));
-    node.target.command = format!("echo; seq 1 5000; {} agent", echo_node());
+    node.command = format!("echo; seq 1 5000; {} agent", echo_node());
     echoes(&ready(vec![node]));
 }
 
@@ -389,6 +459,19 @@ fn a_worker_that_does_not_start_fails_the_node() {
     let worker = vec!["sh".to_owned(), "-c".to_owned(), "exit 7".to_owned()];
     let why = lost(embedded_agent(hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
     assert!(why.contains("status 7"), "{why}");
+}
+
+/// What the node has otherwise than the client is told, or refused if so asked.
+#[test]
+fn other_packages_are_told() {
+    let mut hello = hello(1, false);
+    hello.packages = [("joblib", "1"), ("numpy", "2")].map(|(n, v)| (n.to_owned(), v.to_owned())).into();
+    let pool = ready(vec![embedded(hello.clone(), "3.11")]);
+    let told = pool.nodes().remove(0).hello.unwrap().differences;
+    assert_eq!(told, ["numpy 2 is missing"]);
+    hello.strict = true;
+    let why = lost(embedded(hello, "3.11"));
+    assert!(why.contains("numpy 2 is missing") && why.contains("strict_env"), "{why}");
 }
 
 /// A worker process that dies fails what it may have been running, and is replaced.
@@ -553,7 +636,7 @@ fn work_moves_to_an_idle_node() {
     let pool = ready(vec![embedded(hello(2, false), "3.11")]);
     (0..2).for_each(|n| submit(&pool, gate.task(n)));
     (2..4).for_each(|n| submit(&pool, task(n, 0, vec![])));
-    pool.add_node(embedded(hello(2, true), "3.11"));
+    add(&pool, embedded(hello(2, true), "3.11"));
     // The first node's slots are taken: these two can only end on the second.
     let moved = collect(&pool, 2);
     assert!(moved.contains_key(&2) && moved.contains_key(&3), "{moved:?}");
@@ -585,7 +668,7 @@ fn nothing_is_sent_before_the_host_is_verified() {
     let port = listener.local_addr().unwrap().port();
     let mut node = spec(Endpoint::Address("127.0.0.1".to_owned(), port), key, host, hello(1, false));
     node.target.timeout = Duration::from_secs(1);
-    node.target.command = "SECRET-COMMAND".to_owned();
+    node.command = "SECRET-COMMAND".to_owned();
     let reader = std::thread::spawn(move || {
         let (mut stream, _): (TcpStream, _) = listener.accept().unwrap();
         let mut sent = Vec::new();

@@ -1,11 +1,11 @@
-"""Where nodes come from. A provider hands out connected sockets to SSH servers, and lets go of them."""
+"""Where nodes come from. A provider names machines, connects to each of them, and lets go of them."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-import socket
 
+from .. import _core
 from ..image import Image
 
 
@@ -22,25 +22,32 @@ class Wanted:
     vcpus: int | None
     memory_gb: float | None
     connect_timeout: float
+    strict_env: bool = False
 
 
-@dataclasses.dataclass
-class Host:
-    """A node that can be connected to: a socket to its SSH server, and how to get in.
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A machine that is connected to and has its environment: the command that starts the agent there."""
 
-    `host_keys` are the keys that the server may show, in OpenSSH's one-line format; `key` is our private key.
-    """
+    connection: _core.Connection
+    command: str
+
+
+class Machine(abc.ABC):
+    """What can become a node."""
 
     name: str
-    socket: socket.socket
-    user: str
-    key: str
-    host_keys: list[str]
-    command: str
-    shares_files: bool = False
+    concurrency: int | None = None
+    """Tasks at once on it; None for what `Worker(concurrency=)` says."""
+    shares_files = False
     """Whether it sees this machine's files, so that the client's import path means something there."""
-    handle: object = None
-    """What the provider needs to end it."""
+
+    @abc.abstractmethod
+    def open(self, core: _core.Pool) -> Opened:
+        """Connect, and prepare what the agent needs. Each machine has a thread for this, and may wait.
+
+        Raises `NodeStartError` or `CoreError`: the machine is then left out, for that reason.
+        """
 
 
 class Provider(abc.ABC):
@@ -50,13 +57,13 @@ class Provider(abc.ABC):
     """How many nodes the provider itself names; None if that is the pool's to say."""
 
     @abc.abstractmethod
-    def start(self, wanted: Wanted, hosts: list[Host]) -> None:
-        """Begin to start nodes. Raises `NodeStartError` for what no node could ever satisfy.
+    def start(self, wanted: Wanted, machines: list[Machine]) -> None:
+        """Name the machines, and begin to start them. Raises `NodeStartError` for what none could ever satisfy.
 
-        Each is appended to `hosts` as soon as there is something to end, so that the caller can end what was started
-        also if this raises. A provider may serve several pools at once: what it starts is known by these hosts.
+        Each is appended to `machines` as soon as there is something to end, so that the caller can end what was started
+        also if this raises. A provider may serve several pools at once: what it starts is known by these.
         """
 
     @abc.abstractmethod
-    def stop(self, hosts: list[Host], timeout: float) -> None:
-        """End these hosts, within `timeout` seconds; by force if need be. Idempotent."""
+    def stop(self, machines: list[Machine], timeout: float) -> None:
+        """Let go of these, within `timeout` seconds; by force if need be. Idempotent."""

@@ -14,7 +14,7 @@ import time
 from .. import _core
 from .._signals import held
 from ..errors import NodeStartError
-from . import Host, Provider, Wanted
+from . import Machine, Opened, Provider, Wanted
 
 log = logging.getLogger("skyward_lite")
 
@@ -34,7 +34,7 @@ class Local(Provider):
     def __repr__(self) -> str:
         return f"Local(nodes={self.nodes})"
 
-    def start(self, wanted: Wanted, hosts: list[Host]) -> None:
+    def start(self, wanted: Wanted, machines: list[Machine]) -> None:
         problems = wanted.image.missing()
         if problems:
             raise NodeStartError(
@@ -52,14 +52,28 @@ class Local(Provider):
             )
         for number in range(wanted.nodes):
             with held(insist=True):
-                hosts.append(self._start_one(number, wanted.connect_timeout))
+                machines.append(LocalMachine(f"local-{number}", wanted.connect_timeout))
 
-    def _start_one(self, number: int, connect_timeout: float) -> Host:
-        host_key, host_public = _core.generate_key()
-        user_key, user_public = _core.generate_key()
-        ours, theirs = socket.socketpair()
+    def stop(self, machines: list[Machine], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for machine in machines:
+            assert isinstance(machine, LocalMachine)
+            machine.end(deadline)
+
+
+class LocalMachine(Machine):
+    """An agent process of this machine, with the keys made for it."""
+
+    shares_files = True
+
+    def __init__(self, name: str, timeout: float) -> None:
+        self.name = name
+        self.timeout = timeout
+        host_key, self.host_key = _core.generate_key()
+        self.user_key, authorized_key = _core.generate_key()
+        self.socket, theirs = socket.socketpair()
         with theirs:
-            agent = subprocess.Popen(
+            self.agent = subprocess.Popen(
                 [sys.executable, "-P", "-m", "skyward_lite.agent", "embedded"],
                 stdin=theirs.fileno(),
                 # A group of its own: Ctrl-C at a terminal is for the client, which then ends the agent in order.
@@ -67,32 +81,31 @@ class Local(Provider):
                 stdout=_inherited(1),
                 stderr=_inherited(2),
             )
-        keys = {"host_key": host_key, "authorized_key": user_public, "timeout": connect_timeout}
-        ours.sendall(json.dumps(keys).encode() + b"\n")
-        return Host(
-            name=f"local-{number}",
-            socket=ours,
-            user="local",
-            key=user_key,
-            host_keys=[host_public],
-            command="agent",
-            shares_files=True,
-            handle=agent,
-        )
+        keys = {"host_key": host_key, "authorized_key": authorized_key, "timeout": timeout}
+        self.socket.sendall(json.dumps(keys).encode() + b"\n")
 
-    def stop(self, hosts: list[Host], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        for host in hosts:
-            # Of a host that no session took over, its socket is all that keeps the agent waiting.
-            host.socket.close()
-            agent = host.handle
-            assert isinstance(agent, subprocess.Popen)
-            try:
-                agent.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                # Its workers see their agent's end and follow it.
-                os.killpg(agent.pid, signal.SIGKILL)
-                agent.wait()
+    def open(self, core: _core.Pool) -> Opened:
+        connection = core.connect(
+            endpoint=self.socket.detach(),
+            user="local",
+            host_keys=[self.host_key],
+            revoked=[],
+            accept_new=False,
+            identities=[self.user_key],
+            timeout=self.timeout,
+        )
+        return Opened(connection, "agent")
+
+    def end(self, deadline: float) -> None:
+        """Wait until the agent has ended, and end it by force after the deadline."""
+        # If no session took it over, the socket is all that keeps the agent waiting.
+        self.socket.close()
+        try:
+            self.agent.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            # Its workers see their agent's end and follow it.
+            os.killpg(self.agent.pid, signal.SIGKILL)
+            self.agent.wait()
 
 
 def _size() -> tuple[int, float]:

@@ -1,0 +1,372 @@
+"""How a bare host gets the environment of an image: three shell scripts, and what they are sent.
+
+`probe` finds out what the host has and whether the environment is there; `build` makes it, once: in a temporary place,
+under a lock, renamed when it is whole. The scripts are plain POSIX sh, whatever the login shell, and read from standard
+input. They print lines of `key=value` after a first line that no login shell prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import platform
+import re
+import shlex
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from ._version import PYTHON, __version__
+from .errors import NodeStartError
+from .image import Image
+
+MARK = "== skyward_lite =="
+"""Begins what our scripts say. What a login shell printed before is skipped."""
+
+COMMAND = "exec sh -s"
+"""What any login shell understands, dash, bash, zsh, fish and tcsh alike."""
+
+PROBE = r"""
+env=@ENV@ minor=@PYTHON@
+umask 077
+root= why=
+for base in "${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/skyward_lite" \
+            "/var/tmp/skyward_lite-$(id -u)" "/tmp/skyward_lite-$(id -u)"; do
+  if ! mkdir -p "$base" 2>/dev/null; then why="$why $base cannot be made;"; continue; fi
+  # Of a directory that everybody may write to, somebody else may have taken the name.
+  if ! [ -O "$base" ]; then why="$why $base is another user's;"; continue; fi
+  if [ -f "$base/$env/ready" ]; then root=$base; break; fi
+  try=$base/.try.$$
+  if ! { printf '#!/bin/sh\nexit 0\n' >"$try" && chmod 700 "$try"; } 2>/dev/null; then
+    rm -f "$try"; why="$why $base cannot be written to;"; continue
+  fi
+  if "$try" 2>/dev/null; then rm -f "$try"; root=$base; break; fi
+  rm -f "$try"; why="$why $base allows no programs (noexec);"
+done
+echo '@MARK@'
+echo "system=$(uname -s)"
+echo "machine=$(uname -m)"
+echo "root=$root"
+echo "why=$why"
+if [ -n "$root" ] && [ -f "$root/$env/ready" ]; then echo ready=yes; exit 0; fi
+echo "libc=$(getconf GNU_LIBC_VERSION 2>/dev/null || echo unknown)"
+echo "free=$(df -Pk "${root:-/}" 2>/dev/null | awk 'NR == 2 { print $4 }')"
+for name in python$minor python3 python /usr/local/bin/python$minor /opt/python/bin/python$minor; do
+  found=$(command -v "$name" 2>/dev/null) || continue
+  version=$("$found" -c 'import sys; print("%d.%d" % sys.version_info[:2])' </dev/null 2>/dev/null) || continue
+  echo "found=$found $version"
+  if [ "$version" = "$minor" ]; then
+    echo "python=$found"
+    "$found" -c 'import venv, ensurepip' </dev/null 2>/dev/null && echo venv=yes
+    break
+  fi
+done
+for name in uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv"; do
+  found=$(command -v "$name" 2>/dev/null) && { echo "uv=$found"; break; }
+done
+exit 0
+"""
+
+BUILD = r"""
+root=@ROOT@ env=@ENV@ minor=@PYTHON@
+umask 077
+echo '@MARK@'
+lock=$root/$env.lock tmp=$root/$env.tmp.$$ me="$(uname -n) $$" waited=0
+until mkdir "$lock" 2>/dev/null; do
+  holder=$(cat "$lock/holder" 2>/dev/null)
+  case $holder in
+    "$(uname -n) "*) kill -0 "${holder##* }" 2>/dev/null || { rm -rf "$lock"; continue; } ;;
+    "") [ "$waited" -lt 10 ] || { rm -rf "$lock"; continue; } ;;
+  esac
+  waited=$((waited + 1))
+  if [ "$waited" -gt @PATIENCE@ ]; then echo "another client ($holder) has been building $root/$env for @PATIENCE@ s" >&2; exit 75; fi
+  sleep 1
+done
+echo "$me" >"$lock/holder"
+trap 'rm -rf "$lock" "$tmp"' EXIT
+trap 'exit 1' HUP INT TERM
+[ -f "$root/$env/ready" ] && exit 0
+rm -rf "$root/$env" "$root/$env".tmp.*
+step() {
+  "$@" </dev/null && return 0
+  status=$?
+  echo "failed=$status $*"
+  exit "$status"
+}
+@STEPS@
+echo "$me" >"$tmp/ready" || exit 1
+step mv "$tmp" "$root/$env"
+exit 0
+"""
+
+PATIENCE = 1800
+"""Seconds for which another client's build of the same environment is waited for."""
+BUILD_SECONDS = 3600.0
+"""Bound on building an environment."""
+PROBE_SECONDS = 30.0
+NEEDED = 200
+"""Megabytes without which a build is not begun."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the probe found."""
+
+    root: str
+    ready: bool
+    system: str
+    machine: str
+    libc: tuple[int, ...]
+    """Of glibc; empty for another library."""
+    python: str | None
+    """An interpreter of the client's minor version."""
+    venv: bool
+    """Whether that one can make environments."""
+    uv: str | None
+    free: int | None
+    """Megabytes."""
+    others: tuple[str, ...]
+    """Interpreters of other versions."""
+    why: str
+    """Why a directory was not taken."""
+
+
+def name(image: Image) -> str:
+    """Name the environment by everything that it is made of, but for the host's platform."""
+    parts: list[object] = [PYTHON, __version__, sorted(image.pip), sorted(image.apt), image.index_url]
+    parts.append(_digest(bundle()) if image.wheel is None else _digest(Path(image.wheel).read_bytes()))
+    parts += [_digest(_tree(path)) for path in image.includes]
+    return f"env-{_digest(json.dumps(parts).encode())[:20]}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def probe(env: str) -> bytes:
+    """Give the script that finds out what a host has."""
+    return _fill(PROBE, ENV=f"{env}-$(uname -m)", PYTHON=PYTHON).encode()
+
+
+def _fill(script: str, **values: str) -> str:
+    for key, value in values.items():
+        script = script.replace(f"@{key}@", value)
+    return script.replace("@MARK@", MARK)
+
+
+def said(stdout: bytes) -> dict[str, list[str]] | None:
+    """Read what a script of ours printed; None if it did not come to its first line."""
+    _, mark, text = stdout.decode(errors="replace").partition(MARK + "\n")
+    if not mark:
+        return None
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition("=")
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def facts(said: dict[str, list[str]]) -> Facts:
+    """Read the probe's lines."""
+
+    def one(key: str) -> str:
+        return said.get(key, [""])[0].strip()
+
+    libc = re.match(r"glibc ([\d.]+)", one("libc"))
+    return Facts(
+        root=one("root"),
+        ready=one("ready") == "yes",
+        system=one("system"),
+        machine=one("machine"),
+        libc=tuple(int(part) for part in libc[1].split(".") if part) if libc else (),
+        python=one("python") or None,
+        venv=one("venv") == "yes",
+        uv=one("uv") or None,
+        free=int(one("free")) // 1024 if one("free").isdigit() else None,
+        others=tuple(said.get("found", [])),
+        why=one("why"),
+    )
+
+
+def interpreter(facts: Facts, env: str) -> str:
+    """Name the environment's interpreter on the host."""
+    return f"{facts.root}/{env}-{facts.machine}/bin/python"
+
+
+def build(facts: Facts, image: Image, env: str, uploads: dict[str, str]) -> bytes:
+    """Give the script that makes the environment. `uploads` says where on the host the files are that were sent."""
+    if not facts.root:
+        raise NodeStartError(
+            f"there is no directory for the environment:{facts.why} free some space, or set XDG_CACHE_HOME"
+        )
+    if facts.free is not None and facts.free < NEEDED:
+        raise NodeStartError(f"{facts.root} has {facts.free} MB left, and {NEEDED} MB are needed")
+    steps = []
+    if image.apt:
+        sudo = '$([ "$(id -u)" = 0 ] || echo sudo -n)'
+        steps.append(f"step {sudo} apt-get update -qq")
+        steps.append(f"step {sudo} env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq {_words(image.apt)}")
+    uv = facts.uv is not None and not facts.venv
+    if facts.venv and facts.python:
+        steps.append(f'step {shlex.quote(facts.python)} -m venv "$tmp"')
+    elif facts.uv:
+        steps.append(
+            f'step {shlex.quote(facts.uv)} venv --quiet --seed --python {shlex.quote(facts.python or PYTHON)} "$tmp"'
+        )
+    elif facts.python:
+        raise NodeStartError(f"{facts.python} cannot make environments: install python{PYTHON}-venv there, or uv")
+    else:
+        seen = f" (it has {', '.join(facts.others)})" if facts.others else ""
+        raise NodeStartError(
+            f"it has no Python {PYTHON}, which is the client's{seen}, and no uv to provide one: install either"
+        )
+    pip = (
+        f'{shlex.quote(facts.uv)} pip install --quiet --python "$tmp/bin/python"'
+        if uv and facts.uv
+        else ('"$tmp/bin/python" -m pip install --quiet --no-input --disable-pip-version-check')
+    )
+    if image.index_url:
+        pip += f" --index-url {shlex.quote(image.index_url)}"
+    if "wheelhouse" in uploads and image.wheelhouse is not None:
+        steps.append(f'step "$tmp/bin/python" -m zipfile -e {shlex.quote(uploads["wheelhouse"])} "$tmp/wheels"')
+        pip += f' --no-index --find-links "$tmp/wheels"/{shlex.quote(Path(image.wheelhouse).name)}'
+    if "wheel" in uploads:
+        steps.append(f"step {pip} {shlex.quote(uploads['wheel'])}")
+    elif "bundle" in uploads:
+        site = 'site=$("$tmp/bin/python" -c "import sysconfig; print(sysconfig.get_path(\'purelib\'))") || exit 1'
+        steps.append(site)
+        steps.append(f'step "$tmp/bin/python" -m zipfile -e {shlex.quote(uploads["bundle"])} "$site"')
+    else:
+        steps.append(f"step {pip} skyward_lite=={__version__}")
+    if image.pip:
+        steps.append(f"step {pip} {_words(image.pip)}")
+    if "includes" in uploads:
+        steps.append(
+            'site=$("$tmp/bin/python" -c "import sysconfig; print(sysconfig.get_path(\'purelib\'))") || exit 1'
+        )
+        steps.append(f'step "$tmp/bin/python" -m zipfile -e {shlex.quote(uploads["includes"])} "$site"')
+    steps.append('step "$tmp/bin/python" -P -c "import skyward_lite._core, cloudpickle"')
+    return _fill(
+        BUILD,
+        ROOT=shlex.quote(facts.root),
+        ENV=f"{env}-{facts.machine}",
+        PYTHON=PYTHON,
+        PATIENCE=str(PATIENCE),
+        STEPS="\n".join(steps),
+    ).encode()
+
+
+VERIFY = r"""
+echo '@MARK@'
+exec @PYTHON@ -P - <<'PYTHON_ENDS_HERE'
+import sys
+from importlib import metadata
+if "%d.%d" % sys.version_info[:2] != "@MINOR@":
+    print("problem=it is Python %d.%d, the client's is @MINOR@" % sys.version_info[:2])
+    sys.exit()
+try:
+    import skyward_lite
+except ImportError as error:
+    print("problem=skyward_lite is not installed in it (%s): install version @VERSION@" % error)
+    sys.exit()
+if skyward_lite.__version__ != "@VERSION@":
+    print("problem=it has skyward_lite %s, the client @VERSION@" % skyward_lite.__version__)
+from skyward_lite.image import Image
+for problem in Image(pip=@PIP@).missing():
+    print("problem=" + problem)
+PYTHON_ENDS_HERE
+"""
+
+
+def verify(python: str, image: Image) -> bytes:
+    """Give the script that checks an interpreter which is used as it is."""
+    values = {"PYTHON": shlex.quote(python), "MINOR": PYTHON, "VERSION": __version__, "PIP": repr(list(image.pip))}
+    return _fill(VERIFY, **values).encode()
+
+
+def _words(words: Sequence[str]) -> str:
+    return " ".join(shlex.quote(word) for word in words)
+
+
+# ---------------------------------------------------------------------------------------------------- what is sent
+
+
+def files(facts: Facts, image: Image) -> Iterator[tuple[str, str, bytes]]:
+    """List what is sent to a host: kind, file name, content."""
+    if image.wheel is not None:
+        yield "wheel", Path(image.wheel).name, Path(image.wheel).read_bytes()
+    elif fits(facts):
+        yield "bundle", "bundle.zip", bundle()
+    if image.wheelhouse is not None:
+        yield "wheelhouse", "wheelhouse.zip", _tree(image.wheelhouse)
+    if image.includes:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for include in image.includes:
+                _pack(archive, include)
+        yield "includes", "includes.zip", packed.getvalue()
+
+
+def fits(facts: Facts) -> bool:
+    """Say whether this client's own package runs on the host: system, architecture, and a glibc that is no older."""
+    return (
+        sys.platform == "linux"
+        and facts.system == "Linux"
+        and facts.machine == platform.machine()
+        and facts.libc >= _needed_libc()
+    )
+
+
+@functools.cache
+def _needed_libc() -> tuple[int, ...]:
+    """Give the newest glibc version that our binary names."""
+    from . import _core
+
+    assert _core.__file__ is not None
+    versions = re.findall(rb"GLIBC_(\d+)\.(\d+)", Path(_core.__file__).read_bytes())
+    return max(((int(a), int(b)) for a, b in versions), default=())
+
+
+@functools.cache
+def bundle() -> bytes:
+    """Pack our package and cloudpickle as this interpreter has them: a zip file to be unpacked where packages go."""
+    import cloudpickle
+
+    assert cloudpickle.__file__ is not None
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for package in (Path(__file__).parent, Path(cloudpickle.__file__).parent):
+            for path in sorted(package.rglob("*")):
+                if path.is_file() and path.suffix in (".py", ".so", ".pyi", ".typed"):
+                    _add(archive, f"{package.name}/{path.relative_to(package)}", path.read_bytes())
+        for package, version in (("skyward_lite", __version__), ("cloudpickle", metadata.version("cloudpickle"))):
+            text = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+            _add(archive, f"{package}-{version}.dist-info/METADATA", text.encode())
+    return packed.getvalue()
+
+
+def _add(archive: zipfile.ZipFile, path: str, data: bytes) -> None:
+    # A fixed time: the same files make the same bytes, and the same digest.
+    archive.writestr(zipfile.ZipInfo(path, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED, 1)
+
+
+def _tree(path: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        _pack(archive, path)
+    return packed.getvalue()
+
+
+def _pack(archive: zipfile.ZipFile, path: str) -> None:
+    """Add a module or a package of the user's, under its own name."""
+    root = Path(path)
+    if root.is_file():
+        _add(archive, root.name, root.read_bytes())
+    for file in sorted(root.rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts:
+            _add(archive, f"{root.name}/{file.relative_to(root)}", file.read_bytes())

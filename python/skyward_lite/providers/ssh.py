@@ -1,0 +1,273 @@
+"""`SSH("me@lab1", "lab2:2222")`: hosts that you can already `ssh` to.
+
+open                       on the host's own thread:
+  resolve → known            what OpenSSH's tools say of the host
+  connect                    verify its key, prove who we are
+  probe → build              the environment: found, or made once
+                           → the command that starts the agent
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from .. import _core, bootstrap
+from ..errors import NodeStartError
+from . import Machine, Opened, Provider, Wanted, openssh
+
+log = logging.getLogger("skyward_lite")
+
+UPLOAD_SECONDS = 600.0
+"""Bound on sending one file to a host."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """One host of `SSH()`, where it differs from the others.
+
+    `address`: as for `ssh`: "name", "user@name", "name:port" or "[address]:port".
+    `concurrency`: tasks at once on it; None for what `Worker(concurrency=)` says.
+    `python`: an interpreter there that is used as it is; None for what `SSH(python=)` says.
+    """
+
+    address: str
+    concurrency: int | None = None
+    python: str | None = None
+
+    def __post_init__(self) -> None:
+        openssh.parse(self.address)
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ValueError(f"Host({self.address!r}, concurrency={self.concurrency}): at least 1, or None")
+
+
+class SSH(Provider):
+    """Hosts that you can `ssh` to, with the user's OpenSSH configuration, keys, agent and known hosts.
+
+    `hosts`: "name", "user@name", "name:port", "[address]:port", or `Host(...)`.
+    `accept_new`: whether a host that no known_hosts file names is trusted with the key that it shows, which is then
+    recorded, as `StrictHostKeyChecking accept-new` does. A host whose key has changed is refused always.
+    `python`: an interpreter on the hosts that is used as it is: it is verified, and nothing is installed.
+    `config`: an ssh configuration file that is used instead of the user's own, as by `ssh -F`.
+    """
+
+    def __init__(
+        self, *hosts: str | Host, accept_new: bool = False, python: str | None = None, config: str | None = None
+    ) -> None:
+        if not hosts:
+            raise ValueError('SSH() without hosts: name them, as in SSH("me@lab1", "lab2")')
+        self.hosts = tuple(host if isinstance(host, Host) else Host(host) for host in hosts)
+        twice = {host.address for host in self.hosts if [h.address for h in self.hosts].count(host.address) > 1}
+        if twice:
+            raise ValueError(f"SSH() names a host twice: {', '.join(sorted(twice))}. Use Host(..., concurrency=)")
+        self.accept_new = accept_new
+        self.python = python
+        self.config = config
+        self.nodes = len(self.hosts)
+
+    def __repr__(self) -> str:
+        return f"SSH({', '.join(repr(host.address) for host in self.hosts)})"
+
+    def start(self, wanted: Wanted, machines: list[Machine]) -> None:
+        machines.extend(SSHMachine(host, self, wanted) for host in self.hosts[: wanted.nodes])
+
+    def stop(self, machines: list[Machine], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for machine in machines:
+            assert isinstance(machine, SSHMachine)
+            machine.end(deadline)
+
+
+class SSHMachine(Machine):
+    """A host, on its way to being a node."""
+
+    def __init__(self, host: Host, provider: SSH, wanted: Wanted) -> None:
+        self.name = host.address
+        self.concurrency = host.concurrency
+        self.python = host.python or provider.python
+        self.accept_new = provider.accept_new
+        self.config = provider.config
+        self.wanted = wanted
+        self.proxy: subprocess.Popen[bytes] | None = None
+        self.log = tempfile.TemporaryFile()
+        """What the proxy command printed."""
+
+    def open(self, core: _core.Pool) -> Opened:
+        config = openssh.resolve(openssh.parse(self.name), self.config)
+        if config.unheeded:
+            log.info("%s: ssh's options %s are set and not heeded", self.name, ", ".join(config.unheeded))
+        connection = self._connect(core, config)
+        if self.python is not None:
+            return Opened(connection, _agent(self._verified(connection, self.python)))
+        return Opened(connection, _agent(self._environment(connection)))
+
+    # ------------------------------------------------------------------------------------------------ connection
+
+    def _connect(self, core: _core.Pool, config: openssh.Config) -> _core.Connection:
+        known = openssh.known(config)
+        accept_new = self.accept_new or config.strict in ("accept-new", "no", "off")
+        if not known.keys and known.authorities:
+            raise NodeStartError(
+                f"{config.key_name} is known only by a certificate authority ({', '.join(known.authorities)}), and host "
+                f"certificates are not supported: add the host's own key to {config.known_hosts[0]}"
+            )
+        endpoint = (config.hostname, config.port) if config.proxy is None else self._through(config.proxy)
+        try:
+            connection = core.connect(
+                endpoint=endpoint,
+                user=config.user,
+                host_keys=list(known.keys),
+                revoked=list(known.revoked),
+                accept_new=accept_new,
+                identities=_identities(config),
+                timeout=config.connect_timeout or self.wanted.connect_timeout,
+            )
+        except _core.CoreError as error:
+            raise NodeStartError(self._why(error, config, known, accept_new)) from error
+        if not known.keys:
+            file = openssh.record(config, connection.host_key)
+            log.warning("%s: its new key was added to %s: %s", self.name, file, connection.host_key)
+        return connection
+
+    def _through(self, command: str) -> int:
+        """Start the command that leads to the host; the socket to it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.proxy = subprocess.Popen(
+                ["/bin/sh", "-c", command],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=self.log.fileno(),
+                process_group=0,
+            )
+        return ours.detach()
+
+    def _why(self, error: _core.CoreError, config: openssh.Config, known: openssh.Known, accept_new: bool) -> str:
+        """Say what went wrong with a connection, and what to do."""
+        text, about = str(error.args[0]), error.args[1] if len(error.args) > 1 else ""
+        files = " and ".join(config.known_hosts[:2])
+        if about == "host key" and known.keys:
+            return (
+                f"{text}. Either somebody is between here and {config.key_name}, or its key has changed: if you know "
+                f"that it has, `ssh-keygen -R '{config.key_name}'` forgets the old one"
+            )
+        if about == "host key" and not accept_new:
+            unreadable = f" (not readable: {', '.join(known.unreadable)})" if known.unreadable else ""
+            return (
+                f"{config.key_name} is not in {files}{unreadable}, so it is not trusted; {text}. "
+                f"Compare and accept its key with `ssh {self.name}`, or use SSH(..., accept_new=True)"
+            )
+        if about == "authentication":
+            return f"{text}. If `ssh {self.name}` asks for a password: set up a key with `ssh-copy-id`"
+        self.log.seek(0)
+        printed = self.log.read(4096).decode(errors="replace").strip()
+        return f"{text}; the proxy command printed: {printed}" if printed else text
+
+    # ------------------------------------------------------------------------------------------------ environment
+
+    def _run(self, connection: _core.Connection, script: bytes, bound: float) -> tuple[dict[str, list[str]], int, str]:
+        """Run one of our scripts: what it said, its exit status and its standard error."""
+        status, stdout, stderr = connection.run(bootstrap.COMMAND, script, bound)
+        said = bootstrap.said(stdout)
+        printed = stderr.decode(errors="replace").strip()
+        if said is None:
+            seen = (stdout.decode(errors="replace") + printed).strip()[:1000]
+            raise NodeStartError(
+                f"`{bootstrap.COMMAND}` does not run there (status {status}): the server may force a command of its "
+                f"own (ForceCommand), or the account has no shell. It printed: {seen or 'nothing'}"
+            )
+        return said, 255 if status is None else status, printed
+
+    def _environment(self, connection: _core.Connection) -> str:
+        """Find or make the image's environment; its interpreter."""
+        image = self.wanted.image
+        env = bootstrap.name(image)
+        said, _, _ = self._run(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
+        facts = bootstrap.facts(said)
+        python = bootstrap.interpreter(facts, env)
+        if facts.ready:
+            log.info("%s: the environment is there: %s", self.name, python)
+            return python
+        if facts.system not in ("Linux", "Darwin"):
+            raise NodeStartError(f"it runs {facts.system or 'an unknown system'}: nodes run Linux")
+        began = time.monotonic()
+        log.info("%s: making its environment: %s", self.name, ", ".join(image.pip) or "nothing beside skyward_lite")
+        uploads = {}
+        for kind, name, data in bootstrap.files(facts, image):
+            uploads[kind] = self._upload(connection, facts.root, name, data)
+        script = bootstrap.build(facts, image, env, uploads)
+        said, status, printed = self._run(connection, script, bootstrap.BUILD_SECONDS)
+        if status:
+            failed = said.get("failed", [""])[0].partition(" ")[2]
+            raise NodeStartError(
+                f"its environment could not be made: {f'`{failed}`' if failed else 'the script'} ended with status "
+                f"{status}:\n{printed[-2000:]}"
+            )
+        log.info("%s: its environment took %.1f s", self.name, time.monotonic() - began)
+        return python
+
+    def _upload(self, connection: _core.Connection, root: str, name: str, data: bytes) -> str:
+        """Send a file, unless the host has it; where it is there."""
+        path = f"{root}/{hashlib.sha256(data).hexdigest()[:16]}-{name}"
+        script = f'umask 077; test -f "{path}" || {{ cat >"{path}.$$" && mv "{path}.$$" "{path}"; }}'
+        status, _, stderr = connection.run(f"sh -c {shlex.quote(script)}", data, UPLOAD_SECONDS)
+        if status:
+            raise NodeStartError(f"{path} could not be written there: {stderr.decode(errors='replace').strip()}")
+        return path
+
+    def _verified(self, connection: _core.Connection, python: str) -> str:
+        """Check that an interpreter can be used as it is."""
+        said, status, printed = self._run(connection, bootstrap.verify(python, self.wanted.image), 60.0)
+        if status:
+            raise NodeStartError(f"{python} cannot be used: {printed[-1000:] or f'status {status}'}")
+        problems = said.get("problem", [])
+        if problems:
+            raise NodeStartError(
+                f"{python} does not meet the image, and SSH(python=) installs nothing: {'; '.join(problems)}"
+            )
+        return python
+
+    def end(self, deadline: float) -> None:
+        """Let go of the proxy command, which ends with its connection."""
+        if self.proxy is not None:
+            try:
+                self.proxy.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(self.proxy.pid, signal.SIGKILL)
+                self.proxy.wait()
+        self.log.close()
+
+
+def _agent(python: str) -> str:
+    # In single quotes a path is itself for every shell.
+    return f"exec '{python}' -P -m skyward_lite.agent stdio"
+
+
+def _identities(config: openssh.Config) -> list[str | tuple[str, str | None] | tuple[str, list[str], bool]]:
+    """List what to prove with who we are, in ssh's order: the agent's keys, the wanted ones first; then the files."""
+    identities: list[str | tuple[str, str | None] | tuple[str, list[str], bool]] = []
+    if config.agent is not None:
+        wanted = [key for file in config.identity_files if (key := _public(file))]
+        identities.append((config.agent, wanted, config.identities_only))
+    for file in config.identity_files:
+        beside = f"{file}-cert.pub"
+        certificates = [c for c in config.certificates if Path(c).name.startswith(Path(file).name)]
+        certificate = next((c for c in [*certificates, beside] if Path(c).exists()), None)
+        identities.append((file, certificate))
+    return identities
+
+
+def _public(file: str) -> str | None:
+    try:
+        return " ".join(Path(f"{file}.pub").read_text().split()[:2]) or None
+    except (OSError, UnicodeDecodeError):
+        return None

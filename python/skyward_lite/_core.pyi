@@ -29,7 +29,7 @@ class Connection:
     host_key: str
     """The key that the host showed, in OpenSSH's one-line format."""
 
-    def run(self, command: str, input: bytes, bound: float) -> tuple[int | None, bytes, bytes]:
+    def run(self, command: str, stdin: bytes, bound: float) -> tuple[int | None, bytes, bytes]:
         """Run a command to its end: its status (None for none), standard output and standard error, 1 MiB of each."""
 
 class Pool:

@@ -84,7 +84,10 @@ until mkdir "$lock" 2>/dev/null; do
     "") [ "$waited" -lt 10 ] || { rm -rf "$lock"; continue; } ;;
   esac
   waited=$((waited + 1))
-  if [ "$waited" -gt @PATIENCE@ ]; then echo "another client ($holder) has been building $root/$env for @PATIENCE@ s" >&2; exit 75; fi
+  if [ "$waited" -gt @PATIENCE@ ]; then
+    echo "another client ($holder) has been building $root/$env for @PATIENCE@ s" >&2
+    exit 75
+  fi
   sleep 1
 done
 echo "$me" >"$lock/holder"
@@ -340,10 +343,10 @@ def bundle() -> bytes:
     assert cloudpickle.__file__ is not None
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for package in (Path(__file__).parent, Path(cloudpickle.__file__).parent):
-            for path in sorted(package.rglob("*")):
+        for root in (Path(__file__).parent, Path(cloudpickle.__file__).parent):
+            for path in sorted(root.rglob("*")):
                 if path.is_file() and path.suffix in (".py", ".so", ".pyi", ".typed"):
-                    _add(archive, f"{package.name}/{path.relative_to(package)}", path.read_bytes())
+                    _add(archive, f"{root.name}/{path.relative_to(root)}", path.read_bytes())
         for package, version in (("skyward_lite", __version__), ("cloudpickle", metadata.version("cloudpickle"))):
             text = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
             _add(archive, f"{package}-{version}.dist-info/METADATA", text.encode())

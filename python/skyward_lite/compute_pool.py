@@ -312,7 +312,7 @@ class ComputePool(Executor):
         return json.dumps(hello)
 
     def _bring_up(self, node: int, machine: Machine, hello: str) -> None:
-        """Connect to one machine and start its agent. Runs on a thread of its own; what goes wrong is the node's fate."""
+        """Connect to one machine and start its agent, on a thread of its own. What goes wrong is the node's fate."""
         try:
             opened = machine.open(self._core)
             self._core.start_node(node, opened.connection, opened.command, hello, self._start_timeout)

@@ -186,10 +186,10 @@ impl Connection {
         &self,
         py: Python<'py>,
         command: String,
-        input: &Bound<'py, PyAny>,
+        stdin: &Bound<'py, PyAny>,
         bound: f64,
     ) -> PyResult<(Option<u32>, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
-        let (input, bound, connection) = (snapshot(input)?, seconds(bound)?, Arc::clone(&self.inner));
+        let (input, bound, connection) = (snapshot(stdin)?, seconds(bound)?, Arc::clone(&self.inner));
         let pool = self.pool.get();
         let output = py.detach(|| pool.inner.run(connection, command, input, bound)).map_err(core_error)?;
         Ok((output.status, PyBytes::new(py, &output.stdout), PyBytes::new(py, &output.stderr)))

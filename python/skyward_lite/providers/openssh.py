@@ -155,7 +155,7 @@ def resolve(to: Destination, file: str | None = None) -> Config:
 
 
 def _jumps(jumps: str, hostname: str, port: int, options: list[str]) -> str | None:
-    """Give the command that leads over jump hosts: `ssh -W`, as for ssh itself. Their keys and ours are its business."""
+    """Give the command that leads over jump hosts: `ssh -W`, as for ssh itself, whose business all keys there are."""
     if jumps == "none":
         return None
     *before, last = jumps.split(",")

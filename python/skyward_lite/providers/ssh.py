@@ -98,7 +98,7 @@ class SSHMachine(Machine):
         self.config = provider.config
         self.wanted = wanted
         self.proxy: subprocess.Popen[bytes] | None = None
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `end`)
         """What the proxy command printed."""
 
     def open(self, core: _core.Pool) -> Opened:
@@ -117,8 +117,8 @@ class SSHMachine(Machine):
         accept_new = self.accept_new or config.strict in ("accept-new", "no", "off")
         if not known.keys and known.authorities:
             raise NodeStartError(
-                f"{config.key_name} is known only by a certificate authority ({', '.join(known.authorities)}), and host "
-                f"certificates are not supported: add the host's own key to {config.known_hosts[0]}"
+                f"{config.key_name} is known only by a certificate authority ({', '.join(known.authorities)}), and "
+                f"host certificates are not supported: add the host's own key to {config.known_hosts[0]}"
             )
         endpoint = (config.hostname, config.port) if config.proxy is None else self._through(config.proxy)
         try:

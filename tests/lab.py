@@ -1,0 +1,165 @@
+"""Hosts for the tests: real `sshd`s, each on an address of its own, with its own keys and cache directory.
+
+They run as the user who runs the tests, on 127.0.0.x, so that no root is needed; in network namespaces if there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import itertools
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+SSHD = next((p for p in ("/usr/sbin/sshd", "/usr/bin/sshd") if Path(p).exists()), "sshd")
+_numbers = itertools.count(2)
+
+
+def keygen(path: Path, kind: str = "ed25519", comment: str = "lab") -> Path:
+    """Make a key without a passphrase."""
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", comment, "-f", str(path)], check=True)
+    return path
+
+
+class Sshd:
+    """One host. `options` are lines of its sshd_config; `namespace` is a network namespace to run in."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        name: str = "",
+        address: str | None = None,
+        port: int = 0,
+        namespace: str | None = None,
+        kinds: tuple[str, ...] = ("ed25519",),
+        authorized: Path,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        number = next(_numbers)
+        self.name = name or f"lab{number}"
+        self.directory = directory / self.name
+        self.directory.mkdir(mode=0o700)
+        self.address = address or f"127.0.{os.getpid() % 250 + 1}.{number}"
+        self.port = port or self._free_port()
+        self.keys = {kind: keygen(self.directory / f"host_{kind}", kind) for kind in kinds}
+        self.cache = self.directory / "cache"
+        self.cache.mkdir()
+        settings = {"XDG_CACHE_HOME": str(self.cache), **(env or {})}
+        # What else this process has in its environment stays here: a session starts with nothing.
+        marked = {k: v for k, v in os.environ.items() if k.startswith(("SKYWARD_TEST", "PIP_"))}
+        assignments = " ".join(f'"{k}={v}"' for k, v in {**marked, **settings}.items())
+        lines = [
+            *options,  # the first value counts
+            f"ListenAddress {self.address}",
+            f"Port {self.port}",
+            *(f"HostKey {key}" for key in self.keys.values()),
+            f"AuthorizedKeysFile {authorized}",
+            f"SetEnv {assignments}",
+            *("PidFile none", "StrictModes no", "UsePAM no", "PasswordAuthentication no"),
+            *("KbdInteractiveAuthentication no", "PermitRootLogin yes"),
+        ]
+        config = self.directory / "sshd_config"
+        config.write_text("\n".join(lines) + "\n")
+        if os.getuid() == 0:
+            # Debian's sshd wants its privilege separation directory, which only its init script makes.
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        inside = ["ip", "netns", "exec", namespace] if namespace else []
+        self.log = (self.directory / "log").open("w+")
+        self.process = subprocess.Popen(
+            [*inside, SSHD, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.write(line)
+            if "Server listening" in line:
+                break
+        else:
+            raise RuntimeError(f"sshd does not start: {self.said()}")
+        # Keep the pipe drained, or sshd would block on it.
+        import threading
+
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.write(line)
+            self.log.flush()
+
+    def _free_port(self) -> int:
+        with socket.socket() as probe:
+            probe.bind((self.address, 0))
+            port: int = probe.getsockname()[1]
+            return port
+
+    def said(self) -> str:
+        """Give what sshd has logged."""
+        self.log.flush()
+        return Path(self.log.name).read_text()
+
+    def known(self, kind: str = "ed25519") -> str:
+        """Give its line for a known_hosts file."""
+        public = Path(f"{self.keys[kind]}.pub").read_text().split()
+        return f"[{self.address}]:{self.port} {public[0]} {public[1]}"
+
+    def close(self) -> None:
+        """End it and its sessions."""
+        self.process.terminate()
+        self.process.wait(10)
+        self.log.close()
+
+
+class Lab:
+    """Some hosts, and the ssh configuration that leads to them: `SSH(host.name, config=lab.config)`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.user_key = keygen(directory / "user")
+        self.known_hosts = directory / "known_hosts"
+        self.known_hosts.touch()
+        self.config = str(directory / "ssh_config")
+        self.hosts: list[Sshd] = []
+        self.extra: dict[str, list[str]] = {}
+        self._stack = contextlib.ExitStack()
+        self.write()
+
+    def host(self, *options: str, known: bool = True, ssh_options: tuple[str, ...] = (), **kwargs: object) -> Sshd:
+        """Start a host; `ssh_options` are lines for it in the client's configuration."""
+        host = Sshd(self.directory, *options, authorized=Path(f"{self.user_key}.pub"), **kwargs)  # type: ignore[arg-type]
+        self._stack.callback(host.close)
+        self.hosts.append(host)
+        self.extra[host.name] = list(ssh_options)
+        if known:
+            with self.known_hosts.open("a") as file:
+                file.write(host.known() + "\n")
+        self.write()
+        return host
+
+    def write(self) -> None:
+        """Write the client's configuration anew."""
+        blocks = [
+            "\n  ".join(
+                [
+                    f"Host {host.name}",
+                    *self.extra[host.name],  # the first value counts
+                    f"HostName {host.address}",
+                    f"Port {host.port}",
+                ]
+            )
+            for host in self.hosts
+        ]
+        common = [
+            "Host *",
+            f"User {getpass.getuser()}",
+            f"IdentityFile {self.user_key}",
+            *("IdentitiesOnly yes", "IdentityAgent none", "HashKnownHosts no", "GlobalKnownHostsFile none"),
+            f"UserKnownHostsFile {self.known_hosts}",
+        ]
+        Path(self.config).write_text("\n".join([*blocks, "\n  ".join(common), ""]))
+
+    def close(self) -> None:
+        """End all hosts."""
+        self._stack.close()

@@ -13,6 +13,10 @@ import socket
 import subprocess
 from pathlib import Path
 
+from skyward_lite import SSH, Image, _core
+from skyward_lite.providers import Machine, Wanted
+from skyward_lite.providers.ssh import SSHMachine
+
 SSHD = next((p for p in ("/usr/sbin/sshd", "/usr/bin/sshd") if Path(p).exists()), "sshd")
 _numbers = itertools.count(2)
 
@@ -163,3 +167,24 @@ class Lab:
     def close(self) -> None:
         """End all hosts."""
         self._stack.close()
+
+
+def connect(lab: Lab, name: str, timeout: float = 20.0, **options: object) -> str:
+    """Connect to a host as a pool would, and hang up; the key that it showed."""
+    provider = SSH(name, **{"config": lab.config, **options})  # type: ignore[arg-type]
+    machines: list[Machine] = []
+    core = _core.Pool(1, 1 << 30)
+    try:
+        provider.start(Wanted(1, Image(), None, None, timeout), machines)
+        (machine,) = machines
+        assert isinstance(machine, SSHMachine)
+        return machine.connect(core).host_key
+    finally:
+        provider.stop(machines, 5)
+        core.close()
+
+
+def ssh(lab: Lab, name: str) -> bool:
+    """Say whether `ssh` itself can run a command there."""
+    command = ["ssh", "-F", lab.config, "-o", "BatchMode=yes", "-o", "UpdateHostKeys=no", name, "true"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30).returncode == 0

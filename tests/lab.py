@@ -11,6 +11,7 @@ import itertools
 import os
 import socket
 import subprocess
+import threading
 from pathlib import Path
 
 from skyward_lite import SSH, Image, _core
@@ -83,9 +84,8 @@ class Sshd:
         else:
             raise RuntimeError(f"sshd does not start: {self.said()}")
         # Keep the pipe drained, or sshd would block on it.
-        import threading
-
-        threading.Thread(target=self._drain, daemon=True).start()
+        self._drainer = threading.Thread(target=self._drain, daemon=True)
+        self._drainer.start()
 
     def _drain(self) -> None:
         assert self.process.stderr is not None
@@ -113,6 +113,11 @@ class Sshd:
         """End it and its sessions."""
         self.process.terminate()
         self.process.wait(10)
+        # Sessions have the pipe too, and end by themselves.
+        self._drainer.join(10)
+        if not self._drainer.is_alive():
+            assert self.process.stderr is not None
+            self.process.stderr.close()
         self.log.close()
 
 

@@ -37,6 +37,14 @@ HEEDED = frozenset(
 )
 """Options that mean for us what they mean for ssh."""
 
+TYPES = frozenset(
+    {
+        *("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
+        *("sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"),
+    }
+)
+"""Of public keys that we can use."""
+
 BESIDE = re.compile(
     # Forwarding, terminals, shared connections, other ways to authenticate, and what is only shown or logged.
     "(gateway|stream|dynamic|local|remote|exiton|clearall)?forward.*|.*x11.*|xauth.*|gatewayports|streamlocal.*|tunnel.*"
@@ -90,7 +98,7 @@ class Config:
     new_keys: str | None
     """The file of the user's that takes new keys."""
     strict: str
-    """StrictHostKeyChecking."""
+    """StrictHostKeyChecking, in the words of `ssh -G`: "true", "false", "ask" or "accept-new"."""
     hashed: bool
     connect_timeout: float | None
     unheeded: tuple[str, ...]
@@ -213,10 +221,20 @@ def _command(command: str) -> str | None:
 def public(file: str) -> str | None:
     """Read a file that holds a public key in OpenSSH's one-line format; None if it does not."""
     try:
-        words = Path(file).read_text().split()[:2]
+        words = Path(file).read_text().split()
     except (OSError, UnicodeDecodeError):
         return None
-    return " ".join(words) if len(words) == 2 and words[1].startswith("AAAA") else None
+    return _key(*words[:2]) if len(words) > 1 else None
+
+
+def _key(kind: str, blob: str) -> str | None:
+    """Give a public key in one line; None for what is broken or of a type that we do not have."""
+    try:
+        data = base64.b64decode(blob, validate=True)
+    except ValueError:
+        return None
+    begin = len(kind).to_bytes(4, "big") + kind.encode()
+    return f"{kind} {blob}" if kind in TYPES and data.startswith(begin) and len(data) > len(begin) + 32 else None
 
 
 def certifies(certificate: str, file: str) -> bool:
@@ -268,7 +286,9 @@ def _known(config: Config, name: str) -> Known:
             marker = words.pop(0) if words and words[0].startswith("@") else ""
             if len(words) < 3:
                 continue
-            key = f"{words[1]} {words[2]}"
+            key = _key(words[1], words[2])
+            if key is None:
+                continue
             if marker == "@revoked":
                 revoked.append(key)
             elif marker == "@cert-authority":

@@ -114,7 +114,7 @@ class SSHMachine(Machine):
         if config.unheeded:
             log.info("%s: ssh's options %s are set and not heeded", self.name, ", ".join(config.unheeded))
         known = openssh.known(config)
-        accept_new = self.accept_new or config.strict in ("accept-new", "no", "off")
+        accept_new = self.accept_new or config.strict in ("accept-new", "false")
         if known.authorities and not (known.keys or known.portless):
             raise NodeStartError(
                 f"{config.key_name} is known only by a certificate authority ({', '.join(known.authorities)}), and "

@@ -174,7 +174,7 @@ class Lab:
         self._stack.close()
 
 
-def connect(lab: Lab, name: str, timeout: float = 20.0, **options: object) -> str:
+def connect(lab: Lab, name: str, timeout: float = 20.0, patience: float = 5.0, **options: object) -> str:
     """Connect to a host as a pool would, and hang up; the key that it showed."""
     provider = SSH(name, **{"config": lab.config, **options})  # type: ignore[arg-type]
     machines: list[Machine] = []
@@ -185,7 +185,7 @@ def connect(lab: Lab, name: str, timeout: float = 20.0, **options: object) -> st
         assert isinstance(machine, SSHMachine)
         return machine.connect(core).host_key
     finally:
-        provider.stop(machines, 5)
+        provider.stop(machines, patience)
         core.close()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from skyward_lite import SSH, Image, _core
-from skyward_lite.providers import Machine, Wanted
+from skyward_lite.providers import Machine, Opened, Wanted
 from skyward_lite.providers.ssh import SSHMachine
 
 SSHD = next((p for p in ("/usr/sbin/sshd", "/usr/bin/sshd") if Path(p).exists()), "sshd")
@@ -177,33 +177,40 @@ class Lab:
 
 
 @contextlib.contextmanager
-def connected(lab: Lab, name: str, timeout: float = 20.0, patience: float = 5.0, **options: object) -> Iterator[Any]:
-    """Connect to a host as a pool would, and hang up afterwards."""
+def machine(
+    lab: Lab, name: str, timeout: float = 20.0, patience: float = 5.0, **options: object
+) -> Iterator[tuple[SSHMachine, _core.Pool]]:
+    """Name a host as a pool would, and let go of it afterwards."""
     provider = SSH(name, **{"config": lab.config, **options})  # type: ignore[arg-type]
     machines: list[Machine] = []
     core = _core.Pool(1, 1 << 30)
     try:
         provider.start(Wanted(1, Image(), None, None, timeout), machines)
-        (machine,) = machines
-        assert isinstance(machine, SSHMachine)
-        yield machine.connect(core)
+        (one,) = machines
+        assert isinstance(one, SSHMachine)
+        yield one, core
     finally:
         provider.stop(machines, patience)
         core.close()
 
 
+@contextlib.contextmanager
+def opened(lab: Lab, name: str, **options: Any) -> Iterator[Opened]:
+    """Connect to a host and see that it has its environment."""
+    with machine(lab, name, **options) as (one, core):
+        yield one.open(core)
+
+
 def connect(lab: Lab, name: str, **options: Any) -> str:
     """Give the key that a host shows, once it has let us in."""
-    with connected(lab, name, **options) as connection:
-        key: str = connection.host_key
-        return key
+    with machine(lab, name, **options) as (one, core):
+        return one.connect(core).host_key
 
 
 def run(lab: Lab, name: str, command: str, script: bytes) -> tuple[int | None, bytes, bytes]:
     """Run a command there: its status, standard output and standard error."""
-    with connected(lab, name) as connection:
-        done: tuple[int | None, bytes, bytes] = connection.run(command, script, 60.0)
-        return done
+    with machine(lab, name) as (one, core):
+        return one.connect(core).run(command, script, 60.0)
 
 
 def ssh(lab: Lab, name: str) -> bool:

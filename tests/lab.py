@@ -43,7 +43,7 @@ class Sshd:
         namespace: str | None = None,
         kinds: tuple[str, ...] = ("ed25519",),
         authorized: Path,
-        env: dict[str, str] | None = None,
+        env: dict[str, str | None] | None = None,
     ) -> None:
         number = next(_numbers)
         self.name = name or f"lab{number}"
@@ -54,10 +54,13 @@ class Sshd:
         self.keys = {kind: keygen(self.directory / f"host_{kind}", kind) for kind in kinds}
         self.cache = self.directory / "cache"
         self.cache.mkdir()
-        settings = {"XDG_CACHE_HOME": str(self.cache), **(env or {})}
+        # An empty home: what this user's login shell reads in the real one is no part of the tests.
+        home = self.directory / "home"
+        home.mkdir()
+        settings = {"XDG_CACHE_HOME": str(self.cache), "HOME": str(home), **(env or {})}
         # What else this process has in its environment stays here: a session starts with nothing.
         marked = {k: v for k, v in os.environ.items() if k.startswith(("SKYWARD_TEST", "PIP_"))}
-        assignments = " ".join(f'"{k}={v}"' for k, v in {**marked, **settings}.items())
+        assignments = " ".join(f'"{k}={v}"' for k, v in {**marked, **settings}.items() if v is not None)
         lines = [
             *options,  # the first value counts
             f"ListenAddress {self.address}",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import skyward_lite as sky
+from conftest import eventually
 from lab import Lab, Sshd, connect, keygen, ssh
 
 OTHER = "[other.example]:22"
@@ -24,7 +26,7 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def both(lab) -> Sshd:
     """A host with keys of two types, that no file names yet."""
-    return lab.host(known=False, kinds=("ed25519", "ecdsa"))
+    return lab.host("LogLevel DEBUG1", known=False, kinds=("ed25519", "ecdsa"))
 
 
 def public(path: Path) -> str:
@@ -65,12 +67,16 @@ def say(lab, both):
 
 def refused(lab: Lab, host: Sshd, **kwargs: object) -> str:
     """Give the text with which the host is refused, by ssh too, before anybody tried to prove who he is."""
-    before = host.said()
+    assert not ssh(lab, host.name)
+    ended = "Connection (closed|reset) by|Unable to negotiate|Received disconnect"
+    assert eventually(
+        lambda: len(re.findall("Connection from", host.said())) == len(re.findall(ended, host.said())), 10
+    )
+    before = len(host.said())
     with pytest.raises(sky.NodeStartError) as caught:
         connect(lab, host.name, **kwargs)
-    assert not ssh(lab, host.name)
-    assert "Accepted" not in host.said()[len(before) :]
-    assert "Failed" not in host.said()[len(before) :]
+    assert eventually(lambda: re.search(ended, host.said()[before:]), 10), host.said()[before:]
+    assert "userauth-request" not in host.said()[before:]
     return str(caught.value)
 
 

@@ -167,7 +167,7 @@ def open_to(lab: Lab, directory: Path, *options: str, **kwargs: object) -> Sshd:
     keys = directory / "authorized_keys"
     shutil.copy(f"{lab.user_key}.pub", keys)
     keys.chmod(0o644)
-    env = {"XDG_CACHE_HOME": "", **kwargs.pop("env", {})}  # type: ignore[dict-item]
+    env = {"XDG_CACHE_HOME": None, "HOME": None, **kwargs.pop("env", {})}  # type: ignore[dict-item]
     return lab.host(f'AuthorizedKeysFile "{keys}"', *options, env=env, **kwargs)
 
 

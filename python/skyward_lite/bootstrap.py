@@ -151,6 +151,9 @@ def name(image: Image) -> str:
     parts: list[object] = [PYTHON, __version__, sorted(image.pip), sorted(image.apt), image.index_url]
     parts.append(_digest(bundle()) if image.wheel is None else _digest(Path(image.wheel).read_bytes()))
     parts += [_digest(_tree(path)) for path in image.includes]
+    if image.wheelhouse is not None:
+        wheels = sorted(path for path in Path(image.wheelhouse).rglob("*") if path.is_file())
+        parts.append([(path.name, _digest(path.read_bytes())) for path in wheels])
     return f"env-{_digest(json.dumps(parts).encode())[:20]}"
 
 
@@ -225,9 +228,7 @@ def build(facts: Facts, image: Image, env: str, uploads: dict[str, str]) -> byte
     if facts.venv and facts.python:
         steps.append(f'step {shlex.quote(facts.python)} -m venv "$tmp"')
     elif facts.uv:
-        steps.append(
-            f'step {shlex.quote(facts.uv)} venv --quiet --seed --python {shlex.quote(facts.python or PYTHON)} "$tmp"'
-        )
+        steps.append(f'step {shlex.quote(facts.uv)} venv --quiet --python {shlex.quote(facts.python or PYTHON)} "$tmp"')
     elif facts.python:
         raise NodeStartError(f"{facts.python} cannot make environments: install python{PYTHON}-venv there, or uv")
     else:

@@ -11,6 +11,7 @@ import itertools
 import os
 import socket
 import subprocess
+import threading
 from pathlib import Path
 
 SSHD = next((p for p in ("/usr/sbin/sshd", "/usr/bin/sshd") if Path(p).exists()), "sshd")
@@ -79,9 +80,8 @@ class Sshd:
         else:
             raise RuntimeError(f"sshd does not start: {self.said()}")
         # Keep the pipe drained, or sshd would block on it.
-        import threading
-
-        threading.Thread(target=self._drain, daemon=True).start()
+        self.drain = threading.Thread(target=self._drain, daemon=True)
+        self.drain.start()
 
     def _drain(self) -> None:
         assert self.process.stderr is not None
@@ -105,10 +105,20 @@ class Sshd:
         public = Path(f"{self.keys[kind]}.pub").read_text().split()
         return f"[{self.address}]:{self.port} {public[0]} {public[1]}"
 
+    def kill(self) -> None:
+        """End it and its sessions by force, as if the machine were gone."""
+        # A session's processes are children of the server's until they lose it.
+        subprocess.run(["pkill", "-9", "-P", str(self.process.pid)], check=False)
+        self.process.kill()
+        self.process.wait(10)
+
     def close(self) -> None:
         """End it and its sessions."""
         self.process.terminate()
         self.process.wait(10)
+        self.drain.join(10)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         self.log.close()
 
 

@@ -14,6 +14,7 @@ import logging
 import pickle
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,13 +34,14 @@ _open: list[ComputePool] = []
 `backend="skyward"` means the last one that the calling thread entered, or the last of all if it entered none.
 """
 
-_said: set[tuple[str, str]] = set()
-"""What the log has been told, each of a pool's run."""
+_said: weakref.WeakKeyDictionary[ComputePool, set[str]] = weakref.WeakKeyDictionary()
+"""What the log has been told of each pool."""
 
 
 def _say_once(pool: ComputePool, text: str) -> None:
-    if (pool._run, text) not in _said:
-        _said.add((pool._run, text))
+    said = _said.setdefault(pool, set())
+    if text not in said:
+        said.add(text)
         log.info(text)
 
 

@@ -120,7 +120,7 @@ class SSHMachine(Machine):
                 f"{config.key_name} is known only by a certificate authority ({', '.join(known.authorities)}), and "
                 f"host certificates are not supported: add the host's own key to {config.known_hosts[0]}"
             )
-        endpoint = (config.hostname, config.port) if config.proxy is None else self._through(config.proxy)
+        endpoint = self._endpoint(config)
         try:
             connection = core.connect(
                 endpoint=endpoint,
@@ -137,6 +137,10 @@ class SSHMachine(Machine):
             file = openssh.record(config, connection.host_key)
             log.warning("%s: its new key was added to %s: %s", self.name, file, connection.host_key)
         return connection
+
+    def _endpoint(self, config: openssh.Config) -> int | tuple[str, int]:
+        """Give what `connect` takes: a socket that leads to the host, or its name and port."""
+        return (config.hostname, config.port) if config.proxy is None else self._through(config.proxy)
 
     def _through(self, command: str) -> int:
         """Start the command that leads to the host; the socket to it."""

@@ -634,9 +634,14 @@ def _imported() -> dict[str, str]:
     # Not at the module's head: only nodes with an environment of their own need to know.
     from importlib import metadata
 
-    homes = _distributions()
+    with _reading:
+        homes = _distributions()
     names = {name for module in tuple(sys.modules) for name in homes.get(module, ())} | {"cloudpickle"}
     return {canonical(name): metadata.version(name) for name in names if canonical(name) != "skyward-lite"}
+
+
+_reading = threading.Lock()
+"""Held while the distributions are read: all nodes ask at once, and one of them does it for all."""
 
 
 @functools.cache

@@ -11,8 +11,12 @@ import itertools
 import os
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
+
+import skyward_lite as sky
+from skyward_lite import bootstrap
 
 SSHD = next((p for p in ("/usr/sbin/sshd", "/usr/bin/sshd") if Path(p).exists()), "sshd")
 _numbers = itertools.count(2)
@@ -104,6 +108,16 @@ class Sshd:
         """Give its line for a known_hosts file."""
         public = Path(f"{self.keys[kind]}.pub").read_text().split()
         return f"[{self.address}]:{self.port} {public[0]} {public[1]}"
+
+    def furnish(self, image: sky.Image) -> None:
+        """Let it have the image's environment: this interpreter, instead of one that is built."""
+        root = self.cache / "skyward_lite" / f"{bootstrap.name(image)}-{os.uname().machine}"
+        (root / "bin").mkdir(parents=True)
+        python = root / "bin/python"
+        package = Path(sky.__file__).parent.parent
+        python.write_text(f"#!/bin/sh\nexport PYTHONPATH='{package}'\nexec '{sys.executable}' \"$@\"\n")
+        python.chmod(0o755)
+        (root / "ready").touch()
 
     def kill(self) -> None:
         """End it and its sessions by force, as if the machine were gone."""

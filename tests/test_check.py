@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from lab import Lab, Sshd, keygen
+from skyward_lite import doctor
 from skyward_lite._version import PYTHON
 
 TOOLS = ("sh", "awk", "cat", "chmod", "cut", "df", "getconf", "head", "id", "mkdir", "nproc", "rm", "true", "uname")
@@ -92,24 +93,11 @@ def test_the_lines_for_people(lab):
 def test_an_environment_that_is_there(lab):
     """Its versions are compared with the client's."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
-    ready(host, lab)
+    host.furnish(doctor._image())
     status, text = check(lab, host.name)
     assert status == 0
     assert "environment     is there: " in text
     assert f"skyward_lite {sky.__version__}, cloudpickle " in text
-
-
-def ready(host: Sshd, lab: Lab) -> None:
-    """Let the environment of a pool that is told nothing be there: this interpreter's."""
-    from skyward_lite import bootstrap, doctor
-
-    directory = host.cache / "skyward_lite" / f"{bootstrap.name(doctor._image())}-{os.uname().machine}"
-    (directory / "bin").mkdir(parents=True)
-    (directory / "bin/python").write_text(
-        f"#!/bin/sh\nexport PYTHONPATH='{Path(sky.__file__).parent.parent}'\nexec '{sys.executable}' \"$@\"\n"
-    )
-    (directory / "bin/python").chmod(0o755)
-    (directory / "ready").touch()
 
 
 def test_an_unknown_key(lab):

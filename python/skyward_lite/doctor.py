@@ -335,9 +335,11 @@ class _Check:
                 "give a wheel for it with Image(wheel=)",
             )
         if facts.ready:
-            self.report.ok("environment", f"is there: {python}", environment=python)
+            self.report.ok("environment", f"is there: {python} (of the default image)", environment=python)
             return python
-        self.report.ok("environment", f"to be made by the first pool; pip fetches {', '.join(image.pip) or 'nothing'}")
+        self.report.ok(
+            "environment", f"to be made by the first pool; of the default image, pip fetches {', '.join(image.pip)}"
+        )
         return None
 
     def _cache(self, facts: bootstrap.Facts) -> None:

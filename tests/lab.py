@@ -16,7 +16,9 @@ import threading
 from pathlib import Path
 
 import skyward_lite as sky
-from skyward_lite import bootstrap
+from skyward_lite import SSH, Image, _core, bootstrap
+from skyward_lite.providers import Machine, Wanted
+from skyward_lite.providers.ssh import SSHMachine
 
 SSHD = next((p for p in ("/usr/sbin/sshd", "/usr/bin/sshd") if Path(p).exists()), "sshd")
 _numbers = itertools.count(2)
@@ -130,9 +132,11 @@ class Sshd:
         """End it and its sessions."""
         self.process.terminate()
         self.process.wait(10)
+        # Sessions have the pipe too, and end by themselves.
         self.drain.join(10)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        if not self.drain.is_alive():
+            assert self.process.stderr is not None
+            self.process.stderr.close()
         self.log.close()
 
 
@@ -187,3 +191,24 @@ class Lab:
     def close(self) -> None:
         """End all hosts."""
         self._stack.close()
+
+
+def connect(lab: Lab, name: str, timeout: float = 20.0, patience: float = 5.0, **options: object) -> str:
+    """Connect to a host as a pool would, and hang up; the key that it showed."""
+    provider = SSH(name, **{"config": lab.config, **options})  # type: ignore[arg-type]
+    machines: list[Machine] = []
+    core = _core.Pool(1, 1 << 30)
+    try:
+        provider.start(Wanted(1, Image(), None, None, timeout), machines)
+        (machine,) = machines
+        assert isinstance(machine, SSHMachine)
+        return machine.connect(core).host_key
+    finally:
+        provider.stop(machines, patience)
+        core.close()
+
+
+def ssh(lab: Lab, name: str) -> bool:
+    """Say whether `ssh` itself can run a command there."""
+    command = ["ssh", "-F", lab.config, "-o", "BatchMode=yes", "-o", "UpdateHostKeys=no", name, "true"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30).returncode == 0

@@ -52,8 +52,8 @@ done
 echo '@MARK@'
 echo "system=$(uname -s)"
 echo "machine=$(uname -m)"
-echo "root=$root"
-echo "why=$why"
+printf 'root=%s\n' "$root"
+printf 'why=%s\n' "$why"
 if [ -n "$root" ] && [ -f "$root/$env/ready" ]; then echo ready=yes; exit 0; fi
 echo "libc=$(getconf GNU_LIBC_VERSION 2>/dev/null || echo unknown)"
 echo "free=$(df -Pk "${root:-/}" 2>/dev/null | awk 'NR == 2 { print $4 }')"
@@ -78,20 +78,27 @@ root=@ROOT@ env=@ENV@ minor=@PYTHON@
 umask 077
 echo '@MARK@'
 lock=$root/$env.lock tmp=$root/$env.tmp.$$ me="$(uname -n) $$" waited=0
-until mkdir "$lock" 2>/dev/null; do
-  holder=$(cat "$lock/holder" 2>/dev/null)
+# A symbolic link is made with its content at once: there is no lock without a holder.
+until ln -s "$me" "$lock" 2>/dev/null; do
+  holder=$(readlink "$lock")
+  # Nobody has it, and still it cannot be made: why not, says `ln`.
+  if [ -z "$holder" ] && [ "$waited" -gt 2 ]; then ln -s "$me" "$lock" && break; exit 73; fi
   case $holder in
-    "$(uname -n) "*) kill -0 "${holder##* }" 2>/dev/null || { rm -rf "$lock"; continue; } ;;
-    "") [ "$waited" -lt 10 ] || { rm -rf "$lock"; continue; } ;;
+    "$(uname -n) "*)
+      # Of those who find a dead holder's lock one removes it, and looks again first: another may have taken it anew.
+      if ! kill -0 "${holder##* }" 2>/dev/null && mkdir "$lock.breaking" 2>/dev/null; then
+        [ "$(readlink "$lock")" = "$holder" ] && rm -f "$lock"
+        rmdir "$lock.breaking"
+        continue
+      fi ;;
   esac
   waited=$((waited + 1))
   if [ "$waited" -gt @PATIENCE@ ]; then
-    echo "another client ($holder) has been building $root/$env for @PATIENCE@ s" >&2
+    echo "another client ($holder) has been building $root/$env for @PATIENCE@ s; if it is gone, remove $lock" >&2
     exit 75
   fi
   sleep 1
 done
-echo "$me" >"$lock/holder"
 trap 'rm -rf "$lock" "$tmp"' EXIT
 trap 'exit 1' HUP INT TERM
 [ -f "$root/$env/ready" ] && exit 0
@@ -255,6 +262,7 @@ def build(facts: Facts, image: Image, env: str, uploads: dict[str, str]) -> byte
         )
         steps.append(f'step "$tmp/bin/python" -m zipfile -e {shlex.quote(uploads["includes"])} "$site"')
     steps.append('step "$tmp/bin/python" -P -c "import skyward_lite._core, cloudpickle"')
+    steps.append('rm -rf "$tmp/wheels"')
     return _fill(
         BUILD,
         ROOT=shlex.quote(facts.root),
@@ -267,12 +275,14 @@ def build(facts: Facts, image: Image, env: str, uploads: dict[str, str]) -> byte
 
 VERIFY = r"""
 echo '@MARK@'
-exec @PYTHON@ -P - <<'PYTHON_ENDS_HERE'
+exec @PYTHON@ - <<'PYTHON_ENDS_HERE'
 import sys
-from importlib import metadata
 if "%d.%d" % sys.version_info[:2] != "@MINOR@":
     print("problem=it is Python %d.%d, the client's is @MINOR@" % sys.version_info[:2])
     sys.exit()
+# As -P, which an older Python does not know.
+sys.path[:] = [path for path in sys.path if path]
+print("python=" + sys.executable)
 try:
     import skyward_lite
 except ImportError as error:
@@ -289,7 +299,9 @@ PYTHON_ENDS_HERE
 
 def verify(python: str, image: Image) -> bytes:
     """Give the script that checks an interpreter which is used as it is."""
-    values = {"PYTHON": shlex.quote(python), "MINOR": PYTHON, "VERSION": __version__, "PIP": repr(list(image.pip))}
+    home, slash, rest = python.partition("/")
+    quoted = f'"$HOME"/{shlex.quote(rest)}' if home == "~" and slash else shlex.quote(python)
+    values = {"PYTHON": quoted, "MINOR": PYTHON, "VERSION": __version__, "PIP": repr(list(image.pip))}
     return _fill(VERIFY, **values).encode()
 
 

@@ -24,7 +24,11 @@ from ..errors import NodeStartError
 TOOL_SECONDS = 20.0
 """Bound on one run of a tool; it may ask a name server."""
 
-_PLACE = re.compile(r"\[(?P<address>[^]]+)\](?::(?P<a>\d+))?|(?P<name>[^:]+)(?::(?P<b>\d+))?|(?P<v6>[0-9a-fA-F:.%\w]+)")
+_PLACE = re.compile(
+    r"\[(?P<address>[^]]+)\](?::(?P<a>\d+))?|(?P<name>[^:]+)(?::(?P<b>\d+))?|(?P<v6>[0-9a-fA-F:.]+(%\w+)?)"
+)
+_UNSAFE = re.compile(r"[\s'\"`$\\;&<>|(){}\[\]]")
+"""What no name may have, as ssh has it too: names become words of the shell that runs a proxy command."""
 
 HEEDED = frozenset(
     {
@@ -34,6 +38,24 @@ HEEDED = frozenset(
     }
 )
 """Options that mean for us what they mean for ssh."""
+
+TYPES = frozenset(
+    {
+        *("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
+        *("sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"),
+    }
+)
+"""Of public keys that we can use."""
+
+BESIDE = re.compile(
+    # Forwarding, terminals, shared connections, other ways to authenticate, and what is only shown or logged.
+    "(gateway|stream|dynamic|local|remote|exiton|clearall)?forward.*|.*x11.*|xauth.*|gatewayports|streamlocal.*|tunnel.*"
+    "|control.*|permit.*|sendenv|setenv|requesttty|escapechar|enableescape.*|sessiontype|remotecommand|stdinnull|fork.*"
+    "|batchmode|password.*|numberofpassword.*|kbdinteractive.*|hostbased.*|gssapi.*|enablesshkeysign|addkeystoagent"
+    "|updatehostkeys|visualhostkey|fingerprinthash|log.*|syslog.*|tcpkeepalive|serveralive.*|proxyusefdpass|checkhostip"
+    "|canonical.*|ipqos|compression|tag|nohostauthenticationforlocalhost|pubkeyauthentication|connectionattempts"
+)
+"""Options that do not matter to what we do, or whose part `ssh -G` has already done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +70,11 @@ class Destination:
 def parse(text: str) -> Destination:
     """Read "host", "user@host", "host:port", "[address]:port" or "ssh://user@host:port"."""
     user, _, place = text.removeprefix("ssh://").rstrip("/").rpartition("@")
-    match = re.fullmatch(
-        r"\[(?P<address>[^]]+)\](?::(?P<a>\d+))?|(?P<name>[^:]+)(?::(?P<b>\d+))?|(?P<v6>[0-9a-fA-F:.%\w]+)", place
-    )
+    match = _PLACE.fullmatch(place)
     host = match and (match["address"] or match["name"] or match["v6"])
     port = match and (match["a"] or match["b"])
-    if not host or host.startswith("-") or user.startswith("-") or re.search(r"\s", text) or int(port or 1) > 65535:
+    unsafe = not host or any(name.startswith("-") or _UNSAFE.search(name) for name in (host, user))
+    if unsafe or not host or not 0 < int(port or 1) <= 65535 or text.startswith("@"):
         raise ValueError(f'SSH({text!r}): a host is "name", "user@name", "name:port" or "[address]:port"')
     return Destination(host, user or None, int(port) if port else None)
 
@@ -75,9 +96,11 @@ class Config:
     proxy: str | None
     """A shell command whose standard input and output lead to the host's SSH server."""
     known_hosts: tuple[str, ...]
-    """Files: the user's, of which the first takes new keys, then the system's."""
+    """Files: the user's, then the system's."""
+    new_keys: str | None
+    """The file of the user's that takes new keys."""
     strict: str
-    """StrictHostKeyChecking."""
+    """StrictHostKeyChecking, in the words of `ssh -G`: "true", "false", "ask" or "accept-new"."""
     hashed: bool
     connect_timeout: float | None
     unheeded: tuple[str, ...]
@@ -132,7 +155,7 @@ def resolve(to: Destination, file: str | None = None) -> Config:
     hostname, port, user = one("hostname", to.host), int(one("port", "22")), one("user")
     alias = one("hostkeyalias")
     tokens = {"h": hostname, "p": str(port), "r": user, "n": to.host, "k": alias or to.host, "%": "%"}
-    tokens |= {"d": str(Path.home()), "u": pwd.getpwuid(os.getuid()).pw_name, "i": str(os.getuid())}
+    tokens |= {"d": _home("~"), "u": pwd.getpwuid(os.getuid()).pw_name, "i": str(os.getuid())}
     tokens |= {"l": socket.gethostname(), "L": socket.gethostname().partition(".")[0], "j": one("proxyjump")}
 
     def expand(text: str) -> str:
@@ -140,8 +163,10 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         return re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], ""), text)
 
     def files(key: str) -> tuple[str, ...]:
-        named = [name for value in options.get(key, []) for name in (shlex.split(value) if "known" in key else [value])]
-        return tuple(str(Path(expand(name)).expanduser()) for name in named if name != "none")
+        named = options.get(key, [])
+        if key.endswith("knownhostsfile"):
+            named = [name for value in named for name in _names(value)]
+        return tuple(_home(expand(name)) for name in named if name != "none")
 
     agent = one("identityagent", "SSH_AUTH_SOCK")
     if agent == "SSH_AUTH_SOCK":
@@ -156,15 +181,37 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         key_name=alias or (hostname if port == 22 else f"[{hostname}]:{port}"),
         identity_files=files("identityfile"),
         certificates=files("certificatefile"),
-        agent=None if agent == "none" or not agent else str(Path(expand(agent)).expanduser()),
+        agent=None if agent == "none" or not agent else _home(expand(agent)),
         identities_only=one("identitiesonly") == "yes",
         proxy=_jumps(one("proxyjump", "none"), hostname, port, other) or _command(expand(one("proxycommand", "none"))),
         known_hosts=files("userknownhostsfile") + files("globalknownhostsfile"),
+        new_keys=next(iter(files("userknownhostsfile")), None),
         strict=one("stricthostkeychecking", "ask"),
         hashed=one("hashknownhosts") == "yes",
         connect_timeout=float(timeout) if timeout.isdigit() else None,
-        unheeded=tuple(sorted(key for key in options if key not in HEEDED and options[key] != plain.get(key))),
+        unheeded=tuple(sorted(key for key in options if _matters(key) and options[key] != plain.get(key))),
     )
+
+
+def _matters(key: str) -> bool:
+    return key not in HEEDED and BESIDE.fullmatch(key) is None
+
+
+def _home(path: str) -> str:
+    """Expand a leading ~ as ssh does, for which the user's home is what the system says and not what $HOME says."""
+    home, slash, rest = path.partition("/")
+    return pwd.getpwuid(os.getuid()).pw_dir + slash + rest if home == "~" else os.path.expanduser(path)
+
+
+def _names(value: str) -> list[str]:
+    """Split a list of files that `ssh -G` does not quote: the longest that exist, so that names may have spaces."""
+    words, names = value.split(" "), []
+    while words:
+        ends = (end for end in range(len(words), 0, -1) if end == 1 or os.path.exists(_home(" ".join(words[:end]))))
+        end = next(ends)
+        names.append(" ".join(words[:end]))
+        words = words[end:]
+    return [name for name in names if name]
 
 
 def _jumps(jumps: str, hostname: str, port: int, options: list[str]) -> str | None:
@@ -184,11 +231,38 @@ def _command(command: str) -> str | None:
     return None if command == "none" else f"exec {command}"
 
 
+def public(file: str) -> str | None:
+    """Read a file that holds a public key in OpenSSH's one-line format; None if it does not."""
+    try:
+        words = Path(file).read_text().split()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return _key(*words[:2]) if len(words) > 1 else None
+
+
+def _key(kind: str, blob: str) -> str | None:
+    """Give a public key in one line; None for what is broken or of a type that we do not have."""
+    try:
+        data = base64.b64decode(blob, validate=True)
+    except ValueError:
+        return None
+    begin = len(kind).to_bytes(4, "big") + kind.encode()
+    return f"{kind} {blob}" if kind in TYPES and data.startswith(begin) and len(data) > len(begin) + 32 else None
+
+
+def certifies(certificate: str, file: str) -> bool:
+    """Say whether a certificate is for the key in a file, whose name need not tell."""
+    printed = re.search(r"Public key: .*(SHA256:\S+)", _run("ssh-keygen", "-L", "-f", certificate).stdout)
+    return printed is not None and printed[1] in _run("ssh-keygen", "-l", "-f", file).stdout.split()
+
+
 @dataclasses.dataclass(frozen=True)
 class Known:
     """What the known_hosts files say of a host. Keys are in OpenSSH's one-line format."""
 
     keys: tuple[str, ...]
+    portless: tuple[str, ...]
+    """Keys known for the host without its port: any of them will do, and another is new rather than changed."""
     revoked: tuple[str, ...]
     authorities: tuple[str, ...]
     """Where a certificate authority is named for it: file and line."""
@@ -198,10 +272,9 @@ class Known:
 def known(config: Config) -> Known:
     """Ask `ssh-keygen -F` about the host's key: hashed names, wildcards, negations and markers are its business."""
     found = _known(config, config.key_name)
-    if not found.keys and config.key_name.startswith("["):
-        # As ssh does: a key that is known for the host serves every port.
+    if not found.keys and config.key_name == f"[{config.hostname}]:{config.port}":
         plain = _known(config, config.hostname)
-        found = dataclasses.replace(found, keys=plain.keys, revoked=found.revoked + plain.revoked)
+        found = dataclasses.replace(found, portless=plain.keys, revoked=found.revoked + plain.revoked)
     return found
 
 
@@ -214,7 +287,10 @@ def _known(config: Config, name: str) -> Known:
             unreadable.append(file)
             continue
         number = ""
-        for line in _run("ssh-keygen", "-F", name, "-f", file).stdout.splitlines():
+        asked = _run("ssh-keygen", "-F", name, "-f", file)
+        if asked.returncode > 1:
+            unreadable.append(file)
+        for line in asked.stdout.splitlines():
             if line.startswith("#"):
                 match = re.search(r"found: line (\d+)", line)
                 number = match[1] if match else number
@@ -223,26 +299,33 @@ def _known(config: Config, name: str) -> Known:
             marker = words.pop(0) if words and words[0].startswith("@") else ""
             if len(words) < 3:
                 continue
-            key = f"{words[1]} {words[2]}"
+            key = _key(words[1], words[2])
+            if key is None:
+                continue
             if marker == "@revoked":
                 revoked.append(key)
             elif marker == "@cert-authority":
                 authorities.append(f"{file}:{number}")
             else:
                 keys.append(key)
-    return Known(tuple(dict.fromkeys(keys)), tuple(revoked), tuple(authorities), tuple(unreadable))
+    return Known(tuple(dict.fromkeys(keys)), (), tuple(revoked), tuple(authorities), tuple(unreadable))
 
 
 def record(config: Config, key: str) -> str:
-    """Append a new key to the first known_hosts file, as ssh does; the file's name."""
+    """Append a new key to the user's first known_hosts file, as ssh does; the file's name. Raises `OSError`."""
+    if config.new_keys is None:
+        raise FileNotFoundError("UserKnownHostsFile is none")
     name = config.key_name
     if config.hashed:
         salt = os.urandom(20)
         digest = hmac.new(salt, name.encode(), hashlib.sha1).digest()
         name = "|1|" + "|".join(base64.b64encode(part).decode() for part in (salt, digest))
-    file = Path(config.known_hosts[0])
+    file = Path(config.new_keys)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(fd, "ab") as opened:
-        opened.write(f"{name} {' '.join(key.split()[:2])}\n".encode())
+    fd = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(fd, "rb+", buffering=0) as opened:
+        size = os.fstat(fd).st_size
+        # A last line without its end must not take ours with it.
+        end = "\n" if size and os.pread(fd, 1, size - 1) != b"\n" else ""
+        opened.write(f"{end}{name} {' '.join(key.split()[:2])}\n".encode())
     return str(file)

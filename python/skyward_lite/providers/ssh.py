@@ -102,30 +102,36 @@ class SSHMachine(Machine):
         """What the proxy command printed."""
 
     def open(self, core: _core.Pool) -> Opened:
-        config = openssh.resolve(openssh.parse(self.name), self.config)
-        if config.unheeded:
-            log.info("%s: ssh's options %s are set and not heeded", self.name, ", ".join(config.unheeded))
-        connection = self._connect(core, config)
-        if self.python is not None:
-            return Opened(connection, _agent(self._verified(connection, self.python)))
-        return Opened(connection, _agent(self._environment(connection)))
+        connection = self.connect(core)
+        python = self._environment(connection) if self.python is None else self._verified(connection, self.python)
+        return Opened(connection, f"exec {shlex.quote(python)} -P -m skyward_lite.agent stdio")
 
     # ------------------------------------------------------------------------------------------------ connection
 
-    def _connect(self, core: _core.Pool, config: openssh.Config) -> _core.Connection:
+    def connect(self, core: _core.Pool) -> _core.Connection:
+        """Connect to the host, verify its key and authenticate. Raises `NodeStartError`."""
+        config = openssh.resolve(openssh.parse(self.name), self.config)
+        if config.unheeded:
+            log.info("%s: ssh's options %s are set and not heeded", self.name, ", ".join(config.unheeded))
         known = openssh.known(config)
-        accept_new = self.accept_new or config.strict in ("accept-new", "no", "off")
-        if not known.keys and known.authorities:
+        accept_new = self.accept_new or config.strict in ("accept-new", "false")
+        if known.authorities and not (known.keys or known.portless):
             raise NodeStartError(
                 f"{config.key_name} is known only by a certificate authority ({', '.join(known.authorities)}), and "
-                f"host certificates are not supported: add the host's own key to {config.known_hosts[0]}"
+                f"host certificates are not supported: add the host's own key to {config.new_keys or 'a file'}"
+            )
+        if known.unreadable and accept_new and not known.keys:
+            raise NodeStartError(
+                f"{', '.join(known.unreadable)} cannot be read, so whether the key of {config.key_name} is new is "
+                "unknown, and it is not accepted: make the file readable"
             )
         endpoint = self._endpoint(config)
         try:
             connection = core.connect(
                 endpoint=endpoint,
                 user=config.user,
-                host_keys=list(known.keys),
+                # Where any new key will do, the host shall show the one that it likes best.
+                host_keys=list(known.keys or (() if accept_new else known.portless)),
                 revoked=list(known.revoked),
                 accept_new=accept_new,
                 identities=_identities(config),
@@ -133,9 +139,12 @@ class SSHMachine(Machine):
             )
         except _core.CoreError as error:
             raise NodeStartError(self._why(error, config, known, accept_new)) from error
-        if not known.keys:
-            file = openssh.record(config, connection.host_key)
-            log.warning("%s: its new key was added to %s: %s", self.name, file, connection.host_key)
+        if not known.keys and connection.host_key not in known.portless:
+            try:
+                file = openssh.record(config, connection.host_key)
+                log.warning("%s: its new key was added to %s: %s", self.name, file, connection.host_key)
+            except OSError as error:
+                log.warning("%s: its new key %s could not be recorded: %s", self.name, connection.host_key, error)
         return connection
 
     def _endpoint(self, config: openssh.Config) -> int | tuple[str, int]:
@@ -158,7 +167,9 @@ class SSHMachine(Machine):
     def _why(self, error: _core.CoreError, config: openssh.Config, known: openssh.Known, accept_new: bool) -> str:
         """Say what went wrong with a connection, and what to do."""
         text, about = str(error.args[0]), error.args[1] if len(error.args) > 1 else ""
-        files = " and ".join(config.known_hosts[:2])
+        files = " or ".join(config.known_hosts) or "any known_hosts file"
+        if about == "host key" and "is revoked" in text:
+            return f"{text} in {files}: the host must get another key, and nothing here is to be done"
         if about == "host key" and known.keys:
             return (
                 f"{text}. Either somebody is between here and {config.key_name}, or its key has changed: if you know "
@@ -221,8 +232,14 @@ class SSHMachine(Machine):
 
     def _upload(self, connection: _core.Connection, root: str, name: str, data: bytes) -> str:
         """Send a file, unless the host has it; where it is there."""
-        path = f"{root}/{hashlib.sha256(data).hexdigest()[:16]}-{name}"
-        script = f'umask 077; test -f "{path}" || {{ cat >"{path}.$$" && mv "{path}.$$" "{path}"; }}'
+        # The name stays what it is: pip reads a wheel's.
+        directory = f"{root}/sent-{hashlib.sha256(data).hexdigest()[:16]}"
+        path = f"{directory}/{name}"
+        script = (
+            f"umask 077; mkdir -p {shlex.quote(directory)} && cd {shlex.quote(directory)} || exit; "
+            f'to={shlex.quote(name)}; test -f "$to" && exit 0; '
+            'cat >"$to.$$" && mv "$to.$$" "$to" && exit 0; rm -f "$to.$$"; exit 1'
+        )
         status, _, stderr = connection.run(f"sh -c {shlex.quote(script)}", data, UPLOAD_SECONDS)
         if status:
             raise NodeStartError(f"{path} could not be written there: {stderr.decode(errors='replace').strip()}")
@@ -238,7 +255,7 @@ class SSHMachine(Machine):
             raise NodeStartError(
                 f"{python} does not meet the image, and SSH(python=) installs nothing: {'; '.join(problems)}"
             )
-        return python
+        return said["python"][0]
 
     def end(self, deadline: float) -> None:
         """Let go of the proxy command, which ends with its connection."""
@@ -251,27 +268,18 @@ class SSHMachine(Machine):
         self.log.close()
 
 
-def _agent(python: str) -> str:
-    # In single quotes a path is itself for every shell.
-    return f"exec '{python}' -P -m skyward_lite.agent stdio"
-
-
 def _identities(config: openssh.Config) -> list[str | tuple[str, str | None] | tuple[str, list[str], bool]]:
     """List what to prove with who we are, in ssh's order: the agent's keys, the wanted ones first; then the files."""
     identities: list[str | tuple[str, str | None] | tuple[str, list[str], bool]] = []
     if config.agent is not None:
-        wanted = [key for file in config.identity_files if (key := _public(file))]
+        wanted = [
+            key for file in config.identity_files if (key := openssh.public(file) or openssh.public(f"{file}.pub"))
+        ]
         identities.append((config.agent, wanted, config.identities_only))
     for file in config.identity_files:
+        if openssh.public(file) is not None:
+            continue  # a public key names one of the agent's
+        certificates = [c for c in config.certificates if openssh.certifies(c, file)]
         beside = f"{file}-cert.pub"
-        certificates = [c for c in config.certificates if Path(c).name.startswith(Path(file).name)]
-        certificate = next((c for c in [*certificates, beside] if Path(c).exists()), None)
-        identities.append((file, certificate))
+        identities.append((file, next((c for c in [*certificates, beside] if Path(c).exists()), None)))
     return identities
-
-
-def _public(file: str) -> str | None:
-    try:
-        return " ".join(Path(f"{file}.pub").read_text().split()[:2]) or None
-    except (OSError, UnicodeDecodeError):
-        return None

@@ -1,0 +1,458 @@
+"""How hosts are reached, and how we prove there who we are. Hosts are real `sshd`s."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import pwd
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import skyward_lite as sky
+from lab import Lab, Sshd, connect, keygen, ssh
+from skyward_lite.providers import openssh
+
+RELAY = """
+import os, socket, sys, threading
+server = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+def forward():
+    while data := os.read(0, 65536):
+        server.sendall(data)
+    server.shutdown(socket.SHUT_WR)
+threading.Thread(target=forward, daemon=True).start()
+while data := server.recv(65536):
+    os.write(1, data)
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("ssh"))
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def host(lab) -> Sshd:
+    """A host that takes the lab's own key."""
+    return lab.host()
+
+
+def configure(lab: Lab, host: Sshd, *lines: str) -> None:
+    lab.extra[host.name] = list(lines)
+    lab.write()
+
+
+def fingerprint(path: Path) -> str:
+    return subprocess.run(["ssh-keygen", "-lf", path], capture_output=True, text=True, check=True).stdout.split()[1]
+
+
+# ------------------------------------------------------------------------------------------------ authentication
+
+
+class Keys:
+    """Keys that the `door` takes, one that it does not, and one with a passphrase that an agent has."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.good = {kind: keygen(directory / kind, kind) for kind in ("ed25519", "ecdsa", "rsa")}
+        self.wrong = [keygen(directory / f"wrong{number}") for number in range(3)]
+        self.locked = keygen(directory / "locked")
+        self.certified = keygen(directory / "certified")
+        self.authority = keygen(directory / "authority")
+        self.authorized = directory / "authorized"
+        self.authorized.write_text(
+            "".join(Path(f"{key}.pub").read_text() for key in [*self.good.values(), self.locked])
+        )
+        self.agent = directory / "agent"
+        self.process = subprocess.Popen(
+            ["ssh-agent", "-D", "-a", str(self.agent)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+        )
+        assert self.process.stdout is not None
+        self.process.stdout.readline()  # it says where it listens once it does
+        for key in (*self.wrong, self.locked):
+            env = {**os.environ, "SSH_AUTH_SOCK": str(self.agent)}
+            subprocess.run(["ssh-add", "-q", str(key)], env=env, check=True, stdin=subprocess.DEVNULL)
+        lock = ["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", str(self.locked)]
+        subprocess.run(lock, check=True, capture_output=True)
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory) -> Iterator[Keys]:
+    keys = Keys(tmp_path_factory.mktemp("keys"))
+    yield keys
+    keys.close()
+
+
+@pytest.fixture(scope="module")
+def door(lab, keys) -> Sshd:
+    """A host that does not take the lab's own key, and few attempts."""
+    options = (f"AuthorizedKeysFile {keys.authorized}", f"TrustedUserCAKeys {keys.authority}.pub", "MaxAuthTries 3")
+    return lab.host(*options)
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_keys_of_all_types_serve(lab, door, keys, kind):
+    """The key of an IdentityFile proves who we are."""
+    configure(lab, door, f"IdentityFile {keys.good[kind]}")
+    connect(lab, door.name)
+    assert fingerprint(keys.good[kind]) in door.said()
+
+
+def test_a_wrong_key_is_refused_and_named(lab, door, keys):
+    """The text says what was tried and what the server takes, and it is tried once."""
+    configure(lab, door, f"IdentityFile {keys.wrong[0]}")
+    assert not ssh(lab, door.name)
+    with pytest.raises(sky.NodeStartError) as caught:
+        connect(lab, door.name)
+    said = str(caught.value)
+    assert f"{keys.wrong[0]} (ssh-ed25519 {fingerprint(keys.wrong[0])})" in said
+    assert str(lab.user_key) in said
+    assert "publickey" in said
+    assert "ssh-copy-id" in said
+    assert getpass.getuser() in said
+
+
+def test_no_key_at_all(lab, door, keys):
+    """A file that is missing is no key, as for ssh."""
+    configure(lab, door)
+    config = lab.directory / "keyless"
+    config.write_text(Path(lab.config).read_text().replace(str(lab.user_key), str(keys.directory / "missing")))
+    with pytest.raises(sky.NodeStartError, match="no key to try"):
+        connect(lab, door.name, config=str(config))
+
+
+def test_a_key_with_a_passphrase_needs_the_agent(lab, door, keys):
+    """Without an agent the text says what to do."""
+    configure(lab, door, f"IdentityFile {keys.locked}")
+    with pytest.raises(sky.NodeStartError, match=f"{keys.locked} has a passphrase: `ssh-add {keys.locked}` first"):
+        connect(lab, door.name)
+
+
+@pytest.mark.parametrize("only", ["yes", "no"])
+@pytest.mark.parametrize("suffix", ["", ".pub"])
+def test_the_agents_key_of_the_identity_file_comes_first(lab, door, keys, only, suffix):
+    """Of the agent's keys the one whose file is named is tried first, though the server takes few attempts."""
+    configure(lab, door, f"IdentityFile {keys.locked}{suffix}", f"IdentityAgent {keys.agent}", f"IdentitiesOnly {only}")
+    assert ssh(lab, door.name)
+    connect(lab, door.name)
+
+
+def test_the_agent_of_the_environment_serves(lab, keys, monkeypatch):
+    """SSH_AUTH_SOCK is where the agent is, unless the configuration says another."""
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(keys.agent))
+    host = lab.host(f"AuthorizedKeysFile {keys.authorized}", "MaxAuthTries 6")
+    configure(lab, host, "IdentityAgent SSH_AUTH_SOCK", "IdentitiesOnly no")
+    connect(lab, host.name)
+    assert fingerprint(keys.locked) in host.said()
+
+
+def test_an_agent_that_is_gone_is_named(lab, door, keys):
+    """The other keys are tried all the same."""
+    gone = keys.directory / "gone"
+    configure(lab, door, f"IdentityAgent {gone}")
+    with pytest.raises(sky.NodeStartError, match=f"no agent answers at {gone}, {lab.user_key}"):
+        connect(lab, door.name)
+    configure(lab, door, f"IdentityAgent {gone}", f"IdentityFile {keys.good['rsa']}")
+    connect(lab, door.name)
+
+
+@pytest.mark.xfail(strict=False, reason="the core says only that the connection ended")
+def test_too_many_keys_are_told_from_a_fault(lab, door, keys):
+    """A server that hangs up after so many keys is an authentication failure, with the remedy."""
+    configure(lab, door, f"IdentityAgent {keys.agent}", "IdentitiesOnly no")
+    with pytest.raises(sky.NodeStartError, match="(?i)authentication"):
+        connect(lab, door.name)
+
+
+@pytest.mark.parametrize("name", ["certified-cert.pub", "any name.pub"])
+def test_a_certificate_serves(lab, door, keys, name):
+    """A user certificate is found beside its key, or where CertificateFile says, whatever it is called."""
+    sign = ["ssh-keygen", "-q", "-s", keys.authority, "-I", "me", "-n", getpass.getuser(), f"{keys.certified}.pub"]
+    subprocess.run(sign, check=True, capture_output=True)
+    beside, file = Path(f"{keys.certified}-cert.pub"), keys.directory / name
+    beside.rename(file)
+    configure(lab, door, f"IdentityFile {keys.certified}", *([f'CertificateFile "{file}"'] if file != beside else []))
+    try:
+        assert ssh(lab, door.name)
+        connect(lab, door.name)
+    finally:
+        file.unlink()
+    with pytest.raises(sky.NodeStartError, match=f"{keys.certified} "):
+        connect(lab, door.name)
+
+
+def test_names_of_identity_files_may_have_tokens(lab, door, keys, monkeypatch):
+    """%h, %n, %p, %r, %%, ${VARIABLE} and ~ are what they are for ssh; a name may have spaces."""
+    monkeypatch.setenv("LAB_KEYS", str(keys.directory))
+    key = keys.directory / f"{door.address} {door.port} {getpass.getuser()} {door.name} %"
+    shutil.copy(keys.good["rsa"], key)
+    configure(lab, door, 'IdentityFile "${LAB_KEYS}/%h %p %r %n %%"')
+    assert ssh(lab, door.name)
+    connect(lab, door.name)
+    configure(lab, door, "IdentityFile ~/%h/key")
+    monkeypatch.setenv("HOME", "/elsewhere")
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    found = openssh.resolve(openssh.parse(door.name), lab.config)
+    assert found.identity_files[0] == f"{home}/{door.address}/key"
+
+
+# ------------------------------------------------------------------------------------------------ reaching
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lab", openssh.Destination("lab")),
+        ("me@lab:22", openssh.Destination("lab", "me", 22)),
+        ("m@e@lab", openssh.Destination("lab", "m@e")),
+        ("[::1]:2222", openssh.Destination("::1", None, 2222)),
+        ("me@[fe80::1%eth0]", openssh.Destination("fe80::1%eth0", "me")),
+        ("::1", openssh.Destination("::1")),
+        ("ssh://me@lab:2222/", openssh.Destination("lab", "me", 2222)),
+    ],
+)
+def test_destinations(text, expected):
+    """What ssh and people write for a host."""
+    assert openssh.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "me@", "@lab", "lab:", "lab:ssh", "lab:0", "lab:65536", "lab:22:22", "a lab", "-oProxyCommand=x"),
+        *("-l@lab", "[::1", "[]:22", "lab;id", "$(id)", "`id`@lab", "a'b", "lab\n"),
+    ],
+)
+def test_bad_destinations_are_refused_at_once(text):
+    """Also what a shell would run, for names become words of proxy commands."""
+    with pytest.raises(ValueError, match="a host is"):
+        sky.SSH(text)
+
+
+def test_hosts_are_named_once():
+    """A host named twice would share its cores with itself."""
+    with pytest.raises(ValueError, match="names a host twice: a"):
+        sky.SSH("a", "b", sky.Host("a"))
+    with pytest.raises(ValueError, match="without hosts"):
+        sky.SSH()
+    with pytest.raises(ValueError, match="at least 1"):
+        sky.Host("a", concurrency=0)
+
+
+def test_the_configuration_is_what_ssh_says_it_is(lab, host):
+    """`Include`, `Match` and patterns in the file; what the destination says comes before it."""
+    included = lab.directory / "included"
+    included.write_text(f"Host far*\n  HostName {host.address}\n  Port 1\n")
+    file = lab.directory / "config2"
+    matching = "Match originalhost farther user nobody\n  ConnectTimeout 7\n"
+    file.write_text(f"Include {included}\n{matching}{Path(lab.config).read_text()}")
+    connect(lab, f"farther:{host.port}", config=str(file))
+    found = openssh.resolve(openssh.parse("nobody@farther"), str(file))
+    assert (found.hostname, found.port, found.user, found.connect_timeout) == (host.address, 1, "nobody", 7.0)
+    assert found.key_name == f"[{host.address}]:1"
+
+
+def test_a_broken_configuration_is_shown(lab, tmp_path):
+    """ssh's own text says where."""
+    file = tmp_path / "broken"
+    file.write_text("Host *\n  Nonsense yes\n")
+    with pytest.raises(sky.NodeStartError, match=f"{file}.*(?i:nonsense)"):
+        connect(lab, "lab", config=str(file))
+
+
+def test_an_address_of_ipv6(lab):
+    """In brackets, with a port."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError as error:
+            pytest.skip(f"no IPv6 here: {error}")
+        port = probe.getsockname()[1]
+    host = lab.host(address="::1", port=port)
+    connect(lab, f"[::1]:{port}")
+    connect(lab, host.name)
+
+
+def test_a_proxy_command_leads_to_the_host(lab, host, tmp_path):
+    """Its tokens are the host's; nothing is connected to directly."""
+    relay = tmp_path / "relay.py"
+    relay.write_text(RELAY)
+    configure(lab, host, f"ProxyCommand {sys.executable} {relay} {host.address} %p", "HostKeyAlias behind")
+    with lab.known_hosts.open("a") as file:
+        file.write(host.known().replace(f"[{host.address}]:{host.port}", "behind") + "\n")
+    try:
+        connect(lab, host.name)
+    finally:
+        configure(lab, host)
+
+
+def test_what_a_failing_proxy_command_prints_is_shown(lab, host):
+    """So is why the host cannot be reached through it."""
+    configure(lab, host, "ProxyCommand echo no way to %h >&2; exit 3")
+    try:
+        with pytest.raises(sky.NodeStartError, match=f"the proxy command printed: no way to {host.address}"):
+            connect(lab, host.name)
+    finally:
+        configure(lab, host)
+
+
+def test_a_proxy_command_that_is_not_there_is_shown(lab, host):
+    """The shell says so."""
+    configure(lab, host, "ProxyCommand /nonexistent/proxy %h")
+    try:
+        with pytest.raises(sky.NodeStartError, match="the proxy command printed: .*/nonexistent/proxy"):
+            connect(lab, host.name)
+    finally:
+        configure(lab, host)
+
+
+def test_a_jump_host_that_is_unknown_is_refused_by_ssh(lab, host):
+    """ssh verifies the hosts that we jump over, and its text is shown."""
+    hop = lab.host(known=False)
+    configure(lab, host, f"ProxyJump {hop.name}")
+    try:
+        with pytest.raises(sky.NodeStartError, match="the proxy command printed: .*Host key verification failed"):
+            connect(lab, host.name)
+    finally:
+        configure(lab, host)
+
+
+def test_jumps_over_three_hosts(lab, host):
+    """Each host is reached over the one before it, and each is in the configuration."""
+    hops = [lab.host() for _ in range(3)]
+    configure(lab, host, f"ProxyJump {','.join([hops[0].name, f'{getpass.getuser()}@{hops[1].name}', hops[2].name])}")
+    try:
+        connect(lab, host.name)
+    finally:
+        configure(lab, host)
+    assert all("Accepted publickey" in hop.said() for hop in hops)
+
+
+@pytest.fixture
+def islands() -> Iterator[list[str]]:
+    """Three network namespaces in a row, none of which forwards: here – 1 – 2 – 3."""
+    names = [f"sky{os.getpid()}n{number}" for number in (1, 2, 3)]
+
+    def ip(line: str) -> None:
+        subprocess.run(["ip", *shlex.split(line)], check=True, capture_output=True, timeout=10)
+
+    try:
+        for number, name in enumerate(names, 1):
+            ip(f"netns add {name}")
+            ip(f"-n {name} link set lo up")
+            here = f"-n {names[number - 2]}" if number > 1 else ""
+            left, right = f"sk{os.getpid() % 10000}l{number}", f"sk{os.getpid() % 10000}r{number}"
+            ip(f"{here} link add {left} type veth peer name {right} netns {name}")
+            ip(f"{here} addr add 10.213.{number}.1/24 dev {left}")
+            ip(f"{here} link set {left} up")
+            ip(f"-n {name} addr add 10.213.{number}.2/24 dev {right}")
+            ip(f"-n {name} link set {right} up")
+        yield names
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no network namespaces here: {error}")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("ip"), reason="network namespaces need root and iproute2")
+def test_a_host_that_only_the_last_jump_reaches(lab, islands):
+    """From here there is no way to it."""
+    hops = [lab.host(address=f"10.213.{number}.2", port=2022, namespace=name) for number, name in enumerate(islands, 1)]
+    final = lab.host(address="127.0.0.1", port=2023, namespace=islands[2])
+    configure(lab, final, f"ProxyJump {','.join(hop.name for hop in hops)}")
+    connect(lab, final.name)
+    configure(lab, final, f"ProxyJump {','.join(hop.name for hop in hops[:2])}")
+    with pytest.raises(sky.NodeStartError, match="the proxy command printed: .*(refused|unreachable)"):
+        connect(lab, final.name)
+    for host in [*hops, final]:
+        host.close()
+
+
+def test_nobody_there(lab, host):
+    """A refused connection is said so; an unknown name too."""
+    with socket.socket() as closed:
+        closed.bind((host.address, 0))
+        with pytest.raises(sky.NodeStartError, match="(?i)refused"):
+            connect(lab, f"{host.address}:{closed.getsockname()[1]}", accept_new=True)
+    with pytest.raises(sky.NodeStartError, match="(?i)name|resolve|lookup"):
+        connect(lab, "nowhere.invalid", accept_new=True)
+
+
+@pytest.mark.parametrize("banner", [b"", b"SSH-2.0-OpenSSH_9.9\r\n"])
+@pytest.mark.parametrize("by", ["pool", "configuration"])
+def test_a_server_that_stalls_is_given_up(lab, banner, by):
+    """`connect_timeout` bounds connection, key exchange and authentication; so does ConnectTimeout."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        file = lab.directory / "stalls"
+        file.write_text(("ConnectTimeout 1\n" if by == "configuration" else "") + "UserKnownHostsFile /dev/null\n")
+        peers = []
+
+        def answer() -> None:
+            peers.append(server.accept()[0])
+            peers[0].sendall(banner)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            with pytest.raises(sky.NodeStartError, match="took more than 1 s"):
+                connect(
+                    lab,
+                    f"127.0.0.1:{server.getsockname()[1]}",
+                    timeout=1 if by == "pool" else 50,
+                    accept_new=True,
+                    config=str(file),
+                )
+        finally:
+            thread.join(10)
+            peers[0].close()
+
+
+def test_a_proxy_command_that_stalls_is_ended(lab, host):
+    """It is given up after `connect_timeout`, and none is left."""
+    marker = f"{os.getpid()}.25"
+    configure(lab, host, f"ProxyCommand sleep {marker}")
+    try:
+        with pytest.raises(sky.NodeStartError, match="took more than 1 s"):
+            connect(lab, host.name, timeout=1, patience=0.1)
+    finally:
+        configure(lab, host)
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            assert marker.encode() not in (directory / "cmdline").read_bytes()
+        except OSError:
+            continue  # it ended meanwhile
+
+
+def test_options_that_are_not_heeded_are_said(lab, host, caplog):
+    """At INFO, and only those that could matter."""
+    configure(
+        lab, host, "Ciphers aes256-ctr", "BindAddress 127.0.0.1", "ForwardAgent yes", "SendEnv LANG", "LogLevel DEBUG"
+    )
+    try:
+        with caplog.at_level(logging.INFO, "skyward_lite"):
+            connect(lab, host.name)
+    finally:
+        configure(lab, host)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{host.name}: ssh's options bindaddress, ciphers are set and not heeded"
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "skyward_lite"):
+        connect(lab, host.name)
+    assert not caplog.records

@@ -240,7 +240,7 @@ class _Check:
         before = known(config)
         began = time.perf_counter()
         try:
-            connection = self.machine._connect(self.core, config)
+            connection = self.machine.connect_to(self.core, config)
         except NodeStartError as error:
             self._refused(error, config, bool(before.keys))
             return None

@@ -113,6 +113,10 @@ class SSHMachine(Machine):
         config = openssh.resolve(openssh.parse(self.name), self.config)
         if config.unheeded:
             log.info("%s: ssh's options %s are set and not heeded", self.name, ", ".join(config.unheeded))
+        return self.connect_to(core, config)
+
+    def connect_to(self, core: _core.Pool, config: openssh.Config) -> _core.Connection:
+        """Connect as the configuration says. Raises `NodeStartError`."""
         known = openssh.known(config)
         accept_new = self.accept_new or config.strict in ("accept-new", "false")
         if known.authorities and not (known.keys or known.portless):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -215,6 +216,19 @@ def test_several_hosts(lab):
     status, text = check(lab, bad.name, good.name)
     assert status == 1
     assert text.index(f"{bad.name}: CANNOT be used") < text.index(f"{good.name}: can be used")
+
+
+def test_an_interrupt(lab):
+    """It ends the command while a host keeps silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        command = [sys.executable, "-m", "skyward_lite", "check", "--config", lab.config, host]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            silent, _ = server.accept()
+            with silent:
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=15)
+    assert (process.returncode, out, err) == (130, "", "")
 
 
 @pytest.mark.parametrize("arguments", [[], ["check"], ["check", "a b"], ["check", "same", "same"], ["heal", "host"]])

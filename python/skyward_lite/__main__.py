@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 
 from . import doctor
@@ -38,4 +39,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit(130)
+        # Not `sys.exit`, which would wait for the threads that wait for hosts.
+        os._exit(130)

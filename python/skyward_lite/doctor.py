@@ -35,6 +35,8 @@ from .providers.ssh import SSH, SSHMachine
 AT_ONCE = 32
 """Hosts that are checked at once."""
 CONNECT_SECONDS = 20.0
+POLL_SECONDS = 0.1
+"""Bound on one wait for a report, so that Ctrl-C is heard."""
 COMMAND_SECONDS = 30.0
 """Bound on one command; what is slower than that cannot be worked with."""
 ROUNDS = 5
@@ -473,12 +475,15 @@ def check(provider: SSH, *, as_json: bool = False) -> int:
     try:
         checks = [_Check(_Patient(host, provider, wanted), core, line) for host in provider.hosts]
         for future in [workers.submit(one.run) for one in checks]:
+            while not future.done():
+                concurrent.futures.wait([future], POLL_SECONDS)
             reports.append(future.result())
             if not as_json:
                 print(reports[-1].lines(), flush=True)
     finally:
+        # What still runs here was interrupted; what waits in the core ends with it.
         core.close()
-        workers.shutdown(cancel_futures=True)
+        workers.shutdown(wait=False, cancel_futures=True)
     if as_json:
         ours = {"python": PYTHON} | {name: installed(name) for name in PACKAGES} | {"skyward_lite": __version__}
         print(json.dumps({"client": ours, "hosts": [report.fields() for report in reports]}, indent=2))

@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import skyward_lite as sky
 from skyward_lite import SSH, Image, _core, bootstrap
@@ -193,8 +195,9 @@ class Lab:
         self._stack.close()
 
 
-def connect(lab: Lab, name: str, timeout: float = 20.0, patience: float = 5.0, **options: object) -> str:
-    """Connect to a host as a pool would, and hang up; the key that it showed."""
+@contextlib.contextmanager
+def connected(lab: Lab, name: str, timeout: float = 20.0, patience: float = 5.0, **options: object) -> Iterator[Any]:
+    """Connect to a host as a pool would, and hang up afterwards."""
     provider = SSH(name, **{"config": lab.config, **options})  # type: ignore[arg-type]
     machines: list[Machine] = []
     core = _core.Pool(1, 1 << 30)
@@ -202,10 +205,24 @@ def connect(lab: Lab, name: str, timeout: float = 20.0, patience: float = 5.0, *
         provider.start(Wanted(1, Image(), None, None, timeout), machines)
         (machine,) = machines
         assert isinstance(machine, SSHMachine)
-        return machine.connect(core).host_key
+        yield machine.connect(core)
     finally:
         provider.stop(machines, patience)
         core.close()
+
+
+def connect(lab: Lab, name: str, **options: Any) -> str:
+    """Give the key that a host shows, once it has let us in."""
+    with connected(lab, name, **options) as connection:
+        key: str = connection.host_key
+        return key
+
+
+def run(lab: Lab, name: str, command: str, script: bytes) -> tuple[int | None, bytes, bytes]:
+    """Run a command there: its status, standard output and standard error."""
+    with connected(lab, name) as connection:
+        done: tuple[int | None, bytes, bytes] = connection.run(command, script, 60.0)
+        return done
 
 
 def ssh(lab: Lab, name: str) -> bool:

@@ -164,12 +164,12 @@ def connection(lab: Lab, rounds: int) -> None:
         openssh.known(config)
         known = time.perf_counter()
         one = machine(lab, name)
-        way = one._connect(core, config)
+        way = one.connect(core, config)
         connected = time.perf_counter()
         way.run(bootstrap.COMMAND, bootstrap.probe(bootstrap.name(NOTHING)), 20)
         done = time.perf_counter()
         one.end(0)
-        # `_connect` asks for the known keys too.
+        # `connect` asks for the known keys too.
         took = (resolved - begin, known - resolved, connected - known - (known - resolved), done - connected)
         for part, seconds in zip(parts.values(), took, strict=True):
             part.append(seconds)

@@ -64,8 +64,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: build
+bench: build system
 	$(BIN)/python benches/bench.py
+	$(BIN)/python benches/ssh.py
 
 # Deaths of workers, and clients interrupted at seeded moments: CHAOS="--rounds 500 --seed 1".
 chaos: build

@@ -11,12 +11,14 @@ import itertools
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from skyward_lite import SSH, Image, _core
+import skyward_lite as sky
+from skyward_lite import SSH, Image, _core, bootstrap
 from skyward_lite.providers import Machine, Opened, Wanted
 from skyward_lite.providers.ssh import SSHMachine
 
@@ -89,8 +91,8 @@ class Sshd:
         else:
             raise RuntimeError(f"sshd does not start: {self.said()}")
         # Keep the pipe drained, or sshd would block on it.
-        self._drainer = threading.Thread(target=self._drain, daemon=True)
-        self._drainer.start()
+        self.drain = threading.Thread(target=self._drain, daemon=True)
+        self.drain.start()
 
     def _drain(self) -> None:
         assert self.process.stderr is not None
@@ -114,13 +116,30 @@ class Sshd:
         public = Path(f"{self.keys[kind]}.pub").read_text().split()
         return f"[{self.address}]:{self.port} {public[0]} {public[1]}"
 
+    def furnish(self, image: sky.Image) -> None:
+        """Let it have the image's environment: this interpreter, instead of one that is built."""
+        root = self.cache / "skyward_lite" / f"{bootstrap.name(image)}-{os.uname().machine}"
+        (root / "bin").mkdir(parents=True)
+        python = root / "bin/python"
+        package = Path(sky.__file__).parent.parent
+        python.write_text(f"#!/bin/sh\nexport PYTHONPATH='{package}'\nexec '{sys.executable}' \"$@\"\n")
+        python.chmod(0o755)
+        (root / "ready").touch()
+
+    def kill(self) -> None:
+        """End it and its sessions by force, as if the machine were gone."""
+        # A session's processes are children of the server's until they lose it.
+        subprocess.run(["pkill", "-9", "-P", str(self.process.pid)], check=False)
+        self.process.kill()
+        self.process.wait(10)
+
     def close(self) -> None:
         """End it and its sessions."""
         self.process.terminate()
         self.process.wait(10)
         # Sessions have the pipe too, and end by themselves.
-        self._drainer.join(10)
-        if not self._drainer.is_alive():
+        self.drain.join(10)
+        if not self.drain.is_alive():
             assert self.process.stderr is not None
             self.process.stderr.close()
         self.log.close()

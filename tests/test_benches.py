@@ -11,7 +11,9 @@ import pytest
 BENCHES = Path(__file__).parent.parent / "benches"
 
 
-@pytest.mark.parametrize(("script", "says"), [("demo.py", "equal the serial run's"), ("bench.py", "skyward_lite is")])
+@pytest.mark.parametrize(
+    ("script", "says"), [("demo.py", "equal the serial run's"), ("bench.py", "skyward_lite is"), ("ssh.py", "× ssh")]
+)
 def test_smoke(script, says):
     """With few tasks, and with its own checks of the results."""
     command = [sys.executable, str(BENCHES / script), "--smoke"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import joblib
 import skyward_lite as sky
+from lab import Lab
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
 
@@ -29,7 +30,7 @@ def names() -> dict[str, object]:
 
 def test_every_block_is_tried():
     """A new block needs a test here."""
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 def test_the_first_example_runs():
@@ -61,4 +62,25 @@ def test_the_third_partys_plugin_works(capsys):
 
     given["slow_task"] = slow_task
     run(BLOCKS[3], given)
-    assert len(re.findall(r"^\[local-0\] slow_task took 0\.\d{3} s$", capsys.readouterr().out, re.MULTILINE)) == 3
+    out = capsys.readouterr().out
+    assert out.startswith("[local-0] slow_task took ")
+    # Two threads' lines may get into one: print writes a line's end by itself.
+    assert len(re.findall(r"slow_task took 0\.\d{3} s", out)) == 3
+
+
+def test_the_example_with_hosts_runs(tmp_path):
+    """On three hosts that have the environment; the last one has a concurrency of its own."""
+    lab = Lab(tmp_path)
+    try:
+        hosts = [lab.host(name=name) for name in ("lab1", "lab2", "gpu")]
+        for host in hosts:
+            host.furnish(sky.plugins.joblib().transform(sky.Image(pip=["numpy"])))
+        block = (
+            BLOCKS[4].replace("me@lab1", "lab1").replace("lab2:2222", "lab2").replace("concurrency=64", "concurrency=3")
+        )
+        block = block.replace("))\nwith", f"), config={lab.config!r})\nwith") + "    nodes = pool.nodes()\n"
+        done = run(block, names())
+    finally:
+        lab.close()
+    assert [node.name for node in done["nodes"]] == ["lab1", "lab2", "gpu"]
+    assert done["nodes"][2].slots == 3

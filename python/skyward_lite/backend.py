@@ -14,6 +14,7 @@ import logging
 import pickle
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,13 +34,14 @@ _open: list[ComputePool] = []
 `backend="skyward"` means the last one that the calling thread entered, or the last of all if it entered none.
 """
 
-_said: set[tuple[str, str]] = set()
-"""What the log has been told, each of a pool's run."""
+_said: weakref.WeakKeyDictionary[ComputePool, set[str]] = weakref.WeakKeyDictionary()
+"""What the log has been told of each pool."""
 
 
 def _say_once(pool: ComputePool, text: str) -> None:
-    if (pool._run, text) not in _said:
-        _said.add((pool._run, text))
+    said = _said.setdefault(pool, set())
+    if text not in said:
+        said.add(text)
         log.info(text)
 
 
@@ -154,7 +156,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         self.pool._check_open()
-        slots = self.pool.slots()
+        # Nodes that join later are used by a running call, so they count now.
+        slots = self.pool._wanted_slots()
         if n_jobs is None:
             return slots
         return max(1, slots + 1 + n_jobs) if n_jobs < 0 else min(n_jobs, slots)
@@ -182,7 +185,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             self.inner_max_num_threads: int | None = inner_max_num_threads
         if self.inner_max_num_threads is not None and self.inner_max_num_threads < 1:
             raise ValueError(f"inner_max_num_threads={self.inner_max_num_threads}: at least 1, or None")
-        self.call = _Call(0 if workers >= self.pool.slots() else workers)
+        self.call = _Call(0 if workers >= self.pool._wanted_slots() else workers)
         rtt = max((node.rtt or 0.0 for node in self.pool.nodes()), default=0.0)
         # A batch should last for the way there and back, so that the next one is there when it ends.
         self.MIN_IDEAL_BATCH_DURATION = max(type(self).MIN_IDEAL_BATCH_DURATION, 1.5 * rtt)

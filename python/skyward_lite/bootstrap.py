@@ -16,6 +16,7 @@ import platform
 import re
 import shlex
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -149,7 +150,7 @@ class Facts:
 def name(image: Image) -> str:
     """Name the environment by everything that it is made of, but for the host's platform."""
     parts: list[object] = [PYTHON, __version__, sorted(image.pip), sorted(image.apt), image.index_url]
-    parts.append(_digest(bundle()) if image.wheel is None else _digest(Path(image.wheel).read_bytes()))
+    parts.append(_package_digest() if image.wheel is None else _digest(Path(image.wheel).read_bytes()))
     parts += [_digest(_tree(path)) for path in image.includes]
     if image.wheelhouse is not None:
         wheels = sorted(path for path in Path(image.wheelhouse).rglob("*") if path.is_file())
@@ -348,21 +349,47 @@ def _needed_libc() -> tuple[int, ...]:
     return max(((int(a), int(b)) for a, b in versions), default=())
 
 
-@functools.cache
-def bundle() -> bytes:
-    """Pack our package and cloudpickle as this interpreter has them: a zip file to be unpacked where packages go."""
+_packing = threading.Lock()
+"""Held while our package is read: the hosts of a pool ask for it at once, and one of them does it for all."""
+
+
+def _package() -> Iterator[tuple[str, bytes]]:
+    """List the files of our package and of cloudpickle, as they are here: path where packages go, content."""
     import cloudpickle
 
     assert cloudpickle.__file__ is not None
+    for root in (Path(__file__).parent, Path(cloudpickle.__file__).parent):
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and path.suffix in (".py", ".so", ".pyi", ".typed"):
+                yield f"{root.name}/{path.relative_to(root)}", path.read_bytes()
+    for package, version in (("skyward_lite", __version__), ("cloudpickle", metadata.version("cloudpickle"))):
+        text = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+        yield f"{package}-{version}.dist-info/METADATA", text.encode()
+
+
+def _package_digest() -> str:
+    # Of the files: a host that has its environment needs no archive, and packing one takes ten times as long.
+    with _packing:
+        return _digest_once()
+
+
+@functools.cache
+def _digest_once() -> str:
+    return _digest(json.dumps([(path, _digest(data)) for path, data in _package()]).encode())
+
+
+def bundle() -> bytes:
+    """Pack our package and cloudpickle: a zip file to be unpacked where packages go."""
+    with _packing:
+        return _bundle_once()
+
+
+@functools.cache
+def _bundle_once() -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for root in (Path(__file__).parent, Path(cloudpickle.__file__).parent):
-            for path in sorted(root.rglob("*")):
-                if path.is_file() and path.suffix in (".py", ".so", ".pyi", ".typed"):
-                    _add(archive, f"{root.name}/{path.relative_to(root)}", path.read_bytes())
-        for package, version in (("skyward_lite", __version__), ("cloudpickle", metadata.version("cloudpickle"))):
-            text = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
-            _add(archive, f"{package}-{version}.dist-info/METADATA", text.encode())
+        for path, data in _package():
+            _add(archive, path, data)
     return packed.getvalue()
 
 

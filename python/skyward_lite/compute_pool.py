@@ -3,6 +3,7 @@
 submit / map / backend.py          any thread: pickles, appends to the queue in Rust, returns at once
 _settle                            one thread: takes batches of finished tasks from Rust, settles their futures
 _print                             one thread: writes what tasks printed to this process's streams
+_bring_up                          one thread for each node until it is started; _watch tells the log of their fates
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import base64
 import collections
 import contextlib
 import dataclasses
+import functools
 import importlib
 import itertools
 import json
@@ -23,7 +25,7 @@ import time
 import types
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
 
@@ -38,7 +40,7 @@ from .errors import (
     TaskTimeoutError,
     WorkerCrashedError,
 )
-from .image import Image
+from .image import Image, canonical
 from .plugins import Plugin
 from .providers import Machine, Provider, Wanted
 from .providers.local import Local
@@ -197,6 +199,7 @@ class ComputePool(Executor):
         lease: float = 60.0,
         connect_timeout: float = 20.0,
         start_timeout: float = 600.0,
+        strict_env: bool = False,
     ) -> None:
         self.provider = Local() if provider is None else provider
         self.min_nodes, self.nodes_wanted = _node_counts(nodes, self.provider)
@@ -213,6 +216,7 @@ class ComputePool(Executor):
         self._lease = lease
         self._connect_timeout = connect_timeout
         self._start_timeout = start_timeout
+        self._strict_env = strict_env
         self._run = uuid.uuid4().hex
         self._core = _core.Pool(self.worker.retries + 1, self.worker.max_payload)
         self._calls: dict[int, Call] = {}
@@ -270,6 +274,7 @@ class ComputePool(Executor):
         self._settler.start()
         self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
         self._printer.start()
+        threading.Thread(target=self._watch, name="skyward-watch", daemon=True).start()
         wanted = Wanted(
             nodes=self.nodes_wanted,
             image=image,
@@ -279,7 +284,7 @@ class ComputePool(Executor):
         )
         self.provider.start(wanted, self._machines)
         for machine in self._machines:
-            args = (self._core.add_node(machine.name), machine, self._hello(machine, image, preload, setup))
+            args = (self._core.add_node(machine.name), machine, functools.partial(self._hello, image, preload, setup))
             self._starters.append(threading.Thread(target=self._bring_up, args=args, name=f"skyward-{machine.name}"))
             self._starters[-1].daemon = True
             self._starters[-1].start()
@@ -288,7 +293,7 @@ class ComputePool(Executor):
                 importlib.import_module(module)
         self._await_nodes()
 
-    def _hello(self, machine: Machine, image: Image, preload: list[str], setup: str) -> str:
+    def _hello(self, image: Image, preload: list[str], setup: str, machine: Machine) -> str:
         """Say what the agent must know; session.rs reads it."""
         timeout = self.worker.task_timeout
         hello = {
@@ -297,6 +302,8 @@ class ComputePool(Executor):
             "node": machine.name,
             "python": PYTHON,
             "lease_ms": int(self._lease * 1000),
+            "packages": {} if machine.shares_files else _imported(),
+            "strict": self._strict_env,
             "worker": {
                 "concurrency": machine.concurrency or self.worker.concurrency,
                 "processes": self.worker.executor == "process",
@@ -311,16 +318,37 @@ class ComputePool(Executor):
         }
         return json.dumps(hello)
 
-    def _bring_up(self, node: int, machine: Machine, hello: str) -> None:
-        """Connect to one machine and start its agent, on a thread of its own. What goes wrong is the node's fate."""
+    def _bring_up(self, node: int, machine: Machine, hello: Callable[[Machine], str]) -> None:
+        """Make one machine a node, on a thread of its own. What goes wrong is the node's fate."""
         try:
             opened = machine.open(self._core)
-            self._core.start_node(node, opened.connection, opened.command, hello, self._start_timeout)
+            self._core.start_node(node, opened.connection, opened.command, hello(machine), self._start_timeout)
         except (NodeStartError, _core.CoreError, OSError) as error:
             self._core.fail_node(node, str(error))
         except BaseException as error:
             self._core.fail_node(node, f"{type(error).__name__}: {error}")
             raise
+
+    def _watch(self) -> None:
+        """Tell the log what becomes of the nodes."""
+        before: dict[int, str] = {}
+        while self._state != "closed":
+            for number, node in enumerate(self.nodes()):
+                was, before[number] = before.get(number, "connecting"), node.state
+                if node.state == "ready" and was != "ready":
+                    log.info("node %s is ready with %d slots", node.name, node.slots)
+                    differences = self._core.differences(number)
+                    if differences:
+                        log.warning(
+                            "node %s has another environment than this process: %s. What one version pickled may not "
+                            "work with another: Image(pip=[...]) says what a node is to have",
+                            *(node.name, "; ".join(differences)),
+                        )
+                elif node.state == "lost" and was == "connecting":
+                    log.warning("node %s is left out: %s", node.name, node.reason)
+                elif node.state == "lost" and was == "ready":
+                    log.warning("node %s is lost, what it had not finished runs elsewhere: %s", node.name, node.reason)
+            self._core.wait_for_change(SETTLE_MS)
 
     def _setup(self) -> str:
         """Pickle what the plugins do in the workers; empty if that is nothing."""
@@ -344,8 +372,6 @@ class ComputePool(Executor):
                 why = "; ".join(f"{n.name} is {n.state}" + (f": {n.reason}" if n.reason else "") for n in nodes)
                 raise NodeStartError(f"{self.min_nodes} ready nodes are needed, but {why}")
             nodes = [Node(*row) for row in self._core.wait_for_change(POLL_MS)]
-        for node in nodes:
-            log.info("node %s: %s, %d slots %s", node.name, node.state, node.slots, node.reason)
 
     def _leave(self, cancel: bool, *error: Any) -> None:
         """End everything, once; whoever comes later waits until it is done.
@@ -511,6 +537,14 @@ class ComputePool(Executor):
         """Count the tasks that can run at once: the sum of `concurrency` over the ready nodes."""
         return sum(node.slots for node in self.nodes() if node.state == "ready")
 
+    def _wanted_slots(self) -> int:
+        """Count the slots of the ready nodes, and those that nodes on their way will probably have."""
+        nodes = self.nodes()
+        ready = [node.slots for node in nodes if node.state == "ready"]
+        usual = self.worker.concurrency or max(ready, default=1)
+        late = [m.concurrency or usual for m, n in zip(self._machines, nodes, strict=False) if n.state == "connecting"]
+        return sum(ready) + sum(late)
+
     def _encode(self, call: Any, functions: payload.Functions | None = None) -> payload.Encoded:
         self._check_open()
         return self._encoder().dumps(call, functions)
@@ -595,6 +629,29 @@ class ComputePool(Executor):
                     out.flush()
 
 
+def _imported() -> dict[str, str]:
+    """Give the distributions of which this process has imported something: normalized name → version."""
+    # Not at the module's head: only nodes with an environment of their own need to know.
+    from importlib import metadata
+
+    with _reading:
+        homes = _distributions()
+    names = {name for module in tuple(sys.modules) for name in homes.get(module, ())} | {"cloudpickle"}
+    return {canonical(name): metadata.version(name) for name in names if canonical(name) != "skyward-lite"}
+
+
+_reading = threading.Lock()
+"""Held while the distributions are read: all nodes ask at once, and one of them does it for all."""
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    from importlib import metadata
+
+    # It reads a file or more for each distribution there is.
+    return metadata.packages_distributions()
+
+
 def _run_chunk(fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...]) -> list[T]:
     return [fn(*args) for args in chunk]
 
@@ -637,6 +694,7 @@ def pool(
     lease: float = 60.0,
     connect_timeout: float = 20.0,
     start_timeout: float = 600.0,
+    strict_env: bool = False,
 ) -> ComputePool:
     """Make a pool; `with pool(...) as p:` starts its nodes and makes it joblib's default backend.
 
@@ -649,6 +707,8 @@ def pool(
     `lease`: seconds for which a node goes on working without hearing from this process.
     `connect_timeout`: seconds for connection, key exchange and authentication of one node.
     `start_timeout`: seconds until the least number of nodes must be ready.
+    `strict_env`: whether a node is left out that lacks a distribution of which this process has imported something, or
+    has it in another version; otherwise that is a warning in the log.
 
     Raises `NodeStartError` on entry if too few nodes become ready, `ValueError` for parameters out of range.
     """
@@ -663,4 +723,5 @@ def pool(
         lease=lease,
         connect_timeout=connect_timeout,
         start_timeout=start_timeout,
+        strict_env=strict_env,
     )

@@ -67,7 +67,7 @@ class Image:
 
         None leaves what the image asks already; else it means this interpreter's version, or any where it has none.
         """
-        others = [r for r in self.pip if _package(r) != _canonical(name)]
+        others = [r for r in self.pip if _package(r) != canonical(name)]
         if version is None:
             if len(others) < len(self.pip):
                 return self
@@ -107,9 +107,9 @@ def installed(package: str) -> str | None:
 
 def _package(requirement: str) -> str | None:
     match = _REQUIREMENT.match(requirement)
-    return None if match is None else _canonical(match[1])
+    return None if match is None else canonical(match[1])
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
     """Spell a package's name as the index does: scikit-learn and Scikit_Learn are one."""
     return re.sub(r"[-_.]+", "-", name).lower()

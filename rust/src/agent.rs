@@ -162,7 +162,7 @@ where
         lease_ms: client.lease_ms,
         cores,
         link,
-        state: Mutex::default(),
+        state: Mutex::new(State { queue: Queue::near(), ..State::default() }),
         relief: Notify::new(),
         end: Notify::new(),
     });

@@ -52,7 +52,9 @@ struct Entry {
 #[derive(Debug)]
 struct Peer {
     slots: usize,
+    /// Tasks beyond its slots that it may hold, and the least of that.
     prefetch: usize,
+    least: usize,
     /// What it holds, in the order in which it was sent.
     held: BTreeMap<u64, u64>,
     bytes: usize,
@@ -91,7 +93,7 @@ impl Peer {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a product of positive, bounded numbers
     fn tune(&mut self) {
         let covered = 1.5 * self.rate * (self.rtt + SLACK).as_secs_f64();
-        self.prefetch = self.slots.max((covered as usize).min(1 << 16));
+        self.prefetch = self.least.max((covered as usize).min(1 << 16));
     }
 }
 
@@ -120,9 +122,17 @@ pub struct Queue {
     cancelled: Vec<Attempt>,
     sent: u64,
     recalls: usize,
+    near: bool,
 }
 
 impl Queue {
+    /// A queue whose peers answer in no time. One that runs a single task gets nothing in advance before its rate shows
+    /// that this pays: behind a long task it would wait while others become free.
+    #[must_use]
+    pub fn near() -> Self {
+        Self { near: true, ..Self::default() }
+    }
+
     /// Tasks that no peer holds.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -150,9 +160,11 @@ impl Queue {
     /// Let a peer take part.
     pub fn add_peer(&mut self, id: PeerId, slots: usize, now: Instant) {
         let slots = slots.max(1);
+        let least = if self.near && slots == 1 { 0 } else { slots };
         let peer = Peer {
             slots,
-            prefetch: slots,
+            prefetch: least,
+            least,
             held: BTreeMap::new(),
             bytes: 0,
             rtt: Duration::ZERO,

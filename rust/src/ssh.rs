@@ -218,11 +218,32 @@ impl Connection {
     async fn authenticate(&mut self, target: &Target) -> Result<(), SshError> {
         let mut tried = Vec::new();
         let mut accepts = String::new();
+        match self.try_all(target, &mut tried, &mut accepts).await {
+            Ok(true) => return Ok(()),
+            Err(why) if tried.is_empty() => return Err(why),
+            Err(why) => {
+                accepts = format!(
+                    "nothing more: it hung up ({why}). Servers allow few keys (MaxAuthTries): \
+                     name the right one with IdentityFile and IdentitiesOnly yes"
+                );
+            }
+            Ok(false) => {}
+        }
+        let tried = if tried.is_empty() { "no key to try".to_owned() } else { tried.join(", ") };
+        Err(SshError::Authentication { user: target.user.clone(), tried, accepts })
+    }
+
+    async fn try_all(
+        &mut self,
+        target: &Target,
+        tried: &mut Vec<String>,
+        accepts: &mut String,
+    ) -> Result<bool, SshError> {
         for identity in &target.identities {
             match identity {
                 Identity::Key(key) => {
-                    if self.authenticate_with(&target.user, key, None, &mut accepts).await? {
-                        return Ok(());
+                    if self.authenticate_with(&target.user, key, None, accepts).await? {
+                        return Ok(true);
                     }
                     tried.push(fingerprint(key.public_key()));
                 }
@@ -241,8 +262,8 @@ impl Connection {
                     };
                     let certificate = certificate.as_ref().and_then(|path| load_openssh_certificate(path).ok());
                     for certificate in certificate.into_iter().map(Some).chain([None]) {
-                        if self.authenticate_with(&target.user, &key, certificate, &mut accepts).await? {
-                            return Ok(());
+                        if self.authenticate_with(&target.user, &key, certificate, accepts).await? {
+                            return Ok(true);
                         }
                     }
                     tried.push(format!("{} ({})", path.display(), fingerprint(key.public_key())));
@@ -252,7 +273,13 @@ impl Connection {
                         tried.push(format!("no agent answers at {}", socket.display()));
                         continue;
                     };
-                    let held = agent.request_identities().await.map_err(|e| SshError::Key(e.to_string()))?;
+                    let held = match agent.request_identities().await {
+                        Ok(held) => held,
+                        Err(why) => {
+                            tried.push(format!("the agent at {} failed: {why}", socket.display()));
+                            continue;
+                        }
+                    };
                     let mut held: Vec<_> = held
                         .into_iter()
                         .filter_map(|i| if let AgentIdentity::PublicKey { key, .. } = i { Some(key) } else { None })
@@ -264,17 +291,19 @@ impl Connection {
                         let name = fingerprint(&key);
                         let hash = self.hash(key.algorithm()).await?;
                         let with = self.handle.authenticate_publickey_with(&target.user, key, hash, &mut agent);
-                        match with.await.map(|result| passed(result, &mut accepts)) {
-                            Ok(true) => return Ok(()),
+                        match with.await.map(|result| passed(result, accepts)) {
+                            Ok(true) => return Ok(true),
                             Ok(false) => tried.push(format!("{name} of the agent")),
                             Err(why) => tried.push(format!("{name} of the agent, which failed: {why}")),
+                        }
+                        if self.handle.is_closed() {
+                            return Err(SshError::Protocol("the connection was closed".to_owned()));
                         }
                     }
                 }
             }
         }
-        let tried = if tried.is_empty() { "no key to try".to_owned() } else { tried.join(", ") };
-        Err(SshError::Authentication { user: target.user.clone(), tried, accepts })
+        Ok(false)
     }
 
     async fn authenticate_with(

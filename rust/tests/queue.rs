@@ -346,3 +346,27 @@ fn what_was_not_cancelled_in_time_goes_on() {
     assert!(queue.take_cancelled().is_empty());
     assert_eq!(queue.waiting(), 1);
 }
+
+/// Near peers of one slot hold one task each until they have shown that they are fast.
+#[test]
+fn nothing_waits_behind_a_long_task_of_a_near_peer() {
+    let start = Instant::now();
+    let mut queue = Queue::near();
+    queue.add_peer(1, 1, start);
+    queue.add_peer(2, 4, start);
+    (0..20).for_each(|n| queue.push(task(n)));
+    let held = assign_all(&mut queue);
+    assert_eq!(held.iter().filter(|(peer, _)| *peer == 1).count(), 1);
+    assert_eq!(held.iter().filter(|(peer, _)| *peer == 2).count(), 8);
+    let mut queue = Queue::near();
+    queue.add_peer(1, 1, start);
+    (0..2000).for_each(|n| queue.push(task(n)));
+    let mut now = start;
+    for n in 0..500 {
+        assign_all(&mut queue);
+        now += Duration::from_micros(250);
+        assert!(queue.done(1, id(n), now));
+    }
+    assign_all(&mut queue);
+    assert!(queue.held(1).count() > 5, "4,000 tasks/s want some in advance");
+}

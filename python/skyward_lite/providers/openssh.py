@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import hmac
 import os
@@ -15,6 +16,7 @@ import re
 import shlex
 import socket
 import subprocess
+import threading
 from pathlib import Path
 
 from ..errors import NodeStartError
@@ -129,12 +131,23 @@ def _options(*arguments: str) -> dict[str, list[str]]:
     return found
 
 
+_asking = threading.Lock()
+"""Held while the defaults are asked for: the hosts of a pool want them at once, and one of them does it for all."""
+
+
+@functools.cache
+def _plain() -> dict[str, list[str]]:
+    """Give ssh's options where nothing is configured. Those that depend on the host are heeded anyway."""
+    return _options("-F", "none", "--", "localhost")
+
+
 def resolve(to: Destination, file: str | None = None) -> Config:
     """Ask `ssh -G`, of the user's configuration or of another file. Raises `NodeStartError` if it cannot say."""
     said = [*(["-l", to.user] if to.user else []), *(["-p", str(to.port)] if to.port else []), "--", to.host]
     other = [] if file is None else ["-F", file]
     options = _options(*other, *said)
-    plain = _options("-F", "none", *said)
+    with _asking:
+        plain = _plain()
 
     def one(key: str, default: str = "") -> str:
         return options.get(key, [default])[0]

@@ -113,6 +113,10 @@ class SSHMachine(Machine):
         config = openssh.resolve(openssh.parse(self.name), self.config)
         if config.unheeded:
             log.info("%s: ssh's options %s are set and not heeded", self.name, ", ".join(config.unheeded))
+        return self.connect_to(core, config)
+
+    def connect_to(self, core: _core.Pool, config: openssh.Config) -> _core.Connection:
+        """Connect as the configuration says. Raises `NodeStartError`."""
         known = openssh.known(config)
         accept_new = self.accept_new or config.strict in ("accept-new", "false")
         if known.authorities and not (known.keys or known.portless):
@@ -125,7 +129,7 @@ class SSHMachine(Machine):
                 f"{', '.join(known.unreadable)} cannot be read, so whether the key of {config.key_name} is new is "
                 "unknown, and it is not accepted: make the file readable"
             )
-        endpoint = (config.hostname, config.port) if config.proxy is None else self._through(config.proxy)
+        endpoint = self._endpoint(config)
         try:
             connection = core.connect(
                 endpoint=endpoint,
@@ -146,6 +150,10 @@ class SSHMachine(Machine):
             except OSError as error:
                 log.warning("%s: its new key %s could not be recorded: %s", self.name, connection.host_key, error)
         return connection
+
+    def _endpoint(self, config: openssh.Config) -> int | tuple[str, int]:
+        """Give what `connect` takes: a socket that leads to the host, or its name and port."""
+        return (config.hostname, config.port) if config.proxy is None else self._through(config.proxy)
 
     def _through(self, command: str) -> int:
         """Start the command that leads to the host; the socket to it."""

@@ -1,0 +1,240 @@
+"""`python -m skyward_lite check` says of real servers what works and what to fix."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import skyward_lite as sky
+from lab import Lab, Sshd, keygen
+from skyward_lite import doctor
+from skyward_lite._version import PYTHON
+
+TOOLS = ("sh", "awk", "cat", "chmod", "cut", "df", "getconf", "head", "id", "mkdir", "nproc", "rm", "true", "uname")
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    lab = Lab(tmp_path)
+    yield lab
+    lab.close()
+
+
+def plain(lab: Lab, *options: str, known: bool = True, **env: str) -> Sshd:
+    """Start a host whose sessions have an empty home directory, so that nobody's shell configuration counts."""
+    home = lab.directory / "home"
+    home.mkdir(exist_ok=True)
+    return lab.host(*options, known=known, env={"HOME": str(home), **env})
+
+
+def check(lab: Lab, *arguments: str) -> tuple[int, str]:
+    """Run the command: its exit status and what it printed."""
+    command = [sys.executable, "-m", "skyward_lite", "check", "--config", lab.config, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def failed(lab: Lab, host: str, *options: str) -> tuple[str, str, str]:
+    """Check a host that cannot be used: the step that failed last, what was said and what is to be done."""
+    status, text = check(lab, "--json", host, *options)
+    assert status == 1
+    (report,) = json.loads(text)["hosts"]
+    assert report["usable"] is False
+    step = [step for step in report["steps"] if step["status"] == "fail"][-1]
+    return step["step"], step["text"], step["fix"]
+
+
+def python() -> str:
+    """A directory on PATH with this interpreter under the name that the probe looks for."""
+    return os.path.dirname(os.path.realpath(sys.executable))
+
+
+def test_a_host_that_can_be_used(lab):
+    """Every step is there, with its figures; nothing but the cache directory is made."""
+    host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
+    status, text = check(lab, "--json", host.name)
+    said = json.loads(text)
+    assert status == 0, text
+    assert said["client"]["skyward_lite"] == sky.__version__
+    (report,) = said["hosts"]
+    assert report["usable"] is True
+    steps = {step["step"]: step for step in report["steps"] if step["status"] == "ok"}
+    assert list(steps) == [
+        *("resolve", "reach", "host key", "authentication", "shell", "system", "python", "cache", "package"),
+        *("environment", "size", "limits", "round trip", "to it", "from it"),
+    ]
+    assert steps["resolve"]["figures"]["port"] == host.port
+    fingerprint = subprocess.run(["ssh-keygen", "-lf", f"{host.keys['ed25519']}.pub"], capture_output=True, text=True)
+    assert steps["host key"]["figures"]["fingerprint"] == fingerprint.stdout.split()[1]
+    assert steps["size"]["figures"]["cores"] == len(os.sched_getaffinity(0))
+    assert steps["to it"]["figures"]["mb_per_s"] > 0
+    assert steps["from it"]["figures"]["mb_per_s"] > 0
+    assert not list((host.cache / "skyward_lite").iterdir())
+
+
+def test_the_lines_for_people(lab):
+    """A line a step, with a sign; what the host is called comes first."""
+    host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
+    status, text = check(lab, host.name)
+    assert status == 0
+    assert text.startswith(f"{host.name}: can be used\n  ok    resolve ")
+    assert "to be made by the first pool" in text
+    assert "FAIL" not in text
+
+
+def test_an_environment_that_is_there(lab):
+    """Its versions are compared with the client's."""
+    host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
+    host.furnish(doctor._image())
+    status, text = check(lab, host.name)
+    assert status == 0
+    assert "environment     is there: " in text
+    assert f"skyward_lite {sky.__version__}, cloudpickle " in text
+
+
+def test_an_unknown_key(lab):
+    """It is shown, and how to accept it is said; with --accept-new it is recorded."""
+    host = plain(lab, known=False, PATH=f"{python()}:/usr/bin:/bin")
+    step, text, fix = failed(lab, host.name)
+    assert step == "host key"
+    assert "SHA256:" in text
+    assert "--accept-new" in fix
+    status, _ = check(lab, "--accept-new", host.name)
+    assert status == 0
+    assert host.known() in lab.known_hosts.read_text()
+
+
+def test_a_changed_key(lab):
+    """It is refused even with --accept-new."""
+    host = plain(lab, known=False)
+    other = keygen(lab.directory / "other")
+    words = Path(f"{other}.pub").read_text().split()
+    lab.known_hosts.write_text(f"[{host.address}]:{host.port} {words[0]} {words[1]}\n")
+    step, _, fix = failed(lab, host.name, "--accept-new")
+    assert step == "host key"
+    assert f"ssh-keygen -R '[{host.address}]:{host.port}'" in fix
+
+
+def test_a_revoked_key(lab):
+    """It is refused, and called so."""
+    host = plain(lab)
+    with lab.known_hosts.open("a") as file:
+        file.write(f"@revoked {host.known()}\n")
+    step, text, fix = failed(lab, host.name)
+    assert (step, "revoked" in text, "revoked" in fix) == ("host key", True, True)
+
+
+def test_refused_authentication(lab):
+    """The host key is good; what was tried is named."""
+    host = plain(lab, "AuthorizedKeysFile none")
+    step, text, fix = failed(lab, host.name)
+    assert step == "authentication"
+    assert str(lab.user_key) in text
+    assert f"ssh-copy-id {host.name}" in fix
+
+
+def test_a_closed_port(lab):
+    """Nothing is said of keys."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    step, text, fix = failed(lab, f"127.0.0.1:{port}")
+    assert step == "reach"
+    assert str(port) in text
+    assert "firewall" in fix
+
+
+def test_a_name_without_an_address(lab):
+    """It is a matter of the name."""
+    step, _, fix = failed(lab, "nowhere.invalid")
+    assert step == "reach"
+    assert "HostName" in fix
+
+
+@pytest.mark.skipif(
+    any(Path(f"{place}/bin/python{PYTHON}").exists() for place in ("/usr/local", "/opt/python")),
+    reason="the probe looks at a place that cannot be hidden",
+)
+def test_a_host_without_the_clients_python(lab):
+    """Neither it nor uv is there: the steps that do not need it are taken all the same."""
+    tools = lab.directory / "tools"
+    tools.mkdir()
+    for name in TOOLS:
+        found = shutil.which(name)
+        assert found is not None
+        (tools / name).symlink_to(found)
+    host = plain(lab, PATH=str(tools))
+    step, text, fix = failed(lab, host.name)
+    assert step == "python"
+    assert f"no Python {PYTHON}" in text
+    assert f"python{PYTHON}" in fix
+    assert "round trip" in check(lab, host.name)[1]
+
+
+def test_an_interpreter_that_is_used_as_it_is(lab):
+    """It is verified; one that is not there fails."""
+    package = Path(sky.__file__).parent.parent
+    host = plain(lab, PYTHONPATH=str(package))
+    status, text = check(lab, "--python", sys.executable, host.name)
+    assert (status, "is used as it is" in text) == (0, True), text
+    step, text, _ = failed(lab, host.name, "--python", "/nowhere/python")
+    assert (step, "/nowhere/python" in text) == ("python", True)
+
+
+def test_a_forced_command(lab):
+    """A server that runs something else than what it is asked is found out."""
+    host = plain(lab, "ForceCommand echo none of that")
+    step, text, _ = failed(lab, host.name)
+    assert step == "shell"
+    assert "none of that" in text
+
+
+def test_a_host_behind_another(lab):
+    """The proxy is named; there is no handshake of ours to time."""
+    outer = plain(lab)
+    inner = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
+    lab.extra[inner.name] = [f"ProxyCommand ssh -F {lab.config} -W %h:%p {outer.name}"]
+    lab.write()
+    status, text = check(lab, inner.name)
+    assert status == 0, text
+    assert f"-W {inner.address}:{inner.port} {outer.name}`" in text
+    assert "reach" not in text
+
+
+def test_several_hosts(lab):
+    """Each has its report, in the order in which they were named; one that cannot be used makes the status 1."""
+    good = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
+    bad = plain(lab, "AuthorizedKeysFile none")
+    status, text = check(lab, bad.name, good.name)
+    assert status == 1
+    assert text.index(f"{bad.name}: CANNOT be used") < text.index(f"{good.name}: can be used")
+
+
+def test_an_interrupt(lab):
+    """It ends the command while a host keeps silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        command = [sys.executable, "-m", "skyward_lite", "check", "--config", lab.config, host]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            silent, _ = server.accept()
+            with silent:
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=15)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["check"], ["check", "a b"], ["check", "same", "same"], ["heal", "host"]])
+def test_wrong_usage(arguments):
+    """The exit status is 2, and something is said."""
+    command = [sys.executable, "-m", "skyward_lite", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert "usage: " in done.stderr

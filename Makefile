@@ -25,12 +25,17 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --group build --group test --group lint
 	touch $@
 
-# What the tests need of the system: an OpenSSH server to talk to, and pkill to cut its connections.
+# What the tests need of the system: an OpenSSH server to talk to, pkill to cut its connections; and, for those tests that
+# only root can run, namespaces and login shells.
+PACKAGES := openssh-server procps iproute2 zsh fish tcsh
 system:
-	@if ! [ -x /usr/sbin/sshd ] || ! command -v pkill >/dev/null; then \
+	@missing=; for program in sshd pkill ip zsh fish tcsh; do \
+	  PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq openssh-server procps >/dev/null; \
-	  else echo "the tests need sshd and pkill: install openssh-server and procps" >&2; exit 1; fi; fi
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(PACKAGES) >/dev/null; \
+	  else case $$missing in *sshd*|*pkill*) \
+	    echo "the tests need sshd and pkill: install openssh-server and procps" >&2; exit 1;; esac; fi; fi
 
 build: $(STAMP)
 	$(BIN)/maturin develop --release --quiet

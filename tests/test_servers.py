@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import skyward_lite as sky
+from conftest import eventually
 from lab import Lab, Sshd, run
 from skyward_lite import bootstrap
 
@@ -71,6 +74,51 @@ def test_one_session_at_a_time_is_enough(lab):
     """We never need two channels at once, and no forwarding of any kind, nor a terminal."""
     host = as_it_is(lab, "MaxSessions 1", "DisableForwarding yes", "PermitTTY no", "PermitUserRC no", "MaxStartups 2")
     works(lab, host.name)
+
+
+@pytest.mark.parametrize("over", ["straight", "jump"])
+def test_a_server_with_too_many_connections_is_asked_again(lab, over):
+    """It takes one at a time that has not logged in, and somebody else is that one for a while (MaxStartups)."""
+    busy = as_it_is(lab, "MaxStartups 1:100:1")
+    behind = as_it_is(lab)
+    lab.extra[behind.name] = [f"ProxyJump {busy.name}"]
+    lab.write()
+    other = socket.create_connection((busy.address, busy.port))
+    assert other.recv(1) == b"S"
+
+    def leave() -> None:
+        assert eventually(lambda: "past MaxStartups" in busy.said(), 20)
+        other.close()
+
+    leaver = threading.Thread(target=leave)
+    leaver.start()
+    works(lab, (busy if over == "straight" else behind).name)
+    leaver.join(20)
+    assert "past MaxStartups" in busy.said()
+
+
+def test_a_server_that_only_hangs_up_is_given_up(lab, monkeypatch):
+    """After some attempts, with what may be the cause."""
+    monkeypatch.setattr("skyward_lite.providers.ssh.WAITS", (0.0, 0.0))
+    host = as_it_is(lab)
+    came = []
+    with socket.create_server((host.address, 0)) as door:
+        host.port = door.getsockname()[1]
+        lab.write()
+
+        def hang_up() -> None:
+            for _ in range(3):
+                way, peer = door.accept()
+                way.close()
+                came.append(peer)
+
+        porter = threading.Thread(target=hang_up)
+        porter.start()
+        said = fails(lab, host.name)
+        porter.join(10)
+    assert len(came) == 3
+    assert "it hung up before it showed its key" in said
+    assert "MaxStartups" in said
 
 
 @pytest.mark.parametrize("command", ["/bin/echo no", "internal-sftp", "/bin/false"])

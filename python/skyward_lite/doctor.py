@@ -150,6 +150,8 @@ class _Patient(SSHMachine):
         raise ConnectionError("; ".join(reasons))
 
     def _endpoint(self, config: Config) -> int:
+        if self.fd < 0:
+            self.reach(config)
         fd, self.fd = self.fd, -1
         return fd
 
@@ -289,7 +291,7 @@ class _Check:
             facts = dataclasses.replace(self._probe(connection, "none"), ready=True, root=facts.root)
         libc = f"glibc {'.'.join(map(str, facts.libc))}" if facts.libc else "no glibc"
         text = f"{facts.system}, {facts.machine}, {libc}"
-        if facts.system in ("Linux", "Darwin"):
+        if facts.system == "Linux":
             self.report.ok("system", text, system=facts.system, machine=facts.machine)
         else:
             self.report.fail("system", text, "nodes run Linux")

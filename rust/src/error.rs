@@ -52,11 +52,14 @@ fn printed(noise: &str) -> String {
     if noise.is_empty() { String::new() } else { format!("; the far end printed: {noise}") }
 }
 
-/// The SSH connection could not be made. Only [`SshError::Io`] and [`SshError::Timeout`] are worth another try.
+/// The SSH connection could not be made. Only [`SshError::Io`], [`SshError::HungUp`] and [`SshError::Timeout`] are worth
+/// another try.
 #[derive(Debug, thiserror::Error)]
 pub enum SshError {
     #[error("cannot connect: {0}")]
     Io(#[from] io::Error),
+    #[error("it hung up before it showed its key: {0}")]
+    HungUp(String),
     #[error("connect, key exchange and authentication took more than {0} s")]
     Timeout(u64),
     #[error("the host key {got} is not known for this host; known: {expected}")]

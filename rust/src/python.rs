@@ -268,6 +268,9 @@ impl Pool {
             let about = match &error {
                 NodeError::Ssh(SshError::HostKey { .. }) => "host key",
                 NodeError::Ssh(SshError::Authentication { .. }) => "authentication",
+                NodeError::Ssh(SshError::Io(_)) => "unreachable",
+                NodeError::Ssh(SshError::HungUp(_)) => "hung up",
+                NodeError::Ssh(SshError::Timeout(_)) => "timeout",
                 NodeError::Closed => "closed",
                 _ => "",
             };

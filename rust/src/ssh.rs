@@ -203,6 +203,9 @@ where
         (Err(russh::Error::NoCommonAlgo { kind: russh::AlgorithmKind::Key, theirs, .. }), _) => {
             return Err(SshError::HostKey { got: theirs.join(", "), expected: expected(target) });
         }
+        // Without a word: a server that is asked too often, or that is only starting.
+        (Err(russh::Error::Disconnect), Shown::Nothing) => return Err(SshError::HungUp("end of stream".to_owned())),
+        (Err(russh::Error::IO(error)), Shown::Nothing) => return Err(SshError::HungUp(error.to_string())),
         (Err(error), _) => return Err(error.into()),
     };
     handle.authenticate(target).await?;

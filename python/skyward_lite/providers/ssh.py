@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import random
 import shlex
 import signal
 import socket
@@ -29,6 +30,9 @@ log = logging.getLogger("skyward_lite")
 
 UPLOAD_SECONDS = 600.0
 """Bound on sending one file to a host."""
+
+WAITS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Seconds before each further attempt, where a server hangs up on us."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,7 @@ class SSHMachine(Machine):
         self.config = provider.config
         self.wanted = wanted
         self.proxy: subprocess.Popen[bytes] | None = None
+        self.waits = list(WAITS)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `end`)
         """What the proxy command printed."""
 
@@ -129,20 +134,24 @@ class SSHMachine(Machine):
                 f"{', '.join(known.unreadable)} cannot be read, so whether the key of {config.key_name} is new is "
                 "unknown, and it is not accepted: make the file readable"
             )
-        endpoint = self._endpoint(config)
-        try:
-            connection = core.connect(
-                endpoint=endpoint,
-                user=config.user,
-                # Where any new key will do, the host shall show the one that it likes best.
-                host_keys=list(known.keys or (() if accept_new else known.portless)),
-                revoked=list(known.revoked),
-                accept_new=accept_new,
-                identities=_identities(config),
-                timeout=config.connect_timeout or self.wanted.connect_timeout,
-            )
-        except _core.CoreError as error:
-            raise NodeStartError(self._why(error, config, known, accept_new)) from error
+        timeout = config.connect_timeout or self.wanted.connect_timeout
+        connection = None
+        while connection is None:
+            try:
+                connection = core.connect(
+                    endpoint=self._endpoint(config),
+                    user=config.user,
+                    # Where any new key will do, the host shall show the one that it likes best.
+                    host_keys=list(known.keys or (() if accept_new else known.portless)),
+                    revoked=list(known.revoked),
+                    accept_new=accept_new,
+                    identities=_identities(config),
+                    timeout=timeout,
+                )
+            except _core.CoreError as error:
+                why = self._why(error, config, known, accept_new)
+                if not self._again(error, config):
+                    raise NodeStartError(why) from error
         if not known.keys and connection.host_key not in known.portless:
             try:
                 file = openssh.record(config, connection.host_key)
@@ -150,6 +159,25 @@ class SSHMachine(Machine):
             except OSError as error:
                 log.warning("%s: its new key %s could not be recorded: %s", self.name, connection.host_key, error)
         return connection
+
+    def _again(self, error: _core.CoreError, config: openssh.Config) -> bool:
+        """Say whether to try once more, after a while: only if too many were connecting at once (MaxStartups).
+
+        A server then hangs up at once, as one does whose PerSourcePenalties we have met; those end less soon.
+        """
+        if error.args[-1] != "hung up" or not self.waits:
+            return False
+        if config.proxy is not None and "kex_exchange_identification" not in self._printed():
+            return False  # not the server's doing
+        self._let_go(0.0)
+        # Others were turned away in the same moment, and shall not all come back in the same one.
+        time.sleep(self.waits.pop(0) * random.uniform(0.5, 1.5))
+        return True
+
+    def _printed(self) -> str:
+        """Give what the proxy command printed."""
+        self.log.seek(0)
+        return self.log.read(4096).decode(errors="replace").strip()
 
     def _endpoint(self, config: openssh.Config) -> int | tuple[str, int]:
         """Give what `connect` takes: a socket that leads to the host, or its name and port."""
@@ -187,8 +215,12 @@ class SSHMachine(Machine):
             )
         if about == "authentication":
             return f"{text}. If `ssh {self.name}` asks for a password: set up a key with `ssh-copy-id`"
-        self.log.seek(0)
-        printed = self.log.read(4096).decode(errors="replace").strip()
+        if about == "hung up" and config.proxy is None:
+            return (
+                f"{text}. It may have too many connections (MaxStartups), refuse this address for a while after "
+                "failed logins (PerSourcePenalties), or be no SSH server"
+            )
+        printed = self._printed()
         return f"{text}; the proxy command printed: {printed}" if printed else text
 
     # ------------------------------------------------------------------------------------------------ environment
@@ -216,7 +248,7 @@ class SSHMachine(Machine):
         if facts.ready:
             log.info("%s: the environment is there: %s", self.name, python)
             return python
-        if facts.system not in ("Linux", "Darwin"):
+        if facts.system != "Linux":
             raise NodeStartError(f"it runs {facts.system or 'an unknown system'}: nodes run Linux")
         began = time.monotonic()
         log.info("%s: making its environment: %s", self.name, ", ".join(image.pip) or "nothing beside skyward_lite")
@@ -263,13 +295,16 @@ class SSHMachine(Machine):
 
     def end(self, deadline: float) -> None:
         """Let go of the proxy command, which ends with its connection."""
+        self._let_go(deadline - time.monotonic())
+        self.log.close()
+
+    def _let_go(self, patience: float) -> None:
         if self.proxy is not None:
             try:
-                self.proxy.wait(max(0.0, deadline - time.monotonic()))
+                self.proxy.wait(max(0.0, patience))
             except subprocess.TimeoutExpired:
                 os.killpg(self.proxy.pid, signal.SIGKILL)
                 self.proxy.wait()
-        self.log.close()
 
 
 def _identities(config: openssh.Config) -> list[str | tuple[str, str | None] | tuple[str, list[str], bool]]:

@@ -1,20 +1,17 @@
 """`SSH("me@lab1", "lab2:2222")`: hosts that you can already `ssh` to.
 
-open                       on the host's own thread:
+connect                    on the host's own thread
   resolve → known            what OpenSSH's tools say of the host
-  connect                    verify its key, prove who we are
-  probe → build              the environment: found, or made once
-                           → the command that starts the agent
+  _endpoint                  its name and port, or the proxy command that leads to it
+                           → a connection; what comes after it is every host's (remote.py)
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 import random
-import shlex
 import signal
 import socket
 import subprocess
@@ -22,14 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from .. import _core, bootstrap
+from .. import _core
 from ..errors import NodeStartError
-from . import Machine, Opened, Provider, Wanted, openssh
+from . import Machine, Provider, Wanted, openssh
+from .remote import RemoteMachine
 
 log = logging.getLogger("skyward_lite")
-
-UPLOAD_SECONDS = 600.0
-"""Bound on sending one file to a host."""
 
 WAITS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Seconds before each further attempt, where a server hangs up on us."""
@@ -91,25 +86,18 @@ class SSH(Provider):
             machine.end(deadline)
 
 
-class SSHMachine(Machine):
+class SSHMachine(RemoteMachine):
     """A host, on its way to being a node."""
 
     def __init__(self, host: Host, provider: SSH, wanted: Wanted) -> None:
-        self.name = host.address
+        super().__init__(host.address, wanted, host.python or provider.python)
         self.concurrency = host.concurrency
-        self.python = host.python or provider.python
         self.accept_new = provider.accept_new
         self.config = provider.config
-        self.wanted = wanted
         self.proxy: subprocess.Popen[bytes] | None = None
         self.waits = list(WAITS)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `end`)
         """What the proxy command printed."""
-
-    def open(self, core: _core.Pool) -> Opened:
-        connection = self.connect(core)
-        python = self._environment(connection) if self.python is None else self._verified(connection, self.python)
-        return Opened(connection, f"exec {shlex.quote(python)} -P -m skyward_lite.agent stdio")
 
     # ------------------------------------------------------------------------------------------------ connection
 
@@ -222,76 +210,6 @@ class SSHMachine(Machine):
             )
         printed = self._printed()
         return f"{text}; the proxy command printed: {printed}" if printed else text
-
-    # ------------------------------------------------------------------------------------------------ environment
-
-    def _run(self, connection: _core.Connection, script: bytes, bound: float) -> tuple[dict[str, list[str]], int, str]:
-        """Run one of our scripts: what it said, its exit status and its standard error."""
-        status, stdout, stderr = connection.run(bootstrap.COMMAND, script, bound)
-        said = bootstrap.said(stdout)
-        printed = stderr.decode(errors="replace").strip()
-        if said is None:
-            seen = (stdout.decode(errors="replace") + printed).strip()[:1000]
-            raise NodeStartError(
-                f"`{bootstrap.COMMAND}` does not run there (status {status}): the server may force a command of its "
-                f"own (ForceCommand), or the account has no shell. It printed: {seen or 'nothing'}"
-            )
-        return said, 255 if status is None else status, printed
-
-    def _environment(self, connection: _core.Connection) -> str:
-        """Find or make the image's environment; its interpreter."""
-        image = self.wanted.image
-        env = bootstrap.name(image)
-        said, _, _ = self._run(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
-        facts = bootstrap.facts(said)
-        python = bootstrap.interpreter(facts, env)
-        if facts.ready:
-            log.info("%s: the environment is there: %s", self.name, python)
-            return python
-        if facts.system != "Linux":
-            raise NodeStartError(f"it runs {facts.system or 'an unknown system'}: nodes run Linux")
-        began = time.monotonic()
-        log.info("%s: making its environment: %s", self.name, ", ".join(image.pip) or "nothing beside skyward_lite")
-        uploads = {}
-        for kind, name, data in bootstrap.files(facts, image):
-            uploads[kind] = self._upload(connection, facts.root, name, data)
-        script = bootstrap.build(facts, image, env, uploads)
-        said, status, printed = self._run(connection, script, bootstrap.BUILD_SECONDS)
-        if status:
-            failed = said.get("failed", [""])[0].partition(" ")[2]
-            raise NodeStartError(
-                f"its environment could not be made: {f'`{failed}`' if failed else 'the script'} ended with status "
-                f"{status}:\n{printed[-2000:]}"
-            )
-        log.info("%s: its environment took %.1f s", self.name, time.monotonic() - began)
-        return python
-
-    def _upload(self, connection: _core.Connection, root: str, name: str, data: bytes) -> str:
-        """Send a file, unless the host has it; where it is there."""
-        # The name stays what it is: pip reads a wheel's.
-        directory = f"{root}/sent-{hashlib.sha256(data).hexdigest()[:16]}"
-        path = f"{directory}/{name}"
-        script = (
-            f"umask 077; mkdir -p {shlex.quote(directory)} && cd {shlex.quote(directory)} || exit; "
-            f'to={shlex.quote(name)}; test -f "$to" && exit 0; '
-            'cat >"$to.$$" && mv "$to.$$" "$to" && exit 0; rm -f "$to.$$"; exit 1'
-        )
-        status, _, stderr = connection.run(f"sh -c {shlex.quote(script)}", data, UPLOAD_SECONDS)
-        if status:
-            raise NodeStartError(f"{path} could not be written there: {stderr.decode(errors='replace').strip()}")
-        return path
-
-    def _verified(self, connection: _core.Connection, python: str) -> str:
-        """Check that an interpreter can be used as it is."""
-        said, status, printed = self._run(connection, bootstrap.verify(python, self.wanted.image), 60.0)
-        if status:
-            raise NodeStartError(f"{python} cannot be used: {printed[-1000:] or f'status {status}'}")
-        problems = said.get("problem", [])
-        if problems:
-            raise NodeStartError(
-                f"{python} does not meet the image, and SSH(python=) installs nothing: {'; '.join(problems)}"
-            )
-        return said["python"][0]
 
     def end(self, deadline: float) -> None:
         """Let go of the proxy command, which ends with its connection."""

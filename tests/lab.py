@@ -207,7 +207,7 @@ def machine(
     machines: list[Machine] = []
     core = _core.Pool(1, 1 << 30)
     try:
-        provider.start(Wanted(1, Image(), None, None, timeout), machines)
+        provider.start(Wanted(1, 1, Image(), None, None, timeout), machines)
         (one,) = machines
         assert isinstance(one, SSHMachine)
         yield one, core

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import errors, plugins
     from .calls import ComputeFunction, LazyCall, LazyGroup, compute, gather
-    from .compute_pool import ComputePool, Node, Worker, pool
+    from .compute_pool import ComputePool, Node, Status, Worker, pool
     from .errors import (
         NodeLostError,
         NodeStartError,
@@ -33,13 +33,17 @@ if TYPE_CHECKING:
     )
     from .image import Image
     from .plugins import Plugin, WorkerInfo
-    from .providers import Provider
+    from .providers import Cost, Provider
+    from .providers.aws import AWS
     from .providers.local import Local
     from .providers.ssh import SSH, Host
 else:
     # The names above are imported when the first of them is asked for. The agent and the worker, whose modules are in
     # this package too, start sooner without the client's part.
-    _HOMES = ("calls", "compute_pool", "errors", "image", "plugins", "providers", "providers.local", "providers.ssh")
+    _HOMES = (
+        *("calls", "compute_pool", "errors", "image", "plugins"),
+        *("providers", "providers.local", "providers.ssh", "providers.aws"),
+    )
 
     def __getattr__(name):
         if name in ("errors", "plugins"):
@@ -57,8 +61,10 @@ else:
 
 
 __all__ = [
+    "AWS",
     "ComputeFunction",
     "ComputePool",
+    "Cost",
     "Host",
     "Image",
     "LazyCall",
@@ -75,6 +81,7 @@ __all__ = [
     "RemoteTraceback",
     "SSH",
     "SkywardError",
+    "Status",
     "TaskTimeoutError",
     "Worker",
     "WorkerCrashedError",

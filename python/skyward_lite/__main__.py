@@ -1,4 +1,8 @@
-"""`python -m skyward_lite check me@lab1 lab2`: what works with these hosts, what does not, and what to do."""
+"""The commands.
+
+`python -m skyward_lite check me@lab1 lab2`: what works with these hosts, what does not, and what to do.
+`python -m skyward_lite reap`: end what EC2 still has of runs that are over.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,6 @@ import argparse
 import logging
 import os
 import sys
-
-from . import doctor
-from .providers.ssh import SSH
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +27,35 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("--accept-new", action="store_true", help="trust hosts that are not known, and record them")
     check.add_argument("--python", metavar="PATH", help="an interpreter on the hosts that is used as it is")
     check.add_argument("--json", action="store_true", help="print one JSON object")
+    reap = commands.add_parser(
+        "reap",
+        help="end what EC2 still has of runs that are over",
+        description="List what sky.AWS() made, and end what has expired or belongs to a process of this machine that "
+        "has ended. What lives is left alone.",
+        epilog="Exit status: 0 if nothing is left of these, 1 if something is or could not be looked at.",
+    )
+    reap.add_argument("--region", action="append", metavar="NAME", help="instead of the default one; may be repeated")
+    reap.add_argument("--dry-run", action="store_true", help="list only")
+    reap.add_argument("--run", metavar="ID", help="end this run, whose id begins so, also if it lives; no other")
+    check.set_defaults(do=_check)
+    reap.set_defaults(do=_reap)
     said = parser.parse_args(arguments)
+    status: int = said.do(parser, said)
+    return status
+
+
+def _reap(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
+    from .reap import reap
+
+    if said.run is not None and len(said.run) < 6:
+        parser.error("--run: at least 6 characters of the run's id, as listed by --dry-run")
+    return reap(said.region or [None], dry_run=said.dry_run, only=said.run)
+
+
+def _check(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
+    from . import doctor
+    from .providers.ssh import SSH
+
     try:
         provider = SSH(*said.hosts, accept_new=said.accept_new, python=said.python, config=said.config)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """The agent process of one node.
 
-`python -m skyward_lite.agent stdio` serves the client at its standard input and output, as an SSH server starts it.
+`python -m skyward_lite.agent stdio` serves the client at its standard input and output, as an SSH server starts it;
+`--alive` and `--spot` are an EC2 instance's (`_ec2_node.py`).
 `python -m skyward_lite.agent embedded` is its own SSH server, behind a socket that is its standard input.
 
 The work is done in Rust (`agent.rs`); this is how it is started.
@@ -8,6 +9,7 @@ The work is done in Rust (`agent.rs`); this is how it is started.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -69,8 +71,12 @@ def embedded() -> None:
     )
 
 
-def stdio() -> None:
+def stdio(alive: str | None = None, spot: bool = False) -> None:
     """Serve one client over standard input and output."""
+    if alive is not None:
+        from . import _ec2_node
+
+        _ec2_node.begin(alive, spot=spot)
     writing = os.dup(1)
     # Whatever prints in this process must not get between the frames.
     os.dup2(2, 1)
@@ -79,13 +85,19 @@ def stdio() -> None:
 
 def main() -> None:
     """Do what the command line says."""
-    ways = {"embedded": embedded, "stdio": stdio}
-    if len(sys.argv) != 2 or sys.argv[1] not in ways:
-        sys.exit(f"usage: python -m skyward_lite.agent {' | '.join(ways)} (got {sys.argv[1:]})")
+    match sys.argv[1:]:
+        case ["embedded"]:
+            serve = embedded
+        case ["stdio"]:
+            serve = stdio
+        case ["stdio", "--alive", alive, *spot] if spot in ([], ["--spot"]):
+            serve = functools.partial(stdio, alive, bool(spot))
+        case wrong:
+            sys.exit(f"usage: python -m skyward_lite.agent embedded | stdio [--alive FILE [--spot]] (got {wrong})")
     # Ctrl-C and the like are the client's to handle; the agent ends when the client says so, or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        ways[sys.argv[1]]()
+        serve()
     except _core.CoreError as error:
         sys.exit(f"skyward_lite agent: {error}")
 

@@ -223,8 +223,9 @@ def build(facts: Facts, image: Image, env: str, uploads: dict[str, str]) -> byte
     steps = []
     if image.apt:
         sudo = '$([ "$(id -u)" = 0 ] || echo sudo -n)'
-        steps.append(f"step {sudo} apt-get update -qq")
-        steps.append(f"step {sudo} env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq {_words(image.apt)}")
+        apt = "apt-get -o DPkg::Lock::Timeout=300"  # a machine that has just booted may be updating itself
+        steps.append(f"step {sudo} {apt} update -qq")
+        steps.append(f"step {sudo} env DEBIAN_FRONTEND=noninteractive {apt} install -y -qq {_words(image.apt)}")
     uv = facts.uv is not None and not facts.venv
     if facts.venv and facts.python:
         steps.append(f'step {shlex.quote(facts.python)} -m venv "$tmp"')

@@ -19,6 +19,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -42,7 +43,7 @@ from .errors import (
 )
 from .image import Image, canonical
 from .plugins import Plugin
-from .providers import Machine, Provider, Wanted
+from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
 
 P = ParamSpec("P")
@@ -57,7 +58,9 @@ SETTLE_MS = 1_000
 POLL_MS = 50
 """Bound on one wait for a node's state, so that Ctrl-C is heard."""
 LEAVE = 5.0
-"""Seconds that nodes get to end in order before they are ended by force."""
+"""Bound on writing what tasks printed, when the pool is left."""
+REPLACEMENTS = 3
+"""How many nodes may be asked for in the place of lost ones, for each that is wanted."""
 CANCEL_MS = 1_000
 """Bound on waiting for a node's word whether a task could still be cancelled."""
 MAX_SETUP = 32 * 1024
@@ -108,6 +111,19 @@ class Node:
     slots: int
     rtt: float | None
     pid: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """How a pool stands: its nodes, the tasks that can run at once, those that have not ended, and what it costs.
+
+    `cost` is None where nodes cost nothing, or their price is not known.
+    """
+
+    nodes: list[Node]
+    slots: int
+    pending: int
+    cost: Cost | None
 
 
 class Call(Protocol):
@@ -230,6 +246,9 @@ class ComputePool(Executor):
         self._machines: list[Machine] = []
         self._starters: list[threading.Thread] = []
         self._entered: threading.Thread | None = None
+        self._expected = 0
+        self._replaced = 0
+        self._signals: list[int] = []
         self._give_up = False
         self._left = threading.Event()
         self._owner = os.getpid()
@@ -267,27 +286,31 @@ class ComputePool(Executor):
             if plugin.transform is not None:
                 image = plugin.transform(image)
         preload = [module for plugin in self.plugins for module in plugin.preload]
-        setup = self._setup()
+        hello = functools.partial(self._hello, image, preload, self._setup())
         self._state = "open"
+        if self.provider.outlives_client:
+            self._heed_signals()
         _open_pools.add(self)
         self._settler = threading.Thread(target=self._settle, name="skyward-settle", daemon=True)
         self._settler.start()
         self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
         self._printer.start()
-        threading.Thread(target=self._watch, name="skyward-watch", daemon=True).start()
+        threading.Thread(target=self._watch, args=(hello,), name="skyward-watch", daemon=True).start()
         wanted = Wanted(
             nodes=self.nodes_wanted,
+            least=self.min_nodes,
             image=image,
             vcpus=self.vcpus,
             memory_gb=self.memory_gb,
             connect_timeout=self._connect_timeout,
         )
-        self.provider.start(wanted, self._machines)
-        for machine in self._machines:
-            args = (self._core.add_node(machine.name), machine, functools.partial(self._hello, image, preload, setup))
-            self._starters.append(threading.Thread(target=self._bring_up, args=args, name=f"skyward-{machine.name}"))
-            self._starters[-1].daemon = True
-            self._starters[-1].start()
+        machines: list[Machine] = []
+        try:
+            self.provider.start(wanted, machines)
+        except BaseException:
+            self._machines = machines
+            raise
+        self._join(machines, hello)
         for module in preload:
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)
@@ -318,6 +341,16 @@ class ComputePool(Executor):
         }
         return json.dumps(hello)
 
+    def _join(self, machines: list[Machine], hello: Callable[[Machine], str]) -> None:
+        """Count machines in, and begin to make nodes of them. Node numbers are places in `_machines`."""
+        with self._lock:
+            for machine in machines:
+                self._machines.append(machine)
+                args = (self._core.add_node(machine.name), machine, hello)
+                self._starters.append(threading.Thread(target=self._bring_up, args=args, daemon=True))
+                self._starters[-1].name = f"skyward-{machine.name}"
+                self._starters[-1].start()
+
     def _bring_up(self, node: int, machine: Machine, hello: Callable[[Machine], str]) -> None:
         """Make one machine a node, on a thread of its own. What goes wrong is the node's fate."""
         try:
@@ -329,12 +362,14 @@ class ComputePool(Executor):
             self._core.fail_node(node, f"{type(error).__name__}: {error}")
             raise
 
-    def _watch(self) -> None:
-        """Tell the log what becomes of the nodes."""
+    def _watch(self, hello: Callable[[Machine], str]) -> None:
+        """Tell the log what becomes of the nodes, and have lost ones replaced."""
         before: dict[int, str] = {}
         while self._state != "closed":
             for number, node in enumerate(self.nodes()):
                 was, before[number] = before.get(number, "connecting"), node.state
+                if node.state != was and number < len(self._machines):
+                    self._care(self._machines[number], was, node.state, hello)
                 if node.state == "ready" and was != "ready":
                     log.info("node %s is ready with %d slots", node.name, node.slots)
                     differences = self._core.differences(number)
@@ -349,6 +384,57 @@ class ComputePool(Executor):
                 elif node.state == "lost" and was == "ready":
                     log.warning("node %s is lost, what it had not finished runs elsewhere: %s", node.name, node.reason)
             self._core.wait_for_change(SETTLE_MS)
+
+    def _care(self, machine: Machine, was: str, now: str, hello: Callable[[Machine], str]) -> None:
+        """Let go of a machine that is lost, and have one that was a node replaced: on a thread of its own."""
+        asks = machine.replaceable and ((was, now) == ("ready", "lost") or now == "draining")
+        with self._lock:
+            if self._state != "open" or not machine.replaceable or now not in ("draining", "lost"):
+                return
+            asks = asks and self._replaced < REPLACEMENTS * self.nodes_wanted
+            if asks:
+                self._replaced += 1
+                self._expected += 1
+                self._core.expect(self._expected)
+            name = f"skyward-after-{machine.name}"
+            args = (machine, now == "lost", asks, hello)
+            self._starters.append(threading.Thread(target=self._succeed, args=args, name=name, daemon=True))
+            self._starters[-1].start()
+
+    def _succeed(self, machine: Machine, lost: bool, asks: bool, hello: Callable[[Machine], str]) -> None:
+        try:
+            if lost:
+                self.provider.retire(machine)
+            if asks:
+                new: list[Machine] = []
+                self.provider.replace(machine, new)
+                log.info("node %s is replaced by %s", machine.name, ", ".join(m.name for m in new))
+                self._join(new, hello)
+        except (NodeStartError, OSError) as error:
+            log.warning("node %s is not replaced: %s", machine.name, error)
+        finally:
+            if asks:
+                with self._lock:
+                    self._expected -= 1
+                    self._core.expect(self._expected)
+
+    def _heed_signals(self) -> None:
+        """Let signals that would end this process at once end it by way of the pool: its machines would go on."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def end(number: int, frame: types.FrameType | None) -> None:
+            raise SystemExit(128 + number)
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)
+                self._signals.append(number)
+
+    def _ignore_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            while self._signals:
+                signal.signal(self._signals.pop(), signal.SIG_DFL)
 
     def _setup(self) -> str:
         """Pickle what the plugins do in the workers; empty if that is nothing."""
@@ -434,7 +520,7 @@ class ComputePool(Executor):
                 self._idle.wait(POLL_MS / 1000)
 
     def _let_go(self) -> None:
-        deadline = time.monotonic() + LEAVE
+        deadline = time.monotonic() + self.provider.leave
         try:
             self._state = "closed"
             self._core.close()
@@ -448,6 +534,10 @@ class ComputePool(Executor):
             for starter in self._starters:
                 # What they wait for has ended with the core.
                 starter.join(max(0.5, deadline - time.monotonic()))
+            cost = self.provider.cost(self._machines)
+            if cost is not None:
+                log.info("this pool's nodes cost about $%.4f", cost.total)
+            self._ignore_signals()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Close the pool, as `Executor.shutdown`.
@@ -536,6 +626,10 @@ class ComputePool(Executor):
     def slots(self) -> int:
         """Count the tasks that can run at once: the sum of `concurrency` over the ready nodes."""
         return sum(node.slots for node in self.nodes() if node.state == "ready")
+
+    def status(self) -> Status:
+        """Say how the pool stands, and what it costs."""
+        return Status(self.nodes(), self.slots(), len(self._calls), self.provider.cost(self._machines))
 
     def _wanted_slots(self) -> int:
         """Count the slots of the ready nodes, and those that nodes on their way will probably have."""

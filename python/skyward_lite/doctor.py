@@ -469,7 +469,12 @@ def _image() -> Image:
 def check(provider: SSH, *, as_json: bool = False) -> int:
     """Check the provider's hosts, print what was found, and give the exit status: 0 if all can be used, else 1."""
     wanted = Wanted(
-        nodes=len(provider.hosts), image=_image(), vcpus=None, memory_gb=None, connect_timeout=CONNECT_SECONDS
+        nodes=len(provider.hosts),
+        least=0,
+        image=_image(),
+        vcpus=None,
+        memory_gb=None,
+        connect_timeout=CONNECT_SECONDS,
     )
     core, line = _core.Pool(1, 1 << 20), threading.Lock()
     workers = concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(provider.hosts)))

@@ -18,11 +18,12 @@ class Wanted:
     """
 
     nodes: int
+    least: int
+    """Below it there is no pool."""
     image: Image
     vcpus: int | None
     memory_gb: float | None
     connect_timeout: float
-    strict_env: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +34,22 @@ class Opened:
     command: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Dollars: per hour for what runs now, and what has been spent so far."""
+
+    hourly: float
+    total: float
+
+
 class Machine(abc.ABC):
     """What can become a node."""
 
     name: str
     concurrency: int | None = None
     """Tasks at once on it; None for what `Worker(concurrency=)` says."""
+    replaceable = False
+    """Whether its provider can bring another one in its place."""
     shares_files = False
     """Whether it sees this machine's files, so that the client's import path means something there."""
 
@@ -56,6 +67,11 @@ class Provider(abc.ABC):
     nodes: int | None = None
     """How many nodes the provider itself names; None if that is the pool's to say."""
 
+    leave = 5.0
+    """Seconds that `stop` gets."""
+    outlives_client = False
+    """Whether what it starts would go on without this process: then SIGTERM, too, leaves the pool in order."""
+
     @abc.abstractmethod
     def start(self, wanted: Wanted, machines: list[Machine]) -> None:
         """Name the machines, and begin to start them. Raises `NodeStartError` for what none could ever satisfy.
@@ -67,3 +83,17 @@ class Provider(abc.ABC):
     @abc.abstractmethod
     def stop(self, machines: list[Machine], timeout: float) -> None:
         """Let go of these, within `timeout` seconds; by force if need be. Idempotent."""
+
+    def replace(self, machine: Machine, machines: list[Machine]) -> None:
+        """Append one that takes the place of `machine`, which is lost or soon will be. Only for replaceable ones.
+
+        Raises `NodeStartError` if there is none. Called on a thread of its own.
+        """
+        raise NotImplementedError
+
+    def retire(self, machine: Machine) -> None:  # noqa: B027 (most have nothing to do)
+        """Let go of one that is lost, before the others. Only for replaceable ones; idempotent."""
+
+    def cost(self, machines: list[Machine]) -> Cost | None:
+        """Say what these cost; None if they cost nothing, or the price is unknown."""
+        return None

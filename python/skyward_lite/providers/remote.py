@@ -27,6 +27,8 @@ UPLOAD_SECONDS = 600.0
 class RemoteMachine(Machine):
     """A host behind an SSH server, on its way to being a node."""
 
+    prelude = ""
+    """At the head of scripts that take long."""
     agent = "stdio"
     """How the agent is started there: its arguments."""
 
@@ -79,7 +81,7 @@ class RemoteMachine(Machine):
         uploads = {}
         for kind, name, data in bootstrap.files(facts, image):
             uploads[kind] = self._upload(connection, facts.root, name, data)
-        script = bootstrap.build(facts, image, env, uploads)
+        script = self.prelude.encode() + bootstrap.build(facts, image, env, uploads)
         said, status, printed = self._run(connection, script, bootstrap.BUILD_SECONDS)
         if status:
             failed = said.get("failed", [""])[0].partition(" ")[2]

@@ -1,0 +1,71 @@
+"""Who this process is, in a tag: so that another one can tell whether it still lives."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import hashlib
+import os
+import socket
+import subprocess
+import uuid
+from pathlib import Path
+
+
+def name() -> str:
+    """Give user and host, for people."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"[:256]
+
+
+def process() -> str:
+    """Give this process: machine, process id and time of its start."""
+    return f"{machine()} {os.getpid()} {_started(os.getpid())}"
+
+
+def is_gone(tag: str) -> bool:
+    """Say whether the process of a tag has certainly ended: only that of this very machine can be known to."""
+    where, _, rest = tag.partition(" ")
+    pid, _, started = rest.partition(" ")
+    return where == machine() and pid.isdigit() and _started(int(pid)) != started
+
+
+@functools.cache
+def machine() -> str:
+    """Name this machine as those see it who share its processes, its host name and its cache directory.
+
+    A host name alone would do for too many: of two laptops, of containers.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyward_lite"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        file = cache / "machine-id"
+        try:
+            with file.open("x") as new:
+                new.write(uuid.uuid4().hex)
+        except FileExistsError:
+            pass
+        own = file.read_text()
+    except OSError:
+        own = uuid.uuid4().hex
+    try:
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        processes = ""
+    return hashlib.sha256("\n".join([own, socket.gethostname(), processes]).encode()).hexdigest()[:16]
+
+
+def _started(pid: int) -> str:
+    """Say when a process started; empty if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        if os.path.isdir("/proc/self"):
+            return ""
+        done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return "-".join(done.stdout.split())
+    # A zombie has ended; field 20 after the name is the start, in ticks since the boot.
+    return "" if fields[0] in "ZX" else fields[19]

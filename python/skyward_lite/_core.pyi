@@ -37,7 +37,7 @@ class Pool:
 
     def __init__(self, attempts: int, max_payload: int) -> None: ...
     def add_node(self, name: str) -> int:
-        """Count a node in that is to be connected to; its number in `nodes`. At any time: what waits runs there, too."""
+        """Count a node in that is to be connected to; its number in `nodes`. What waits then runs there, too."""
     def expect(self, count: int) -> None:
         """Say how many nodes are asked for and not yet added: while there are any, tasks wait for them if none is left.
 
@@ -150,6 +150,6 @@ def serve(spec: dict[str, object], *, reading: int, writing: int) -> None:
 def drain(reason: str) -> bool:
     """Tell the client that this process serves that the node will soon be gone, and why, in at most 1 KiB.
 
-    What has not started here runs elsewhere at once, and what was running if it has not ended when the node is lost. From
-    any thread; only the first call counts. False if no client is being served (yet).
+    What has not started here runs elsewhere at once, and so does what runs if it has not ended when the node is lost.
+    From any thread; only the first call counts. False if no client is being served (yet).
     """

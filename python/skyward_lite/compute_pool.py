@@ -347,7 +347,9 @@ class ComputePool(Executor):
                         )
                 elif node.state == "draining" and was != "draining":
                     log.warning(
-                        "node %s takes no more tasks, what it has not started runs elsewhere: %s", node.name, node.reason
+                        "node %s takes no more tasks, what it has not started runs elsewhere: %s",
+                        node.name,
+                        node.reason,
                     )
                 elif node.state == "lost" and was == "connecting":
                     log.warning("node %s is left out: %s", node.name, node.reason)

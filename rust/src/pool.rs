@@ -712,6 +712,7 @@ impl Shared {
                     let slots = usize::try_from(slots).unwrap_or(1).max(1);
                     if let Some(node) = state.nodes.get_mut(id)
                         && node.slots == 0
+                        && matches!(node.state, NodeState::Connecting | NodeState::Draining(_))
                     {
                         node.slots = slots;
                         state.queue.add_peer(id, slots, now);

@@ -233,7 +233,7 @@ proptest! {
 
     /// Whatever happens, in whatever order, every task ends exactly once.
     #[test]
-    fn every_task_ends_once(steps in prop::collection::vec((0_u8..8, any::<u8>()), 0..300)) {
+    fn every_task_ends_once(steps in prop::collection::vec((0_u8..10, any::<u8>()), 0..300)) {
         let start = Instant::now();
         let mut queue = Queue::default();
         let mut held: HashMap<usize, Vec<Attempt>> = HashMap::new();
@@ -255,7 +255,8 @@ proptest! {
                 4 => if let Some(p) = peer.filter(|p| held.contains_key(p)) {
                     held.remove(&p);
                     for task in queue.remove_peer(p).into_iter().rev() {
-                        if !queue.retry(task, 3) {
+                        let announced = pick % 2 == 0;
+                        if !(if announced { queue.requeue(task) } else { queue.retry(task, 3) }) {
                             prop_assert!(queue.remove(task).is_some());
                             end(&mut ended, task);
                         }
@@ -272,6 +273,19 @@ proptest! {
                     } else {
                         queue.kept(p, id);
                     }
+                },
+                7 => if let Some(p) = peer {
+                    for (n, id) in queue.close_peer(p).into_iter().rev().enumerate() {
+                        if n % 3 == 0 {
+                            queue.kept(p, id);
+                        } else {
+                            prop_assert!(queue.returned(p, id));
+                            held.get_mut(&p).unwrap().retain(|&h| h != id);
+                        }
+                    }
+                },
+                8 => if pick % 16 == 0 {
+                    for id in queue.take_waiting() { end(&mut ended, id.task); }
                 },
                 _ => while let Some((p, message)) = queue.assign() { held.get_mut(&p).unwrap().push(message.id); },
             }

@@ -6,7 +6,7 @@ PROTOCOL: int
 """Version of the wire protocol."""
 
 _NodeRow: TypeAlias = tuple[str, str, str, int, float | None, int | None]
-"""(name, state, reason, slots, round-trip time in seconds, the agent's process id)"""
+"""(name, state, reason, slots, round-trip time in seconds, the agent's process id); for the states see `Node`"""
 _Message: TypeAlias = tuple[int, int, int, int, bytes | memoryview, list[memoryview] | None]
 """(task, attempt, tag, nanoseconds, pickle, out-of-band buffers)"""
 
@@ -37,7 +37,13 @@ class Pool:
 
     def __init__(self, attempts: int, max_payload: int) -> None: ...
     def add_node(self, name: str) -> int:
-        """Count a node in that is to be connected to; its number in `nodes`."""
+        """Count a node in that is to be connected to; its number in `nodes`. What waits then runs there, too."""
+    def expect(self, count: int) -> None:
+        """Say how many nodes are asked for and not yet added: while there are any, tasks wait for them if none is left.
+
+        Who adds one says so after `add_node`, who gives one up says so at once: with 0 the tasks that no node will ever
+        take end as lost.
+        """
     def connect(
         self,
         *,
@@ -139,4 +145,11 @@ def serve(spec: dict[str, object], *, reading: int, writing: int) -> None:
     """Be an agent for the client behind two sockets or pipes, which are given away, until it is done.
 
     Raises `CoreError`.
+    """
+
+def drain(reason: str) -> bool:
+    """Tell the client that this process serves that the node will soon be gone, and why, in at most 1 KiB.
+
+    What has not started here runs elsewhere at once, and so does what runs if it has not ended when the node is lost.
+    From any thread; only the first call counts. False if no client is being served (yet).
     """

@@ -102,7 +102,8 @@ class Worker:
 class Node:
     """What is known of a node: its name, its slots and its round-trip time in seconds.
 
-    `state` is one of "connecting", "ready", "lost" and "closed"; `reason` says why it is lost.
+    `state` is one of "connecting", "ready", "draining", "lost" and "closed". A draining node will soon be gone: it ends
+    what it runs and takes nothing more. `reason` says why it is draining or lost.
     """
 
     name: str
@@ -379,9 +380,15 @@ class ComputePool(Executor):
                             "work with another: Image(pip=[...]) says what a node is to have",
                             *(node.name, "; ".join(differences)),
                         )
+                elif node.state == "draining" and was != "draining":
+                    log.warning(
+                        "node %s takes no more tasks, what it has not started runs elsewhere: %s",
+                        node.name,
+                        node.reason,
+                    )
                 elif node.state == "lost" and was == "connecting":
                     log.warning("node %s is left out: %s", node.name, node.reason)
-                elif node.state == "lost" and was == "ready":
+                elif node.state == "lost" and was in ("ready", "draining"):
                     log.warning("node %s is lost, what it had not finished runs elsewhere: %s", node.name, node.reason)
             self._core.wait_for_change(SETTLE_MS)
 

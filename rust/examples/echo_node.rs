@@ -3,6 +3,8 @@
 //! The worker answers each task with its own parts. The tag says what it does before: 1 waits until the file exists
 //! that its first part names, 2 ends the process with status 3, 3 kills it, 4 writes its parts to standard error, 5
 //! floods that with 16 MiB.
+//!
+//! An agent that is given a file says that it will soon be gone when that exists.
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -61,6 +63,13 @@ fn agent() -> Fallible {
         packages: [("joblib".to_owned(), "1".to_owned())].into(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Some(notice) = std::env::args().nth(2) {
+        std::thread::spawn(move || {
+            while !std::path::Path::new(&notice).exists() || !agent::drain("notice") {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+    }
     runtime.block_on(agent::run(tokio::io::stdin(), tokio::io::stdout(), spec))?;
     // Tokio reads standard input on a thread that cannot be interrupted.
     std::process::exit(0);

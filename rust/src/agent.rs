@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::process::Pid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixStream, unix::pipe};
@@ -17,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::crew::{Crew, Doom, GRACE};
 use crate::error::{AgentError, SessionError};
-use crate::frame::{Attempt, Body, Control, Event, Message};
+use crate::frame::{Attempt, Body, Control, Event, MAX_REASON, Message};
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::session::{AgentHello, ClientHello, HEARTBEAT, Link, Source, WorkerSpec, hello, lock, read_hello};
 
@@ -30,6 +31,10 @@ pub(crate) const TICK: Duration = Duration::from_millis(200);
 /// Bound on the client's hello, and on the last words to it.
 const GREETING: Duration = Duration::from_secs(20);
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The agent that this process is, while it serves its client.
+static SERVING: Mutex<Weak<Agent>> = Mutex::new(Weak::new());
+
 /// What an agent must be told that it cannot find out.
 #[derive(Debug, Clone)]
 pub struct AgentSpec {
@@ -62,6 +67,8 @@ pub(crate) struct State {
     /// Recalled or cancelled by the client, not by us: it is to hear if they are kept.
     pub(crate) asked: HashSet<Attempt>,
     lease: Option<Instant>,
+    /// The client was told that this node will soon be gone.
+    drained: bool,
     /// Why this is to end.
     ending: Option<String>,
 }
@@ -168,6 +175,7 @@ where
     });
     lock(&agent.state).lease = Some(Instant::now() + Duration::from_millis(client.lease_ms));
     agent.start_crew()?;
+    let _serving = Serving::new(&agent);
     let parent = rustix::process::getppid();
     let mut tick = tokio::time::interval(TICK);
     // Silence is counted in ticks: after a stop of our own, one of them says enough.
@@ -197,6 +205,37 @@ where
     };
     agent.end_crew().await;
     ended
+}
+
+/// Tell the client of this process's agent that the node will soon be gone, and why (at most [`MAX_REASON`] bytes of it):
+/// what is not running here goes elsewhere. Only the first call counts. False if no client is being served.
+#[must_use]
+pub fn drain(reason: &str) -> bool {
+    let Some(agent) = lock(&SERVING).upgrade() else { return false };
+    let mut reason = reason.to_owned();
+    while reason.len() > MAX_REASON {
+        reason.pop();
+    }
+    if !std::mem::replace(&mut lock(&agent.state).drained, true) {
+        agent.link.send(|o| o.control(Control::Drain(Bytes::from(reason))));
+    }
+    true
+}
+
+/// Lets [`drain`] find the agent for as long as this lives.
+struct Serving;
+
+impl Serving {
+    fn new(agent: &Arc<Agent>) -> Self {
+        *lock(&SERVING) = Arc::downgrade(agent);
+        Self
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        *lock(&SERVING) = Weak::new();
+    }
 }
 
 /// What the client has and this node has not, or in another version.

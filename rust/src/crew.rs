@@ -305,7 +305,14 @@ impl Agent {
             match ran {
                 Some((_, age)) if !matches!(member.role, Role::Retired(_)) => suspects.push((*age, task)),
                 // One that was cancelled ends with this.
-                _ => state.queue.requeue(task),
+                _ => {
+                    state.queue.requeue(task);
+                    // The client asked for it back, and the worker has not answered.
+                    if let Some(id) = state.queue.attempt(task).filter(|id| state.asked.remove(id)) {
+                        state.queue.remove(task);
+                        self.link.send(|o| o.control(Control::Returned(id)));
+                    }
+                }
             }
         }
         if let [(_, culprit)] = suspects[..] {

@@ -33,6 +33,8 @@ pub const MAX_BODY: usize = 64 * 1024;
 pub const CHUNK: usize = 32 * 1024 - 64;
 /// Parts of one message (its pickle and the buffers beside it); their lengths fit a single frame.
 pub const MAX_PARTS: usize = 1024;
+/// Bytes of the reason in [`Control::Drain`].
+pub const MAX_REASON: usize = 1024;
 /// Messages that may be under assembly at once on one stream.
 const MAX_OPEN: usize = 4096;
 /// Memory set aside for a part before its bytes arrive; beyond it a part grows with what really came.
@@ -146,6 +148,8 @@ pub enum Control {
     Kept(Attempt),
     /// Lines that tasks wrote to standard output (1) or standard error (2).
     Output { stream: u64, text: Bytes },
+    /// This node will soon be gone; why, in UTF-8. It wants no more tasks, and those back that it has not started.
+    Drain(Bytes),
 }
 
 /// What a decoder yields.
@@ -170,6 +174,7 @@ mod kind {
     pub const RESULT: u8 = 12;
     pub const ABORT: u8 = 13;
     pub const OUTPUT: u8 = 14;
+    pub const DRAIN: u8 = 15;
 }
 
 // ---------------------------------------------------------------------------------------------------- encoding
@@ -197,7 +202,7 @@ impl Control {
     /// Append this frame to a block's raw bytes. Long acknowledgements become several frames.
     ///
     /// # Errors
-    /// [`FrameError::TooLong`] for a hello, goodbye or output over [`MAX_BODY`].
+    /// [`FrameError::TooLong`] for a hello, goodbye or output over [`MAX_BODY`], or a reason over [`MAX_REASON`].
     pub fn put(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
         let plain = |task| Attempt { task, attempt: 0 };
         match self {
@@ -211,6 +216,12 @@ impl Control {
                     _ => (kind::GOODBYE, 0),
                 };
                 put_frame(out, kind, plain(id), body);
+            }
+            Self::Drain(why) => {
+                if why.len() > MAX_REASON {
+                    return Err(FrameError::TooLong { what: "reason", len: why.len(), cap: MAX_REASON });
+                }
+                put_frame(out, kind::DRAIN, plain(0), why);
             }
             Self::Ready { slots } => put_frame(out, kind::READY, plain(*slots), &[]),
             Self::Heartbeat { nonce, lease_ms } => {
@@ -509,6 +520,12 @@ impl Decoder {
             kind::HELLO => return Ok(Some(Event::Control(Control::Hello(body)))),
             kind::GOODBYE => return Ok(Some(Event::Control(Control::Goodbye(body)))),
             kind::OUTPUT => return Ok(Some(Event::Control(Control::Output { stream: task, text: body }))),
+            kind::DRAIN => {
+                if len > MAX_REASON {
+                    return Err(FrameError::TooLong { what: "reason", len, cap: MAX_REASON });
+                }
+                return Ok(Some(Event::Control(Control::Drain(body))));
+            }
             kind::HEARTBEAT => {
                 if len != 8 {
                     return Err(FrameError::BadBody("heartbeat"));

@@ -12,7 +12,7 @@
 //! 6. [`ssh`] is the client's end of the encrypted connection, [`server`] the embedded far end that `Local()` uses
 //!    where another node has OpenSSH's `sshd`.
 //! 7. [`agent`] is the node: it runs no user code, hands tasks out and keeps results until the client has acknowledged
-//!    them. `crew` is what it does with its worker processes: it starts, follows, blames and replaces them.
+//!    them. When it learns that it will soon be gone it says so ([`agent::drain`]). `crew` is what it does with its worker processes: it starts, follows, blames and replaces them.
 //! 8. [`worker`] is the part of a worker process that needs no GIL: reading, writing, and ending the process group
 //!    when the agent is gone or the lease is over. [`table`] is where it notes what it runs, for the agent to read.
 //!

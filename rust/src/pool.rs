@@ -34,6 +34,9 @@ const CORK_PAUSE: Duration = Duration::from_micros(200);
 const LAST_WORDS: Duration = Duration::from_secs(4);
 /// Bound on whatever the runtime still does after that.
 const SHUTDOWN: Duration = Duration::from_millis(500);
+/// How long a draining node is taken for one that others will replace: as long as nodes have to start. After that, tasks
+/// that wait for any node do not wait for it.
+const HOPE: Duration = Duration::from_secs(600);
 /// Bytes of tasks' output that wait to be taken; what comes beyond is left out, and counted.
 const OUTPUT: usize = 1024 * 1024;
 
@@ -42,6 +45,8 @@ const OUTPUT: usize = 1024 * 1024;
 pub enum NodeState {
     Connecting,
     Ready,
+    /// It will soon be gone, and why: it ends what it runs and takes nothing more but what is for it alone.
+    Draining(String),
     /// It never was or is no longer usable, and why.
     Lost(String),
     /// It was left on purpose.
@@ -60,6 +65,8 @@ pub struct Node {
     link: Arc<Link>,
     /// A session with it was begun.
     begun: bool,
+    /// When it said that it will soon be gone.
+    drained: Option<Instant>,
 }
 
 /// Where a node's SSH server is.
@@ -86,6 +93,8 @@ struct State {
     queue: Queue,
     nodes: Vec<Node>,
     closing: bool,
+    /// Nodes that are asked for and not yet added.
+    expected: usize,
     stale: u64,
     /// Tasks of which somebody waits to hear whether they could be cancelled, and if so.
     awaited: HashMap<u64, bool>,
@@ -151,6 +160,7 @@ impl Pool {
                 queue: Queue::default(),
                 nodes: Vec::new(),
                 closing: false,
+                expected: 0,
                 stale: 0,
                 awaited: HashMap::new(),
                 staged: BTreeSet::new(),
@@ -176,20 +186,32 @@ impl Pool {
         Ok(Self { shared, runtime: handle, thread: Mutex::new(Some(thread)), owner: std::process::id() })
     }
 
-    /// Count a node in, which is to be connected to. Its fate is told by [`Pool::nodes`].
+    /// Count a node in, which is to be connected to. Its fate is told by [`Pool::nodes`]. At any time, also after all
+    /// others were lost: what waits then waits for this one.
     pub fn add_node(&self, name: String) -> PeerId {
         let mut state = lock(&self.shared.state);
-        let id = state.nodes.len();
+        let (id, closing) = (state.nodes.len(), state.closing);
         state.nodes.push(Node {
             name,
-            state: NodeState::Connecting,
+            state: if closing { NodeState::Closed } else { NodeState::Connecting },
             slots: 0,
             rtt: Duration::MAX,
             hello: None,
             link: Arc::default(),
             begun: false,
+            drained: None,
         });
         id
+    }
+
+    /// Say how many nodes are asked for and not yet added. While there are any, tasks wait for them when no node is left;
+    /// with the last one that does not come they end at once, as they would have without it.
+    pub fn expect(&self, count: usize) {
+        let mut state = lock(&self.shared.state);
+        state.expected = count;
+        let ended = state.end_if_hopeless();
+        drop(state);
+        self.shared.finish(ended);
     }
 
     /// Open a connection. Waits for it, within the target's bound.
@@ -279,18 +301,23 @@ impl Pool {
     pub fn submit(&self, message: Message, node: Option<PeerId>) -> bool {
         let mut state = lock(&self.shared.state);
         let id = message.id;
-        let mut why = state.hopeless();
-        match node {
-            _ if why.is_some() => {}
-            None => {
-                state.queue.push(message);
-                state.pump();
-            }
-            Some(node) => match state.queue.push_to(node, message) {
-                Some(message) => state.stage(node, |o| o.message(Body::Task, message)),
-                None => why = Some(state.why_not(node)),
+        let why = match node {
+            Some(node) if !state.closing => match state.queue.push_to(node, message) {
+                Some(message) => {
+                    state.stage(node, |o| o.message(Body::Task, message));
+                    None
+                }
+                None => Some(state.why_not(node)),
             },
-        }
+            _ => match state.hopeless() {
+                None => {
+                    state.queue.push(message);
+                    state.pump();
+                    None
+                }
+                why => why,
+            },
+        };
         if let Some(why) = why {
             drop(state);
             return self.shared.finish([(None, Message::text(id, Tag::NodeLost, why))]);
@@ -438,20 +465,50 @@ impl Drop for Pool {
 }
 
 impl State {
-    /// Why no task can ever run, if that is so.
+    /// Why no task can ever run but on a node that it is for alone, if that is so.
     fn hopeless(&self) -> Option<String> {
         if self.closing {
             return Some("the pool is closed".to_owned());
+        }
+        if self.expected > 0 {
+            return None;
         }
         let mut reasons = Vec::new();
         for node in &self.nodes {
             match &node.state {
                 NodeState::Connecting | NodeState::Ready => return None,
+                NodeState::Draining(_) if node.drained.is_some_and(|since| since.elapsed() < HOPE) => return None,
+                NodeState::Draining(why) => reasons.push(format!("{} takes no more tasks: {why}", node.name)),
                 NodeState::Lost(why) => reasons.push(format!("{}: {why}", node.name)),
                 NodeState::Closed => {}
             }
         }
         (!self.nodes.is_empty()).then(|| format!("no node is left ({})", reasons.join("; ")))
+    }
+
+    /// The ends of what waits, if no node will ever take it.
+    fn end_if_hopeless(&mut self) -> Vec<(Option<PeerId>, Message)> {
+        let Some(why) = self.hopeless() else { return Vec::new() };
+        let end = |id| (None, Message::text(id, Tag::NodeLost, why.clone()));
+        self.queue.take_waiting().into_iter().map(end).collect()
+    }
+
+    /// Stage the wish to have these back. The last one first: as they come back, each goes ahead of those before it.
+    fn recall(&mut self, node: PeerId, tasks: Vec<Attempt>) {
+        for id in tasks.into_iter().rev() {
+            self.stage(node, |o| o.control(Control::Recall(id)));
+        }
+    }
+
+    /// Ask draining nodes again for what they have not ended: a task that was still on its way when it was asked for was
+    /// not found there.
+    fn recall_again(&mut self) {
+        for id in 0..self.nodes.len() {
+            if self.nodes.get(id).is_some_and(|n| matches!(n.state, NodeState::Draining(_))) {
+                let tasks = self.queue.recall_all(id);
+                self.recall(id, tasks);
+            }
+        }
     }
 
     /// Tell whoever waits for it that a task was dropped; false if nobody does.
@@ -530,14 +587,19 @@ impl Shared {
                 () = self.close.notified() => break,
                 _ = tick.tick() => {
                     let mut state = lock(&self.state);
+                    state.recall_again();
                     state.pump();
                     state.flush();
+                    // A node may drain for longer than one can hope.
+                    let ended = state.end_if_hopeless();
+                    drop(state);
+                    self.finish(ended);
                 }
             }
         }
         // The nodes' tasks end by themselves when their goodbye is sent.
         let until = Instant::now() + LAST_WORDS;
-        let busy = |n: &Node| matches!(n.state, NodeState::Connecting | NodeState::Ready);
+        let busy = |n: &Node| matches!(n.state, NodeState::Connecting | NodeState::Ready | NodeState::Draining(_));
         while lock(&self.state).nodes.iter().any(busy) && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -593,8 +655,8 @@ impl Shared {
                         return Err(SessionError::Silent(SUSPECT.as_secs()).into());
                     }
                     silent += every;
-                    let connecting = lock(&self.state).nodes.get(id).is_some_and(|n| n.state == NodeState::Connecting);
-                    if connecting && Instant::now() > by {
+                    let unready = lock(&self.state).nodes.get(id).is_some_and(|n| n.slots == 0);
+                    if unready && Instant::now() > by {
                         return Err(SessionError::NotReady(bound.as_secs()).into());
                     }
                     let nonce = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -649,11 +711,27 @@ impl Shared {
                 Event::Control(Control::Ready { slots }) => {
                     let slots = usize::try_from(slots).unwrap_or(1).max(1);
                     if let Some(node) = state.nodes.get_mut(id)
-                        && node.state == NodeState::Connecting
+                        && node.slots == 0
+                        && matches!(node.state, NodeState::Connecting | NodeState::Draining(_))
                     {
-                        node.state = NodeState::Ready;
                         node.slots = slots;
                         state.queue.add_peer(id, slots, now);
+                        if node.state == NodeState::Connecting {
+                            node.state = NodeState::Ready;
+                        } else {
+                            state.queue.close_peer(id);
+                        }
+                        self.changed.notify_all();
+                    }
+                }
+                Event::Control(Control::Drain(why)) => {
+                    if let Some(node) = state.nodes.get_mut(id)
+                        && matches!(node.state, NodeState::Connecting | NodeState::Ready)
+                    {
+                        node.state = NodeState::Draining(String::from_utf8_lossy(&why).into_owned());
+                        node.drained = Some(now);
+                        let tasks = state.queue.close_peer(id);
+                        state.recall(id, tasks);
                         self.changed.notify_all();
                     }
                 }
@@ -692,26 +770,25 @@ impl Shared {
         let name = node.name.clone();
         // What was not sent is not kept.
         node.link.send(|o| o.close("the node was lost"));
-        node.state = match end {
-            Ok(()) => NodeState::Closed,
-            Err(_) if state.closing => NodeState::Closed,
-            Err(e) => NodeState::Lost(e.to_string()),
+        let notice = if let NodeState::Draining(why) = &node.state { Some(why.clone()) } else { None };
+        node.state = match (end, &notice) {
+            (Ok(()), _) => NodeState::Closed,
+            (Err(_), _) if state.closing => NodeState::Closed,
+            (Err(e), None) => NodeState::Lost(e.to_string()),
+            (Err(e), Some(notice)) => NodeState::Lost(format!("{e} (it was draining: {notice})")),
         };
         let why =
             format!("node {name} was lost: {}", if let NodeState::Lost(why) = &node.state { why } else { "closed" });
         let mut lost = Vec::new();
         for task in state.queue.remove_peer(id).into_iter().rev() {
-            if !state.queue.retry(task, state.attempts)
-                && let Some(message) = state.queue.remove(task)
-            {
+            // A loss that was announced is not held against the task.
+            let again =
+                if notice.is_some() { state.queue.requeue(task) } else { state.queue.retry(task, state.attempts) };
+            if !again && let Some(message) = state.queue.remove(task) {
                 lost.push((None, Message::text(message.id, Tag::NodeLost, why.clone())));
             }
         }
-        if let Some(why) = state.hopeless() {
-            for id in state.queue.drain() {
-                lost.push((None, Message::text(id, Tag::NodeLost, why.clone())));
-            }
-        }
+        lost.extend(state.end_if_hopeless());
         lost.extend(state.take_cancelled());
         state.pump();
         state.flush();

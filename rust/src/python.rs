@@ -206,6 +206,7 @@ fn describe<'py>(py: Python<'py>, nodes: &[Node]) -> PyResult<Bound<'py, PyList>
         let (state, why) = match &n.state {
             NodeState::Connecting => ("connecting", ""),
             NodeState::Ready => ("ready", ""),
+            NodeState::Draining(why) => ("draining", why.as_str()),
             NodeState::Lost(why) => ("lost", why.as_str()),
             NodeState::Closed => ("closed", ""),
         };
@@ -227,6 +228,10 @@ impl Pool {
 
     fn add_node(&self, name: String) -> usize {
         self.inner.add_node(name)
+    }
+
+    fn expect(&self, py: Python<'_>, count: usize) {
+        py.detach(|| self.inner.expect(count));
     }
 
     #[allow(clippy::too_many_arguments)] // keyword arguments in Python
@@ -531,10 +536,16 @@ fn serve(py: Python<'_>, spec: Spec, reading: c_int, writing: c_int) -> PyResult
     })
 }
 
+/// Tell the client of this process's agent that the node will soon be gone.
+#[pyfunction]
+fn drain(py: Python<'_>, reason: &str) -> bool {
+    py.detach(|| agent::drain(reason))
+}
+
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::{Buffer, Connection, CoreError, Pool, Worker, generate_key, serve, serve_embedded};
+    use super::{Buffer, Connection, CoreError, Pool, Worker, drain, generate_key, serve, serve_embedded};
     #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
 }

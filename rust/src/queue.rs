@@ -202,12 +202,21 @@ impl Queue {
     /// Let a peer take nothing more but what it is given; the tasks that it is now to be asked back for.
     pub fn close_peer(&mut self, id: PeerId) -> Vec<Attempt> {
         self.unlist(id);
-        let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
-        peer.closed = true;
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.closed = true;
+        }
+        self.recall_all(id)
+    }
+
+    /// The tasks that a peer is to be asked back for: all that may go elsewhere and of which its answer is not awaited.
+    /// One that it kept may be asked for again: perhaps it had not arrived when it was asked for.
+    pub fn recall_all(&mut self, id: PeerId) -> Vec<Attempt> {
+        let Some(peer) = self.peers.get(&id) else { return Vec::new() };
         let mut asked = Vec::new();
         for task in peer.held.values() {
             if let Some(entry) = self.tasks.get_mut(task)
-                && entry.recall == Recall::NotAsked
+                && entry.recall != Recall::Asked
+                && !entry.pinned
                 && !entry.cancelled
             {
                 entry.recall = Recall::Asked;
@@ -278,19 +287,21 @@ impl Queue {
     }
 
     /// Put a task that a removed peer held back at the front; or end it, if it was cancelled.
-    pub fn requeue(&mut self, task: u64) {
-        let Some(entry) = self.tasks.get_mut(&task) else { return };
-        if entry.place != Place::Orphan {
-            return;
-        }
+    /// False if the task is for that peer only; it is then left to [`Queue::remove`].
+    pub fn requeue(&mut self, task: u64) -> bool {
+        let Some(entry) = self.tasks.get_mut(&task).filter(|e| e.place == Place::Orphan) else { return false };
         if entry.cancelled {
             self.cancelled.push(entry.message.id);
             self.tasks.remove(&task);
-            return;
+            return true;
+        }
+        if entry.pinned {
+            return false;
         }
         entry.place = Place::Waiting;
         self.fifo.push_front(task);
         self.waiting += 1;
+        true
     }
 
     /// The tasks that ended because they had been cancelled when they came back unstarted or lost their peer.
@@ -307,8 +318,7 @@ impl Queue {
             return false;
         }
         entry.message.id.attempt = next;
-        self.requeue(task);
-        true
+        self.requeue(task)
     }
 
     /// The next task to send and the peer to send it to, while both exist.
@@ -393,6 +403,15 @@ impl Queue {
         }
         self.unhold(task);
         self.tasks.remove(&task).map(|entry| entry.message)
+    }
+
+    /// Forget the tasks that wait for any peer; what they were.
+    pub fn take_waiting(&mut self) -> Vec<Attempt> {
+        let tasks: Vec<_> = self.fifo.drain(..).collect();
+        // What was cancelled while waiting left its number behind.
+        let waits = |t: &u64| self.tasks.get(t).is_some_and(|e| e.place == Place::Waiting);
+        let waiting: Vec<_> = tasks.into_iter().filter(waits).collect();
+        waiting.into_iter().filter_map(|t| self.remove(t).map(|message| message.id)).collect()
     }
 
     /// Forget all tasks; what they were.
@@ -482,12 +501,12 @@ impl Queue {
 
     /// A peer gave a task back unstarted. True if the caller should assign it again.
     pub fn returned(&mut self, from: PeerId, id: Attempt) -> bool {
-        if !self.holds(from, id) {
+        // Who is the only one to run a task was not asked for it.
+        if !self.holds(from, id) || self.tasks.get(&id.task).is_some_and(|e| e.pinned) {
             return false;
         }
         self.unhold(id.task);
-        self.requeue(id.task);
-        true
+        self.requeue(id.task)
     }
 
     /// A peer keeps a recalled task, which has started.

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use skyward_lite::error::FrameError;
 use skyward_lite::frame::{
-    Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, Message, Outgoing, PROTOCOL, Packer,
-    put_preamble,
+    Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_REASON, Message, Outgoing,
+    PROTOCOL, Packer, put_preamble,
 };
 use skyward_lite::session::{LINES, Outbox};
 
@@ -144,11 +144,19 @@ fn control_frames_survive_the_wire() {
         Control::Recall(id),
         Control::Returned(id),
         Control::Kept(id),
+        Control::Drain(Bytes::from(vec![b'x'; MAX_REASON])),
         Control::Goodbye(Bytes::from_static(b"why")),
     ];
     let wire = send(|o| all.iter().for_each(|c| o.control(c.clone())));
     let events = decode(&wire, 5).unwrap();
     assert_eq!(events, all.into_iter().map(Event::Control).collect::<Vec<_>>());
+}
+
+/// A reason that is too long is refused where it is written, too.
+#[test]
+fn a_long_reason_is_not_sent() {
+    let long = Control::Drain(Bytes::from(vec![b'x'; MAX_REASON + 1]));
+    assert!(matches!(long.put(&mut Vec::new()), Err(FrameError::TooLong { what: "reason", .. })));
 }
 
 /// More acknowledgements than fit a frame arrive all the same.
@@ -259,6 +267,7 @@ fn the_corpus_is_current() {
     seeds.push(("valid_large", send(|o| o.message(Body::Result, message(1, &[vec![7; 100_000]])))));
     seeds.push(("valid_output", send(|o| o.output(2, Bytes::from_static(b"one\ntwo\n")))));
     seeds.push(("valid_control", send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 2 }))));
+    seeds.push(("valid_drain", send(|o| o.control(Control::Drain(Bytes::from_static(b"notice"))))));
     for (name, wire) in seeds {
         let seed = [&[250], &wire[..]].concat();
         let path = directory.join(name);
@@ -307,6 +316,7 @@ malformed! {
     body_where_there_is_none: block(&frame(1, 4, 0, &[0])) => FrameError::BadBody(_),
     abort_with_a_body: block(&frame(1, 13, 0, &[0])) => FrameError::BadBody(_),
     output_over_the_cap: block(&frame(u32::try_from(MAX_BODY).unwrap() + 1, 14, 0, &[0; 100])) => FrameError::TooLong { .. },
+    reason_over_the_cap: block(&frame(1025, 15, 0, &[b'x'; 1025])) => FrameError::TooLong { what: "reason", .. },
     short_heartbeat: block(&frame(7, 3, 0, &[0; 7])) => FrameError::BadBody("heartbeat"),
     uneven_acknowledgement: block(&frame(11, 6, 0, &[0; 11])) => FrameError::BadBody("acknowledgement"),
     unknown_tag: block(&message_frame(RESULT, FIRST | LAST, &head(77, &[]))) => FrameError::BadTag(77),

@@ -492,13 +492,33 @@ fn a_dead_worker_is_named_and_replaced() {
     }
 }
 
+/// Cut the connections of an `sshd`, which live in children of the listening process.
+fn cut(sshd: &Sshd) {
+    assert!(Command::new("pkill").args(["-9", "-P", &sshd.child.id().to_string()]).status().unwrap().success());
+}
+
+/// A node that drains when its notice is opened.
+fn draining(sshd: &Sshd, slots: usize, notice: &Gate) -> Far {
+    let mut node = sshd.node(hello(slots, false));
+    node.command = format!("{} {}", node.command, notice.0.display());
+    node
+}
+
+fn state(pool: &Pool, node: usize) -> NodeState {
+    pool.nodes().swap_remove(node).state
+}
+
+fn await_state(pool: &Pool, node: usize, state: impl Fn(&NodeState) -> bool) {
+    let by = Instant::now() + BOUND;
+    while !state(&self::state(pool, node)) {
+        assert!(Instant::now() < by, "{:?}", pool.nodes());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Tasks of a lost node run on the others; without others they end with its name.
 #[test]
 fn a_lost_nodes_tasks_run_elsewhere() {
-    // A server's connections live in children of the listening process: end those of this sshd only.
-    let cut = |sshd: &Sshd| {
-        assert!(Command::new("pkill").args(["-9", "-P", &sshd.child.id().to_string()]).status().unwrap().success());
-    };
     let gate = Gate::new("lost");
     let sshd = Sshd::start("");
     let pool = ready(vec![sshd.node(hello(2, false)), embedded(hello(2, false), "3.11")]);
@@ -518,6 +538,112 @@ fn a_lost_nodes_tasks_run_elsewhere() {
     assert!(ended.values().all(|m| m.tag == Tag::NodeLost as u8), "{ended:?}");
     submit(&pool, task(9, 0, vec![]));
     assert_eq!(collect(&pool, 1)[&9].tag, Tag::NodeLost as u8);
+}
+
+/// What a draining node has not started runs on the other, what it runs may end there, and what is for it alone stays.
+#[test]
+fn a_draining_node_takes_nothing_more() {
+    let (gate, notice) = (Gate::new("drains"), Gate::new("drains-notice"));
+    let sshd = Sshd::start("");
+    let pool = ready(vec![draining(&sshd, 1, &notice)]);
+    submit(&pool, task(0, 0, vec![]));
+    submit(&pool, gate.task(1));
+    assert!(collect(&pool, 1).contains_key(&0));
+    (2..5).for_each(|n| submit(&pool, task(n, 0, vec![])));
+    assert!(pool.submit(task(5, 0, vec![]), Some(0)));
+    notice.open();
+    await_state(&pool, 0, |s| *s == NodeState::Draining("notice".to_owned()));
+    assert!(pool.submit(task(6, 0, vec![]), Some(0)));
+    submit(&pool, task(7, 0, vec![]));
+    add(&pool, embedded(hello(1, false), "3.11"));
+    let moved = collect(&pool, 4).into_keys().collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(moved, [2, 3, 4, 7].into());
+    assert!(pool.finished(Duration::from_millis(500)).unwrap().is_empty(), "the others wait for the running one");
+    gate.open();
+    assert!(collect(&pool, 3).values().all(|m| m.tag == Tag::Returned as u8));
+    assert_eq!(pool.counts(), (0, 0));
+    pool.close();
+    assert!(pool.nodes().iter().all(|n| n.state == NodeState::Closed), "{:?}", pool.nodes());
+}
+
+/// The loss of a draining node is not held against its tasks, which wait for a node if none is left but on its way.
+#[test]
+fn an_announced_loss_is_not_charged() {
+    let (gate, notice) = (Gate::new("announced"), Gate::new("announced-notice"));
+    let sshd = Sshd::start("");
+    let pool = Pool::new(1, MAX_MESSAGE).unwrap();
+    add(&pool, draining(&sshd, 2, &notice));
+    await_state(&pool, 0, |s| *s == NodeState::Ready);
+    (0..6).for_each(|n| submit(&pool, gate.task(n)));
+    assert!(pool.submit(gate.task(6), Some(0)));
+    notice.open();
+    await_state(&pool, 0, |s| matches!(s, NodeState::Draining(_)));
+    pool.expect(1);
+    cut(&sshd);
+    let ended = collect(&pool, 1);
+    assert_eq!(ended[&6].tag, Tag::NodeLost as u8, "it was for that node only");
+    let why = String::from_utf8_lossy(&ended[&6].parts[0]).into_owned();
+    assert!(why.contains("it was draining: notice"), "{why}");
+    add(&pool, embedded(hello(2, false), "3.11"));
+    pool.expect(0);
+    gate.open();
+    assert!(collect(&pool, 6).values().all(|m| m.tag == Tag::Returned as u8));
+}
+
+/// A node that gets its notice before it was ready is never one.
+#[test]
+fn a_node_may_drain_before_it_is_ready() {
+    let notice = Gate::new("early-notice");
+    notice.open();
+    let sshd = Sshd::start("");
+    let pool = Pool::new(1, MAX_MESSAGE).unwrap();
+    add(&pool, draining(&sshd, 2, &notice));
+    submit(&pool, task(0, 0, vec![]));
+    await_state(&pool, 0, |s| matches!(s, NodeState::Draining(_)));
+    // It may have been ready for a moment, if it started fast.
+    add(&pool, embedded(hello(2, false), "3.11"));
+    assert_eq!(collect(&pool, 1)[&0].tag, Tag::Returned as u8);
+    let by = Instant::now() + BOUND;
+    while pool.nodes()[0].slots == 0 {
+        assert!(Instant::now() < by, "{:?}", pool.nodes());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(pool.submit(task(1, 0, vec![]), Some(0)));
+    assert_eq!(collect(&pool, 1)[&1].tag, Tag::Returned as u8);
+}
+
+/// While nodes are expected nothing fails for want of one; when none is any more, everything that waits does, at once.
+#[test]
+fn tasks_wait_for_expected_nodes() {
+    let (gate, notice) = (Gate::new("expected"), Gate::new("expected-notice"));
+    let sshd = Sshd::start("");
+    let pool = ready(vec![draining(&sshd, 1, &notice)]);
+    (0..3).for_each(|n| submit(&pool, gate.task(n)));
+    pool.expect(2);
+    cut(&sshd);
+    await_state(&pool, 0, |s| matches!(s, NodeState::Lost(_)));
+    submit(&pool, task(3, 0, vec![]));
+    pool.expect(1);
+    assert!(pool.finished(Duration::from_millis(300)).unwrap().is_empty());
+    pool.expect(0);
+    let ended = collect(&pool, 4);
+    assert!(ended.values().all(|m| m.tag == Tag::NodeLost as u8), "{ended:?}");
+    // A node may still be added, and then there is hope again.
+    add(&pool, embedded(hello(1, false), "3.11"));
+    submit(&pool, task(4, 0, vec![]));
+    assert_eq!(collect(&pool, 1)[&4].tag, Tag::Returned as u8);
+
+    // Draining nodes are hope only until they are lost.
+    let pool = ready(vec![draining(&sshd, 1, &notice)]);
+    notice.open();
+    await_state(&pool, 0, |s| matches!(s, NodeState::Draining(_)));
+    submit(&pool, task(5, 0, vec![]));
+    assert!(pool.finished(Duration::from_millis(300)).unwrap().is_empty());
+    cut(&sshd);
+    assert_eq!(collect(&pool, 1)[&5].tag, Tag::NodeLost as u8);
+    pool.close();
+    assert_eq!(pool.add_node("late".to_owned()), 1);
+    assert_eq!(state(&pool, 1), NodeState::Closed);
 }
 
 /// Cancelled tasks never start, wherever they wait; running ones end as they would.

@@ -233,7 +233,7 @@ proptest! {
 
     /// Whatever happens, in whatever order, every task ends exactly once.
     #[test]
-    fn every_task_ends_once(steps in prop::collection::vec((0_u8..8, any::<u8>()), 0..300)) {
+    fn every_task_ends_once(steps in prop::collection::vec((0_u8..10, any::<u8>()), 0..300)) {
         let start = Instant::now();
         let mut queue = Queue::default();
         let mut held: HashMap<usize, Vec<Attempt>> = HashMap::new();
@@ -255,7 +255,8 @@ proptest! {
                 4 => if let Some(p) = peer.filter(|p| held.contains_key(p)) {
                     held.remove(&p);
                     for task in queue.remove_peer(p).into_iter().rev() {
-                        if !queue.retry(task, 3) {
+                        let announced = pick % 2 == 0;
+                        if !(if announced { queue.requeue(task) } else { queue.retry(task, 3) }) {
                             prop_assert!(queue.remove(task).is_some());
                             end(&mut ended, task);
                         }
@@ -272,6 +273,19 @@ proptest! {
                     } else {
                         queue.kept(p, id);
                     }
+                },
+                7 => if let Some(p) = peer {
+                    for (n, id) in queue.close_peer(p).into_iter().rev().enumerate() {
+                        if n % 3 == 0 {
+                            queue.kept(p, id);
+                        } else {
+                            prop_assert!(queue.returned(p, id));
+                            held.get_mut(&p).unwrap().retain(|&h| h != id);
+                        }
+                    }
+                },
+                8 => if pick % 16 == 0 {
+                    for id in queue.take_waiting() { end(&mut ended, id.task); }
                 },
                 _ => while let Some((p, message)) = queue.assign() { held.get_mut(&p).unwrap().push(message.id); },
             }
@@ -332,6 +346,58 @@ fn pinned_tasks_stay_where_they_are() {
     assert_eq!(queue.remove_peer(1).len(), 5);
     assert!((0..5).all(|n| !queue.retry(n, 3) && queue.remove(n).is_some()));
     assert!(queue.is_empty());
+}
+
+/// A draining peer is asked for all but what is for it alone, and again for what it kept.
+#[test]
+fn a_draining_peer_is_asked_again() {
+    let now = Instant::now();
+    let mut queue = queue(&[(1, 2)], 4);
+    assert_eq!(assign_all(&mut queue).len(), 4);
+    assert!(queue.push_to(1, task(9)).is_some());
+    assert_eq!(queue.close_peer(1), [id(0), id(1), id(2), id(3)]);
+    assert!(queue.recall_all(1).is_empty(), "no answer has come");
+    // The last one first: so they come back in their order.
+    assert!(queue.returned(1, id(3)) && queue.returned(1, id(2)));
+    queue.kept(1, id(0));
+    queue.kept(1, id(1));
+    assert_eq!(queue.recall_all(1), [id(0), id(1)]);
+    assert!(queue.returned(1, id(1)), "it had not arrived");
+    assert!(!queue.returned(1, id(9)), "it was not asked for");
+    assert!(queue.push_to(1, task(10)).is_some(), "what is for it alone still goes there");
+    queue.push(task(11));
+    queue.add_peer(2, 4, now);
+    assert_eq!(assign_all(&mut queue), [(2, 1), (2, 2), (2, 3), (2, 11)]);
+    assert_eq!(queue.held(1).collect::<Vec<_>>(), [id(0), id(9), id(10)]);
+}
+
+/// What a peer was running whose loss was announced goes on elsewhere as the same attempt; what was for it alone does not.
+#[test]
+fn announced_losses_are_not_charged() {
+    let mut queue = queue(&[(1, 3)], 3);
+    assert_eq!(assign_all(&mut queue).len(), 3);
+    assert!(queue.push_to(1, task(9)).is_some());
+    queue.close_peer(1);
+    assert_eq!(queue.cancel(2), Cancelled::Held(1));
+    let lost: Vec<_> = queue.remove_peer(1).into_iter().rev().filter(|&n| !queue.requeue(n)).collect();
+    assert_eq!(lost, [9]);
+    assert!(queue.remove(9).is_some());
+    assert_eq!(queue.take_cancelled(), [id(2)]);
+    queue.add_peer(2, 2, Instant::now());
+    assert_eq!(assign_all(&mut queue), [(2, 0), (2, 1)]);
+    let first = queue.remove_peer(2)[0];
+    assert!(queue.retry(first, 2), "its first loss that counts");
+}
+
+/// Only what waits for any peer is given up.
+#[test]
+fn what_waits_is_given_up() {
+    let mut queue = queue(&[(1, 1)], 5);
+    assert_eq!(assign_all(&mut queue).len(), 2);
+    assert_eq!(queue.cancel(3), Cancelled::Dropped);
+    assert_eq!(queue.take_waiting(), [id(2), id(4)]);
+    assert_eq!((queue.waiting(), queue.len()), (0, 2));
+    assert!(queue.take_waiting().is_empty());
 }
 
 /// A task that was to be cancelled but had started is tried again when its peer is lost.

@@ -65,6 +65,8 @@ class LocalMachine(Machine):
     """An agent process of this machine, with the keys made for it."""
 
     shares_files = True
+    program: tuple[str, ...] = ("-m", "skyward_lite.agent")
+    """What the interpreter is told to run as the agent."""
 
     def __init__(self, name: str, timeout: float) -> None:
         self.name = name
@@ -74,7 +76,7 @@ class LocalMachine(Machine):
         self.socket, theirs = socket.socketpair()
         with theirs:
             self.agent = subprocess.Popen(
-                [sys.executable, "-P", "-m", "skyward_lite.agent", "embedded"],
+                [sys.executable, "-P", *self.program, "embedded"],
                 stdin=theirs.fileno(),
                 # A group of its own: Ctrl-C at a terminal is for the client, which then ends the agent in order.
                 process_group=0,

@@ -27,9 +27,9 @@ $(STAMP): pyproject.toml
 
 # What the tests need of the system: an OpenSSH server to talk to, pkill to cut its connections; and, for those tests that
 # only root can run, namespaces and login shells.
-PACKAGES := openssh-server procps iproute2 zsh fish tcsh
+PACKAGES := openssh-server procps iproute2 sudo zsh fish tcsh
 system:
-	@missing=; for program in sshd pkill ip zsh fish tcsh; do \
+	@missing=; for program in sshd pkill ip sudo zsh fish tcsh; do \
 	  PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import logging
 import os
 import platform
@@ -229,15 +230,16 @@ def test_environments_are_named_by_what_they_are_made_of(tmp_path, wheelhouse):
     assert bootstrap.name(sky.Image(pip=["b", "a"])) == names[2]
 
 
+def own_wheel(directory: Path) -> Path:
+    """Make a wheel of this very package, and of what it needs."""
+    with zipfile.ZipFile(io.BytesIO(bootstrap.bundle())) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if ".dist-info" not in name}
+    return make_wheel(directory, "skyward_lite", sky.__version__, files)
+
+
 def test_a_wheel_of_ones_own_is_installed(lab, tmp_path):
     """`Image(wheel=)` is for nodes on which the client's own package does not run."""
-    packed = tmp_path / "packed"
-    (tmp_path / "bundle.zip").write_bytes(bootstrap.bundle())
-    with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
-        archive.extractall(packed)
-    files = {str(p.relative_to(packed)): p.read_bytes() for p in packed.rglob("*") if p.is_file()}
-    files = {name: data for name, data in files.items() if ".dist-info" not in name}
-    wheel = make_wheel(tmp_path, "skyward_lite", sky.__version__, files)
+    wheel = own_wheel(tmp_path)
     host = lab.host(env=OFFLINE)
     with open_pool(lab, host, sky.Image(wheel=str(wheel))) as pool:
         assert pool.submit(sum, [1, 2]).result(20) == 3

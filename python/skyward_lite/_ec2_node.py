@@ -50,8 +50,8 @@ def _notices() -> None:
             said = json.loads(
                 _ask("GET", "/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
             )
-            _core.drain(f"EC2 takes this spot instance back: {said.get('action')} at {said.get('time')}")
-            return
+            if _core.drain(f"EC2 takes this spot instance back: {said.get('action')} at {said.get('time')}"):
+                return
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == 401:

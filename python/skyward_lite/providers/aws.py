@@ -35,8 +35,8 @@ class AWS(Provider):
     `subnet`: where to launch, instead of the default VPC's subnets. `security_group`: one that lets SSH through,
     instead of one made for the run. `ssh_from`: the addresses that may reach SSH, as CIDR; None for this machine's
     public one.
-    `iam_profile`: an instance profile (name or ARN) for the nodes; none by default. `disk_gb`: size of the root volume,
-    None for the image's; it is encrypted.
+    `iam_profile`: an instance profile (name or ARN) for the nodes; none by default. `disk_gb`: size of the root
+    volume, which is encrypted.
     `ttl`: seconds after which an instance ends itself in any case; moved on while this process lives.
     `orphan_timeout`: seconds without this process after which an instance ends itself.
     `boot_timeout`: seconds for an instance to let us in; it is ended after them.
@@ -63,7 +63,7 @@ class AWS(Provider):
         max_hourly_cost: float | None = None,
         *,
         architecture: str | None = None,
-        disk_gb: int | None = None,
+        disk_gb: int = 16,
         boot_timeout: float = 300.0,
     ) -> None:
         if allocation not in get_args(ec2.Allocation):

@@ -61,7 +61,7 @@ class Instance(RemoteMachine):
         deadline = time.monotonic() + self.run.provider.boot_timeout
         address = self._address(deadline)
         first = self._enter(core, address, self.host_key, deadline)
-        said, status, printed = self._run(first, user_data.ROTATE.encode(), ROTATE_SECONDS)
+        said, status, printed = self._run(first, bootstrap._fill(user_data.ROTATE).encode(), ROTATE_SECONDS)
         keys = said.get("key", [""])
         if status or not keys[0]:
             raise NodeStartError(f"it could not make its own host key: status {status}: {printed[-1000:]}")

@@ -176,9 +176,12 @@ class Run:
     def _request(self, ami: str, device: str) -> dict[str, Any]:
         """Give RunInstances' parameters, but for the offer, the number and the token."""
         provider = self.provider
-        disk: dict[str, Any] = {"Encrypted": True, "DeleteOnTermination": True, "VolumeType": "gp3"}
-        if provider.disk_gb is not None:
-            disk["VolumeSize"] = provider.disk_gb
+        disk = {
+            "Encrypted": True,
+            "DeleteOnTermination": True,
+            "VolumeType": "gp3",
+            "VolumeSize": provider.disk_gb,
+        }
         profile = provider.iam_profile
         request: dict[str, Any] = {
             "ImageId": ami,
@@ -344,12 +347,15 @@ class Run:
     def _end(self, deadline: float) -> None:
         with self.lock:
             ids = [machine.name for machine in self.machines]
+            living = [machine.name for machine in self.machines if machine.ended is None]
         if self.uncertain:
             ours = [{"Name": f"tag:{RUN}", "Values": [self.id]}]
             found = self.clients.pages("describe_instances", "Reservations", Filters=ours)
-            ids = list({*ids, *(i["InstanceId"] for reservation in found for i in reservation["Instances"])})
+            unheard = {i["InstanceId"] for reservation in found for i in reservation["Instances"]} - set(ids)
+            ids += unheard
+            living += unheard
         if ids:
-            terminate(self.clients, ids, deadline)
+            terminate(self.clients, living, ids, deadline)
         now = time.monotonic()
         for machine in self.machines:
             machine.ended = machine.ended or now
@@ -363,9 +369,9 @@ class Run:
 # ---------------------------------------------------------------------------------------------------- endings
 
 
-def terminate(clients: ec2.Clients, ids: Sequence[str], deadline: float) -> None:
-    """Terminate instances and wait until they are. Raises `NodeStartError` if they are not in time."""
-    for some in _batches(ids, 500):
+def terminate(clients: ec2.Clients, living: Sequence[str], ids: Sequence[str], deadline: float) -> None:
+    """Terminate the living ones, and wait until all are. Raises `NodeStartError` if they are not in time."""
+    for some in _batches(living, 500):
         try:
             clients.call("terminate_instances", InstanceIds=list(some))
         except ec2.AWSError as error:

@@ -12,7 +12,7 @@ import shlex
 USER = "skyward"
 DIRECTORY = "/run/skyward_lite"
 """On the instance: where the agent leaves its sign of life."""
-GUARD_PATH = "/usr/local/lib/skyward_lite/guard"
+GUARD_PATH = f"{DIRECTORY}/guard"
 TTL_UNIT = "skyward-lite-ttl"
 GUARD_UNIT = "skyward-lite-guard"
 

@@ -1,0 +1,563 @@
+"""EC2 pools, from nothing to results and back to nothing: real boto3, and a real `sshd` for every instance."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import skyward_lite as sky
+from cloud import Call, Cloud
+from conftest import eventually
+from joblib import Parallel, delayed
+from skyward_lite.providers import Machine, Wanted, run
+
+pytestmark = pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"
+)
+TAGS = {"skyward-lite:run", "skyward-lite:owner", "skyward-lite:process", "skyward-lite:expires"}
+HERE = "127.0.0.1/32"
+MARK = re.escape(str(Path(__file__).parent.parent))
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> Iterator[Cloud]:
+    with Cloud(tmp_path_factory.mktemp("cloud")) as cloud:
+        yield cloud
+
+
+seen: set[tuple[str, str]] = set()
+"""The actions of all tests, for the policy."""
+
+
+@pytest.fixture
+def cloud(everything, monkeypatch) -> Iterator[Cloud]:
+    """A cloud with nothing in it; nothing may be left in it."""
+    everything.reset()
+    for name, value in everything.env.items():
+        monkeypatch.setenv(name, value)
+    yield everything
+    seen.update((call.service, call.action) for call in everything.calls)
+    assert everything.leftovers() == {}
+
+
+def aws(**options: object) -> sky.AWS:
+    return sky.AWS(**{"ssh_from": HERE, "orphan_timeout": 20.0, "boot_timeout": 20.0, **options})  # type: ignore[arg-type]
+
+
+def pool(nodes: int | tuple[int, int] = 1, provider: sky.AWS | None = None, **options: object) -> sky.ComputePool:
+    options = {"worker": sky.Worker(concurrency=2), "plugins": [], **options}
+    return sky.pool(provider or aws(), nodes, **options)  # type: ignore[arg-type]
+
+
+def actions(cloud: Cloud) -> list[str]:
+    return [call.action for call in cloud.calls]
+
+
+def launches(cloud: Cloud) -> list[Call]:
+    return [call for call in cloud.calls if call.action == "RunInstances"]
+
+
+# ---------------------------------------------------------------------------------------------------- the whole way
+
+
+def test_from_nothing_to_results_and_back(cloud, caplog):
+    """The 2,000 tasks and a grid search on two instances; what they cost is said; nothing is left."""
+    from sklearn.datasets import load_iris
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import SVC
+
+    x, y = load_iris(return_X_y=True)
+    serial = GridSearchCV(SVC(), {"C": [0.1, 1, 10]}, cv=3).fit(x, y)
+    with (
+        caplog.at_level(logging.INFO, "skyward_lite"),
+        sky.pool(aws(), nodes=2, vcpus=2, worker=sky.Worker(concurrency=10), plugins=[sky.plugins.sklearn()]) as opened,
+    ):
+        names = {node.name for node in opened.nodes()}
+        assert names == {instance.id for instance in cloud.instances()}
+        assert Parallel(n_jobs=-1)(delayed(double)(i) for i in range(2000)) == [2 * i for i in range(2000)]
+        grid = GridSearchCV(SVC(), {"C": [0.1, 1, 10]}, cv=3, n_jobs=-1).fit(x, y)
+        assert list(grid.cv_results_["mean_test_score"]) == list(serial.cv_results_["mean_test_score"])
+        status = opened.status()
+        assert status.slots == 20
+        assert status.cost is not None
+        assert status.cost.hourly > 0
+        assert 0 < status.cost.total < status.cost.hourly
+        assert cloud.untagged(TAGS) == {}
+    assert "EC2 plan: 2 × " in caplog.text
+    assert "/h" in caplog.text
+    assert re.search(r"this pool's nodes cost about \$\d", caplog.text)
+    assert [action for action in actions(cloud) if action == "RunInstances"] == ["RunInstances"]
+
+
+def double(i: int) -> int:
+    time.sleep(0.001)
+    return 2 * i
+
+
+def test_what_is_asked_of_an_instance(cloud):
+    """It ends itself for good, IMDS is version 2 and only its own, the volume is encrypted, and nobody has a role."""
+    with pool(provider=aws(tags={"team": "lab"}, ttl=3600)):
+        (instance,) = cloud.instances()
+        group = cloud.ec2().describe_security_groups(
+            GroupIds=[instance.request["NetworkInterface.1.SecurityGroupId.1"]]
+        )
+    asked = instance.request
+    assert asked["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert asked["MetadataOptions.HttpTokens"] == "required"
+    assert asked["MetadataOptions.HttpPutResponseHopLimit"] == "1"
+    assert asked["BlockDeviceMapping.1.Ebs.Encrypted"] == "true"
+    assert asked["BlockDeviceMapping.1.Ebs.DeleteOnTermination"] == "true"
+    assert asked["ClientToken"]
+    assert not [name for name in asked if name.startswith(("IamInstanceProfile", "KeyName"))]
+    tagged = {asked[name] for name in asked if re.fullmatch(r"TagSpecification\.\d+\.ResourceType", name)}
+    assert tagged == {"instance", "volume", "network-interface", "spot-instances-request"}
+    assert "team" in asked.values()
+    (rules,) = [g["IpPermissions"] for g in group["SecurityGroups"]]
+    assert [(r["FromPort"], r["ToPort"], [i["CidrIp"] for i in r["IpRanges"]]) for r in rules] == [(22, 22, [HERE])]
+    # What whoever may describe the instance can read: no key of the user's, and a host key that is soon not its own.
+    said = json.loads(instance.user_data.partition("\n")[2])
+    assert set(said) == {"ssh_deletekeys", "ssh_keys", "users", "write_files", "bootcmd", "runcmd"}
+
+
+def test_the_host_key_is_rotated(cloud):
+    """What is in the user-data is not what the instance has afterwards; sessions are made with the new one."""
+    with pool() as opened:
+        (instance,) = cloud.instances()
+        throwaway = json.loads(instance.user_data.partition("\n")[2])["ssh_keys"]["ed25519_public"].split()[1]
+        there = instance.run("cat /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
+        assert there != throwaway
+        machine = opened._machines[0]
+        assert machine.host_key.split()[1] == there  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------------------------------- capacity
+
+
+def test_partial_capacity_is_enough_for_a_range(cloud, caplog):
+    """`nodes=(1, 3)` begins with what there is."""
+    cloud.capacity[("*", "*", "*")] = 2
+    with caplog.at_level(logging.WARNING, "skyward_lite"), pool((1, 3)) as opened:
+        assert eventually(lambda: opened.slots() == 4, 30)
+        assert opened.submit(sum, [1, 2]).result(20) == 3
+    assert "EC2 has 2 of 3 instances" in caplog.text
+
+
+def test_too_little_capacity_launches_nothing_for_long(cloud):
+    """`nodes=3` where there are 2: the error has the numbers, and both are ended."""
+    cloud.capacity[("*", "*", "*")] = 2
+    with pytest.raises(sky.NodeStartError, match="EC2 has 2 of the 3 instances that are needed in us-east-1"):
+        pool(3).__enter__()
+
+
+def test_launches_go_over_types_and_zones(cloud):
+    """Where one zone has too few the next is asked, cheapest first."""
+    cloud.spot_prices.update({("c5.large", "us-east-1b"): 0.01, ("c5.large", "us-east-1c"): 0.02})
+    cloud.spot_prices.update({("c5.large", zone): 0.03 for zone in ("us-east-1a", "us-east-1d", "us-east-1f")})
+    cloud.capacity[("c5.large", "us-east-1b", "spot")] = 1
+    with pool(2, aws(instance_type="c5.large", allocation="spot")) as opened:
+        places = [machine.offer.zone for machine in opened._machines]  # type: ignore[attr-defined]
+    assert places == ["us-east-1b", "us-east-1c"]
+
+
+def test_spot_falls_back_to_on_demand(cloud):
+    """Where spot has no capacity at all."""
+    cloud.capacity[("*", "*", "spot")] = 0
+    with pool(provider=aws(instance_type="c5.large")) as opened:
+        assert not opened._machines[0].offer.spot  # type: ignore[attr-defined]
+    assert "InstanceMarketOptions.MarketType" not in cloud.instances()[0].request
+
+
+def test_spot_alone_does_not_fall_back(cloud):
+    """`allocation="spot"`."""
+    cloud.capacity[("*", "*", "spot")] = 0
+    with pytest.raises(sky.NodeStartError, match="no capacity"):
+        pool(provider=aws(instance_type="c5.large", allocation="spot")).__enter__()
+
+
+def test_on_demand_alone(cloud):
+    """`allocation="on-demand"` asks for no spot price."""
+    with pool(provider=aws(allocation="on-demand")) as opened:
+        assert opened.status().cost is not None
+    assert "DescribeSpotPriceHistory" not in actions(cloud)
+
+
+def test_a_limit_of_cost_refuses_before_the_launch(cloud):
+    """`max_hourly_cost`; within it, as many as it pays for."""
+    cloud.prices["c5.large"] = 0.1
+    dear = aws(instance_type="c5.large", allocation="on-demand", max_hourly_cost=0.25)
+    with pytest.raises(sky.NodeStartError, match=r"3 nodes cost at least \$0\.30/h .*nothing was launched"):
+        pool(3, dear).__enter__()
+    assert not {"RunInstances", "CreateSecurityGroup"} & set(actions(cloud))
+    with pool((1, 3), dear):
+        assert len(cloud.instances()) == 2
+
+
+def test_a_limit_of_cost_needs_prices(cloud):
+    """Without the price list on-demand is not launched, if there is a limit; without one it is."""
+    cloud.fail("GetProducts", "AccessDeniedException", times=10)
+    with pytest.raises(sky.NodeStartError, match="price of c5.large is unknown"):
+        pool(provider=aws(instance_type="c5.large", allocation="on-demand", max_hourly_cost=9.0)).__enter__()
+    with pool(provider=aws(instance_type="c5.large", allocation="on-demand")) as opened:
+        assert opened.status().cost is None
+
+
+# ---------------------------------------------------------------------------------------------------- faults
+
+
+def test_an_interruption_in_mid_run(cloud, tmp_path, caplog):
+    """What is not finished runs elsewhere, another instance is asked for, and the list equals a serial run's."""
+    with caplog.at_level(logging.INFO, "skyward_lite"), pool(2, worker=sky.Worker(concurrency=2, retries=0)) as opened:
+        first = cloud.instances()[0]
+        futures = [opened.submit(nap_and_square, i, str(tmp_path)) for i in range(60)]
+        assert eventually(lambda: len(list(tmp_path.iterdir())) > 4, 20)
+        first.interrupt(7)
+        assert [future.result(40) for future in futures] == [i * i for i in range(60)]
+        assert eventually(lambda: len(cloud.instances()) == 3, 20)
+        assert eventually(lambda: opened.slots() == 4, 30)
+    assert "EC2 takes this spot instance back" in caplog.text
+    assert f"{first.id} is replaced by {cloud.instances()[2].id}" in caplog.text
+
+
+def nap_and_square(i: int, directory: str) -> int:
+    Path(directory, str(i)).touch()
+    time.sleep(0.5)
+    return i * i
+
+
+def test_a_lost_instance_is_replaced(cloud):
+    """It is gone without a notice: its tasks run on the others, it is terminated, and another one takes its place."""
+    with pool(2) as opened:
+        first = cloud.instances()[0]
+        futures = [opened.submit(double, i) for i in range(50)]
+        first.kill()
+        assert [future.result(40) for future in futures] == [2 * i for i in range(50)]
+        assert eventually(lambda: len(cloud.instances()) == 3, 20)
+        assert eventually(lambda: opened.slots() == 4, 30)
+        assert first.state() in ("shutting-down", "terminated")
+
+
+def test_an_instance_that_never_boots(cloud, caplog):
+    """It is ended after `boot_timeout`, also while the pool lives."""
+    cloud.never_boots = {0}
+    with caplog.at_level(logging.WARNING, "skyward_lite"), pool((1, 2), aws(boot_timeout=3.0)) as opened:
+        assert opened.submit(sum, [1, 2]).result(20) == 3
+        dead = cloud.instances()[0]
+        assert eventually(lambda: dead.state() in ("shutting-down", "terminated"), 20)
+        assert eventually(lambda: "is left out" in caplog.text, 10)
+    assert "it did not let us in within 3 s" in caplog.text
+
+
+def test_no_instance_boots(cloud):
+    """The pool fails with the reason."""
+    cloud.never_boots = {0}
+    with pytest.raises(sky.NodeStartError, match="it did not let us in within 2 s of its launch"):
+        pool(provider=aws(boot_timeout=2.0)).__enter__()
+
+
+def test_a_wrong_host_key_is_refused(cloud):
+    """Before anybody tried to log in; the instance is ended."""
+    cloud.wrong_host_key = True
+    with pytest.raises(sky.NodeStartError, match="the host key .* is not known for this host"):
+        pool().__enter__()
+    (instance,) = cloud.instances()
+    assert "Accepted" not in instance.log
+    assert instance.state() in ("shutting-down", "terminated")
+
+
+@pytest.mark.parametrize(
+    "action", ["DescribeInstanceTypes", "CreateSecurityGroup", "RunInstances", "TerminateInstances"]
+)
+def test_bursts_of_throttling_pass(cloud, action):
+    """RequestLimitExceeded is waited out."""
+    cloud.fail(action, "RequestLimitExceeded", times=2, status=503)
+    with pool() as opened:
+        assert opened.submit(sum, [1, 2]).result(20) == 3
+    assert len(cloud.instances()) == 1
+
+
+@pytest.mark.parametrize("action", ["CreateSecurityGroup", "RunInstances"])
+def test_a_lost_answer_makes_nothing_twice(cloud, action):
+    """The call is repeated with its token, or its name."""
+    cloud.lose_response(action)
+    with pool() as opened:
+        assert opened.submit(sum, [1, 2]).result(20) == 3
+    assert len(cloud.instances()) == 1
+    assert len({call.parameters.get("ClientToken") for call in launches(cloud)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "says"),
+    [
+        ("RunInstances", "UnauthorizedOperation", "may not do ec2:RunInstances in us-east-1"),
+        ("DescribeInstanceTypes", "UnauthorizedOperation", "may not do ec2:DescribeInstanceTypes"),
+        ("GetParameter", "AccessDeniedException", "may not do ssm:GetParameter"),
+        ("RunInstances", "VcpuLimitExceeded", "--quota-code L-1216C47A"),
+        ("RunInstances", "MaxSpotInstanceCountExceeded", "L-34B43A08"),
+        ("DescribeSubnets", "OptInRequired", "the region us-east-1 is not enabled"),
+        ("DescribeSubnets", "AuthFailure", "does not take these credentials"),
+        ("DescribeSubnets", "ExpiredToken", "aws sso login"),
+        ("RunInstances", "InsufficientInstanceCapacity", "no capacity"),
+        ("RunInstances", "InvalidParameterValue", "ec2:RunInstances failed in us-east-1"),
+    ],
+)
+def test_errors_are_in_words(cloud, action, code, says):
+    """What is wrong, and what to do; nothing is left."""
+    cloud.fail(action, code, message="AWS's own words", times=1000)
+    allocation = "spot" if "Spot" in code else "on-demand"
+    with pytest.raises(sky.NodeStartError) as caught:
+        pool(provider=aws(instance_type="c5.large", allocation=allocation)).__enter__()
+    assert says in str(caught.value)
+
+
+def test_no_default_vpc(cloud):
+    """The command that makes one is shown."""
+    for subnet in cloud.ec2().describe_subnets()["Subnets"]:
+        cloud.ec2().delete_subnet(SubnetId=subnet["SubnetId"])
+    with pytest.raises(sky.NodeStartError, match="aws ec2 create-default-vpc --region us-east-1"):
+        pool().__enter__()
+
+
+def test_no_credentials_no_region_no_boto3(cloud, monkeypatch):
+    """Each is named with its remedy."""
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    with pytest.raises(sky.NodeStartError, match="no AWS region"):
+        pool().__enter__()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(sky.NodeStartError, match="no AWS credentials"):
+        pool(provider=aws(region="us-east-1")).__enter__()
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(sky.NodeStartError, match=re.escape("pip install 'skyward_lite[aws]'")):
+        pool().__enter__()
+
+
+def test_nothing_fits(cloud):
+    """What was asked for is in the text."""
+    with pytest.raises(sky.NodeStartError, match="no instance type in us-east-1 fits: vcpus=2, memory_gb=100000"):
+        pool(vcpus=2, memory_gb=100_000).__enter__()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allocation": "cheap"},
+        {"architecture": "mips"},
+        {"ami": "debian"},
+        {"ttl": 0},
+        {"orphan_timeout": -1},
+        {"max_hourly_cost": 0},
+        {"ssh_from": "everywhere"},
+        {"tags": {"skyward-lite:run": "mine"}},
+    ],
+)
+def test_bad_arguments_are_refused_at_once(options):
+    """By name."""
+    with pytest.raises(ValueError, match=next(iter(options)) if "ssh_from" not in options else "everywhere"):
+        sky.AWS(**options)
+
+
+def test_the_callers_address_is_found(cloud, monkeypatch, tmp_path):
+    """From what AWS sees; where that does not answer, `ssh_from` is named."""
+    answer = tmp_path / "answer"
+    answer.write_text("203.0.113.7\n")
+    monkeypatch.setattr(run, "CHECK_IP", answer.as_uri())
+    with pool(provider=aws(ssh_from=None)):
+        groups = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": ["skyward-lite:run"]}])
+    ranges = groups["SecurityGroups"][0]["IpPermissions"][0]["IpRanges"]
+    assert [r["CidrIp"] for r in ranges] == ["203.0.113.7/32"]
+    monkeypatch.setattr(run, "CHECK_IP", "http://127.0.0.1:9/")
+    with pytest.raises(sky.NodeStartError, match="ssh_from="):
+        pool(provider=aws(ssh_from=None)).__enter__()
+
+
+def test_nodes_of_another_architecture(cloud, tmp_path):
+    """A client's own package is not for them: `Image(wheel=)` is what they get."""
+    from test_bootstrap import own_wheel
+
+    cloud.machine = "aarch64"
+    image = sky.Image(wheel=str(own_wheel(tmp_path)))
+    with pool(provider=aws(instance_type="t4g.small"), image=image) as opened:
+        assert opened.submit(sum, [1, 2]).result(20) == 3
+    (instance,) = cloud.instances()
+    found = cloud.ec2().describe_images(ImageIds=[instance.request["ImageId"]])["Images"][0]
+    assert found["Architecture"] == "arm64"
+
+
+# ---------------------------------------------------------------------------------------------------- never leaked
+
+
+CLIENT = """
+import sys, time
+import skyward_lite as sky
+def main():
+    provider = sky.AWS(ssh_from="127.0.0.1/32", orphan_timeout=2.0, boot_timeout=20.0)
+    with sky.pool(provider, 2, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        assert pool.submit(sum, [1, 2]).result(20) == 3
+        print("ready", flush=True)
+        {then}
+main()
+"""
+
+
+def client(cloud: Cloud, then: str = "time.sleep(60)") -> subprocess.Popen[str]:
+    env = {**os.environ, **cloud.env}
+    return subprocess.Popen(
+        [sys.executable, "-c", CLIENT.replace("{then}", then)], env=env, stdout=subprocess.PIPE, text=True
+    )
+
+
+def command(cloud: Cloud, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "skyward_lite", *arguments],
+        env={**os.environ, **cloud.env},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+LAUNCH = ["DescribeSubnets", "DescribeInstanceTypes", "GetParameter", "DescribeImages", "DescribeSpotPriceHistory"]
+LAUNCH += ["CreateSecurityGroup", "AuthorizeSecurityGroupIngress", "RunInstances", "DescribeInstances"]
+
+
+@pytest.mark.parametrize("action", LAUNCH)
+def test_a_client_killed_after_any_call_leaves_nothing(cloud, action):
+    """Its instances end themselves, `reap` removes the rest, and all of it was tagged from the start."""
+    process = []
+    untagged = []
+
+    def kill(call: Call) -> None:
+        if call.action == action and process:
+            process.pop().kill()
+            untagged.append(cloud.untagged(TAGS))
+
+    cloud.on_call = kill
+    with client(cloud) as one:
+        process.append(one)
+        assert one.wait(40) == -signal.SIGKILL
+    assert untagged == [{}]
+    cloud.on_call = None
+    if action in ("RunInstances", "DescribeInstances"):
+        assert len(cloud.instances()) == 2
+        assert eventually(lambda: not any(i.alive() for i in cloud.instances()), 30)
+        assert {i.state() for i in cloud.instances()} <= {"shutting-down", "terminated"}
+    said = command(cloud, "reap")
+    assert "ended" in said or "nothing of skyward_lite's" in said
+
+
+def test_the_launch_makes_those_calls(cloud):
+    """And no others: else one would be missing above."""
+    with pool(2):
+        made = set(actions(cloud))
+    assert made == set(LAUNCH)
+
+
+@pytest.mark.parametrize("how", ["exception", "exit", "SIGINT", "SIGTERM", "SIGHUP"])
+def test_every_way_out_leaves_nothing(cloud, how):
+    """The client cleans up itself, before it ends."""
+    then = {"exception": "raise ValueError('mine')", "exit": "sys.exit(3)"}.get(how, "time.sleep(60)")
+    with client(cloud, then) as one:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+        if how.startswith("SIG"):
+            one.send_signal(getattr(signal, how))
+        one.wait(40)
+    assert cloud.leftovers() == {}
+    assert one.returncode not in (0, -signal.SIGKILL)
+
+
+def test_ctrl_c_during_the_launch_leaves_nothing(cloud):
+    """Also in the middle of the call."""
+    process = []
+    cloud.on_call = lambda call: call.action == "RunInstances" and process and process.pop().send_signal(signal.SIGINT)
+    with client(cloud) as one:
+        process.append(one)
+        one.wait(40)
+    cloud.on_call = None
+    assert cloud.leftovers() == {}
+
+
+def test_an_instance_lives_as_long_as_its_client(cloud):
+    """Its timers are moved on: it is there after more than either."""
+    with pool(provider=aws(orphan_timeout=2.0, ttl=4.0)) as opened:
+        (instance,) = cloud.instances()
+        began = time.monotonic()
+        while time.monotonic() < began + 8:
+            assert opened.submit(sum, [1, 2]).result(20) == 3
+            assert instance.alive()
+            time.sleep(0.2)
+        first, later = instance.request, cloud.ec2().describe_instances(InstanceIds=[instance.id])
+        tags = {tag["Key"]: tag["Value"] for tag in later["Reservations"][0]["Instances"][0]["Tags"]}
+        assert tags["skyward-lite:expires"] not in first.values()
+
+
+def test_an_instance_ends_in_any_case(cloud):
+    """Its guard is gone: the first timer, which nobody moves on now, still ends it."""
+    with client(cloud, "time.sleep(60)") as one:
+        assert one.stdout is not None
+        one.stdout.readline()
+        one.kill()
+    instance = cloud.instances()[0]
+    assert "systemctl poweroff" in instance.user_data
+    assert eventually(lambda: not any(i.alive() for i in cloud.instances()), 30)
+    command(cloud, "reap")
+
+
+def test_reap_leaves_the_living_alone(cloud):
+    """And ends what has expired, whoever's it is; a run that is named is ended in any case."""
+    with pool(2):
+        assert "lives, and is left alone" in command(cloud, "reap")
+        assert all(i.alive() for i in cloud.instances())
+        ids = [i.id for i in cloud.instances()]
+        tag = [{"Key": "skyward-lite:expires", "Value": "2020-01-01T00:00:00+00:00"}]
+        groups = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": ["skyward-lite:run"]}])
+        cloud.ec2().create_tags(Resources=[*ids, groups["SecurityGroups"][0]["GroupId"]], Tags=tag)
+        assert "expired at 2020-01-01" in command(cloud, "reap", "--dry-run")
+        assert all(i.alive() for i in cloud.instances())
+        assert "ended" in command(cloud, "reap", "--region", "us-east-1")
+        assert cloud.leftovers() == {}
+
+
+# ---------------------------------------------------------------------------------------------------- numbers, papers
+
+
+def test_a_hundred_nodes_take_few_calls(cloud):
+    """At most 0.2 a node, from the first look to the last."""
+    cloud.sshd = False
+    provider, machines = aws(), list[Machine]()
+    wanted = Wanted(nodes=100, least=100, image=sky.Image(), vcpus=2, memory_gb=None, connect_timeout=1.0)
+    provider.start(wanted, machines)
+    assert len(machines) == 100
+    one = machines[0].run  # type: ignore[attr-defined]
+    assert eventually(lambda: len(one.look([m.name for m in machines])) == 100, 20)
+    provider.stop(machines, 60.0)
+    assert len(cloud.calls) <= 20, actions(cloud)
+
+
+def test_the_policy_is_what_is_needed(cloud):
+    """The README's allows each action that the tests' calls were, and no other but those for what seldom happens."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    policy = json.loads(re.findall(r"```json\n(.*?)```", readme, re.DOTALL)[0])
+    allowed = set()
+    for statement in policy["Statement"]:
+        said = statement["Action"]
+        allowed.update([said] if isinstance(said, str) else said)
+    with pool(provider=aws(ttl=1.0)):
+        assert eventually(lambda: "CreateTags" in actions(cloud), 20)
+    command(cloud, "reap")
+    made = {f"{call.service}:{call.action}" for call in cloud.calls} | {f"{s}:{a}" for s, a in seen}
+    assert made <= allowed
+    seldom = {"ec2:CancelSpotInstanceRequests", "ec2:DeleteNetworkInterface", "ec2:DeleteVolume", "pricing:GetProducts"}
+    assert allowed - made <= seldom

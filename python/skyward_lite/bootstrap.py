@@ -42,7 +42,7 @@ for base in "${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/skyward_lite" \
   # Of a directory that everybody may write to, somebody else may have taken the name.
   if ! [ -O "$base" ]; then why="$why $base is another user's;"; continue; fi
   if [ -f "$base/$env/ready" ]; then root=$base; break; fi
-  try=$base/.try.$$
+  try=$base/.try.$(uname -n).$$
   if ! { printf '#!/bin/sh\nexit 0\n' >"$try" && chmod 700 "$try"; } 2>/dev/null; then
     rm -f "$try"; why="$why $base cannot be written to;"; continue
   fi

@@ -99,8 +99,9 @@ class RemoteMachine(Machine):
         path = f"{directory}/{name}"
         script = (
             f"umask 077; mkdir -p {shlex.quote(directory)} && cd {shlex.quote(directory)} || exit; "
-            f'to={shlex.quote(name)}; test -f "$to" && exit 0; '
-            'cat >"$to.$$" && mv "$to.$$" "$to" && exit 0; rm -f "$to.$$"; exit 1'
+            # Hosts may share the directory, and have the same process ids.
+            f'to={shlex.quote(name)} new=$to.$(uname -n).$$; test -f "$to" && exit 0; '
+            'cat >"$new" && mv "$new" "$to" && exit 0; rm -f "$new"; exit 1'
         )
         status, _, stderr = connection.run(f"sh -c {shlex.quote(script)}", data, UPLOAD_SECONDS)
         if status:

@@ -139,7 +139,7 @@ def cached(lab: Lab, rounds: int, smoke: bool) -> None:
 
 def machine(lab: Lab, name: str) -> SSHMachine:
     """Give a host as a pool makes it."""
-    wanted = Wanted(nodes=1, image=NOTHING, vcpus=None, memory_gb=None, connect_timeout=20)
+    wanted = Wanted(nodes=1, least=1, image=NOTHING, vcpus=None, memory_gb=None, connect_timeout=20)
     return SSHMachine(Host(name), sky.SSH(name, config=lab.config), wanted)
 
 

@@ -119,6 +119,7 @@ class Instance:
         self.address = f"127.{os.getpid() % 200 + 2}.{place // 250 + 100}.{place % 250 + 2}"
         self.directory = cloud.directory / name
         self.notice: str | None = None
+        self.ebb = 0
         data = base64.b64decode(request.get("UserData", ""))
         self.user_data = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
         self.process: subprocess.Popen[bytes] | None = None
@@ -343,6 +344,8 @@ class Cloud:
         """Which launches, by their number."""
         self.wrong_host_key = False
         self.slow_boot = 0.0
+        self.slow_end = 0
+        """How often an instance is seen shutting down before it is terminated."""
         self.machine: str | None = None
         """What `uname -m` says there."""
         self.sshd = True
@@ -481,6 +484,9 @@ class Cloud:
                 return 200, b'<TerminateInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"/>'
             asked = {k: v for k, v in call.parameters.items() if not k.startswith("InstanceId.")}
             body = urllib.parse.urlencode({**asked, **{f"InstanceId.{n}": i for n, i in enumerate(ids, 1)}}).encode()
+        if call.action == "DescribeInstances":
+            for instance in self._instances:
+                self._ebb(instance)
         status, answer = _ask(self._behind, "POST", "/", headers, body)
         if call.action == "TerminateInstances" and status == 200:
             ended = set(re.findall(r"<instanceId>(i-\w+)</instanceId>", answer.decode()))
@@ -488,6 +494,14 @@ class Cloud:
                 if instance.id in ended:
                     instance.kill()
         return status, answer
+
+    def _ebb(self, instance: Instance) -> None:
+        """Let it be seen shutting down for a while, which moto skips."""
+        state = ec2_backends[DEFAULT_ACCOUNT_ID][REGION].get_instance(instance.id)._state
+        if state.name in ("terminated", "shutting-down") and instance.ebb <= self.slow_end:
+            instance.ebb += 1
+            over = instance.ebb > self.slow_end
+            state.name, state.code = ("terminated", 48) if over else ("shutting-down", 32)
 
     def _launch(self, call: Call, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
         asked = call.parameters

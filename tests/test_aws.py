@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
+import test_original_page as page
 from cloud import Call, Cloud
 from conftest import eventually
 from joblib import Parallel, delayed
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 )
 TAGS = {"skyward-lite:run", "skyward-lite:owner", "skyward-lite:process", "skyward-lite:expires"}
 HERE = "127.0.0.1/32"
-MARK = re.escape(str(Path(__file__).parent.parent))
+README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,8 @@ def everything(tmp_path_factory) -> Iterator[Cloud]:
     with Cloud(tmp_path_factory.mktemp("cloud")) as cloud:
         yield cloud
 
+
+the_pages_time = page.the_pages_time
 
 seen: set[tuple[str, str]] = set()
 """The actions of all tests, for the policy."""
@@ -137,6 +140,43 @@ def test_the_host_key_is_rotated(cloud):
         assert there != throwaway
         machine = opened._machines[0]
         assert machine.host_key.split()[1] == there  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """What says from where we come says 127.0.0.1."""
+    answer = tmp_path / "address"
+    answer.write_text("127.0.0.1\n")
+    monkeypatch.setattr(run, "CHECK_IP", answer.as_uri())
+
+
+@pytest.mark.parametrize("snippet", ["basic", "tuned", "learned"])
+def test_the_original_pages_snippets_run(cloud, here, the_pages_time, snippet):
+    """With another import line, and nothing else changed."""
+    from sklearn.datasets import load_iris
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import SVC
+
+    x, y = load_iris(return_X_y=True)
+    head = page.BASIC[: page.BASIC.index("with sky")]
+    text = {"basic": page.BASIC, "tuned": head + page.TUNED, "learned": head + page.LEARNED}[snippet]
+    names = {"GridSearchCV": GridSearchCV, "SVC": SVC, "X": x, "y": y, "param_grid": {"C": [0.1, 1, 10]}}
+    names["__name__"] = "__main__"
+    exec(compile(text.replace("import skyward as sky", "import skyward_lite as sky"), "<the page>", "exec"), names)
+    if snippet == "learned":
+        serial = GridSearchCV(SVC(), {"C": [0.1, 1, 10]}, cv=5, n_jobs=1).fit(x, y)
+        assert list(names["grid"].cv_results_["mean_test_score"]) == list(serial.cv_results_["mean_test_score"])
+    else:
+        assert names["results"] == [2 * i for i in range(2000 if snippet == "basic" else 20000)]
+    assert len(cloud.instances()) == {"basic": 10, "tuned": 2, "learned": 4}[snippet]
+
+
+def test_the_readmes_example_runs(cloud, here):
+    """Its prices are the cloud's."""
+    block = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[5]
+    names = {"sky": sky, "Parallel": Parallel, "delayed": delayed, "slow_task": lambda x: x, "__name__": "__main__"}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["results"] == list(range(2000))
 
 
 # ---------------------------------------------------------------------------------------------------- capacity
@@ -402,7 +442,7 @@ CLIENT = """
 import sys, time
 import skyward_lite as sky
 def main():
-    provider = sky.AWS(ssh_from="127.0.0.1/32", orphan_timeout=2.0, boot_timeout=20.0)
+    provider = sky.AWS(**{options})
     with sky.pool(provider, 2, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         assert pool.submit(sum, [1, 2]).result(20) == 3
         print("ready", flush=True)
@@ -411,11 +451,12 @@ main()
 """
 
 
-def client(cloud: Cloud, then: str = "time.sleep(60)") -> subprocess.Popen[str]:
+def client(cloud: Cloud, then: str = "time.sleep(60)", **options: object) -> subprocess.Popen[str]:
+    """Start another process that opens a pool of two."""
+    options = {"ssh_from": HERE, "orphan_timeout": 2.0, "boot_timeout": 20.0, **options}
+    script = CLIENT.replace("{then}", then).replace("{options}", repr(options))
     env = {**os.environ, **cloud.env}
-    return subprocess.Popen(
-        [sys.executable, "-c", CLIENT.replace("{then}", then)], env=env, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
 
 
 def command(cloud: Cloud, *arguments: str) -> str:
@@ -506,15 +547,44 @@ def test_an_instance_lives_as_long_as_its_client(cloud):
 
 
 def test_an_instance_ends_in_any_case(cloud):
-    """Its guard is gone: the first timer, which nobody moves on now, still ends it."""
-    with client(cloud, "time.sleep(60)") as one:
+    """With its guard dead the timer of its boot, which nobody moves on now, ends it; also while its client lives."""
+    with client(cloud, ttl=8.0, orphan_timeout=60.0) as one:
         assert one.stdout is not None
-        one.stdout.readline()
+        assert one.stdout.readline() == "ready\n"
+        for instance in cloud.instances():
+            instance.run("kill -9 $(cat /run/units/skyward-lite-guard)")
+            assert instance.run("cat /run/units/skyward-lite-ttl").strip()
+        first = cloud.instances()[:2]
+        assert eventually(lambda: not any(i.alive() for i in first), 30)
         one.kill()
-    instance = cloud.instances()[0]
-    assert "systemctl poweroff" in instance.user_data
-    assert eventually(lambda: not any(i.alive() for i in cloud.instances()), 30)
+    assert {i.state() for i in first} <= {"shutting-down", "terminated"}
+    for instance in cloud.instances()[2:]:
+        cloud.ec2().terminate_instances(InstanceIds=[instance.id])
+        instance.kill()
     command(cloud, "reap")
+
+
+def test_the_end_is_waited_for(cloud):
+    """Until the instances are terminated, and the group is out of use."""
+    cloud.slow_end = 2
+    cloud.fail("DeleteSecurityGroup", "DependencyViolation", times=1)
+    with pool():
+        pass
+    assert [i.state() for i in cloud.instances()] == ["terminated"]
+    assert actions(cloud)[-2:] == ["DeleteSecurityGroup", "DeleteSecurityGroup"]
+
+
+def test_what_cannot_be_ended_is_said(cloud, caplog):
+    """With the command that does it later; the instances end themselves."""
+    cloud.fail("TerminateInstances", "UnauthorizedOperation", times=100)
+    with pool(provider=aws(orphan_timeout=1.0)):
+        pass
+    assert "may not be over: these credentials may not do ec2:TerminateInstances" in caplog.text
+    assert "python -m skyward_lite reap --region us-east-1" in caplog.text
+    assert eventually(lambda: not cloud.instances()[0].alive(), 20)
+    assert cloud.instances()[0].state() == "terminated"
+    group = cloud.leftovers().pop("groups")
+    cloud.ec2().delete_security_group(GroupId=group[0])
 
 
 def test_reap_leaves_the_living_alone(cloud):
@@ -551,8 +621,7 @@ def test_a_hundred_nodes_take_few_calls(cloud):
 
 def test_the_policy_is_what_is_needed(cloud):
     """The README's allows each action that the tests' calls were, and no other but those for what seldom happens."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    policy = json.loads(re.findall(r"```json\n(.*?)```", readme, re.DOTALL)[0])
+    policy = json.loads(re.findall(r"```json\n(.*?)```", README.read_text(), re.DOTALL)[0])
     allowed = set()
     for statement in policy["Statement"]:
         said = statement["Action"]

@@ -139,6 +139,26 @@ def test_a_draining_node_that_is_lost_costs_nothing(tmp_path):
         assert [future.result(20) for future in futures] == [-i for i in range(60)]
 
 
+def test_a_worker_that_dies_on_a_draining_node_costs_nothing(tmp_path):
+    """The machine's shutdown may end it before its agent: its task runs elsewhere, where a crash of its own counts."""
+    provider, gate = DoomedNodes(tmp_path), Gate(tmp_path)
+    with sky.pool(provider, 1, worker=sky.Worker(concurrency=1, retries=0), plugins=[]) as pool:
+        doomed = pool.nodes()[0].pid
+
+        def dies(i):
+            gate(i)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        futures = [pool.submit(dies, 0)]
+        assert eventually(lambda: gate.running(doomed) == 1, 10)
+        drain(pool, 0)
+        gate.open.touch()
+        provider.join(pool)
+        with pytest.raises(sky.WorkerCrashedError, match="local-1"):
+            futures[0].result(20)
+        assert gate.running(pool.nodes()[1].pid) == 1
+
+
 def test_a_node_that_joins_takes_over_when_all_drain(tmp_path):
     """A call that began on two nodes ends on a third, while the first two go away."""
     provider = DoomedNodes(tmp_path)

@@ -678,7 +678,11 @@ impl Shared {
         for event in events.drain(..) {
             match event {
                 Event::Message(Body::Result, result) => {
-                    if state.queue.done(id, result.id, now) {
+                    // A machine that shuts down ends its workers, perhaps before its agent: no fault of the task's.
+                    let doomed = || matches!(state.nodes.get(id).map(|n| &n.state), Some(NodeState::Draining(_)));
+                    if result.tag == Tag::Crashed as u8 && doomed() && state.queue.returned(id, result.id) {
+                        link.send(|o| o.acknowledge([result.id]));
+                    } else if state.queue.done(id, result.id, now) {
                         if result.tag == Tag::Cancelled as u8 && state.was_awaited(result.id) {
                             link.send(|o| o.acknowledge([result.id]));
                         } else {

@@ -32,6 +32,8 @@ LEAST_GB = 2.0
 """Memory without which installing an environment fails, unless the type is named."""
 COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 36, 48, 64, 72, 96, 128, 192, 224, 256, 384, 448, 896)
 """vCPUs that instance types have."""
+SETTLED = 15.0
+"""Seconds after which what was made is known everywhere."""
 ATTEMPTS = 6
 """Of one launch, with the same client token."""
 
@@ -44,6 +46,8 @@ NO_CAPACITY = {
     "UnfulfillableCapacity",
 }
 QUOTA = {"VcpuLimitExceeded", "MaxSpotInstanceCountExceeded", "InstanceLimitExceeded"}
+UNSETTLED = {"InvalidGroup.NotFound", "InvalidSecurityGroupID.NotFound"}
+"""A group that was just made is not known everywhere at once."""
 BUSY = {
     "RequestLimitExceeded",
     "Throttling",
@@ -396,11 +400,27 @@ def run_instances(clients: Clients, request: dict[str, Any]) -> list[str]:
                 launched = clients.launcher.run_instances(**request)["Instances"]
                 return [instance["InstanceId"] for instance in launched]
         except AWSError as error:
-            transient = error.code in BUSY or not error.code
+            transient = error.code in BUSY | UNSETTLED or not error.code
             if not transient or attempt == ATTEMPTS - 1:
                 raise
             time.sleep(random.uniform(0.5, 1.0) * 0.5 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def settled(call: Callable[[], object]) -> None:
+    """Do what needs something that was just made, until that is known."""
+
+    def known() -> bool:
+        try:
+            call()
+        except AWSError as error:
+            if error.code not in UNSETTLED:
+                raise
+            return False
+        return True
+
+    if not until(known, time.monotonic() + SETTLED):
+        call()
 
 
 def until(done: Callable[[], bool], deadline: float, pause: float = 1.0, longest: float = 5.0) -> bool:

@@ -61,6 +61,7 @@ class Run:
         self.uncertain = False
         """Whether a launch was asked for whose outcome we never heard."""
         self.offers: Iterator[ec2.Offer] = iter(())
+        self.tried: list[ec2.Offer] = []
         self.request: dict[str, Any] = {}
 
     def _until(self) -> datetime.datetime:
@@ -155,12 +156,10 @@ class Run:
             if ":" in source
             else {"IpRanges": [{"CidrIp": source, "Description": "the client"}]}
         )
+        rule = {"IpProtocol": "tcp", "FromPort": PORT, "ToPort": PORT, **source_range}
+        request = {"GroupId": self.group, "IpPermissions": [rule]}
         try:
-            self.clients.call(
-                "authorize_security_group_ingress",
-                GroupId=self.group,
-                IpPermissions=[{"IpProtocol": "tcp", "FromPort": PORT, "ToPort": PORT, **source_range}],
-            )
+            ec2.settled(lambda: self.clients.call("authorize_security_group_ingress", **request))
         except ec2.AWSError as error:
             if error.code != "InvalidPermission.Duplicate":
                 raise
@@ -206,7 +205,7 @@ class Run:
         missing = count
         refused: dict[str, str] = {}
         spot_is_used_up = False
-        for offer in self.offers:
+        for offer in self._offers():
             number = min(missing, self._affordable_number(offer))
             if offer.spot and spot_is_used_up:
                 continue
@@ -230,8 +229,6 @@ class Run:
             missing -= len(new)
             log.info("launched %d × %s: %s", len(new), offer, ", ".join(machine.name for machine in new[:5]))
             if not missing:
-                # Replacements begin with what was to be had now.
-                self.offers = itertools.chain([offer], self.offers)
                 return
         if count - missing < least:
             raise NodeStartError(
@@ -240,6 +237,13 @@ class Run:
                 + ". Name further types with AWS(instance_type=[...]), ask for less, or use another region"
             )
         log.warning("EC2 has %d of %d instances: %s", count - missing, count, "; ".join(list(refused.values())[-2:]))
+
+    def _offers(self) -> Iterator[ec2.Offer]:
+        """Give all offers, cheapest first: those that were tried before, too, as capacity comes and goes."""
+        yield from list(self.tried)
+        for offer in self.offers:
+            self.tried.append(offer)
+            yield offer
 
     def _affordable_number(self, offer: ec2.Offer) -> int:
         limit = self.provider.max_hourly_cost
@@ -388,7 +392,13 @@ def terminate(clients: ec2.Clients, living: Sequence[str], ids: Sequence[str], d
         for some in _batches(ids, 200):
             here = [{"Name": "instance-id", "Values": list(some)}]
             for reservation in clients.pages("describe_instances", "Reservations", Filters=here):
-                left.extend(i["InstanceId"] for i in reservation["Instances"] if i["State"]["Name"] != "terminated")
+                for instance in reservation["Instances"]:
+                    state = instance["State"]["Name"]
+                    if state != "terminated":
+                        left.append(instance["InstanceId"])
+                    if state not in ("terminated", "shutting-down"):
+                        # It was too young to be known.
+                        clients.call("terminate_instances", InstanceIds=[instance["InstanceId"]])
         return not left
 
     if not ec2.until(over, deadline):

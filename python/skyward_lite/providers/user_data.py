@@ -28,9 +28,9 @@ while [ "$left" -gt 0 ]; do
   if rm @DIRECTORY@/alive 2>/dev/null; then
     left=@ORPHAN@
     if [ "$since" -ge @RENEW@ ]; then
-      since=0
       systemctl stop @UNIT@.timer
-      systemd-run --unit=@UNIT@ --on-active=@TTL@s systemctl poweroff
+      # Until it is armed again it is tried at every sign of life.
+      systemd-run --unit=@UNIT@ --on-active=@TTL@s systemctl poweroff && since=0
     fi
   else
     left=$((left - @TICK@))

@@ -48,8 +48,9 @@ test: test-rust test-python
 test-rust: $(STAMP) system
 	$(CARGO) test $(MANIFEST) --release
 
+# Two at a time: most of them wait for other processes. A file's tests share what they started, and stay together.
 test-python: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # joblib's own tests of Parallel, with skyward in the place of loky: the oldest joblib and the newest, both executors.
 conformance: build

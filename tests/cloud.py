@@ -247,8 +247,8 @@ class Instance:
                 (ec2.terminate_instances if terminates else ec2.stop_instances)(InstanceIds=[self.id])
 
     def alive(self) -> bool:
-        """Say whether it runs."""
-        return self.process is not None and self.process.poll() is None
+        """Say whether it runs, or has ended and EC2 was not told so yet."""
+        return self._watcher is not None and self._watcher.is_alive()
 
     def kill(self) -> None:
         """End it as a crash does, of which EC2 knows nothing."""

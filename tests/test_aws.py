@@ -106,6 +106,16 @@ def test_from_nothing_to_results_and_back(cloud, caplog):
     assert [action for action in actions(cloud) if action == "RunInstances"] == ["RunInstances"]
 
 
+def test_boto3_is_not_missed_on_the_nodes(cloud):
+    """It is the provider's, not the user's: a client that has not imported it is not warned of it."""
+    with client(cloud, "sys.exit(0)", stderr=subprocess.PIPE) as one:
+        assert one.stderr is not None
+        said = one.stderr.read()
+    assert one.returncode == 0
+    assert "joblib" not in said
+    assert "boto" not in said
+
+
 def test_what_is_asked_of_an_instance(cloud):
     """It ends itself for good, IMDS is version 2 and only its own, the volume is encrypted, and nobody has a role."""
     with pool(provider=aws(tags={"team": "lab"}, ttl=3600)):
@@ -451,12 +461,14 @@ main()
 """
 
 
-def client(cloud: Cloud, then: str = "time.sleep(60)", **options: object) -> subprocess.Popen[str]:
+def client(
+    cloud: Cloud, then: str = "time.sleep(60)", stderr: int | None = None, **options: object
+) -> subprocess.Popen[str]:
     """Start another process that opens a pool of two."""
     options = {"ssh_from": HERE, "orphan_timeout": 2.0, "boot_timeout": 20.0, **options}
     script = CLIENT.replace("{then}", then).replace("{options}", repr(options))
     env = {**os.environ, **cloud.env}
-    return subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 def command(cloud: Cloud, *arguments: str) -> str:

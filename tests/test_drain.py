@@ -60,7 +60,7 @@ class DoomedNodes(sky.Local):
         """Add a node."""
         machine = self.make(len(pool._machines))
         pool._machines.append(machine)
-        hello = functools.partial(pool._hello, pool.image, [], pool._setup())
+        hello = functools.partial(pool._hello, pool.image, [], pool._setup(), frozenset())
         pool._bring_up(pool._core.add_node(machine.name), machine, hello)
 
 

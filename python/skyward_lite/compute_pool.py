@@ -287,7 +287,8 @@ class ComputePool(Executor):
             if plugin.transform is not None:
                 image = plugin.transform(image)
         preload = [module for plugin in self.plugins for module in plugin.preload]
-        hello = functools.partial(self._hello, image, preload, self._setup())
+        # What the provider imports, as boto3, is not the user's.
+        hello = functools.partial(self._hello, image, preload, self._setup(), frozenset(sys.modules))
         self._state = "open"
         if self.provider.outlives_client:
             self._heed_signals()
@@ -317,7 +318,7 @@ class ComputePool(Executor):
                 importlib.import_module(module)
         self._await_nodes()
 
-    def _hello(self, image: Image, preload: list[str], setup: str, machine: Machine) -> str:
+    def _hello(self, image: Image, preload: list[str], setup: str, modules: frozenset[str], machine: Machine) -> str:
         """Say what the agent must know; session.rs reads it."""
         timeout = self.worker.task_timeout
         hello = {
@@ -326,7 +327,7 @@ class ComputePool(Executor):
             "node": machine.name,
             "python": PYTHON,
             "lease_ms": int(self._lease * 1000),
-            "packages": {} if machine.shares_files else _imported(),
+            "packages": {} if machine.shares_files else _imported(modules),
             "strict": self._strict_env,
             "worker": {
                 "concurrency": machine.concurrency or self.worker.concurrency,
@@ -730,14 +731,14 @@ class ComputePool(Executor):
                     out.flush()
 
 
-def _imported() -> dict[str, str]:
-    """Give the distributions of which this process has imported something: normalized name → version."""
+def _imported(modules: Iterable[str]) -> dict[str, str]:
+    """Give the distributions of which something is among the modules: normalized name → version."""
     # Not at the module's head: only nodes with an environment of their own need to know.
     from importlib import metadata
 
     with _reading:
         homes = _distributions()
-    names = {name for module in tuple(sys.modules) for name in homes.get(module, ())} | {"cloudpickle"}
+    names = {name for module in modules for name in homes.get(module, ())} | {"cloudpickle"}
     return {canonical(name): metadata.version(name) for name in names if canonical(name) != "skyward-lite"}
 
 

@@ -534,11 +534,12 @@ def test_every_way_out_leaves_nothing(cloud, how):
 
 
 def test_ctrl_c_during_the_launch_leaves_nothing(cloud):
-    """Also in the middle of the call."""
+    """Also in the middle of the call; and one more in the middle of the cleaning up."""
     process = []
-    cloud.on_call = lambda call: call.action == "RunInstances" and process and process.pop().send_signal(signal.SIGINT)
+    at = ("RunInstances", "TerminateInstances")
+    cloud.on_call = lambda call: call.action in at and process and process.pop().send_signal(signal.SIGINT)
     with client(cloud) as one:
-        process.append(one)
+        process += [one, one]
         one.wait(40)
     cloud.on_call = None
     assert cloud.leftovers() == {}

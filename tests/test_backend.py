@@ -10,12 +10,14 @@ import pickle
 import threading
 import time
 import warnings
+import weakref
+from concurrent.futures import CancelledError
 
 import joblib
 import numpy as np
 import pytest
 import skyward_lite as sky
-from conftest import refusal_in_a_fork
+from conftest import eventually, refusal_in_a_fork
 from joblib import Parallel, delayed, parallel_config
 from skyward_lite.backend import SkywardBackend
 
@@ -365,3 +367,50 @@ def test_an_initializer_is_refused():
     if JOBLIB >= (1, 5):
         with pytest.raises(TypeError, match="initializer"):
             Parallel(n_jobs=2, initializer=print)(delayed(operator.neg)(i) for i in range(3))
+
+
+def test_functions_that_no_task_shares_are_not_kept():
+    """A bound method per task, each of another object: the objects go with their tasks, as `pre_dispatch` says."""
+
+    class Model:
+        def run(self):
+            return 1
+
+    models: list[weakref.ref[Model]] = []
+    most = 0
+
+    def calls():
+        nonlocal most
+        for _ in range(300):
+            model = Model()
+            models.append(weakref.ref(model))
+            yield delayed(model.run)()
+            most = max(most, sum(ref() is not None for ref in models))
+
+    with sky.pool(worker=sky.Worker(concurrency=2)):
+        assert Parallel(n_jobs=2, batch_size=1, pre_dispatch=4)(calls()) == [1] * 300
+    assert most < 100
+
+
+def test_a_batch_that_is_being_pickled_is_aborted_too(tmp_path):
+    """The abort finds no task of it yet; what is sent afterwards is ended all the same."""
+    gate = tmp_path / "gate"
+    parallel = Parallel(n_jobs=2, batch_size=1, pre_dispatch=2)
+
+    class Argument:
+        def __init__(self, i):
+            self.i = i
+
+        def __reduce__(self):
+            if self.i == 2:
+                parallel._backend.abort_everything(ensure_ready=False)
+            return (operator.pos, (self.i,))
+
+    def wait(i):
+        while i and not gate.exists():
+            time.sleep(0.01)
+
+    with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
+        with pytest.raises(CancelledError):
+            parallel(delayed(wait)(Argument(i)) for i in range(3))
+        assert eventually(lambda: pool.status().pending == 0, 20)

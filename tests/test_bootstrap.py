@@ -31,6 +31,7 @@ TOOLS = [
     "rm",
     "mv",
     "cat",
+    "wc",
     "chmod",
     "ln",
     "readlink",
@@ -251,6 +252,16 @@ def test_a_file_is_sent_once(lab, built):
     assert [path.name for path in sent] == ["bundle.zip"]
     assert "no-such" in refusal(lab, built, sky.Image(pip=["./no-such.whl"]))
     assert {path: path.stat().st_ino for path in (built.cache / "skyward_lite").glob("sent-*/*")} == sent
+
+
+def test_a_file_that_was_cut_off_is_sent_again(lab):
+    """A client that died in the middle left part of it."""
+    host = lab.host()
+    sent = host.cache / "skyward_lite" / f"sent-{bootstrap._digest(bootstrap.bundle())[:16]}"
+    sent.mkdir(parents=True)
+    (sent / "bundle.zip").write_bytes(bootstrap.bundle()[:1000])
+    with opened(lab, host.name):
+        assert (sent / "bundle.zip").read_bytes() == bootstrap.bundle()
 
 
 @pytest.fixture

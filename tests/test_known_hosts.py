@@ -197,6 +197,19 @@ def test_tabs_comments_and_broken_lines_are_skipped(lab, both, say):
     assert accepted(lab, both) == key(both)
 
 
+def test_revoked_host_keys_are_refused(lab, both, say, another):
+    """The files of RevokedHostKeys: a key in one is good for no host; without the file no host is trusted."""
+    revoked = lab.directory / "revoked keys"
+    say(f"{place(both)} {key(both)}", ssh_options=(f'RevokedHostKeys "{revoked}"',))
+    assert "cannot be read, so no host is trusted" in refused(lab, both, connects=False)
+    revoked.write_text(f"# not this host's\n{another['key']}\n")
+    assert accepted(lab, both) == key(both)
+    revoked.write_text(f"{another['key']}\n{key(both)} the host's\n")
+    assert "is revoked" in refused(lab, both)
+    subprocess.run(["ssh-keygen", "-q", "-k", "-f", revoked, f"{both.keys['ed25519']}.pub"], check=True)
+    assert "key revocation list" in refused(lab, both, connects=False)
+
+
 def test_a_certificate_authority_alone_is_refused_clearly(lab, both, say, another):
     """Host certificates are not supported, and the text says so, and where the authority is named."""
     say("# first", f"@cert-authority * {another['key']}")

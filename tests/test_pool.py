@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import skyward_lite as sky
 from conftest import ours, refusal_in_a_fork
+from skyward_lite import compute_pool
 
 
 def gate(path: str, value: int) -> int:
@@ -450,3 +451,37 @@ def test_requirements_other_than_exact_versions_are_checked_by_name():
         f"numpy==0.1 is wanted, {np.__version__} is installed",
         "nothing-like-it>2 is not installed",
     ]
+
+
+def test_a_callback_that_never_returns_is_left_alone(monkeypatch, caplog):
+    """The block is left all the same, and its nodes with it."""
+    monkeypatch.setattr(compute_pool, "LEAVE", 0.2)
+    never, called = threading.Event(), threading.Event()
+
+    def block(future):
+        called.set()
+        never.wait()
+
+    with pytest.raises(ZeroDivisionError), sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(operator.neg, 1).add_done_callback(block)
+        assert called.wait(20)
+        raise ZeroDivisionError
+    assert "a callback of a future has not returned" in caplog.text
+    never.set()
+
+
+def test_an_error_with_a_long_text_and_a_low_limit():
+    """The limit is for what users send; an error has a bound of its own, and the node lives."""
+    with sky.pool(worker=sky.Worker(concurrency=1, max_payload=1000), plugins=[]) as pool:
+        future = pool.submit(exec, "raise ValueError('x' * 100_000)")
+        with pytest.raises(sky.RemoteError, match="ValueError"):
+            future.result(20)
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+def test_a_forked_child_may_not_look_at_the_nodes():
+    """Nor cancel: the threads that would answer are the parent's."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        future = pool.submit(operator.neg, 1)
+        assert "forked" in refusal_in_a_fork(pool.slots)
+        assert future.result(20) == -1

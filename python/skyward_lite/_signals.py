@@ -39,7 +39,8 @@ def held(on_signal: Callable[[], object] | None = None, *, insist: bool = False)
             signal.signal(number, hold)
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        # SIGINT last: once its handler is back it may raise here.
+        for number in reversed(handlers):
+            signal.signal(number, handlers[number])
         for number in came[:1]:
             handlers[number](number, None)

@@ -65,6 +65,7 @@ class _Call:
         self.running: set[_Batch] = set()
         self.held: collections.deque[_Batch] = collections.deque()
         self.functions: payload.Functions = {}
+        self.aborted = False
         self.lock = threading.Lock()
 
     def begin(self, batch: _Batch) -> bool:
@@ -243,6 +244,9 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             pool._end(batch)
         else:
             batch.task = pool._send(batch, kind, head, buffers)
+            if batch.call.aborted:
+                # While it was pickled; whoever aborted found no task yet.
+                pool._abort(batch.task)
 
     def settled(self, batch: _Batch) -> None:
         """Let the next held batch go, then tell joblib."""
@@ -264,6 +268,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Drop what has not started and end what is running. Returns at once; idempotent, from any thread."""
         with self.call.lock:
+            self.call.aborted = True
             self.call.held.clear()
             running = list(self.call.running)
         for batch in running:

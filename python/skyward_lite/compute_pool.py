@@ -362,7 +362,9 @@ class ComputePool(Executor):
             self._core.fail_node(node, str(error))
         except BaseException as error:
             self._core.fail_node(node, f"{type(error).__name__}: {error}")
-            raise
+            # What a machine is let go of under one's hands raises anything.
+            if self._state == "open":
+                raise
 
     def _watch(self, hello: Callable[[Machine], str]) -> None:
         """Tell the log what becomes of the nodes, and have lost ones replaced."""
@@ -533,7 +535,9 @@ class ComputePool(Executor):
             self._state = "closed"
             self._core.close()
             if self._settler is not None and self._settler is not threading.current_thread():
-                self._settler.join()
+                self._settler.join(LEAVE)
+                if self._settler.is_alive():
+                    log.warning("a callback of a future has not returned, and is left alone")
             if self._printer is not None:
                 # Whoever reads our streams may have stopped to do so.
                 self._printer.join(LEAVE)
@@ -629,6 +633,7 @@ class ComputePool(Executor):
 
     def nodes(self) -> list[Node]:
         """Say how each node stands, in the order in which they were started."""
+        self._check_owner()
         return [Node(*row) for row in self._core.nodes()]
 
     def slots(self) -> int:
@@ -655,6 +660,9 @@ class ComputePool(Executor):
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""
         if self._state == "closed":
             raise PoolClosedError("this pool is closed")
+        self._check_owner()
+
+    def _check_owner(self) -> None:
         if os.getpid() != self._owner:
             raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")
 
@@ -670,8 +678,7 @@ class ComputePool(Executor):
 
     def _end(self, call: Call) -> None:
         """Let a call that cannot be sent be settled like one that was."""
-        if os.getpid() != self._owner:
-            self._check_open()
+        self._check_owner()
         task = next(self._numbers)
         self._calls[task] = call
         self._accepted(task, self._core.end(task))
@@ -683,6 +690,7 @@ class ComputePool(Executor):
 
     def _cancel(self, task: int, bound_ms: int = 0) -> None:
         """Drop a task that has not started; the call is settled now or when its node has answered."""
+        self._check_owner()
         if self._core.cancel(task, bound_ms):
             self._cancelled(task)
 

@@ -45,6 +45,8 @@ OUT_OF_BAND: Final = 16 * 1024
 """Bytes from which on a buffer travels beside the pickle. Below, one copy is cheaper than one more allocation."""
 MAX_FUNCTION: Final = 64 * 1024
 """Bytes up to which a pickled function is kept for the length of a call."""
+MAX_FUNCTIONS: Final = 128
+"""Functions that are kept for the length of a call. One per task is none that tasks share."""
 MAX_TEXT: Final = 16 * 1024
 """Characters that are kept of each end of an exception's text and traceback."""
 MAX_BUFFERS: Final = 1000
@@ -92,8 +94,11 @@ class Encoder:
     def learn(self, function: Any, functions: Functions) -> None:
         """Note in `functions` how later calls of `dumps` with it shall pickle `function`: by name, or as it is now.
 
-        A global or a closed-over variable that changes afterwards is not sent again.
+        A global or a closed-over variable that changes afterwards is not sent again. What has nothing to gain, as a
+        bound method, is not kept, and no more functions than a call is likely to share between its tasks.
         """
+        if len(functions) >= MAX_FUNCTIONS:
+            return
         reduced: Any = None
         if isinstance(function, types.FunctionType):
             head, buffers = self.dumps(function)
@@ -103,6 +108,8 @@ class Encoder:
                 reduced = (_function, (head,))
         elif isinstance(function, types.BuiltinFunctionType) and isinstance(function.__self__, types.ModuleType):
             reduced = function.__qualname__
+        else:
+            return
         functions[id(function)] = (function, reduced)
 
     def dumps(self, value: object, functions: Functions | None = None) -> Encoded:
@@ -184,7 +191,7 @@ def dump_exception(encoder: Encoder, error: BaseException, skip: int) -> tuple[b
     except BaseException as why:
         name = f"{type(error).__module__}.{type(error).__qualname__}"
         said = f"{name}: {_said(error)} (a {type(why).__name__} prevents sending it: {_said(why)})"
-        # Text only: nothing in it can fail to be pickled, and no limit that a user sets is as low.
+        # Text only: nothing in it can fail to be pickled, and the pool takes as much whatever the user's limit is.
         return pickle.dumps((RemoteError(said), text), 5), None
     return head, buffers
 

@@ -37,6 +37,8 @@ const SHUTDOWN: Duration = Duration::from_millis(500);
 /// How long a draining node is taken for one that others will replace: as long as nodes have to start. After that, tasks
 /// that wait for any node do not wait for it.
 const HOPE: Duration = Duration::from_secs(600);
+/// Largest message that is taken whatever the user's limit is: an error's text has a bound of its own.
+const LEAST_MESSAGE: usize = 1024 * 1024;
 /// Bytes of tasks' output that wait to be taken; what comes beyond is left out, and counted.
 const OUTPUT: usize = 1024 * 1024;
 
@@ -616,7 +618,7 @@ impl Shared {
         link.send(|o| o.control(greeting));
         let sending = link.run(to, Some(SUSPECT));
         tokio::pin!(sending);
-        let mut source = Source::new(from, self.max_message);
+        let mut source = Source::new(from, self.max_message.max(LEAST_MESSAGE));
         let mut events = Vec::new();
         let body = tokio::select! {
             body = source.greeting(&mut events) => body?,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from .._signals import held
 from . import Cost, Machine, Provider, Wanted, ec2
 from .instance import Instance
 from .run import LEASE_TAGS, Run
@@ -107,7 +108,9 @@ class AWS(Provider):
             run.begin()
             run.launch(wanted.nodes, wanted.least, machines)
         except BaseException:
-            run.end(time.monotonic() + self.leave)
+            # A Ctrl-C more would leave what the first one has begun to end.
+            with held():
+                run.end(time.monotonic() + self.leave)
             raise
 
     def replace(self, machine: Machine, machines: list[Machine]) -> None:

@@ -34,7 +34,7 @@ HEEDED = frozenset(
     {
         *("certificatefile", "connecttimeout", "globalknownhostsfile", "hashknownhosts", "host", "hostkeyalias"),
         *("hostname", "identitiesonly", "identityagent", "identityfile", "port", "proxycommand", "proxyjump"),
-        *("stricthostkeychecking", "user", "userknownhostsfile"),
+        *("revokedhostkeys", "stricthostkeychecking", "user", "userknownhostsfile"),
     }
 )
 """Options that mean for us what they mean for ssh."""
@@ -99,6 +99,8 @@ class Config:
     """Files: the user's, then the system's."""
     new_keys: str | None
     """The file of the user's that takes new keys."""
+    revoked: tuple[str, ...]
+    """Files with keys that no host may show."""
     strict: str
     """StrictHostKeyChecking, in the words of `ssh -G`: "true", "false", "ask" or "accept-new"."""
     hashed: bool
@@ -186,6 +188,7 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         proxy=_jumps(one("proxyjump", "none"), hostname, port, other) or _command(expand(one("proxycommand", "none"))),
         known_hosts=files("userknownhostsfile") + files("globalknownhostsfile"),
         new_keys=next(iter(files("userknownhostsfile")), None),
+        revoked=files("revokedhostkeys"),
         strict=one("stricthostkeychecking", "ask"),
         hashed=one("hashknownhosts") == "yes",
         connect_timeout=float(timeout) if timeout.isdigit() else None,
@@ -275,7 +278,26 @@ def known(config: Config) -> Known:
     if not found.keys and config.key_name == f"[{config.hostname}]:{config.port}":
         plain = _known(config, config.hostname)
         found = dataclasses.replace(found, portless=plain.keys, revoked=found.revoked + plain.revoked)
-    return found
+    return dataclasses.replace(found, revoked=found.revoked + _revoked(config))
+
+
+def _revoked(config: Config) -> tuple[str, ...]:
+    """Read the files of RevokedHostKeys. Without them no host is trusted, as with ssh. Raises `NodeStartError`."""
+    keys = []
+    for file in config.revoked:
+        try:
+            data = Path(file).read_bytes()
+        except OSError as error:
+            raise NodeStartError(f"RevokedHostKeys {file} cannot be read, so no host is trusted: {error}") from error
+        if data.startswith(b"SSHKRL"):
+            raise NodeStartError(
+                f"RevokedHostKeys {file} is a key revocation list (KRL), which is not supported: "
+                "a text file with a public key a line is"
+            )
+        for words in map(str.split, data.decode(errors="replace").splitlines()):
+            if len(words) >= 2 and (key := _key(words[0], words[1])) is not None:
+                keys.append(key)
+    return tuple(keys)
 
 
 def _known(config: Config, name: str) -> Known:

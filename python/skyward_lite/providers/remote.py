@@ -100,8 +100,10 @@ class RemoteMachine(Machine):
         script = (
             f"umask 077; mkdir -p {shlex.quote(directory)} && cd {shlex.quote(directory)} || exit; "
             # Hosts may share the directory, and have the same process ids.
-            f'to={shlex.quote(name)} new=$to.$(uname -n).$$; test -f "$to" && exit 0; '
-            'cat >"$new" && mv "$new" "$to" && exit 0; rm -f "$new"; exit 1'
+            f"to={shlex.quote(name)} new=$to.$(uname -n).$$; "
+            # What was cut off ends like what is complete: the size tells.
+            f'whole() {{ [ -f "$1" ] && [ $(wc -c <"$1") -eq {len(data)} ]; }}; whole "$to" && exit 0; '
+            'cat >"$new" && whole "$new" && mv "$new" "$to" && exit 0; rm -f "$new"; exit 1'
         )
         status, _, stderr = connection.run(f"sh -c {shlex.quote(script)}", data, UPLOAD_SECONDS)
         if status:

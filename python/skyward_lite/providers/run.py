@@ -58,6 +58,9 @@ class Run:
         self.pause = 1.0
         self.launching = threading.Lock()
         self.over = threading.Event()
+        """Set when the pool is being left."""
+        self.ended = False
+        """Whether everything is known to be gone."""
         self.uncertain = False
         """Whether a launch was asked for whose outcome we never heard."""
         self.offers: Iterator[ec2.Offer] = iter(())
@@ -336,11 +339,12 @@ class Run:
 
     def end(self, deadline: float) -> None:
         """Terminate everything, wait until it is, and remove the security group. What is left is said, never raised."""
-        if self.over.is_set():
-            return
         self.over.set()
+        if self.ended:
+            return
         try:
             self._end(deadline)
+            self.ended = True
         except Exception as error:
             log.error(
                 "EC2 run %s in %s may not be over: %s. Its instances end themselves within %.0f s; "
@@ -358,6 +362,8 @@ class Run:
             unheard = {i["InstanceId"] for reservation in found for i in reservation["Instances"]} - set(ids)
             ids += unheard
             living += unheard
+        if living:
+            log.info("EC2 run %s: terminating %d instances, and waiting until they are", self.id[:8], len(living))
         if ids:
             terminate(self.clients, living, ids, deadline)
         now = time.monotonic()

@@ -164,6 +164,8 @@ class SSHMachine(RemoteMachine):
 
     def _printed(self) -> str:
         """Give what the proxy command printed."""
+        if self.log.closed:
+            return ""  # the pool is being left
         self.log.seek(0)
         return self.log.read(4096).decode(errors="replace").strip()
 

@@ -32,6 +32,8 @@ LEAST_GB = 2.0
 """Memory without which installing an environment fails, unless the type is named."""
 COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 36, 48, 64, 72, 96, 128, 192, 224, 256, 384, 448, 896)
 """vCPUs that instance types have."""
+LONGEST = 5.0
+"""How much longer the last pauses are than the first one."""
 SETTLED = 15.0
 """Seconds after which what was made is known everywhere."""
 ATTEMPTS = 6
@@ -423,11 +425,20 @@ def settled(call: Callable[[], object]) -> None:
         call()
 
 
-def until(done: Callable[[], bool], deadline: float, pause: float = 1.0, longest: float = 5.0) -> bool:
+def pause(instances: int) -> float:
+    """Give the first pause between two looks at so many instances: a look costs the same whatever their number is.
+
+    From it pauses grow to `LONGEST` times as much, so that large pools need few calls for each of their nodes.
+    """
+    return max(1.0, instances / 15)
+
+
+def until(done: Callable[[], bool], deadline: float, pause: float = 1.0) -> bool:
     """Wait until `done()`, with pauses that grow; whether it was before the deadline."""
+    longest = LONGEST * pause
     while not done():
         if time.monotonic() > deadline:
             return False
         time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-        pause = min(pause * 1.3, longest)
+        pause = min(pause * 1.5, longest)
     return True

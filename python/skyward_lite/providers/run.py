@@ -55,7 +55,7 @@ class Run:
         self.lock = threading.Lock()
         self.states: dict[str, dict[str, Any]] = {}
         self.looked = 0.0
-        self.pause = 1.0
+        self.pause = ec2.pause(wanted.nodes)
         self.launching = threading.Lock()
         self.over = threading.Event()
         """Set when the pool is being left."""
@@ -324,7 +324,7 @@ class Run:
                     )
                     self.states.update({i["InstanceId"]: i for reservation in pages for i in reservation["Instances"]})
                 self.looked = time.monotonic()
-                self.pause = min(self.pause * 1.5, 5.0)
+                self.pause = min(self.pause * 1.5, ec2.LONGEST * ec2.pause(self.wanted.nodes))
             return {name: self.states[name] for name in ids if name in self.states}
 
     def end_one(self, machine: Instance) -> None:
@@ -407,7 +407,7 @@ def terminate(clients: ec2.Clients, living: Sequence[str], ids: Sequence[str], d
                         clients.call("terminate_instances", InstanceIds=[instance["InstanceId"]])
         return not left
 
-    if not ec2.until(over, deadline):
+    if not ec2.until(over, deadline, ec2.pause(len(ids))):
         raise NodeStartError(f"not terminated yet: {', '.join(left)}")
 
 

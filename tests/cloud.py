@@ -119,7 +119,8 @@ class Instance:
         self.address = f"127.{os.getpid() % 200 + 2}.{place // 250 + 100}.{place % 250 + 2}"
         self.directory = cloud.directory / name
         self.notice: str | None = None
-        self.ebb = 0
+        self.flow = self.ebb = 0
+        assert len(request.get("UserData", "")) <= 16 * 1024 * 4 / 3
         data = base64.b64decode(request.get("UserData", ""))
         self.user_data = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
         self.process: subprocess.Popen[bytes] | None = None
@@ -344,6 +345,8 @@ class Cloud:
         """Which launches, by their number."""
         self.wrong_host_key = False
         self.slow_boot = 0.0
+        self.slow_start = 0
+        """How often an instance is seen pending, without an address, before it runs."""
         self.slow_end = 0
         """How often an instance is seen shutting down before it is terminated."""
         self.machine: str | None = None
@@ -496,8 +499,14 @@ class Cloud:
         return status, answer
 
     def _ebb(self, instance: Instance) -> None:
-        """Let it be seen shutting down for a while, which moto skips."""
-        state = ec2_backends[DEFAULT_ACCOUNT_ID][REGION].get_instance(instance.id)._state
+        """Let it be seen pending and shutting down for a while, which moto skips."""
+        its = ec2_backends[DEFAULT_ACCOUNT_ID][REGION].get_instance(instance.id)
+        state = its._state
+        if state.name in ("pending", "running") and instance.flow <= self.slow_start:
+            instance.flow += 1
+            runs = instance.flow > self.slow_start
+            state.name, state.code = ("running", 16) if runs else ("pending", 0)
+            its.nics[0].public_ip = instance.address if runs else None
         if state.name in ("terminated", "shutting-down") and instance.ebb <= self.slow_end:
             instance.ebb += 1
             over = instance.ebb > self.slow_end
@@ -540,6 +549,9 @@ class Cloud:
         return self.prices.get(kind, 0.04 * (2 * int(many[1]) if many else size.get(end, 1)) + len(kind) * 1e-4)
 
     def _products(self, asked: dict[str, Any]) -> bytes:
+        wanted = {f["Field"]: f["Value"] for f in asked["Filters"]}
+        plain = {"operatingSystem": "Linux", "tenancy": "Shared", "preInstalledSw": "NA", "capacitystatus": "Used"}
+        assert plain.items() <= wanted.items()  # else each type has many prices
         names = next(f["Value"] for f in asked["Filters"] if f["Field"] == "instanceType").split(",")
         products = [
             {
@@ -561,6 +573,7 @@ class Cloud:
         return json.dumps(page).encode()
 
     def _spot_history(self, asked: dict[str, Any]) -> bytes:
+        assert asked["ProductDescription.1"] == "Linux/UNIX"
         kinds = [value for name, value in asked.items() if name.startswith("InstanceType.")]
         zones = [f"{REGION}{letter}" for letter in "abcdf"]
         items = "".join(

@@ -577,6 +577,15 @@ def test_an_instance_ends_in_any_case(cloud):
     command(cloud, "reap")
 
 
+def test_the_start_is_waited_for(cloud):
+    """Until there is an address, and until the server there answers."""
+    cloud.slow_start = 2
+    cloud.slow_boot = 1.5
+    with pool() as opened:
+        assert opened.submit(sum, [1, 2]).result(20) == 3
+    assert actions(cloud).count("DescribeInstances") >= 3
+
+
 def test_the_end_is_waited_for(cloud):
     """Until the instances are terminated, and the group is out of use."""
     cloud.slow_end = 2

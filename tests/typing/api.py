@@ -48,6 +48,8 @@ assert_type(sky.Image(pip=["numpy"], env={"A": "b"}), sky.Image)
 sky.Image(pip=("numpy",))
 sky.Image(env=["A=b"])  # type: ignore[arg-type]
 assert_type(sky.Local(), sky.Local)
+assert_type(sky.AWS("eu-west-1", instance_type=["c7i.large"], allocation="spot", tags={"team": "lab"}), sky.AWS)
+sky.AWS(allocation="cheap")  # type: ignore[arg-type]
 sky.Local(nodes=2)
 sky.Local("two")  # type: ignore[arg-type]
 
@@ -162,3 +164,8 @@ def caught() -> None:
 
 assert_type(sky.__version__, str)
 sky.no_such_name  # type: ignore[attr-defined]
+
+status = sky.pool().status()
+assert_type(status, sky.Status)
+assert_type(status.cost, sky.Cost | None)
+assert_type(status.nodes, list[sky.Node])

@@ -345,6 +345,8 @@ class Cloud:
         """Which launches, by their number."""
         self.wrong_host_key = False
         self.slow_boot = 0.0
+        self.unknown = 0
+        """For how many calls new instances are not known: EC2 is consistent in the end only."""
         self.slow_start = 0
         """How often an instance is seen pending, without an address, before it runs."""
         self.slow_end = 0
@@ -478,6 +480,11 @@ class Cloud:
             arch = "arm64" if "/arm64/" in call.parameters["Name"] else "x86_64"
             name = f"/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{arch}"
             body = json.dumps({"Name": name}).encode()
+        if self.unknown and call.action in ("DescribeInstances", "TerminateInstances"):
+            self.unknown -= 1
+            if call.action == "TerminateInstances":
+                return 400, _error("ec2", "InvalidInstanceID.NotFound", "The instance ID does not exist")
+            return 200, b'<DescribeInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"/>'
         if call.action == "TerminateInstances":
             # What is terminated can be so again, but moto does not know.
             backend = ec2_backends[DEFAULT_ACCOUNT_ID][REGION]
@@ -590,6 +597,8 @@ class Cloud:
 
 
 def _error(service: str, code: str, message: str) -> bytes:
+    if not code:
+        return b"<html>Service Unavailable</html>"
     if service != "ec2":
         return json.dumps({"__type": code, "message": message}).encode()
     return (

@@ -20,7 +20,7 @@ import test_original_page as page
 from cloud import Call, Cloud
 from conftest import eventually
 from joblib import Parallel, delayed
-from skyward_lite.providers import Machine, Wanted, run
+from skyward_lite.providers import Machine, Wanted, run, user_data
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"
@@ -226,6 +226,35 @@ def test_spot_falls_back_to_on_demand(cloud):
     assert "InstanceMarketOptions.MarketType" not in cloud.instances()[0].request
 
 
+def test_all_of_spot_is_not_all_there_is(cloud):
+    """However many types and zones have a spot market, on-demand is asked for in the end."""
+    cloud.capacity[("*", "*", "spot")] = 0
+    with pool() as opened:
+        assert not opened._machines[0].offer.spot  # type: ignore[attr-defined]
+
+
+def test_enough_is_enough(cloud, caplog):
+    """What goes wrong after the least number is there leaves the pool as it is; before, it ends it."""
+    cloud.capacity[("*", "*", "*")] = 1
+    cloud.fail("RunInstances", "VcpuLimitExceeded", times=100, where=lambda asked: asked["MaxCount"] == "2")
+    with pool((1, 3), aws(instance_type="c5.large", allocation="on-demand")) as opened:
+        assert opened.submit(sum, [1, 2]).result(20) == 3
+    assert "EC2 has 1 of 3 instances" in caplog.text
+
+
+def test_a_full_subnet_is_passed_over(cloud):
+    """The next zone is asked."""
+    full = []
+
+    def first(asked):
+        full.append(asked["NetworkInterface.1.SubnetId"])
+        return full[-1] == full[0]
+
+    cloud.fail("RunInstances", "InsufficientFreeAddressesInSubnet", times=100, where=first)
+    with pool(provider=aws(instance_type="c5.large")):
+        assert len(set(full)) == 2
+
+
 def test_spot_alone_does_not_fall_back(cloud):
     """`allocation="spot"`."""
     cloud.capacity[("*", "*", "spot")] = 0
@@ -274,7 +303,11 @@ def test_an_interruption_in_mid_run(cloud, caplog):
         time.sleep(0.5)
         return i * i
 
-    with caplog.at_level(logging.INFO, "skyward_lite"), pool(2, worker=sky.Worker(concurrency=2, retries=0)) as opened:
+    # No more than two are paid for: the one that goes makes room for the one that comes.
+    cloud.spot_prices.update({("c5.large", f"us-east-1{zone}"): 0.01 for zone in "abcdf"})
+    provider = aws(instance_type="c5.large", max_hourly_cost=0.02)
+    worker = sky.Worker(concurrency=2, retries=0)
+    with caplog.at_level(logging.INFO, "skyward_lite"), pool(2, provider, worker=worker) as opened:
         first = cloud.instances()[0]
         futures = [opened.submit(nap_and_square, i) for i in range(60)]
         assert eventually(lambda: len(list(begun.iterdir())) > 4, 20)
@@ -335,6 +368,25 @@ def test_bursts_of_throttling_pass(cloud, action):
     with pool() as opened:
         assert opened.submit(sum, [1, 2]).result(20) == 3
     assert len(cloud.instances()) == 1
+
+
+def test_a_server_fault_is_no_answer(cloud):
+    """A 503 without a word may mean that it was done: it is asked again, with the same token."""
+    cloud.fail("RunInstances", "", times=2, status=503)
+    with pool() as opened:
+        assert opened.submit(sum, [1, 2]).result(20) == 3
+    assert len({call.parameters["ClientToken"] for call in launches(cloud)}) == 1
+
+
+def test_what_is_not_known_yet_is_ended_too(cloud):
+    """The launch of a second one fails at once, when EC2 does not yet know the first."""
+    cloud.unknown = 3
+    cloud.capacity[("*", "us-east-1a", "*")] = 1
+    cloud.spot_prices[("c5.large", "us-east-1a")] = 0.001
+    cloud.fail("RunInstances", "UnauthorizedOperation", times=9, where=lambda asked: asked["MaxCount"] == "1")
+    with pytest.raises(sky.NodeStartError, match="may not do ec2:RunInstances"):
+        pool(2, aws(instance_type="c5.large")).__enter__()
+    assert [i.state() for i in cloud.instances()] == ["terminated"]
 
 
 @pytest.mark.parametrize("action", ["CreateSecurityGroup", "RunInstances"])
@@ -423,6 +475,9 @@ def test_the_callers_address_is_found(cloud, monkeypatch, tmp_path):
     answer = tmp_path / "answer"
     answer.write_text("203.0.113.7\n")
     monkeypatch.setattr(run, "CHECK_IP", answer.as_uri())
+    with pool(provider=aws(ssh_from="203.0.113.9")):
+        groups = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": ["skyward-lite:run"]}])
+    assert groups["SecurityGroups"][0]["IpPermissions"][0]["IpRanges"][0]["CidrIp"] == "203.0.113.9/32"
     with pool(provider=aws(ssh_from=None)):
         groups = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": ["skyward-lite:run"]}])
     ranges = groups["SecurityGroups"][0]["IpPermissions"][0]["IpRanges"]
@@ -533,13 +588,19 @@ def test_every_way_out_leaves_nothing(cloud, how):
     assert one.returncode not in (0, -signal.SIGKILL)
 
 
-def test_ctrl_c_during_the_launch_leaves_nothing(cloud):
-    """Also in the middle of the call; and one more in the middle of the cleaning up."""
+@pytest.mark.parametrize("more", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_during_the_launch_leaves_nothing(cloud, more):
+    """Also in the middle of the call; and one more signal in the middle of the cleaning up."""
+    signals = {"RunInstances": signal.SIGINT, "TerminateInstances": more}
     process = []
-    at = ("RunInstances", "TerminateInstances")
-    cloud.on_call = lambda call: call.action in at and process and process.pop().send_signal(signal.SIGINT)
+
+    def send(call: Call) -> None:
+        if process and call.action in signals:
+            process[0].send_signal(signals.pop(call.action))
+
+    cloud.on_call = send
     with client(cloud) as one:
-        process += [one, one]
+        process.append(one)
         one.wait(40)
     cloud.on_call = None
     assert cloud.leftovers() == {}
@@ -557,6 +618,25 @@ def test_an_instance_lives_as_long_as_its_client(cloud):
         first, later = instance.request, cloud.ec2().describe_instances(InstanceIds=[instance.id])
         tags = {tag["Key"]: tag["Value"] for tag in later["Reservations"][0]["Instances"][0]["Tags"]}
         assert tags["skyward-lite:expires"] not in first.values()
+
+
+def test_a_script_is_no_sign_of_life_without_its_session(tmp_path):
+    """A build goes on when its client is gone; the signs that it gives do not."""
+    script = user_data.ALIVE.replace(user_data.DIRECTORY, str(tmp_path)) + "echo $!; exec sleep 60\n"
+    with subprocess.Popen(
+        ["sh", "-c", "sh -s; true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
+    ) as session:
+        assert session.stdin is not None
+        assert session.stdout is not None
+        session.stdin.write(script)
+        session.stdin.flush()
+        signs = Path("/proc") / session.stdout.readline().strip()
+        assert eventually(lambda: (tmp_path / "alive").exists(), 10)
+        assert signs.exists()
+        session.kill()
+        session.wait(10)
+        assert eventually(lambda: not signs.exists(), 10)
+        os.killpg(session.pid, signal.SIGKILL)
 
 
 def test_an_instance_ends_in_any_case(cloud):

@@ -8,12 +8,12 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 
-HELD = (signal.SIGINT, signal.SIGTERM)
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def held(on_signal: Callable[[], object] | None = None, *, insist: bool = False) -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait until the block is left, if their handlers could raise in the middle of it.
+    """Let SIGINT, SIGTERM and SIGHUP wait until the block is left, if their handlers could raise in the middle of it.
 
     `on_signal` is called when one comes. With `insist` the second one is not held: the block may take long.
     Does nothing on other threads, where Python runs no handlers.

@@ -309,10 +309,11 @@ class ComputePool(Executor):
         machines: list[Machine] = []
         try:
             self.provider.start(wanted, machines)
+            self._join(machines, hello)
         except BaseException:
-            self._machines = machines
+            # Whatever was started is to be ended, counted in or not.
+            self._machines += [machine for machine in machines if machine not in self._machines]
             raise
-        self._join(machines, hello)
         for module in preload:
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)
@@ -542,13 +543,14 @@ class ComputePool(Executor):
                 # Whoever reads our streams may have stopped to do so.
                 self._printer.join(LEAVE)
         finally:
+            before = self.provider.cost(self._machines)
             self.provider.stop(self._machines, max(0.5, deadline - time.monotonic()))
             for starter in self._starters:
                 # What they wait for has ended with the core.
                 starter.join(max(0.5, deadline - time.monotonic()))
             cost = self.provider.cost(self._machines)
-            if cost is not None:
-                log.info("this pool's nodes cost about $%.4f", cost.total)
+            if cost is not None and before is not None:
+                log.info("this pool's nodes cost about $%.4f, at last $%.4f/h", cost.total, before.hourly)
             self._ignore_signals()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 from .errors import NodeStartError
 from .providers import ec2, owner
-from .providers.run import EXPIRES, OWNER, PROCESS, RUN, remove_group, terminate
+from .providers.ending import remove_group, terminate
+from .providers.run import EXPIRES, OWNER, PROCESS, RUN
 
 SECONDS = 300.0
 """Bound on ending everything in a region."""
@@ -83,7 +84,7 @@ def end(clients: ec2.Clients, run: Run, deadline: float) -> None:
     if run.found.get("spot request"):
         clients.call("cancel_spot_instance_requests", SpotInstanceRequestIds=run.found["spot request"])
     if run.found.get("instance"):
-        terminate(clients, run.found["instance"], run.found["instance"], deadline)
+        terminate(clients, run.found["instance"], [], deadline)
     removals: list[tuple[str, str, str]] = [
         ("network interface", "delete_network_interface", "NetworkInterfaceId"),
         ("volume", "delete_volume", "VolumeId"),

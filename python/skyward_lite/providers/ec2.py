@@ -36,6 +36,8 @@ LONGEST = 5.0
 """How much longer the last pauses are than the first one."""
 SETTLED = 15.0
 """Seconds after which what was made is known everywhere."""
+OFFERS = 60
+"""Offers of each market that are tried before there is said to be no capacity."""
 ATTEMPTS = 6
 """Of one launch, with the same client token."""
 
@@ -45,11 +47,22 @@ NO_CAPACITY = {
     "InsufficientCapacity",
     "SpotMaxPriceTooLow",
     "Unsupported",
+    "InsufficientFreeAddressesInSubnet",
+    "InsufficientAddressCapacity",
+    "InsufficientVolumeCapacity",
     "UnfulfillableCapacity",
 }
 QUOTA = {"VcpuLimitExceeded", "MaxSpotInstanceCountExceeded", "InstanceLimitExceeded"}
 UNSETTLED = {"InvalidGroup.NotFound", "InvalidSecurityGroupID.NotFound"}
 """A group that was just made is not known everywhere at once."""
+STANDARD = ("standard instances: A, C, D, H, I, M, R, T, Z", "L-1216C47A", "L-34B43A08")
+UNKNOWN = ("Service Quotas lists its name", "CODE", "CODE")
+QUOTAS = {
+    **dict.fromkeys(("g", "gr", "vt"), ("G and VT instances", "L-DB2E81BA", "L-3819A6DF")),
+    "p": ("P instances", "L-417A185B", "L-7212CCBC"),
+    **dict.fromkeys(("dl", "hpc", "inf", "mac", "trn"), UNKNOWN),
+}
+"""By the letters of a type's family: its name, and its codes for on-demand and for spot."""
 BUSY = {
     "RequestLimitExceeded",
     "Throttling",
@@ -135,32 +148,43 @@ def code(error: BaseException) -> str:
 class words:  # noqa: N801 (used as a function)
     """Turn botocore's errors within the block into `NodeStartError`s that say what to do."""
 
-    def __init__(self, operation: str, region: str) -> None:
+    def __init__(self, operation: str, region: str, kind: str = "") -> None:
         self.operation = operation
         self.region = region
+        self.kind = kind
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and type(error).__module__.partition(".")[0] in ("botocore", "boto3"):
-            raise AWSError(in_words(error, self.operation, self.region), code(error)) from error
+            text = in_words(error, self.operation, self.region, self.kind)
+            raise AWSError(text, code(error), _transient(error)) from error
 
 
 class AWSError(NodeStartError):
-    """What AWS refused, in words; `code` is AWS's own."""
+    """What AWS refused, in words; `code` is AWS's own. What is `transient` may have been done all the same."""
 
-    def __init__(self, text: str, code: str) -> None:
+    def __init__(self, text: str, code: str, transient: bool) -> None:
         super().__init__(text)
         self.code = code
+        self.transient = transient
 
 
-def in_words(error: BaseException, operation: str, region: str) -> str:
+def _transient(error: BaseException) -> bool:
+    response = getattr(error, "response", None)
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(response, dict) else 0
+    return not code(error) or code(error) in BUSY or (status >= 500 and code(error) not in NO_CAPACITY)
+
+
+def in_words(error: BaseException, operation: str, region: str, kind: str = "") -> str:
     """Say what an error of botocore's means, and what to do."""
     what, said = code(error), str(error)
     action = operation if ":" in operation else f"ec2:{operation.title().replace('_', '')}"
     if what in DENIED:
         return f"these credentials may not do {action} in {region}; the README has the policy. AWS said: {said}"
+    if what == "OptInRequired" and ("marketplace" in said.lower() or "subscri" in said.lower()):
+        return f"the image's terms must be accepted in AWS Marketplace first. AWS said: {said}"
     if what == "OptInRequired" or (what == "AuthFailure" and "region" in said.lower()):
         return f"the region {region} is not enabled for this account: enable it (AWS account → Regions), or use another"
     if what in BAD_CREDENTIALS:
@@ -170,15 +194,13 @@ def in_words(error: BaseException, operation: str, region: str) -> str:
         )
     if what in QUOTA:
         spot = what == "MaxSpotInstanceCountExceeded"
-        name, quota = (
-            ("All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests", "L-34B43A08")
-            if spot
-            else ("Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", "L-1216C47A")
-        )
+        family = re.match("[a-z]*", kind)
+        name, *quotas = QUOTAS.get(family[0] if family else "", STANDARD if kind[:1] in "acdhimrtz" else UNKNOWN)
         return (
-            f"the account's quota of vCPUs in {region} is used up: {name!r}. Ask for fewer or smaller nodes, "
-            "or raise it with `aws service-quotas request-service-quota-increase --service-code ec2 "
-            f"--quota-code {quota} --desired-value N --region {region}`. AWS said: {said}"
+            f"the account's quota of vCPUs for {kind or 'this'} in {region} is used up ({name}, "
+            f"{'spot' if spot else 'on-demand'}). Ask for fewer or smaller nodes, or raise it with `aws service-quotas "
+            f"request-service-quota-increase --service-code ec2 --quota-code {quotas[spot]} --desired-value N "
+            f"--region {region}`. AWS said: {said}"
         )
     if what in NO_CAPACITY:
         return f"EC2 has no capacity for this in {region}: {said}"
@@ -363,11 +385,11 @@ def offers(clients: Clients, kinds: Sequence[Kind], zones: Zones, allocation: Al
         prices = spot_prices(clients, kinds)
         spot = [Offer(k, z, s, True, prices.get((k.name, z))) for k in kinds for z, s in zones.subnets.items()]
         # No price is no spot market there.
-        yield from sorted((o for o in spot if o.price is not None), key=_order)
+        yield from sorted((o for o in spot if o.price is not None), key=_order)[:OFFERS]
     if allocation != "spot":
         per_type = on_demand_prices(clients, kinds)
         rest = [Offer(k, z, s, False, per_type.get(k.name)) for k in kinds for z, s in zones.subnets.items()]
-        yield from sorted(rest, key=_order)
+        yield from sorted(rest, key=_order)[:OFFERS]
 
 
 def _order(offer: Offer) -> tuple[float, int, float, str, str]:
@@ -391,19 +413,19 @@ def image(clients: Clients, ami: str | None, arch: str) -> tuple[str, str, str]:
 # ---------------------------------------------------------------------------------------------------- launching
 
 
-def run_instances(clients: Clients, request: dict[str, Any]) -> list[str]:
+def run_instances(clients: Clients, request: dict[str, Any], give_up: Callable[[], bool]) -> list[str]:
     """Launch as many as `MaxCount` says and EC2 has; their ids. Idempotent by the request's client token.
 
     Raises `AWSError` for what is refused, and for what is still unknown after some attempts.
     """
     for attempt in range(ATTEMPTS):
         try:
-            with words("run_instances", clients.region):
+            with words("run_instances", clients.region, request["InstanceType"]):
                 launched = clients.launcher.run_instances(**request)["Instances"]
                 return [instance["InstanceId"] for instance in launched]
         except AWSError as error:
-            transient = error.code in BUSY | UNSETTLED or not error.code
-            if not transient or attempt == ATTEMPTS - 1:
+            again = error.transient or error.code in UNSETTLED
+            if not again or attempt == ATTEMPTS - 1 or give_up():
                 raise
             time.sleep(random.uniform(0.5, 1.0) * 0.5 * 2**attempt)
     raise AssertionError("unreachable")

@@ -53,8 +53,9 @@ class Instance(RemoteMachine):
         try:
             return super().open(core)
         except BaseException:
-            # Of no use: it is not paid for any longer.
-            self.run.end_one(self)
+            # Of no use: it is not paid for any longer. A pool that is left ends all of them at once.
+            if not self.run.over.is_set():
+                self.run.end_one(self)
             raise
 
     def connect(self, core: _core.Pool) -> _core.Connection:

@@ -30,7 +30,16 @@ def is_gone(tag: str) -> bool:
     """Say whether the process of a tag has certainly ended: only that of this very machine can be known to."""
     where, _, rest = tag.partition(" ")
     pid, _, started = rest.partition(" ")
-    return where == machine() and pid.isdigit() and _started(int(pid)) != started
+    if where != machine() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # somebody else's: the id was given anew, perhaps
+    now = _started(int(pid))
+    return now not in ("", started)
 
 
 @functools.cache
@@ -59,13 +68,15 @@ def machine() -> str:
 
 
 def _started(pid: int) -> str:
-    """Say when a process started; empty if there is none."""
+    """Say when a process started; empty if that cannot be said."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         if os.path.isdir("/proc/self"):
             return ""
-        done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        plain = {**os.environ, "TZ": "UTC", "LC_ALL": "C"}
+        asked = ["ps", "-o", "lstart=", "-p", str(pid)]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, env=plain)
         return "-".join(done.stdout.split())
     # A zombie has ended; field 20 after the name is the start, in ticks since the boot.
-    return "" if fields[0] in "ZX" else fields[19]
+    return "ended" if fields[0] in "ZX" else fields[19]

@@ -7,7 +7,6 @@ end                       TerminateInstances → terminated → the security gro
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import ipaddress
 import itertools
@@ -23,7 +22,8 @@ from .. import _core
 from .._signals import held
 from .._version import __version__
 from ..errors import NodeStartError
-from . import Machine, Wanted, ec2, owner, user_data
+from . import Machine, Wanted, ec2, ending, owner, user_data
+from .ending import batches
 from .instance import PORT, Instance
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ log = logging.getLogger("skyward_lite")
 
 CHECK_IP = "https://checkip.amazonaws.com"
 """Says from which address it was asked."""
-OFFERS = 60
-"""Launches that are tried before there is said to be no capacity."""
 LEASE_TAGS = "skyward-lite:"
 RUN, OWNER, PROCESS, EXPIRES = (f"{LEASE_TAGS}{name}" for name in ("run", "owner", "process", "expires"))
 
@@ -50,6 +48,7 @@ class Run:
         self.user_key, self.authorized_key = _core.generate_key()
         self.group: str | None = None
         self.made_group = False
+        self.began = 0.0
         self.expires = self._until()
         self.machines: list[Instance] = []
         self.lock = threading.Lock()
@@ -102,9 +101,7 @@ class Run:
         other = sorted({kind.name for kind in kinds if kind.arch != built_for})
         if other:
             raise NodeStartError(f"the image {ami} is for {built_for}, and {', '.join(other)} is not")
-        self.offers = itertools.islice(
-            self._affordable(ec2.offers(self.clients, kinds, zones, provider.allocation)), OFFERS
-        )
+        self.offers = self._affordable(ec2.offers(self.clients, kinds, zones, provider.allocation))
         first = next(self.offers, None)
         if first is None:
             names = ", ".join(kind.name for kind in kinds[:5])
@@ -139,8 +136,9 @@ class Run:
                 log.info("not asked for, as its price is unknown and max_hourly_cost is set: %s", offer)
 
     def _make_group(self, vpc: str) -> None:
-        source = self.provider.ssh_from or _own_address()
+        source = str(ipaddress.ip_network(self.provider.ssh_from or _own_address()))
         self.made_group = True
+        self.began = time.monotonic()
         try:
             self.group = self.clients.call(
                 "create_security_group",
@@ -195,12 +193,15 @@ class Run:
             request["IamInstanceProfile"] = {"Arn" if profile.startswith("arn:") else "Name": profile}
         return request
 
-    def launch(self, count: int, least: int, machines: list[Machine]) -> None:
-        """Launch `count` instances, offer by offer. Raises `NodeStartError` if there are fewer than `least`."""
-        with self.launching:
-            self._launch_all(count, least, machines)
+    def launch(self, count: int, least: int, machines: list[Machine], instead_of: Machine | None = None) -> None:
+        """Launch `count` instances, offer by offer. Raises `NodeStartError` if there are fewer than `least`.
 
-    def _launch_all(self, count: int, least: int, machines: list[Machine]) -> None:
+        What `instead_of` costs, which is soon gone, does not count towards the limit.
+        """
+        with self.launching:
+            self._launch_all(count, least, machines, instead_of)
+
+    def _launch_all(self, count: int, least: int, machines: list[Machine], instead_of: Machine | None) -> None:
         private, public = _core.generate_key()
         data = user_data.user_data(
             (private, public), self.authorized_key, self.provider.ttl, self.provider.orphan_timeout
@@ -209,7 +210,7 @@ class Run:
         refused: dict[str, str] = {}
         spot_is_used_up = False
         for offer in self._offers():
-            number = min(missing, self._affordable_number(offer))
+            number = min(missing, self._affordable_number(offer, instead_of))
             if offer.spot and spot_is_used_up:
                 continue
             if number < 1:
@@ -224,8 +225,8 @@ class Run:
                 refused[error.code] = f"{offer}: {error}"
                 spot_is_used_up |= offer.spot and error.code in ec2.QUOTA
                 if error.code not in ec2.NO_CAPACITY and not (offer.spot and error.code in ec2.QUOTA):
-                    if error.code in ec2.QUOTA and count - missing >= least:
-                        break
+                    if count - missing >= least:
+                        break  # enough, whatever is wrong with further ones
                     raise
                 log.info("EC2 has none: %s: %s", offer, error.code)
                 continue
@@ -248,11 +249,12 @@ class Run:
             self.tried.append(offer)
             yield offer
 
-    def _affordable_number(self, offer: ec2.Offer) -> int:
+    def _affordable_number(self, offer: ec2.Offer, instead_of: Machine | None) -> int:
         limit = self.provider.max_hourly_cost
         if limit is None or not offer.price:
             return 1_000_000
-        spent = sum(machine.offer.price or 0.0 for machine in self.machines if machine.ended is None)
+        living = [machine for machine in self.machines if machine.ended is None and machine is not instead_of]
+        spent = sum(machine.offer.price or 0.0 for machine in living)
         return int((limit - spent) / offer.price + 1e-9)
 
     def _launch(self, offer: ec2.Offer, number: int, data: str, private: str, public: str) -> list[Instance]:
@@ -275,12 +277,14 @@ class Run:
                 "MarketType": "spot",
                 "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
             }
+        if self.over.is_set():
+            raise NodeStartError("the pool is closed")
         self.uncertain = True
         try:
-            ids = ec2.run_instances(self.clients, request)
+            ids = ec2.run_instances(self.clients, request, self.over.is_set)
         except ec2.AWSError as error:
             # AWS's own word that there is none; without it there may be some.
-            self.uncertain = not error.code or error.code in ec2.BUSY
+            self.uncertain = error.transient
             raise
         self.uncertain = False
         new = [Instance(name, self, offer, public) for name in ids]
@@ -290,8 +294,7 @@ class Run:
             self.machines.extend(new)
         if self.over.is_set():
             # The pool was left meanwhile, and may not have seen these.
-            for machine in new:
-                self.end_one(machine)
+            ending.terminate(self.clients, ids, [], time.monotonic() + self.provider.leave)
             raise NodeStartError("the pool is closed")
         return new
 
@@ -304,7 +307,7 @@ class Run:
             if self.made_group and self.group is not None:
                 ids.append(self.group)
             try:
-                for some in _batches(ids, 500):
+                for some in batches(ids, 500):
                     tag = [{"Key": EXPIRES, "Value": self.expires.isoformat(timespec="seconds")}]
                     self.clients.call("create_tags", Resources=list(some), Tags=tag)
             except NodeStartError as error:
@@ -318,7 +321,7 @@ class Run:
             now = time.monotonic()
             if now - self.looked >= self.pause:
                 wanted = [m.name for m in self.machines if m.ended is None]
-                for some in _batches(wanted, 200):
+                for some in batches(wanted, 200):
                     pages = self.clients.pages(
                         "describe_instances", "Reservations", Filters=[{"Name": "instance-id", "Values": list(some)}]
                     )
@@ -356,82 +359,31 @@ class Run:
         with self.lock:
             ids = [machine.name for machine in self.machines]
             living = [machine.name for machine in self.machines if machine.ended is None]
-        if self.uncertain:
-            ours = [{"Name": f"tag:{RUN}", "Values": [self.id]}]
-            found = self.clients.pages("describe_instances", "Reservations", Filters=ours)
-            unheard = {i["InstanceId"] for reservation in found for i in reservation["Instances"]} - set(ids)
-            ids += unheard
-            living += unheard
         if living:
             log.info("EC2 run %s: terminating %d instances, and waiting until they are", self.id[:8], len(living))
-        if ids:
-            terminate(self.clients, living, ids, deadline)
+            ending.ask(self.clients, living)
         now = time.monotonic()
+        if self.uncertain:
+            # A call whose answer never came may be known only later.
+            ec2.until(lambda: bool(self._unheard(ids)), now + ec2.SETTLED)
+            living += self._unheard(ids)
+        if ids or living:
+            ending.terminate(self.clients, living, [name for name in ids if name not in living], deadline)
         for machine in self.machines:
             machine.ended = machine.ended or now
-        # An interrupted call may have made it.
-        if self.made_group and (group := self.group or self._find_group()) is not None:
-            remove_group(self.clients, group, deadline)
+        if self.made_group and self.group is None:
+            ec2.until(lambda: self._find_group() is not None, now + ec2.SETTLED)
+            self.group = self._find_group()
+        if self.made_group and self.group is not None:
+            ending.remove_group(self.clients, self.group, deadline, young=self.began + ec2.SETTLED)
         if ids:
             log.info("EC2 run %s is over: %d instances are terminated", self.id[:8], len(ids))
 
-
-# ---------------------------------------------------------------------------------------------------- endings
-
-
-def terminate(clients: ec2.Clients, living: Sequence[str], ids: Sequence[str], deadline: float) -> None:
-    """Terminate the living ones, and wait until all are. Raises `NodeStartError` if they are not in time."""
-    for some in _batches(living, 500):
-        try:
-            clients.call("terminate_instances", InstanceIds=list(some))
-        except ec2.AWSError as error:
-            if error.code != "InvalidInstanceID.NotFound":
-                raise
-            # One that is long gone makes the whole call fail.
-            for one in some:
-                with contextlib.suppress(ec2.AWSError):
-                    clients.call("terminate_instances", InstanceIds=[one])
-    left: list[str] = []
-
-    def over() -> bool:
-        left.clear()
-        for some in _batches(ids, 200):
-            here = [{"Name": "instance-id", "Values": list(some)}]
-            for reservation in clients.pages("describe_instances", "Reservations", Filters=here):
-                for instance in reservation["Instances"]:
-                    state = instance["State"]["Name"]
-                    if state != "terminated":
-                        left.append(instance["InstanceId"])
-                    if state not in ("terminated", "shutting-down"):
-                        # It was too young to be known.
-                        clients.call("terminate_instances", InstanceIds=[instance["InstanceId"]])
-        return not left
-
-    if not ec2.until(over, deadline, ec2.pause(len(ids))):
-        raise NodeStartError(f"not terminated yet: {', '.join(left)}")
-
-
-def remove_group(clients: ec2.Clients, group: str, deadline: float) -> None:
-    """Delete a security group, once nothing is in it any more."""
-
-    def gone() -> bool:
-        try:
-            clients.call("delete_security_group", GroupId=group)
-        except ec2.AWSError as error:
-            if error.code == "InvalidGroup.NotFound":
-                return True
-            if error.code != "DependencyViolation":
-                raise
-            return False  # network interfaces go a little after their instances
-        return True
-
-    if not ec2.until(gone, deadline):
-        raise NodeStartError(f"the security group {group} is still in use")
-
-
-def _batches(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for begin in range(0, len(items), size):
-        yield items[begin : begin + size]
+    def _unheard(self, ids: Sequence[str]) -> list[str]:
+        """List the instances of this run that are not among these."""
+        ours = [{"Name": f"tag:{RUN}", "Values": [self.id]}]
+        found = self.clients.pages("describe_instances", "Reservations", Filters=ours)
+        return [i["InstanceId"] for r in found for i in r["Instances"] if i["InstanceId"] not in ids]
 
 
 def _own_address() -> str:

@@ -40,9 +40,11 @@ systemctl poweroff || shutdown -h now
 """
 
 ALIVE = f"""
-( while kill -0 $$ 2>/dev/null; do touch {DIRECTORY}/alive; sleep 1; done ) >/dev/null 2>&1 </dev/null &
+( n=0
+  while kill -0 $$ && kill -0 $PPID && [ $((n += 1)) -lt 3600 ]; do touch {DIRECTORY}/alive; sleep 1; done
+) >/dev/null 2>&1 </dev/null &
 """
-"""At the head of a script that runs there: while it runs, the client is not gone."""
+"""At the head of a script that runs there: while it runs, and its session lives, the client is not gone."""
 
 ROTATE = r"""
 echo '@MARK@'
@@ -80,7 +82,9 @@ curl -LsSf https://astral.sh/uv/install.sh | env UV_NO_MODIFY_PATH=1 sh >&2
 def user_data(host_key: tuple[str, str], user_key: str, ttl: float, orphan_timeout: float) -> str:
     """Give the user-data. `host_key` is private and public, `user_key` public; times in seconds, whole ones there."""
     ttl_s, orphan_s = max(1, round(ttl)), max(1, round(orphan_timeout))
-    poweroff = ["systemd-run", f"--unit={TTL_UNIT}", f"--on-active={ttl_s}s", "systemctl", "poweroff"]
+    # Where this is part of what the system waits for before it has come up (Ubuntu), it must not wait for that.
+    early = ["--no-block", "--timer-property=DefaultDependencies=no"]
+    poweroff = ["systemd-run", f"--unit={TTL_UNIT}", f"--on-active={ttl_s}s", *early, "systemctl", "poweroff"]
     guard = GUARD
     values = {"ORPHAN": orphan_s, "TTL": ttl_s, "TICK": max(1, min(5, orphan_s // 4)), "RENEW": max(1, ttl_s // 8)}
     for key, value in {**values, "DIRECTORY": DIRECTORY, "USER": USER, "UNIT": TTL_UNIT}.items():

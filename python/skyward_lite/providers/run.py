@@ -119,7 +119,10 @@ class Run:
                 f"AWS(max_hourly_cost={limit}): nothing was launched"
             )
         total = "unknown" if first.price is None else f"${first.price * wanted.nodes:.4f}/h"
-        log.info("EC2 plan: %d × %s: %s; then %d zones' other offers", wanted.nodes, first, total, len(zones.subnets))
+        log.info(
+            "EC2 plan: %d × %s: %s; where there is none of it, %s in %s, cheapest first",
+            *(wanted.nodes, first, total, ", ".join(kind.name for kind in kinds), ", ".join(sorted(zones.subnets))),
+        )
         if provider.security_group is not None:
             self.group = provider.security_group
         else:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import multiprocessing
 import operator
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -442,3 +445,95 @@ def test_the_interpreter_that_cannot_start_is_named(monkeypatch, capfd):
     with pytest.raises(sky.NodeStartError, match="local-0 is lost"), sky.pool(plugins=[]):
         pass
     assert "PYTHONHOME" in capfd.readouterr().err
+
+
+def test_few_processes_are_started_for_those_who_ran_beside_a_crash(tmp_path):
+    """Each gets one for itself, a few at a time, also where a worker takes long to start; none is started in vain."""
+    starts = tmp_path / "starts"
+
+    @contextlib.contextmanager
+    def slow_start(info):
+        with starts.open("a") as file:
+            file.write("x")
+        time.sleep(0.7)
+        yield
+
+    def task(i):
+        while starts.read_text() == "x":  # until the spare has begun
+            time.sleep(0.01)
+        time.sleep(0.2)
+        if i == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(2)
+        return i
+
+    plugin = sky.Plugin("slow", around_worker=slow_start)
+    with sky.pool(worker=sky.Worker(concurrency=6), plugins=[plugin]) as pool:
+        futures = [pool.submit(task, i) for i in range(6)]
+        assert [future.result(40) for future in futures[1:]] == [1, 2, 3, 4, 5]
+        assert isinstance(futures[0].exception(1), sky.WorkerCrashedError)
+        # One, its spare, those for six suspects at most, and what replaces the culprit's and the spare.
+        assert len(starts.read_text()) <= 10
+
+
+def test_suspects_end_where_no_second_worker_can_start(tmp_path):
+    """A setup that works once per node. Whoever gets it, spare or successor, the tasks end and say why."""
+
+    @contextlib.contextmanager
+    def once(info):
+        with (tmp_path / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+
+    def task(i):
+        (tmp_path / f"began-{i}").touch()
+        while len(list(tmp_path.glob("began-*"))) < 3:
+            time.sleep(0.01)
+        if i == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+    with sky.pool(worker=sky.Worker(concurrency=3), plugins=[sky.Plugin("once", around_worker=once)]) as pool:
+        for future in [pool.submit(task, i) for i in range(3)]:
+            with pytest.raises(
+                (sky.WorkerCrashedError, sky.NodeLostError), match=r"(processes|workers) in a row ended"
+            ):
+                future.result(40)
+
+
+def test_an_abort_that_crosses_a_recall_harms_nobody(tmp_path):
+    """The task has come back unstarted, so nothing is to be ended for it where it had been."""
+
+    def quick(i):
+        time.sleep(0.25)
+
+    def slow(i):
+        (tmp_path / f"{i}-{time.monotonic()}").touch()
+        time.sleep(5)
+
+    with sky.pool(nodes=2, worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+        first, _ = sky.compute(os.getpid)() @ pool
+        os.kill(first, signal.SIGSTOP)
+        futures = [pool.submit(quick, i) for i in range(8)]
+        # The other node ends its own, and asks for what it can of the first one's.
+        assert eventually(lambda: sum(future.done() for future in futures) >= 4, 10)
+        time.sleep(0.5)
+        for future in futures:
+            pool._abort(future._task)
+        os.kill(first, signal.SIGCONT)
+        for future in [pool.submit(slow, i) for i in range(4)]:
+            future.result(30)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_why_a_node_cannot_start_its_workers_is_said(monkeypatch):
+    """Here it may have few files open."""
+    start = subprocess.Popen
+
+    def limited(*args, **kwargs):
+        few = (40, 40)
+        return start(*args, **kwargs, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, few))
+
+    monkeypatch.setattr(subprocess, "Popen", limited)
+    with pytest.raises(sky.NodeStartError, match="cannot start a worker: Too many open files"):
+        sky.pool(worker=sky.Worker(concurrency=40, executor="process"), plugins=[]).__enter__()

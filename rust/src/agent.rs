@@ -174,12 +174,7 @@ where
         end: Notify::new(),
     });
     lock(&agent.state).lease = Some(Instant::now() + Duration::from_millis(client.lease_ms));
-    if let Err(error) = agent.start_crew() {
-        agent.link.send(|o| o.close(&error.to_string()));
-        agent.end_crew().await;
-        farewell(&mut source, &mut writer).await;
-        return Err(error);
-    }
+    agent.start_crew()?;
     let _serving = Serving::new(&agent);
     let parent = rustix::process::getppid();
     let mut tick = tokio::time::interval(TICK);
@@ -396,8 +391,6 @@ impl Agent {
                     }
                 }
                 Event::Control(Control::Returned(task)) => {
-                    // It runs there no more, so nothing is to be ended for it.
-                    state.crew.doomed.remove(&task);
                     if state.asked.remove(&task) {
                         if state.queue.holds(id, task) {
                             state.queue.remove(task.task);

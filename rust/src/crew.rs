@@ -102,8 +102,6 @@ pub struct Crew {
     members: HashMap<PeerId, Member>,
     started: PeerId,
     false_starts: usize,
-    /// Spares in a row that ended before they were ready, since there are suspects.
-    failed_spares: usize,
     pub doomed: HashMap<Attempt, Doom>,
     /// Ran in a worker that died together with others: to run alone.
     suspects: VecDeque<u64>,
@@ -155,9 +153,6 @@ impl Crew {
     pub fn is_ready(&mut self, worker: PeerId, slots: usize) -> Option<usize> {
         let member = self.members.get_mut(&worker)?;
         member.ready = true;
-        if member.role == Role::Spare {
-            self.failed_spares = 0;
-        }
         (member.role == Role::Regular).then_some(slots)
     }
 
@@ -329,9 +324,6 @@ impl Agent {
             }
         } else {
             // Held back until each can have a process for itself. Most tasks that kill do it soon.
-            if state.crew.suspects.is_empty() {
-                state.crew.failed_spares = 0;
-            }
             suspects.sort_unstable();
             state.crew.suspects.extend(suspects.into_iter().map(|(_, task)| task));
         }
@@ -346,23 +338,7 @@ impl Agent {
                     self.replace(state);
                 }
             }
-            Role::Spare if !member.ready => {
-                state.crew.spare_due = Some(Instant::now() + SPARE_RETRY);
-                state.crew.failed_spares += 1;
-                if state.crew.failed_spares >= FALSE_STARTS {
-                    let text = format!(
-                        "another task that ran in the same process killed it, and this one was to run again, alone; but \
-                         {FALSE_STARTS} processes in a row ended before they could take it: {what}{}",
-                        member.last_words()
-                    );
-                    for task in std::mem::take(&mut state.crew.suspects) {
-                        if let Some(message) = state.queue.remove(task) {
-                            state.asked.remove(&message.id);
-                            self.deliver(state, Message::text(message.id, Tag::Crashed, text.clone()));
-                        }
-                    }
-                }
-            }
+            Role::Spare if !member.ready => state.crew.spare_due = Some(Instant::now() + SPARE_RETRY),
             Role::Spare | Role::Solo => state.crew.spare_due = Some(Instant::now()),
             Role::Retired(_) => {}
         }
@@ -495,8 +471,7 @@ impl Agent {
             }
         }
         let spares: Vec<_> = crew.members.iter().filter(|(_, m)| m.role == Role::Spare).map(|(id, _)| *id).collect();
-        // Those beyond one are for suspects.
-        for extra in spares.iter().skip(1.max(crew.suspects.len())) {
+        for extra in spares.iter().skip(1) {
             crew.set_role(*extra, Role::Retired(now));
             crew.kill(*extra);
         }

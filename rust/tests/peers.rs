@@ -705,6 +705,69 @@ fn bystanders_of_a_crash_run_again_alone() {
     assert_eq!(collect(&pool, 1)[&4].tag, Tag::Returned as u8);
 }
 
+/// A worker that a shell script starts; `$0` is the program that it is to run, `$1` a file to log its starts in.
+fn scripted(script: &str, log: &Gate) -> AgentSpec {
+    let worker = ["sh", "-c", script, &echo_node(), &log.0.display().to_string()].map(str::to_owned).into();
+    AgentSpec { worker, ..agent_spec("3.11") }
+}
+
+fn starts(log: &Gate) -> usize {
+    std::fs::read_to_string(&log.0).map_or(0, |text| text.lines().count())
+}
+
+fn await_starts(log: &Gate, count: usize) {
+    let by = Instant::now() + BOUND;
+    while starts(log) < count {
+        assert!(Instant::now() < by, "{} of {count} workers were started", starts(log));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Have so many tasks wait at the gate in the only process, and one more end that.
+fn crash(pool: &Pool, gate: &Gate, waiting: u64) {
+    (0..waiting).for_each(|n| submit(pool, gate.task(n)));
+    // The last one to be taken: when it is back, the others run.
+    submit(pool, task(waiting, 0, vec![]));
+    collect(pool, 1);
+    submit(pool, task(waiting + 1, 3, vec![]));
+}
+
+/// No more processes are started for the suspects of a crash than will run them, however long each takes to start.
+#[test]
+fn suspects_get_each_a_process_and_no_more() {
+    let (gate, log) = (Gate::new("each"), Gate::new("each-log"));
+    let node = scripted("echo >> \"$1\"; sleep 1; exec \"$0\" worker", &log);
+    let pool = ready(vec![embedded_agent(hello(8, false), node)]);
+    crash(&pool, &gate, 7);
+    // The first, its replacement, one for a suspect.
+    await_starts(&log, 3);
+    gate.open();
+    let ended = collect(&pool, 8);
+    assert_eq!(ended.values().filter(|m| m.tag == Tag::Returned as u8).count(), 7);
+    // Perhaps there was a spare, and one was started after the second crash.
+    assert!(starts(&log) <= 2 + 8 + 2, "{} workers were started", starts(&log));
+}
+
+/// Suspects for which no worker can be started end with the reason; everything else goes on.
+#[test]
+fn suspects_do_not_wait_for_what_cannot_start() {
+    let (gate, log, broken) = (Gate::new("in-vain"), Gate::new("in-vain-log"), Gate::new("in-vain-log.broken"));
+    let script = "[ -e \"$1.broken\" ] && exit 7; echo >> \"$1\"; exec \"$0\" worker";
+    let pool = ready(vec![embedded_agent(hello(4, false), scripted(script, &log))]);
+    // The spare will take the place of the first one.
+    await_starts(&log, 2);
+    broken.open();
+    crash(&pool, &gate, 3);
+    let ended = collect(&pool, 4);
+    for message in ended.values() {
+        assert_eq!(message.tag, Tag::Crashed as u8);
+        let text = String::from_utf8_lossy(&message.parts[0]);
+        assert!(text.contains("node tested") && text.contains("status 7"), "{text}");
+    }
+    submit(&pool, task(9, 0, vec![]));
+    assert_eq!(collect(&pool, 1)[&9].tag, Tag::Returned as u8);
+}
+
 /// A task that runs for too long is ended on the node.
 #[test]
 fn late_tasks_are_ended() {

@@ -391,6 +391,8 @@ impl Agent {
                     }
                 }
                 Event::Control(Control::Returned(task)) => {
+                    // It never began: the worker need not be ended for it.
+                    state.crew.doomed.remove(&task);
                     if state.asked.remove(&task) {
                         if state.queue.holds(id, task) {
                             state.queue.remove(task.task);

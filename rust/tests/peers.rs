@@ -16,10 +16,10 @@ use bytes::Bytes;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PublicKey};
 use skyward_lite::agent::{self, AgentSpec};
-use skyward_lite::frame::{Attempt, Message, Tag};
+use skyward_lite::frame::{Attempt, Body, Control, Event, Message, Tag};
 use skyward_lite::pool::{Endpoint, Node, NodeSpec, NodeState, Pool};
 use skyward_lite::server;
-use skyward_lite::session::{ClientHello, MAX_MESSAGE, WorkerSpec};
+use skyward_lite::session::{self, ClientHello, Link, MAX_MESSAGE, Source, WorkerSpec};
 use skyward_lite::ssh::{Identity, Target, new_key};
 
 /// Bound on everything here: a hang is a failure with a name.
@@ -766,6 +766,93 @@ fn suspects_do_not_wait_for_what_cannot_start() {
     }
     submit(&pool, task(9, 0, vec![]));
     assert_eq!(collect(&pool, 1)[&9].tag, Tag::Returned as u8);
+}
+
+/// A client that says what it is told, and an agent in the same thread.
+struct Raw {
+    link: Arc<Link>,
+    source: Source<tokio::io::ReadHalf<tokio::io::DuplexStream>>,
+    seen: Vec<Event>,
+}
+
+impl Raw {
+    async fn connect(hello: ClientHello) -> Self {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let (from, to) = tokio::io::split(theirs);
+        tokio::spawn(agent::run(from, to, agent_spec("3.11")));
+        let (from, to) = tokio::io::split(ours);
+        let link = Arc::new(Link::default());
+        let sender = Arc::clone(&link);
+        tokio::spawn(async move { sender.run(to, None).await });
+        link.send(|o| o.control(session::hello(&hello).unwrap()));
+        let mut raw = Self { link, source: Source::new(from, MAX_MESSAGE), seen: Vec::new() };
+        raw.source.greeting(&mut raw.seen).await.unwrap();
+        raw
+    }
+
+    fn submit(&self, message: Message) {
+        self.link.send(|o| o.message(Body::Task, message));
+    }
+
+    /// Read until `count` such events were seen.
+    async fn until(&mut self, count: usize, such: impl Fn(&Event) -> bool) {
+        let read = async {
+            while self.seen.iter().filter(|event| such(event)).count() < count {
+                self.source.read(&mut self.seen).await.unwrap();
+            }
+        };
+        tokio::time::timeout(BOUND, read).await.expect("nothing came");
+    }
+
+    /// Let the agent's clock go on, for more than the time between two of its heartbeats.
+    async fn heartbeats(&mut self) {
+        let before = self.seen.iter().filter(|event| heartbeat(event)).count();
+        self.until(before + 2, heartbeat).await;
+    }
+
+    fn ended(&self) -> Vec<(u64, u8)> {
+        let result = |event: &Event| match event {
+            Event::Message(Body::Result, message) => Some((message.id.task, message.tag)),
+            _ => None,
+        };
+        self.seen.iter().filter_map(result).collect()
+    }
+}
+
+fn heartbeat(event: &Event) -> bool {
+    matches!(event, Event::Control(Control::Heartbeat { .. }))
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
+/// A task that came back unstarted when it was aborted is no reason to end the worker that gave it back.
+#[test]
+fn an_abort_that_crosses_a_recall_ends_no_worker() {
+    run(async {
+        let gate = Gate::new("crossed");
+        let mut client = Raw::connect(hello(2, false)).await;
+        for message in [task(0, 0, vec![]), gate.task(1), gate.task(2), task(3, 0, vec![]), task(4, 0, vec![])] {
+            client.submit(message);
+        }
+        let result = |event: &Event| matches!(event, Event::Message(..));
+        client.until(1, result).await;
+        // The last two wait in the worker now, behind two that wait at the gate.
+        let id = Attempt { task: 3, attempt: 0 };
+        client.link.send(|o| {
+            o.control(Control::Recall(id));
+            o.control(Control::Abort(id));
+        });
+        client.until(1, |event| *event == Event::Control(Control::Returned(id))).await;
+        client.heartbeats().await;
+        // Another worker would have run the last one.
+        assert_eq!(client.ended(), [(0, Tag::Returned as u8)]);
+        gate.open();
+        client.until(4, result).await;
+        assert!(client.ended().iter().all(|(n, tag)| *n != 3 && *tag == Tag::Returned as u8), "{:?}", client.ended());
+    });
 }
 
 /// A task that runs for too long is ended on the node.

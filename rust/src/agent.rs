@@ -174,7 +174,9 @@ where
         end: Notify::new(),
     });
     lock(&agent.state).lease = Some(Instant::now() + Duration::from_millis(client.lease_ms));
-    agent.start_crew()?;
+    if let Err(why) = agent.start_crew() {
+        agent.end(&mut lock(&agent.state), why.to_string());
+    }
     let _serving = Serving::new(&agent);
     let parent = rustix::process::getppid();
     let mut tick = tokio::time::interval(TICK);

@@ -459,6 +459,9 @@ fn a_worker_that_does_not_start_fails_the_node() {
     let worker = vec!["sh".to_owned(), "-c".to_owned(), "exit 7".to_owned()];
     let why = lost(embedded_agent(hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
     assert!(why.contains("status 7"), "{why}");
+    let worker = vec!["/nonexistent".to_owned()];
+    let why = lost(embedded_agent(hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
+    assert!(why.contains("No such file"), "{why}");
 }
 
 /// What the node has otherwise than the client is told, or refused if so asked.

@@ -858,6 +858,30 @@ fn an_abort_that_crosses_a_recall_ends_no_worker() {
     });
 }
 
+/// The limit is for a task, not for how long the client lets its result wait.
+#[test]
+fn a_result_that_waits_is_not_late() {
+    run(async {
+        let mut hello = hello(2, false);
+        hello.worker.task_timeout_ms = Some(1000);
+        let mut client = Raw::connect(hello).await;
+        // One for the credit, five for the agent's backlog, two for the worker's; two wait in their threads.
+        (0..10).for_each(|n| client.submit(task(n, 6, vec![])));
+        client.until(1, |event| matches!(event, Event::Message(..))).await;
+        client.heartbeats().await;
+        assert_eq!(client.ended().len(), 1);
+        let mut taken = 0;
+        while taken < 10 {
+            client.until(taken + 1, |event| matches!(event, Event::Message(..))).await;
+            let ids = client.ended().into_iter().skip(taken).map(|(task, _)| Attempt { task, attempt: 0 });
+            let ids: Vec<_> = ids.collect();
+            taken += ids.len();
+            client.link.send(|o| o.acknowledge(ids));
+        }
+        assert!(client.ended().iter().all(|(_, tag)| *tag == Tag::Returned as u8), "{:?}", client.ended());
+    });
+}
+
 /// A task that runs for too long is ended on the node.
 #[test]
 fn late_tasks_are_ended() {

@@ -2,7 +2,7 @@
 //!
 //! The worker answers each task with its own parts. The tag says what it does before: 1 waits until the file exists
 //! that its first part names, 2 ends the process with status 3, 3 kills it, 4 writes its parts to standard error, 5
-//! floods that with 16 MiB.
+//! floods that with 16 MiB. 6 answers with 64 MiB instead.
 //!
 //! An agent that is given a file says that it will soon be gone when that exists.
 
@@ -25,7 +25,7 @@ fn worker() -> Fallible {
             let worker = worker.clone();
             std::thread::spawn(move || {
                 loop {
-                    let Some(Message { id, tag, nanos, parts }) = worker.next(slot, Duration::from_secs(1)) else {
+                    let Some(Message { id, tag, nanos, mut parts }) = worker.next(slot, Duration::from_secs(1)) else {
                         continue;
                     };
                     match tag {
@@ -40,6 +40,7 @@ fn worker() -> Fallible {
                         3 => std::process::abort(),
                         4 => parts.iter().for_each(|part| drop(std::io::stderr().write_all(part))),
                         5 => (0..1 << 18).for_each(|_| drop(std::io::stderr().write_all(&[b'x'; 63 + 1]))),
+                        6 => parts = vec![vec![0; 64 << 20].into()],
                         _ => {}
                     }
                     worker.finish(Message { id, tag: Tag::Returned as u8, nanos, parts });

@@ -174,7 +174,9 @@ where
         end: Notify::new(),
     });
     lock(&agent.state).lease = Some(Instant::now() + Duration::from_millis(client.lease_ms));
-    agent.start_crew()?;
+    if let Err(why) = agent.start_crew() {
+        agent.end(&mut lock(&agent.state), why.to_string());
+    }
     let _serving = Serving::new(&agent);
     let parent = rustix::process::getppid();
     let mut tick = tokio::time::interval(TICK);
@@ -391,6 +393,8 @@ impl Agent {
                     }
                 }
                 Event::Control(Control::Returned(task)) => {
+                    // It never began: the worker need not be ended for it.
+                    state.crew.doomed.remove(&task);
                     if state.asked.remove(&task) {
                         if state.queue.holds(id, task) {
                             state.queue.remove(task.task);

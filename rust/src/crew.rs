@@ -105,6 +105,8 @@ pub struct Crew {
     pub doomed: HashMap<Attempt, Doom>,
     /// Ran in a worker that died together with others: to run alone.
     suspects: VecDeque<u64>,
+    /// Workers that died before they could run one, since some wait.
+    false_solos: usize,
     /// The node has been ready, so it is worth a spare.
     proven: bool,
     spare_due: Option<Instant>,
@@ -165,6 +167,15 @@ impl Crew {
     pub fn want_spare_later(&mut self) {
         self.proven = true;
         self.spare_due = Some(Instant::now() + SPARE_AFTER);
+    }
+
+    fn count(&self, role: Role) -> usize {
+        self.members.values().filter(|m| m.role == role).count()
+    }
+
+    /// Spares that the waiting suspects need.
+    fn spares_wanted(&self, cores: usize) -> usize {
+        self.suspects.len().min(cores.max(SOLOS).saturating_sub(self.count(Role::Solo)))
     }
 
     fn find(&self, role: Role, ready: bool) -> Option<PeerId> {
@@ -338,11 +349,35 @@ impl Agent {
                     self.replace(state);
                 }
             }
-            Role::Spare if !member.ready => state.crew.spare_due = Some(Instant::now() + SPARE_RETRY),
+            Role::Spare | Role::Solo if false_start => {
+                state.crew.spare_due = Some(Instant::now() + SPARE_RETRY);
+                state.crew.false_solos += usize::from(!state.crew.suspects.is_empty());
+                let others = state.crew.count(Role::Spare) + state.crew.count(Role::Solo);
+                if state.crew.false_solos >= FALSE_STARTS && others == 0 {
+                    self.fail_suspects(state, &format!("{what}{}", member.last_words()));
+                }
+            }
             Role::Spare | Role::Solo => state.crew.spare_due = Some(Instant::now()),
             Role::Retired(_) => {}
         }
         self.pump(state);
+    }
+
+    /// End the tasks that wait to run alone: no worker can be started for them.
+    fn fail_suspects(&self, state: &mut State, what: &str) {
+        for task in std::mem::take(&mut state.crew.suspects) {
+            // Others were cancelled meanwhile.
+            if state.queue.is_orphan(task)
+                && let Some(message) = state.queue.remove(task)
+            {
+                state.asked.remove(&message.id);
+                let text = format!(
+                    "this task ran in a worker process that died of one of its tasks, and no other could be started to \
+                     run it again, alone: {what}"
+                );
+                self.deliver(state, Message::text(message.id, Tag::Crashed, text));
+            }
+        }
     }
 
     /// Say how a worker died.
@@ -395,6 +430,7 @@ impl Agent {
             let mut solos = crew.members.iter().filter(|(_, m)| m.role == Role::Solo);
             let free = solos.find(|(id, _)| queue.held(**id).next().is_none()).map(|(id, _)| *id);
             let Some(&task) = crew.suspects.front() else {
+                crew.false_solos = 0;
                 let Some(solo) = free else { break };
                 queue.remove_peer(solo);
                 crew.set_role(solo, Role::Spare);
@@ -416,17 +452,19 @@ impl Agent {
                 crew.send(solo, message);
             }
         }
-        let busy = |m: &Member| m.role == Role::Solo || (m.role == Role::Spare && !m.ready);
-        let at_work = state.crew.members.values().filter(|m| busy(m)).count();
-        let wanted = state.crew.suspects.len().min(self.cores.max(SOLOS).saturating_sub(at_work));
-        for _ in 0..wanted {
+        if state.crew.spare_due.is_some_and(|due| due > now) {
+            // The last one did not start.
+            return;
+        }
+        let missing = state.crew.spares_wanted(self.cores).saturating_sub(state.crew.count(Role::Spare));
+        for _ in 0..missing {
             if let Err(e) = self.start_worker(state, Role::Spare) {
                 self.end(state, e.to_string());
             }
         }
     }
 
-    /// End what must end, find workers that are stopped, and keep one spare.
+    /// End what must end, find workers that are stopped, and keep one spare, or as many as suspects need.
     pub(crate) fn look_after_crew(self: &Arc<Self>, state: &mut State) {
         let now = Instant::now();
         let slots = self.shape().1;
@@ -471,7 +509,7 @@ impl Agent {
             }
         }
         let spares: Vec<_> = crew.members.iter().filter(|(_, m)| m.role == Role::Spare).map(|(id, _)| *id).collect();
-        for extra in spares.iter().skip(1) {
+        for extra in spares.iter().skip(crew.spares_wanted(self.cores).max(1)) {
             crew.set_role(*extra, Role::Retired(now));
             crew.kill(*extra);
         }

@@ -21,6 +21,8 @@ use crate::frame::Attempt;
 /// Bytes of a slot's record: when it began (u64, nanoseconds of the system's monotonic clock; 0 for nothing), task
 /// (u64), attempt (u64).
 const RECORD: usize = 24;
+/// When a task began whose time does not count any more: it has run for no time at all.
+const NEVER: u64 = u64::MAX;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -105,6 +107,11 @@ impl Table {
     /// Let a slot's time begin anew.
     pub fn restart(&self, slot: usize) {
         drop(self.file.write_all_at(&now().to_le_bytes(), (slot * RECORD) as u64));
+    }
+
+    /// Let a slot's time count no more: its task has ended and waits to hand in its result.
+    pub fn stop(&self, slot: usize) {
+        drop(self.file.write_all_at(&NEVER.to_le_bytes(), (slot * RECORD) as u64));
     }
 
     /// What runs, and for how long.

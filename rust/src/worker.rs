@@ -5,7 +5,7 @@
 //! in with [`Worker::finish`]. A thread that finishes takes its next task without anybody's help; an idle one is
 //! woken only when more tasks wait than the running ones get to.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -40,7 +40,8 @@ pub const UNWIND: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 struct Tasks {
     queue: VecDeque<Message>,
-    running: HashSet<u64>,
+    /// What runs, and in which slot.
+    running: HashMap<u64, usize>,
     /// Cancelled before they arrived: control frames overtake messages.
     early: HashSet<u64>,
     /// No task is to be taken any more.
@@ -52,12 +53,12 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn take(&mut self) -> Option<Message> {
+    fn take(&mut self, slot: usize) -> Option<Message> {
         if self.over {
             return None;
         }
         let task = self.queue.pop_front()?;
-        self.running.insert(task.id.task);
+        self.running.insert(task.id.task, slot);
         self.taken += 1;
         self.taken_at = Instant::now();
         Some(task)
@@ -129,7 +130,7 @@ impl Worker {
             threads: setup.slots,
             tasks: Mutex::new(Tasks {
                 queue: VecDeque::new(),
-                running: HashSet::new(),
+                running: HashMap::new(),
                 early: HashSet::new(),
                 over: false,
                 idle: 0,
@@ -171,7 +172,7 @@ impl Worker {
     /// The next task if there is one, without waiting, for the thread of this slot.
     #[must_use]
     pub fn try_next(&self, slot: usize) -> Option<Message> {
-        let task = lock(&self.shared.tasks).take()?;
+        let task = lock(&self.shared.tasks).take(slot)?;
         self.shared.table.set(slot, Some(task.id));
         Some(task)
     }
@@ -190,7 +191,7 @@ impl Worker {
                 .unwrap_or_else(PoisonError::into_inner);
             tasks.idle -= 1;
         }
-        let task = tasks.take()?;
+        let task = tasks.take(slot)?;
         drop(tasks);
         self.shared.table.set(slot, Some(task.id));
         Some(task)
@@ -209,6 +210,10 @@ impl Worker {
 
     /// Hand in a result. Waits while more than 64 MiB of earlier ones are unsent.
     pub fn finish(&self, message: Message) {
+        // Whether the agent takes results in time is not this task's doing.
+        if let Some(&slot) = lock(&self.shared.tasks).running.get(&message.id.task) {
+            self.shared.table.stop(slot);
+        }
         let mut results = lock(&self.shared.results);
         while results.outbox.bytes() > BACKLOG {
             results = self.shared.result_sent.wait(results).unwrap_or_else(PoisonError::into_inner);
@@ -281,7 +286,7 @@ impl Worker {
                         self.answer(|outbox| outbox.message(Body::Result, Message::cancelled(id)));
                     } else {
                         let mut tasks = lock(&self.shared.tasks);
-                        if tasks.running.contains(&id.task) {
+                        if tasks.running.contains_key(&id.task) {
                             drop(tasks);
                             self.answer(|outbox| outbox.control(Control::Kept(id)));
                         } else {

@@ -16,10 +16,10 @@ use bytes::Bytes;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PublicKey};
 use skyward_lite::agent::{self, AgentSpec};
-use skyward_lite::frame::{Attempt, Message, Tag};
+use skyward_lite::frame::{Attempt, Body, Control, Event, Message, Tag};
 use skyward_lite::pool::{Endpoint, Node, NodeSpec, NodeState, Pool};
 use skyward_lite::server;
-use skyward_lite::session::{ClientHello, MAX_MESSAGE, WorkerSpec};
+use skyward_lite::session::{self, ClientHello, Link, MAX_MESSAGE, Source, WorkerSpec};
 use skyward_lite::ssh::{Identity, Target, new_key};
 
 /// Bound on everything here: a hang is a failure with a name.
@@ -459,6 +459,9 @@ fn a_worker_that_does_not_start_fails_the_node() {
     let worker = vec!["sh".to_owned(), "-c".to_owned(), "exit 7".to_owned()];
     let why = lost(embedded_agent(hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
     assert!(why.contains("status 7"), "{why}");
+    let worker = vec!["/nonexistent".to_owned()];
+    let why = lost(embedded_agent(hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
+    assert!(why.contains("No such file"), "{why}");
 }
 
 /// What the node has otherwise than the client is told, or refused if so asked.
@@ -703,6 +706,180 @@ fn bystanders_of_a_crash_run_again_alone() {
     assert!(collect(&pool, 2).values().all(|m| m.tag == Tag::Returned as u8));
     submit(&pool, task(4, 0, vec![]));
     assert_eq!(collect(&pool, 1)[&4].tag, Tag::Returned as u8);
+}
+
+/// A worker that a shell script starts; `$0` is the program that it is to run, `$1` a file to log its starts in.
+fn scripted(script: &str, log: &Gate) -> AgentSpec {
+    let worker = ["sh", "-c", script, &echo_node(), &log.0.display().to_string()].map(str::to_owned).into();
+    AgentSpec { worker, ..agent_spec("3.11") }
+}
+
+fn starts(log: &Gate) -> usize {
+    std::fs::read_to_string(&log.0).map_or(0, |text| text.lines().count())
+}
+
+fn await_starts(log: &Gate, count: usize) {
+    let by = Instant::now() + BOUND;
+    while starts(log) < count {
+        assert!(Instant::now() < by, "{} of {count} workers were started", starts(log));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Have so many tasks wait at the gate in the only process, and one more end that.
+fn crash(pool: &Pool, gate: &Gate, waiting: u64) {
+    (0..waiting).for_each(|n| submit(pool, gate.task(n)));
+    // The last one to be taken: when it is back, the others run.
+    submit(pool, task(waiting, 0, vec![]));
+    collect(pool, 1);
+    submit(pool, task(waiting + 1, 3, vec![]));
+}
+
+/// No more processes are started for the suspects of a crash than will run them, however long each takes to start.
+#[test]
+fn suspects_get_each_a_process_and_no_more() {
+    let (gate, log) = (Gate::new("each"), Gate::new("each-log"));
+    let node = scripted("echo >> \"$1\"; sleep 1; exec \"$0\" worker", &log);
+    let pool = ready(vec![embedded_agent(hello(8, false), node)]);
+    crash(&pool, &gate, 7);
+    // The first, its replacement, one for a suspect.
+    await_starts(&log, 3);
+    gate.open();
+    let ended = collect(&pool, 8);
+    assert_eq!(ended.values().filter(|m| m.tag == Tag::Returned as u8).count(), 7);
+    // Perhaps there was a spare, and one was started after the second crash.
+    assert!(starts(&log) <= 2 + 8 + 2, "{} workers were started", starts(&log));
+}
+
+/// Suspects for which no worker can be started end with the reason; everything else goes on.
+#[test]
+fn suspects_do_not_wait_for_what_cannot_start() {
+    let (gate, log, broken) = (Gate::new("in-vain"), Gate::new("in-vain-log"), Gate::new("in-vain-log.broken"));
+    let script = "[ -e \"$1.broken\" ] && exit 7; echo >> \"$1\"; exec \"$0\" worker";
+    let pool = ready(vec![embedded_agent(hello(4, false), scripted(script, &log))]);
+    // The spare will take the place of the first one.
+    await_starts(&log, 2);
+    broken.open();
+    crash(&pool, &gate, 3);
+    let ended = collect(&pool, 4);
+    for message in ended.values() {
+        assert_eq!(message.tag, Tag::Crashed as u8);
+        let text = String::from_utf8_lossy(&message.parts[0]);
+        assert!(text.contains("node tested") && text.contains("status 7"), "{text}");
+    }
+    submit(&pool, task(9, 0, vec![]));
+    assert_eq!(collect(&pool, 1)[&9].tag, Tag::Returned as u8);
+}
+
+/// A client that says what it is told, and an agent in the same thread.
+struct Raw {
+    link: Arc<Link>,
+    source: Source<tokio::io::ReadHalf<tokio::io::DuplexStream>>,
+    seen: Vec<Event>,
+}
+
+impl Raw {
+    async fn connect(hello: ClientHello) -> Self {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let (from, to) = tokio::io::split(theirs);
+        tokio::spawn(agent::run(from, to, agent_spec("3.11")));
+        let (from, to) = tokio::io::split(ours);
+        let link = Arc::new(Link::default());
+        let sender = Arc::clone(&link);
+        tokio::spawn(async move { sender.run(to, None).await });
+        link.send(|o| o.control(session::hello(&hello).unwrap()));
+        let mut raw = Self { link, source: Source::new(from, MAX_MESSAGE), seen: Vec::new() };
+        raw.source.greeting(&mut raw.seen).await.unwrap();
+        raw
+    }
+
+    fn submit(&self, message: Message) {
+        self.link.send(|o| o.message(Body::Task, message));
+    }
+
+    /// Read until `count` such events were seen.
+    async fn until(&mut self, count: usize, such: impl Fn(&Event) -> bool) {
+        let read = async {
+            while self.seen.iter().filter(|event| such(event)).count() < count {
+                self.source.read(&mut self.seen).await.unwrap();
+            }
+        };
+        tokio::time::timeout(BOUND, read).await.expect("nothing came");
+    }
+
+    /// Let the agent's clock go on, for more than the time between two of its heartbeats.
+    async fn heartbeats(&mut self) {
+        let before = self.seen.iter().filter(|event| heartbeat(event)).count();
+        self.until(before + 2, heartbeat).await;
+    }
+
+    fn ended(&self) -> Vec<(u64, u8)> {
+        let result = |event: &Event| match event {
+            Event::Message(Body::Result, message) => Some((message.id.task, message.tag)),
+            _ => None,
+        };
+        self.seen.iter().filter_map(result).collect()
+    }
+}
+
+fn heartbeat(event: &Event) -> bool {
+    matches!(event, Event::Control(Control::Heartbeat { .. }))
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
+/// A task that came back unstarted when it was aborted is no reason to end the worker that gave it back.
+#[test]
+fn an_abort_that_crosses_a_recall_ends_no_worker() {
+    run(async {
+        let gate = Gate::new("crossed");
+        let mut client = Raw::connect(hello(2, false)).await;
+        for message in [task(0, 0, vec![]), gate.task(1), gate.task(2), task(3, 0, vec![]), task(4, 0, vec![])] {
+            client.submit(message);
+        }
+        let result = |event: &Event| matches!(event, Event::Message(..));
+        client.until(1, result).await;
+        // The last two wait in the worker now, behind two that wait at the gate.
+        let id = Attempt { task: 3, attempt: 0 };
+        client.link.send(|o| {
+            o.control(Control::Recall(id));
+            o.control(Control::Abort(id));
+        });
+        client.until(1, |event| *event == Event::Control(Control::Returned(id))).await;
+        client.heartbeats().await;
+        // Another worker would have run the last one.
+        assert_eq!(client.ended(), [(0, Tag::Returned as u8)]);
+        gate.open();
+        client.until(4, result).await;
+        assert!(client.ended().iter().all(|(n, tag)| *n != 3 && *tag == Tag::Returned as u8), "{:?}", client.ended());
+    });
+}
+
+/// The limit is for a task, not for how long the client lets its result wait.
+#[test]
+fn a_result_that_waits_is_not_late() {
+    run(async {
+        let mut hello = hello(2, false);
+        hello.worker.task_timeout_ms = Some(1000);
+        let mut client = Raw::connect(hello).await;
+        // One for the credit, five for the agent's backlog, two for the worker's; two wait in their threads.
+        (0..10).for_each(|n| client.submit(task(n, 6, vec![])));
+        client.until(1, |event| matches!(event, Event::Message(..))).await;
+        client.heartbeats().await;
+        assert_eq!(client.ended().len(), 1);
+        let mut taken = 0;
+        while taken < 10 {
+            client.until(taken + 1, |event| matches!(event, Event::Message(..))).await;
+            let ids = client.ended().into_iter().skip(taken).map(|(task, _)| Attempt { task, attempt: 0 });
+            let ids: Vec<_> = ids.collect();
+            taken += ids.len();
+            client.link.send(|o| o.acknowledge(ids));
+        }
+        assert!(client.ended().iter().all(|(_, tag)| *tag == Tag::Returned as u8), "{:?}", client.ended());
+    });
 }
 
 /// A task that runs for too long is ended on the node.

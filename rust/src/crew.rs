@@ -1,8 +1,9 @@
 //! The agent's worker processes: started, followed, replaced, and blamed when they die.
 //!
 //! A worker that dies while one task runs in it was ended by that task. If several ran, each of them runs again, alone
-//! in a process of its own, and the one that ends that process too is named. What only waited in the worker runs
-//! elsewhere. A spare worker stands by, so that a replacement need not start first.
+//! in a process of its own, and the one that ends that process too is named. If no such process can be started, they
+//! end with the reason. What only waited in the worker runs elsewhere. A spare worker stands by, so that a replacement
+//! need not start first.
 //!
 //! What a worker writes to its standard output and standard error is sent on to the client by lines.
 

@@ -520,7 +520,7 @@ def client(
     cloud: Cloud, then: str = "time.sleep(60)", stderr: int | None = None, **options: object
 ) -> subprocess.Popen[str]:
     """Start another process that opens a pool of two."""
-    options = {"ssh_from": HERE, "orphan_timeout": 2.0, "boot_timeout": 20.0, **options}
+    options = {"ssh_from": HERE, "orphan_timeout": 4.0, "boot_timeout": 20.0, **options}
     script = CLIENT.replace("{then}", then).replace("{options}", repr(options))
     env = {**os.environ, **cloud.env}
     return subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, stderr=stderr, text=True)
@@ -608,7 +608,7 @@ def test_ctrl_c_during_the_launch_leaves_nothing(cloud, more):
 
 def test_an_instance_lives_as_long_as_its_client(cloud):
     """Its timers are moved on: it is there after more than either."""
-    with pool(provider=aws(orphan_timeout=2.0, ttl=4.0)) as opened:
+    with pool(provider=aws(orphan_timeout=4.0, ttl=4.0)) as opened:
         (instance,) = cloud.instances()
         began = time.monotonic()
         while time.monotonic() < began + 8:
@@ -680,7 +680,7 @@ def test_the_end_is_waited_for(cloud):
 def test_what_cannot_be_ended_is_said(cloud, caplog):
     """With the command that does it later; the instances end themselves."""
     cloud.fail("TerminateInstances", "UnauthorizedOperation", times=100)
-    with pool(provider=aws(orphan_timeout=1.0)):
+    with pool(provider=aws(orphan_timeout=4.0)):
         pass
     assert "may not be over: these credentials may not do ec2:TerminateInstances" in caplog.text
     assert "python -m skyward_lite reap --region us-east-1" in caplog.text

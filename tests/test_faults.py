@@ -339,8 +339,11 @@ def test_a_task_that_holds_the_gil_is_no_lost_node():
 CLIENT = """
 import sys, time, operator, subprocess, skyward_lite as sky
 def spawn():
-    # A grandchild in the worker's group.
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", "skyward_lite.grandchild"]).pid
+    # A grandchild in the worker's group. Only when it speaks its command line is sure to be there: Popen returns earlier.
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)", "skyward_lite.grandchild"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process.pid
 pool = sky.pool(lease={lease}, worker=sky.Worker(concurrency=2), plugins=[]).__enter__()
 print(pool.nodes()[0].pid, pool.submit(spawn).result(), flush=True)
 pool.submit(time.sleep, 300)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -329,6 +330,32 @@ def test_a_lost_instance_is_replaced(cloud):
         assert eventually(lambda: len(cloud.instances()) == 3, 20)
         assert eventually(lambda: opened.slots() == 4, 30)
         assert first.state() in ("shutting-down", "terminated")
+
+
+def test_an_instance_lost_as_soon_as_it_is_ready_is_replaced(cloud):
+    """Also if whoever follows the nodes was busy while it was."""
+    lost = []
+    look = threading.Event()
+
+    def busy(record):
+        if "is lost" in record.getMessage():
+            lost.append(record.args[0])
+            assert look.wait(30)
+        return True
+
+    logger = logging.getLogger("skyward_lite")
+    logger.addFilter(busy)
+    try:
+        with pool(1) as opened:
+            cloud.instances()[0].kill()
+            assert eventually(lambda: opened.slots() and lost == [cloud.instances()[0].id], 30)
+            cloud.instances()[1].kill()
+            assert eventually(lambda: [n.state for n in opened.nodes()] == ["lost", "lost"], 30)
+            look.set()
+            assert eventually(lambda: len(cloud.instances()) == 3 and opened.slots(), 30)
+    finally:
+        look.set()
+        logger.removeFilter(busy)
 
 
 def test_an_instance_that_never_boots(cloud, caplog):

@@ -373,6 +373,8 @@ class ComputePool(Executor):
         while self._state != "closed":
             for number, node in enumerate(self.nodes()):
                 was, before[number] = before.get(number, "connecting"), node.state
+                if was == "connecting" and node.slots and node.state != "ready":
+                    was = "ready"  # between two looks
                 if node.state != was and number < len(self._machines):
                     self._care(self._machines[number], was, node.state, hello)
                 if node.state == "ready" and was != "ready":

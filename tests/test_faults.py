@@ -339,7 +339,7 @@ def test_a_task_that_holds_the_gil_is_no_lost_node():
 CLIENT = """
 import sys, time, operator, subprocess, skyward_lite as sky
 def spawn():
-    # A grandchild in the worker's group. Only when it speaks its command line is sure to be there: Popen returns earlier.
+    # A grandchild in the worker's group. Its command line is sure to be there when it speaks: Popen returns earlier.
     command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)", "skyward_lite.grandchild"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     process.stdout.readline()

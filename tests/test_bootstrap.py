@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
+import uv
 from conftest import eventually
 from lab import Lab, Sshd, opened
 from skyward_lite import bootstrap
@@ -284,15 +285,43 @@ def test_a_host_without_python_is_refused(lab, few):
     assert environments(host) == []
 
 
-def test_a_python_that_makes_no_environments_is_refused(lab, few, tmp_path):
-    """Debian's without its python3-venv: the package is named."""
-    broken = tmp_path / "broken"
+def without_ensurepip(directory: Path) -> Path:
+    """Make a directory that, on PYTHONPATH, does what Debian does without its python3-venv."""
+    broken = directory / "broken"
     broken.mkdir()
     (broken / "ensurepip.py").write_text("raise ImportError('not here')\n")
+    return broken
+
+
+def test_a_python_that_makes_no_environments_is_refused(lab, few, tmp_path):
+    """Debian's without its python3-venv: the package is named."""
+    broken = without_ensurepip(tmp_path)
     python = few / f"python{bootstrap.PYTHON}"
     python.symlink_to(sys.executable)
     host = lab.host(env={"PATH": str(few), "PYTHONPATH": str(broken)})
     assert f"{python} cannot make environments: install python{bootstrap.PYTHON}-venv" in refusal(lab, host)
+
+
+@pytest.mark.parametrize("lacks", ["Python", "ensurepip"])
+def test_uv_provides_what_is_missing(lab, few, tmp_path, wheelhouse, lacks):
+    """A Python of the right version, or the means to make an environment with the one there is."""
+    env = {"PATH": str(few), "UV_PYTHON_INSTALL_DIR": str(tmp_path / "pythons")}
+    (few / "uv").symlink_to(uv.find_uv_bin())
+    if lacks == "Python":
+        # As uv would unpack it.
+        place = tmp_path / "pythons" / f"cpython-{platform.python_version()}-linux-{ARCHITECTURE}-gnu"
+        place.mkdir(parents=True)
+        for part in ("bin", "lib", "include"):
+            (place / part).symlink_to(Path(sys.base_prefix, part))
+    else:
+        place = Path(sys.base_prefix)
+        env["PYTHONPATH"] = str(without_ensurepip(tmp_path))
+        (few / f"python{bootstrap.PYTHON}").symlink_to(place / "bin" / f"python{bootstrap.PYTHON}")
+    host = lab.host(env=env)
+    with open_pool(lab, host, sky.Image(pip=["labpackage==1.0"], wheelhouse=str(wheelhouse))) as pool:
+        assert pool.submit(eval, "__import__('labpackage').answer").result(20) == 42
+        made_with = pool.submit(eval, "__import__('sys').base_prefix").result(20)
+    assert Path(made_with).resolve() == place.resolve()
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(lab, tmp_path):
@@ -361,12 +390,3 @@ def test_a_host_of_another_kind_gets_the_package_from_the_index():
         facts = dataclasses.replace(FACTS, **change)
         assert list(bootstrap.files(facts, plain)) == []
         assert f"skyward_lite=={sky.__version__}".encode() in bootstrap.build(facts, plain, "env-x", {})
-
-
-def test_uv_provides_what_is_missing():
-    """A Python of the right version, or the means to make an environment with the one there is."""
-    for python in (None, "/usr/bin/python"):
-        facts = dataclasses.replace(FACTS, uv="/opt/uv", python=python, venv=False)
-        script = bootstrap.build(facts, sky.Image(pip=["a"]), "env-x", {"bundle": "/b"}).decode()
-        assert "step /opt/uv venv" in script
-        assert 'step /opt/uv pip install --quiet --python "$tmp/bin/python" a' in script

@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -31,8 +32,10 @@ from typing import Any, Self
 
 import boto3
 import botocore.config
+import skyward_lite as sky
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
+from moto.ec2.models.instances import StateReason
 from moto.server import ThreadedMotoServer
 
 REGION = "us-east-1"
@@ -76,12 +79,37 @@ esac
     "shutdown": "#!/bin/sh\nexec systemctl poweroff\n",
 }
 
+# What an image without the client's Python has: one of these brings it.
+BRINGS = {
+    "dnf": r"""#!/bin/sh
+printf '%s' "${0##*/}" >>/run/installed
+printf ' %s' "$@" >>/run/installed
+echo >>/run/installed
+case " $* " in
+  *" install "*" python@MINOR@"*) ;;
+  *) exit 0 ;;
+esac
+while read -r file; do umount "$file"; done </run/hidden
+ln -s @BASE@/bin/python@MINOR@ /run/bin
+""",
+    # uv's installer, and what uv downloads then.
+    "curl": r"""#!/bin/sh
+cat <<'INSTALLER_ENDS_HERE'
+mkdir -p ~/.local/bin && cp /run/uv ~/.local/bin
+to=~/.local/share/uv/python/cpython-@VERSION@-linux-$(uname -m)-gnu
+mkdir -p $to && ln -s @BASE@/bin @BASE@/lib @BASE@/include $to
+INSTALLER_ENDS_HERE
+""",
+}
+BRINGS["apt-get"] = BRINGS["dnf"]
+
 BOOT = r"""set -e
 mount --bind @D@/etc /etc
 mount --bind @D@/run /run
 mount -t tmpfs -o mode=755 tmpfs /home
 mount --bind @SHARED@ /var/tmp
 @ROOT@
+@HIDE@
 hostname @NAME@
 echo 127.0.0.1 @NAME@ >>/etc/hosts
 cd /
@@ -105,6 +133,11 @@ class Call:
     service: str
     action: str
     parameters: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """As policies have it."""
+        return f"{self.service}:{self.action}"
 
 
 class Instance:
@@ -147,7 +180,25 @@ class Instance:
             programs["uname"] = (
                 f'#!/bin/sh\n[ "$1" = -m ] && {{ echo {self.cloud.machine}; exit; }}\nexec /usr/bin/uname "$@"\n'
             )
+        brings = self.cloud.brings_python
+        hidden = []
+        if brings is not None:
+            # What this machine has itself is of no use, nor to be touched.
+            programs.update(dict.fromkeys(("apt-get", "curl"), "#!/bin/sh\necho nothing here >&2\nexit 1\n"))
+            if brings in BRINGS:
+                programs[brings] = BRINGS[brings]
+            hidden = [path for where in ("/usr", "/usr/local") for path in Path(where, "bin").glob("python3*")]
+            (run / "hidden").write_text("".join(f"{path}\n" for path in hidden))
+            uv = shutil.which("uv", path=str(Path(sys.executable).parent))
+            if brings == "curl" and uv is not None:
+                shutil.copy(uv, run)
         for program, text in programs.items():
+            for key, value in {
+                "MINOR": f"{sys.version_info[0]}.{sys.version_info[1]}",
+                "VERSION": platform.python_version(),
+                "BASE": sys.base_prefix,
+            }.items():
+                text = text.replace(f"@{key}@", value)
             (run / "bin" / program).write_text(text)
             (run / "bin" / program).chmod(0o755)
         self._apply(etc, run)
@@ -165,6 +216,7 @@ class Instance:
             "D": shlex.quote(str(self.directory)),
             "SHARED": shlex.quote(str(self.cloud.shared)),
             "ROOT": root,
+            "HIDE": "\n".join(f"mount --bind /dev/null {path}" for path in hidden),
             "NAME": self.id,
             "BEFORE_SSHD": "while :; do sleep 1 & wait; done" if never else f"sleep {self.cloud.slow_boot}",
             "SSHD": SSHD,
@@ -225,10 +277,11 @@ class Instance:
         ):
             (run / "cloud" / part).write_text(lines + "\n")
         kept = {k: v for k, v in os.environ.items() if k.startswith(("SKYWARD_TEST", "PIP_"))}
+        python = f"{sys.base_prefix}/bin:" if self.cloud.brings_python is None else ""
         settings = {
             **kept,
-            "PATH": f"/run/bin:{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin",
-            "XDG_CACHE_HOME": f"/var/tmp/cache-{self.cloud.machine}",
+            "PATH": f"/run/bin:{python}/usr/local/bin:/usr/bin:/bin",
+            "XDG_CACHE_HOME": f"/var/tmp/cache-{self.cloud.machine}-{self.cloud.brings_python}",
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"{self.cloud.url}/metadata/{self.id}",
         }
         assignments = " ".join(f'"{k}={v}"' for k, v in settings.items())
@@ -265,12 +318,19 @@ class Instance:
     def interrupt(self, seconds: float) -> None:
         """Let EC2 take it back: first the notice, then its end."""
         self.notice = json.dumps({"action": "terminate", "time": "2030-01-01T00:00:00Z"})
-        self._timer = threading.Timer(seconds, self._take)
+        self._timer = threading.Timer(seconds, self.take)
         self._timer.start()
 
-    def _take(self) -> None:
-        self.cloud.ec2().terminate_instances(InstanceIds=[self.id])
+    def take(self) -> None:
+        """Take it back, as spot does."""
+        self.end("Server.SpotInstanceTermination", "Spot instance termination")
         self.kill()
+
+    def end(self, code: str, message: str) -> None:
+        """Let EC2 say that it has ended it, and why."""
+        its = ec2_backends[DEFAULT_ACCOUNT_ID][REGION].get_instance(self.id)
+        its.terminate()
+        its.state_reason = StateReason(f"{code}: {message}", code)
 
     def run(self, command: str) -> str:
         """Run a command in it, as root: what that printed."""
@@ -328,6 +388,8 @@ class Cloud:
             "AWS_CONFIG_FILE": str(directory / "no-config"),
             "AWS_SHARED_CREDENTIALS_FILE": str(directory / "no-credentials"),
         }
+        self.seen: set[str] = set()
+        """The names of all calls before the last reset."""
         self._ec2: Any = None
         self._instances: list[Instance] = []
         self._begin()
@@ -343,6 +405,8 @@ class Cloud:
         self.prices: dict[str, float] = {}
         self.never_boots: set[int] = set()
         """Which launches, by their number."""
+        self.ends: dict[int, tuple[str, str]] = {}
+        """Which launches EC2 ends while they start: their number → code and message."""
         self.wrong_host_key = False
         self.slow_boot = 0.0
         self.unknown = 0
@@ -353,6 +417,8 @@ class Cloud:
         """How often an instance is seen shutting down before it is terminated."""
         self.machine: str | None = None
         """What `uname -m` says there."""
+        self.brings_python: str | None = None
+        """Where an image gets Python from: "dnf", "apt-get", "curl" (uv's installer), "nothing". None: has it."""
         self.sshd = True
         """Whether instances are more than EC2's word."""
         self._faults: list[Fault] = []
@@ -377,6 +443,7 @@ class Cloud:
         for instance in self._instances:
             instance.kill()
         _ask(self._behind, "POST", "/moto-api/reset", {}, b"")
+        self.seen.update(call.name for call in self.calls)
         self._begin()
 
     def ec2(self) -> Any:
@@ -543,7 +610,9 @@ class Cloud:
                 instance = Instance(self, name, asked, len(self._instances))
                 backend.get_instance(name).nics[0].public_ip = instance.address
                 self._instances.append(instance)
-                if self.sshd:
+                if instance.number in self.ends:
+                    instance.end(*self.ends[instance.number])
+                elif self.sshd:
                     instance.start()
             self._answers[token] = answer
         return status, answer
@@ -670,3 +739,37 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+# ---------------------------------------------------------------------------------------------------- clients
+
+HERE = "127.0.0.1/32"
+README = Path(__file__).parent.parent / "README.md"
+
+
+def aws(**options: object) -> sky.AWS:
+    """Give a provider that finds the cloud where the environment says."""
+    return sky.AWS(**{"ssh_from": HERE, "orphan_timeout": 20.0, "boot_timeout": 20.0, **options})  # type: ignore[arg-type]
+
+
+def pool(nodes: int | tuple[int, int] = 1, provider: sky.AWS | None = None, **options: object) -> sky.ComputePool:
+    """Give a small pool, not joblib's."""
+    options = {"worker": sky.Worker(concurrency=2), "plugins": [], **options}
+    return sky.pool(provider or aws(), nodes, **options)  # type: ignore[arg-type]
+
+
+def actions(cloud: Cloud) -> list[str]:
+    """List what was asked of the cloud."""
+    return [call.action for call in cloud.calls]
+
+
+def launches(cloud: Cloud) -> list[Call]:
+    """List the calls that launch."""
+    return [call for call in cloud.calls if call.action == "RunInstances"]
+
+
+def allowed() -> set[str]:
+    """List the actions that the README's policy allows."""
+    policy = json.loads(re.findall(r"```json\n(.*?)```", README.read_text(), re.DOTALL)[0])
+    actions = [statement["Action"] for statement in policy["Statement"]]
+    return {action for some in actions for action in ([some] if isinstance(some, str) else some)}

@@ -7,9 +7,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import skyward_lite as sky
+
+if TYPE_CHECKING:
+    from cloud import Cloud
 
 MARK = "SKYWARD_TEST_RUN"
 os.environ[MARK] = str(os.getpid())
@@ -104,6 +108,27 @@ def shared_pool(_shared_pool: sky.ComputePool) -> sky.ComputePool:
 def shared_processes(_shared_processes: sky.ComputePool) -> sky.ComputePool:
     """A pool of one node with two processes; not joblib's backend. For tests that do it no harm."""
     return _shared_processes
+
+
+@pytest.fixture(scope="module")
+def _cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    from cloud import Cloud
+
+    with Cloud(tmp_path_factory.mktemp("cloud")) as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def cloud(_cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """An empty cloud; nothing may be left in it, nor asked of it that the README's policy does not allow."""
+    from cloud import allowed
+
+    _cloud.reset()
+    for name, value in _cloud.env.items():
+        monkeypatch.setenv(name, value)
+    yield _cloud
+    assert {call.name for call in _cloud.calls} <= allowed()
+    assert _cloud.leftovers() == {}
 
 
 @pytest.fixture(params=["thread", "process"])

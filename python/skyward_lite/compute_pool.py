@@ -43,7 +43,7 @@ from .errors import (
 )
 from .image import Image, canonical
 from .plugins import Plugin
-from .providers import Cost, Machine, Provider, Wanted
+from .providers import Cost, Machine, NotStartedError, Provider, Wanted
 from .providers.local import Local
 
 P = ParamSpec("P")
@@ -60,7 +60,7 @@ POLL_MS = 50
 LEAVE = 5.0
 """Bound on writing what tasks printed, when the pool is left."""
 REPLACEMENTS = 3
-"""How many nodes may be asked for in the place of lost ones, for each that is wanted."""
+"""How many nodes may be asked for in the place of lost ones and of those that did not come up, per wanted one."""
 CANCEL_MS = 1_000
 """Bound on waiting for a node's word whether a task could still be cancelled."""
 MAX_SETUP = 32 * 1024
@@ -359,6 +359,11 @@ class ComputePool(Executor):
         try:
             opened = machine.open(self._core)
             self._core.start_node(node, opened.connection, opened.command, hello(machine), self._start_timeout)
+        except NotStartedError as error:
+            with self._lock:
+                asks = self._ask()
+            self._core.fail_node(node, str(error))
+            self._succeed(machine, False, asks, hello)
         except (NodeStartError, _core.CoreError, OSError) as error:
             self._core.fail_node(node, str(error))
         except BaseException as error:
@@ -400,19 +405,25 @@ class ComputePool(Executor):
 
     def _care(self, machine: Machine, was: str, now: str, hello: Callable[[Machine], str]) -> None:
         """Let go of a machine that is lost, and have one that was a node replaced: on a thread of its own."""
-        asks = machine.replaceable and ((was, now) == ("ready", "lost") or now == "draining")
+        if not machine.replaceable or now not in ("draining", "lost"):
+            return
         with self._lock:
-            if self._state != "open" or not machine.replaceable or now not in ("draining", "lost"):
+            if self._state != "open":
                 return
-            asks = asks and self._replaced < REPLACEMENTS * self.nodes_wanted
-            if asks:
-                self._replaced += 1
-                self._expected += 1
-                self._core.expect(self._expected)
+            asks = ((was, now) == ("ready", "lost") or now == "draining") and self._ask()
             name = f"skyward-after-{machine.name}"
             args = (machine, now == "lost", asks, hello)
             self._starters.append(threading.Thread(target=self._succeed, args=args, name=name, daemon=True))
             self._starters[-1].start()
+
+    def _ask(self) -> bool:
+        """Say whether another machine may be asked for; if so it is expected. Under the lock."""
+        asks = self._state == "open" and self._replaced < REPLACEMENTS * self.nodes_wanted
+        if asks:
+            self._replaced += 1
+            self._expected += 1
+            self._core.expect(self._expected)
+        return asks
 
     def _succeed(self, machine: Machine, lost: bool, asks: bool, hello: Callable[[Machine], str]) -> None:
         try:
@@ -464,13 +475,16 @@ class ComputePool(Executor):
 
     def _await_nodes(self) -> None:
         deadline = time.monotonic() + self._start_timeout
-        nodes = self.nodes()
-        while sum(node.state == "ready" for node in nodes) < self.min_nodes:
-            hopeful = sum(node.state in ("ready", "connecting") for node in nodes)
+        while True:
+            with self._lock:
+                nodes, expected = self.nodes(), self._expected
+            if sum(node.state == "ready" for node in nodes) >= self.min_nodes:
+                return
+            hopeful = sum(node.state in ("ready", "connecting") for node in nodes) + expected
             if hopeful < self.min_nodes or time.monotonic() > deadline:
                 why = "; ".join(f"{n.name} is {n.state}" + (f": {n.reason}" if n.reason else "") for n in nodes)
                 raise NodeStartError(f"{self.min_nodes} ready nodes are needed, but {why}")
-            nodes = [Node(*row) for row in self._core.wait_for_change(POLL_MS)]
+            self._core.wait_for_change(POLL_MS)
 
     def _leave(self, cancel: bool, *error: Any) -> None:
         """End everything, once; whoever comes later waits until it is done.

@@ -6,7 +6,12 @@ import abc
 import dataclasses
 
 from .. import _core
+from ..errors import NodeStartError
 from ..image import Image
+
+
+class NotStartedError(NodeStartError):
+    """Raised for a machine that did not come up, where another one may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Machine(abc.ABC):
     def open(self, core: _core.Pool) -> Opened:
         """Connect, and prepare what the agent needs. Each machine has a thread for this, and may wait.
 
-        Raises `NodeStartError` or `CoreError`: the machine is then left out, for that reason.
+        Raises `NodeStartError` or `CoreError`: the machine is then left out, for that reason. Raises `NotStartedError`
+        if it is to be replaced.
         """
 
 

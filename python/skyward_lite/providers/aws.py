@@ -40,7 +40,7 @@ class AWS(Provider):
     volume, which is encrypted.
     `ttl`: seconds after which an instance ends itself in any case; moved on while this process lives.
     `orphan_timeout`: seconds without this process after which an instance ends itself.
-    `boot_timeout`: seconds for an instance to let us in; it is ended after them.
+    `boot_timeout`: seconds for an instance to let us in; it is ended after them, and replaced if another one did.
     `tags`: on everything that is made. `max_hourly_cost`: dollars per hour for all instances together, by the prices of
     the launch (volumes, addresses and traffic are not in them); what would cost more is not launched.
     """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _core, bootstrap
 from .._version import PYTHON
 from ..errors import NodeStartError
-from . import Opened, ec2, user_data
+from . import NotStartedError, Opened, ec2, user_data
 from .remote import RemoteMachine
 
 if TYPE_CHECKING:
@@ -52,16 +52,31 @@ class Instance(RemoteMachine):
     def open(self, core: _core.Pool) -> Opened:
         try:
             return super().open(core)
-        except BaseException:
-            # Of no use: it is not paid for any longer. A pool that is left ends all of them at once.
+        except BaseException as error:
+            # A pool that is left ends all of them at once.
             if not self.run.over.is_set():
+                taken = self._taken()
+                # Of no use: it is not paid for any longer.
                 self.run.end_one(self)
+                if taken is not None:
+                    raise taken from error
             raise
+
+    def _taken(self) -> NotStartedError | None:
+        """Say whether what fails does so because EC2 has ended it."""
+        try:
+            self._look(since=time.monotonic())
+        except NotStartedError as error:
+            return error
+        except NodeStartError:
+            pass
+        return None
 
     def connect(self, core: _core.Pool) -> _core.Connection:
         deadline = time.monotonic() + self.run.provider.boot_timeout
         address = self._address(deadline)
         first = self._enter(core, address, self.host_key, deadline)
+        self.run.entered.set()
         said, status, printed = self._run(first, bootstrap._fill(user_data.ROTATE).encode(), ROTATE_SECONDS)
         keys = said.get("key", [""])
         if status or not keys[0]:
@@ -81,18 +96,25 @@ class Instance(RemoteMachine):
                 if address:
                     return str(address)
             if time.monotonic() > deadline:
-                raise NodeStartError(f"it was not running within {self.run.provider.boot_timeout:.0f} s: {self.offer}")
+                raise self._late(f"it was not running within {self.run.provider.boot_timeout:.0f} s: {self.offer}")
             if self.run.over.wait(0.25):
                 raise NodeStartError("the pool is closed")
 
-    def _look(self) -> dict[str, Any]:
-        """Say how it stands. Raises `NodeStartError` if it is over."""
-        state = self.run.look([self.name]).get(self.name, {})
+    def _look(self, since: float | None = None) -> dict[str, Any]:
+        """Say how it stands. Raises `NodeStartError` if it is over, `NotStartedError` if that is EC2's doing."""
+        state = self.run.look([self.name], since).get(self.name, {})
         name = state.get("State", {}).get("Name")
         if name in ("shutting-down", "terminated", "stopping", "stopped"):
-            reason = state.get("StateReason", {}).get("Message") or state.get("StateTransitionReason") or "no reason"
-            raise NodeStartError(f"EC2 ended it while it started: {reason}")
+            reason = state.get("StateReason", {})
+            said = reason.get("Message") or state.get("StateTransitionReason") or "no reason"
+            # What is EC2's doing (no capacity, a fault, spot taken back) happens to one; the rest is the account's.
+            kind = NotStartedError if reason.get("Code", "").startswith("Server.") else NodeStartError
+            raise kind(f"EC2 ended it while it started: {said}")
         return state
+
+    def _late(self, why: str) -> NodeStartError:
+        """Give the error for one that takes too long. If others came up, it is its own fault."""
+        return NotStartedError(why) if self.run.entered.is_set() else NodeStartError(why)
 
     def _enter(self, core: _core.Pool, address: str, host_key: str, deadline: float) -> _core.Connection:
         """Connect as soon as its SSH server does, and lets us in. A wrong host key is final."""
@@ -120,7 +142,7 @@ class Instance(RemoteMachine):
                 elif about not in ("unreachable", "hung up", "timeout"):
                     raise NodeStartError(str(error.args[0])) from error
                 if time.monotonic() + pause > deadline:
-                    raise NodeStartError(
+                    raise self._late(
                         f"it did not let us in within {self.run.provider.boot_timeout:.0f} s of its launch: "
                         f"{error.args[0]}. Does its security group allow SSH from here, and has its subnet a way out?"
                     ) from error
@@ -135,7 +157,8 @@ class Instance(RemoteMachine):
         log.info("%s: installing Python %s", self.name, PYTHON)
         script = bootstrap._fill(self.prelude + user_data.FURNISH, PYTHON=PYTHON).encode()
         _, status, printed = self._run(connection, script, FURNISH_SECONDS)
-        if status:
-            raise NodeStartError(f"Python {PYTHON} could not be installed there (status {status}): {printed[-1000:]}")
         said, _, _ = self._run(connection, bootstrap.probe("none"), bootstrap.PROBE_SECONDS)
-        return dataclasses.replace(bootstrap.facts(said), root=facts.root)
+        found = bootstrap.facts(said)
+        if status or not ((found.python and found.venv) or found.uv):
+            raise NodeStartError(f"Python {PYTHON} could not be installed there (status {status}): {printed[-1000:]}")
+        return dataclasses.replace(found, root=facts.root)

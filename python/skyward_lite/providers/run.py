@@ -11,6 +11,7 @@ import datetime
 import ipaddress
 import itertools
 import logging
+import math
 import threading
 import time
 import urllib.request
@@ -53,11 +54,13 @@ class Run:
         self.machines: list[Instance] = []
         self.lock = threading.Lock()
         self.states: dict[str, dict[str, Any]] = {}
-        self.looked = 0.0
-        self.pause = ec2.pause(wanted.nodes)
+        self.looked = -math.inf
+        self.pause = 0.0
         self.launching = threading.Lock()
         self.over = threading.Event()
         """Set when the pool is being left."""
+        self.entered = threading.Event()
+        """Set when one of its instances has let us in."""
         self.ended = False
         """Whether everything is known to be gone."""
         self.uncertain = False
@@ -295,6 +298,7 @@ class Run:
             if not self.machines:
                 threading.Thread(target=self._renew, name="skyward-renew", daemon=True).start()
             self.machines.extend(new)
+            self.pause = ec2.pause(self.wanted.nodes)
         if self.over.is_set():
             # The pool was left meanwhile, and may not have seen these.
             ending.terminate(self.clients, ids, [], time.monotonic() + self.provider.leave)
@@ -318,11 +322,11 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ instances
 
-    def look(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Say how these stand. One look serves all who ask within its pause, which grows."""
+    def look(self, ids: Sequence[str], since: float | None = None) -> dict[str, dict[str, Any]]:
+        """Say how these stand. One look serves all who ask: within its pause, which grows, or `since` then."""
         with self.lock:
             now = time.monotonic()
-            if now - self.looked >= self.pause:
+            if self.looked < (now - self.pause if since is None else since):
                 wanted = [m.name for m in self.machines if m.ended is None]
                 for some in batches(wanted, 200):
                     pages = self.clients.pages(

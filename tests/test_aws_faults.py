@@ -10,17 +10,39 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import skyward_lite as sky
 from cloud import aws, launches, pool
 from conftest import eventually
 from skyward_lite import bootstrap
-from skyward_lite.providers import run
+from skyward_lite.providers import ec2, run
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"
 )
+
+
+@pytest.fixture
+def on_log(caplog) -> Iterator[Callable[[str, Callable[[], object]], None]]:
+    """Call something whenever our log says something, before its thread goes on."""
+    filters = []
+    logger = logging.getLogger("skyward_lite")
+
+    def on(text: str, do: Callable[[], object]) -> None:
+        def look(record: logging.LogRecord) -> bool:
+            if text in record.getMessage():
+                do()
+            return True
+
+        filters.append(look)
+        logger.addFilter(look)
+
+    with caplog.at_level(logging.INFO, "skyward_lite"):
+        yield on
+    for look in filters:
+        logger.removeFilter(look)
 
 
 def test_an_interruption_in_mid_run(cloud, caplog):
@@ -62,30 +84,24 @@ def test_a_lost_instance_is_replaced(cloud):
         assert first.state() in ("shutting-down", "terminated")
 
 
-def test_an_instance_lost_as_soon_as_it_is_ready_is_replaced(cloud):
+def test_an_instance_lost_as_soon_as_it_is_ready_is_replaced(cloud, on_log):
     """Also if whoever follows the nodes was busy while it was."""
-    lost = []
-    look = threading.Event()
+    lost, look = threading.Event(), threading.Event()
 
-    def busy(record):
-        if "is lost" in record.getMessage():
-            lost.append(record.args[0])
-            assert look.wait(30)
-        return True
+    def busy():
+        lost.set()
+        assert look.wait(30)
 
-    logger = logging.getLogger("skyward_lite")
-    logger.addFilter(busy)
-    try:
-        with pool(1) as opened:
+    on_log("is lost", busy)
+    with pool(1) as opened:
+        try:
             cloud.instances()[0].kill()
-            assert eventually(lambda: opened.slots() and lost == [cloud.instances()[0].id], 30)
+            assert eventually(lambda: opened.slots() and lost.is_set() and len(cloud.instances()) == 2, 30)
             cloud.instances()[1].kill()
             assert eventually(lambda: [n.state for n in opened.nodes()] == ["lost", "lost"], 30)
+        finally:
             look.set()
-            assert eventually(lambda: len(cloud.instances()) == 3 and opened.slots(), 30)
-    finally:
-        look.set()
-        logger.removeFilter(busy)
+        assert eventually(lambda: len(cloud.instances()) == 3 and opened.slots(), 30)
 
 
 def test_an_instance_that_never_boots(cloud, caplog):
@@ -116,26 +132,57 @@ def test_an_instance_that_ec2_ends_while_it_starts_is_replaced(cloud):
     assert len(cloud.instances()) == 4
 
 
-def test_an_instance_that_ec2_takes_while_it_is_prepared_is_replaced(cloud, tmp_path):
+def test_an_instance_that_ec2_takes_while_it_is_prepared_is_replaced(cloud, on_log, tmp_path):
     """Its connection breaks, and EC2 says why."""
     (tmp_path / "made_here.py").write_text("")
+    on_log("making its environment", lambda: len(cloud.instances()) > 1 or cloud.instances()[0].take())
+    with pool(image=sky.Image(includes=[tmp_path / "made_here.py"])) as opened:
+        assert [node.state for node in opened.nodes()] == ["lost", "ready"]
+        assert "Spot instance termination" in opened.nodes()[0].reason
 
-    def take(record):
-        if "making its environment" in record.getMessage() and len(cloud.instances()) == 1:
-            cloud.instances()[0].take()
-        return True
 
-    logger = logging.getLogger("skyward_lite")
-    logger.addFilter(take)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    try:
-        with pool(image=sky.Image(includes=[tmp_path / "made_here.py"])) as opened:
-            assert [node.state for node in opened.nodes()] == ["lost", "ready"]
-            assert "Spot instance termination" in opened.nodes()[0].reason
-    finally:
-        logger.setLevel(level)
-        logger.removeFilter(take)
+def test_an_instance_that_ec2_takes_before_its_agent_is_ready_is_replaced(cloud, on_log):
+    """Its environment is there already."""
+    on_log("the environment is there", lambda: len(cloud.instances()) > 1 or cloud.instances()[0].take())
+    with pool():
+        pass  # the environment is made, for others
+    cloud.reset()
+    with pool() as opened:
+        assert [node.state for node in opened.nodes()] == ["lost", "ready"]
+
+
+def test_a_pool_that_starts_waits_for_the_replacement_of_a_ready_node(cloud, on_log):
+    """Also if whoever follows the nodes is late to ask for it."""
+    opened = pool(2, aws(boot_timeout=6.0))
+
+    def take_back():
+        if len(cloud.instances()) == 2:
+            cloud.instances()[0].interrupt(60)
+            assert eventually(lambda: opened.nodes()[0].state == "draining", 20)
+            time.sleep(0.3)  # the pool looks meanwhile
+
+    cloud.never_boots = {1}
+    on_log("is ready with", take_back)
+    with opened:
+        assert sorted(node.state for node in opened.nodes()) == ["draining", "lost", "ready", "ready"]
+
+
+def test_what_is_left_to_do_gets_a_replacement(cloud):
+    """The block is left, and waits for its tasks; the only instance is taken back meanwhile."""
+    with pool() as opened:
+        naps = [opened.submit(time.sleep, 0.5) for _ in range(40)]
+        cloud.instances()[0].interrupt(8)
+    assert [nap.exception() for nap in naps] == [None] * 40
+    assert len(cloud.instances()) == 2
+
+
+def test_all_that_are_taken_back_at_once_are_replaced(cloud):
+    """The limit of the cost is for those that stay."""
+    cloud.spot_prices = {("c5.large", f"us-east-1{zone}"): 0.01 for zone in "abcdf"}
+    with pool(2, aws(instance_type="c5.large", max_hourly_cost=0.02)) as opened:
+        for instance in cloud.instances():
+            instance.interrupt(8)
+        assert eventually(lambda: [n.state for n in opened.nodes()] == ["lost", "lost", "ready", "ready"], 30)
 
 
 def test_an_instance_that_the_account_lets_end_is_not_replaced(cloud):
@@ -200,6 +247,46 @@ def test_what_is_not_known_yet_is_ended_too(cloud):
     with pytest.raises(sky.NodeStartError, match="may not do ec2:RunInstances"):
         pool(2, aws(instance_type="c5.large")).__enter__()
     assert [i.state() for i in cloud.instances()] == ["terminated"]
+
+
+def test_a_launch_that_was_not_heard_of_is_ended_with_the_next(cloud, monkeypatch):
+    """It was done all the same."""
+    monkeypatch.setattr(ec2, "ATTEMPTS", 2)
+    with pool(2) as opened:
+        first, second = cloud.instances()
+        cloud.lose_response("RunInstances", 2)
+        first.kill()
+        assert eventually(lambda: len(cloud.instances()) == 3 and not opened._expected, 30)
+        assert cloud.instances()[2].state() == "running"
+        second.kill()
+        assert eventually(lambda: len(cloud.instances()) == 4 and opened.slots() == 2, 30)
+        assert cloud.instances()[2].state() == "terminated"
+
+
+def test_a_failed_termination_is_tried_again(cloud, monkeypatch):
+    """While the pool lives."""
+    monkeypatch.setattr(run, "AGAIN", 0.2)
+    with pool() as opened:
+        first = cloud.instances()[0]
+        cloud.fail("TerminateInstances", "UnauthorizedOperation", times=2)
+        first.kill()
+        assert eventually(lambda: first.state() == "terminated", 20)
+        assert eventually(opened.slots, 20)
+
+
+def test_the_expiry_moves_on_without_those_that_ec2_forgot(cloud):
+    """One call for all fails for one of them."""
+    with pool(2, aws(ttl=4.0)) as opened:
+        gone, other = cloud.instances()
+        cloud.fail("CreateTags", "InvalidInstanceID.NotFound", times=99, where=lambda asked: gone.id in asked.values())
+
+        def tagged() -> set[str]:
+            calls = [call.parameters for call in cloud.calls if call.action == "CreateTags"]
+            return {call["ResourceId.1"] for call in calls if "ResourceId.2" not in call}
+
+        group = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": [run.RUN]}])
+        assert eventually(lambda: {other.id, group["SecurityGroups"][0]["GroupId"]} <= tagged(), 20)
+        assert opened.slots() == 4
 
 
 @pytest.mark.parametrize("action", ["CreateSecurityGroup", "RunInstances"])

@@ -43,7 +43,7 @@ from .errors import (
 )
 from .image import Image, canonical
 from .plugins import Plugin
-from .providers import Cost, Machine, NotStartedError, Provider, Wanted
+from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
 
 P = ParamSpec("P")
@@ -249,6 +249,7 @@ class ComputePool(Executor):
         self._entered: threading.Thread | None = None
         self._expected = 0
         self._replaced = 0
+        self._cared_for: set[int] = set()
         self._signals: list[int] = []
         self._give_up = False
         self._left = threading.Event()
@@ -359,11 +360,6 @@ class ComputePool(Executor):
         try:
             opened = machine.open(self._core)
             self._core.start_node(node, opened.connection, opened.command, hello(machine), self._start_timeout)
-        except NotStartedError as error:
-            with self._lock:
-                asks = self._ask()
-            self._core.fail_node(node, str(error))
-            self._succeed(machine, False, asks, hello)
         except (NodeStartError, _core.CoreError, OSError) as error:
             self._core.fail_node(node, str(error))
         except BaseException as error:
@@ -376,12 +372,13 @@ class ComputePool(Executor):
         """Tell the log what becomes of the nodes, and have lost ones replaced."""
         before: dict[int, str] = {}
         while self._state != "closed":
-            for number, node in enumerate(self.nodes()):
+            nodes = self.nodes()
+            for number, node in enumerate(nodes):
                 was, before[number] = before.get(number, "connecting"), node.state
                 if was == "connecting" and node.slots and node.state != "ready":
                     was = "ready"  # between two looks
                 if node.state != was and number < len(self._machines):
-                    self._care(self._machines[number], was, node.state, hello)
+                    self._care(number, was, node.state, hello)
                 if node.state == "ready" and was != "ready":
                     log.info("node %s is ready with %d slots", node.name, node.slots)
                     differences = self._core.differences(number)
@@ -401,35 +398,34 @@ class ComputePool(Executor):
                     log.warning("node %s is left out: %s", node.name, node.reason)
                 elif node.state == "lost" and was in ("ready", "draining"):
                     log.warning("node %s is lost, what it had not finished runs elsewhere: %s", node.name, node.reason)
-            self._core.wait_for_change(SETTLE_MS)
+            self._core.wait_for_change([node.state for node in nodes], SETTLE_MS)
 
-    def _care(self, machine: Machine, was: str, now: str, hello: Callable[[Machine], str]) -> None:
-        """Let go of a machine that is lost, and have one that was a node replaced: on a thread of its own."""
+    def _care(self, number: int, was: str, now: str, hello: Callable[[Machine], str]) -> None:
+        """Let go of a machine that is lost, and have it replaced: on a thread of its own."""
+        machine = self._machines[number]
         if not machine.replaceable or now not in ("draining", "lost"):
             return
         with self._lock:
-            if self._state != "open":
+            # Also while the block is being left, for what is still to be done.
+            if self._state != "open" and (self._state != "closing" or self._give_up or not self._calls):
                 return
-            asks = ((was, now) == ("ready", "lost") or now == "draining") and self._ask()
-            name = f"skyward-after-{machine.name}"
-            args = (machine, now == "lost", asks, hello)
-            self._starters.append(threading.Thread(target=self._succeed, args=args, name=name, daemon=True))
+            first = number not in self._cared_for
+            if first:
+                self._cared_for.add(number)
+                self._expected += 1
+                self._core.expect(self._expected)
+            args = (machine, was, now, first, hello)
+            self._starters.append(threading.Thread(target=self._succeed, args=args, daemon=True))
+            self._starters[-1].name = f"skyward-after-{machine.name}"
             self._starters[-1].start()
 
-    def _ask(self) -> bool:
-        """Say whether another machine may be asked for; if so it is expected. Under the lock."""
-        asks = self._state == "open" and self._replaced < REPLACEMENTS * self.nodes_wanted
-        if asks:
-            self._replaced += 1
-            self._expected += 1
-            self._core.expect(self._expected)
-        return asks
-
-    def _succeed(self, machine: Machine, lost: bool, asks: bool, hello: Callable[[Machine], str]) -> None:
+    def _succeed(self, machine: Machine, was: str, now: str, first: bool, hello: Callable[[Machine], str]) -> None:
         try:
-            if lost:
+            # Why one never came up is asked before it is let go of.
+            asks = first and (was != "connecting" or machine.unlucky())
+            if now == "lost":
                 self.provider.retire(machine)
-            if asks:
+            if asks and self._may_replace():
                 new: list[Machine] = []
                 self.provider.replace(machine, new)
                 log.info("node %s is replaced by %s", machine.name, ", ".join(m.name for m in new))
@@ -437,10 +433,15 @@ class ComputePool(Executor):
         except (NodeStartError, OSError) as error:
             log.warning("node %s is not replaced: %s", machine.name, error)
         finally:
-            if asks:
+            if first:
                 with self._lock:
                     self._expected -= 1
                     self._core.expect(self._expected)
+
+    def _may_replace(self) -> bool:
+        with self._lock:
+            self._replaced += 1
+            return self._replaced <= REPLACEMENTS * self.nodes_wanted
 
     def _heed_signals(self) -> None:
         """Let signals that would end this process at once end it by way of the pool: its machines would go on."""
@@ -477,14 +478,17 @@ class ComputePool(Executor):
         deadline = time.monotonic() + self._start_timeout
         while True:
             with self._lock:
-                nodes, expected = self.nodes(), self._expected
+                nodes, hopeful = self.nodes(), self._expected
+                for number, node in enumerate(nodes):
+                    alive = node.state in ("ready", "connecting")
+                    # What becomes of one that failed is decided in `_care`.
+                    hopeful += alive or (self._machines[number].replaceable and number not in self._cared_for)
             if sum(node.state == "ready" for node in nodes) >= self.min_nodes:
                 return
-            hopeful = sum(node.state in ("ready", "connecting") for node in nodes) + expected
             if hopeful < self.min_nodes or time.monotonic() > deadline:
                 why = "; ".join(f"{n.name} is {n.state}" + (f": {n.reason}" if n.reason else "") for n in nodes)
                 raise NodeStartError(f"{self.min_nodes} ready nodes are needed, but {why}")
-            self._core.wait_for_change(POLL_MS)
+            self._core.wait_for_change([node.state for node in nodes], POLL_MS)
 
     def _leave(self, cancel: bool, *error: Any) -> None:
         """End everything, once; whoever comes later waits until it is done.

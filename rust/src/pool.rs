@@ -55,6 +55,20 @@ pub enum NodeState {
     Closed,
 }
 
+impl NodeState {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Ready => "ready",
+            Self::Draining(_) => "draining",
+            Self::Lost(_) => "lost",
+            Self::Closed => "closed",
+        }
+    }
+}
+
 /// What is known of a node.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -288,11 +302,11 @@ impl Pool {
         lock(&self.shared.state).nodes.clone()
     }
 
-    /// Wait until a node is no longer in the state that it had in `seen`, at most for `bound`.
+    /// Wait until a node is no longer in the state whose name it had in `seen`, at most for `bound`.
     #[must_use]
-    pub fn wait_for_change(&self, seen: &[NodeState], bound: Duration) -> Vec<Node> {
+    pub fn wait_for_change(&self, seen: &[impl AsRef<str>], bound: Duration) -> Vec<Node> {
         let state = lock(&self.shared.state);
-        let same = |s: &mut State| s.nodes.iter().map(|n| &n.state).eq(seen.iter());
+        let same = |s: &mut State| s.nodes.iter().map(|n| n.state.name()).eq(seen.iter().map(AsRef::as_ref));
         let (state, _) =
             self.shared.changed.wait_timeout_while(state, bound, same).unwrap_or_else(PoisonError::into_inner);
         state.nodes.clone()

@@ -203,16 +203,13 @@ struct Pool {
 
 fn describe<'py>(py: Python<'py>, nodes: &[Node]) -> PyResult<Bound<'py, PyList>> {
     let rows = nodes.iter().map(|n| {
-        let (state, why) = match &n.state {
-            NodeState::Connecting => ("connecting", ""),
-            NodeState::Ready => ("ready", ""),
-            NodeState::Draining(why) => ("draining", why.as_str()),
-            NodeState::Lost(why) => ("lost", why.as_str()),
-            NodeState::Closed => ("closed", ""),
+        let why = match &n.state {
+            NodeState::Draining(why) | NodeState::Lost(why) => why.as_str(),
+            NodeState::Connecting | NodeState::Ready | NodeState::Closed => "",
         };
         let rtt = (n.rtt != Duration::MAX).then_some(n.rtt.as_secs_f64());
         let pid = n.hello.as_ref().map(|h| h.pid);
-        (n.name.as_str(), state, why, n.slots, rtt, pid)
+        (n.name.as_str(), n.state.name(), why, n.slots, rtt, pid)
     });
     PyList::new(py, rows.collect::<Vec<_>>())
 }
@@ -311,12 +308,10 @@ impl Pool {
         describe(py, &self.inner.nodes())
     }
 
-    #[pyo3(signature = (bound_ms))]
-    fn wait_for_change<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Bound<'py, PyList>> {
-        let nodes = py.detach(|| {
-            let seen: Vec<_> = self.inner.nodes().into_iter().map(|n| n.state).collect();
-            self.inner.wait_for_change(&seen, Duration::from_millis(bound_ms))
-        });
+    /// Wait until a node is no longer in the state that it had in `seen`: the states' names, in the nodes' order.
+    #[pyo3(signature = (seen, bound_ms))]
+    fn wait_for_change<'py>(&self, py: Python<'py>, seen: Vec<String>, bound_ms: u64) -> PyResult<Bound<'py, PyList>> {
+        let nodes = py.detach(|| self.inner.wait_for_change(&seen, Duration::from_millis(bound_ms)));
         describe(py, &nodes)
     }
 

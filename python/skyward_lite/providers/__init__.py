@@ -6,12 +6,7 @@ import abc
 import dataclasses
 
 from .. import _core
-from ..errors import NodeStartError
 from ..image import Image
-
-
-class NotStartedError(NodeStartError):
-    """Raised for a machine that did not come up, where another one may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +57,15 @@ class Machine(abc.ABC):
     def open(self, core: _core.Pool) -> Opened:
         """Connect, and prepare what the agent needs. Each machine has a thread for this, and may wait.
 
-        Raises `NodeStartError` or `CoreError`: the machine is then left out, for that reason. Raises `NotStartedError`
-        if it is to be replaced.
+        Raises `NodeStartError` or `CoreError`: the machine is then left out, for that reason.
         """
+
+    def unlucky(self) -> bool:
+        """Say whether it did not come up for a reason that another one would not have: it is replaced then.
+
+        Only for replaceable ones. Called on a thread of its own.
+        """
+        return False
 
 
 class Provider(abc.ABC):

@@ -115,7 +115,8 @@ class AWS(Provider):
 
     def replace(self, machine: Machine, machines: list[Machine]) -> None:
         assert isinstance(machine, Instance)
-        machine.run.launch(1, 1, machines, machine)
+        machine.leaving = True
+        machine.run.launch(1, 1, machines)
 
     def retire(self, machine: Machine) -> None:
         assert isinstance(machine, Instance)

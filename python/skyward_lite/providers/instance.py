@@ -7,6 +7,7 @@ furnish                   Python, if the image lacks the client's
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _core, bootstrap
 from .._version import PYTHON
 from ..errors import NodeStartError
-from . import NotStartedError, Opened, ec2, user_data
+from . import Opened, ec2, user_data
 from .remote import RemoteMachine
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class Instance(RemoteMachine):
         self.agent = user_data.agent_arguments(offer.spot)
         self.launched = time.monotonic()
         self.ended: float | None = None
+        self.late = False
+        """It took longer than `boot_timeout`."""
+        self.leaving = False
+        """Another one was asked for in its place."""
 
     def hours(self) -> float:
         """Give the hours that it ran; EC2 charges a minute at least."""
@@ -53,24 +58,30 @@ class Instance(RemoteMachine):
         try:
             return super().open(core)
         except BaseException as error:
-            # A pool that is left ends all of them at once.
+            # Of no use: it is not paid for any longer. A pool that is left ends all of them at once.
             if not self.run.over.is_set():
-                taken = self._taken()
-                # Of no use: it is not paid for any longer.
+                why = self._end()
                 self.run.end_one(self)
-                if taken is not None:
-                    raise taken from error
+                if why:
+                    raise NodeStartError(f"EC2 ended it while it started: {why}") from error
             raise
 
-    def _taken(self) -> NotStartedError | None:
-        """Say whether what fails does so because EC2 has ended it."""
-        try:
-            self._look(since=time.monotonic())
-        except NotStartedError as error:
-            return error
-        except NodeStartError:
-            pass
-        return None
+    def unlucky(self) -> bool:
+        # What is EC2's doing (no capacity, a fault, spot taken back) happens to one; the rest is the account's.
+        return self._end().startswith("Server.") or (self.late and self.run.entered.is_set())
+
+    def _end(self) -> str:
+        """Say why EC2 has ended it; empty if it has not, or does not say."""
+        if self.ended is None:
+            with contextlib.suppress(NodeStartError):
+                return self._over(self.run.look([self.name], since=time.monotonic()))
+        return self._over(self.run.states)
+
+    def _over(self, states: dict[str, dict[str, Any]]) -> str:
+        state = states.get(self.name, {})
+        if state.get("State", {}).get("Name") not in ("shutting-down", "terminated", "stopping", "stopped"):
+            return ""
+        return str(state.get("StateReason", {}).get("Message") or state.get("StateTransitionReason") or "no reason")
 
     def connect(self, core: _core.Pool) -> _core.Connection:
         deadline = time.monotonic() + self.run.provider.boot_timeout
@@ -100,21 +111,17 @@ class Instance(RemoteMachine):
             if self.run.over.wait(0.25):
                 raise NodeStartError("the pool is closed")
 
-    def _look(self, since: float | None = None) -> dict[str, Any]:
-        """Say how it stands. Raises `NodeStartError` if it is over, `NotStartedError` if that is EC2's doing."""
-        state = self.run.look([self.name], since).get(self.name, {})
-        name = state.get("State", {}).get("Name")
-        if name in ("shutting-down", "terminated", "stopping", "stopped"):
-            reason = state.get("StateReason", {})
-            said = reason.get("Message") or state.get("StateTransitionReason") or "no reason"
-            # What is EC2's doing (no capacity, a fault, spot taken back) happens to one; the rest is the account's.
-            kind = NotStartedError if reason.get("Code", "").startswith("Server.") else NodeStartError
-            raise kind(f"EC2 ended it while it started: {said}")
-        return state
+    def _look(self) -> dict[str, Any]:
+        """Say how it stands. Raises `NodeStartError` if it is over."""
+        states = self.run.look([self.name])
+        why = self._over(states)
+        if why:
+            raise NodeStartError(f"EC2 ended it while it started: {why}")
+        return states.get(self.name, {})
 
     def _late(self, why: str) -> NodeStartError:
-        """Give the error for one that takes too long. If others came up, it is its own fault."""
-        return NotStartedError(why) if self.run.entered.is_set() else NodeStartError(why)
+        self.late = True
+        return NodeStartError(why)
 
     def _enter(self, core: _core.Pool, address: str, host_key: str, deadline: float) -> _core.Connection:
         """Connect as soon as its SSH server does, and lets us in. A wrong host key is final."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skyward_lite")
 
+AGAIN = 30.0
+"""Seconds between attempts to terminate an instance."""
 CHECK_IP = "https://checkip.amazonaws.com"
 """Says from which address it was asked."""
 LEASE_TAGS = "skyward-lite:"
@@ -63,8 +65,8 @@ class Run:
         """Set when one of its instances has let us in."""
         self.ended = False
         """Whether everything is known to be gone."""
-        self.uncertain = False
-        """Whether a launch was asked for whose outcome we never heard."""
+        self.unheard: dict[str, tuple[ec2.Offer, int]] = {}
+        """The launches whose outcome we never heard, by their client token: what was asked for, and how many."""
         self.offers: Iterator[ec2.Offer] = iter(())
         self.tried: list[ec2.Offer] = []
         self.request: dict[str, Any] = {}
@@ -199,15 +201,14 @@ class Run:
             request["IamInstanceProfile"] = {"Arn" if profile.startswith("arn:") else "Name": profile}
         return request
 
-    def launch(self, count: int, least: int, machines: list[Machine], instead_of: Machine | None = None) -> None:
-        """Launch `count` instances, offer by offer. Raises `NodeStartError` if there are fewer than `least`.
-
-        What `instead_of` costs, which is soon gone, does not count towards the limit.
-        """
+    def launch(self, count: int, least: int, machines: list[Machine]) -> None:
+        """Launch `count` instances, offer by offer. Raises `NodeStartError` if there are fewer than `least`."""
         with self.launching:
-            self._launch_all(count, least, machines, instead_of)
+            if self.unheard:
+                self._end_unheard()
+            self._launch_all(count, least, machines)
 
-    def _launch_all(self, count: int, least: int, machines: list[Machine], instead_of: Machine | None) -> None:
+    def _launch_all(self, count: int, least: int, machines: list[Machine]) -> None:
         private, public = _core.generate_key()
         data = user_data.user_data(
             (private, public), self.authorized_key, self.provider.ttl, self.provider.orphan_timeout
@@ -216,7 +217,7 @@ class Run:
         refused: dict[str, str] = {}
         spot_is_used_up = False
         for offer in self._offers():
-            number = min(missing, self._affordable_number(offer, instead_of))
+            number = min(missing, self._affordable_number(offer))
             if offer.spot and spot_is_used_up:
                 continue
             if number < 1:
@@ -255,12 +256,14 @@ class Run:
             self.tried.append(offer)
             yield offer
 
-    def _affordable_number(self, offer: ec2.Offer, instead_of: Machine | None) -> int:
+    def _affordable_number(self, offer: ec2.Offer) -> int:
+        """Say how many the limit allows beside those that stay."""
         limit = self.provider.max_hourly_cost
         if limit is None or not offer.price:
             return 1_000_000
-        living = [machine for machine in self.machines if machine.ended is None and machine is not instead_of]
-        spent = sum(machine.offer.price or 0.0 for machine in living)
+        staying = [machine for machine in self.machines if machine.ended is None and not machine.leaving]
+        spent = sum(machine.offer.price or 0.0 for machine in staying)
+        spent += sum(number * (unheard.price or 0.0) for unheard, number in self.unheard.values())
         return int((limit - spent) / offer.price + 1e-9)
 
     def _launch(self, offer: ec2.Offer, number: int, data: str, private: str, public: str) -> list[Instance]:
@@ -285,14 +288,16 @@ class Run:
             }
         if self.over.is_set():
             raise NodeStartError("the pool is closed")
-        self.uncertain = True
+        token = request["ClientToken"]
+        self.unheard[token] = (offer, number)
         try:
             ids = ec2.run_instances(self.clients, request, self.over.is_set)
         except ec2.AWSError as error:
             # AWS's own word that there is none; without it there may be some.
-            self.uncertain = error.transient
+            if not error.transient:
+                del self.unheard[token]
             raise
-        self.uncertain = False
+        del self.unheard[token]
         new = [Instance(name, self, offer, public) for name in ids]
         with self.lock:
             if not self.machines:
@@ -313,12 +318,20 @@ class Run:
                 ids = [machine.name for machine in self.machines if machine.ended is None]
             if self.made_group and self.group is not None:
                 ids.append(self.group)
-            try:
-                for some in batches(ids, 500):
-                    tag = [{"Key": EXPIRES, "Value": self.expires.isoformat(timespec="seconds")}]
-                    self.clients.call("create_tags", Resources=list(some), Tags=tag)
-            except NodeStartError as error:
-                log.warning("the expiry of EC2 run %s could not be moved on: %s", self.id, error)
+            for some in batches(ids, 500):
+                self._move_on(some)
+
+    def _move_on(self, ids: Sequence[str]) -> None:
+        tag = [{"Key": EXPIRES, "Value": self.expires.isoformat(timespec="seconds")}]
+        try:
+            self.clients.call("create_tags", Resources=list(ids), Tags=tag)
+        except NodeStartError as error:
+            if isinstance(error, ec2.AWSError) and error.code == "InvalidInstanceID.NotFound" and len(ids) > 1:
+                # EC2 has forgotten one that ended itself, and then does nothing for the others.
+                for one in ids:
+                    self._move_on([one])
+            else:
+                log.warning("the expiry of %s of EC2 run %s could not be moved on: %s", ids[0], self.id, error)
 
     # ------------------------------------------------------------------------------------------------ instances
 
@@ -338,14 +351,25 @@ class Run:
             return {name: self.states[name] for name in ids if name in self.states}
 
     def end_one(self, machine: Instance) -> None:
-        """Terminate an instance that is of no use any more; what fails is tried again at the end."""
-        if machine.ended is None:
-            machine.ended = time.monotonic()
-            try:
-                self.clients.call("terminate_instances", InstanceIds=[machine.name])
-            except NodeStartError as error:
-                machine.ended = None
-                log.warning("%s could not be terminated: %s", machine.name, error)
+        """Terminate an instance that is of no use any more; what fails is tried again, until the end if need be."""
+        if machine.ended is None and not self._ends(machine):
+            threading.Thread(target=self._end_later, args=(machine,), name="skyward-end", daemon=True).start()
+
+    def _ends(self, machine: Instance) -> bool:
+        machine.ended = time.monotonic()
+        try:
+            self.clients.call("terminate_instances", InstanceIds=[machine.name])
+        except NodeStartError as error:
+            if isinstance(error, ec2.AWSError) and error.code == "InvalidInstanceID.NotFound":
+                return time.monotonic() - machine.launched > ec2.SETTLED
+            machine.ended = None
+            log.warning("%s could not be terminated: %s", machine.name, error)
+            return False
+        return True
+
+    def _end_later(self, machine: Instance) -> None:
+        while not self.over.wait(AGAIN) and not self._ends(machine):
+            pass
 
     def end(self, deadline: float) -> None:
         """Terminate everything, wait until it is, and remove the security group. What is left is said, never raised."""
@@ -370,10 +394,10 @@ class Run:
             log.info("EC2 run %s: terminating %d instances, and waiting until they are", self.id[:8], len(living))
             ending.ask(self.clients, living)
         now = time.monotonic()
-        if self.uncertain:
+        if self.unheard:
             # A call whose answer never came may be known only later.
-            ec2.until(lambda: bool(self._unheard(ids)), now + ec2.SETTLED)
-            living += self._unheard(ids)
+            ec2.until(lambda: self._find_unheard().keys() >= self.unheard.keys(), now + ec2.SETTLED)
+            living += [name for names in self._find_unheard().values() for name in names]
         if ids or living:
             ending.terminate(self.clients, living, [name for name in ids if name not in living], deadline)
         for machine in self.machines:
@@ -386,11 +410,31 @@ class Run:
         if ids:
             log.info("EC2 run %s is over: %d instances are terminated", self.id[:8], len(ids))
 
-    def _unheard(self, ids: Sequence[str]) -> list[str]:
-        """List the instances of this run that are not among these."""
+    def _find_unheard(self) -> dict[str, list[str]]:
+        """List the instances of the launches whose outcome we never heard, by client token."""
         ours = [{"Name": f"tag:{RUN}", "Values": [self.id]}]
-        found = self.clients.pages("describe_instances", "Reservations", Filters=ours)
-        return [i["InstanceId"] for r in found for i in r["Instances"] if i["InstanceId"] not in ids]
+        found: dict[str, list[str]] = {}
+        for reservation in self.clients.pages("describe_instances", "Reservations", Filters=ours):
+            for instance in reservation["Instances"]:
+                token = instance.get("ClientToken", "")
+                if token in self.unheard:
+                    found.setdefault(token, []).append(instance["InstanceId"])
+        return found
+
+    def _end_unheard(self) -> None:
+        """End what those launches have made after all, as far as that is known by now."""
+        try:
+            found = self._find_unheard()
+        except NodeStartError as error:
+            log.warning("what became of a launch could not be found out: %s", error)
+            return
+        for token, names in found.items():
+            offer, _ = self.unheard.pop(token)
+            for name in names:
+                machine = Instance(name, self, offer, "")
+                with self.lock:
+                    self.machines.append(machine)
+                self.end_one(machine)
 
 
 def _own_address() -> str:

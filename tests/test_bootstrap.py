@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -155,6 +156,59 @@ def test_a_killed_builders_lock_is_broken(lab):
     assert lock.is_symlink()
     with opened(lab, host.name):
         assert environments(host) == [f"{env}-{ARCHITECTURE}"]
+
+
+def test_a_lock_from_before_a_boot_is_broken(lab):
+    """Its process id may be another's by now."""
+    host = lab.host()
+    root = host.cache / "skyward_lite"
+    root.mkdir()
+    env = f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}"
+    (root / f"{env}.lock").symlink_to(f"{platform.node()} another-boot {os.getpid()}")
+    with opened(lab, host.name):
+        assert environments(host) == [env]
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(lab):
+    """As after an update of the system."""
+    host = lab.host()
+    with opened(lab, host.name):
+        pass
+    (env,) = environments(host)
+    python = host.cache / "skyward_lite" / env / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/nowhere/python")
+    with open_pool(lab, host) as pool:
+        assert pool.submit(sum, [1, 2]).result(20) == 3
+
+
+def test_an_agent_that_does_not_start_says_why(lab):
+    """In its own words, with its exit status."""
+    host = lab.host()
+    with opened(lab, host.name):
+        pass
+    for file in (host.cache / "skyward_lite").glob("env-*/lib/python*/site-packages/skyward_lite/agent.py"):
+        file.unlink()
+    said = refusal(lab, host)
+    assert "Its agent does not start: `exec " in said
+    assert "ended with status 1: " in said
+    assert "No module named skyward_lite.agent" in said
+
+
+def test_a_build_ends_with_its_client(lab):
+    """Nothing is left of it, also if it was waiting for an index that does not answer."""
+    host = lab.host()
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        image = sky.Image(pip=["labpackage"], index_url=f"http://127.0.0.1:{index.getsockname()[1]}/simple")
+        options = {"image": image, "plugins": [], "start_timeout": 5}
+        with pytest.raises(sky.NodeStartError, match="is connecting"):
+            sky.pool(sky.SSH(host.name, config=lab.config), **options).__enter__()
+        asked, _ = index.accept()
+        with asked:
+            asked.settimeout(20)
+            while asked.recv(4096):
+                pass  # what pip asked for; then its end
+        assert eventually(lambda: environments(host) == [], 10)
 
 
 def test_a_lock_of_another_machine_is_waited_for(lab, monkeypatch):

@@ -113,6 +113,17 @@ def test_an_unknown_key(lab):
     assert host.known() in lab.known_hosts.read_text()
 
 
+def test_a_key_that_is_written_nowhere(lab):
+    """It is taken, as that is what the configuration says, and so it is called."""
+    options = ("UserKnownHostsFile none", "GlobalKnownHostsFile none", "StrictHostKeyChecking no")
+    host = plain(lab, known=False, PATH=f"{python()}:/usr/bin:/bin")
+    lab.extra[host.name] = list(options)
+    lab.write()
+    status, text = check(lab, host.name)
+    assert status == 0
+    assert "new, and not recorded: ssh-ed25519" in text
+
+
 def test_a_changed_key(lab):
     """It is refused even with --accept-new."""
     host = plain(lab, known=False)

@@ -197,6 +197,13 @@ def test_tabs_comments_and_broken_lines_are_skipped(lab, both, say):
     assert accepted(lab, both) == key(both)
 
 
+def test_comments_of_any_encoding_are_skipped(lab, both, say):
+    """Nobody reads them."""
+    say(f"{place(both)} {key(both)} b\xfcro")
+    lab.known_hosts.write_bytes(lab.known_hosts.read_text().encode("latin-1"))
+    assert accepted(lab, both) == key(both)
+
+
 def test_revoked_host_keys_are_refused(lab, both, say, another):
     """The files of RevokedHostKeys: a key in one is good for no host; without the file no host is trusted."""
     revoked = lab.directory / "revoked keys"

@@ -152,6 +152,48 @@ def test_the_agents_key_of_the_identity_file_comes_first(lab, door, keys, only, 
     connect(lab, door.name)
 
 
+def test_the_agents_key_is_known_by_its_private_file_too(lab, door, keys, tmp_path):
+    """A passphrase does not hide its public half; nobody is told to add what was added."""
+    alone = tmp_path / "alone"
+    shutil.copy(keys.locked, alone)
+    configure(lab, door, f"IdentityFile {alone}", f"IdentityAgent {keys.agent}", "IdentitiesOnly yes")
+    assert ssh(lab, door.name)
+    connect(lab, door.name)
+    host = lab.host("AuthorizedKeysFile none")
+    configure(lab, host, f"IdentityFile {alone}", f"IdentityAgent {keys.agent}", "IdentitiesOnly yes")
+    with pytest.raises(sky.NodeStartError, match="of the agent") as caught:
+        connect(lab, host.name)
+    assert "ssh-add" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["agent", "beside", "CertificateFile"])
+def test_certificates_for_the_agents_keys_serve(lab, door, keys, tmp_path, where):
+    """They may be in the agent, too, or in a file where only the agent can sign."""
+    key = keygen(tmp_path / "short-lived")
+    sign = ["ssh-keygen", "-q", "-s", keys.authority, "-I", "me", "-n", getpass.getuser(), f"{key}.pub"]
+    subprocess.run(sign, check=True, capture_output=True)
+    certificate = Path(f"{key}-cert.pub")
+    away = certificate.rename(tmp_path / "away") if where != "agent" else certificate
+    env = {**os.environ, "SSH_AUTH_SOCK": str(keys.agent)}
+    subprocess.run(["ssh-add", "-q", key], env=env, check=True)
+    lock = ["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", str(key)]
+    subprocess.run(lock, check=True, capture_output=True)
+    if where == "beside":
+        away.rename(certificate)
+    elif where == "agent":
+        certificate.unlink()
+    named = [f"CertificateFile {away}"] if where == "CertificateFile" else []
+    # With IdentitiesOnly ssh wants a certificate to be in a file; without it, it offers the agent's other keys first.
+    only = "no" if where == "agent" else "yes"
+    host = lab.host(f"TrustedUserCAKeys {keys.authority}.pub") if where == "agent" else door
+    configure(lab, host, f"IdentityFile {key}", f"IdentityAgent {keys.agent}", f"IdentitiesOnly {only}", *named)
+    try:
+        assert ssh(lab, host.name)
+        connect(lab, host.name)
+    finally:
+        subprocess.run(["ssh-add", "-q", "-d", f"{key}.pub"], env=env, check=True)
+
+
 def test_the_agent_of_the_environment_serves(lab, keys, monkeypatch):
     """SSH_AUTH_SOCK is where the agent is, unless the configuration says another."""
     monkeypatch.setenv("SSH_AUTH_SOCK", str(keys.agent))
@@ -298,6 +340,45 @@ def test_a_proxy_command_leads_to_the_host(lab, host, tmp_path):
         connect(lab, host.name)
     finally:
         configure(lab, host)
+
+
+def test_a_proxy_command_has_its_own_variables(lab, host, tmp_path):
+    """They are its shell's: ssh fills in tokens only."""
+    relay = tmp_path / "relay.py"
+    relay.write_text(RELAY)
+    configure(lab, host, f"ProxyCommand sh -c 'to={host.address}; exec {sys.executable} {relay} ${{to}} %p'")
+    try:
+        assert ssh(lab, host.name)
+        connect(lab, host.name)
+    finally:
+        configure(lab, host)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a hosts file of one's own needs root")
+def test_all_addresses_of_a_name_are_tried(lab, host, tmp_path):
+    """Each within the bound: one that does not answer does not hide the next."""
+    silent = socket.create_server(("127.0.9.9", host.port), backlog=0)
+    filling = [socket.socket() for _ in range(3)]
+    for one in filling:
+        one.setblocking(False)
+        one.connect_ex(silent.getsockname())
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"127.0.9.9 twice\n{host.address} twice\n")
+    configure(lab, host, "HostName twice", f"HostKeyAlias [{host.address}]:{host.port}", "ConnectTimeout 2")
+    script = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; import lab, socket, types\n"
+        f"found = [a[4][0] for a in socket.getaddrinfo('twice', {host.port}, type=socket.SOCK_STREAM)]\n"
+        f"assert found == ['127.0.9.9', {host.address!r}], found\n"
+        f"print(lab.connect(types.SimpleNamespace(config={lab.config!r}), {host.name!r}))"
+    )
+    bound = f"mount --bind {shlex.quote(str(hosts))} /etc/hosts && exec {shlex.join([sys.executable, '-c', script])}"
+    try:
+        done = subprocess.run(["unshare", "--mount", "sh", "-c", bound], capture_output=True, text=True, timeout=40)
+    finally:
+        configure(lab, host)
+        for one in (*filling, silent):
+            one.close()
+    assert "ssh-ed25519" in done.stdout, done.stderr
 
 
 def test_what_a_failing_proxy_command_prints_is_shown(lab, host):

@@ -10,9 +10,9 @@ _NodeRow: TypeAlias = tuple[str, str, str, int, float | None, int | None]
 _Message: TypeAlias = tuple[int, int, int, int, bytes | memoryview, list[memoryview] | None]
 """(task, attempt, tag, nanoseconds, pickle, out-of-band buffers)"""
 
-_Identity: TypeAlias = str | tuple[str, str | None] | tuple[str, list[str], bool]
-"""A private key; a file with one and one with its certificate; an agent's socket, the keys wanted first, and whether
-only these."""
+_Identity: TypeAlias = str | tuple[str, str | None] | tuple[str, list[str], bool, list[str]]
+"""A private key; a file with one and one with its certificate; an agent's socket, the keys wanted first, whether only
+these, and files with certificates for its keys."""
 
 class CoreError(RuntimeError):
     """Raised when the core cannot do what it was asked; the message is for people."""

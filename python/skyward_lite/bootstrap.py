@@ -36,12 +36,14 @@ PROBE = r"""
 env=@ENV@ minor=@PYTHON@
 umask 077
 root= why=
+# Its Python may have gone since, as with an update of the system.
+whole() { [ -f "$1/ready" ] && [ -x "$1/bin/python" ]; }
 for base in "${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/skyward_lite" \
             "/var/tmp/skyward_lite-$(id -u)" "/tmp/skyward_lite-$(id -u)"; do
   if ! mkdir -p "$base" 2>/dev/null; then why="$why $base cannot be made;"; continue; fi
   # Of a directory that everybody may write to, somebody else may have taken the name.
   if ! [ -O "$base" ]; then why="$why $base is another user's;"; continue; fi
-  if [ -f "$base/$env/ready" ]; then root=$base; break; fi
+  if whole "$base/$env"; then root=$base; break; fi
   try=$base/.try.$(uname -n).$$
   if ! { printf '#!/bin/sh\nexit 0\n' >"$try" && chmod 700 "$try"; } 2>/dev/null; then
     rm -f "$try"; why="$why $base cannot be written to;"; continue
@@ -54,7 +56,7 @@ echo "system=$(uname -s)"
 echo "machine=$(uname -m)"
 printf 'root=%s\n' "$root"
 printf 'why=%s\n' "$why"
-if [ -n "$root" ] && [ -f "$root/$env/ready" ]; then echo ready=yes; exit 0; fi
+if [ -n "$root" ] && whole "$root/$env"; then echo ready=yes; exit 0; fi
 echo "libc=$(getconf GNU_LIBC_VERSION 2>/dev/null || echo unknown)"
 echo "free=$(df -Pk "${root:-/}" 2>/dev/null | awk 'NR == 2 { print $4 }')"
 for name in python$minor python3 python /usr/local/bin/python$minor /opt/python/bin/python$minor; do
@@ -77,21 +79,33 @@ BUILD = r"""
 root=@ROOT@ env=@ENV@ minor=@PYTHON@
 umask 077
 echo '@MARK@'
-lock=$root/$env.lock tmp=$root/$env.tmp.$$ me="$(uname -n) $$" waited=0
+lock=$root/$env.lock tmp=$root/$env.tmp.$$ waited=0
+host=$(uname -n) boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo boot)
+me="$host $boot $$"
+# When nobody reads any more what this says, whoever asked for it is gone: it ends, with what it has started.
+trap '' PIPE
+( while sleep 2 >/dev/null && kill -0 $$; do echo || kill 0; done ) 2>/dev/null &
+watcher=$!
+trap 'kill "$watcher" 2>/dev/null' EXIT
+trap 'exit 1' HUP INT TERM
+dead() {
+  case $1 in
+    "$host $boot "*) ! kill -0 "${1##* }" 2>/dev/null ;;
+    "$host "*) true ;;  # it has been started anew
+    *) false ;;
+  esac
+}
 # A symbolic link is made with its content at once: there is no lock without a holder.
 until ln -s "$me" "$lock" 2>/dev/null; do
   holder=$(readlink "$lock")
   # Nobody has it, and still it cannot be made: why not, says `ln`.
   if [ -z "$holder" ] && [ "$waited" -gt 2 ]; then ln -s "$me" "$lock" && break; exit 73; fi
-  case $holder in
-    "$(uname -n) "*)
-      # Of those who find a dead holder's lock one removes it, and looks again first: another may have taken it anew.
-      if ! kill -0 "${holder##* }" 2>/dev/null && mkdir "$lock.breaking" 2>/dev/null; then
-        [ "$(readlink "$lock")" = "$holder" ] && rm -f "$lock"
-        rmdir "$lock.breaking"
-        continue
-      fi ;;
-  esac
+  # Of those who find a dead holder's lock one removes it, and looks again first: another may have taken it anew.
+  if dead "$holder" && mkdir "$lock.breaking" 2>/dev/null; then
+    [ "$(readlink "$lock")" = "$holder" ] && rm -f "$lock"
+    rmdir "$lock.breaking"
+    continue
+  fi
   waited=$((waited + 1))
   if [ "$waited" -gt @PATIENCE@ ]; then
     echo "another client ($holder) has been building $root/$env for @PATIENCE@ s; if it is gone, remove $lock" >&2
@@ -99,9 +113,8 @@ until ln -s "$me" "$lock" 2>/dev/null; do
   fi
   sleep 1
 done
-trap 'rm -rf "$lock" "$tmp"' EXIT
-trap 'exit 1' HUP INT TERM
-[ -f "$root/$env/ready" ] && exit 0
+trap 'rm -rf "$lock" "$tmp"; kill "$watcher" 2>/dev/null' EXIT
+[ -f "$root/$env/ready" ] && [ -x "$root/$env/bin/python" ] && exit 0
 rm -rf "$root/$env" "$root/$env".tmp.*
 step() {
   "$@" </dev/null && return 0

@@ -249,7 +249,9 @@ class _Check:
             self._refused(error, config, bool(before.keys))
             return None
         took = time.perf_counter() - began
-        how = "known" if before.keys else f"new, and now in {config.known_hosts[0]}"
+        how = "known" if {*before.keys, *before.portless} else "new, and not recorded"
+        if how != "known" and connection.host_key in known(config).keys:
+            how = f"new, and now in {config.new_keys}"
         kind, digest = fingerprint(connection.host_key)
         self.report.ok("host key", f"{how}: {kind} {digest}", key_type=kind, fingerprint=digest)
         text = f"as {config.user}, with {_offers(config)}; {_ms(took)} with the key exchange"

@@ -42,6 +42,9 @@ const LEAST_MESSAGE: usize = 1024 * 1024;
 /// Bytes of tasks' output that wait to be taken; what comes beyond is left out, and counted.
 const OUTPUT: usize = 1024 * 1024;
 
+/// Bound on finding out why an agent did not start.
+const AGAIN: Duration = Duration::from_secs(10);
+
 /// Where a node stands. It only ever moves down this list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeState {
@@ -635,7 +638,10 @@ impl Shared {
         let mut source = Source::new(from, self.max_message.max(LEAST_MESSAGE));
         let mut events = Vec::new();
         let body = tokio::select! {
-            body = source.greeting(&mut events) => body?,
+            body = source.greeting(&mut events) => match body {
+                Ok(body) => body,
+                Err(why) => return Err(why_not_started(&spec, why).await),
+            },
             sent = &mut sending => return Ok(sent?),
             () = tokio::time::sleep(bound) => return Err(SessionError::NotReady(bound.as_secs()).into()),
         };
@@ -829,5 +835,25 @@ impl Shared {
             self.some_finished.notify_one();
         }
         true
+    }
+}
+
+/// Say why an agent ended before it said a word. Its standard error is not followed, so it is started once more, without
+/// anything to read: what kept it from starting does so again.
+async fn why_not_started(spec: &NodeSpec, why: SessionError) -> NodeError {
+    if !matches!(why, SessionError::Ended(_)) {
+        return why.into();
+    }
+    match tokio::time::timeout(AGAIN, spec.connection.run(&spec.command, Bytes::new())).await {
+        Ok(Ok(output)) if output.status.is_some_and(|status| status != 0) && !output.stderr.is_empty() => {
+            let printed = String::from_utf8_lossy(&output.stderr);
+            let (status, printed) = (output.status.unwrap_or_default(), printed.trim());
+            let tail: String = printed.chars().skip(printed.chars().count().saturating_sub(1000)).collect();
+            NodeError::Other(format!(
+                "{why}. Its agent does not start: `{}` ended with status {status}: {tail}",
+                spec.command
+            ))
+        }
+        _ => why.into(),
     }
 }

@@ -161,11 +161,11 @@ enum At {
 }
 
 /// What to prove with who we are: a private key; a file with one, and one with its certificate; an agent's socket, the
-/// keys wanted first, and whether only these.
+/// keys wanted first, whether only these, and files with certificates for its keys.
 #[derive(FromPyObject)]
 enum Proof {
     Key(String),
-    Agent(String, Vec<String>, bool),
+    Agent(String, Vec<String>, bool, Vec<String>),
     File(String, Option<String>),
 }
 
@@ -252,9 +252,12 @@ impl Pool {
             Ok(match proof {
                 Proof::Key(text) => Identity::Key(Arc::new(private_key(&text)?)),
                 Proof::File(path, certificate) => Identity::File(path.into(), certificate.map(Into::into)),
-                Proof::Agent(socket, wanted, only) => {
-                    Identity::Agent { socket: socket.into(), wanted: keys(wanted)?, only }
-                }
+                Proof::Agent(socket, wanted, only, certificates) => Identity::Agent {
+                    socket: socket.into(),
+                    wanted: keys(wanted)?,
+                    only,
+                    certificates: certificates.into_iter().map(Into::into).collect(),
+                },
             })
         };
         let target = Target {

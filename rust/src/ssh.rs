@@ -17,6 +17,7 @@ use russh::keys::{
     Algorithm, Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
     load_openssh_certificate, load_secret_key,
 };
+use russh::{AgentAuthError, Signer};
 use russh::{Channel, ChannelMsg, ChannelStream, Preferred};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -61,8 +62,9 @@ pub enum Identity {
     Key(Arc<PrivateKey>),
     /// The private key in this file, which may be missing, and the certificate in the other.
     File(PathBuf, Option<PathBuf>),
-    /// The keys of the agent at this socket: first those wanted, in their order; then the others, unless `only`.
-    Agent { socket: PathBuf, wanted: Vec<PublicKey>, only: bool },
+    /// The keys and certificates of the agent at this socket: first those wanted, in their order; then the others,
+    /// unless `only`. The `certificates` in these files are for keys that it has.
+    Agent { socket: PathBuf, wanted: Vec<PublicKey>, only: bool, certificates: Vec<PathBuf> },
 }
 
 /// Make a fresh Ed25519 key.
@@ -161,19 +163,30 @@ where
     tokio::time::timeout(target.timeout, open(stream, target)).await.map_err(|_| SshError::Timeout(seconds))?
 }
 
-/// As [`connect`], over a TCP connection that is made first, within the same bound.
+/// As [`connect`], over a TCP connection that is made first, to each of the name's addresses within that bound.
 ///
 /// # Errors
 /// As [`connect`]; [`SshError::Io`] if the name does not resolve or nobody answers.
 pub async fn connect_tcp(host: &str, port: u16, target: &Target) -> Result<Connection, SshError> {
     let seconds = target.timeout.as_secs();
-    let both = async {
-        let socket = TcpStream::connect((host, port)).await?;
-        // Nagle's algorithm would hold small frames back until the last ones are acknowledged.
-        socket.set_nodelay(true)?;
-        open(socket, target).await
-    };
-    tokio::time::timeout(target.timeout, both).await.map_err(|_| SshError::Timeout(seconds))?
+    let timeout = |_| SshError::Timeout(seconds);
+    let found =
+        tokio::time::timeout(target.timeout, tokio::net::lookup_host((host, port))).await.map_err(timeout)??;
+    let mut why = SshError::Io(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    for address in found {
+        let began = Instant::now();
+        match tokio::time::timeout(target.timeout, TcpStream::connect(address)).await.map_err(timeout) {
+            Ok(Ok(socket)) => {
+                // Nagle's algorithm would hold small frames back until the last ones are acknowledged.
+                socket.set_nodelay(true)?;
+                let left = target.timeout.saturating_sub(began.elapsed());
+                return tokio::time::timeout(left, open(socket, target)).await.map_err(timeout)?;
+            }
+            Ok(Err(error)) => why = error.into(),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
 }
 
 async fn open<S>(stream: S, target: &Target) -> Result<Connection, SshError>
@@ -242,6 +255,7 @@ impl Connection {
         tried: &mut Vec<String>,
         accepts: &mut String,
     ) -> Result<bool, SshError> {
+        let mut offered = Vec::new();
         for identity in &target.identities {
             match identity {
                 Identity::Key(key) => {
@@ -255,6 +269,11 @@ impl Connection {
                         Ok(key) => Arc::new(key),
                         Err(russh::keys::Error::IO(e)) if e.kind() == io::ErrorKind::NotFound => continue,
                         Err(russh::keys::Error::KeyIsEncrypted) => {
+                            // Its public half can be read: the agent's key, if it has that, was refused already.
+                            let locked = PrivateKey::read_openssh_file(path);
+                            if locked.is_ok_and(|key| offered.contains(key.public_key().key_data())) {
+                                continue;
+                            }
                             tried.push(format!("{0} has a passphrase: `ssh-add {0}` first", path.display()));
                             continue;
                         }
@@ -271,7 +290,7 @@ impl Connection {
                     }
                     tried.push(format!("{} ({})", path.display(), fingerprint(key.public_key())));
                 }
-                Identity::Agent { socket, wanted, only } => {
+                Identity::Agent { socket, wanted, only, certificates } => {
                     let Ok(mut agent) = AgentClient::connect_uds(socket).await else {
                         tried.push(format!("no agent answers at {}", socket.display()));
                         continue;
@@ -283,21 +302,23 @@ impl Connection {
                             continue;
                         }
                     };
-                    let mut held: Vec<_> = held
-                        .into_iter()
-                        .filter_map(|i| if let AgentIdentity::PublicKey { key, .. } = i { Some(key) } else { None })
-                        .collect();
-                    let place = |key: &PublicKey| wanted.iter().position(|w| w.key_data() == key.key_data());
-                    held.retain(|key| !only || place(key).is_some());
-                    held.sort_by_key(|key| place(key).unwrap_or(usize::MAX));
-                    for key in held {
+                    for (certificate, key) in offers(&held, wanted, *only, certificates) {
                         let name = fingerprint(&key);
+                        offered.push(key.key_data().clone());
                         let hash = self.hash(key.algorithm()).await?;
-                        let with = self.handle.authenticate_publickey_with(&target.user, key, hash, &mut agent);
-                        match with.await.map(|result| passed(result, accepts)) {
+                        let (with, what) = if let Some(certificate) = certificate {
+                            let mut signer = OfAgent { agent: &mut agent, held: &held };
+                            let user = &target.user;
+                            let with = self.handle.authenticate_certificate_with(user, certificate, hash, &mut signer);
+                            (with.await, "a certificate for ")
+                        } else {
+                            let with = self.handle.authenticate_publickey_with(&target.user, key, hash, &mut agent);
+                            (with.await, "")
+                        };
+                        match with.map(|result| passed(result, accepts)) {
                             Ok(true) => return Ok(true),
-                            Ok(false) => tried.push(format!("{name} of the agent")),
-                            Err(why) => tried.push(format!("{name} of the agent, which failed: {why}")),
+                            Ok(false) => tried.push(format!("{what}{name} of the agent")),
+                            Err(why) => tried.push(format!("{what}{name} of the agent, which failed: {why}")),
                         }
                         if self.handle.is_closed() {
                             return Err(SshError::Protocol("the connection was closed".to_owned()));
@@ -387,6 +408,62 @@ impl Connection {
 fn keep(kept: &mut Vec<u8>, data: &[u8]) {
     let room = MAX_OUTPUT.saturating_sub(kept.len()).min(data.len());
     kept.extend_from_slice(data.get(..room).unwrap_or_default());
+}
+
+/// What an agent has to offer, in the order in which it is: before each key the certificates for it.
+fn offers(
+    held: &[AgentIdentity],
+    wanted: &[PublicKey],
+    only: bool,
+    certificates: &[PathBuf],
+) -> Vec<(Option<Certificate>, PublicKey)> {
+    let files: Vec<_> = certificates.iter().filter_map(|path| load_openssh_certificate(path).ok()).collect();
+    let mut keys: Vec<PublicKey> = Vec::new();
+    for key in held.iter().map(|identity| identity.public_key().into_owned()) {
+        if keys.iter().all(|other| other.key_data() != key.key_data()) {
+            keys.push(key);
+        }
+    }
+    let place = |key: &PublicKey| wanted.iter().position(|w| w.key_data() == key.key_data());
+    keys.retain(|key| !only || place(key).is_some());
+    keys.sort_by_key(|key| place(key).unwrap_or(usize::MAX));
+    let mut all = Vec::new();
+    for key in keys {
+        // With `only`, certificates are wanted by their files, as by ssh.
+        let its_own = held.iter().filter_map(|identity| match identity {
+            AgentIdentity::Certificate { certificate, .. } if !only => Some(certificate),
+            _ => None,
+        });
+        for certificate in its_own.chain(&files).filter(|c| c.public_key() == key.key_data()) {
+            all.push((Some(certificate.clone()), key.clone()));
+        }
+        if held.iter().any(|i| matches!(i, AgentIdentity::PublicKey { key: k, .. } if k.key_data() == key.key_data())) {
+            all.push((None, key));
+        }
+    }
+    all
+}
+
+/// An agent that signs for a certificate with what it has: this certificate, or its key alone.
+struct OfAgent<'a, S: AsyncRead + AsyncWrite + Unpin + Send> {
+    agent: &'a mut AgentClient<S>,
+    held: &'a [AgentIdentity],
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Signer for OfAgent<'_, S> {
+    type Error = AgentAuthError;
+
+    async fn auth_sign(
+        &mut self,
+        identity: &AgentIdentity,
+        hash: Option<HashAlg>,
+        data: Vec<u8>,
+    ) -> Result<Vec<u8>, Self::Error> {
+        let key = identity.public_key();
+        let same = |i: &&AgentIdentity| i.public_key().key_data() == key.key_data();
+        let with = self.held.iter().filter(same).max_by_key(|i| matches!(i, AgentIdentity::PublicKey { .. }));
+        self.agent.auth_sign(with.unwrap_or(identity), hash, data).await
+    }
 }
 
 fn passed(result: AuthResult, accepts: &mut String) -> bool {

@@ -435,6 +435,7 @@ fn a_missing_command_is_a_lost_node() {
     node.command = "echo hello from the shell; exec /nonexistent".to_owned();
     let why = lost(node);
     assert!(why.contains("without a goodbye") && why.contains("hello from the shell"), "{why}");
+    assert!(why.contains("ended with status 127: ") && why.contains("/nonexistent: "), "{why}");
 }
 
 /// What a login shell prints first is skipped.

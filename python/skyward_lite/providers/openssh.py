@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..errors import NodeStartError
 
+MAGIC = b"openssh-key-v1\0"
 TOOL_SECONDS = 20.0
 """Bound on one run of a tool; it may ask a name server."""
 
@@ -111,8 +112,15 @@ class Config:
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     try:
+        # Comments beside keys may be in any encoding.
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=TOOL_SECONDS,
+            check=False,
         )
     except FileNotFoundError:
         raise NodeStartError(
@@ -160,9 +168,12 @@ def resolve(to: Destination, file: str | None = None) -> Config:
     tokens |= {"d": _home("~"), "u": pwd.getpwuid(os.getuid()).pw_name, "i": str(os.getuid())}
     tokens |= {"l": socket.gethostname(), "L": socket.gethostname().partition(".")[0], "j": one("proxyjump")}
 
+    def filled(text: str) -> str:
+        return re.sub(r"%(.)", lambda m: tokens.get(m[1], m[0]), text)
+
     def expand(text: str) -> str:
-        text = re.sub(r"%(.)", lambda m: tokens.get(m[1], m[0]), text)
-        return re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], ""), text)
+        """Fill in tokens and variables, where ssh does both: in the names of files."""
+        return re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], ""), filled(text))
 
     def files(key: str) -> tuple[str, ...]:
         named = options.get(key, [])
@@ -185,7 +196,7 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         certificates=files("certificatefile"),
         agent=None if agent == "none" or not agent else _home(expand(agent)),
         identities_only=one("identitiesonly") == "yes",
-        proxy=_jumps(one("proxyjump", "none"), hostname, port, other) or _command(expand(one("proxycommand", "none"))),
+        proxy=_jumps(one("proxyjump", "none"), hostname, port, other) or _command(filled(one("proxycommand", "none"))),
         known_hosts=files("userknownhostsfile") + files("globalknownhostsfile"),
         new_keys=next(iter(files("userknownhostsfile")), None),
         revoked=files("revokedhostkeys"),
@@ -237,10 +248,27 @@ def _command(command: str) -> str | None:
 def public(file: str) -> str | None:
     """Read a file that holds a public key in OpenSSH's one-line format; None if it does not."""
     try:
-        words = Path(file).read_text().split()
-    except (OSError, UnicodeDecodeError):
+        words = Path(file).read_text("utf-8", errors="replace").split()
+    except OSError:
         return None
     return _key(*words[:2]) if len(words) > 1 else None
+
+
+def public_half(file: str) -> str | None:
+    """Read the public key in a private key's file in OpenSSH's format, where a passphrase does not hide it."""
+    try:
+        text = Path(file).read_text("ascii")
+        data = base64.b64decode("".join(text.split("-----")[2].split()))
+        at = len(MAGIC)
+        # Cipher, KDF, its options; the number of keys; the first one. PROTOCOL.key of OpenSSH.
+        for _ in range(3):
+            at += 4 + int.from_bytes(data[at : at + 4], "big")
+        at += 4
+        blob = data[at + 4 : at + 4 + int.from_bytes(data[at : at + 4], "big")]
+        kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")].decode("ascii")
+    except (OSError, ValueError, IndexError):
+        return None
+    return _key(kind, base64.b64encode(blob).decode()) if data.startswith(MAGIC) else None
 
 
 def _key(kind: str, blob: str) -> str | None:

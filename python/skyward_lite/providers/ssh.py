@@ -227,14 +227,18 @@ class SSHMachine(RemoteMachine):
                 self.proxy.wait()
 
 
-def _identities(config: openssh.Config) -> list[str | tuple[str, str | None] | tuple[str, list[str], bool]]:
+def _identities(config: openssh.Config) -> list[str | tuple[str, str | None] | tuple[str, list[str], bool, list[str]]]:
     """List what to prove with who we are, in ssh's order: the agent's keys, the wanted ones first; then the files."""
-    identities: list[str | tuple[str, str | None] | tuple[str, list[str], bool]] = []
+    identities: list[str | tuple[str, str | None] | tuple[str, list[str], bool, list[str]]] = []
     if config.agent is not None:
         wanted = [
-            key for file in config.identity_files if (key := openssh.public(file) or openssh.public(f"{file}.pub"))
+            key
+            for file in config.identity_files
+            if (key := openssh.public(file) or openssh.public(f"{file}.pub") or openssh.public_half(file))
         ]
-        identities.append((config.agent, wanted, config.identities_only))
+        certificates = [*config.certificates, *(f"{file}-cert.pub" for file in config.identity_files)]
+        there = [file for file in certificates if Path(file).exists()]
+        identities.append((config.agent, wanted, config.identities_only, there))
     for file in config.identity_files:
         if openssh.public(file) is not None:
             continue  # a public key names one of the agent's

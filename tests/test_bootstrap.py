@@ -225,6 +225,20 @@ def test_a_lock_of_another_machine_is_waited_for(lab, monkeypatch):
     assert environments(host) == [lock.name]
 
 
+def test_a_lock_that_was_free_for_a_moment_is_waited_for(lab, tmp_path, monkeypatch):
+    """It was found taken, then nobody had it, then somebody had it again."""
+    monkeypatch.setattr(bootstrap, "PATIENCE", 4)
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    (busy / "readlink").write_text("#!/bin/sh\n")
+    (busy / "readlink").chmod(0o755)
+    host = lab.host(env={"PATH": f"{busy}:{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"})
+    root = host.cache / "skyward_lite"
+    root.mkdir()
+    (root / f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}.lock").symlink_to("elsewhere 17")
+    assert "has been building" in refusal(lab, host)
+
+
 def test_a_failing_requirement_is_said(lab, wheelhouse):
     """The command, its exit status and its standard error; nothing half-installed is left."""
     host = lab.host()

@@ -80,7 +80,7 @@ root=@ROOT@ env=@ENV@ minor=@PYTHON@
 umask 077
 echo '@MARK@'
 lock=$root/$env.lock tmp=$root/$env.tmp.$$ waited=0
-host=$(uname -n) boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo boot)
+nobody=0 host=$(uname -n) boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo boot)
 me="$host $boot $$"
 # When nobody reads any more what this says, whoever asked for it is gone: it ends, with what it has started.
 trap '' PIPE
@@ -98,8 +98,11 @@ dead() {
 # A symbolic link is made with its content at once: there is no lock without a holder.
 until ln -s "$me" "$lock" 2>/dev/null; do
   holder=$(readlink "$lock")
-  # Nobody has it, and still it cannot be made: why not, says `ln`.
-  if [ -z "$holder" ] && [ "$waited" -gt 2 ]; then ln -s "$me" "$lock" && break; exit 73; fi
+  # Nobody has it, and still it cannot be made: why not, says `ln`. Or it was let go of just then, and taken again.
+  if [ -z "$holder" ] && [ "$waited" -gt 2 ]; then
+    ln -s "$me" "$lock" && break
+    [ -L "$lock" ] || [ "$((nobody += 1))" -lt 3 ] || exit 73
+  fi
   # Of those who find a dead holder's lock one removes it, and looks again first: another may have taken it anew.
   if dead "$holder" && mkdir "$lock.breaking" 2>/dev/null; then
     [ "$(readlink "$lock")" = "$holder" ] && rm -f "$lock"

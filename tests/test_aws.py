@@ -471,7 +471,7 @@ def test_a_hundred_nodes_take_few_calls(cloud):
 
 def test_the_policy_is_what_is_needed(cloud):
     """The README's allows no other actions than the tests' calls were, but for what seldom happens."""
-    with pool(provider=aws(ttl=1.0)):
+    with pool(provider=aws(ttl=8.0)):
         assert eventually(lambda: "CreateTags" in actions(cloud), 20)
     command(cloud, "reap")
     made = cloud.seen | {call.name for call in cloud.calls}

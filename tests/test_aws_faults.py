@@ -276,7 +276,7 @@ def test_a_failed_termination_is_tried_again(cloud, monkeypatch):
 
 def test_the_expiry_moves_on_without_those_that_ec2_forgot(cloud):
     """One call for all fails for one of them."""
-    with pool(2, aws(ttl=4.0)) as opened:
+    with pool(2, aws(ttl=12.0)) as opened:
         gone, other = cloud.instances()
         cloud.fail("CreateTags", "InvalidInstanceID.NotFound", times=99, where=lambda asked: gone.id in asked.values())
 

@@ -353,7 +353,15 @@ impl Connection {
     }
 
     async fn begin(&self, command: &str) -> Result<Channel<client::Msg>, SshError> {
-        let mut channel = self.handle.channel_open_session().await?;
+        // Where only one session is allowed (MaxSessions) the last one may not be over yet for the server.
+        let mut again = 10;
+        let mut channel = loop {
+            match self.handle.channel_open_session().await {
+                Err(russh::Error::ChannelOpenFailure(_)) if again > 0 => again -= 1,
+                opened => break opened?,
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
         channel.exec(true, command).await?;
         loop {
             match channel.wait().await {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,37 @@ def test_lines_come_with_the_nodes_name(capsys):
     assert "] from a child\n" in out
     assert "] no newline\n" in out
     assert all(line.startswith("[local-") for line in (out + err).splitlines())
+
+
+def test_output_without_the_end_of_a_line_comes_too(capsys, monkeypatch):
+    """With each task's end, though streams are buffered."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+    def mumble():
+        print("mumbled", end=" ")
+        sys.stderr.write("murmured")
+        sys.stdout.buffer.write(b"muttered")
+
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(mumble).result(20)
+    out, err = capsys.readouterr()
+    assert "mumbled" in out
+    assert "muttered" in out
+    assert "murmured" in err
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_what_tasks_start_can_be_interrupted(executor):
+    """Workers leave Ctrl-C to the client; programs that they start do not."""
+
+    def interrupted() -> int:
+        with subprocess.Popen(["sleep", "30"]) as process:
+            os.kill(os.getpid(), signal.SIGINT)
+            process.send_signal(signal.SIGINT)
+            return process.wait(20)
+
+    with sky.pool(worker=sky.Worker(concurrency=1, executor=executor), plugins=[]) as pool:
+        assert pool.submit(interrupted).result(25) == -signal.SIGINT
 
 
 def test_output_comes_while_a_task_runs(capsys, tmp_path):

@@ -10,6 +10,7 @@ import importlib
 import io
 import os
 import pickle
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -69,9 +70,18 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
         if os.getpid() != process:
             # A child that the task forked has come this far. The answer is its parent's to give.
             os._exit(tag)
+        flush()
         finish(task, attempt, tag, nanos, *encoded)
         # While this thread waits for its next task it must not keep the last one's memory.
         item = call = value = encoded = None
+
+
+def flush() -> None:
+    """Hand on what was printed without the end of a line: this process is killed, not finalized."""
+    for stream in (sys.stdout, sys.stderr):
+        # A task may have closed them, or put anything in their place.
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> Decorator | None:
@@ -99,6 +109,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
+    # Ctrl-C is the client's to handle. What tasks start must not ignore it, as it would if this process did.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
     # The end of standard error is part of the error that names the death of this process.
     faulthandler.enable(all_threads=False)
     worker = _core.Worker(fd)
@@ -120,9 +132,7 @@ def main() -> None:
             threading.Thread(target=take_tasks, args=args, name=f"skyward-{slot}", daemon=True).start()
         worker.ready()
         take_tasks(worker, 0, decorator(worker, 0, decorators))
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
+    flush()
     # Whatever threads the tasks have started are not waited for.
     os._exit(0)
 

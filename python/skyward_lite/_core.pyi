@@ -66,7 +66,7 @@ class Pool:
     def fail_node(self, node: int, why: str) -> None:
         """Give a node up that no session was begun with."""
     def nodes(self) -> list[_NodeRow]: ...
-    def wait_for_change(self, seen: list[str], bound_ms: int) -> list[_NodeRow]:
+    def wait_for_change(self, seen: list[str], bound_ms: int) -> None:
         """Wait until a node is not in the state that it had in `seen`, in the nodes' order; at most `bound_ms`."""
     def submit(
         self, task: int, kind: int, head: bytes, buffers: list[Any] | None = None, node: int | None = None

@@ -32,12 +32,17 @@ MARK = "== skyward_lite =="
 COMMAND = "exec sh -s"
 """What any login shell understands, dash, bash, zsh, fish and tcsh alike."""
 
-PROBE = r"""
+WHOLE = r"""
+# An environment's Python may have gone since, as with an update of the system.
+whole() { [ -f "$1/ready" ] && [ -x "$1/bin/python" ]; }
+"""
+
+PROBE = (
+    WHOLE
+    + r"""
 env=@ENV@ minor=@PYTHON@
 umask 077
 root= why=
-# Its Python may have gone since, as with an update of the system.
-whole() { [ -f "$1/ready" ] && [ -x "$1/bin/python" ]; }
 for base in "${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/skyward_lite" \
             "/var/tmp/skyward_lite-$(id -u)" "/tmp/skyward_lite-$(id -u)"; do
   if ! mkdir -p "$base" 2>/dev/null; then why="$why $base cannot be made;"; continue; fi
@@ -74,8 +79,11 @@ for name in uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv"; do
 done
 exit 0
 """
+)
 
-BUILD = r"""
+BUILD = (
+    WHOLE
+    + r"""
 root=@ROOT@ env=@ENV@ minor=@PYTHON@
 umask 077
 echo '@MARK@'
@@ -117,7 +125,7 @@ until ln -s "$me" "$lock" 2>/dev/null; do
   sleep 1
 done
 trap 'rm -rf "$lock" "$tmp"; kill "$watcher" 2>/dev/null' EXIT
-[ -f "$root/$env/ready" ] && [ -x "$root/$env/bin/python" ] && exit 0
+whole "$root/$env" && exit 0
 rm -rf "$root/$env" "$root/$env".tmp.*
 step() {
   "$@" </dev/null && return 0
@@ -130,6 +138,7 @@ echo "$me" >"$tmp/ready" || exit 1
 step mv "$tmp" "$root/$env"
 exit 0
 """
+)
 
 PATIENCE = 1800
 """Seconds for which another client's build of the same environment is waited for."""

@@ -306,13 +306,10 @@ impl Pool {
     }
 
     /// Wait until a node is no longer in the state whose name it had in `seen`, at most for `bound`.
-    #[must_use]
-    pub fn wait_for_change(&self, seen: &[impl AsRef<str>], bound: Duration) -> Vec<Node> {
+    pub fn wait_for_change(&self, seen: &[impl AsRef<str>], bound: Duration) {
         let state = lock(&self.shared.state);
         let same = |s: &mut State| s.nodes.iter().map(|n| n.state.name()).eq(seen.iter().map(AsRef::as_ref));
-        let (state, _) =
-            self.shared.changed.wait_timeout_while(state, bound, same).unwrap_or_else(PoisonError::into_inner);
-        state.nodes.clone()
+        drop(self.shared.changed.wait_timeout_while(state, bound, same));
     }
 
     /// Append a task, or send it to this one node. It ends with exactly one message out of [`Pool::finished`]; false if

@@ -313,9 +313,8 @@ impl Pool {
 
     /// Wait until a node is no longer in the state that it had in `seen`: the states' names, in the nodes' order.
     #[pyo3(signature = (seen, bound_ms))]
-    fn wait_for_change<'py>(&self, py: Python<'py>, seen: Vec<String>, bound_ms: u64) -> PyResult<Bound<'py, PyList>> {
-        let nodes = py.detach(|| self.inner.wait_for_change(&seen, Duration::from_millis(bound_ms)));
-        describe(py, &nodes)
+    fn wait_for_change(&self, py: Python<'_>, seen: Vec<String>, bound_ms: u64) {
+        py.detach(|| self.inner.wait_for_change(&seen, Duration::from_millis(bound_ms)));
     }
 
     #[pyo3(signature = (task, kind, head, buffers=None, node=None))]

@@ -195,7 +195,7 @@ fn await_nodes(pool: &Pool, settled: impl Fn(&Node) -> bool) -> Vec<Node> {
         }
         assert!(Instant::now() < by, "{nodes:?}");
         let seen: Vec<_> = nodes.iter().map(|n| n.state.name()).collect();
-        drop(pool.wait_for_change(&seen, Duration::from_secs(1)));
+        pool.wait_for_change(&seen, Duration::from_secs(1));
     }
 }
 

@@ -360,8 +360,9 @@ class Run:
         try:
             self.clients.call("terminate_instances", InstanceIds=[machine.name])
         except NodeStartError as error:
-            if isinstance(error, ec2.AWSError) and error.code == "InvalidInstanceID.NotFound":
-                return time.monotonic() - machine.launched > ec2.SETTLED
+            forgotten = isinstance(error, ec2.AWSError) and error.code == "InvalidInstanceID.NotFound"
+            if forgotten and time.monotonic() - machine.launched > ec2.SETTLED:
+                return True
             machine.ended = None
             log.warning("%s could not be terminated: %s", machine.name, error)
             return False

@@ -286,6 +286,75 @@ def test_any_exception_arrives():
     assert Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(4)) == [0, -1, -2, -3]
 
 
+@pytest.mark.parametrize("source", ["future", "map", "generator", "lazy call", "nested call"])
+def test_the_input_may_wait_for_results_of_the_same_pool(shared_pool, source):
+    """joblib reads most of it in callbacks, on threads of ours."""
+
+    def numbers():
+        if source == "future":
+            yield from (shared_pool.submit(operator.pos, i).result(20) for i in range(50))
+        elif source == "map":
+            yield from shared_pool.map(operator.pos, range(50), buffersize=2)
+        elif source == "generator":
+            yield from Parallel(n_jobs=2, return_as="generator", batch_size=1)(delayed(abs)(i) for i in range(50))
+        elif source == "lazy call":
+            yield from (sky.compute(abs)(i) >> shared_pool for i in range(50))
+        else:
+            for i in range(0, 50, 5):
+                yield from Parallel(n_jobs=2, backend="skyward")(delayed(abs)(k) for k in range(i, i + 5))
+
+    got = Parallel(n_jobs=2, batch_size=1)(delayed(operator.neg)(i) for i in numbers())
+    assert got == [-i for i in range(50)]
+
+
+def test_generators_may_feed_one_another():
+    """Each call reads the one before it."""
+    numbers = range(60)
+    for _ in range(5):
+        numbers = Parallel(n_jobs=2, return_as="generator", batch_size=1)(delayed(operator.add)(i, 1) for i in numbers)
+    assert list(numbers) == list(range(5, 65))
+
+
+def test_an_input_that_waits_holds_nobody_up(shared_pool):
+    """Not other calls, not futures; and what it asks for comes."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    def calls():
+        for i in range(8):
+            if i == 6:
+                reached.set()
+                assert go_on.wait(30)
+            yield delayed(operator.neg)(i)
+
+    results = Parallel(n_jobs=2, return_as="generator", batch_size=1, pre_dispatch=4)(calls())
+    assert reached.wait(20)
+    assert Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(100)) == [-i for i in range(100)]
+    assert shared_pool.submit(operator.neg, 1).result(20) == -1
+    go_on.set()
+    assert list(results) == [-i for i in range(8)]
+
+
+def test_calls_leave_no_thread():
+    """A call's thread ends with the call, also if that failed, was aborted or could not begin."""
+
+    def settling():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("skyward-settle-")]
+
+    with sky.pool(worker=sky.Worker(concurrency=2)):
+        before = len(settling())
+        for _ in range(3):
+            Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(10))
+        with pytest.raises(ZeroDivisionError):
+            Parallel(n_jobs=2)(delayed(operator.truediv)(1, i) for i in range(10))
+        with pytest.raises(TypeError):
+            Parallel(n_jobs=2)(5)
+        results = Parallel(n_jobs=2, return_as="generator", batch_size=1)(delayed(slow_neg)(i) for i in range(50))
+        next(results)
+        with pytest.warns(UserWarning, match="have been cancelled"):
+            results.close()
+        assert eventually(lambda: len(settling()) == before, 20)
+
+
 def test_a_managed_parallel_survives_errors():
     """Inside `with Parallel()`, a call after a failed one works, and runs nothing that the failed one left behind."""
     with Parallel(n_jobs=2) as parallel:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import operator
 import os
 import threading
+import time
+from concurrent.futures import CancelledError
 from importlib import metadata
 
 import joblib
@@ -188,3 +192,136 @@ def test_shutdown_on_another_thread_gives_joblib_back():
         with pytest.raises(sky.PoolClosedError):
             Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(3))
     assert joblib.effective_n_jobs(-1) == before
+
+
+def endless(read):
+    """Give calls without end, and count them."""
+    for i in itertools.count():
+        read.append(i)
+        yield delayed(operator.neg)(i)
+
+
+KINDS = [
+    "generator",
+    pytest.param(
+        "generator_unordered",
+        marks=pytest.mark.skipif(int(joblib.__version__.split(".")[1]) < 4, reason="joblib 1.4"),
+    ),
+]
+
+
+@pytest.mark.parametrize("return_as", KINDS)
+def test_leaving_ends_a_generator_that_was_begun(return_as):
+    """Its input may have no end. Whoever goes on with it is told."""
+    read = []
+    with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
+        results = Parallel(n_jobs=2, return_as=return_as, batch_size=1)(endless(read))
+        next(results)
+        future = pool.submit(operator.neg, 7)
+    assert future.result(0) == -7
+    with pytest.raises(sky.PoolClosedError, match="or close it inside the block"):
+        list(results)
+    count = len(read)
+    assert next(results, None) is None
+    assert len(read) == count
+
+
+def neg_when(gate, i):
+    while i and not gate.exists():
+        time.sleep(0.01)
+    return -i
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_leaving_does_not_wait_for_an_input_that_waits(tmp_path, error):
+    """Neither for that of a generator that was begun, nor with an exception for any."""
+    reached, go_on, gate = threading.Event(), threading.Event(), tmp_path / "gate"
+
+    def calls():
+        for i in range(12):
+            if i == 8:
+                reached.set()
+                assert go_on.wait(30)
+            yield delayed(neg_when)(gate, i)
+
+    with pytest.raises(error) if error else contextlib.nullcontext(), sky.pool(worker=sky.Worker(concurrency=2)):
+        results = Parallel(n_jobs=2, return_as="generator", batch_size=1, pre_dispatch=4)(calls())
+        if not error:
+            # joblib holds a lock while it reads the input, and needs it here: so it reads on only afterwards.
+            assert next(results) == 0
+        gate.touch()
+        assert reached.wait(20)
+        if error:
+            raise error
+    go_on.set()
+    # With an exception, what was on its way is cancelled, if something was.
+    with pytest.raises((CancelledError, sky.PoolClosedError) if error else sky.PoolClosedError):
+        list(results)
+
+
+@pytest.mark.parametrize("return_as", KINDS)
+def test_leaving_waits_for_a_generator_that_was_not_begun(return_as):
+    """Its results can be taken after the block, as at home; so can the others of one that has read all of its input."""
+    with sky.pool(worker=sky.Worker(concurrency=2)):
+        later = Parallel(n_jobs=2, return_as=return_as, batch_size=1)(delayed(operator.neg)(i) for i in range(50))
+        whole = Parallel(n_jobs=2, return_as=return_as, batch_size=1, pre_dispatch="all")
+        begun = whole(delayed(operator.neg)(i) for i in range(50))
+        first = next(begun)
+    assert sorted(later) == sorted([first, *begun]) == [-i for i in reversed(range(50))]
+
+
+def test_leaving_waits_for_calls_of_other_threads():
+    """Generators among them: their threads go on with them meanwhile."""
+    got, begun, leaving = [], threading.Event(), threading.Event()
+
+    def client():
+        calls = (delayed(operator.neg)(i) for i in range(100))
+        for value in Parallel(n_jobs=2, backend="skyward", return_as="generator", batch_size=1)(calls):
+            got.append(value)
+            begun.set()
+            assert leaving.wait(20)
+
+    with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
+        thread = threading.Thread(target=client)
+        thread.start()
+        assert begun.wait(20)
+        drain = pool._drain
+
+        def watched():
+            leaving.set()
+            drain()
+
+        pool._drain = watched
+    thread.join(20)
+    assert got == [-i for i in range(100)]
+
+
+def test_each_leaving_threads_generators_end():
+    """One thread waits in shutdown for a generator of the main thread, which then leaves too."""
+    with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
+        results = Parallel(n_jobs=2, return_as="generator", batch_size=1)(endless([]))
+        next(results)
+        thread = threading.Thread(target=pool.shutdown)
+        thread.start()
+        assert next(results) == -1
+    thread.join(20)
+    assert not thread.is_alive()
+    with pytest.raises(sky.PoolClosedError):
+        list(results)
+
+
+def test_an_input_may_shut_its_own_pool_down():
+    """Nothing waits for itself: what the caller's thread reads is refused, what callbacks read still runs."""
+
+    def calls():
+        for i in range(20):
+            if i == place:
+                pool.shutdown()
+            yield delayed(operator.neg)(i)
+
+    place = 1
+    with sky.pool(worker=sky.Worker(concurrency=2)) as pool, pytest.raises(sky.PoolClosedError):
+        Parallel(n_jobs=2, batch_size=1)(calls())
+    place = 12
+    with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
+        assert Parallel(n_jobs=2, batch_size=1)(calls()) == [-i for i in range(20)]

@@ -522,7 +522,7 @@ def test_an_abort_that_crosses_a_recall_harms_nobody(tmp_path):
         assert eventually(lambda: sum(future.done() for future in futures) >= 4, 10)
         time.sleep(0.5)
         for future in futures:
-            pool._abort(future._task)
+            pool._futures.abort(future._task)
         os.kill(first, signal.SIGCONT)
         for future in [pool.submit(slow, i) for i in range(4)]:
             future.result(30)

@@ -12,6 +12,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed, parallel_config
 from skyward_lite.batch import run_limited
+from skyward_lite.lane import Lane
 
 JOBLIB = tuple(int(part) for part in joblib.__version__.split(".")[:2])
 
@@ -169,12 +170,12 @@ def test_no_limit_costs_nothing(shared_pool):
     """Without the parameter, the batch that travels is the same as ever."""
     sent = []
 
-    def spy(call, kind, head, buffers, send=shared_pool._send):
+    def spy(lane, call, kind, head, buffers, send=Lane.send):
         sent.append(pickle.loads(head))
-        return send(call, kind, head, buffers)
+        return send(lane, call, kind, head, buffers)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared_pool, "_send", spy)
+        patch.setattr(Lane, "send", spy)
         Parallel(n_jobs=2)(delayed(abs)(i) for i in range(1))
     assert sent == [[(abs, (0,), {})]]
 

@@ -71,8 +71,9 @@ class Pool:
     def submit(
         self, task: int, kind: int, head: bytes, buffers: list[Any] | None = None, node: int | None = None
     ) -> bool:
-        """Append a task. Copies the payload; never waits. It comes out of `finished` exactly once.
+        """Append a task. Copies the payload; never waits. It comes out of `finished` of its lane exactly once.
 
+        The bits of its number from the 40th on are its lane, which is open; lane 0 always is.
         It goes to the node of that index in `nodes`, or to any if that is None.
         False if `finished` has already said that no more will come.
         """
@@ -83,15 +84,17 @@ class Pool:
 
         Waits at most `bound_ms` for the word of the node that has it. After that it may still come out as cancelled.
         """
-    def abort(self, task: int) -> bool:
-        """Drop a task, or end it if it is running. True if it still waited here: then that is its end.
-
-        Otherwise how it ended comes out of `finished`, within seconds.
-        """
+    def abort(self, task: int) -> None:
+        """Drop a task, or end it if it is running. How it ended comes out of `finished`, within seconds."""
     def output(self, bound_ms: int) -> list[tuple[str, int, bytes]] | None:
         """Take what tasks wrote: (node's name, 1 or 2 for the stream, whole lines); None once the pool is closed."""
-    def finished(self, bound_ms: int) -> list[_Message] | None:
-        """Take the tasks that ended, waiting at most `bound_ms` for one; None once the pool is closed."""
+    def open_lane(self, lane: int) -> None: ...
+    def close_lane(self, lane: int) -> None:
+        """Let go of a lane all of whose tasks have ended."""
+    def wake(self, lane: int) -> None:
+        """Let whoever waits for tasks of this lane return, with none if there is none."""
+    def finished(self, lane: int, bound_ms: int) -> list[_Message] | None:
+        """Take the tasks of a lane that ended, waiting at most `bound_ms` for one; None once the pool is closed."""
     def counts(self) -> tuple[int, int]:
         """Give (tasks that have not ended, answers that came late or twice)."""
     def close(self) -> None:

@@ -2,8 +2,8 @@
 
     Parallel  →  submit(batch, callback)  →  ComputePool  →  settle  →  callback(call)  →  retrieve_result_callback
 
-`submit` runs under joblib's lock and never waits. The callback runs on the pool's settling thread; it retrieves the
-result and dispatches the next batch from there.
+`submit` runs under joblib's lock and never waits. The callback runs on a thread of the call's own, its lane's; it
+retrieves the result and dispatches the next batch from there, for which it reads the call's input.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from . import payload
 from .batch import NAME
 from .compute_pool import ComputePool, outcome
 from .errors import PoolClosedError, SkywardError
+from .lane import Lane
 
 log = logging.getLogger("skyward_lite")
 
@@ -59,14 +60,56 @@ class _NoSharedMemory:
 class _Call:
     """What one call of `Parallel` has in flight. Batches of an aborted call stay its own and hinder no later one."""
 
-    def __init__(self, cap: int) -> None:
+    def __init__(self, cap: int, parallel: Any = None) -> None:
         self.cap = cap
         """Batches that may be at the workers at once; 0 for no cap."""
         self.running: set[_Batch] = set()
         self.held: collections.deque[_Batch] = collections.deque()
         self.functions: payload.Functions = {}
         self.aborted = False
+        self.left = False
+        """It was aborted because the pool's block was left."""
+        self.begun = False
+        """Results have been asked for."""
         self.lock = threading.Lock()
+        self._parallel = parallel
+        self._thread = threading.current_thread()
+        self.lane: Lane | None = None
+
+    def open(self, pool: ComputePool) -> None:
+        """Open its lane, if it has none, with the first batch: joblib ends only calls that have got so far."""
+        if self.lane is None:
+            self.lane = pool._open_lane(self.desert)
+
+    def stop(self) -> None:
+        """Let go of what later calls do not need."""
+        self.functions = {}
+        if self.lane is not None:
+            self.lane.stop()
+
+    def desert(self, leaving: set[threading.Thread]) -> bool:
+        """End a call that takes more input if its thread cannot ask for results before these have left.
+
+        A generator that was not begun is not ended: it may be what comes after the block.
+        """
+        parallel = self._parallel
+        if parallel is None or parallel._original_iterator is None:
+            return False
+        alone = self._thread in leaving or not self._thread.is_alive()
+        if alone and (self.begun or not parallel.return_generator):
+            self.left = True
+            self.abort()
+        return self.left
+
+    def abort(self) -> None:
+        """Drop what has not started and end what is running."""
+        with self.lock:
+            self.aborted = True
+            self.held.clear()
+            running = list(self.running)
+        for batch in running:
+            assert self.lane is not None
+            self.lane.abort(batch.task)
 
     def begin(self, batch: _Batch) -> bool:
         """Count a batch as running; false if it is held because of the cap."""
@@ -110,6 +153,11 @@ class _Batch:
         self.backend.settled(self)
 
     def result(self) -> Any:
+        if self.call.left:
+            raise PoolClosedError(
+                "the block of the pool was left before this call of Parallel had read its whole input: finish its "
+                "generator or close it inside the block"
+            )
         if self.error is not None:
             raise self.error
         head, buffers = self.head, self.buffers
@@ -195,14 +243,14 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def start_call(self) -> None:
         """Begin anew: inside `with Parallel()` several calls follow one `configure`."""
-        self.call = _Call(self.call.cap)
+        self.call = _Call(self.call.cap, self.parallel)
         # joblib lets the next call run what an aborted one had not dispatched, and mixes its values into the results
         # (with its own backends, too).
         self.parallel._ready_batches = queue.Queue()
 
     def stop_call(self) -> None:
-        """Let go of the functions of the call."""
-        self.call.functions = {}
+        """Let go of the call's functions and of its thread."""
+        self.call.stop()
 
     def terminate(self) -> None:
         """Forget the size of batches: the next call's tasks are others. The pool stays open."""
@@ -214,6 +262,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         Raises `PoolClosedError` if the pool has no thread left to tell joblib the outcome.
         """
         batch = _Batch(self, func, callback)
+        batch.call.open(self.pool)
         if batch.call.begin(batch):
             self._send(batch)
         return batch
@@ -221,7 +270,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     apply_async = submit  # joblib < 1.5
 
     def _send(self, batch: _Batch) -> None:
-        pool = self.pool
+        pool, lane = self.pool, batch.call.lane
+        assert lane is not None
         func, batch.func = batch.func, None
         try:
             # The worker has its own nested backend: of joblib's batch only the calls travel.
@@ -239,14 +289,14 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                     items = (self.inner_max_num_threads, items)
                 head, buffers = pool._encode(items, functions)
         except BaseException as error:
-            # joblib hangs if this is raised on the settling thread, so it takes the way of a result.
+            # joblib hangs if this is raised on the lane's thread, so it takes the way of a result.
             batch.error = _unsendable(error)
-            pool._end(batch)
+            lane.end(batch)
         else:
-            batch.task = pool._send(batch, kind, head, buffers)
+            batch.task = lane.send(batch, kind, head, buffers)
             if batch.call.aborted:
                 # While it was pickled; whoever aborted found no task yet.
-                pool._abort(batch.task)
+                lane.abort(batch.task)
 
     def settled(self, batch: _Batch) -> None:
         """Let the next held batch go, then tell joblib."""
@@ -267,12 +317,14 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Drop what has not started and end what is running. Returns at once; idempotent, from any thread."""
-        with self.call.lock:
-            self.call.aborted = True
-            self.call.held.clear()
-            running = list(self.call.running)
-        for batch in running:
-            self.pool._abort(batch.task)
+        self.call.abort()
+
+    @contextlib.contextmanager
+    def retrieval_context(self) -> Iterator[None]:
+        """Note that the call's results are asked for."""
+        self.call.begun = True
+        with super().retrieval_context():
+            yield
 
     def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
         """Nested calls run sequentially in the worker."""

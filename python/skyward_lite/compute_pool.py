@@ -1,7 +1,8 @@
 """`pool()` and the class behind it: nodes up, tasks out, results in, nodes down.
 
 submit / map / backend.py          any thread: pickles, appends to the queue in Rust, returns at once
-_settle                            one thread: takes batches of finished tasks from Rust, settles their futures
+lane.py                            one thread for futures, one for each call of Parallel: takes batches of finished
+                                   tasks from Rust, settles what waits for them
 _print                             one thread: writes what tasks printed to this process's streams
 _bring_up                          one thread for each node until it is started; _watch tells the log of their fates
 """
@@ -28,7 +29,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Literal, ParamSpec, Self, TypeVar
 
 from . import _core, payload, plugins
 from ._signals import held
@@ -42,6 +43,7 @@ from .errors import (
     WorkerCrashedError,
 )
 from .image import Image, canonical
+from .lane import LANES, Desert, Lane
 from .plugins import Plugin
 from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
@@ -53,8 +55,8 @@ log = logging.getLogger("skyward_lite")
 
 MAX_SECONDS = 366 * 24 * 3600.0
 """Largest bound that a user can ask for."""
-SETTLE_MS = 1_000
-"""Bound on one wait for finished tasks; closing wakes the waiting thread at once."""
+WATCH_MS = 1_000
+"""Bound on one wait for output or for a node's fate; closing wakes the waiting thread at once."""
 POLL_MS = 50
 """Bound on one wait for a node's state, so that Ctrl-C is heard."""
 LEAVE = 5.0
@@ -127,13 +129,6 @@ class Status:
     cost: Cost | None
 
 
-class Call(Protocol):
-    """A submitted task, at the client."""
-
-    def settle(self, tag: int, nanos: int, head: Any, buffers: Any) -> None:
-        """Take the task's end. Called once, on the settling thread; must not raise."""
-
-
 def outcome(tag: int, head: Any, buffers: Any) -> Any:
     """Give a task's value, or raise what it raised or what became of it."""
     if tag == payload.RETURNED:
@@ -170,8 +165,9 @@ class _PoolFuture(Future[T]):
         asyncio loop, where false may become true later.
         """
         if not self.done():
-            hurry = _on_an_event_loop() or threading.current_thread() is self._pool._settler
-            self._pool._cancel(self._task, 0 if hurry else CANCEL_MS)
+            futures = self._pool._futures
+            hurry = _on_an_event_loop() or futures.is_current()
+            futures.cancel(self._task, 0 if hurry else CANCEL_MS)
         return self.cancelled()
 
     def settle(self, tag: int, nanos: int, head: Any, buffers: Any) -> None:
@@ -236,9 +232,9 @@ class ComputePool(Executor):
         self._strict_env = strict_env
         self._run = uuid.uuid4().hex
         self._core = _core.Pool(self.worker.retries + 1, self.worker.max_payload)
-        self._calls: dict[int, Call] = {}
-        self._numbers = itertools.count(1)
-        self._settler: threading.Thread | None = None
+        self._lanes: dict[int, Lane] = {}
+        self._lane_numbers = itertools.count()
+        self._futures = Lane(self, 0)
         self._printer: threading.Thread | None = None
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
@@ -247,6 +243,7 @@ class ComputePool(Executor):
         self._machines: list[Machine] = []
         self._starters: list[threading.Thread] = []
         self._entered: threading.Thread | None = None
+        self._leaving: set[threading.Thread] = set()
         self._expected = 0
         self._replaced = 0
         self._cared_for: set[int] = set()
@@ -294,8 +291,7 @@ class ComputePool(Executor):
         if self.provider.outlives_client:
             self._heed_signals()
         _open_pools.add(self)
-        self._settler = threading.Thread(target=self._settle, name="skyward-settle", daemon=True)
-        self._settler.start()
+        self._futures.start()
         self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
         self._printer.start()
         threading.Thread(target=self._watch, args=(hello,), name="skyward-watch", daemon=True).start()
@@ -398,7 +394,7 @@ class ComputePool(Executor):
                     log.warning("node %s is left out: %s", node.name, node.reason)
                 elif node.state == "lost" and was in ("ready", "draining"):
                     log.warning("node %s is lost, what it had not finished runs elsewhere: %s", node.name, node.reason)
-            self._core.wait_for_change([node.state for node in nodes], SETTLE_MS)
+            self._core.wait_for_change([node.state for node in nodes], WATCH_MS)
 
     def _care(self, number: int, was: str, now: str, hello: Callable[[Machine], str]) -> None:
         """Let go of a machine that is lost, and have it replaced: on a thread of its own."""
@@ -407,7 +403,7 @@ class ComputePool(Executor):
             return
         with self._lock:
             # Also while the block is being left, for what is still to be done.
-            if self._state != "open" and (self._state != "closing" or self._give_up or not self._calls):
+            if self._state != "open" and (self._state != "closing" or self._give_up or not self._is_awaited()):
                 return
             first = number not in self._cared_for
             if first:
@@ -512,13 +508,18 @@ class ComputePool(Executor):
             self._finish(*error)
         else:
             self._unwind(*error)
-            if threading.current_thread() is not self._settler:
+            if not self._settles():
                 self._left.wait()
 
     def _hurry(self) -> None:
         self._give_up = True
 
+    def _settles(self) -> bool:
+        """Say whether the calling thread runs callbacks of this pool."""
+        return any(lane.is_current() for lane in list(self._lanes.values()))
+
     def _begin_to_leave(self) -> bool:
+        self._leaving.add(threading.current_thread())
         with self._lock:
             first = self._state in ("new", "open")
             if first:
@@ -547,18 +548,26 @@ class ComputePool(Executor):
     def _drain(self) -> None:
         """Wait until every submitted task has ended. Bounded by the tasks themselves: each ends, or its node does."""
         with self._idle:
-            while self._calls and not self._give_up:
+            while self._is_awaited() and not self._give_up:
                 self._idle.wait(POLL_MS / 1000)
+
+    def _is_awaited(self) -> bool:
+        # All of them are asked: those that nobody waits for are to end at once.
+        awaited = [lane for lane in list(self._lanes.values()) if lane.is_awaited(self._leaving)]
+        return bool(awaited)
+
+    def _wake_leavers(self) -> None:
+        with self._idle:
+            self._idle.notify_all()
 
     def _let_go(self) -> None:
         deadline = time.monotonic() + self.provider.leave
         try:
             self._state = "closed"
             self._core.close()
-            if self._settler is not None and self._settler is not threading.current_thread():
-                self._settler.join(LEAVE)
-                if self._settler.is_alive():
-                    log.warning("a callback of a future has not returned, and is left alone")
+            # Calls of Parallel are told on their own threads, which end when the input lets them.
+            if not self._futures.join(LEAVE):
+                log.warning("a callback of a future has not returned, and is left alone")
             if self._printer is not None:
                 # Whoever reads our streams may have stopped to do so.
                 self._printer.join(LEAVE)
@@ -579,7 +588,7 @@ class ComputePool(Executor):
         With `wait=False` this returns at once and the nodes are let go when the pending futures are done. So it does
         when a future's callback calls it: the thread that runs callbacks cannot wait for further futures.
         """
-        if wait and threading.current_thread() is not self._settler:
+        if wait and not self._settles():
             self._leave(cancel_futures)
             return
         self._give_up |= cancel_futures
@@ -610,7 +619,7 @@ class ComputePool(Executor):
     def _future(self, head: bytes, buffers: payload.Buffers, node: int | None = None) -> Future[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; its future."""
         future: _PoolFuture[Any] = _PoolFuture(self)
-        future._task = self._send(future, payload.CALL, head, buffers, node)
+        future._task = self._futures.send(future, payload.CALL, head, buffers, node)
         return future
 
     def map(
@@ -649,7 +658,7 @@ class ComputePool(Executor):
                 for future in pending:
                     # Without waiting for each.
                     assert isinstance(future, _PoolFuture)
-                    self._cancel(future._task)
+                    self._futures.cancel(future._task)
 
         return results()
 
@@ -664,7 +673,8 @@ class ComputePool(Executor):
 
     def status(self) -> Status:
         """Say how the pool stands, and what it costs."""
-        return Status(self.nodes(), self.slots(), len(self._calls), self.provider.cost(self._machines))
+        pending = sum(len(lane.calls) for lane in list(self._lanes.values()))
+        return Status(self.nodes(), self.slots(), pending, self.provider.cost(self._machines))
 
     def _wanted_slots(self) -> int:
         """Count the slots of the ready nodes, and those that nodes on their way will probably have."""
@@ -691,67 +701,17 @@ class ComputePool(Executor):
     def _encoder(self) -> payload.Encoder:
         return payload.encoder(self.worker.max_payload)
 
-    def _send(self, call: Call, kind: int, head: bytes, buffers: payload.Buffers, node: int | None = None) -> int:
-        """Append a task to the queue, for any node or for the one of that number in `nodes()`; the task's number."""
-        task = next(self._numbers)
-        self._calls[task] = call
-        self._accepted(task, self._core.submit(task, kind, head, buffers, node))
-        return task
-
-    def _end(self, call: Call) -> None:
-        """Let a call that cannot be sent be settled like one that was."""
-        self._check_owner()
-        task = next(self._numbers)
-        self._calls[task] = call
-        self._accepted(task, self._core.end(task))
-
-    def _accepted(self, task: int, accepted: bool) -> None:
-        if not accepted:
-            del self._calls[task]
-            raise PoolClosedError("this pool is closed")
-
-    def _cancel(self, task: int, bound_ms: int = 0) -> None:
-        """Drop a task that has not started; the call is settled now or when its node has answered."""
-        self._check_owner()
-        if self._core.cancel(task, bound_ms):
-            self._cancelled(task)
-
-    def _abort(self, task: int) -> None:
-        """Drop a task, or end it if it is running; the call is settled now or when its node has answered."""
-        if self._core.abort(task):
-            self._cancelled(task)
-
-    def _cancelled(self, task: int) -> None:
-        self._calls[task].settle(payload.CANCELLED, 0, b"", None)
-        del self._calls[task]
-
-    def _settle(self) -> None:
-        calls, core = self._calls, self._core
-        call: Call | None
-        head: Any
-        buffers: Any
-        while (ended := core.finished(SETTLE_MS)) is not None:
-            for task, _, tag, nanos, head, buffers in ended:
-                call = calls.get(task)
-                if call is None:
-                    continue
-                try:
-                    call.settle(tag, nanos, head, buffers)
-                except BaseException:
-                    # Nobody is left to tell, and the other tasks must not suffer.
-                    log.exception("a callback of task %d failed", task)
-                # Not before: while it settles it may submit, and whoever waits for the last call waits for that too.
-                del calls[task]
-            # What was settled is its receiver's: nothing here keeps it while waiting.
-            del ended
-            call = head = buffers = None
-            if not calls:
-                with self._idle:
-                    self._idle.notify_all()
+    def _open_lane(self, desert: Desert) -> Lane:
+        """Give a lane of its own to what must not hold up, or be held up by, what else is submitted."""
+        self._check_open()
+        numbers = (1 + number % (LANES - 1) for number in self._lane_numbers)
+        lane = Lane(self, next(number for number in numbers if number not in self._lanes), desert)
+        lane.start()
+        return lane
 
     def _print(self) -> None:
         """Write what tasks printed to this process's streams, each line with its node's name."""
-        while (written := self._core.output(SETTLE_MS)) is not None:
+        while (written := self._core.output(WATCH_MS)) is not None:
             for node, stream, text in written:
                 lines = text.decode(errors="replace").splitlines()
                 out = sys.stdout if stream == 1 else sys.stderr

@@ -5,14 +5,16 @@
 //! 1. `python` (`python.rs`, built for the extension only) is the boundary: the only file that names pyo3.
 //!    It turns arguments into bytes and lets go of the GIL.
 //! 2. [`pool`] is the client: it appends the task to its queue, keeps a session with every node, and collects what has
-//!    ended. One I/O thread serves all nodes; callers' threads never wait for it.
+//!    ended, lane by lane: futures have one, each call of `Parallel` another. One I/O thread serves all nodes; callers'
+//!    threads never wait for it.
 //! 3. [`queue`] says which peer gets which task. It is pure, and used twice: nodes at the client, workers in the agent.
 //! 4. [`session`] says in which order things are sent, who the two ends are, and when one of them is gone.
 //! 5. [`frame`] is the wire: blocks, frames, chunks, lz4, and every cap. It is pure and fuzzed.
 //! 6. [`ssh`] is the client's end of the encrypted connection, [`server`] the embedded far end that `Local()` uses
 //!    where another node has OpenSSH's `sshd`.
 //! 7. [`agent`] is the node: it runs no user code, hands tasks out and keeps results until the client has acknowledged
-//!    them. When it learns that it will soon be gone it says so ([`agent::drain`]). `crew` is what it does with its worker processes: it starts, follows, blames and replaces them.
+//!    them. When it learns that it will soon be gone it says so ([`agent::drain`]). `crew` is what it does with its
+//!    worker processes: it starts, follows, blames and replaces them.
 //! 8. [`worker`] is the part of a worker process that needs no GIL: reading, writing, and ending the process group
 //!    when the agent is gone or the lease is over. [`table`] is where it notes what it runs, for the agent to read.
 //!

@@ -45,6 +45,10 @@ const OUTPUT: usize = 1024 * 1024;
 /// Bound on finding out why an agent did not start.
 const AGAIN: Duration = Duration::from_secs(10);
 
+/// A task's number says in its high bits, from this one on, to which lane its end goes. Ends are taken lane by lane, so
+/// that what a thread does with those of one holds up no other.
+pub const LANE_SHIFT: u32 = 40;
+
 /// Where a node stands. It only ever moves down this list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeState {
@@ -120,8 +124,8 @@ struct State {
     /// Nodes whose sender is to be woken.
     staged: BTreeSet<PeerId>,
     corked: usize,
-    /// The thread that took finished tasks last, and when it did or submitted something.
-    settler: Option<(ThreadId, Instant)>,
+    /// The thread that takes from each lane, and when it did or submitted something last.
+    settlers: HashMap<u64, (ThreadId, Instant)>,
     attempts: u16,
 }
 
@@ -131,7 +135,6 @@ struct Shared {
     /// A node changed its state, or a task that is awaited its own.
     changed: Condvar,
     finished: Mutex<Finished>,
-    some_finished: Condvar,
     output: Mutex<Output>,
     some_output: Condvar,
     close: Notify,
@@ -140,10 +143,20 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Finished {
+    lanes: HashMap<u64, Lane>,
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
     /// With the node to thank for each result, so that its bytes count as credit again once the caller took it.
     messages: Vec<(Option<PeerId>, Message)>,
-    closed: bool,
-    /// Whoever takes finished tasks was told that there will be no more.
+    some: Arc<Condvar>,
+    /// Whoever waits is to look up.
+    woken: bool,
+    /// Something was there at the last tick and was not taken since.
+    stuck: bool,
+    /// Whoever takes was told that there will be no more.
     over: bool,
 }
 
@@ -169,7 +182,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool without nodes. A task runs at most `attempts` times; results over `max_message` bytes are refused.
+    /// A pool without nodes, and with lane 0. A task runs at most `attempts` times; results over `max_message` bytes are refused.
     ///
     /// # Errors
     /// When the I/O thread cannot be started.
@@ -184,18 +197,18 @@ impl Pool {
                 awaited: HashMap::new(),
                 staged: BTreeSet::new(),
                 corked: 0,
-                settler: None,
+                settlers: HashMap::new(),
                 attempts: attempts.max(1),
             }),
             changed: Condvar::new(),
             finished: Mutex::default(),
-            some_finished: Condvar::new(),
             output: Mutex::default(),
             some_output: Condvar::new(),
             close: Notify::new(),
             max_message,
         });
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        lock(&shared.finished).lanes.insert(0, Lane::default());
         let handle = runtime.handle().clone();
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("skyward-io".to_owned()).spawn(move || {
@@ -312,8 +325,8 @@ impl Pool {
         drop(self.shared.changed.wait_timeout_while(state, bound, same));
     }
 
-    /// Append a task, or send it to this one node. It ends with exactly one message out of [`Pool::finished`]; false if
-    /// that has already said that no more will come. Never waits.
+    /// Append a task, or send it to this one node. It ends with exactly one message out of [`Pool::finished`] of its lane,
+    /// which is open; false if that has already said that no more will come. Never waits.
     pub fn submit(&self, message: Message, node: Option<PeerId>) -> bool {
         let mut state = lock(&self.shared.state);
         let id = message.id;
@@ -338,7 +351,7 @@ impl Pool {
             drop(state);
             return self.shared.finish([(None, Message::text(id, Tag::NodeLost, why))]);
         }
-        if !state.may_cork() {
+        if !state.may_cork(id.task >> LANE_SHIFT) {
             state.flush();
         }
         true
@@ -368,12 +381,14 @@ impl Pool {
         state.awaited.remove(&task) == Some(true)
     }
 
-    /// Drop a task, or end it if it is running. True if it waited here: that is its end, and nothing more is told of it.
-    /// Otherwise its end comes out of [`Pool::finished`], whatever it is.
-    pub fn abort(&self, task: u64) -> bool {
+    /// Drop a task, or end it if it is running. Its end comes out of [`Pool::finished`], whatever it is.
+    pub fn abort(&self, task: u64) {
         let mut state = lock(&self.shared.state);
         match state.queue.cancel(task) {
-            Cancelled::Dropped => return true,
+            Cancelled::Dropped => {
+                drop(state);
+                self.shared.finish([(None, Message::cancelled(Attempt { task, attempt: 0 }))]);
+            }
             Cancelled::Held(node) => {
                 if let (Some(node), Some(id)) = (state.nodes.get(node), state.queue.attempt(task)) {
                     node.link.send(|o| o.control(Control::Abort(id)));
@@ -381,7 +396,6 @@ impl Pool {
             }
             Cancelled::Unknown => {}
         }
-        false
     }
 
     /// What tasks wrote since the last call, waiting up to `bound` for it; `None` once the pool is closed.
@@ -412,29 +426,48 @@ impl Pool {
         self.shared.finish([(None, Message { id, tag: Tag::Returned as u8, nanos: 0, parts: Vec::new() })])
     }
 
-    /// The tasks that ended since the last call, waiting up to `bound` for one; `None` once the pool is closed.
+    /// Open a lane, if it is not: from now on tasks may be submitted to it.
+    pub fn open_lane(&self, lane: u64) {
+        lock(&self.shared.finished).lanes.entry(lane).or_default();
+    }
+
+    /// Let go of a lane all of whose tasks have ended.
+    pub fn close_lane(&self, lane: u64) {
+        lock(&self.shared.finished).lanes.remove(&lane);
+        lock(&self.shared.state).settlers.remove(&lane);
+    }
+
+    /// Let whoever waits for a lane's tasks return, with none if there is none.
+    pub fn wake(&self, lane: u64) {
+        if let Some(lane) = lock(&self.shared.finished).lanes.get_mut(&lane) {
+            lane.woken = true;
+            lane.some.notify_one();
+        }
+    }
+
+    /// The tasks of a lane that ended since the last call, waiting up to `bound` for one; `None` once the pool is closed.
     #[must_use]
-    pub fn finished(&self, bound: Duration) -> Option<Vec<Message>> {
+    pub fn finished(&self, lane: u64, bound: Duration) -> Option<Vec<Message>> {
         lock(&self.shared.state).flush();
         let finished = lock(&self.shared.finished);
-        let (mut finished, _) = self
-            .shared
-            .some_finished
-            .wait_timeout_while(finished, bound, |f| f.messages.is_empty() && !f.closed)
-            .unwrap_or_else(PoisonError::into_inner);
-        if finished.messages.is_empty() {
-            finished.over = finished.closed;
-            return (!finished.closed).then(Vec::new);
+        let some = Arc::clone(&finished.lanes.get(&lane)?.some);
+        let none = |f: &mut Finished| {
+            !f.closed && f.lanes.get(&lane).is_some_and(|lane| lane.messages.is_empty() && !lane.woken)
+        };
+        let (mut finished, _) = some.wait_timeout_while(finished, bound, none).unwrap_or_else(PoisonError::into_inner);
+        let closed = finished.closed;
+        let ended = finished.lanes.get_mut(&lane)?;
+        ended.woken = false;
+        ended.stuck = false;
+        if ended.messages.is_empty() {
+            ended.over = closed;
+            return (!closed).then(Vec::new);
         }
-        let messages = std::mem::take(&mut finished.messages);
+        let messages = std::mem::take(&mut ended.messages);
         drop(finished);
         let mut state = lock(&self.shared.state);
-        state.settler = Some((std::thread::current().id(), Instant::now()));
-        for (from, message) in &messages {
-            if let Some(node) = from {
-                state.stage(*node, |o| o.acknowledge([message.id]));
-            }
-        }
+        state.settlers.insert(lane, (std::thread::current().id(), Instant::now()));
+        state.acknowledge(messages.iter().filter_map(|(from, message)| Some(((*from)?, message.id))));
         drop(state);
         Some(messages.into_iter().map(|(_, message)| message).collect())
     }
@@ -467,8 +500,11 @@ impl Pool {
         if let Some(thread) = lock(&self.thread).take() {
             drop(thread.join());
         }
-        lock(&self.shared.finished).closed = true;
-        self.shared.some_finished.notify_all();
+        {
+            let mut finished = lock(&self.shared.finished);
+            finished.closed = true;
+            finished.lanes.values().for_each(|lane| lane.some.notify_all());
+        }
         lock(&self.shared.output).closed = true;
         self.shared.some_output.notify_all();
     }
@@ -581,17 +617,25 @@ impl State {
         }
     }
 
-    /// Whether what the calling thread just submitted may wait for what it submits next.
-    fn may_cork(&mut self) -> bool {
-        let Some((settler, last)) = self.settler else { return false };
-        if settler != std::thread::current().id() {
+    /// Thank nodes for results; [`State::flush`] must follow.
+    fn acknowledge(&mut self, taken: impl IntoIterator<Item = (PeerId, Attempt)>) {
+        for (node, id) in taken {
+            self.stage(node, |o| o.acknowledge([id]));
+        }
+    }
+
+    /// Whether what the calling thread just submitted may wait for what it submits next: it takes from that lane.
+    fn may_cork(&mut self, lane: u64) -> bool {
+        let Some((settler, last)) = self.settlers.get_mut(&lane) else { return false };
+        if *settler != std::thread::current().id() {
             return false;
         }
         let now = Instant::now();
-        self.settler = Some((settler, now));
+        let pause = now.saturating_duration_since(*last);
+        *last = now;
         self.corked += 1;
         let most = (self.queue.len() / CORK_SHARE).min(CORK);
-        self.corked < most && now.saturating_duration_since(last) < CORK_PAUSE
+        self.corked < most && pause < CORK_PAUSE
     }
 }
 
@@ -602,7 +646,9 @@ impl Shared {
             tokio::select! {
                 () = self.close.notified() => break,
                 _ = tick.tick() => {
+                    let stuck = self.stuck();
                     let mut state = lock(&self.state);
+                    state.acknowledge(stuck);
                     state.recall_again();
                     state.pump();
                     state.flush();
@@ -820,18 +866,34 @@ impl Shared {
         self.finish(lost);
     }
 
-    /// Hand out ends of tasks. False if nobody will take them any more.
+    /// Hand out ends of tasks. False if nobody will take one of them any more.
     fn finish(&self, messages: impl IntoIterator<Item = (Option<PeerId>, Message)>) -> bool {
         let mut finished = lock(&self.finished);
-        if finished.over {
-            return false;
+        let mut all = true;
+        for message in messages {
+            match finished.lanes.get_mut(&(message.1.id.task >> LANE_SHIFT)) {
+                Some(lane) if !lane.over => {
+                    if lane.messages.is_empty() {
+                        lane.some.notify_one();
+                    }
+                    lane.messages.push(message);
+                }
+                _ => all = false,
+            }
         }
-        let quiet = finished.messages.is_empty();
-        finished.messages.extend(messages);
-        if quiet && !finished.messages.is_empty() {
-            self.some_finished.notify_one();
+        all
+    }
+
+    /// The results that nobody took for a tick or more. Were they not thanked for, the nodes' credit could be used up by
+    /// a lane whose thread waits for a result of another.
+    fn stuck(&self) -> Vec<(PeerId, Attempt)> {
+        let mut stuck = Vec::new();
+        for lane in lock(&self.finished).lanes.values_mut() {
+            if std::mem::replace(&mut lane.stuck, !lane.messages.is_empty()) {
+                stuck.extend(lane.messages.iter_mut().filter_map(|(from, message)| Some((from.take()?, message.id))));
+            }
         }
-        true
+        stuck
     }
 }
 

@@ -335,8 +335,8 @@ impl Pool {
         py.detach(|| self.inner.cancel(task, Duration::from_millis(bound_ms)))
     }
 
-    fn abort(&self, task: u64) -> bool {
-        self.inner.abort(task)
+    fn abort(&self, task: u64) {
+        self.inner.abort(task);
     }
 
     #[pyo3(signature = (bound_ms))]
@@ -353,9 +353,21 @@ impl Pool {
         self.inner.end(Attempt { task, attempt: 0 })
     }
 
-    #[pyo3(signature = (bound_ms))]
-    fn finished<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Option<Vec<Bound<'py, PyTuple>>>> {
-        let messages = py.detach(|| self.inner.finished(Duration::from_millis(bound_ms)));
+    fn open_lane(&self, lane: u64) {
+        self.inner.open_lane(lane);
+    }
+
+    fn close_lane(&self, lane: u64) {
+        self.inner.close_lane(lane);
+    }
+
+    fn wake(&self, lane: u64) {
+        self.inner.wake(lane);
+    }
+
+    #[pyo3(signature = (lane, bound_ms))]
+    fn finished<'py>(&self, py: Python<'py>, lane: u64, bound_ms: u64) -> PyResult<Option<Vec<Bound<'py, PyTuple>>>> {
+        let messages = py.detach(|| self.inner.finished(lane, Duration::from_millis(bound_ms)));
         messages.map(|all| all.into_iter().map(|m| to_python(py, m)).collect()).transpose()
     }
 

@@ -120,8 +120,11 @@ class Worker:
         """Greet the agent at the socket `fd`, which is given away."""
     def ready(self) -> None:
         """Tell the agent that tasks may come."""
-    def next(self, slot: int, bound_ms: int) -> _Message | None:
-        """Take the next task for this slot's thread, waiting at most `bound_ms`. Its tag is the task's kind."""
+    def take(self, slot: int, bound_ms: int, into: list[_Message]) -> None:
+        """Append the next task for this slot's thread to the list, waiting at most `bound_ms`. Its tag is its kind.
+
+        It is not returned, so that it is not lost if something is raised in the thread just then.
+        """
     def restart(self, slot: int) -> None:
         """Begin the time of what this slot runs anew."""
     def finish(
@@ -133,7 +136,7 @@ class Worker:
         head: bytes | memoryview,
         buffers: list[Any] | None = None,
     ) -> None:
-        """Hand in a result. Copies the payload; waits while more than 64 MiB are unsent."""
+        """Hand in a result, if that has not been done. Copies the payload; waits while more than 64 MiB are unsent."""
 
 def generate_key() -> tuple[str, str]:
     """Make an Ed25519 key: (private, public), in OpenSSH's formats."""

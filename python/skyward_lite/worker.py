@@ -13,6 +13,7 @@ import pickle
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any
@@ -26,54 +27,93 @@ Decorator = Callable[[Function], Function]
 
 WAIT_MS = 60_000
 """Bound on one wait for a task. Nothing depends on it: the process ends when its agent does."""
+MOST_STRAYS = 1_000
+"""Exceptions without a task in between after which this process gives up."""
 
 
 def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> None:
-    """Run tasks on this thread until the process is to end."""
+    """Run tasks on this thread until the process is to end.
+
+    What is raised while a task runs is the task's. But a task can leave behind an alarm, or a thread that raises
+    something in this one, between two others: that is nobody's, and each step here can be taken again after it.
+    """
     encoder = payload.encoder(worker.max_payload)
-    take, finish, loads = worker.next, worker.finish, payload.loads
+    take, finish, loads = worker.take, worker.finish, payload.loads
     process = os.getpid()
+    taken: list[Any] = []
+    """The task that was taken and not yet unpickled."""
+    begun: Any = None
+    """The task, and the attempt at it, whose end has not been handed in."""
+    answer: Any = None
+    """How it ended."""
+    stray: BaseException | None = None
+    strays = 0
     call: Any
     value: Any
-    encoded: Any
-    while True:
-        item = take(slot, WAIT_MS)
-        if item is None:
-            if worker.over:
-                return
-            continue
-        task, attempt, kind, _, head, buffers = item
-        start = perf_counter_ns()
-        try:
-            call = loads(head, buffers)
-            # What is running must not keep the memory that it was read from.
-            del item, head, buffers
-            start = perf_counter_ns()
-            if kind == payload.BATCH:
-                threads, call = call if isinstance(call, tuple) else (None, call)
-                if decorate is not None:
-                    call = [(decorate(function), args, kwargs) for function, args, kwargs in call]
-                value = run_batch(call) if threads is None else run_limited(threads, call)
-            else:
-                function, args, kwargs = call
-                if decorate is not None:
-                    function = decorate(function)
-                value = function(*args, **kwargs)
-                del function, args, kwargs
-            nanos = perf_counter_ns() - start
-            tag, encoded = payload.RETURNED, encoder.dumps(value)
-        except BaseException as error:
-            # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures, not the worker's.
-            nanos = perf_counter_ns() - start
-            skip = 2 if kind == payload.BATCH else 1
-            tag, encoded = payload.RAISED, payload.dump_exception(encoder, error, skip)
-        if os.getpid() != process:
-            # A child that the task forked has come this far. The answer is its parent's to give.
-            os._exit(tag)
-        flush()
-        finish(task, attempt, tag, nanos, *encoded)
-        # While this thread waits for its next task it must not keep the last one's memory.
-        item = call = value = encoded = None
+    try:
+        while True:
+            try:
+                # Whatever is raised in here goes no further than this.
+                while True:
+                    if begun is None:
+                        if not taken:
+                            take(slot, WAIT_MS, taken)
+                            if not taken:
+                                if worker.over:
+                                    return
+                                continue
+                        task, attempt, kind, _, head, buffers = taken[0]
+                        start = perf_counter_ns()
+                        try:
+                            begun = task, attempt
+                            call = loads(head, buffers)
+                            # What is running must not keep the memory that it was read from.
+                            taken.clear()
+                            del head, buffers
+                            start = perf_counter_ns()
+                            if kind == payload.BATCH:
+                                threads, call = call if isinstance(call, tuple) else (None, call)
+                                if decorate is not None:
+                                    call = [(decorate(function), args, kwargs) for function, args, kwargs in call]
+                                value = run_batch(call) if threads is None else run_limited(threads, call)
+                            else:
+                                function, args, kwargs = call
+                                if decorate is not None:
+                                    function = decorate(function)
+                                value = function(*args, **kwargs)
+                                del function, args, kwargs
+                            nanos = perf_counter_ns() - start
+                            answer = payload.RETURNED, nanos, *encoder.dumps(value)
+                        except BaseException as error:
+                            # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures.
+                            nanos = perf_counter_ns() - start
+                            skip = 2 if kind == payload.BATCH else 1
+                            answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip)
+                    elif answer is None and stray is not None:
+                        # It came before the task's own exception was pickled.
+                        answer = payload.RAISED, 0, *payload.dump_exception(encoder, stray, 1)
+                    if os.getpid() != process:
+                        # A child that the task forked has come this far. The answer is its parent's to give.
+                        os._exit(answer[0])
+                    flush()
+                    finish(*begun, *answer)
+                    # While this thread waits for its next task it must not keep the last one's memory.
+                    taken.clear()
+                    call = value = answer = begun = stray = None
+                    strays = 0
+            except BaseException as error:
+                # No call in here: the next one would be raised there.
+                stray = error
+                strays += 1
+                if strays == MOST_STRAYS:
+                    raise
+    finally:
+        if not worker.over:
+            # Nobody would run this slot's tasks any more: the agent is to know.
+            try:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
 
 
 def flush() -> None:

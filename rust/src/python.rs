@@ -444,14 +444,20 @@ impl Worker {
         self.inner.ready().map_err(core_error)
     }
 
-    #[pyo3(signature = (slot, bound_ms))]
-    fn next<'py>(&self, py: Python<'py>, slot: usize, bound_ms: u64) -> PyResult<Option<Bound<'py, PyTuple>>> {
+    #[pyo3(signature = (slot, bound_ms, into))]
+    fn take(&self, py: Python<'_>, slot: usize, bound_ms: u64, into: &Bound<'_, PyList>) {
         // A thread that holds the GIL and finds a task goes on without giving it up.
         let task = match self.inner.try_next(slot) {
             Some(task) => Some(task),
             None => py.detach(|| self.inner.next(slot, Duration::from_millis(bound_ms))),
         };
-        task.map(|task| to_python(py, task)).transpose()
+        if let Some(task) = task
+            && let Err(error) = to_python(py, task).and_then(|task| into.append(task))
+        {
+            // No memory for a few bytes. The task is out of the queue, and the agent finds it where it was noted.
+            error.print(py);
+            std::process::abort();
+        }
     }
 
     fn restart(&self, slot: usize) {

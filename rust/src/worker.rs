@@ -208,7 +208,7 @@ impl Worker {
         lock(&self.shared.tasks).over
     }
 
-    /// Hand in a result. Waits while more than 64 MiB of earlier ones are unsent.
+    /// Hand in a result, once. Waits while more than 64 MiB of earlier ones are unsent.
     pub fn finish(&self, message: Message) {
         // Whether the agent takes results in time is not this task's doing.
         if let Some(&slot) = lock(&self.shared.tasks).running.get(&message.id.task) {
@@ -235,7 +235,10 @@ impl Worker {
     fn hand_in(&self, results: MutexGuard<'_, Results>, message: Message) {
         let waiting = {
             let mut tasks = lock(&self.shared.tasks);
-            tasks.running.remove(&message.id.task);
+            if tasks.running.remove(&message.id.task).is_none() {
+                // It was handed in before.
+                return;
+            }
             tasks.queue.len()
         };
         // While short tasks follow one another, their results travel together.

@@ -41,6 +41,14 @@ def parent(pid: int) -> int:
         return 0
 
 
+def has_ended(pid: int) -> bool:
+    """Say whether a process has ended, whoever is to take note of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def eventually(true: Callable[[], object], seconds: float) -> bool:
     """Wait until `true()`, at most for so many seconds."""
     deadline = time.monotonic() + seconds

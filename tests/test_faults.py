@@ -14,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from conftest import MARK, eventually, ours
+from conftest import MARK, eventually, has_ended, ours
 from joblib import Parallel, delayed
 
 
@@ -608,3 +609,61 @@ def test_tasks_end_whatever_is_raised_in_their_thread(tmp_path, executor):
             except (StopAsyncIteration, sky.RemoteError, sky.WorkerCrashedError):
                 continue
         assert good > 2_500
+
+
+kept = []
+
+
+def share():
+    """Make shared memory that this process's resource tracker removes when the process has ended."""
+    kept.append(shared_memory.SharedMemory(create=True, size=1000))
+    return kept[-1].name, resource_tracker._resource_tracker._pid, os.getppid()
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("end", ["leave", "crash", "agent", "abort"])
+def test_shared_memory_of_tasks_is_removed(end, executor):
+    """However their process ends: the tracker gets to do its work, and ends too."""
+    with sky.pool(worker=sky.Worker(concurrency=1, executor=executor)) as pool:
+        name, tracker, agent = pool.submit(share).result(20)
+        assert Path(f"/dev/shm/{name}").exists()
+        if end == "crash":
+            with pytest.raises(sky.WorkerCrashedError):
+                pool.submit(os._exit, 1).result(20)
+        elif end == "agent":
+            os.kill(agent, signal.SIGKILL)
+        elif end == "abort":
+            with pytest.raises((TimeoutError, multiprocessing.TimeoutError)):
+                Parallel(n_jobs=2, timeout=0.1)(delayed(time.sleep)(60) for _ in range(2))
+        if end != "leave":
+            assert eventually(lambda: not Path(f"/dev/shm/{name}").exists(), 20)
+    assert eventually(lambda: not Path(f"/dev/shm/{name}").exists(), 20)
+    assert eventually(lambda: has_ended(tracker), 20)
+
+
+def nest():
+    results = Parallel(n_jobs=2, backend="loky")(delayed(operator.neg)(i) for i in range(4))
+    return results, os.getpid()
+
+
+def test_nested_loky_leaves_nothing():
+    """Neither processes nor semaphores."""
+    with sky.pool(worker=sky.Worker(concurrency=1, executor="process")) as pool:
+        results, pid = pool.submit(nest).result(30)
+        assert results == [0, -1, -2, -3]
+        assert list(Path("/dev/shm").glob(f"sem.*{pid}*"))
+    assert eventually(lambda: not list(Path("/dev/shm").glob(f"sem.*{pid}*")), 20)
+
+
+def test_what_only_looks_like_a_resource_tracker_ends_too(tmp_path):
+    """It gets half a second."""
+
+    def start(ready):
+        code = f"import pathlib, time; pathlib.Path({ready!r}).touch(); time.sleep(60)"
+        return subprocess.Popen([sys.executable, "-c", code, "resource_tracker"]).pid
+
+    ready = tmp_path / "ready"
+    with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
+        pid = pool.submit(start, str(ready)).result(20)
+        assert eventually(ready.exists, 20)
+    assert eventually(lambda: has_ended(pid), 20)

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -25,6 +25,7 @@ use tokio::process::{Child, Command};
 use crate::agent::{Agent, BACKLOG, LAST_WORDS, State, TICK};
 use crate::error::AgentError;
 use crate::frame::{Attempt, Body, Control, Message, Tag};
+use crate::group::{self, Left};
 use crate::queue::PeerId;
 use crate::session::{LINES, Link, SUSPECT, Source, WorkerHello, hello, lock};
 use crate::table::Table;
@@ -191,7 +192,7 @@ impl Crew {
 
     fn kill(&self, worker: PeerId) {
         if let Some(member) = self.members.get(&worker) {
-            kill_group(member.pid);
+            kill(member.pid);
         }
     }
 }
@@ -283,15 +284,16 @@ impl Agent {
             // Its end of the socket may live on in a process that a task forked.
             status = child.wait() => Some(status),
         };
-        // With the group the last copies of that end are closed; what it still sent can be read to the end.
-        kill_group(pid);
-        if !all_read {
-            drop(tokio::time::timeout(LAST_WORDS, reading).await);
-        }
+        kill(pid);
         let status = match early {
             Some(status) => Ok(status),
             None => tokio::time::timeout(LAST_WORDS, child.wait()).await,
         };
+        // With the group the last copies of that end are closed; what it still sent can be read to the end.
+        end_group(pid).await;
+        if !all_read {
+            drop(tokio::time::timeout(LAST_WORDS, reading).await);
+        }
         drop(tokio::time::timeout(LAST_OUTPUT, async { while outlets.join_next().await.is_some() {} }).await);
         self.worker_ended(id, status.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())));
     }
@@ -500,13 +502,13 @@ impl Agent {
             if let (Some(silent), false) = (&mut member.silent, full) {
                 *silent += 1;
                 if is_silent(*silent) {
-                    kill_group(member.pid);
+                    kill(member.pid);
                 }
             }
             if let Role::Retired(since) = member.role
                 && (since + BYSTANDERS <= now || state.queue.held(*id).all(|task| crew.doomed.contains_key(&task)))
             {
-                kill_group(member.pid);
+                kill(member.pid);
             }
         }
         let spares: Vec<_> = crew.members.iter().filter(|(_, m)| m.role == Role::Spare).map(|(id, _)| *id).collect();
@@ -541,10 +543,12 @@ impl Agent {
             let mut state = lock(&self.state);
             state.crew.over = true;
             for member in state.crew.members.values() {
-                kill_group(member.pid);
+                kill(member.pid);
             }
         }
         self.crew_ended(LAST_WORDS).await;
+        // What could not be ended until now does not have to be waited for.
+        lock(&self.state).crew.members.values().filter_map(|member| process(member.pid)).for_each(group::kill);
     }
 
     async fn crew_ended(&self, bound: Duration) {
@@ -603,11 +607,29 @@ async fn forward(mut from: impl AsyncRead + Unpin, stream: u64, to: Arc<Link>, t
     }
 }
 
-fn kill_group(pid: u32) {
-    if let Some(pid) = i32::try_from(pid).ok().filter(|p| *p > 1).and_then(Pid::from_raw) {
+/// Kill a worker. Whoever tends it ends what it has started.
+fn kill(pid: u32) {
+    if let Some(pid) = process(pid) {
         // Gone already: fine.
-        let _ = kill_process_group(pid, Signal::KILL);
+        let _ = kill_process(pid, Signal::KILL);
     }
+}
+
+/// End what a worker has started, now that it has ended.
+async fn end_group(pid: u32) {
+    let Some(leader) = process(pid) else { return };
+    for round in 0..group::ROUNDS + group::TRACKERS {
+        match group::sweep(leader) {
+            Left::Nothing => return,
+            Left::Others if round >= group::ROUNDS => break,
+            Left::Others | Left::Trackers => tokio::time::sleep(group::PAUSE).await,
+        }
+    }
+    group::kill(leader);
+}
+
+fn process(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().filter(|p| *p > 1).and_then(Pid::from_raw)
 }
 
 /// How many processes the kernel has ended for want of memory: in our control group if that counts, else at all.

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use crate::error::SessionError;
 use crate::frame::{Body, Control, Decoder, Event, Message};
+use crate::group::{self, Left};
 use crate::session::{HEARTBEAT, Outbox, WorkerHello, hello, lock, read_hello};
 use crate::table::Table;
 
@@ -95,7 +96,17 @@ pub struct Worker {
 
 /// End this process group, children and grandchildren included. There is nobody left to report to.
 fn end_group() -> ! {
-    let _ = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
+    let own = rustix::process::getpgrp();
+    let mut rounds = 0;
+    while group::sweep(own) == Left::Others {
+        rounds += 1;
+        if rounds == group::ROUNDS {
+            group::kill(own);
+        }
+        thread::sleep(group::PAUSE);
+    }
+    // The trackers are waiting for this process.
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     std::process::exit(1);
 }
 

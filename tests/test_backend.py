@@ -186,6 +186,27 @@ def test_auto_batching_follows_the_worker():
     assert max(sizes) == 1
 
 
+@pytest.mark.parametrize("heavy", ["argument", "result"])
+def test_auto_batches_stay_far_from_the_largest_payload(heavy):
+    """However short the tasks are."""
+
+    def task(data):
+        return data if heavy == "argument" else bytes(30_000)
+
+    arguments = (os.urandom(30_000) if heavy == "argument" else i for i in range(1000))
+    with sky.pool(worker=sky.Worker(concurrency=2, max_payload=1_000_000)):
+        assert {len(data) for data in Parallel(n_jobs=2)(delayed(task)(x) for x in arguments)} == {30_000}
+
+
+@pytest.mark.parametrize("heavy", ["argument", "result"])
+def test_a_batch_that_is_too_large_names_its_remedy(heavy):
+    """If the user asked for it."""
+    with sky.pool(worker=sky.Worker(concurrency=2, max_payload=1_000_000)):
+        calls = [delayed(len)(bytes(30_000)) if heavy == "argument" else delayed(bytes)(30_000) for _ in range(400)]
+        with pytest.raises(sky.PayloadTooLargeError, match=r"with 50 calls in one batch.*batch_size=1"):
+            Parallel(n_jobs=2, batch_size=50)(calls)
+
+
 def test_many_tasks_do_not_recurse():
     """20,000 batches complete without deep stacks."""
     assert sum(Parallel(n_jobs=-1, batch_size=1)(delayed(operator.neg)(1) for _ in range(20_000))) == -20_000

@@ -29,6 +29,9 @@ from .lane import Lane
 
 log = logging.getLogger("skyward_lite")
 
+SPARE = 4
+"""Automatic batches keep to this fraction of the largest payload: later tasks may be larger than those before."""
+
 _open: list[ComputePool] = []
 """The pools whose block is entered, innermost last.
 
@@ -134,7 +137,7 @@ class _Call:
 class _Batch:
     """One batch of a `Parallel` call: joblib's job, and the pool's call."""
 
-    __slots__ = ("backend", "buffers", "call", "callback", "error", "func", "head", "nanos", "tag", "task")
+    __slots__ = ("backend", "buffers", "call", "callback", "error", "func", "head", "nanos", "size", "tag", "task")
 
     def __init__(self, backend: SkywardBackend, func: Any, callback: Callable[[_Batch], object] | None) -> None:
         self.backend = backend
@@ -142,6 +145,8 @@ class _Batch:
         self.func = func
         self.callback = callback
         self.task = 0
+        self.size = 0
+        """Bytes of the payload that was sent, or of the result if that is larger."""
         self.tag = payload.RETURNED
         self.nanos = 0
         self.head: Any = None
@@ -150,6 +155,7 @@ class _Batch:
 
     def settle(self, tag: int, nanos: int, head: Any, buffers: Any) -> None:
         self.tag, self.nanos, self.head, self.buffers = tag, nanos, head, buffers
+        self.size = max(self.size, payload.size(head, buffers))
         self.backend.settled(self)
 
     def result(self) -> Any:
@@ -193,7 +199,9 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self.supports_sharedmem = _NoSharedMemory(self.pool)
         self.parallel: Any = None
         self.call = _Call(0)
-        self._seconds = 0.0
+        self._last: _Batch | None = None
+        self._heaviest = 0.0
+        """Bytes per task of the heaviest batch so far."""
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Give the number of workers that `n_jobs` means: -1 all, -2 all but one, n at most n."""
@@ -255,6 +263,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def terminate(self) -> None:
         """Forget the size of batches: the next call's tasks are others. The pool stays open."""
         self.reset_batch_stats()
+        self._heaviest = 0.0
 
     def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> _Batch:
         """Send a batch, or hold it while `n_jobs` of this call are in flight. Never waits.
@@ -287,7 +296,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                         pool._encoder().learn(function, functions)
                 if self.inner_max_num_threads is not None:
                     items = (self.inner_max_num_threads, items)
-                head, buffers = pool._encode(items, functions)
+                head, buffers = pool._encode(items, functions, calls=len(func))
+            batch.size = payload.size(head, buffers)
         except BaseException as error:
             # joblib hangs if this is raised on the lane's thread, so it takes the way of a result.
             batch.error = _unsendable(error)
@@ -303,7 +313,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         following = batch.call.end(batch)
         if following is not None:
             self._send(following)
-        self._seconds = batch.nanos / 1e9
+        self._last = batch
         if batch.callback is not None:
             batch.callback(batch)
 
@@ -313,7 +323,17 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def batch_completed(self, batch_size: int, duration: float) -> None:
         """Tell the auto-batching how long a batch ran on its worker; joblib's own number includes every queue."""
-        super().batch_completed(batch_size, self._seconds)
+        assert self._last is not None
+        super().batch_completed(batch_size, self._last.nanos / 1e9)
+        self._heaviest = max(self._heaviest, self._last.size / batch_size)
+        self._last = None
+
+    def compute_batch_size(self) -> int:
+        """Give the number of tasks for the next batch: so that it takes some time, and stays far from `max_payload`."""
+        size: int = super().compute_batch_size()
+        if size * self._heaviest > self.pool.worker.max_payload / SPARE:
+            size = self._effective_batch_size = max(1, int(self.pool.worker.max_payload / SPARE / self._heaviest))
+        return size
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Drop what has not started and end what is running. Returns at once; idempotent, from any thread."""

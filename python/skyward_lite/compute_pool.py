@@ -684,9 +684,9 @@ class ComputePool(Executor):
         late = [m.concurrency or usual for m, n in zip(self._machines, nodes, strict=False) if n.state == "connecting"]
         return sum(ready) + sum(late)
 
-    def _encode(self, call: Any, functions: payload.Functions | None = None) -> payload.Encoded:
+    def _encode(self, call: Any, functions: payload.Functions | None = None, calls: int = 1) -> payload.Encoded:
         self._check_open()
-        return self._encoder().dumps(call, functions)
+        return self._encoder().dumps(call, functions, calls)
 
     def _check_open(self) -> None:
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""

@@ -112,11 +112,11 @@ class Encoder:
             return
         functions[id(function)] = (function, reduced)
 
-    def dumps(self, value: object, functions: Functions | None = None) -> Encoded:
-        """Pickle `value`. Raises what its pickling raises, and `PayloadTooLargeError`."""
+    def dumps(self, value: object, functions: Functions | None = None, calls: int = 1) -> Encoded:
+        """Pickle `value`, of so many calls. Raises what its pickling raises, and `PayloadTooLargeError`."""
         if self._busy:
             # Something that is being pickled, or a signal handler, submits by itself.
-            return Encoder(self._limit).dumps(value, functions)
+            return Encoder(self._limit).dumps(value, functions, calls)
         self._busy = True
         file = self._file
         self._pickler.functions = functions
@@ -137,13 +137,20 @@ class Encoder:
             file.seek(0)
             file.truncate()
             self._busy = False
-        size = len(head) + sum(view.nbytes for view in buffers or ())
-        if size > self._limit:
+        total = size(head, buffers)
+        if total > self._limit:
+            batch = f", with {calls} calls in one batch," if calls > 1 else ""
+            less = "send fewer with Parallel(batch_size=1)" if calls > 1 else "send less per task"
             raise PayloadTooLargeError(
-                f"payload of {size:,} bytes is over the limit of {self._limit:,}: "
-                f"send less per task, or raise it with Worker(max_payload={size:_})"
+                f"payload of {total:,} bytes{batch} is over the limit of {self._limit:,}: "
+                f"{less}, or raise it with Worker(max_payload={total:_})"
             )
         return head, buffers
+
+
+def size(head: bytes | memoryview, buffers: Buffers) -> int:
+    """Count the bytes of a payload."""
+    return len(head) + sum(view.nbytes for view in buffers) if buffers else len(head)
 
 
 def _function(head: bytes) -> Any:

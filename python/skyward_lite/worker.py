@@ -83,7 +83,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 value = function(*args, **kwargs)
                                 del function, args, kwargs
                             nanos = perf_counter_ns() - start
-                            answer = payload.RETURNED, nanos, *encoder.dumps(value)
+                            calls = len(value) if kind == payload.BATCH else 1
+                            answer = payload.RETURNED, nanos, *encoder.dumps(value, None, calls)
                         except BaseException as error:
                             # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures.
                             nanos = perf_counter_ns() - start

@@ -186,16 +186,21 @@ def test_auto_batching_follows_the_worker():
     assert max(sizes) == 1
 
 
+@pytest.mark.parametrize("kind", [bytes, np.uint8])
 @pytest.mark.parametrize("heavy", ["argument", "result"])
-def test_auto_batches_stay_far_from_the_largest_payload(heavy):
-    """However short the tasks are."""
+def test_auto_batches_stay_far_from_the_largest_payload(heavy, kind):
+    """However short the tasks are; arrays travel beside the pickle."""
 
-    def task(data):
-        return data if heavy == "argument" else bytes(30_000)
+    def make():
+        return os.urandom(30_000) if kind is bytes else np.frombuffer(os.urandom(30_000), np.uint8)
 
-    arguments = (os.urandom(30_000) if heavy == "argument" else i for i in range(1000))
+    arguments = (make() if heavy == "argument" else i for i in range(1000))
     with sky.pool(worker=sky.Worker(concurrency=2, max_payload=1_000_000)):
-        assert {len(data) for data in Parallel(n_jobs=2)(delayed(task)(x) for x in arguments)} == {30_000}
+        if heavy == "argument":
+            lengths = Parallel(n_jobs=2)(delayed(len)(x) for x in arguments)
+        else:
+            lengths = [len(x) for x in Parallel(n_jobs=2)(delayed(make)() for _ in arguments)]
+    assert lengths == [30_000] * 1000
 
 
 @pytest.mark.parametrize("heavy", ["argument", "result"])

@@ -11,7 +11,7 @@ import pickle
 import threading
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, Final
 
 import cloudpickle
@@ -148,9 +148,9 @@ class Encoder:
         return head, buffers
 
 
-def size(head: bytes | memoryview, buffers: Buffers) -> int:
-    """Count the bytes of a payload."""
-    return len(head) + sum(view.nbytes for view in buffers) if buffers else len(head)
+def size(head: Sized, buffers: Sequence[Sized] | None) -> int:
+    """Count the bytes of a payload, as it was encoded or as it was received."""
+    return len(head) + sum(map(len, buffers)) if buffers else len(head)
 
 
 def _function(head: bytes) -> Any:

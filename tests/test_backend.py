@@ -276,6 +276,55 @@ def test_batches_of_one_call_are_not_the_next_ones(shared_pool):
     assert parallel._backend.compute_batch_size() == 1
 
 
+def sleep_or_fail(seconds):
+    if not seconds:
+        raise KeyError("fails")
+    time.sleep(seconds)
+
+
+def test_a_late_end_of_an_aborted_call_is_not_the_next_ones():
+    """It comes where joblib has begun the next call and still takes it for the one before."""
+    failed, settled = threading.Event(), threading.Event()
+
+    class Spy(SkywardBackend):
+        def effective_n_jobs(self, n_jobs):
+            assert not failed.is_set() or settled.wait(20)
+            return super().effective_n_jobs(n_jobs)
+
+        def settled(self, batch):
+            super().settled(batch)
+            if failed.is_set():
+                settled.set()
+
+    joblib.register_parallel_backend("spy", Spy)
+    with Parallel(n_jobs=2, backend="spy", batch_size=1) as parallel:
+        with pytest.raises(KeyError):
+            parallel(delayed(sleep_or_fail)(seconds) for seconds in (60, 0))
+        failed.set()
+        assert parallel(delayed(operator.neg)(i) for i in range(10)) == [-i for i in range(10)]
+
+
+def test_a_slow_callback_of_an_aborted_call_is_not_the_next_ones():
+    """joblib counts its tasks and dispatches more for them, whatever call is running by then."""
+    inside = threading.Event()
+
+    class Spy(SkywardBackend):
+        def batch_completed(self, batch_size, duration):
+            if not inside.is_set():
+                inside.set()
+                time.sleep(0.3)
+            super().batch_completed(batch_size, duration)
+
+    joblib.register_parallel_backend("spy", Spy)
+    with Parallel(n_jobs=2, backend="spy", batch_size=1, return_as="generator") as parallel:
+        results = parallel(delayed(operator.neg)(i) for i in range(10))
+        assert inside.wait(20)
+        with pytest.warns(UserWarning, match="have been cancelled"):
+            results.close()
+        # The last one runs alone.
+        assert list(parallel(delayed(sleep_or_fail)(0.1) for _ in range(11))) == [None] * 11
+
+
 def test_closures_are_each_tasks_own():
     """What a function captured is not shared between tasks."""
     state = []

@@ -29,6 +29,8 @@ from .lane import Lane
 
 log = logging.getLogger("skyward_lite")
 
+CALLBACK = 1.0
+"""Bound on waiting for one of joblib's callbacks at the end of a call."""
 SPARE = 4
 """Automatic batches keep to this fraction of the largest payload: later tasks may be larger than those before."""
 
@@ -74,7 +76,10 @@ class _Call:
         """It was aborted because the pool's block was left."""
         self.begun = False
         """Results have been asked for."""
+        self.over = False
+        """joblib has ended it: of what comes now it is not told, as it would take that for the next call's."""
         self.lock = threading.Lock()
+        self._telling = threading.Lock()
         self._parallel = parallel
         self._thread = threading.current_thread()
         self.lane: Lane | None = None
@@ -84,11 +89,23 @@ class _Call:
         if self.lane is None:
             self.lane = pool._open_lane(self.desert)
 
+    def tell(self, batch: _Batch) -> None:
+        """Tell joblib how a batch ended. It dispatches the next one meanwhile."""
+        with self._telling:
+            if batch.callback is not None and not self.over:
+                batch.callback(batch)
+
     def stop(self) -> None:
-        """Let go of what later calls do not need."""
+        """Let go of what later calls do not need, and of joblib.
+
+        A callback that is running is waited for, but not one that waits for the input.
+        """
+        self.over = True
         self.functions = {}
         if self.lane is not None:
             self.lane.stop()
+            if not self.lane.is_current() and self._telling.acquire(timeout=CALLBACK):
+                self._telling.release()
 
     def desert(self, leaving: set[threading.Thread]) -> bool:
         """End a call that takes more input if its thread cannot ask for results before these have left.
@@ -314,8 +331,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         if following is not None:
             self._send(following)
         self._last = batch
-        if batch.callback is not None:
-            batch.callback(batch)
+        batch.call.tell(batch)
 
     def retrieve_result_callback(self, out: _Batch) -> Any:
         """Give the batch's list of values, or raise."""
@@ -323,10 +339,10 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def batch_completed(self, batch_size: int, duration: float) -> None:
         """Tell the auto-batching how long a batch ran on its worker; joblib's own number includes every queue."""
-        assert self._last is not None
-        super().batch_completed(batch_size, self._last.nanos / 1e9)
-        self._heaviest = max(self._heaviest, self._last.size / batch_size)
-        self._last = None
+        last, self._last = self._last, None
+        if last is not None:
+            super().batch_completed(batch_size, last.nanos / 1e9)
+            self._heaviest = max(self._heaviest, last.size / batch_size)
 
     def compute_batch_size(self) -> int:
         """Give the number of tasks for the next batch: so that it takes some time, and stays far from `max_payload`."""

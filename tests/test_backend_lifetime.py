@@ -7,9 +7,11 @@ import itertools
 import logging
 import operator
 import os
+import subprocess
+import sys
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from importlib import metadata
 
 import joblib
@@ -325,3 +327,44 @@ def test_an_input_may_shut_its_own_pool_down():
     place = 12
     with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
         assert Parallel(n_jobs=2, batch_size=1)(calls()) == [-i for i in range(20)]
+
+
+def test_leaving_does_not_wait_for_a_closed_call_whose_input_waits():
+    """joblib reads on for it, in a callback, but nobody asks for more."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    def calls():
+        for i in range(12):
+            if i == 8:
+                reached.set()
+                assert go_on.wait(30)
+            yield delayed(operator.neg)(i)
+
+    with sky.pool(worker=sky.Worker(concurrency=2)):
+        results = Parallel(n_jobs=2, return_as="generator", batch_size=1)(calls())
+        assert reached.wait(20)
+        with pytest.warns(UserWarning, match="have been cancelled|but not used"):
+            results.close()
+    assert not go_on.is_set()
+    go_on.set()
+
+
+def test_leaving_ends_a_generator_that_the_leaving_thread_took_over():
+    """Whoever asked for results is the one who might ask for more."""
+    with ThreadPoolExecutor(1) as others, sky.pool(worker=sky.Worker(concurrency=2)):
+        make = Parallel(n_jobs=2, return_as="generator", batch_size=1, backend="skyward")
+        results = others.submit(make, endless([])).result(20)
+        next(results)
+    with pytest.raises(sky.PoolClosedError):
+        list(results)
+
+
+def test_the_name_without_a_pool_is_explained_from_the_start():
+    """If joblib was imported before."""
+    code = (
+        "import joblib, skyward_lite\n"
+        "try: joblib.Parallel(n_jobs=2, backend='skyward')(joblib.delayed(abs)(i) for i in range(3))\n"
+        "except skyward_lite.PoolClosedError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "with sky.pool" in said.stdout

@@ -7,6 +7,7 @@ import concurrent.futures
 import operator
 import os
 import threading
+import time
 
 import pytest
 import skyward_lite as sky
@@ -110,3 +111,18 @@ def test_scipy_takes_map_as_its_workers(either_pool):
     alone, pooled = solve(1), solve(either_pool.map)
     assert (pooled.x == alone.x).all()
     assert (pooled.fun, pooled.nfev, pooled.nit) == (alone.fun, alone.nfev, alone.nit)
+
+
+def test_each_call_of_a_chunk_is_a_task_for_itself():
+    """For plugins, and for the time limit."""
+
+    def twice(fn):
+        return lambda *args: 2 * fn(*args)
+
+    def nap(i):
+        time.sleep(0.4)
+        return i
+
+    worker = sky.Worker(concurrency=1, task_timeout=1)
+    with sky.pool(worker=worker, plugins=[sky.Plugin("twice", decorate=twice)]) as pool:
+        assert list(pool.map(nap, range(4), chunksize=4)) == [0, 2, 4, 6]

@@ -37,6 +37,14 @@ def test_lines_come_with_the_nodes_name(capsys):
     assert all(line.startswith("[local-") for line in (out + err).splitlines())
 
 
+def test_lines_stay_whole(capsys):
+    """However many are written at once."""
+    lines = [f"{n} {'ä' * (n % 50)}" for n in range(3_000)]
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(os.write, 2, "".join(f"{line}\n" for line in lines).encode()).result(20)
+    assert capsys.readouterr().err.splitlines() == [f"[local-0] {line}" for line in lines]
+
+
 def test_output_without_the_end_of_a_line_comes_too(capsys, monkeypatch):
     """With each task's end, though streams are buffered."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)

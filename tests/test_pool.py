@@ -485,3 +485,29 @@ def test_a_forked_child_may_not_look_at_the_nodes():
         future = pool.submit(operator.neg, 1)
         assert "forked" in refusal_in_a_fork(pool.slots)
         assert future.result(20) == -1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"provider": "me@lab"}, r"sky\.SSH\('me@lab1'\)"),
+        ({"provider": sky.Local}, r"sky\.Local\(nodes=2\)"),
+        ({"plugins": [sky.plugins.joblib]}, r"\[sky\.plugins\.joblib\(\)\]"),
+        ({"plugins": sky.plugins.joblib()}, r"\[sky\.plugins\.joblib\(\)\]"),
+        ({"worker": 4}, r"sky\.Worker\(concurrency=4\)"),
+        ({"image": {}}, r"sky\.Image\("),
+    ],
+)
+def test_what_is_not_what_a_parameter_takes_is_named(wrong, says):
+    """With what was probably meant."""
+    with pytest.raises(TypeError, match=says):
+        sky.pool(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"concurrency": 2.5}, {"concurrency": True}, {"retries": 1.5}, {"max_payload": 1e6}])
+def test_a_worker_takes_whole_numbers(wrong):
+    """Here, and not when the nodes start."""
+    with pytest.raises(TypeError, match="a whole number"):
+        sky.Worker(**wrong)
+    with pytest.raises(ValueError, match="at least 1 byte"):
+        sky.Worker(max_payload=0)

@@ -10,6 +10,7 @@ with sky.pool(provider=sky.Local(nodes=2), worker=sky.Worker(concurrency=10)):
 from __future__ import annotations
 
 import importlib
+import sys
 
 from ._version import __version__
 
@@ -93,3 +94,14 @@ __all__ = [
     "plugins",
     "pool",
 ]
+
+
+def _backend(**parameters):  # type: ignore[no-untyped-def]
+    from .backend import SkywardBackend
+
+    return SkywardBackend(**parameters)
+
+
+# So that the name is explained also before the first pool. Where joblib comes later, the first pool registers it.
+if hasattr(sys.modules.get("joblib"), "register_parallel_backend"):
+    sys.modules["joblib"].register_parallel_backend("skyward", _backend)

@@ -74,20 +74,25 @@ class _Call:
         self.aborted = False
         self.left = False
         """It was aborted because the pool's block was left."""
-        self.begun = False
-        """Results have been asked for."""
+        self._begun = False
         self.over = False
         """joblib has ended it: of what comes now it is not told, as it would take that for the next call's."""
         self.lock = threading.Lock()
         self._telling = threading.Lock()
         self._parallel = parallel
         self._thread = threading.current_thread()
+        """The one that asked for results, or before that the one that will probably do so."""
         self.lane: Lane | None = None
 
     def open(self, pool: ComputePool) -> None:
         """Open its lane, if it has none, with the first batch: joblib ends only calls that have got so far."""
         if self.lane is None:
             self.lane = pool._open_lane(self.desert)
+
+    def begin_retrieval(self) -> None:
+        """Note that the calling thread asks for results."""
+        self._begun = True
+        self._thread = threading.current_thread()
 
     def tell(self, batch: _Batch) -> None:
         """Tell joblib how a batch ended. It dispatches the next one meanwhile."""
@@ -108,15 +113,17 @@ class _Call:
                 self._telling.release()
 
     def desert(self, leaving: set[threading.Thread]) -> bool:
-        """End a call that takes more input if its thread cannot ask for results before these have left.
+        """End a call that takes more input if its thread cannot ask for results before these have left; true if ended.
 
         A generator that was not begun is not ended: it may be what comes after the block.
         """
         parallel = self._parallel
+        if self.over:
+            return True
         if parallel is None or parallel._original_iterator is None:
             return False
         alone = self._thread in leaving or not self._thread.is_alive()
-        if alone and (self.begun or not parallel.return_generator):
+        if alone and (self._begun or not parallel.return_generator):
             self.left = True
             self.abort()
         return self.left
@@ -358,7 +365,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     @contextlib.contextmanager
     def retrieval_context(self) -> Iterator[None]:
         """Note that the call's results are asked for."""
-        self.call.begun = True
+        self.call.begin_retrieval()
         with super().retrieval_context():
             yield
 

@@ -90,10 +90,16 @@ class Worker:
     task_timeout: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("concurrency", "retries", "max_payload"):
+            value = getattr(self, name)
+            if type(value) is not int and not (value is None and name == "concurrency"):
+                raise TypeError(f"Worker({name}={value!r}): a whole number")
         if self.concurrency is not None and self.concurrency < 1:
             raise ValueError(f"Worker(concurrency={self.concurrency}): at least 1, or None for one per core")
         if self.executor not in ("thread", "process"):
             raise ValueError(f'Worker(executor={self.executor!r}): "thread" or "process"')
+        if self.max_payload < 1:
+            raise ValueError(f"Worker(max_payload={self.max_payload}): at least 1 byte")
         if not 0 <= self.retries <= 1000:
             raise ValueError(f"Worker(retries={self.retries}): 0 to 1000")
         if self.task_timeout is not None and not 0 < self.task_timeout <= MAX_SECONDS:
@@ -214,6 +220,7 @@ class ComputePool(Executor):
         start_timeout: float = 600.0,
         strict_env: bool = False,
     ) -> None:
+        _check_types(provider, worker, image, plugins)
         self.provider = Local() if provider is None else provider
         self.min_nodes, self.nodes_wanted = _node_counts(nodes, self.provider)
         for name, size in (("vcpus", vcpus), ("memory_gb", memory_gb)):
@@ -607,19 +614,30 @@ class ComputePool(Executor):
         """
         return self._future(*self._encode_call(fn, args, kwargs))
 
+    def _submit_chunk(self, fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...]) -> Future[list[T]]:
+        """Run `fn` over a chunk of arguments, as a batch: each call is a task's to plugins and to the time limit."""
+        self._check_submit()
+        calls: list[tuple[Any, ...]] = [(fn, args, {}) for args in chunk]
+        return self._future(*self._encode(calls, calls=len(calls)), kind=payload.BATCH)
+
     def _encode_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
+        self._check_submit()
+        return self._encode((fn, args, kwargs))
+
+    def _check_submit(self) -> None:
         if self._state != "open":
             raise PoolClosedError(
                 "this pool has not started: use it as `with sky.pool(...) as pool:`"
                 if self._state == "new"
                 else f"this pool is {self._state}: submit inside its with block"
             )
-        return self._encode((fn, args, kwargs))
 
-    def _future(self, head: bytes, buffers: payload.Buffers, node: int | None = None) -> Future[Any]:
+    def _future(
+        self, head: bytes, buffers: payload.Buffers, node: int | None = None, kind: int = payload.CALL
+    ) -> Future[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; its future."""
         future: _PoolFuture[Any] = _PoolFuture(self)
-        future._task = self._futures.send(future, payload.CALL, head, buffers, node)
+        future._task = self._futures.send(future, kind, head, buffers, node)
         return future
 
     def map(
@@ -643,7 +661,7 @@ class ComputePool(Executor):
         calls = zip(*iterables, strict=False)
         chunks: Iterator[tuple[tuple[Any, ...], ...]] = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
         ahead = None if buffersize is None else max(1, buffersize // chunksize)
-        pending = collections.deque(self.submit(_run_chunk, fn, c) for c in itertools.islice(chunks, ahead))
+        pending = collections.deque(self._submit_chunk(fn, chunk) for chunk in itertools.islice(chunks, ahead))
 
         def results() -> Iterator[T]:
             try:
@@ -652,7 +670,7 @@ class ComputePool(Executor):
                     values = pending[0].result(left)
                     pending.popleft()
                     for chunk in itertools.islice(chunks, 1):
-                        pending.append(self.submit(_run_chunk, fn, chunk))
+                        pending.append(self._submit_chunk(fn, chunk))
                     yield from values
             finally:
                 for future in pending:
@@ -744,8 +762,17 @@ def _distributions() -> Mapping[str, list[str]]:
     return metadata.packages_distributions()
 
 
-def _run_chunk(fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...]) -> list[T]:
-    return [fn(*args) for args in chunk]
+def _check_types(provider: object, worker: object, image: object, plugins: object) -> None:
+    """Raise `TypeError` for what is not what its parameter takes, with what was probably meant."""
+    if provider is not None and not isinstance(provider, Provider):
+        raise TypeError(f"pool(provider={provider!r}): a provider, such as sky.Local(nodes=2) or sky.SSH('me@lab1')")
+    if worker is not None and not isinstance(worker, Worker):
+        raise TypeError(f"pool(worker={worker!r}): a sky.Worker, such as sky.Worker(concurrency=4)")
+    if image is not None and not isinstance(image, Image):
+        raise TypeError(f"pool(image={image!r}): a sky.Image, such as sky.Image(pip=['numpy'])")
+    if plugins is not None:
+        if not isinstance(plugins, Sequence) or not all(isinstance(plugin, Plugin) for plugin in plugins):
+            raise TypeError(f"pool(plugins={plugins!r}): a list of plugins, such as [sky.plugins.joblib()]")
 
 
 def _default_plugin() -> Plugin:

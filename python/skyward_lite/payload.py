@@ -140,7 +140,7 @@ class Encoder:
         total = size(head, buffers)
         if total > self._limit:
             batch = f", with {calls} calls in one batch," if calls > 1 else ""
-            less = "send fewer with Parallel(batch_size=1)" if calls > 1 else "send less per task"
+            less = "send fewer at once (batch_size=1, or map's chunksize)" if calls > 1 else "send less per task"
             raise PayloadTooLargeError(
                 f"payload of {total:,} bytes{batch} is over the limit of {self._limit:,}: "
                 f"{less}, or raise it with Worker(max_payload={total:_})"

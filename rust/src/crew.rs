@@ -597,7 +597,7 @@ async fn forward(mut from: impl AsyncRead + Unpin, stream: u64, to: Arc<Link>, t
         if !text.is_empty() {
             to.send(|outbox| {
                 while !text.is_empty() {
-                    outbox.output(stream, text.split_to(text.len().min(LINES)));
+                    outbox.output(stream, text.split_to(piece(&text)));
                 }
             });
         }
@@ -605,6 +605,14 @@ async fn forward(mut from: impl AsyncRead + Unpin, stream: u64, to: Arc<Link>, t
             break;
         }
     }
+}
+
+/// How much of a text goes into one message: whole lines, or a part of one that is too long, in whole characters.
+fn piece(text: &[u8]) -> usize {
+    let Some(most) = text.get(..LINES).filter(|most| most.len() < text.len()) else { return text.len() };
+    let line = most.iter().rposition(|b| *b == b'\n').map(|at| at + 1);
+    line.or_else(|| most.utf8_chunks().next().map(|chunk| chunk.valid().len()).filter(|len| *len > LINES - 4))
+        .unwrap_or(LINES)
 }
 
 /// Kill a worker. Whoever tends it ends what it has started.

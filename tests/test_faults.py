@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 
@@ -646,24 +647,60 @@ def nest():
     return results, os.getpid()
 
 
-def test_nested_loky_leaves_nothing():
-    """Neither processes nor semaphores."""
+def test_nested_loky_leaves_nothing(capsys):
+    """Neither processes nor semaphores, nor a word about these."""
     with sky.pool(worker=sky.Worker(concurrency=1, executor="process")) as pool:
         results, pid = pool.submit(nest).result(30)
         assert results == [0, -1, -2, -3]
         assert list(Path("/dev/shm").glob(f"sem.*{pid}*"))
     assert eventually(lambda: not list(Path("/dev/shm").glob(f"sem.*{pid}*")), 20)
+    assert "resource_tracker" not in capsys.readouterr().err
 
 
-def test_what_only_looks_like_a_resource_tracker_ends_too(tmp_path):
-    """It gets half a second."""
+@pytest.mark.parametrize(("code", "status"), [(0, 0), (3, 3), ("said", 1), (None, 0)])
+def test_a_forked_child_exits_with_its_status(code, status):
+    """And its parent goes on."""
 
-    def start(ready):
-        code = f"import pathlib, time; pathlib.Path({ready!r}).touch(); time.sleep(60)"
-        return subprocess.Popen([sys.executable, "-c", code, "resource_tracker"]).pid
+    def fork():
+        pid = os.fork()
+        if pid == 0:
+            sys.exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    ready = tmp_path / "ready"
-    with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
-        pid = pool.submit(start, str(ready)).result(20)
-        assert eventually(ready.exists, 20)
-    assert eventually(lambda: has_ended(pid), 20)
+    with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:
+        assert pool.submit(fork).result(20) == status
+
+
+def test_a_subprocess_whose_first_thread_has_ended_ends_too():
+    """It looks like a zombie, and runs."""
+    code = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+
+    def start():
+        return subprocess.Popen([sys.executable, "-c", code]).pid
+
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pid = pool.submit(start).result(20)
+        assert eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", 20)
+    assert eventually(lambda: len(list(Path(f"/proc/{pid}/task").glob("*"))) < 2, 20)
+
+
+class Watched:
+    pass
+
+
+def fail_with(watched, gone):
+    weakref.finalize(watched, Path(gone).touch)
+    raise KeyError(gone)
+
+
+def test_an_idle_slot_keeps_nothing_of_a_task_that_failed(tmp_path):
+    """Its arguments go with it."""
+    gone = tmp_path / "gone"
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        with pytest.raises(KeyError):
+            pool.submit(fail_with, Watched(), str(gone)).result(20)
+        assert eventually(gone.exists, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import operator
 import os
@@ -35,6 +36,18 @@ def test_lines_come_with_the_nodes_name(capsys):
     assert "] from a child\n" in out
     assert "] no newline\n" in out
     assert all(line.startswith("[local-") for line in (out + err).splitlines())
+
+
+def test_what_c_libraries_print_comes_too(capsys, monkeypatch):
+    """Their stream has a buffer of its own."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+    def put():
+        ctypes.CDLL(None).puts(b"said in C")
+
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(put).result(20)
+    assert "[local-0] said in C\n" in capsys.readouterr().out
 
 
 def test_lines_stay_whole(capsys):

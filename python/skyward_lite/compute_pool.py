@@ -733,8 +733,8 @@ class ComputePool(Executor):
             for node, stream, text in written:
                 lines = text.decode(errors="replace").splitlines()
                 out = sys.stdout if stream == 1 else sys.stderr
-                # A stream that is closed or missing is its owner's choice.
-                with contextlib.suppress(OSError, ValueError, AttributeError):
+                # A stream that is closed, missing or broken is its owner's choice.
+                with contextlib.suppress(Exception):
                     out.write("".join(f"[{node}] {line}\n" for line in lines))
                     out.flush()
 
@@ -762,7 +762,7 @@ def _distributions() -> Mapping[str, list[str]]:
     return metadata.packages_distributions()
 
 
-def _check_types(provider: object, worker: object, image: object, plugins: object) -> None:
+def _check_types(provider: object, worker: object, image: object, plugins: Any) -> None:
     """Raise `TypeError` for what is not what its parameter takes, with what was probably meant."""
     if provider is not None and not isinstance(provider, Provider):
         raise TypeError(f"pool(provider={provider!r}): a provider, such as sky.Local(nodes=2) or sky.SSH('me@lab1')")
@@ -770,9 +770,9 @@ def _check_types(provider: object, worker: object, image: object, plugins: objec
         raise TypeError(f"pool(worker={worker!r}): a sky.Worker, such as sky.Worker(concurrency=4)")
     if image is not None and not isinstance(image, Image):
         raise TypeError(f"pool(image={image!r}): a sky.Image, such as sky.Image(pip=['numpy'])")
-    if plugins is not None:
-        if not isinstance(plugins, Sequence) or not all(isinstance(plugin, Plugin) for plugin in plugins):
-            raise TypeError(f"pool(plugins={plugins!r}): a list of plugins, such as [sky.plugins.joblib()]")
+    several = plugins is None or isinstance(plugins, Sequence)
+    if not several or not all(isinstance(plugin, Plugin) for plugin in plugins or ()):
+        raise TypeError(f"pool(plugins={plugins!r}): a list of plugins, such as [sky.plugins.joblib()]")
 
 
 def _default_plugin() -> Plugin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import faulthandler
 import functools
 import importlib
@@ -16,7 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, NoReturn
 
 from . import _core, payload
 from ._stdin import take_socket
@@ -87,6 +88,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             answer = payload.RETURNED, nanos, *encoder.dumps(value, None, calls)
                         except BaseException as error:
                             # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures.
+                            if os.getpid() != process:
+                                end_child(error)
                             nanos = perf_counter_ns() - start
                             skip = 2 if kind == payload.BATCH else 1
                             answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip)
@@ -95,12 +98,13 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                         answer = payload.RAISED, 0, *payload.dump_exception(encoder, stray, 1)
                     if os.getpid() != process:
                         # A child that the task forked has come this far. The answer is its parent's to give.
-                        os._exit(answer[0])
+                        end_child(None)
                     flush()
                     finish(*begun, *answer)
                     # While this thread waits for its next task it must not keep the last one's memory.
                     taken.clear()
-                    call = value = answer = begun = stray = None
+                    call = value = function = args = kwargs = head = buffers = None
+                    answer = begun = stray = None
                     strays = 0
             except BaseException as error:
                 # No call in here: the next one would be raised there.
@@ -115,6 +119,15 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                 traceback.print_exc()
             finally:
                 os._exit(1)
+
+
+def end_child(error: BaseException | None) -> NoReturn:
+    """End a process that a task forked, as the interpreter would."""
+    code = 0 if error is None else 1
+    if isinstance(error, SystemExit):
+        code = (error.code or 0) if isinstance(error.code, int | None) else 1
+    flush()
+    os._exit(code)
 
 
 def flush() -> None:
@@ -150,6 +163,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
+    with contextlib.suppress(Exception):
+        # So must what C libraries print.
+        libc = ctypes.CDLL(None)
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0)
+    # Resource trackers clean up when this process has been killed. That is how it ends, and nobody's leak.
+    trackers = ("multiprocessing", "loky.backend", "joblib.externals.loky.backend")
+    filters = [f"ignore::UserWarning:{package}.resource_tracker" for package in trackers]
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), *filters)))
     # Ctrl-C is the client's to handle. What tasks start must not ignore it, as it would if this process did.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     # The end of standard error is part of the error that names the death of this process.

@@ -23,8 +23,8 @@ pub enum Left {
     Others,
 }
 
-/// One round: kill everything in the group but this process and resource trackers. What is being started meanwhile is
-/// found by the next one.
+/// One round: kill everything in the group, but if there are resource trackers these and this process. What is being
+/// started meanwhile is then found by the next one.
 #[must_use]
 pub fn sweep(group: Pid) -> Left {
     if test_kill_process_group(group).is_err() {
@@ -34,11 +34,14 @@ pub fn sweep(group: Pid) -> Left {
         kill(group);
         return Left::Nothing;
     };
-    let mut left = Left::Nothing;
+    if !members.iter().any(|(_, tracker)| *tracker) {
+        // At once, so that nothing can be started meanwhile.
+        kill(group);
+        return if members.is_empty() { Left::Nothing } else { Left::Others };
+    }
+    let mut left = Left::Trackers;
     for (pid, tracker) in members {
-        if tracker {
-            left = if left == Left::Others { left } else { Left::Trackers };
-        } else if pid != rustix::process::getpid() {
+        if !tracker && pid != rustix::process::getpid() {
             left = Left::Others;
             // Gone already: fine.
             let _ = rustix::process::kill_process(pid, Signal::KILL);

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import operator
 import os
+import sys
 import threading
 import time
 
@@ -126,3 +127,14 @@ def test_each_call_of_a_chunk_is_a_task_for_itself():
     worker = sky.Worker(concurrency=1, task_timeout=1)
     with sky.pool(worker=worker, plugins=[sky.Plugin("twice", decorate=twice)]) as pool:
         assert list(pool.map(nap, range(4), chunksize=4)) == [0, 2, 4, 6]
+
+
+def test_map_runs_where_joblib_is_missing():
+    """A node needs only what its tasks import."""
+
+    def forget():
+        sys.modules["joblib"] = None
+
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(forget).result(20)
+        assert list(pool.map(abs, [-1, -2], chunksize=2)) == [1, 2]

@@ -23,22 +23,26 @@ NAME = "skyward"
 
 def run_batch(items: list[Triple]) -> list[Any]:
     """Run joblib's triples with nested `Parallel` calls being sequential, one level below the client's."""
-    # Imported before by `preload` (it takes 0.1–0.4 s), and only where joblib's batches come.
-    from joblib import parallel_config
-    from joblib.parallel import SequentialBackend
-
-    _register_nested()
-    with parallel_config(backend=SequentialBackend(nesting_level=1)):
+    with _nested()():
         return [function(*args, **kwargs) for function, args, kwargs in items]
 
 
 @functools.cache
-def _register_nested() -> None:
-    """Let a task ask for us by name, as it may at the client: in a worker that is sequential, too."""
-    from joblib import register_parallel_backend
-    from joblib.parallel import SequentialBackend
+def _nested() -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Give what makes nested calls sequential: nothing on a node without joblib, where there can be none.
 
+    A task may ask for us by name, as it may at the client: that is sequential, too.
+    """
+    # Imported before by `preload` (it takes 0.1–0.4 s), and only where batches come.
+    try:
+        from joblib import parallel_config, register_parallel_backend
+        from joblib.parallel import SequentialBackend
+    except ModuleNotFoundError as error:
+        if error.name != "joblib":
+            raise
+        return contextlib.nullcontext
     register_parallel_backend(NAME, SequentialBackend)
+    return lambda: parallel_config(backend=SequentialBackend(nesting_level=1))
 
 
 def run_limited(threads: int, items: list[Triple]) -> list[Any]:

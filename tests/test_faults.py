@@ -215,6 +215,24 @@ def test_task_timeout_counts_calls_not_batches():
         assert Parallel(n_jobs=2, batch_size=10)(delayed(time.sleep)(0.25) for _ in range(10)) == [None] * 10
 
 
+class Stays:
+    """Arrives as a number, and never goes where it was made."""
+
+    def __reduce__(self):
+        return int, ()
+
+    def __del__(self):
+        threading.Event().wait()
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_task_timeout_holds_for_what_clears_up_behind_a_task(executor):
+    """The tasks that wait behind it run elsewhere."""
+    with sky.pool(worker=sky.Worker(concurrency=1, executor=executor, task_timeout=1.0), plugins=[]) as pool:
+        assert pool.submit(Stays).result(20) == 0
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
 def test_cancel_reaches_a_task_that_waits_on_its_node(tmp_path):
     """`Future.cancel()` is true wherever the task waits, and false once it runs."""
     gate, log = tmp_path / "gate", tmp_path / "log"
@@ -686,6 +704,38 @@ def test_a_subprocess_whose_first_thread_has_ended_ends_too():
         pid = pool.submit(start).result(20)
         assert eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", 20)
     assert eventually(lambda: len(list(Path(f"/proc/{pid}/task").glob("*"))) < 2, 20)
+
+
+def start_session():
+    """Start a process that has a session of its own, and a child there."""
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {'import time; time.sleep(600)'!r}])"
+    return subprocess.Popen([sys.executable, "-c", script], start_new_session=True).pid, os.getppid()
+
+
+@pytest.mark.parametrize("end", ["leave", "agent", "abort"])
+def test_subprocesses_in_sessions_of_their_own_end_too(end):
+    """As those that `timeout` or `setsid` start: they are known by their parents."""
+    with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
+        pid, agent = pool.submit(start_session).result(20)
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        assert eventually(lambda: children.read_text().split(), 20)
+        child = int(children.read_text())
+        if end == "agent":
+            os.kill(agent, signal.SIGKILL)
+        elif end == "abort":
+            with pytest.raises((TimeoutError, multiprocessing.TimeoutError)):
+                Parallel(n_jobs=2, timeout=0.1)(delayed(time.sleep)(60) for _ in range(2))
+        if end != "leave":
+            assert eventually(lambda: has_ended(pid) and has_ended(child), 20)
+    assert eventually(lambda: has_ended(pid) and has_ended(child), 20)
+
+
+def test_a_worker_whose_connection_a_task_closed_says_so():
+    """As daemons do, which close all that they do not know."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        with pytest.raises(sky.WorkerCrashedError, match="lost the connection to its agent, did a task close it"):
+            pool.submit(os.closerange, 3, 1000).result(20)
+        assert pool.submit(operator.neg, 1).result(20) == -1
 
 
 class Watched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import threading
 
@@ -116,6 +117,22 @@ def test_exceptions_that_do_not_survive_are_named(encoder, error):
     assert type(got) is RemoteError
     assert f"{type(error).__name__}: {error}" in str(got)
     assert type(error).__name__ in str(got.__cause__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    n: int
+
+    def __reduce__(self):
+        return Frozen, (self.n,)
+
+
+def test_exceptions_may_refuse_attributes(encoder):
+    """A frozen dataclass arrives as itself."""
+    got = payload.load_exception(*payload.dump_exception(encoder, Frozen(3), skip=0))
+    assert type(got) is Frozen
+    assert got.n == 3
+    assert isinstance(got.__cause__, RemoteTraceback)
 
 
 class Hopeless(Exception):

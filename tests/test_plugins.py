@@ -98,3 +98,24 @@ def test_hooks_that_cannot_be_pickled_are_refused():
     plugin = sky.Plugin("locked", decorate=lambda fn: fn if lock else None)
     with pytest.raises(TypeError, match="pickle"), sky.pool(plugins=[plugin]):
         pass
+
+
+def test_a_transform_gives_an_image():
+    """One that forgot to return it is named."""
+    with (
+        pytest.raises(TypeError, match=r"'forgetful': its transform gave None: return the sky\.Image"),
+        sky.pool(plugins=[sky.Plugin("forgetful", transform=lambda image: None)]),
+    ):
+        pass
+
+
+def test_a_preload_that_fails_is_named(tmp_path, monkeypatch):
+    """One that is missing is no error."""
+    (tmp_path / "failing.py").write_text("raise LookupError('no licence')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with sky.pool(plugins=[sky.Plugin("missing", preload=["no_such_module"])]) as pool:
+        assert pool.submit(abs, -1).result(20) == 1
+    with pytest.raises(Exception, match="licence") as caught, sky.pool(plugins=[sky.Plugin("x", preload=["failing"])]):
+        pass
+    said = [str(caught.value), *getattr(caught.value, "__notes__", [])]
+    assert "failing" in "\n".join(said)

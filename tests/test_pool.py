@@ -496,6 +496,9 @@ def test_a_forked_child_may_not_look_at_the_nodes():
         ({"plugins": sky.plugins.joblib()}, r"\[sky\.plugins\.joblib\(\)\]"),
         ({"worker": 4}, r"sky\.Worker\(concurrency=4\)"),
         ({"image": {}}, r"sky\.Image\("),
+        ({"nodes": "2"}, r"nodes='2'.*a whole number, or two: \(least, wanted\)"),
+        ({"nodes": (1, 2, 3)}, r"nodes=\(1, 2, 3\).*a whole number"),
+        ({"nodes": 1.5}, r"nodes=1\.5.*a whole number"),
     ],
 )
 def test_what_is_not_what_a_parameter_takes_is_named(wrong, says):

@@ -257,7 +257,10 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             own.parallel = parallel
             raise FallbackToBackend(own)
         if initializer is not None:
-            raise TypeError("the skyward backend takes no initializer: its workers run before the call")
+            raise TypeError(
+                "the skyward backend takes no initializer: its workers run before the call. What each of them is to do "
+                "first is a plugin's: sky.Plugin(name, around_worker=...)"
+            )
         workers = self._wanted(n_jobs)
         if n_jobs == 1:
             _say_once(self.pool, "Parallel(n_jobs=1) runs in this process, one task after the other: joblib's choice")

@@ -43,7 +43,7 @@ from .errors import (
     WorkerCrashedError,
 )
 from .image import Image, canonical
-from .lane import LANES, Desert, Lane
+from .lane import CLOSED, LANES, Desert, Lane
 from .plugins import Plugin
 from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
@@ -291,6 +291,8 @@ class ComputePool(Executor):
         for plugin in self.plugins:
             if plugin.transform is not None:
                 image = plugin.transform(image)
+                if not isinstance(image, Image):
+                    raise TypeError(f"plugin {plugin.name!r}: its transform gave {image!r}: return the sky.Image")
         preload = [module for plugin in self.plugins for module in plugin.preload]
         # What the provider imports, as boto3, is not the user's.
         hello = functools.partial(self._hello, image, preload, self._setup(), frozenset(sys.modules))
@@ -319,8 +321,13 @@ class ComputePool(Executor):
             self._machines += [machine for machine in machines if machine not in self._machines]
             raise
         for module in preload:
-            with contextlib.suppress(ImportError):
+            try:
                 importlib.import_module(module)
+            except ImportError:
+                pass
+            except Exception as error:
+                error.add_note(f"It was raised by `import {module}`, which a plugin's preload asks for.")
+                raise
         self._await_nodes()
 
     def _hello(self, image: Image, preload: list[str], setup: str, modules: frozenset[str], machine: Machine) -> str:
@@ -709,7 +716,7 @@ class ComputePool(Executor):
     def _check_open(self) -> None:
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""
         if self._state == "closed":
-            raise PoolClosedError("this pool is closed")
+            raise PoolClosedError(CLOSED)
         self._check_owner()
 
     def _check_owner(self) -> None:
@@ -783,9 +790,11 @@ def _node_counts(nodes: int | tuple[int, int] | None, provider: Provider) -> tup
     """Give (minimum, wanted)."""
     if nodes is None:
         nodes = provider.nodes or 1
-    elif provider.nodes is not None and (nodes if isinstance(nodes, int) else nodes[1]) != provider.nodes:
+    least, wanted = nodes if isinstance(nodes, tuple) and len(nodes) == 2 else (nodes, nodes)
+    if type(least) is not int or type(wanted) is not int:
+        raise TypeError(f"pool(nodes={nodes!r}): a whole number, or two: (least, wanted)")
+    if provider.nodes is not None and wanted != provider.nodes:
         raise ValueError(f"pool(nodes={nodes}) and {provider!r} disagree: say the number of nodes once")
-    least, wanted = (nodes, nodes) if isinstance(nodes, int) else nodes
     if not 1 <= least <= wanted:
         raise ValueError(f"nodes={nodes}: a number of at least 1, or (least, wanted) with 1 <= least <= wanted")
     return least, wanted

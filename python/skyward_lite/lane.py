@@ -24,6 +24,7 @@ SHIFT: Final = 40
 """A task's number has that of its lane in the bits from this one on; pool.rs has the same."""
 LANES: Final = 1 << 24
 """Lanes that a pool can have at once."""
+CLOSED: Final = "this pool is closed: tasks are sent inside its with block"
 SETTLE_MS: Final = 1_000
 """Bound on one wait for finished tasks; closing wakes the waiting thread at once."""
 
@@ -107,7 +108,7 @@ class Lane:
     def _accepted(self, task: int, accepted: bool) -> None:
         if not accepted:
             del self.calls[task]
-            raise PoolClosedError("this pool is closed")
+            raise PoolClosedError(CLOSED)
 
     def cancel(self, task: int, bound_ms: int = 0) -> None:
         """Drop a task that has not started; the call is settled now or when its node has answered."""

@@ -191,7 +191,8 @@ def dump_exception(encoder: Encoder, error: BaseException, skip: int) -> tuple[b
         for _ in range(skip):
             trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
         text = _shortened("".join(traceback.format_exception(type(error), error, trace)))
-        error.__traceback__ = None
+        # Not by assignment, which a frozen dataclass refuses.
+        BaseException.with_traceback(error, None)
         head, buffers = encoder.dumps((error, text))
         if not isinstance(loads(head, buffers)[0], BaseException):
             raise TypeError("unpickles as something that is no exception")
@@ -222,5 +223,5 @@ def load_exception(head: bytes | memoryview, buffers: Sequence[Any] | None) -> B
         error, text = loads(head, buffers)
     except Exception as why:
         return RemoteError(f"the task raised an exception that cannot be rebuilt here: {type(why).__name__}: {why}")
-    error.__cause__ = RemoteTraceback(text)
+    object.__setattr__(error, "__cause__", RemoteTraceback(text))
     return error  # type: ignore[no-any-return]

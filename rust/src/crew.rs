@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -284,10 +284,11 @@ impl Agent {
             // Its end of the socket may live on in a process that a task forked.
             status = child.wait() => Some(status),
         };
-        kill(pid);
-        let status = match early {
-            Some(status) => Ok(status),
-            None => tokio::time::timeout(LAST_WORDS, child.wait()).await,
+        let status = if let Some(status) = early {
+            Ok(status)
+        } else {
+            kill(pid);
+            tokio::time::timeout(LAST_WORDS, child.wait()).await
         };
         // With the group the last copies of that end are closed; what it still sent can be read to the end.
         end_group(pid).await;
@@ -488,6 +489,9 @@ impl Agent {
                         limit.as_secs_f64()
                     );
                     self.deliver(state, Message::text(id, Tag::TimedOut, text));
+                } else if !state.crew.doomed.contains_key(&id) {
+                    // Its result is here, but its thread does not come back for the tasks that wait there.
+                    self.retire(state, worker);
                 }
             }
         }
@@ -615,12 +619,9 @@ fn piece(text: &[u8]) -> usize {
         .unwrap_or(LINES)
 }
 
-/// Kill a worker. Whoever tends it ends what it has started.
+/// Kill a worker. Whoever tends it ends what it has left in its group.
 fn kill(pid: u32) {
-    if let Some(pid) = process(pid) {
-        // Gone already: fine.
-        let _ = kill_process(pid, Signal::KILL);
-    }
+    process(pid).into_iter().for_each(group::kill_leader);
 }
 
 /// End what a worker has started, now that it has ended.

@@ -79,6 +79,8 @@ struct Results {
 struct Shared {
     /// Threads that take tasks.
     threads: usize,
+    /// Tasks have a time limit.
+    timed: bool,
     tasks: Mutex<Tasks>,
     task_ready: Condvar,
     results: Mutex<Results>,
@@ -97,6 +99,7 @@ pub struct Worker {
 /// End this process group, children and grandchildren included. There is nobody left to report to.
 fn end_group() -> ! {
     let own = rustix::process::getpgrp();
+    group::kill_escaped(own);
     let mut rounds = 0;
     while group::sweep(own) == Left::Others {
         rounds += 1;
@@ -108,6 +111,14 @@ fn end_group() -> ! {
     // The trackers are waiting for this process.
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     std::process::exit(1);
+}
+
+/// Say why this process ends, for the error that names its death. Where the agent is gone nobody reads it.
+fn say(result: Result<(), SessionError>) {
+    if let Err(SessionError::Io(error)) = result {
+        let _ =
+            writeln!(std::io::stderr(), "this worker lost the connection to its agent, did a task close it? {error}");
+    }
 }
 
 /// Ends the process group with the thread that holds it, however that ends.
@@ -139,6 +150,7 @@ impl Worker {
         let setup: WorkerHello = read_hello(&body)?;
         let shared = Arc::new(Shared {
             threads: setup.slots,
+            timed: setup.work.task_timeout_ms.is_some(),
             tasks: Mutex::new(Tasks {
                 queue: VecDeque::new(),
                 running: HashMap::new(),
@@ -160,11 +172,11 @@ impl Worker {
         let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
         spawn("skyward-reader").spawn(move || {
             let _end = EndGroup;
-            drop(reader.read(inlet));
+            say(reader.read(inlet));
         })?;
         spawn("skyward-writer").spawn(move || {
             let _end = EndGroup;
-            drop(writer.write(socket));
+            say(writer.write(socket));
         })?;
         spawn("skyward-watchdog").spawn(move || watchdog.watch())?;
         Ok((worker, setup))
@@ -246,9 +258,13 @@ impl Worker {
     fn hand_in(&self, results: MutexGuard<'_, Results>, message: Message) {
         let waiting = {
             let mut tasks = lock(&self.shared.tasks);
-            if tasks.running.remove(&message.id.task).is_none() {
+            let Some(slot) = tasks.running.remove(&message.id.task) else {
                 // It was handed in before.
                 return;
+            };
+            if self.shared.timed {
+                // What clears up behind a task, such as a result's `__del__`, has as long as the task had.
+                self.shared.table.restart(slot);
             }
             tasks.queue.len()
         };

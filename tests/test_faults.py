@@ -215,19 +215,20 @@ def test_task_timeout_counts_calls_not_batches():
         assert Parallel(n_jobs=2, batch_size=10)(delayed(time.sleep)(0.25) for _ in range(10)) == [None] * 10
 
 
-class Stays:
-    """Arrives as a number, and never goes where it was made."""
-
-    def __reduce__(self):
-        return int, ()
-
-    def __del__(self):
-        threading.Event().wait()
-
-
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_task_timeout_holds_for_what_clears_up_behind_a_task(executor):
     """The tasks that wait behind it run elsewhere."""
+
+    # In here, so that it arrives at once: this module's import would count.
+    class Stays:
+        """Arrives as a number, and never goes where it was made."""
+
+        def __reduce__(self):
+            return int, ()
+
+        def __del__(self):
+            threading.Event().wait()
+
     with sky.pool(worker=sky.Worker(concurrency=1, executor=executor, task_timeout=1.0), plugins=[]) as pool:
         assert pool.submit(Stays).result(20) == 0
         assert pool.submit(operator.neg, 1).result(20) == -1

@@ -12,7 +12,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Sequence, Sized
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import cloudpickle
 
@@ -53,10 +53,26 @@ MAX_BUFFERS: Final = 1000
 """Buffers beside one pickle; more stay inside it. frame.rs takes 1,024 parts in a message."""
 
 
+Reducer = Callable[[Any], Any]
+"""What `reducer_override` returns for an object of a type: how it is pickled, or `NotImplemented` for the usual way."""
+
+MAX_TYPES: Final = 4096
+"""Types whose reducer is remembered. More than that are classes that a program makes as it goes."""
+
+
+def _reducer(kind: type) -> Reducer | None:
+    """Return the reducer for objects of this type that cloudpickle would pickle wrongly; None for its own way.
+
+    Asked once for each type, so it may take its time; a reducer itself is called for each object.
+    """
+    return None
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, but for functions that were pickled before in the same call, and for warning categories."""
+    """cloudpickle's, but for functions that were pickled before in the same call, and for what it pickles wrongly."""
 
     functions: Functions | None = None
+    reducers: ClassVar[dict[type, Reducer | None]] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         if self.functions is not None:
@@ -64,7 +80,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if known is not None and known[1] is not None:
                 return known[1]
         # Not isinstance, which believes what an object says of its __class__.
-        if issubclass(type(obj), type) and issubclass(obj, Warning):
+        kind = type(obj)
+        try:
+            reducer = self.reducers[kind]
+        except KeyError:
+            if len(self.reducers) >= MAX_TYPES:
+                self.reducers.clear()
+            reducer = self.reducers[kind] = _reducer(kind)
+        if reducer is not None:
+            reduced = reducer(obj)
+            if reduced is not NotImplemented:
+                return reduced
+        if issubclass(kind, type) and issubclass(obj, Warning):
             return filters.reduce(obj, super().reducer_override)
         return super().reducer_override(obj)
 

@@ -65,6 +65,11 @@ def _reducer(kind: type) -> Reducer | None:
 
     Asked once for each type, so it may take its time; a reducer itself is called for each object.
     """
+    if str(kind.__module__).startswith("sklearn.callback."):
+        # Not at the module's head: it needs this one.
+        from . import sklearn_callbacks
+
+        return sklearn_callbacks.reducer(kind)  # type: ignore[no-any-return]
     return None
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, payload
+from . import _core, messages, payload
 from ._stdin import take_socket
 from .batch import Function, run_batch, run_limited
 from .plugins import WorkerInfo
@@ -176,6 +176,7 @@ def main() -> None:
     # The end of standard error is part of the error that names the death of this process.
     faulthandler.enable(all_threads=False)
     worker = _core.Worker(fd)
+    messages.be_worker(worker)
     if worker.sys_path:
         sys.path[:] = worker.sys_path
     for module in worker.preload:

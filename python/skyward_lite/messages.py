@@ -32,8 +32,11 @@ Listener = Callable[[Any], object]
 
 LIMIT: Final = 16 * 1024 * 1024
 """Largest pickled message, in bytes. The client holds one of each sender at once, beyond the credit for results."""
-LEAST_WAIT_MS: Final = 60_000
-"""How long `send` waits for its answer at least; longer if the pool's `lease` is longer."""
+LEAST_WAIT_MS: Final = 600_000
+"""How long `send` waits for its answer at least; longer if the pool's `lease` is longer.
+
+The client may be busy for minutes with something that holds its GIL, and no message should be lost of that.
+"""
 WAIT_MS: Final = 1_000
 """Bound on one wait for messages; closing the pool wakes the waiting thread at once."""
 MAX_ERROR: Final = 16 * 1024
@@ -80,7 +83,7 @@ def send(address: str, message: object) -> None:
     """Give a message, at most 16 MiB as a pickle, to the listener for this address, and wait until it was taken.
 
     In a process that has such a listener itself this calls it. In a worker process the message goes to the client.
-    Raises `MessageError` if there is no listener, if it raised, or if no answer came within a minute, or within
+    Raises `MessageError` if there is no listener, if it raised, or if no answer came within ten minutes, or within
     `pool(lease=)` if that is longer (the message may have been taken then); `PayloadTooLargeError`; and what pickling
     the message raises.
     """

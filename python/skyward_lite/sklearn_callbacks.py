@@ -95,17 +95,23 @@ def _reduce(handle: Any) -> Any:
 
 
 def _rebuild(address: str, authkey: bytes) -> Any:
-    """Rebuild a handle. In a worker, what is sent to its listener goes home from now on."""
-    if messages.in_worker():
-        transport, why = _transport()
-        if transport is None:
-            _warn(why)
-        else:
-            with _lock:
-                _home.add(address)
-                transport.Client = _connect  # type: ignore[attr-defined]
+    """Rebuild a handle. In a worker, what is sent to its listener goes home from now on.
+
+    At the client, a listener that is not its own is a worker's. What is fitted at the client would report there, while
+    that process lives and is on this machine, and nobody would read it. So the handle is made one that leads nowhere,
+    and scikit-learn opens a listener at the client.
+    """
     from sklearn.callback._transport import ListenerHandle
 
+    transport, why = _transport()
+    if transport is None:
+        _warn(why)
+    elif messages.in_worker():
+        with _lock:
+            _home.add(address)
+            transport.Client = _connect  # type: ignore[attr-defined]
+    elif address not in transport._message_consumers:
+        address += " (in a worker)"
     return ListenerHandle(address, authkey)
 
 

@@ -15,13 +15,13 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, payload
+from . import _core, blame, payload, script
 from ._stdin import take_socket
-from .batch import Function, run_batch, run_limited
+from .batch import Function, Triple, run_batch, run_limited
 from .plugins import WorkerInfo
 
 Decorator = Callable[[Function], Function]
@@ -38,7 +38,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     What is raised while a task runs is the task's. But a task can leave behind an alarm, or a thread that raises
     something in this one, between two others: that is nobody's, and each step here can be taken again after it.
     """
-    encoder = payload.encoder(worker.max_payload)
+    encoder = payload.Encoder(worker.max_payload, home=True)
+    node = worker.node
     take, finish, loads = worker.take, worker.finish, payload.loads
     process = os.getpid()
     taken: list[Any] = []
@@ -49,8 +50,11 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     """How it ended."""
     stray: BaseException | None = None
     strays = 0
-    call: Any
-    value: Any
+    call: Any = None
+    value: Any = None
+    values: list[Any] = []
+    """Of a batch, the values of the calls that have returned."""
+    returned = False
     try:
         while True:
             try:
@@ -74,9 +78,12 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             start = perf_counter_ns()
                             if kind == payload.BATCH:
                                 threads, call = call if isinstance(call, tuple) else (None, call)
-                                if decorate is not None:
-                                    call = [(decorate(function), args, kwargs) for function, args, kwargs in call]
-                                value = run_batch(call) if threads is None else run_limited(threads, call)
+                                run = call if decorate is None else decorated(call, decorate)
+                                if threads is None:
+                                    run_batch(run, values)
+                                else:
+                                    run_limited(threads, run, values)
+                                value = values
                             else:
                                 function, args, kwargs = call
                                 if decorate is not None:
@@ -84,7 +91,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 value = function(*args, **kwargs)
                                 del function, args, kwargs
                             nanos = perf_counter_ns() - start
-                            calls = len(value) if kind == payload.BATCH else 1
+                            returned = True
+                            calls = len(values) if kind == payload.BATCH else 1
                             answer = payload.RETURNED, nanos, *encoder.dumps(value, None, calls)
                         except BaseException as error:
                             # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures.
@@ -92,10 +100,14 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 end_child(error)
                             nanos = perf_counter_ns() - start
                             skip = 2 if kind == payload.BATCH else 1
-                            answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip)
+                            if returned and isinstance(error, Exception):
+                                blame.explain(error, [("the result", value)], encoder, "the result cannot be sent: ")
+                            place = blame.place(node, kind, call, values)
+                            answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip, place)
                     elif answer is None and stray is not None:
                         # It came before the task's own exception was pickled.
-                        answer = payload.RAISED, 0, *payload.dump_exception(encoder, stray, 1)
+                        place = blame.place(node, kind, call, values)
+                        answer = payload.RAISED, 0, *payload.dump_exception(encoder, stray, 1, place)
                     if os.getpid() != process:
                         # A child that the task forked has come this far. The answer is its parent's to give.
                         end_child(None)
@@ -103,8 +115,10 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                     finish(*begun, *answer)
                     # While this thread waits for its next task it must not keep the last one's memory.
                     taken.clear()
-                    call = value = function = args = kwargs = head = buffers = None
+                    call = value = run = function = args = kwargs = head = buffers = None
                     answer = begun = stray = None
+                    values = []
+                    returned = False
                     strays = 0
             except BaseException as error:
                 # No call in here: the next one would be raised there.
@@ -136,6 +150,12 @@ def flush() -> None:
         # A task may have closed them, or put anything in their place.
         with contextlib.suppress(Exception):
             stream.flush()
+
+
+def decorated(calls: Iterable[Triple], decorate: Decorator) -> Iterator[Triple]:
+    """Return the calls of a batch with their functions decorated, each when it is its turn."""
+    for function, args, kwargs in calls:
+        yield decorate(function), args, kwargs
 
 
 def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> Decorator | None:
@@ -175,6 +195,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda number, frame: None)
     # The end of standard error is part of the error that names the death of this process.
     faulthandler.enable(all_threads=False)
+    script.install()
     worker = _core.Worker(fd)
     if worker.sys_path:
         sys.path[:] = worker.sys_path

@@ -1,0 +1,352 @@
+"""Classes and cached functions that travel by value, as a script's own do, and keep their identity.
+
+Each has an id, given by the process that made it, and a digest of its definition: of its pickle and of those of the
+classes that it refers to. An end that has built this definition before takes what it built then. So a class keeps, in a
+worker, what its tasks have set on it, no running task sees its class change, and a class that has changed at the client
+is a new class at the worker. What comes back to the process that made a class is the id alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import pickle
+import sys
+import threading
+import types
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from . import script
+
+MAX_KEPT: Final = 1024
+"""Definitions that a process keeps built, and things of its own that it keeps for what comes back; the latest used."""
+BUILD_SECONDS: Final = 60.0
+"""Bound on waiting for another thread that builds a definition."""
+
+Row = tuple[str, bytes, bytes]
+"""A definition: id, digest and pickle."""
+Reduce = Callable[[Any, Any], Any]
+"""Takes a class apart for its own definition, as `reducer_override` does; its first argument is the pickler."""
+References = dict[str, tuple[Any, Reduce]]
+"""The classes that a definition refers to, by id."""
+
+
+class Definition(NamedTuple):
+    """What names a class, and the rows from which the far end builds it and the classes that it refers to."""
+
+    id: str
+    digest: bytes
+    rows: tuple[Row, ...]
+
+
+class Origin(NamedTuple):
+    """What is known of a class that another process made. `home` says that this process runs that one's tasks."""
+
+    definition: Definition
+    home: bool
+
+
+class _Latest(dict[Any, Any]):
+    """A dictionary of at most `MAX_KEPT` entries, which forgets those that were not asked for the longest."""
+
+    def find(self, key: Any) -> Any:
+        """Return the entry, or None."""
+        try:
+            value = self[key]
+            if len(self) > MAX_KEPT // 2:
+                # Its place in the order is that of its last use.
+                self[key] = self.pop(key)
+        except KeyError:
+            # Unknown, or another thread moved it at this moment.
+            return super().get(key)
+        return value
+
+    def keep(self, key: Any, value: Any) -> None:
+        self[key] = value
+        while len(self) > MAX_KEPT:
+            with contextlib.suppress(KeyError, RuntimeError):
+                del self[next(iter(self))]
+
+
+_ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+"""The ids of what this process made and sent."""
+_own = _Latest()
+"""What this process made and sent, by id."""
+_built = _Latest()
+"""What this process built from another one's definition, by (id, digest)."""
+_origins: weakref.WeakKeyDictionary[Any, Origin] = weakref.WeakKeyDictionary()
+"""Where that came from."""
+
+_building = threading.RLock()
+_rows: dict[str, Row] = {}
+"""The rows from which the thread that holds the lock builds, by id."""
+_begun: dict[str, Any] = {}
+"""What that thread has begun to build, by id: a definition may refer to itself."""
+
+
+def origin(thing: Any) -> Origin | None:
+    """Return where a class or a cached function was made, if that was another process."""
+    return _origins.get(thing)
+
+
+def identify(thing: Any) -> str:
+    """Return the id of a class or of a cached function that this process made."""
+    known = _ids.get(thing)
+    if known is None:
+        known = _ids.setdefault(thing, uuid.uuid4().hex)
+    if _own.find(known) is None:
+        _own.keep(known, thing)
+    return known
+
+
+class Definitions:
+    """The definitions that are sent in one pickle, or in one call of `Parallel`, each made once.
+
+    It keeps what it defines alive, so that what comes back finds it.
+    """
+
+    def __init__(self) -> None:
+        self._pickles: dict[str, bytes] = {}
+        self._references: dict[str, References] = {}
+        self._rows: dict[str, Row] = {}
+        self._kept: dict[str, tuple[Any, Definition]] = {}
+
+    def define(
+        self, thing: Any, reduce: Reduce, pickled: Callable[[Any, Reduce], tuple[bytes, References]]
+    ) -> Definition:
+        """Return the definition of a class, which `reduce` takes apart.
+
+        `pickled` returns the pickle of one class, in which those that it refers to stand by their ids alone, and these.
+        """
+        name = identify(thing)
+        kept = self._kept.get(name)
+        if kept is not None:
+            return kept[1]
+        group: References = {name: (thing, reduce)}
+        waiting = [name]
+        while waiting:
+            each = waiting.pop()
+            if each not in self._pickles:
+                self._pickles[each], self._references[each] = pickled(*group[each])
+            for other, reference in self._references[each].items():
+                if other not in group:
+                    group[other] = reference
+                    waiting.append(other)
+        rows = tuple(self._row(each) for each in sorted(group))
+        definition = Definition(name, self._rows[name][1], rows)
+        self._kept[name] = thing, definition
+        return definition
+
+    def _row(self, name: str) -> Row:
+        """Return the row of a class. Its digest covers all that it refers to, in however many steps."""
+        row = self._rows.get(name)
+        if row is None:
+            reached = {name}
+            waiting = [name]
+            while waiting:
+                new = self._references[waiting.pop()].keys() - reached
+                reached |= new
+                waiting += new
+            digest = hashlib.blake2b(digest_size=16)
+            for each in sorted(reached):
+                digest.update(each.encode())
+                digest.update(hashlib.blake2b(self._pickles[each], digest_size=16).digest())
+            row = self._rows[name] = name, digest.digest(), self._pickles[name]
+        return row
+
+
+# ------------------------------------------------------------------------------------------------ at the far end
+
+
+def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) -> Any:
+    """Return the class of that id: this process's own, the one that it built before, or one that it builds now.
+
+    `rows` is None where the sender knows that it is known here. Raises `pickle.UnpicklingError` if it is not.
+    """
+    known = _own.find(name) or _built.find((name, digest))
+    if known is not None:
+        return known
+    if rows is None:
+        raise pickle.UnpicklingError(
+            "a class or a cached function that this process defined and sent is gone: keep a reference to it until its "
+            "results are there"
+        )
+    with _lock():
+        # Another thread may have built it meanwhile; and a definition may lead here while its group is being built.
+        known = _built.find((name, digest))
+        if known is not None:
+            return known
+        outer = dict(_rows), dict(_begun)
+        _rows.clear()
+        _begun.clear()
+        _rows.update((row[0], row) for row in rows)
+        try:
+            built = _build(name)
+            # Only now: what is half built must be seen by no other thread.
+            for each, thing in _begun.items():
+                digest = _rows[each][1]
+                _origins[thing] = Origin(Definition(each, digest, rows), home)
+                _built.keep((each, digest), thing)
+                script.enter(thing)
+            return built
+        finally:
+            for now, before in zip((_rows, _begun), outer, strict=True):
+                now.clear()
+                now.update(before)
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    if not _building.acquire(timeout=BUILD_SECONDS):
+        raise TimeoutError(f"another thread has been building a class for more than {BUILD_SECONDS:.0f} s")
+    try:
+        yield
+    finally:
+        _building.release()
+
+
+def member(name: str) -> Any:
+    """Return the class of that id, while the group to which it belongs is built."""
+    return _own.find(name) or _built.find((name, _rows[name][1])) or _begun.get(name) or _build(name)
+
+
+def _build(name: str) -> Any:
+    thing = pickle.loads(_rows[name][2])
+    # A class enters itself before its state is there. This is for what has none.
+    return _begun.setdefault(name, thing)
+
+
+def skeleton(name: str, make: Callable[..., Any], *args: Any) -> Any:
+    """Return what `make(*args)` makes, to which its state is yet to be given; or what was begun before."""
+    begun = _begun.get(name)
+    if begun is None:
+        begun = make(*args)
+        # Making it may have led here as well, by way of what its bases refer to.
+        begun = _begun.setdefault(name, begun)
+    return begun
+
+
+def make_class(metaclass: Any, name: str, bases: tuple[Any, ...], namespace: dict[str, Any]) -> type:
+    """Return a class without its functions.
+
+    An `__init_subclass__` that wants arguments is left out: they are not known any more, and what it did to the class
+    is in its state.
+    """
+
+    def new() -> type:
+        return types.new_class(name, bases, {"metaclass": metaclass}, lambda space: space.update(namespace))
+
+    try:
+        return new()
+    except TypeError:
+        family = [each for base in types.resolve_bases(bases) for each in getattr(base, "__mro__", ())]
+        hooked = next((each for each in family if "__init_subclass__" in vars(each) and each is not object), None)
+        if hooked is None:
+            raise
+        hook = vars(hooked)["__init_subclass__"]
+        # With the lock, which is held where classes are built. What can be set can be set back.
+        type.__setattr__(hooked, "__init_subclass__", classmethod(lambda cls, **_: None))
+        try:
+            return new()
+        finally:
+            type.__setattr__(hooked, "__init_subclass__", hook)
+
+
+def set_class(cls: type, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Give a class its attributes, and the script the names that its annotations use."""
+    attributes, names = state
+    registered = attributes.pop("_abc_impl", ())
+    for name, value in attributes.items():
+        type.__setattr__(cls, name, value)
+    if "__firstlineno__" in attributes:
+        # Setting other attributes removes it (Python 3.13).
+        type.__setattr__(cls, "__firstlineno__", attributes["__firstlineno__"])
+    for subclass in registered:
+        cls.register(subclass)  # type: ignore[attr-defined]
+    script.enter_all(names)
+
+
+def make_enum(
+    metaclass: Any,
+    name: str,
+    bases: tuple[Any, ...],
+    namespace: dict[str, Any],
+    options: dict[str, Any],
+    members: list[tuple[str, Any, tuple[Any, ...]]],
+) -> Any:
+    """Return an enumeration with its members, aliases and named composites.
+
+    `members` has for each its name, its value and the arguments of its data type. The enumeration's own `__new__` and
+    `__init__` do not run: with which arguments they ran is not known any more. What they set comes with the state.
+    """
+    values = {index: (value, data) for index, (_, value, data) in enumerate(members)}
+
+    def new(cls: Any, index: Any, *_: Any) -> Any:
+        value, data = values[index]
+        kind = cls._member_type_
+        made = object.__new__(cls) if kind is object else kind.__new__(cls, *data)
+        made._value_ = value
+        return made
+
+    space = metaclass.__prepare__(name, bases)
+    for key, value in namespace.items():
+        space[key] = value
+    space["__new__"] = new
+    space["__init__"] = lambda self, *_: None
+    for index, (member_name, _, _) in enumerate(members):
+        space[member_name] = index
+    made = metaclass(name, bases, space, **options)
+    for key in ("__new_member__", "__init__"):
+        with contextlib.suppress(AttributeError):
+            type.__delattr__(made, key)
+    return made
+
+
+def set_enum(cls: Any, state: tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]) -> None:
+    """Give an enumeration its attributes, and its members theirs."""
+    attributes, names, members = state
+    set_class(cls, (attributes, names))
+    for name, values in members.items():
+        vars(cls._member_map_[name]).update(values)
+
+
+def make_dispatcher(function: Any) -> Any:
+    """Return a function as `functools.singledispatch` makes it, with nothing registered."""
+    return functools.singledispatch(function)
+
+
+def set_dispatcher(dispatcher: Any, state: tuple[dict[Any, Any], dict[str, Any]]) -> None:
+    """Register what was registered, and give the function its attributes."""
+    registered, attributes = state
+    for kind, function in registered.items():
+        dispatcher.register(kind, function)
+    vars(dispatcher).update(attributes)
+    script.enter(dispatcher)
+
+
+def make_cached(function: Any, maxsize: int | None, typed: bool) -> Any:
+    """Return a function with an empty cache, as `functools.lru_cache` makes it."""
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def set_cached(cached: Any, state: dict[str, Any]) -> None:
+    """Give a function with a cache its attributes."""
+    vars(cached).update(state)
+
+
+def named(module: str, name: str, make: Callable[..., Any], *args: Any) -> Any:
+    """Return what the module has under that name, if it is of the kind that `make` makes; else make it.
+
+    For what pickles by its name alone, as `typing.NewType` does.
+    """
+    known = getattr(sys.modules.get(module), name, None)
+    if isinstance(make, type) and type(known) is make:
+        return known
+    made = make(*args)
+    made.__module__ = module
+    script.enter(made)
+    return made

@@ -74,7 +74,11 @@ def of_calls(calls: Sequence[payload.Triple]) -> Iterator[Part]:
 
 def _name(function: Any) -> str:
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
-    return name if isinstance(name, str) else type(function).__qualname__
+    if not isinstance(name, str):
+        name = type(function).__qualname__
+    name = name.rpartition("<locals>.")[2]
+    # The function behind a compute function.
+    return name if name == "local" else name.removesuffix(".local")
 
 
 class _Search:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import pickle
 import sys
 import threading
@@ -28,7 +29,8 @@ BUILD_SECONDS: Final = 60.0
 """Bound on waiting for another thread that builds a definition."""
 
 Row = tuple[str, bytes, bytes]
-"""A definition: id, digest and pickle."""
+"""A definition: id, digest and two pickles, one behind the other, with one memo: the class with its functions, and a
+dictionary of its other attributes. Such an attribute may be an instance of the class, which needs the functions."""
 Reduce = Callable[[Any, Any], Any]
 """Takes a class apart for its own definition, as `reducer_override` does; its first argument is the pickler."""
 References = dict[str, tuple[Any, Reduce]]
@@ -82,10 +84,40 @@ _origins: weakref.WeakKeyDictionary[Any, Origin] = weakref.WeakKeyDictionary()
 """Where that came from."""
 
 _building = threading.RLock()
-_rows: dict[str, Row] = {}
-"""The rows from which the thread that holds the lock builds, by id."""
-_begun: dict[str, Any] = {}
-"""What that thread has begun to build, by id: a definition may refer to itself."""
+
+
+class _Group:
+    """Classes that refer to one another, while the thread that holds the lock builds them."""
+
+    def __init__(self, rows: tuple[Row, ...]) -> None:
+        self.rows = {row[0]: row for row in rows}
+        self.begun: dict[str, Any] = {}
+        """The classes that there are, by id, with or without their attributes: a definition may refer to itself."""
+        self._loading: list[str] = []
+        self._open: list[tuple[Any, pickle.Unpickler]] = []
+        """Those of which the second pickle has not been read."""
+
+    def find(self, name: str) -> Any:
+        """Return a class of the group, built as far as it can be now."""
+        return _own.find(name) or _built.find((name, self.rows[name][1])) or self.begun.get(name) or self.build(name)
+
+    def build(self, name: str) -> Any:
+        unpickler = pickle.Unpickler(io.BytesIO(self.rows[name][2]))
+        self._loading.append(name)
+        thing = unpickler.load()
+        self._loading.remove(name)
+        self._open.append((thing, unpickler))
+        # While a class lacks its functions, no attribute may be read that could be an instance of it. Otherwise they
+        # are read at once: classes that are made next may need them.
+        while self._open and not any(each in self.begun for each in self._loading):
+            thing_, unpickler = self._open.pop(0)
+            for key, value in unpickler.load().items():
+                type.__setattr__(thing_, key, value)
+        return thing
+
+
+_group: _Group | None = None
+"""The group that is being built."""
 
 
 def origin(thing: Any) -> Origin | None:
@@ -167,6 +199,7 @@ def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) 
 
     `rows` is None where the sender knows that it is known here. Raises `pickle.UnpicklingError` if it is not.
     """
+    global _group
     known = _own.find(name) or _built.find((name, digest))
     if known is not None:
         return known
@@ -180,23 +213,18 @@ def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) 
         known = _built.find((name, digest))
         if known is not None:
             return known
-        outer = dict(_rows), dict(_begun)
-        _rows.clear()
-        _begun.clear()
-        _rows.update((row[0], row) for row in rows)
+        outer, _group = _group, _Group(rows)
         try:
-            built = _build(name)
+            built = _group.build(name)
             # Only now: what is half built must be seen by no other thread.
-            for each, thing in _begun.items():
-                digest = _rows[each][1]
+            for each, thing in _group.begun.items():
+                digest = _group.rows[each][1]
                 _origins[thing] = Origin(Definition(each, digest, rows), home)
                 _built.keep((each, digest), thing)
                 script.enter(thing)
             return built
         finally:
-            for now, before in zip((_rows, _begun), outer, strict=True):
-                now.clear()
-                now.update(before)
+            _group = outer
 
 
 @contextlib.contextmanager
@@ -211,34 +239,35 @@ def _lock() -> Iterator[None]:
 
 def member(name: str) -> Any:
     """Return the class of that id, while the group to which it belongs is built."""
-    return _own.find(name) or _built.find((name, _rows[name][1])) or _begun.get(name) or _build(name)
-
-
-def _build(name: str) -> Any:
-    thing = pickle.loads(_rows[name][2])
-    # A class enters itself before its state is there. This is for what has none.
-    return _begun.setdefault(name, thing)
+    assert _group is not None
+    return _group.find(name)
 
 
 def skeleton(name: str, make: Callable[..., Any], *args: Any) -> Any:
-    """Return what `make(*args)` makes, to which its state is yet to be given; or what was begun before."""
-    begun = _begun.get(name)
+    """Return what `make(*args)` makes, to which its attributes are yet to be given; or what was begun before."""
+    assert _group is not None
+    begun = _group.begun.get(name)
     if begun is None:
         begun = make(*args)
         # Making it may have led here as well, by way of what its bases refer to.
-        begun = _begun.setdefault(name, begun)
+        begun = _group.begun.setdefault(name, begun)
     return begun
 
 
-def make_class(metaclass: Any, name: str, bases: tuple[Any, ...], namespace: dict[str, Any]) -> type:
-    """Return a class without its functions.
+def make_class(
+    metaclass: Any, name: str, bases: tuple[Any, ...], namespace: dict[str, Any], abstract: frozenset[str] | None
+) -> type:
+    """Return a class without its functions, of which `abstract` are abstract.
 
     An `__init_subclass__` that wants arguments is left out: they are not known any more, and what it did to the class
     is in its state.
     """
 
     def new() -> type:
-        return types.new_class(name, bases, {"metaclass": metaclass}, lambda space: space.update(namespace))
+        made = types.new_class(name, bases, {"metaclass": metaclass}, lambda space: space.update(namespace))
+        if abstract is not None:
+            type.__setattr__(made, "__abstractmethods__", abstract)
+        return made
 
     try:
         return new()

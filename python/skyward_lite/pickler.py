@@ -28,6 +28,13 @@ MAX_TYPES: Final = 4096
 
 _SINGLE_DISPATCH: Final = getattr(functools.singledispatch(lambda _: None), "__code__", None)
 """The code that all functions have which `functools.singledispatch` made."""
+
+
+class _TypedDict(typing.TypedDict):
+    """One of its kind."""
+
+
+_FUNCTIONS: Final = (types.FunctionType, classmethod, staticmethod, property, functools.cached_property)
 _ATOMS: Final = (int, float, complex, str, bytes, bool, type(None))
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")
 
@@ -97,6 +104,8 @@ class _DefinitionPickler(Pickler):
     def __init__(self, file: io.BytesIO, home: bool, thing: Any) -> None:
         super().__init__(file, home)
         self.thing = thing
+        self.later: dict[str, Any] = {}
+        """Attributes that the second pickle has."""
         self.references: classes.References = {}
 
     def by_value(self, thing: Any, reduce: Reducer) -> Any:
@@ -113,6 +122,7 @@ def _pickled(home: bool, thing: Any, reduce: Reducer) -> tuple[bytes, classes.Re
     file = io.BytesIO()
     pickler = _DefinitionPickler(file, home, thing)
     pickler.dump(thing)
+    pickler.dump(pickler.later)
     return file.getvalue(), pickler.references
 
 
@@ -161,8 +171,16 @@ def _class_definition(pickler: Pickler, cls: type) -> Any:
     name = classes.identify(cls)
     if issubclass(cls, enum.Enum):
         return _enum_definition(name, cls, attributes, namespace, names)
-    metaclass, class_name, bases, known = arguments[:4]
-    namespace.update(known)
+    namespace.update(arguments[3])
+    bases: tuple[Any, ...] = cls.__bases__
+    if type(cls) is type(_TypedDict):
+        # Its metaclass takes only what was written there.
+        bases = vars(cls).get("__orig_bases__", bases)
+    elif "__orig_bases__" in vars(cls):
+        # `typing.Generic` looks for it when the class is made.
+        namespace["__orig_bases__"] = attributes.pop("__orig_bases__", vars(cls)["__orig_bases__"])
+    # What `copyreg` notes on a class when it pickles an instance is no part of the class.
+    attributes.pop("__slotnames__", None)
     own = {k for k, v in vars(cls).items() if type(v) is types.MemberDescriptorType and v.__objclass__ is cls}
     for key in own:
         attributes.pop(key, None)
@@ -170,10 +188,17 @@ def _class_definition(pickler: Pickler, cls: type) -> Any:
         slots = attributes.pop("__slots__", None)
         # An iterator has been used up.
         namespace["__slots__"] = slots if isinstance(slots, str | tuple | list | dict) else tuple(own)
-    for key in [k for k, v in attributes.items() if type(v) in _ATOMS and not k.startswith("__")]:
-        # What `__init_subclass__` and metaclasses look at is mostly of this kind.
-        namespace[key] = attributes.pop(key)
-    skeleton = name, classes.make_class, metaclass, class_name, bases, namespace
+    abstract = attributes.pop("__abstractmethods__", None)
+    for key, value in list(attributes.items()):
+        if key.startswith("__") or key == "_abc_impl":
+            continue
+        if type(value) in _ATOMS:
+            # What `__init_subclass__` and metaclasses look at is mostly of this kind.
+            namespace[key] = attributes.pop(key)
+        elif not isinstance(value, _FUNCTIONS):
+            assert isinstance(pickler, _DefinitionPickler)
+            pickler.later[key] = attributes.pop(key)
+    skeleton = name, classes.make_class, type(cls), cls.__name__, bases, namespace, abstract
     return classes.skeleton, skeleton, (attributes, names), None, None, classes.set_class
 
 

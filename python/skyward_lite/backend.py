@@ -326,11 +326,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                 head, buffers = pool._encode(func, (), {})
             else:
                 kind = payload.BATCH
-                shared = batch.call.shared
-                for function, _, _ in items:
-                    if id(function) not in shared.functions:
-                        pool._encoder().learn(function, shared)
-                head, buffers = pool._encode_batch(items, shared, self.inner_max_num_threads)
+                head, buffers = pool._encode_batch(items, batch.call.shared, self.inner_max_num_threads)
             batch.size = payload.size(head, buffers)
         except BaseException as error:
             # joblib hangs if this is raised on the lane's thread, so it takes the way of a result.

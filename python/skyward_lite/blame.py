@@ -27,19 +27,30 @@ _repr = reprlib.Repr()
 _repr.maxother = _repr.maxstring = 60
 
 
-def place(node: str, kind: int, call: Any, values: Sequence[Any]) -> payload.Place:
-    """Return where an exception was raised: at this call, or in the batch whose calls had these values so far."""
-    position = None
-    if kind == payload.BATCH:
-        position = len(values)
-        if isinstance(call, payload.Calls):
-            call = call.current
-        elif call is not None:
-            call = call[position] if position < len(call) else None
-            if call is None:
-                # All have returned: it is the result of the batch that cannot be sent.
-                return payload.Place(node, None, "the results of a batch")
-    return payload.Place(node, position, "" if call is None else shown(call))
+def place(node: str, kind: int, call: Any, position: int) -> payload.Place:
+    """Return where an exception was raised: at this call, or at the one of this position in a batch."""
+    if kind == payload.BATCH and call is not None:
+        call = call.current if isinstance(call, payload.Calls) else call[position]
+    return payload.Place(node, position if kind == payload.BATCH else None, "" if call is None else shown(call))
+
+
+def place_of_result(
+    error: Exception, node: str, kind: int, call: Any, value: Any, encoder: payload.Encoder
+) -> payload.Place:
+    """Return which call has a result that cannot be sent, and say so in the error's text."""
+    before = "the result cannot be sent: "
+    if kind != payload.BATCH:
+        explain(error, [("the result", value)], encoder, before)
+        return place(node, kind, call, 0)
+    search = _Search(encoder)
+    position = next((number for number, each in enumerate(value) if search.fails(each)), None)
+    if position is None:
+        # Each of them can be sent: it is all together that cannot.
+        explain(error, [], encoder, before)
+        return payload.Place(node, None, f"the results of {len(value)} calls")
+    explain(error, [("the result", value[position])], encoder, before)
+    known = not isinstance(call, payload.Calls)
+    return payload.Place(node, position, shown(call[position]) if known else "its result")
 
 
 def shown(call: payload.Triple) -> str:
@@ -81,6 +92,10 @@ def _name(function: Any) -> str:
     return name if name == "local" else name.removesuffix(".local")
 
 
+_ATTRIBUTE: Final = (".", "[")
+"""How the label of a part begins that continues the one before."""
+
+
 class _Search:
     """Finds what cannot be pickled by trying the parts of what cannot."""
 
@@ -92,21 +107,24 @@ class _Search:
 
     def path(self, parts: Iterable[Part]) -> str:
         """Return the way to the innermost part that fails; nothing if none does by itself."""
-        way: list[str] = []
-        while True:
-            bad = next((part for part in parts if self._fails(part[1])), None)
-            if bad is None:
-                break
+        way, before = "", ""
+        while (bad := next((part for part in parts if self.fails(part[1])), None)) is not None:
             label, value = bad
-            if way and not label.startswith((".", "[")):
-                # A sentence of its own. What holds a function is of no interest once the function has been named.
-                way = [*([] if way[-1].startswith("the function ") else way), ", " if len(way) > 1 else "", label]
+            if before.startswith("the function ") and not label.startswith(_ATTRIBUTE):
+                # The label names the function as well.
+                way = label
             else:
-                way.append(label if not way or way[-1].startswith((".", "[")) else f", {label}")
-            parts = list(_parts(value))
-        return "".join(way).removeprefix(", ")
+                way += (
+                    label
+                    if not way or (before.startswith(_ATTRIBUTE) and label.startswith(_ATTRIBUTE))
+                    else f", {label}"
+                )
+            before = label
+            parts = _parts(value)
+        return way
 
-    def _fails(self, value: Any) -> bool:
+    def fails(self, value: Any) -> bool:
+        """Return whether a value cannot be pickled; false for one that was asked for before, or when time is up."""
         if id(value) in self._seen or self._trials >= MAX_TRIALS or time.monotonic() > self._until:
             return False
         self._seen.add(id(value))
@@ -133,7 +151,7 @@ def _parts(value: Any) -> Iterator[Part]:
         yield from ((f".keywords[{key!r}]", each) for key, each in value.keywords.items())
     elif isinstance(value, dict):
         yield from ((f"[{_repr.repr(key)}]", each) for key, each in value.items())
-        yield from ((f", key {_repr.repr(key)}", key) for key in value)
+        yield from ((f"key {_repr.repr(key)}", key) for key in value)
     elif isinstance(value, list | tuple):
         yield from ((f"[{number}]", each) for number, each in enumerate(value))
     elif isinstance(value, set | frozenset):
@@ -145,7 +163,7 @@ def _parts(value: Any) -> Iterator[Part]:
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterator[Part]:
-    code, name = function.__code__, function.__qualname__
+    code, name = function.__code__, _name(function)
     for variable in code.co_names:
         if variable in function.__globals__:
             yield f"global {variable!r} of {name}", function.__globals__[variable]
@@ -177,12 +195,12 @@ def _parts_of_object(value: Any) -> Iterator[Part]:
     _, args, state, items, pairs = (*reduced[:5], None, None, None, None)[:5]
     for each in args or ():
         if each is not type(value):
-            yield " (what it is made from)", each
+            yield "what it is made from", each
     states = state if isinstance(state, tuple) and len(state) == 2 else (state,)
     for each in states:
         if isinstance(each, dict):
             yield from ((f".{key}", inner) for key, inner in each.items())
         elif each is not None:
-            yield " (its state)", each
+            yield "its state", each
     yield from ((f"[{number}]", each) for number, each in enumerate(items or ()))
     yield from ((f"[{_repr.repr(key)}]", each) for key, each in pairs or ())

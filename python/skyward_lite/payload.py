@@ -77,7 +77,7 @@ class Encoder:
         self._buffers.append(view)
         return False
 
-    def learn(self, function: Any, shared: Shared) -> None:
+    def _learn(self, function: Any, shared: Shared) -> None:
         """Note in `shared` how later calls of `dumps` with it shall pickle `function`: by name, or as it is now.
 
         A global or a closed-over variable that changes afterwards is not sent again. What has nothing to gain, as a
@@ -101,8 +101,13 @@ class Encoder:
     def dump_calls(self, calls: Sequence[Triple], shared: Shared | None = None, threads: int | None = None) -> Encoded:
         """Pickle the calls of a batch so that each gets its own arguments, whatever else is in the batch.
 
-        Functions, classes and what cannot change are shared. `threads` is the call's `inner_max_num_threads`.
+        Functions, classes and what cannot change are shared, by all batches with the same `shared`. `threads` is the
+        call's `inner_max_num_threads`.
         """
+        if shared is not None:
+            for function, _, _ in calls:
+                if id(function) not in shared.functions:
+                    self._learn(function, shared)
         batch: Any = calls if len(calls) == 1 or all(map(_shares_nothing, calls)) else _Separate(calls, self.home)
         return self.dumps(batch if threads is None else (threads, batch), shared, len(calls))
 
@@ -265,13 +270,15 @@ class Calls:
         last = {number: place for place, used in enumerate(self._uses) for number in used}
         for place, pickled in enumerate(self._pickles):
             self.current = None
-            own = [self._take(number, last[number] == place) for number in self._uses[place]]
+            # What a call has twice is one thing in it.
+            taken = {number: self._take(number, last[number] == place) for number in set(self._uses[place])}
+            own = [taken[number] for number in self._uses[place]]
             _local.shared = self._shared
             try:
                 self.current = pickle.loads(pickled, buffers=own)
             finally:
                 _local.shared = None
-                del own
+                del own, taken
             yield self.current
 
     def _take(self, number: int, last: bool) -> Any:
@@ -389,17 +396,12 @@ _ATOMS: Final[set[type]] = {int, float, complex, bool, str, bytes, type(None), r
 def _shares_nothing(call: Triple) -> bool:
     """Return whether nothing in a call can change, so that it does not matter which other calls have it too."""
     function, args, kwargs = call
-    if type(function) not in _FUNCTIONS or (
-        type(function) is types.BuiltinFunctionType and not isinstance(function.__self__, types.ModuleType)
-    ):
+    if type(function) is not types.FunctionType and not (callable(function) and _is_atom(function)):
         return False
     for value in args:
         if type(value) not in _ATOMS and not _is_atom(value):
             return False
     return not kwargs or all(map(_is_atom, kwargs.values()))
-
-
-_FUNCTIONS: Final = {types.FunctionType, types.BuiltinFunctionType, type}
 
 
 def _is_atom(value: Any) -> bool:
@@ -408,6 +410,9 @@ def _is_atom(value: Any) -> bool:
         return True
     if kind is tuple or kind is frozenset:
         return all(map(_is_atom, value))
+    if kind is types.BuiltinFunctionType:
+        # Not a method, such as a list's `append`.
+        return isinstance(value.__self__, types.ModuleType)
     if kind.__module__ != "numpy":
         return False
     import numpy as np

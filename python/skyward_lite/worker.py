@@ -101,12 +101,13 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             nanos = perf_counter_ns() - start
                             skip = 2 if kind == payload.BATCH else 1
                             if returned and isinstance(error, Exception):
-                                blame.explain(error, [("the result", value)], encoder, "the result cannot be sent: ")
-                            place = blame.place(node, kind, call, values)
+                                place = blame.place_of_result(error, node, kind, call, value, encoder)
+                            else:
+                                place = blame.place(node, kind, call, len(values))
                             answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip, place)
                     elif answer is None and stray is not None:
                         # It came before the task's own exception was pickled.
-                        place = blame.place(node, kind, call, values)
+                        place = blame.place(node, kind, call, max(0, len(values) - 1))
                         answer = payload.RAISED, 0, *payload.dump_exception(encoder, stray, 1, place)
                     if os.getpid() != process:
                         # A child that the task forked has come this far. The answer is its parent's to give.

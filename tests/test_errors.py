@@ -141,9 +141,10 @@ def test_a_result_that_cannot_be_pickled_is_said_to_be_the_result(pool):
         list(pool.map(lambda i: Client() if i == 4 else i, range(6), chunksize=3))
     assert "(the result, .lock)" in str(caught.value)
     assert caught.value.__notes__[0].startswith(f"node {pool.nodes()[0].name}, task 4: <lambda>(4)")
-    with sky.pool(worker=sky.Worker(concurrency=1, max_payload=50_000), plugins=[]) as small:
-        with pytest.raises(sky.PayloadTooLargeError, match="the result cannot be sent: payload of") as too_large:
-            small.submit(bytes, 60_000).result(20)
+    worker = sky.Worker(concurrency=1, max_payload=50_000)
+    too_much = pytest.raises(sky.PayloadTooLargeError, match="the result cannot be sent: payload of")
+    with sky.pool(worker=worker, plugins=[]) as small, too_much as too_large:
+        small.submit(bytes, 60_000).result(20)
     assert too_large.value.__notes__ == ["node local-0: bytes(60000)"]
 
 

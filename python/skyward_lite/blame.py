@@ -114,11 +114,8 @@ class _Search:
                 # The label names the function as well.
                 way = label
             else:
-                way += (
-                    label
-                    if not way or (before.startswith(_ATTRIBUTE) and label.startswith(_ATTRIBUTE))
-                    else f", {label}"
-                )
+                continues = before.startswith(_ATTRIBUTE) and label.startswith(_ATTRIBUTE)
+                way += label if continues or not way else f", {label}"
             before = label
             parts = _parts(value)
         return way

@@ -45,33 +45,34 @@ class Definition(NamedTuple):
     rows: tuple[Row, ...]
 
 
-class Origin(NamedTuple):
-    """What is known of a class that another process made. `home` says that this process runs that one's tasks."""
+class _Latest:
+    """At most `MAX_KEPT` values by key; those that were not asked for the longest are forgotten."""
 
-    definition: Definition
-    home: bool
+    def __init__(self) -> None:
+        self._values: dict[Any, Any] = {}
+        self._moving = threading.Lock()
 
-
-class _Latest(dict[Any, Any]):
-    """A dictionary of at most `MAX_KEPT` entries, which forgets those that were not asked for the longest."""
+    def __len__(self) -> int:
+        return len(self._values)
 
     def find(self, key: Any) -> Any:
-        """Return the entry, or None."""
-        try:
-            value = self[key]
-            if len(self) > MAX_KEPT // 2:
-                # Its place in the order is that of its last use.
-                self[key] = self.pop(key)
-        except KeyError:
-            # Unknown, or another thread moved it at this moment.
-            return super().get(key)
+        """Return the value, or None."""
+        value = self._values.get(key)
+        if value is not None and len(self._values) <= MAX_KEPT // 2:
+            return value
+        with self._moving:
+            # Another thread may have been moving it.
+            value = self._values.pop(key, None)
+            if value is not None:
+                self._values[key] = value
         return value
 
     def keep(self, key: Any, value: Any) -> None:
-        self[key] = value
-        while len(self) > MAX_KEPT:
-            with contextlib.suppress(KeyError, RuntimeError):
-                del self[next(iter(self))]
+        with self._moving:
+            self._values.pop(key, None)
+            self._values[key] = value
+            while len(self._values) > MAX_KEPT:
+                del self._values[next(iter(self._values))]
 
 
 _ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -80,8 +81,8 @@ _own = _Latest()
 """What this process made and sent, by id."""
 _built = _Latest()
 """What this process built from another one's definition, by (id, digest)."""
-_origins: weakref.WeakKeyDictionary[Any, Origin] = weakref.WeakKeyDictionary()
-"""Where that came from."""
+_from_home: weakref.WeakKeyDictionary[Any, tuple[str, bytes]] = weakref.WeakKeyDictionary()
+"""Which of that came from the process whose tasks this one runs, with its (id, digest)."""
 
 _building = threading.RLock()
 
@@ -120,9 +121,9 @@ _group: _Group | None = None
 """The group that is being built."""
 
 
-def origin(thing: Any) -> Origin | None:
-    """Return where a class or a cached function was made, if that was another process."""
-    return _origins.get(thing)
+def from_home(thing: Any) -> tuple[str, bytes] | None:
+    """Return (id, digest) of a class or a cached function that came from the process whose tasks this one runs."""
+    return _from_home.get(thing)
 
 
 def identify(thing: Any) -> str:
@@ -197,7 +198,8 @@ class Definitions:
 def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) -> Any:
     """Return the class of that id: this process's own, the one that it built before, or one that it builds now.
 
-    `rows` is None where the sender knows that it is known here. Raises `pickle.UnpicklingError` if it is not.
+    `home` says that the sender is the process whose tasks this one runs. `rows` is None where the sender knows that the
+    class is known here. Raises `pickle.UnpicklingError` if it is not.
     """
     global _group
     known = _own.find(name) or _built.find((name, digest))
@@ -219,8 +221,9 @@ def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) 
             # Only now: what is half built must be seen by no other thread.
             for each, thing in _group.begun.items():
                 digest = _group.rows[each][1]
-                _origins[thing] = Origin(Definition(each, digest, rows), home)
                 _built.keep((each, digest), thing)
+                if home:
+                    _from_home[thing] = each, digest
                 script.enter(thing)
             return built
         finally:

@@ -88,10 +88,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
         `reduce` returns how it is pickled in its own definition.
         """
-        origin = classes.origin(thing)
-        if origin is not None:
-            name, digest, rows = origin.definition
-            return classes.rebuild, (name, digest, None if self.home and origin.home else rows, not self.home)
+        known = classes.from_home(thing) if self.home else None
+        if known is not None:
+            return classes.rebuild, (*known, None, False)
         if self.shared is None:
             self.shared = Shared()
         definition = self.shared.definitions.define(thing, reduce, functools.partial(_pickled, self.home))
@@ -111,7 +110,7 @@ class _DefinitionPickler(Pickler):
     def by_value(self, thing: Any, reduce: Reducer) -> Any:
         if thing is self.thing:
             return reduce(self, thing)
-        if classes.origin(thing) is not None:
+        if self.home and classes.from_home(thing) is not None:
             return super().by_value(thing, reduce)
         name = classes.identify(thing)
         self.references[name] = thing, reduce
@@ -157,7 +156,7 @@ def _class(pickler: Pickler, cls: type) -> Any:
 
 
 def _any_class(pickler: Pickler, cls: type) -> Any:
-    if classes.origin(cls) is None:
+    if not pickler.home or classes.from_home(cls) is None:
         reduced = pickler.usual(cls)
         if reduced is NotImplemented or len(reduced) != 6:
             return reduced
@@ -268,7 +267,7 @@ def _dispatcher(function: Any) -> Any:
 
 
 def _cached(pickler: Pickler, cached: Any) -> Any:
-    if classes.origin(cached) is None and _has_name(cached):
+    if _has_name(cached):
         return NotImplemented
     return pickler.by_value(cached, _cached_definition)
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Function = Callable[..., Any]
@@ -21,7 +21,7 @@ NAME = "skyward"
 """The backend's registered name."""
 
 
-def run_batch(items: list[Triple]) -> list[Any]:
+def run_batch(items: Iterable[Triple]) -> list[Any]:
     """Run joblib's triples with nested `Parallel` calls being sequential, one level below the client's."""
     with _nested()():
         return [function(*args, **kwargs) for function, args, kwargs in items]
@@ -45,7 +45,7 @@ def _nested() -> Callable[[], contextlib.AbstractContextManager[Any]]:
     return lambda: parallel_config(backend=SequentialBackend(nesting_level=1))
 
 
-def run_limited(threads: int, items: list[Triple]) -> list[Any]:
+def run_limited(threads: int, items: Iterable[Triple]) -> list[Any]:
     """Run joblib's triples with at most so many threads in each BLAS and OpenMP library.
 
     Raises `ModuleNotFoundError` without threadpoolctl.

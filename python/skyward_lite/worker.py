@@ -13,13 +13,12 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, payload
+from . import _core, first_imports, main_thread, payload, task_warnings
 from ._stdin import take_socket
 from .batch import Function, run_batch, run_limited
 from .plugins import WorkerInfo
@@ -41,6 +40,10 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     encoder = payload.encoder(worker.max_payload)
     take, finish, loads = worker.take, worker.finish, payload.loads
     process = os.getpid()
+    several = worker.slots > 1
+    if several:
+        first_imports.enter()
+    warned = task_warnings.enter() if several else task_warnings.Scope()
     taken: list[Any] = []
     """The task that was taken and not yet unpickled."""
     begun: Any = None
@@ -67,7 +70,13 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                         start = perf_counter_ns()
                         try:
                             begun = task, attempt
-                            call = loads(head, buffers)
+                            try:
+                                call = loads(head, buffers)
+                            except Exception as error:
+                                # Nothing of the task has run.
+                                if not first_imports.is_half_import(error):
+                                    raise
+                                call = first_imports.alone(loads, head, buffers)
                             # What is running must not keep the memory that it was read from.
                             taken.clear()
                             del head, buffers
@@ -76,6 +85,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 threads, call = call if isinstance(call, tuple) else (None, call)
                                 if decorate is not None:
                                     call = [(decorate(function), args, kwargs) for function, args, kwargs in call]
+                                if several:
+                                    call = warned.each(call)
                                 value = run_batch(call) if threads is None else run_limited(threads, call)
                             else:
                                 function, args, kwargs = call
@@ -91,6 +102,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             if os.getpid() != process:
                                 end_child(error)
                             nanos = perf_counter_ns() - start
+                            main_thread.explain(error)
                             skip = 2 if kind == payload.BATCH else 1
                             answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip)
                     elif answer is None and stray is not None:
@@ -105,6 +117,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                     taken.clear()
                     call = value = function = args = kwargs = head = buffers = None
                     answer = begun = stray = None
+                    warned.view = None
                     strays = 0
             except BaseException as error:
                 # No call in here: the next one would be raised there.
@@ -189,11 +202,17 @@ def main() -> None:
         for around, _ in hooks:
             if around is not None:
                 stack.enter_context(around(info))
-        for slot in range(1, worker.slots):
-            args = (worker, slot, decorator(worker, slot, decorators))
-            threading.Thread(target=take_tasks, args=args, name=f"skyward-{slot}", daemon=True).start()
-        worker.ready()
-        take_tasks(worker, 0, decorator(worker, 0, decorators))
+        loops = [
+            functools.partial(take_tasks, worker, slot, decorator(worker, slot, decorators))
+            for slot in range(worker.slots)
+        ]
+        if worker.slots > 1:
+            task_warnings.install()
+            first_imports.install()
+            main_thread.run_slots(worker, loops)
+        else:
+            worker.ready()
+            loops[0]()
     flush()
     # Whatever threads the tasks have started are not waited for.
     os._exit(0)

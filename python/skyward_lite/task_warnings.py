@@ -112,6 +112,29 @@ class _Filters(UserList[Any]):
         return _view().filters
 
 
+def _add_filter(*item: Any, append: bool) -> None:
+    """Add a filter to the calling thread's list, and to the process's if it comes from a module's import.
+
+    A module is imported once, for all tasks to come.
+    """
+    view = _view()
+    _put(view, item, append)
+    if _own.scope.importing is view.filters and view is not _process:
+        _put(_process, item, append)
+
+
+def _put(view: _View, item: tuple[Any, ...], append: bool) -> None:
+    """Put a filter first or last, as Python does: moved to the front if it is there, else not twice."""
+    filters = view.filters
+    if not append:
+        with contextlib.suppress(ValueError):
+            filters.remove(item)
+        filters.insert(0, item)
+    elif item not in filters:
+        filters.append(item)
+    view.seen = {}
+
+
 def _filters_mutated() -> None:
     """Let warnings be shown again that the calling thread has seen."""
     _view().seen = {}
@@ -200,22 +223,9 @@ def install() -> bool:
     # A module that is pickled by value, as one that a task's function refers to, goes by its name.
     copyreg.pickle(kind, lambda module: (importlib.import_module, ("warnings",)))
     warnings._filters_mutated()  # type: ignore[attr-defined]
-    add: Callable[..., None] = warnings._add_filter  # type: ignore[attr-defined]
-
-    def add_filter(*item: Any, append: bool) -> None:
-        add(*item, append=append)
-        scope = _own.scope
-        if scope is not _process_scope and scope.importing is _view().filters:
-            # The module is imported once, for all tasks to come.
-            _own.scope = _process_scope
-            try:
-                add(*item, append=append)
-            finally:
-                _own.scope = scope
-
     vars(warnings).update(
         filters=_Filters(),
-        _add_filter=add_filter,
+        _add_filter=_add_filter,
         _filters_mutated=_filters_mutated,
         _showwarnmsg=_show,
         _showwarnmsg_impl=lambda message: _view().impl(message),

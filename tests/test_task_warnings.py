@@ -273,11 +273,12 @@ def named():
         warnings.simplefilter("always")
         warnings.filterwarnings("default", "", UserWarning, __name__)
         warnings.filterwarnings("default", "", UserWarning, "named")
+        registry: dict[object, object] = {}
         for _ in range(2):
             warnings.warn("from here", UserWarning, stacklevel=1)
             grumble("from there")
-            warnings.warn_explicit("explicit", UserWarning, "named.py", 3, registry={})
-            warnings.warn_explicit("other", UserWarning, "other.py", 3, registry={})
+            warnings.warn_explicit("explicit", UserWarning, "named.py", 3, registry=registry)
+            warnings.warn_explicit("other", UserWarning, "other.py", 3, registry=registry)
     return [(str(entry.message), entry.filename) for entry in log]
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from sklearn.datasets import load_iris
-
-X, Y = load_iris(return_X_y=True)
 
 CLASSIFIERS = {
     "sklearn.ensemble": "RandomForestClassifier",
@@ -28,31 +26,35 @@ CLASSIFIERS = {
 }
 
 
-def classifier(module, name):
-    kind = getattr(importlib.import_module(module), name)
-    known = kind().get_params()
-    return kind(**{k: v for k, v in {"random_state": 0, "max_iter": 2000}.items() if k in known})
-
-
-def predict(model):
-    return model.fit(X, Y).predict(X)
-
-
-def import_and_predict(module, name):
-    return predict(classifier(module, name))
-
-
 @pytest.mark.parametrize("where", ["call", "function"])
 def test_ten_classifiers_are_the_first_tasks_of_a_pool(where):
     """Each has a module of its own, imported when the call is rebuilt or within the function."""
+
+    # In here, so that they go by value: no task imports this module, and scikit-learn with it, for the others.
+    def classifier(module, name):
+        import importlib
+
+        kind = getattr(importlib.import_module(module), name)
+        known = kind().get_params()
+        return kind(**{k: v for k, v in {"random_state": 0, "max_iter": 500, "n_estimators": 5}.items() if k in known})
+
+    def predict(model, x, y):
+        return model.fit(x, y).predict(x)
+
+    def import_and_predict(module, name, x, y):
+        return predict(classifier(module, name), x, y)
+
     models = [classifier(*item) for item in CLASSIFIERS.items()]
-    serial = [predict(model) for model in models]
+    x, y = [array.tolist() for array in load_iris(return_X_y=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        serial = [predict(model, x, y) for model in models]
     for _ in range(3):
         with sky.pool(worker=sky.Worker(concurrency=10)):
             calls = (
-                [delayed(predict)(model) for model in models]
+                [delayed(predict)(model, x, y) for model in models]
                 if where == "call"
-                else [delayed(import_and_predict)(*item) for item in CLASSIFIERS.items()]
+                else [delayed(import_and_predict)(*item, x, y) for item in CLASSIFIERS.items()]
             )
             got = Parallel(n_jobs=-1, batch_size=1, pre_dispatch="all")(calls)
         np.testing.assert_array_equal(got, serial)

@@ -22,6 +22,9 @@ T = TypeVar("T")
 WAIT_SECONDS = 60.0
 """How long an import waits for another thread's. After that it goes on, as it would without us."""
 
+_HALF = ("partially initialized", "cannot import name", "Can't get attribute")
+"""What Python says of a module that lacks what it will have once its import has ended."""
+
 _bootstrap: Any = importlib._bootstrap
 _find_and_load: Callable[[str, Any], ModuleType] | None = getattr(_bootstrap, "_find_and_load", None)
 _lock = threading.RLock()
@@ -84,8 +87,7 @@ def enter() -> None:
 def is_half_import(error: Exception) -> bool:
     """Say whether another thread's import may be the reason for an error. The lock does not cover all threads."""
     if isinstance(error, ImportError | AttributeError):
-        text = str(error)
-        return "partially initialized" in text or text.startswith("Can't get attribute")
+        return any(words in str(error) for words in _HALF)
     return isinstance(error, getattr(_bootstrap, "_DeadlockError", ()))
 
 

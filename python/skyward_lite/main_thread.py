@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from . import _core
 
-LOOK_SECONDS = 60.0
-"""Bound on one wait for the end. Nothing depends on it: the first slot's thread to end wakes this one."""
+LOOK_SECONDS = 1.0
+"""Bound on one wait for the end, and so on the delay of a handler whose signal comes just before a wait begins."""
 NOTE = (
     "this task ran on a thread, as those of Worker(concurrency=2 or more) do: "
     'with Worker(executor="process") each task has the main thread of its process'

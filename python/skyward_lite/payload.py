@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Final, NamedTuple
 
-from . import _core
+from . import _core, first_imports
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
 from .pickler import Pickler, Shared
 
@@ -173,6 +173,16 @@ def loads(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
     return pickle.loads(head) if buffers is None else pickle.loads(head, buffers=buffers)
 
 
+def rebuild(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
+    """Unpickle a call in a worker; once more if an import under way may be why it failed, as nothing of it has run."""
+    try:
+        return loads(head, buffers)
+    except Exception as error:
+        if not first_imports.is_half_import(error):
+            raise
+        return first_imports.alone(loads, head, buffers)
+
+
 class Place(NamedTuple):
     """Where an exception was raised: on which node; in which call of its batch; and that call, as it is written.
 
@@ -275,7 +285,7 @@ class Calls:
             own = [taken[number] for number in self._uses[place]]
             _local.shared = self._shared
             try:
-                self.current = pickle.loads(pickled, buffers=own)
+                self.current = rebuild(pickled, own)
             finally:
                 _local.shared = None
                 del own, taken

@@ -13,13 +13,12 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, blame, payload, script
+from . import _core, blame, first_imports, main_thread, payload, script, task_warnings
 from ._stdin import take_socket
 from .batch import Function, Triple, run_batch, run_limited
 from .plugins import WorkerInfo
@@ -40,8 +39,12 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     """
     encoder = payload.Encoder(worker.max_payload, home=True)
     node = worker.node
-    take, finish, loads = worker.take, worker.finish, payload.loads
+    take, finish, rebuild = worker.take, worker.finish, payload.rebuild
     process = os.getpid()
+    several = worker.slots > 1
+    if several:
+        first_imports.enter()
+    warned = task_warnings.enter() if several else task_warnings.Scope()
     taken: list[Any] = []
     """The task that was taken and not yet unpickled."""
     begun: Any = None
@@ -71,7 +74,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                         start = perf_counter_ns()
                         try:
                             begun = task, attempt
-                            call = loads(head, buffers)
+                            call = rebuild(head, buffers)
                             # What is running must not keep the memory that it was read from.
                             taken.clear()
                             del head, buffers
@@ -79,6 +82,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             if kind == payload.BATCH:
                                 threads, call = call if isinstance(call, tuple) else (None, call)
                                 run = call if decorate is None else decorated(call, decorate)
+                                if several:
+                                    run = warned.each(run)
                                 if threads is None:
                                     run_batch(run, values)
                                 else:
@@ -99,6 +104,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             if os.getpid() != process:
                                 end_child(error)
                             nanos = perf_counter_ns() - start
+                            main_thread.explain(error)
                             skip = 2 if kind == payload.BATCH else 1
                             if returned and isinstance(error, Exception):
                                 place = blame.place_of_result(error, node, kind, call, value, encoder)
@@ -120,6 +126,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                     answer = begun = stray = None
                     values = []
                     returned = False
+                    warned.view = None
                     strays = 0
             except BaseException as error:
                 # No call in here: the next one would be raised there.
@@ -211,11 +218,17 @@ def main() -> None:
         for around, _ in hooks:
             if around is not None:
                 stack.enter_context(around(info))
-        for slot in range(1, worker.slots):
-            args = (worker, slot, decorator(worker, slot, decorators))
-            threading.Thread(target=take_tasks, args=args, name=f"skyward-{slot}", daemon=True).start()
-        worker.ready()
-        take_tasks(worker, 0, decorator(worker, 0, decorators))
+        loops = [
+            functools.partial(take_tasks, worker, slot, decorator(worker, slot, decorators))
+            for slot in range(worker.slots)
+        ]
+        if worker.slots > 1:
+            task_warnings.install()
+            first_imports.install()
+            main_thread.run_slots(worker, loops)
+        else:
+            worker.ready()
+            loops[0]()
     flush()
     # Whatever threads the tasks have started are not waited for.
     os._exit(0)

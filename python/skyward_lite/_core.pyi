@@ -22,6 +22,8 @@ class Buffer:
 
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    def copy(self) -> Buffer:
+        """Return a copy. Releases the GIL meanwhile."""
 
 class Connection:
     """An open SSH connection, on which commands run."""
@@ -154,6 +156,9 @@ class Worker:
         buffers: list[Any] | None = None,
     ) -> None:
         """Hand in a result, if that has not been done. Copies the payload; waits while more than 64 MiB are unsent."""
+
+def address(data: bytes | memoryview, /) -> int:
+    """Return where the memory of a bytes-like object begins."""
 
 def generate_key() -> tuple[str, str]:
     """Make an Ed25519 key: (private, public), in OpenSSH's formats."""

@@ -21,6 +21,7 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -30,9 +31,9 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar
 
-from . import _core, messages, payload, plugins
+from . import _core, blame, messages, payload, plugins
 from ._signals import held
 from ._version import PYTHON, __version__
 from .errors import (
@@ -45,6 +46,7 @@ from .errors import (
 )
 from .image import Image, canonical
 from .lane import CLOSED, LANES, SHIFT, Desert, Lane
+from .pickler import Shared
 from .plugins import Plugin
 from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
@@ -136,15 +138,18 @@ class Status:
     cost: Cost | None
 
 
-def outcome(tag: int, head: Any, buffers: Any) -> Any:
-    """Give a task's value, or raise what it raised or what became of it."""
+def outcome(tag: int, head: Any, buffers: Any, first: int | None = None) -> Any:
+    """Return a task's value, or raise what it raised or what became of it.
+
+    `first` is the place of its first call among those that were submitted together, None for a call alone.
+    """
     if tag == payload.RETURNED:
         try:
             return payload.loads(head, buffers)
         except Exception as why:
             raise RemoteError(f"the task's result cannot be rebuilt here: {type(why).__name__}: {why}") from why
     if tag == payload.RAISED:
-        raise payload.load_exception(head, buffers)
+        raise payload.load_exception(head, buffers, first)
     if tag == payload.CANCELLED:
         raise CancelledError("the task was cancelled")
     raise _ENDS[tag](bytes(head).decode(errors="replace"))
@@ -160,10 +165,16 @@ _ENDS = {
 class _PoolFuture(Future[T]):
     """A future whose `cancel` reaches the task wherever it waits."""
 
-    def __init__(self, pool: ComputePool) -> None:
+    def __init__(self, pool: ComputePool, first: int | None) -> None:
         super().__init__()
         self._pool = pool
         self._task = 0
+        self._first = first
+
+    def __reduce__(self) -> NoReturn:
+        raise pickle.PicklingError(
+            "a future of a pool means something in this process only: send what its result() gives"
+        )
 
     def cancel(self) -> bool:
         """Cancel the task if it has not started: true if so.
@@ -183,7 +194,7 @@ class _PoolFuture(Future[T]):
             self.set_running_or_notify_cancel()
             return
         try:
-            value = outcome(tag, head, buffers)
+            value = outcome(tag, head, buffers, self._first)
         except BaseException as error:
             self.set_exception(error)
         else:
@@ -259,6 +270,12 @@ class ComputePool(Executor):
         self._give_up = False
         self._left = threading.Event()
         self._owner = os.getpid()
+
+    def __reduce__(self) -> NoReturn:
+        raise pickle.PicklingError(
+            "the pool itself would be sent to its workers, and it exists in this process only: a task that uses it "
+            "must run here, or open a pool of its own"
+        )
 
     def __repr__(self) -> str:
         return f"<ComputePool of {self.nodes_wanted} × {self.provider!r}, {self._state}>"
@@ -623,15 +640,15 @@ class ComputePool(Executor):
         """
         return self._future(*self._encode_call(fn, args, kwargs))
 
-    def _submit_chunk(self, fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...]) -> Future[list[T]]:
+    def _submit_chunk(self, fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...], first: int) -> Future[list[T]]:
         """Run `fn` over a chunk of arguments, as a batch: each call is a task's to plugins and to the time limit."""
         self._check_submit()
-        calls: list[tuple[Any, ...]] = [(fn, args, {}) for args in chunk]
-        return self._future(*self._encode(calls, calls=len(calls)), kind=payload.BATCH)
+        encoded = self._encode_batch([(fn, args, {}) for args in chunk])
+        return self._future(*encoded, kind=payload.BATCH, first=first)
 
     def _encode_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         self._check_submit()
-        return self._encode((fn, args, kwargs))
+        return self._encode(fn, args, kwargs)
 
     def _check_submit(self) -> None:
         if self._state != "open":
@@ -642,10 +659,15 @@ class ComputePool(Executor):
             )
 
     def _future(
-        self, head: bytes, buffers: payload.Buffers, node: int | None = None, kind: int = payload.CALL
+        self,
+        head: bytes,
+        buffers: payload.Buffers,
+        node: int | None = None,
+        kind: int = payload.CALL,
+        first: int | None = None,
     ) -> Future[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; its future."""
-        future: _PoolFuture[Any] = _PoolFuture(self)
+        future: _PoolFuture[Any] = _PoolFuture(self, first)
         future._task = self._futures.send(future, kind, head, buffers, node)
         return future
 
@@ -670,7 +692,12 @@ class ComputePool(Executor):
         calls = zip(*iterables, strict=False)
         chunks: Iterator[tuple[tuple[Any, ...], ...]] = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
         ahead = None if buffersize is None else max(1, buffersize // chunksize)
-        pending = collections.deque(self._submit_chunk(fn, chunk) for chunk in itertools.islice(chunks, ahead))
+        firsts = itertools.count(0, chunksize)
+
+        def submit(chunk: tuple[tuple[Any, ...], ...]) -> Future[list[T]]:
+            return self._submit_chunk(fn, chunk, next(firsts))
+
+        pending = collections.deque(map(submit, itertools.islice(chunks, ahead)))
 
         def results() -> Iterator[T]:
             try:
@@ -679,7 +706,7 @@ class ComputePool(Executor):
                     values = pending[0].result(left)
                     pending.popleft()
                     for chunk in itertools.islice(chunks, 1):
-                        pending.append(self._submit_chunk(fn, chunk))
+                        pending.append(submit(chunk))
                     yield from values
             finally:
                 for future in pending:
@@ -715,9 +742,25 @@ class ComputePool(Executor):
         late = [m.concurrency or usual for m, n in zip(self._machines, nodes, strict=False) if n.state == "connecting"]
         return sum(ready) + sum(late)
 
-    def _encode(self, call: Any, functions: payload.Functions | None = None, calls: int = 1) -> payload.Encoded:
+    def _encode(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         self._check_open()
-        return self._encoder().dumps(call, functions, calls)
+        encoder = self._encoder()
+        try:
+            return encoder.dumps((fn, args, kwargs))
+        except Exception as error:
+            blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
+            raise
+
+    def _encode_batch(
+        self, calls: Sequence[payload.Triple], shared: Shared | None = None, threads: int | None = None
+    ) -> payload.Encoded:
+        self._check_open()
+        encoder = self._encoder()
+        try:
+            return encoder.dump_calls(calls, shared, threads)
+        except Exception as error:
+            blame.explain(error, blame.of_calls(calls), encoder)
+            raise
 
     def _check_open(self) -> None:
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""

@@ -55,10 +55,11 @@ class _Worker:
 
 
 class _Sent(threading.local):
-    """How many messages the task sent that this thread runs."""
+    """What a thread keeps that sends messages: how many the task has sent that it runs, and its encoder."""
 
     task = 0
     count = 0
+    encoder: payload.Encoder | None = None
 
 
 _sent = _Sent()
@@ -104,7 +105,9 @@ def send_home(address: str, message: object) -> None:
     if task != _sent.task:
         _sent.task, _sent.count = task, 0
     _sent.count += 1
-    head, buffers = payload.encoder(worker.max_payload).dumps((address, task, _sent.count, message))
+    if _sent.encoder is None:
+        _sent.encoder = payload.Encoder(worker.max_payload, home=True)
+    head, buffers = _sent.encoder.dumps((address, task, _sent.count, message))
     size = payload.size(head, buffers)
     if size > LIMIT:
         raise PayloadTooLargeError(

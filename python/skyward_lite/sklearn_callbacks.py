@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from . import messages
+from .pickler import Pickler, Reducer
 
 log = logging.getLogger("skyward_lite")
 
@@ -30,7 +31,7 @@ _home: set[str] = set()
 _warned = False
 
 
-def reducer(kind: type) -> Any:
+def reducer(kind: type) -> Reducer | None:
     """Return how an instance of this class of scikit-learn's callbacks is pickled; None for the usual way.
 
     Warns, once, if this is a callback or its handle and the installed scikit-learn sends messages in a way that is not
@@ -85,9 +86,9 @@ def _transport() -> tuple[ModuleType | None, str]:
     return (module, "") if known else (None, "its transport has changed")
 
 
-def _reduce(handle: Any) -> Any:
+def _reduce(_: Pickler, handle: Any) -> Any:
     """Reduce the handle of a listener of this process, or of one whose messages this process hands on."""
-    transport, _ = _transport()
+    transport = _transport()[0]
     if transport is None or (handle.address not in transport._message_consumers and handle.address not in _home):
         return NotImplemented
     messages.listen(ADDRESS, _deliver)

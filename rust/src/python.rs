@@ -51,6 +51,11 @@ impl Buffer {
         self.data.len()
     }
 
+    fn copy(&self, py: Python<'_>) -> Self {
+        let data = &self.data;
+        Self { data: py.detach(|| BytesMut::from(&data[..])) }
+    }
+
     /// # Safety
     /// Called by the interpreter with a valid `view`.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
@@ -115,6 +120,12 @@ fn parts(head: &Bound<'_, PyAny>, buffers: Option<Vec<Bound<'_, PyAny>>>) -> PyR
         return Err(PyValueError::new_err(format!("more than {} buffers in one message", MAX_PARTS - 1)));
     }
     std::iter::once(head).chain(buffers.iter()).map(snapshot).collect()
+}
+
+/// Where the memory of a bytes-like object begins.
+#[pyfunction]
+fn address(data: &Bound<'_, PyAny>) -> PyResult<usize> {
+    Ok(PyBuffer::<u8>::get(data)?.buf_ptr() as usize)
 }
 
 fn core_error(error: impl std::fmt::Display) -> PyErr {
@@ -610,7 +621,7 @@ fn drain(py: Python<'_>, reason: &str) -> bool {
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::{Buffer, Connection, CoreError, Pool, Worker, drain, generate_key, serve, serve_embedded};
+    use super::{Buffer, Connection, CoreError, Pool, Worker, address, drain, generate_key, serve, serve_embedded};
     #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
 }

@@ -90,6 +90,13 @@ class Pool:
         """Drop a task, or end it if it is running. How it ended comes out of `finished`, within seconds."""
     def output(self, bound_ms: int) -> list[tuple[str, int, bytes]] | None:
         """Take what tasks wrote: (node's name, 1 or 2 for the stream, whole lines); None once the pool is closed."""
+    def notes(self, bound_ms: int) -> list[tuple[int, _Message]] | None:
+        """Take what tasks told this process, waiting at most `bound_ms`: (node, note); None once the pool is closed.
+
+        Each note, whose number is where a task's is, is to be answered.
+        """
+    def answer_note(self, node: int, note: int, error: bytes) -> None:
+        """Tell a note's sender that the note was taken, or in `error` why not. Nobody hears it if the node is lost."""
     def open_lane(self, lane: int) -> None: ...
     def close_lane(self, lane: int) -> None:
         """Let go of a lane all of whose tasks have ended."""
@@ -126,6 +133,16 @@ class Worker:
         """Append the next task for this slot's thread to the list, waiting at most `bound_ms`. Its tag is its kind.
 
         It is not returned, so that it is not lost if something is raised in the thread just then.
+        """
+    lease_ms: int
+
+    @staticmethod
+    def current() -> int:
+        """Return the number of the task that the calling thread took last; 0 for a thread that takes none."""
+    def note(self, head: bytes, buffers: list[Any] | None, bound_ms: int) -> bytes | None:
+        """Tell the client something and wait for its answer: b"" if it was taken, else why not; None after `bound_ms`.
+
+        Signals are handled meanwhile: what a handler raises is raised here.
         """
     def restart(self, slot: int) -> None:
         """Begin the time of what this slot runs anew."""

@@ -3,6 +3,7 @@
 submit / map / backend.py          any thread: pickles, appends to the queue in Rust, returns at once
 lane.py                            one thread for futures, one for each call of Parallel: takes batches of finished
                                    tasks from Rust, settles what waits for them
+messages.py                        one thread: gives what tasks send home to its listeners
 _print                             one thread: writes what tasks printed to this process's streams
 _bring_up                          one thread for each node until it is started; _watch tells the log of their fates
 """
@@ -32,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar
 
-from . import _core, blame, payload, plugins
+from . import _core, blame, messages, payload, plugins
 from ._signals import held
 from ._version import PYTHON, __version__
 from .errors import (
@@ -44,7 +45,7 @@ from .errors import (
     WorkerCrashedError,
 )
 from .image import Image, canonical
-from .lane import CLOSED, LANES, Desert, Lane
+from .lane import CLOSED, LANES, SHIFT, Desert, Lane
 from .pickler import Shared
 from .plugins import Plugin
 from .providers import Cost, Machine, Provider, Wanted
@@ -320,6 +321,7 @@ class ComputePool(Executor):
         self._futures.start()
         self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
         self._printer.start()
+        messages.start_taking(self)
         threading.Thread(target=self._watch, args=(hello,), name="skyward-watch", daemon=True).start()
         wanted = Wanted(
             nodes=self.nodes_wanted,
@@ -727,6 +729,10 @@ class ComputePool(Executor):
         """Say how the pool stands, and what it costs."""
         pending = sum(len(lane.calls) for lane in list(self._lanes.values()))
         return Status(self.nodes(), self.slots(), pending, self.provider.cost(self._machines))
+
+    def _is_pending(self, task: int) -> bool:
+        lane = self._lanes.get(task >> SHIFT)
+        return lane is not None and task in lane.calls
 
     def _wanted_slots(self) -> int:
         """Count the slots of the ready nodes, and those that nodes on their way will probably have."""

@@ -160,11 +160,11 @@ def _function(head: bytes) -> Any:
 _local = threading.local()
 
 
-def encoder(limit: int) -> Encoder:
-    """Give the calling thread's encoder for this limit."""
+def encoder(limit: int, home: bool = False) -> Encoder:
+    """Return the calling thread's encoder for this limit and direction."""
     kept: Encoder | None = getattr(_local, "encoder", None)
-    if kept is None or kept.limit != limit:
-        kept = _local.encoder = Encoder(limit)
+    if kept is None or kept.limit != limit or kept.home != home:
+        kept = _local.encoder = Encoder(limit, home)
     return kept
 
 

@@ -144,6 +144,12 @@ def _reducer(kind: type) -> Reducer | None:
         return None if by_name else _enum_member
     if kind.__module__.partition(".")[0] == "pyarrow" and hasattr(kind, "get_total_buffer_size"):
         return _arrow
+    if str(kind.__module__).startswith("sklearn.callback."):
+        # Not at the module's head: it needs this one.
+        from . import sklearn_callbacks
+
+        callbacks = sklearn_callbacks.reducer(kind)
+        return None if callbacks is None else lambda _, handle: callbacks(handle)
     if hasattr(kind, "write") and hasattr(kind, "flush"):
         return _stream
     return None

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, blame, first_imports, main_thread, payload, script, task_warnings
+from . import _core, blame, first_imports, main_thread, messages, payload, script, task_warnings
 from ._stdin import take_socket
 from .batch import Function, Triple, run_batch, run_limited
 from .plugins import WorkerInfo
@@ -37,7 +37,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     What is raised while a task runs is the task's. But a task can leave behind an alarm, or a thread that raises
     something in this one, between two others: that is nobody's, and each step here can be taken again after it.
     """
-    encoder = payload.Encoder(worker.max_payload, home=True)
+    encoder = payload.encoder(worker.max_payload, home=True)
     node = worker.node
     take, finish, rebuild = worker.take, worker.finish, payload.rebuild
     process = os.getpid()
@@ -205,6 +205,7 @@ def main() -> None:
     faulthandler.enable(all_threads=False)
     script.install()
     worker = _core.Worker(fd)
+    messages.be_worker(worker)
     if worker.sys_path:
         sys.path[:] = worker.sys_path
     for module in worker.preload:

@@ -327,7 +327,7 @@ def test_a_sender_that_waits_does_not_keep_a_pool_open(executor, blocked):
 def test_a_task_may_take_no_longer_because_it_waits(blocked):
     """The time limit ends a task whose listener does not return."""
     told, go_on = blocked
-    with sky.pool(worker=sky.Worker(concurrency=1, task_timeout=0.5), plugins=[]) as pool:
+    with sky.pool(worker=sky.Worker(concurrency=1, task_timeout=2), plugins=[]) as pool:
         with pytest.raises(sky.TaskTimeoutError):
             pool.submit(send, 1, address="blocked").result(30)
         go_on.set()

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Final
 
 import cloudpickle
 
-from . import filters
+from . import arrays, filters, managers
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
+from .route import BY_VALUE, Route
 
 Buffers = list[memoryview] | None
 Encoded = tuple[bytes, Buffers]
@@ -60,19 +61,26 @@ MAX_TYPES: Final = 4096
 """Types whose reducer is remembered. More than that are classes that a program makes as it goes."""
 
 
-def _reducer(kind: type) -> Reducer | None:
+def _reducer(kind: type, route: Route) -> Reducer | None:
     """Return the reducer for objects of this type that cloudpickle would pickle wrongly; None for its own way.
 
-    Asked once for each type, so it may take its time; a reducer itself is called for each object.
+    Asked once for each type and route, so it may take its time; a reducer itself is called for each object.
     """
-    return None
+    return arrays.reducer(kind, route) or managers.reducer(kind, route)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, but for functions that were pickled before in the same call, and for what it pickles wrongly."""
 
     functions: Functions | None = None
-    reducers: ClassVar[dict[type, Reducer | None]] = {}
+    route = BY_VALUE
+    reducers: dict[type, Reducer | None]
+    known_reducers: ClassVar[dict[Route, dict[type, Reducer | None]]] = {}
+
+    def take_route(self, route: Route) -> None:
+        """Pickle for this route from now on."""
+        self.route = route
+        self.reducers = self.known_reducers.setdefault(route, {})
 
     def reducer_override(self, obj: Any) -> Any:
         if self.functions is not None:
@@ -86,7 +94,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         except KeyError:
             if len(self.reducers) >= MAX_TYPES:
                 self.reducers.clear()
-            reducer = self.reducers[kind] = _reducer(kind)
+            reducer = self.reducers[kind] = _reducer(kind, self.route)
         if reducer is not None:
             reduced = reducer(obj)
             if reduced is not NotImplemented:
@@ -99,15 +107,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 class Encoder:
     """A pickler that is kept: making a new one costs more than pickling a small task. Not for several threads at once.
 
-    `limit` is the largest payload in bytes; beyond it, encoding raises `PayloadTooLargeError`.
+    `limit` is the largest payload in bytes; beyond it, encoding raises `PayloadTooLargeError`. `route` is the way that
+    the payloads go.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, route: Route = BY_VALUE) -> None:
         self._limit = limit
+        self._route = route
         self._file = io.BytesIO()
         self._buffers: list[memoryview] = []
         self._busy = False
         self._pickler = _Pickler(self._file, protocol=5, buffer_callback=self._beside)
+        self._pickler.take_route(route)
 
     def _beside(self, buffer: pickle.PickleBuffer) -> bool:
         if len(self._buffers) >= MAX_BUFFERS:
@@ -143,7 +154,7 @@ class Encoder:
         """Pickle `value`, of so many calls. Raises what its pickling raises, and `PayloadTooLargeError`."""
         if self._busy:
             # Something that is being pickled, or a signal handler, submits by itself.
-            return Encoder(self._limit).dumps(value, functions, calls)
+            return Encoder(self._limit, self._route).dumps(value, functions, calls)
         self._busy = True
         file = self._file
         self._pickler.functions = functions
@@ -188,11 +199,11 @@ def _function(head: bytes) -> Any:
 _local = threading.local()
 
 
-def encoder(limit: int) -> Encoder:
-    """Give the calling thread's encoder for this limit."""
+def encoder(limit: int, route: Route = BY_VALUE) -> Encoder:
+    """Give the calling thread's encoder for this limit and this route."""
     kept: Encoder | None = getattr(_local, "encoder", None)
-    if kept is None or kept._limit != limit:
-        kept = _local.encoder = Encoder(limit)
+    if kept is None or kept._limit != limit or (kept._route is not route and kept._route != route):
+        kept = _local.encoder = Encoder(limit, route)
     return kept
 
 

@@ -23,6 +23,7 @@ from . import _core, payload
 from ._stdin import take_socket
 from .batch import Function, run_batch, run_limited
 from .plugins import WorkerInfo
+from .route import Route
 
 Decorator = Callable[[Function], Function]
 
@@ -38,7 +39,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     What is raised while a task runs is the task's. But a task can leave behind an alarm, or a thread that raises
     something in this one, between two others: that is nobody's, and each step here can be taken again after it.
     """
-    encoder = payload.encoder(worker.max_payload)
+    encoder = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True))
     take, finish, loads = worker.take, worker.finish, payload.loads
     process = os.getpid()
     taken: list[Any] = []

@@ -33,7 +33,8 @@ CALL: Final = 0
 BATCH: Final = 1
 """On a task: the pickle is a list of such triples, as joblib makes them; the result is the list of their values.
 
-For a call with `inner_max_num_threads` it is the pair of that number and the list.
+Or it is a triple: `inner_max_num_threads`, or None; the nanoseconds after which the worker gives back what it has not
+begun, or None; and the list.
 """
 RETURNED: Final = 0
 RAISED: Final = 1
@@ -41,6 +42,7 @@ CRASHED: Final = 2
 CANCELLED: Final = 3
 NODE_LOST: Final = 4
 TIMED_OUT: Final = 5
+PARTIAL: Final = 6
 
 OUT_OF_BAND: Final = 16 * 1024
 """Bytes from which on a buffer travels beside the pickle. Below, one copy is cheaper than one more allocation."""

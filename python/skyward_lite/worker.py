@@ -74,10 +74,11 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             del head, buffers
                             start = perf_counter_ns()
                             if kind == payload.BATCH:
-                                threads, call = call if isinstance(call, tuple) else (None, call)
+                                threads, limit, call = call if isinstance(call, tuple) else (None, None, call)
+                                asked = len(call)
                                 if decorate is not None:
                                     call = [(decorate(function), args, kwargs) for function, args, kwargs in call]
-                                value = run_batch(call) if threads is None else run_limited(threads, call)
+                                value = run_batch(call, limit) if threads is None else run_limited(threads, call, limit)
                             else:
                                 function, args, kwargs = call
                                 if decorate is not None:
@@ -86,7 +87,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 del function, args, kwargs
                             nanos = perf_counter_ns() - start
                             calls = len(value) if kind == payload.BATCH else 1
-                            answer = payload.RETURNED, nanos, *encoder.dumps(value, None, calls)
+                            tag = payload.PARTIAL if kind == payload.BATCH and calls < asked else payload.RETURNED
+                            answer = tag, nanos, *encoder.dumps(value, None, calls)
                         except BaseException as error:
                             # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures.
                             if os.getpid() != process:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import _core, payload
 from .errors import MessageError, PayloadTooLargeError
+from .route import Route
 
 if TYPE_CHECKING:
     from .compute_pool import ComputePool
@@ -101,7 +102,9 @@ def send_home(address: str, message: object) -> None:
     if task != _sent.task:
         _sent.task, _sent.count = task, 0
     _sent.count += 1
-    head, buffers = payload.encoder(worker.max_payload, home=True).dumps((address, task, _sent.count, message))
+    head, buffers = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True)).dumps(
+        (address, task, _sent.count, message)
+    )
     size = payload.size(head, buffers)
     if size > LIMIT:
         raise PayloadTooLargeError(

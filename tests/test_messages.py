@@ -335,7 +335,7 @@ def test_a_task_may_take_no_longer_because_it_waits(blocked):
         messages.send("blocked", message)
         return message
 
-    with sky.pool(worker=sky.Worker(concurrency=1, task_timeout=1), plugins=[]) as pool:
+    with sky.pool(worker=sky.Worker(concurrency=1, task_timeout=2), plugins=[]) as pool:
         with pytest.raises(sky.TaskTimeoutError):
             pool.submit(say, 1).result(30)
         go_on.set()

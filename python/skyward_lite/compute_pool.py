@@ -50,6 +50,7 @@ from .pickler import Shared
 from .plugins import Plugin
 from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
+from .route import Route
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -250,6 +251,7 @@ class ComputePool(Executor):
         self._start_timeout = start_timeout
         self._strict_env = strict_env
         self._run = uuid.uuid4().hex
+        self._hash_seed = _hash_seed(self._run)
         self._core = _core.Pool(self.worker.retries + 1, self.worker.max_payload)
         self._lanes: dict[int, Lane] = {}
         self._lane_numbers = itertools.count()
@@ -260,6 +262,7 @@ class ComputePool(Executor):
         self._idle = threading.Condition()
         self._state: Literal["new", "open", "closing", "closed"] = "new"
         self._machines: list[Machine] = []
+        self._route = Route(shares_files=False, to_client=False)
         self._starters: list[threading.Thread] = []
         self._entered: threading.Thread | None = None
         self._leaving: set[threading.Thread] = set()
@@ -334,6 +337,8 @@ class ComputePool(Executor):
         machines: list[Machine] = []
         try:
             self.provider.start(wanted, machines)
+            # A pool's machines are of one kind, and so are those that take their place.
+            self._route = Route(all(machine.shares_files for machine in machines), to_client=False)
             self._join(machines, hello)
         except BaseException:
             # Whatever was started is to be ended, counted in or not.
@@ -363,7 +368,8 @@ class ComputePool(Executor):
             "worker": {
                 "concurrency": machine.concurrency or self.worker.concurrency,
                 "processes": self.worker.executor == "process",
-                "env": dict(image.env),
+                "env": {"PYTHONHASHSEED": self._hash_seed, **image.env},
+                "shares_files": machine.shares_files,
                 "sys_path": [p for p in sys.path if isinstance(p, str)] if machine.shares_files else [],
                 "preload": preload,
                 "max_payload": self.worker.max_payload,
@@ -495,7 +501,7 @@ class ComputePool(Executor):
         hooks = [(p.around_worker, p.decorate) for p in self.plugins if p.around_worker or p.decorate]
         if not hooks:
             return ""
-        head, buffers = payload.encoder(self.worker.max_payload).dumps(hooks)
+        head, buffers = self._encoder().dumps(hooks)
         if buffers or len(head) > MAX_SETUP:
             names = ", ".join(p.name for p in self.plugins if p.around_worker or p.decorate)
             raise ValueError(
@@ -752,12 +758,16 @@ class ComputePool(Executor):
             raise
 
     def _encode_batch(
-        self, calls: Sequence[payload.Triple], shared: Shared | None = None, threads: int | None = None
+        self,
+        calls: Sequence[payload.Triple],
+        shared: Shared | None = None,
+        threads: int | None = None,
+        nanos: int | None = None,
     ) -> payload.Encoded:
         self._check_open()
         encoder = self._encoder()
         try:
-            return encoder.dump_calls(calls, shared, threads)
+            return encoder.dump_calls(calls, shared, threads, nanos)
         except Exception as error:
             blame.explain(error, blame.of_calls(calls), encoder)
             raise
@@ -773,7 +783,7 @@ class ComputePool(Executor):
             raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")
 
     def _encoder(self) -> payload.Encoder:
-        return payload.encoder(self.worker.max_payload)
+        return payload.encoder(self.worker.max_payload, self._route)
 
     def _open_lane(self, desert: Desert) -> Lane:
         """Give a lane of its own to what must not hold up, or be held up by, what else is submitted."""
@@ -793,6 +803,16 @@ class ComputePool(Executor):
                 with contextlib.suppress(Exception):
                     out.write("".join(f"[{node}] {line}\n" for line in lines))
                     out.flush()
+
+
+def _hash_seed(run: str) -> str:
+    """Return what all workers of a pool have as PYTHONHASHSEED, so that the order of a set is the same in all of them.
+
+    It is this process's own, if it was started with one.
+    """
+    own = os.environ.get("PYTHONHASHSEED", "")
+    # 0 would mean no randomization at all; the interpreter takes numbers below 2 ** 32.
+    return own if own.isdecimal() else str(int(run[:8], 16) or 1)
 
 
 def _imported(modules: Iterable[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import _core, payload
 from .errors import MessageError, PayloadTooLargeError
+from .route import Route
 
 if TYPE_CHECKING:
     from .compute_pool import ComputePool
@@ -55,11 +56,10 @@ class _Worker:
 
 
 class _Sent(threading.local):
-    """What a thread keeps that sends messages: how many the task has sent that it runs, and its encoder."""
+    """How many messages the task sent that this thread runs."""
 
     task = 0
     count = 0
-    encoder: payload.Encoder | None = None
 
 
 _sent = _Sent()
@@ -105,9 +105,9 @@ def send_home(address: str, message: object) -> None:
     if task != _sent.task:
         _sent.task, _sent.count = task, 0
     _sent.count += 1
-    if _sent.encoder is None:
-        _sent.encoder = payload.Encoder(worker.max_payload, home=True)
-    head, buffers = _sent.encoder.dumps((address, task, _sent.count, message))
+    head, buffers = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True)).dumps(
+        (address, task, _sent.count, message)
+    )
     size = payload.size(head, buffers)
     if size > LIMIT:
         raise PayloadTooLargeError(

@@ -14,11 +14,11 @@ import inspect
 import logging
 import multiprocessing.connection
 import threading
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
 from . import messages
-from .pickler import Pickler, Reducer
 
 log = logging.getLogger("skyward_lite")
 
@@ -31,7 +31,7 @@ _home: set[str] = set()
 _warned = False
 
 
-def reducer(kind: type) -> Reducer | None:
+def reducer(kind: type) -> Callable[[Any], Any] | None:
     """Return how an instance of this class of scikit-learn's callbacks is pickled; None for the usual way.
 
     Warns, once, if this is a callback or its handle and the installed scikit-learn sends messages in a way that is not
@@ -86,7 +86,7 @@ def _transport() -> tuple[ModuleType | None, str]:
     return (module, "") if known else (None, "its transport has changed")
 
 
-def _reduce(_: Pickler, handle: Any) -> Any:
+def _reduce(handle: Any) -> Any:
     """Reduce the handle of a listener of this process, or of one whose messages this process hands on."""
     transport = _transport()[0]
     if transport is None or (handle.address not in transport._message_consumers and handle.address not in _home):

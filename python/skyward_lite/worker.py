@@ -22,6 +22,7 @@ from . import _core, blame, first_imports, main_thread, messages, payload, scrip
 from ._stdin import take_socket
 from .batch import Function, Triple, run_batch, run_limited
 from .plugins import WorkerInfo
+from .route import Route
 
 Decorator = Callable[[Function], Function]
 
@@ -37,7 +38,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     What is raised while a task runs is the task's. But a task can leave behind an alarm, or a thread that raises
     something in this one, between two others: that is nobody's, and each step here can be taken again after it.
     """
-    encoder = payload.Encoder(worker.max_payload, home=True)
+    encoder = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True))
     node = worker.node
     take, finish, rebuild = worker.take, worker.finish, payload.rebuild
     process = os.getpid()
@@ -80,14 +81,15 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             del head, buffers
                             start = perf_counter_ns()
                             if kind == payload.BATCH:
-                                threads, call = call if isinstance(call, tuple) else (None, call)
+                                threads, limit, call = call if isinstance(call, tuple) else (None, None, call)
+                                asked = len(call)
                                 run = call if decorate is None else decorated(call, decorate)
                                 if several:
                                     run = warned.each(run)
                                 if threads is None:
-                                    run_batch(run, values)
+                                    run_batch(run, values, limit)
                                 else:
-                                    run_limited(threads, run, values)
+                                    run_limited(threads, run, values, limit)
                                 value = values
                             else:
                                 function, args, kwargs = call
@@ -98,7 +100,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             nanos = perf_counter_ns() - start
                             returned = True
                             calls = len(values) if kind == payload.BATCH else 1
-                            answer = payload.RETURNED, nanos, *encoder.dumps(value, None, calls)
+                            tag = payload.PARTIAL if kind == payload.BATCH and calls < asked else payload.RETURNED
+                            answer = tag, nanos, *encoder.dumps(value, None, calls)
                         except BaseException as error:
                             # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures.
                             if os.getpid() != process:

@@ -194,8 +194,6 @@ class _Batch:
         """The calls of an automatic batch that has several, until it has ended: they may be sent again."""
         self.whole = self
         """The batch that joblib made, of which this may be a part."""
-        self.first = 0
-        """The place of its first call in the whole batch."""
         self.parts: batches.Parts | None = None
         """The whole batch's, once it travels in parts."""
         self.values: list[Any] | None = None

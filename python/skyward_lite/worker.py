@@ -70,6 +70,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                         start = perf_counter_ns()
                         try:
                             begun = task, attempt
+                            # A finalizer that ran between two tasks may have used the filters.
+                            warned.view = None
                             try:
                                 call = loads(head, buffers)
                             except Exception as error:

@@ -87,7 +87,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 threads, call = call if isinstance(call, tuple) else (None, call)
                                 if decorate is not None:
                                     call = [(decorate(function), args, kwargs) for function, args, kwargs in call]
-                                if several:
+                                if several and len(call) > 1:
                                     call = warned.each(call)
                                 value = run_batch(call) if threads is None else run_limited(threads, call)
                             else:

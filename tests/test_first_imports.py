@@ -231,6 +231,22 @@ def test_a_call_is_rebuilt_once_more_after_a_half_import(tmp_path, executor):
             pool.submit(lambda function: function(-1), wrong).result(20)
 
 
+def rebuild_never():
+    raise ImportError("cannot import name 'x' from 'y'")
+
+
+class Never:
+    def __reduce__(self):
+        return rebuild_never, ()
+
+
+def test_a_call_that_cannot_be_rebuilt_has_one_error(shared_pool):
+    """Its text does not show the first attempt as well."""
+    with pytest.raises(ImportError, match="cannot import name 'x'") as caught:
+        shared_pool.submit(abs, Never()).result(20)
+    assert str(caught.value.__cause__).count("Traceback") == 1
+
+
 def test_warnings_of_an_import_are_about_its_importer(modules):
     """`stacklevel=2` in a module's body is the line that imports it, and tracebacks show no more than Python's do."""
     modules(

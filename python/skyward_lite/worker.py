@@ -75,9 +75,11 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             try:
                                 call = loads(head, buffers)
                             except Exception as error:
-                                # Nothing of the task has run.
                                 if not first_imports.is_half_import(error):
                                     raise
+                                call = None
+                            if call is None:
+                                # Nothing of the task has run.
                                 call = first_imports.alone(loads, head, buffers)
                             # What is running must not keep the memory that it was read from.
                             taken.clear()

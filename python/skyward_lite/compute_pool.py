@@ -3,6 +3,7 @@
 submit / map / backend.py          any thread: pickles, appends to the queue in Rust, returns at once
 lane.py                            one thread for futures, one for each call of Parallel: takes batches of finished
                                    tasks from Rust, settles what waits for them
+messages.py                        one thread: gives what tasks send home to its listeners
 _print                             one thread: writes what tasks printed to this process's streams
 _bring_up                          one thread for each node until it is started; _watch tells the log of their fates
 """
@@ -20,6 +21,7 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -29,9 +31,9 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar
 
-from . import _core, payload, plugins
+from . import _core, blame, messages, payload, plugins
 from ._signals import held
 from ._version import PYTHON, __version__
 from .errors import (
@@ -43,10 +45,12 @@ from .errors import (
     WorkerCrashedError,
 )
 from .image import Image, canonical
-from .lane import CLOSED, LANES, Desert, Lane
+from .lane import CLOSED, LANES, SHIFT, Desert, Lane
+from .pickler import Shared
 from .plugins import Plugin
 from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
+from .route import Route
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -136,15 +140,18 @@ class Status:
     cost: Cost | None
 
 
-def outcome(tag: int, head: Any, buffers: Any) -> Any:
-    """Give a task's value, or raise what it raised or what became of it."""
+def outcome(tag: int, head: Any, buffers: Any, first: int | None = None) -> Any:
+    """Return a task's value, or raise what it raised or what became of it.
+
+    `first` is the place of its first call among those that were submitted together, None for a call alone.
+    """
     if tag == payload.RETURNED:
         try:
             return payload.loads(head, buffers)
         except Exception as why:
             raise RemoteError(f"the task's result cannot be rebuilt here: {type(why).__name__}: {why}") from why
     if tag == payload.RAISED:
-        raise payload.load_exception(head, buffers)
+        raise payload.load_exception(head, buffers, first)
     if tag == payload.CANCELLED:
         raise CancelledError("the task was cancelled")
     raise _ENDS[tag](bytes(head).decode(errors="replace"))
@@ -160,10 +167,16 @@ _ENDS = {
 class _PoolFuture(Future[T]):
     """A future whose `cancel` reaches the task wherever it waits."""
 
-    def __init__(self, pool: ComputePool) -> None:
+    def __init__(self, pool: ComputePool, first: int | None) -> None:
         super().__init__()
         self._pool = pool
         self._task = 0
+        self._first = first
+
+    def __reduce__(self) -> NoReturn:
+        raise pickle.PicklingError(
+            "a future of a pool means something in this process only: send what its result() gives"
+        )
 
     def cancel(self) -> bool:
         """Cancel the task if it has not started: true if so.
@@ -183,7 +196,7 @@ class _PoolFuture(Future[T]):
             self.set_running_or_notify_cancel()
             return
         try:
-            value = outcome(tag, head, buffers)
+            value = outcome(tag, head, buffers, self._first)
         except BaseException as error:
             self.set_exception(error)
         else:
@@ -239,6 +252,7 @@ class ComputePool(Executor):
         self._start_timeout = start_timeout
         self._strict_env = strict_env
         self._run = uuid.uuid4().hex
+        self._hash_seed = _hash_seed(self._run)
         self._core = _core.Pool(self.worker.retries + 1, self.worker.max_payload)
         self._lanes: dict[int, Lane] = {}
         self._lane_numbers = itertools.count()
@@ -249,6 +263,7 @@ class ComputePool(Executor):
         self._idle = threading.Condition()
         self._state: Literal["new", "open", "closing", "closed"] = "new"
         self._machines: list[Machine] = []
+        self._route = Route(shares_files=False, to_client=False)
         self._starters: list[threading.Thread] = []
         self._entered: threading.Thread | None = None
         self._leaving: set[threading.Thread] = set()
@@ -259,6 +274,12 @@ class ComputePool(Executor):
         self._give_up = False
         self._left = threading.Event()
         self._owner = os.getpid()
+
+    def __reduce__(self) -> NoReturn:
+        raise pickle.PicklingError(
+            "the pool itself would be sent to its workers, and it exists in this process only: a task that uses it "
+            "must run here, or open a pool of its own"
+        )
 
     def __repr__(self) -> str:
         return f"<ComputePool of {self.nodes_wanted} × {self.provider!r}, {self._state}>"
@@ -304,6 +325,7 @@ class ComputePool(Executor):
         self._futures.start()
         self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
         self._printer.start()
+        messages.start_taking(self)
         threading.Thread(target=self._watch, args=(hello,), name="skyward-watch", daemon=True).start()
         wanted = Wanted(
             nodes=self.nodes_wanted,
@@ -316,6 +338,8 @@ class ComputePool(Executor):
         machines: list[Machine] = []
         try:
             self.provider.start(wanted, machines)
+            # A pool's machines are of one kind, and so are those that take their place.
+            self._route = Route(all(machine.shares_files for machine in machines), to_client=False)
             self._join(machines, hello)
         except BaseException:
             # Whatever was started is to be ended, counted in or not.
@@ -345,7 +369,8 @@ class ComputePool(Executor):
             "worker": {
                 "concurrency": machine.concurrency or self.worker.concurrency,
                 "processes": self.worker.executor == "process",
-                "env": dict(image.env),
+                "env": {"PYTHONHASHSEED": self._hash_seed, **image.env},
+                "shares_files": machine.shares_files,
                 "sys_path": [p for p in sys.path if isinstance(p, str)] if machine.shares_files else [],
                 "preload": preload,
                 "max_payload": self.worker.max_payload,
@@ -477,7 +502,7 @@ class ComputePool(Executor):
         hooks = [(p.around_worker, p.decorate) for p in self.plugins if p.around_worker or p.decorate]
         if not hooks:
             return ""
-        head, buffers = payload.encoder(self.worker.max_payload).dumps(hooks)
+        head, buffers = self._encoder().dumps(hooks)
         if buffers or len(head) > MAX_SETUP:
             names = ", ".join(p.name for p in self.plugins if p.around_worker or p.decorate)
             raise ValueError(
@@ -622,15 +647,15 @@ class ComputePool(Executor):
         """
         return self._future(*self._encode_call(fn, args, kwargs))
 
-    def _submit_chunk(self, fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...]) -> Future[list[T]]:
+    def _submit_chunk(self, fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...], first: int) -> Future[list[T]]:
         """Run `fn` over a chunk of arguments, as a batch: each call is a task's to plugins and to the time limit."""
         self._check_submit()
-        calls: list[tuple[Any, ...]] = [(fn, args, {}) for args in chunk]
-        return self._future(*self._encode(calls, calls=len(calls)), kind=payload.BATCH)
+        encoded = self._encode_batch([(fn, args, {}) for args in chunk])
+        return self._future(*encoded, kind=payload.BATCH, first=first)
 
     def _encode_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         self._check_submit()
-        return self._encode((fn, args, kwargs))
+        return self._encode(fn, args, kwargs)
 
     def _check_submit(self) -> None:
         if self._state != "open":
@@ -641,10 +666,15 @@ class ComputePool(Executor):
             )
 
     def _future(
-        self, head: bytes, buffers: payload.Buffers, node: int | None = None, kind: int = payload.CALL
+        self,
+        head: bytes,
+        buffers: payload.Buffers,
+        node: int | None = None,
+        kind: int = payload.CALL,
+        first: int | None = None,
     ) -> Future[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; its future."""
-        future: _PoolFuture[Any] = _PoolFuture(self)
+        future: _PoolFuture[Any] = _PoolFuture(self, first)
         future._task = self._futures.send(future, kind, head, buffers, node)
         return future
 
@@ -669,7 +699,12 @@ class ComputePool(Executor):
         calls = zip(*iterables, strict=False)
         chunks: Iterator[tuple[tuple[Any, ...], ...]] = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
         ahead = None if buffersize is None else max(1, buffersize // chunksize)
-        pending = collections.deque(self._submit_chunk(fn, chunk) for chunk in itertools.islice(chunks, ahead))
+        firsts = itertools.count(0, chunksize)
+
+        def submit(chunk: tuple[tuple[Any, ...], ...]) -> Future[list[T]]:
+            return self._submit_chunk(fn, chunk, next(firsts))
+
+        pending = collections.deque(map(submit, itertools.islice(chunks, ahead)))
 
         def results() -> Iterator[T]:
             try:
@@ -678,7 +713,7 @@ class ComputePool(Executor):
                     values = pending[0].result(left)
                     pending.popleft()
                     for chunk in itertools.islice(chunks, 1):
-                        pending.append(self._submit_chunk(fn, chunk))
+                        pending.append(submit(chunk))
                     yield from values
             finally:
                 for future in pending:
@@ -702,6 +737,10 @@ class ComputePool(Executor):
         pending = sum(len(lane.calls) for lane in list(self._lanes.values()))
         return Status(self.nodes(), self.slots(), pending, self.provider.cost(self._machines))
 
+    def _is_pending(self, task: int) -> bool:
+        lane = self._lanes.get(task >> SHIFT)
+        return lane is not None and task in lane.calls
+
     def _wanted_slots(self) -> int:
         """Count the slots of the ready nodes, and those that nodes on their way will probably have."""
         nodes = self.nodes()
@@ -710,9 +749,29 @@ class ComputePool(Executor):
         late = [m.concurrency or usual for m, n in zip(self._machines, nodes, strict=False) if n.state == "connecting"]
         return sum(ready) + sum(late)
 
-    def _encode(self, call: Any, functions: payload.Functions | None = None, calls: int = 1) -> payload.Encoded:
+    def _encode(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         self._check_open()
-        return self._encoder().dumps(call, functions, calls)
+        encoder = self._encoder()
+        try:
+            return encoder.dumps((fn, args, kwargs))
+        except Exception as error:
+            blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
+            raise
+
+    def _encode_batch(
+        self,
+        calls: Sequence[payload.Triple],
+        shared: Shared | None = None,
+        threads: int | None = None,
+        nanos: int | None = None,
+    ) -> payload.Encoded:
+        self._check_open()
+        encoder = self._encoder()
+        try:
+            return encoder.dump_calls(calls, shared, threads, nanos)
+        except Exception as error:
+            blame.explain(error, blame.of_calls(calls), encoder)
+            raise
 
     def _check_open(self) -> None:
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""
@@ -725,7 +784,7 @@ class ComputePool(Executor):
             raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")
 
     def _encoder(self) -> payload.Encoder:
-        return payload.encoder(self.worker.max_payload)
+        return payload.encoder(self.worker.max_payload, self._route)
 
     def _open_lane(self, desert: Desert) -> Lane:
         """Give a lane of its own to what must not hold up, or be held up by, what else is submitted."""
@@ -745,6 +804,16 @@ class ComputePool(Executor):
                 with contextlib.suppress(Exception):
                     out.write("".join(f"[{node}] {line}\n" for line in lines))
                     out.flush()
+
+
+def _hash_seed(run: str) -> str:
+    """Return what all workers of a pool have as PYTHONHASHSEED, so that the order of a set is the same in all of them.
+
+    It is this process's own, if it was started with one.
+    """
+    own = os.environ.get("PYTHONHASHSEED", "")
+    # 0 would mean no randomization at all; the interpreter takes numbers below 2 ** 32.
+    return own if own.isdecimal() else str(int(run[:8], 16) or 1)
 
 
 def _imported(modules: Iterable[str]) -> dict[str, str]:

@@ -79,7 +79,8 @@ class Worker:
 
     `concurrency`: tasks at once on a node; None means one per core of the node.
     `executor`: "thread" for one process of so many threads, "process" for so many processes, each of which runs its
-    tasks on its main thread.
+    tasks on its main thread. A process of several threads runs no task on its main thread, so signal handlers cannot
+    be set there; what its tasks share, and what they do not, is in the README.
     `retries`: how often a task may be tried again after its node was lost.
     `task_timeout`: seconds that one call may run before its node ends it, with its process, and it fails with
     `TaskTimeoutError`; None for no limit. Looked at five times a second. Other tasks of that process run on for up to

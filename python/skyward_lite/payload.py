@@ -189,7 +189,7 @@ def rebuild(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
     except Exception as error:
         if not first_imports.is_half_import(error):
             raise
-        return first_imports.alone(loads, head, buffers)
+    return first_imports.alone(loads, head, buffers)
 
 
 class Place(NamedTuple):

@@ -75,6 +75,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                         start = perf_counter_ns()
                         try:
                             begun = task, attempt
+                            # A finalizer that ran between two tasks may have used the filters.
+                            warned.view = None
                             call = rebuild(head, buffers)
                             # What is running must not keep the memory that it was read from.
                             taken.clear()
@@ -84,7 +86,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 threads, limit, call = call if isinstance(call, tuple) else (None, None, call)
                                 asked = len(call)
                                 run = call if decorate is None else decorated(call, decorate)
-                                if several:
+                                if several and asked > 1:
                                     run = warned.each(run)
                                 if threads is None:
                                     run_batch(run, values, limit)

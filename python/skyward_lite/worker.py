@@ -19,7 +19,7 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, payload
+from . import _core, payload, worker_exit
 from ._stdin import take_socket
 from .batch import Function, run_batch, run_limited
 from .plugins import WorkerInfo
@@ -131,7 +131,7 @@ def end_child(error: BaseException | None) -> NoReturn:
 
 
 def flush() -> None:
-    """Hand on what was printed without the end of a line: this process is killed, not finalized."""
+    """Hand on what was printed without the end of a line: a process that is replaced is killed, not finalized."""
     for stream in (sys.stdout, sys.stderr):
         # A task may have closed them, or put anything in their place.
         with contextlib.suppress(Exception):
@@ -159,10 +159,11 @@ def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> D
 def main() -> None:
     """Connect to the agent and serve until it ends this process, or asks for its end."""
     fd = take_socket()
-    # The process is killed, not finalized: what a task printed must not sit in a buffer.
+    # What a task printed must not sit in a buffer, because this process may be killed. It reaches the client as UTF-8
+    # whatever this node's locale is; programs that a task starts have the node's locale.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     with contextlib.suppress(Exception):
         # So must what C libraries print.
         libc = ctypes.CDLL(None)
@@ -182,6 +183,7 @@ def main() -> None:
         # What is missing here is the task's error to report, not the worker's.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    worker_exit.prepare()
     hooks = pickle.loads(base64.b64decode(worker.setup)) if worker.setup else []
     decorators = [decorate for _, decorate in hooks if decorate is not None]
     info = WorkerInfo(node=worker.node, pid=os.getpid(), slots=worker.slots)
@@ -189,14 +191,18 @@ def main() -> None:
         for around, _ in hooks:
             if around is not None:
                 stack.enter_context(around(info))
-        for slot in range(1, worker.slots):
-            args = (worker, slot, decorator(worker, slot, decorators))
-            threading.Thread(target=take_tasks, args=args, name=f"skyward-{slot}", daemon=True).start()
+        try:
+            for slot in range(1, worker.slots):
+                args = (worker, slot, decorator(worker, slot, decorators))
+                # No daemons: threads that tasks start would be daemons too, and would not be waited for at exit.
+                threading.Thread(target=take_tasks, args=args, name=f"skyward-{slot}", daemon=False).start()
+        except RuntimeError:
+            # There are too many threads on this node. The interpreter would wait for those that wait for tasks.
+            traceback.print_exc()
+            os._exit(1)
         worker.ready()
         take_tasks(worker, 0, decorator(worker, 0, decorators))
-    flush()
-    # Whatever threads the tasks have started are not waited for.
-    os._exit(0)
+    # The interpreter ends now as any other does: see worker_exit.py.
 
 
 if __name__ == "__main__":

@@ -225,6 +225,12 @@ impl Worker {
         self.shared.table.restart(slot);
     }
 
+    /// Kill what this process's tasks have started and what has moved to a group of its own. After the end of this
+    /// process nobody could find it any more; what is in the group is found by the agent.
+    pub fn end_escaped() {
+        group::kill_escaped(rustix::process::getpgrp());
+    }
+
     /// Whether no task will come any more: undo the setup and end, within [`UNWIND`].
     #[must_use]
     pub fn over(&self) -> bool {

@@ -19,8 +19,8 @@ def prepare() -> None:
     What tasks start in process groups of its own is killed at exit, after all that tasks have registered with `atexit`:
     once this process has ended, nothing leads from the agent to such a process.
     """
-    # The modules that are imported now are no garbage at exit, and each of the interpreter's last collections would look
-    # through them: 90 ms with scikit-learn.
+    # The modules that are imported by now are never garbage. Each of the interpreter's last collections would look
+    # through them all the same, which takes 90 ms with scikit-learn.
     gc.freeze()
     worker = os.getpid()
 

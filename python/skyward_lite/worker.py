@@ -168,7 +168,7 @@ def main() -> None:
         # So must what C libraries print.
         libc = ctypes.CDLL(None)
         libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0)
-    # Resource trackers clean up when this process has been killed. That is how it ends, and nobody's leak.
+    # Resource trackers clean up when this process has been killed. That is how it may end, and nobody's leak.
     trackers = ("multiprocessing", "loky.backend", "joblib.externals.loky.backend")
     filters = [f"ignore::UserWarning:{package}.resource_tracker" for package in trackers]
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), *filters)))

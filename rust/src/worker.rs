@@ -35,7 +35,8 @@ const SPELL: Duration = Duration::from_micros(200);
 const READ: usize = 256 * 1024;
 /// How often the watchdog looks at the clock.
 const WATCH: Duration = Duration::from_millis(500);
-/// How long a worker that was told to end may take.
+/// How long a worker that was told to end may take: for the plugins' contexts, threads that are no daemons, `atexit`
+/// callbacks and finalizers, all together.
 pub const UNWIND: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import skyward_lite as sky
@@ -107,7 +108,7 @@ def test_workers_end_as_interpreters_do(module, where, executor):
 def test_workers_on_an_ssh_host_end_as_interpreters_do(module, where, tmp_path, executor):
     """The connection stays until they have ended."""
     lab = Lab(tmp_path)
-    image = sky.Image(env={"PYTHONPATH": str(tmp_path)})
+    image = sky.Image(env={"PYTHONPATH": f"{Path(sky.__file__).parent.parent}:{tmp_path}"})
     try:
         lab.host(name="far").furnish(image)
         worker = sky.Worker(concurrency=2, executor=executor)

@@ -219,8 +219,8 @@ def test_workers_on_a_host_in_the_posix_locale_print_every_character(capsys, tmp
     lab = Lab(tmp_path)
     try:
         # The host has none of this test's modules.
-        tests = str(Path(__file__).parent)
-        image = sky.Image(env={"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": tests})
+        modules = f"{Path(sky.__file__).parent.parent}:{Path(__file__).parent}"
+        image = sky.Image(env={"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": modules})
         lab.host(name="far", env={"LC_ALL": "C", "LANG": "C"}).furnish(image)
         for executor in ("thread", "process"):
             worker = sky.Worker(concurrency=1, executor=executor)
@@ -410,3 +410,30 @@ def test_a_line_without_an_end_is_bounded(monkeypatch):
     assert printer._size <= 16 << 20
     printer.close()
     assert stream.getvalue().count("x" * 16_384 + "\n") == 3_000
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_bars_below_one_another_take_turns(monkeypatch, tmp_path, stream):
+    """As tqdm draws several of one process: in one status line while they run, and each is there in the end."""
+    pytest.importorskip("tqdm")
+    written = stream()
+    monkeypatch.setattr(sys, "stderr", written)
+    gate = tmp_path / "gate"
+
+    def loop(name):
+        import tqdm
+
+        for step in tqdm.tqdm(range(40), desc=name, mininterval=0):
+            while step == 20 and not gate.exists():
+                time.sleep(0.01)
+            time.sleep(0.01)
+
+    with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+        futures = [pool.submit(loop, name) for name in "ab"]
+        if stream is Terminal:
+            assert eventually(lambda: "20/40" in written.getvalue(), 20)
+            assert len(written.screen()) == 1
+        assert not any(future.done() for future in futures)
+        gate.touch()
+    lines = written.screen() if stream is Terminal else written.getvalue().split("\n")
+    assert sorted(line[:20] for line in lines) == ["", "[local-0] a: 100%|██", "[local-0] b: 100%|██"]

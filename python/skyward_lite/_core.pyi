@@ -89,7 +89,11 @@ class Pool:
     def abort(self, task: int) -> None:
         """Drop a task, or end it if it is running. How it ended comes out of `finished`, within seconds."""
     def output(self, bound_ms: int) -> list[tuple[str, int, bytes]] | None:
-        """Take what tasks wrote: (node's name, 1 or 2 for the stream, whole lines); None once the pool is closed."""
+        """Take what workers wrote: (node's name, stream, text); None once the pool is closed.
+
+        The stream is 1 for standard output or 2 for standard error, plus 4 if the worker has paused within a line that
+        the text ends with, plus 8 times the worker's number within its node.
+        """
     def notes(self, bound_ms: int) -> list[tuple[int, _Message]] | None:
         """Take what tasks told this process, waiting at most `bound_ms`: (node, note); None once the pool is closed.
 
@@ -129,6 +133,9 @@ class Worker:
 
     def __init__(self, fd: int) -> None:
         """Greet the agent at the socket `fd`, which is given away."""
+    @staticmethod
+    def end_escaped() -> None:
+        """Kill what this process's tasks have started and what has moved to a process group of its own."""
     def ready(self) -> None:
         """Tell the agent that tasks may come."""
     def take(self, slot: int, bound_ms: int, into: list[_Message]) -> None:

@@ -4,7 +4,7 @@ submit / map / backend.py          any thread: pickles, appends to the queue in 
 lane.py                            one thread for futures, one for each call of Parallel: takes batches of finished
                                    tasks from Rust, settles what waits for them
 messages.py                        one thread: gives what tasks send home to its listeners
-_print                             one thread: writes what tasks printed to this process's streams
+printer.py                         one thread: writes what tasks printed to this process's streams
 _bring_up                          one thread for each node until it is started; _watch tells the log of their fates
 """
 
@@ -48,6 +48,7 @@ from .image import Image, canonical
 from .lane import CLOSED, LANES, SHIFT, Desert, Lane
 from .pickler import Shared
 from .plugins import Plugin
+from .printer import Printer
 from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
 from .route import Route
@@ -60,7 +61,7 @@ log = logging.getLogger("skyward_lite")
 MAX_SECONDS = 366 * 24 * 3600.0
 """Largest bound that a user can ask for."""
 WATCH_MS = 1_000
-"""Bound on one wait for output or for a node's fate; closing wakes the waiting thread at once."""
+"""Bound on one wait for a node's fate; closing wakes the waiting thread at once."""
 POLL_MS = 50
 """Bound on one wait for a node's state, so that Ctrl-C is heard."""
 LEAVE = 5.0
@@ -257,7 +258,7 @@ class ComputePool(Executor):
         self._lanes: dict[int, Lane] = {}
         self._lane_numbers = itertools.count()
         self._futures = Lane(self, 0)
-        self._printer: threading.Thread | None = None
+        self._printer = Printer(self._core)
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._idle = threading.Condition()
@@ -323,7 +324,6 @@ class ComputePool(Executor):
             self._heed_signals()
         _open_pools.add(self)
         self._futures.start()
-        self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
         self._printer.start()
         messages.start_taking(self)
         threading.Thread(target=self._watch, args=(hello,), name="skyward-watch", daemon=True).start()
@@ -608,9 +608,7 @@ class ComputePool(Executor):
             # Calls of Parallel are told on their own threads, which end when the input lets them.
             if not self._futures.join(LEAVE):
                 log.warning("a callback of a future has not returned, and is left alone")
-            if self._printer is not None:
-                # Whoever reads our streams may have stopped to do so.
-                self._printer.join(LEAVE)
+            self._printer.join(LEAVE)
         finally:
             before = self.provider.cost(self._machines)
             self.provider.stop(self._machines, max(0.5, deadline - time.monotonic()))
@@ -658,6 +656,7 @@ class ComputePool(Executor):
         return self._encode(fn, args, kwargs)
 
     def _check_submit(self) -> None:
+        self._printer.call_made()
         if self._state != "open":
             raise PoolClosedError(
                 "this pool has not started: use it as `with sky.pool(...) as pool:`"
@@ -789,21 +788,11 @@ class ComputePool(Executor):
     def _open_lane(self, desert: Desert) -> Lane:
         """Give a lane of its own to what must not hold up, or be held up by, what else is submitted."""
         self._check_open()
+        self._printer.call_made()
         numbers = (1 + number % (LANES - 1) for number in self._lane_numbers)
         lane = Lane(self, next(number for number in numbers if number not in self._lanes), desert)
         lane.start()
         return lane
-
-    def _print(self) -> None:
-        """Write what tasks printed to this process's streams, each line with its node's name."""
-        while (written := self._core.output(WATCH_MS)) is not None:
-            for node, stream, text in written:
-                lines = text.decode(errors="replace").splitlines()
-                out = sys.stdout if stream == 1 else sys.stderr
-                # A stream that is closed, missing or broken is its owner's choice.
-                with contextlib.suppress(Exception):
-                    out.write("".join(f"[{node}] {line}\n" for line in lines))
-                    out.flush()
 
 
 def _hash_seed(run: str) -> str:

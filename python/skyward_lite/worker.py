@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, blame, first_imports, main_thread, messages, payload, script, task_warnings
+from . import _core, blame, first_imports, main_thread, messages, payload, script, task_warnings, worker_exit
 from ._stdin import take_socket
 from .batch import Function, Triple, run_batch, run_limited
 from .plugins import WorkerInfo
@@ -158,7 +158,7 @@ def end_child(error: BaseException | None) -> NoReturn:
 
 
 def flush() -> None:
-    """Hand on what was printed without the end of a line: this process is killed, not finalized."""
+    """Hand on what was printed without the end of a line: a process that is replaced is killed, not finalized."""
     for stream in (sys.stdout, sys.stderr):
         # A task may have closed them, or put anything in their place.
         with contextlib.suppress(Exception):
@@ -192,15 +192,16 @@ def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> D
 def main() -> None:
     """Connect to the agent and serve until it ends this process, or asks for its end."""
     fd = take_socket()
-    # The process is killed, not finalized: what a task printed must not sit in a buffer.
+    # What a task printed must not sit in a buffer, because this process may be killed. It reaches the client as UTF-8
+    # whatever this node's locale is; programs that a task starts have the node's locale.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     with contextlib.suppress(Exception):
         # So must what C libraries print.
         libc = ctypes.CDLL(None)
         libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0)
-    # Resource trackers clean up when this process has been killed. That is how it ends, and nobody's leak.
+    # Resource trackers clean up when this process has been killed. That is how it may end, and nobody's leak.
     trackers = ("multiprocessing", "loky.backend", "joblib.externals.loky.backend")
     filters = [f"ignore::UserWarning:{package}.resource_tracker" for package in trackers]
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), *filters)))
@@ -217,6 +218,7 @@ def main() -> None:
         # What is missing here is the task's error to report, not the worker's.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    worker_exit.prepare()
     hooks = pickle.loads(base64.b64decode(worker.setup)) if worker.setup else []
     decorators = [decorate for _, decorate in hooks if decorate is not None]
     info = WorkerInfo(node=worker.node, pid=os.getpid(), slots=worker.slots)
@@ -235,9 +237,7 @@ def main() -> None:
         else:
             worker.ready()
             loops[0]()
-    flush()
-    # Whatever threads the tasks have started are not waited for.
-    os._exit(0)
+    # The interpreter ends now as any other does: see worker_exit.py.
 
 
 if __name__ == "__main__":

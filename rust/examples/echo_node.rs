@@ -26,6 +26,9 @@ fn worker() -> Fallible {
             std::thread::spawn(move || {
                 loop {
                     let Some(Message { id, tag, nanos, mut parts }) = worker.next(slot, Duration::from_secs(1)) else {
+                        if worker.over() {
+                            break;
+                        }
                         continue;
                     };
                     match tag {

@@ -150,7 +150,7 @@ pub enum Control {
     Returned(Attempt),
     /// The recalled task has started, or is not here: no hope of getting it back.
     Kept(Attempt),
-    /// Lines that tasks wrote to standard output (1) or standard error (2).
+    /// What a worker wrote. `output.rs` says what is in the stream's number.
     Output { stream: u64, text: Bytes },
     /// This node will soon be gone; why, in UTF-8. It wants no more tasks, and those back that it has not started.
     Drain(Bytes),

@@ -162,7 +162,7 @@ struct Lane {
     over: bool,
 }
 
-/// Lines that a task wrote: the node's name, 1 for standard output and 2 for standard error, and the text.
+/// What a worker wrote: the node's name, the number of the stream as `output.rs` makes it, and the text.
 pub type Lines = (String, u64, Bytes);
 
 #[derive(Debug, Default)]

@@ -471,6 +471,11 @@ impl Worker {
         self.inner.over()
     }
 
+    #[staticmethod]
+    fn end_escaped(py: Python<'_>) {
+        py.detach(worker::Worker::end_escaped);
+    }
+
     fn ready(&self) -> PyResult<()> {
         self.inner.ready().map_err(core_error)
     }

@@ -38,7 +38,8 @@ const SPELL: Duration = Duration::from_micros(200);
 const READ: usize = 256 * 1024;
 /// How often the watchdog looks at the clock.
 const WATCH: Duration = Duration::from_millis(500);
-/// How long a worker that was told to end may take.
+/// How long a worker that was told to end may take: for the plugins' contexts, threads that are no daemons, `atexit`
+/// callbacks and finalizers, all together.
 pub const UNWIND: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -273,6 +274,12 @@ impl Worker {
     /// Let the time of what this slot runs begin anew: it goes on to the next call of a batch.
     pub fn restart(&self, slot: usize) {
         self.shared.table.restart(slot);
+    }
+
+    /// Kill what this process's tasks have started and what has moved to a group of its own. After the end of this
+    /// process nobody could find it any more; what is in the group is found by the agent.
+    pub fn end_escaped() {
+        group::kill_escaped(rustix::process::getpgrp());
     }
 
     /// Whether no task will come any more: undo the setup and end, within [`UNWIND`].

@@ -1,8 +1,8 @@
 """Proxies of `multiprocessing`'s managers as arguments and results of tasks.
 
 A proxy connects to its manager's process with that process's key. multiprocessing sends the key only to children that
-it starts itself; here it goes with the proxy, and only to nodes that share files with the client: a manager is usually reached
-through a Unix socket of its machine, and a key is no other machine's business.
+it starts itself; here it goes with the proxy, and only to nodes that share files with the client: a manager is usually
+reached through a Unix socket of its machine, and a key is no other machine's business.
 """
 
 from __future__ import annotations

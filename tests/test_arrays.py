@@ -285,6 +285,14 @@ class Measured(np.ndarray):
         self.unit = getattr(obj, "unit", "none")
 
 
+class Strict(np.ndarray):
+    """A subclass that knows only itself and `None`."""
+
+    def __array_finalize__(self, obj):
+        if obj is not None:
+            self.unit = obj.unit
+
+
 class Slotted(np.ndarray):
     """A subclass without a `__dict__`."""
 
@@ -358,6 +366,20 @@ def test_subclasses_arrive_as_they_were(make, order, rows):
 def test_slots_of_a_subclass_arrive():
     """Attributes need no `__dict__`."""
     assert journey(slotted(5))[0].unit == "K"
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (3,), (60, 70)])
+@pytest.mark.parametrize("dtype", ["f8", "M8[s]", "S3", "?", "S0", [("x", "i2"), ("y", "f8")]], ids=str)
+def test_subclasses_of_any_type_and_shape_arrive(shape, dtype):
+    """Also one that cannot be made as a view of a plain array."""
+    array = np.ndarray.__new__(Strict, shape, dtype)
+    np.asarray(array)[...] = np.zeros(shape, dtype)
+    array.unit = "K"
+    there, _, _ = journey(array)
+    assert type(there) is Strict
+    assert there.unit == "K"
+    assert (there.shape, there.dtype) == (array.shape, array.dtype)
+    assert np.asarray(there).tobytes() == np.asarray(array).tobytes()
 
 
 def test_a_subclass_that_pickles_itself_is_left_alone():

@@ -9,12 +9,15 @@ import threading
 import time
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from skyward_lite import batches
 from skyward_lite.backend import SkywardBackend
+
+JOBLIB = tuple(int(part) for part in joblib.__version__.split(".")[:2])
 
 LONG = 0.25
 """Seconds that a call takes after which its batch is given back."""
@@ -79,6 +82,7 @@ def test_calls_that_a_long_batch_has_not_begun_run_on_other_slots(pool, tmp_path
     assert ran(log) == list(range(40))
 
 
+@pytest.mark.skipif(JOBLIB < (1, 4), reason="joblib 1.4")
 def test_results_of_parts_come_as_they_end(pool, tmp_path):
     """`generator_unordered` gets a batch's values once each, when it is complete."""
     directory = tmp_path / "met"

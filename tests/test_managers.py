@@ -169,6 +169,12 @@ def test_all_workers_of_a_pool_hash_alike():
     assert all(seen == workers[0] for seen in workers)
 
 
+def test_workers_on_another_machine_hash_alike(host):
+    """The pool's seed is in their environment, too."""
+    with sky.pool(host, plugins=[]) as pool:
+        assert pool.submit(os.getenv, "PYTHONHASHSEED").result(30) == pool._hash_seed
+
+
 def test_workers_hash_as_a_client_with_a_seed():
     """A seed in the client's environment is the workers', too."""
     workers, client = orders(PYTHONHASHSEED="7")

@@ -192,8 +192,8 @@ class _Batch:
         self.error: BaseException | None = None
         self.items: Any = None
         """The calls of an automatic batch that has several, until it has ended: they may be sent again."""
-        self.whole = self
-        """The batch that joblib made, of which this may be a part."""
+        self.whole: _Batch | None = None
+        """The batch of which this is a part; None for those that joblib made."""
         self.parts: batches.Parts | None = None
         """The whole batch's, once it travels in parts."""
         self.values: list[Any] | None = None
@@ -202,7 +202,7 @@ class _Batch:
     def part(self, first: int, items: Any) -> _Batch:
         """Return a part of this batch, or of this part, as a task of its own."""
         part = _Batch(self.backend, None, None)
-        part.call, part.whole, part.first, part.items = self.call, self.whole, self.first + first, items
+        part.call, part.whole, part.first, part.items = self.call, self.whole or self, self.first + first, items
         return part
 
     def settle(self, tag: int, nanos: int, head: Any, buffers: Any) -> None:
@@ -375,17 +375,17 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         following = batch.call.end(batch)
         if following is not None:
             self._send(following)
-        if batch.whole.parts is not None or batch.tag == payload.PARTIAL:
+        if batch.whole is not None or batch.tag == payload.PARTIAL:
             if not self._joined(batch):
                 return
-            batch = batch.whole
+            batch = batch.whole or batch
         batch.items = None
         self._last = batch
         batch.call.tell(batch)
 
     def _send_parts(self, batch: _Batch, parts: Iterable[tuple[int, Any]]) -> None:
         """Send the calls of a batch that does not run itself, in parts: each counts as a batch for `n_jobs`."""
-        whole = batch.whole
+        whole = batch.whole or batch
         if whole.parts is None:
             whole.parts = batches.Parts(len(whole.items))
         made = [batch.part(*part) for part in parts]
@@ -399,7 +399,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def _joined(self, part: _Batch) -> bool:
         """Take the end of a part; true if that is the end of its batch. The calls that it gave back are sent again."""
-        whole, items = part.whole, part.items
+        whole, items = part.whole or part, part.items
         if whole.parts is None:
             whole.parts = batches.Parts(len(items))
         if whole.parts.over:
@@ -415,7 +415,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             whole.size += part.size
         whole.parts.add(part.first, values)
         if whole.parts.over:
-            whole.values = whole.parts.whole()
+            whole.values = whole.parts.take()
         elif len(values) < len(items):
             # The next batches are made for tasks that take as long.
             self.reset_batch_stats()

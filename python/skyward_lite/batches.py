@@ -31,9 +31,10 @@ class Parts:
         self._missing -= len(values)
         self.over = self._missing == 0
 
-    def whole(self) -> list[Any]:
-        """Return all values, in the order of the calls."""
-        return [value for first in sorted(self._values) for value in self._values[first]]
+    def take(self) -> list[Any]:
+        """Return all values, in the order of the calls, and keep none."""
+        values, self._values = self._values, {}
+        return [value for first in sorted(values) for value in values[first]]
 
 
 def halves(items: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any]]]:
@@ -50,6 +51,6 @@ def pieces(items: Sequence[Any], done: int, seconds: float, ideal: float, slots:
     For example, 2 calls took 0.2 s and 198 are left: each part is one call.
     """
     rest = len(items) - done
-    size = max(1, min(int(ideal * done / seconds) if seconds > 0 else rest, -(-rest // slots)))
+    size = max(1, min(int(ideal * done / seconds) if seconds > 0 else rest, -(-rest // max(1, slots))))
     for first in range(done, len(items), size):
         yield first, items[first : first + size]

@@ -1,8 +1,8 @@
 """Proxies of `multiprocessing`'s managers as arguments and results of tasks.
 
 A proxy connects to its manager's process with that process's key. multiprocessing sends the key only to children that
-it starts itself; here it goes with the proxy, and only to nodes that share files with the client: a manager is reached
-through a Unix socket of the client's machine.
+it starts itself; here it goes with the proxy, and only to nodes that share files with the client: a manager is usually
+reached through a Unix socket of its machine, and a key is no other machine's business.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def _reduce(route: Route, proxy: Any) -> Any:
     if not route.shares_files:
         raise pickle.PicklingError(
             f"a {type(proxy).__name__} of a multiprocessing manager ({token.typeid!r}) cannot be sent: the manager "
-            "runs in a process of one machine, and the other end is another machine, which cannot reach it. Let tasks "
-            "take plain values (dict(proxy), list(proxy), queue items) and return what they change; files and managers "
+            "is a process of this machine, and the other end is another machine, to which its key does not go. Let "
+            "tasks take plain values (dict(proxy), list(proxy), items of a queue) and return what they change; proxies "
             "work on sky.Local()"
         )
     # Not an AuthenticationString, which refuses to be pickled.

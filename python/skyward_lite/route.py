@@ -18,4 +18,4 @@ class Route:
 
 
 BY_VALUE = Route(shares_files=False, to_client=True)
-"""The route of what is pickled for no pool: nothing goes by name, and nothing is refused."""
+"""The route of what is pickled for no pool: nothing goes by name."""

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 
-from . import _core, payload, plugins
+from . import _core, nesting, payload, plugins
 from ._signals import held
 from ._version import PYTHON, __version__
 from .errors import (
@@ -44,6 +44,7 @@ from .errors import (
 )
 from .image import Image, canonical
 from .lane import CLOSED, LANES, Desert, Lane
+from .modules import Modules
 from .plugins import Plugin
 from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
@@ -258,6 +259,8 @@ class ComputePool(Executor):
         self._give_up = False
         self._left = threading.Event()
         self._owner = os.getpid()
+        self._modules: Modules
+        """What its workers can import; from its start on."""
 
     def __repr__(self) -> str:
         return f"<ComputePool of {self.nodes_wanted} × {self.provider!r}, {self._state}>"
@@ -267,6 +270,7 @@ class ComputePool(Executor):
     def __enter__(self) -> Self:
         if self._state != "new":
             raise PoolClosedError(f"a pool starts once, and this one is {self._state}: make a new one with sky.pool()")
+        nesting.check()
         try:
             self._start()
             self._entered = threading.current_thread()
@@ -293,6 +297,7 @@ class ComputePool(Executor):
                 image = plugin.transform(image)
                 if not isinstance(image, Image):
                     raise TypeError(f"plugin {plugin.name!r}: its transform gave {image!r}: return the sky.Image")
+        self._modules = Modules(self.provider.shares_files, image.includes)
         preload = [module for plugin in self.plugins for module in plugin.preload]
         # What the provider imports, as boto3, is not the user's.
         hello = functools.partial(self._hello, image, preload, self._setup(), frozenset(sys.modules))
@@ -344,8 +349,8 @@ class ComputePool(Executor):
             "worker": {
                 "concurrency": machine.concurrency or self.worker.concurrency,
                 "processes": self.worker.executor == "process",
-                "env": dict(image.env),
-                "sys_path": [p for p in sys.path if isinstance(p, str)] if machine.shares_files else [],
+                "env": {**image.env, **nesting.worker_environment()},
+                "sys_path": list(self._modules.path) if machine.shares_files else [],
                 "preload": preload,
                 "max_payload": self.worker.max_payload,
                 "task_timeout_ms": None if timeout is None else max(1, int(timeout * 1000)),
@@ -476,7 +481,7 @@ class ComputePool(Executor):
         hooks = [(p.around_worker, p.decorate) for p in self.plugins if p.around_worker or p.decorate]
         if not hooks:
             return ""
-        head, buffers = payload.encoder(self.worker.max_payload).dumps(hooks)
+        head, buffers = self._encoder().dumps(hooks)
         if buffers or len(head) > MAX_SETUP:
             names = ", ".join(p.name for p in self.plugins if p.around_worker or p.decorate)
             raise ValueError(
@@ -711,7 +716,7 @@ class ComputePool(Executor):
 
     def _encode(self, call: Any, functions: payload.Functions | None = None, calls: int = 1) -> payload.Encoded:
         self._check_open()
-        return self._encoder().dumps(call, functions, calls)
+        return self._encoder().dumps(self._modules.with_path(call), functions, calls)
 
     def _check_open(self) -> None:
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""
@@ -724,7 +729,7 @@ class ComputePool(Executor):
             raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")
 
     def _encoder(self) -> payload.Encoder:
-        return payload.encoder(self.worker.max_payload)
+        return payload.encoder(self.worker.max_payload, self._modules)
 
     def _open_lane(self, desert: Desert) -> Lane:
         """Give a lane of its own to what must not hold up, or be held up by, what else is submitted."""

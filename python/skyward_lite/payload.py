@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence, Sized
 from typing import Any, ClassVar, Final
 
 import cloudpickle
+from cloudpickle.cloudpickle import _dynamic_class_reduce
 
 from . import filters
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
+from .modules import Modules, by_value, check_builtin, missing_module_hint, reduce_module
 
 Buffers = list[memoryview] | None
 Encoded = tuple[bytes, Buffers]
@@ -53,7 +55,7 @@ MAX_BUFFERS: Final = 1000
 """Buffers beside one pickle; more stay inside it. frame.rs takes 1,024 parts in a message."""
 
 
-Reducer = Callable[[Any], Any]
+Reducer = Callable[["_Pickler", Any], Any]
 """What `reducer_override` returns for an object of a type: how it is pickled, or `NotImplemented` for the usual way."""
 
 MAX_TYPES: Final = 4096
@@ -65,13 +67,36 @@ def _reducer(kind: type) -> Reducer | None:
 
     Asked once for each type, so it may take its time; a reducer itself is called for each object.
     """
+    if kind is types.FunctionType:
+        return _reduce_function
+    if issubclass(kind, type):
+        return _reduce_class
+    if issubclass(kind, types.ModuleType):
+        return reduce_module
+    if kind is types.BuiltinFunctionType:
+        return check_builtin
     return None
+
+
+def _reduce_function(pickler: _Pickler, function: types.FunctionType) -> Any:
+    return pickler._dynamic_function_reduce(function) if by_value(pickler, function) else NotImplemented
+
+
+def _reduce_class(pickler: _Pickler, cls: type) -> Any:
+    if not by_value(pickler, cls):
+        return NotImplemented
+    reduced = _dynamic_class_reduce(cls)
+    # cloudpickle leaves it out.
+    reduced[2][0]["__qualname__"] = cls.__qualname__
+    return reduced
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, but for functions that were pickled before in the same call, and for what it pickles wrongly."""
 
     functions: Functions | None = None
+    modules: Modules | None = None
+    sent = ""
     reducers: ClassVar[dict[type, Reducer | None]] = {}
 
     def reducer_override(self, obj: Any) -> Any:
@@ -88,7 +113,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 self.reducers.clear()
             reducer = self.reducers[kind] = _reducer(kind)
         if reducer is not None:
-            reduced = reducer(obj)
+            reduced = reducer(self, obj)
             if reduced is not NotImplemented:
                 return reduced
         if issubclass(kind, type) and issubclass(obj, Warning):
@@ -99,15 +124,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 class Encoder:
     """A pickler that is kept: making a new one costs more than pickling a small task. Not for several threads at once.
 
-    `limit` is the largest payload in bytes; beyond it, encoding raises `PayloadTooLargeError`.
+    `limit` is the largest payload in bytes; beyond it, encoding raises `PayloadTooLargeError`. `modules` says what the
+    far end can import; None in a worker, whose client has whatever can be named.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, modules: Modules | None = None) -> None:
         self._limit = limit
+        self.modules = modules
         self._file = io.BytesIO()
         self._buffers: list[memoryview] = []
         self._busy = False
         self._pickler = _Pickler(self._file, protocol=5, buffer_callback=self._beside)
+        self._pickler.modules = modules
 
     def _beside(self, buffer: pickle.PickleBuffer) -> bool:
         if len(self._buffers) >= MAX_BUFFERS:
@@ -129,7 +157,7 @@ class Encoder:
         reduced: Any = None
         if isinstance(function, types.FunctionType):
             head, buffers = self.dumps(function)
-            if b"cloudpickle" not in head:
+            if b"cloudpickle" not in head and b"skyward_lite" not in head:
                 reduced = function.__qualname__
             elif buffers is None and len(head) <= MAX_FUNCTION:
                 reduced = (_function, (head,))
@@ -143,7 +171,7 @@ class Encoder:
         """Pickle `value`, of so many calls. Raises what its pickling raises, and `PayloadTooLargeError`."""
         if self._busy:
             # Something that is being pickled, or a signal handler, submits by itself.
-            return Encoder(self._limit).dumps(value, functions, calls)
+            return Encoder(self._limit, self.modules).dumps(value, functions, calls)
         self._busy = True
         file = self._file
         self._pickler.functions = functions
@@ -154,7 +182,12 @@ class Encoder:
             if self._buffers:
                 buffers = self._buffers
                 self._buffers = []
+        except Exception as error:
+            if self.modules is not None and self._pickler.sent:
+                raise self.modules.explained(error, self._pickler.sent) from error
+            raise
         finally:
+            self._pickler.sent = ""
             # Nothing of this value may be seen by the next: neither its memory nor its memo.
             self._buffers = []
             self._pickler.functions = None
@@ -188,18 +221,23 @@ def _function(head: bytes) -> Any:
 _local = threading.local()
 
 
-def encoder(limit: int) -> Encoder:
-    """Give the calling thread's encoder for this limit."""
+def encoder(limit: int, modules: Modules | None = None) -> Encoder:
+    """Give the calling thread's encoder for this limit, and for a far end that can import this."""
     kept: Encoder | None = getattr(_local, "encoder", None)
-    if kept is None or kept._limit != limit:
-        kept = _local.encoder = Encoder(limit)
+    if kept is None or kept._limit != limit or kept.modules is not modules:
+        kept = _local.encoder = Encoder(limit, modules)
     return kept
 
 
-def travels_by_name(module: str) -> bool:
-    """Say whether cloudpickle names what this module defines, for the far end to import; else it sends the code."""
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    return module != "__main__" and not any(module == name or module.startswith(f"{name}.") for name in by_value)
+def travels_by_name(thing: Any) -> bool:
+    """Say whether what its module defines is named in a pickle, for the far end to import; else its code is sent."""
+    module = thing.__module__
+    registered = cloudpickle.list_registry_pickle_by_value()
+    if module == "__main__" or any(module == name or module.startswith(f"{name}.") for name in registered):
+        return False
+    kept: Encoder | None = getattr(_local, "encoder", None)
+    # One that is not busy pickles nothing: this is for another pickler.
+    return kept is None or not kept._busy or not by_value(kept._pickler, thing)
 
 
 def loads(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
@@ -214,6 +252,9 @@ def dump_exception(encoder: Encoder, error: BaseException, skip: int) -> tuple[b
     """
     text = "(its traceback cannot be shown)"
     try:
+        hint = missing_module_hint(error)
+        if hint is not None:
+            error.add_note(hint)
         trace = error.__traceback__
         for _ in range(skip):
             trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace

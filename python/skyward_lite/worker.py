@@ -19,7 +19,7 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, payload
+from . import _core, nesting, payload
 from ._stdin import take_socket
 from .batch import Function, run_batch, run_limited
 from .plugins import WorkerInfo
@@ -178,6 +178,7 @@ def main() -> None:
     worker = _core.Worker(fd)
     if worker.sys_path:
         sys.path[:] = worker.sys_path
+    sys.argv[:] = nesting.take_arguments()
     for module in worker.preload:
         # What is missing here is the task's error to report, not the worker's.
         with contextlib.suppress(ImportError):

@@ -16,6 +16,7 @@ import contextlib
 import functools
 import importlib
 import importlib.machinery
+import math
 import operator
 import os
 import pickle
@@ -60,8 +61,6 @@ class _Known(NamedTuple):
     """What was decided for a module of the user's."""
 
     module: types.ModuleType
-    spec: object
-    """The module's `__spec__`, which `importlib.reload` replaces."""
     by_value: bool
 
 
@@ -81,7 +80,7 @@ class Modules:
         """The directories that workers with this machine's files search from their start."""
         self._later: tuple[list[str], tuple[str, ...]] = [], ()
         """`sys.path` as it was at a later call, and what was made of it."""
-        self.known: dict[str, _Known | Literal[False]] = {}
+        self.known: dict[str, _Known | Literal[False]] = {"__main__": False, "builtins": False}
         """What was decided, by the module's name; False for what goes by name for good."""
         self._whys: dict[str, str] = {}
         """Why modules go by value, and what would let them go by name."""
@@ -94,7 +93,8 @@ class Modules:
         """The modules' files when workers could import them first."""
         self._changed = ""
         """The module that workers may have in another version than this process; empty if there is none."""
-        self._looked = 0.0
+        self._next_look = 0.0
+        """When files are looked at next."""
         self._counted = 0
         self._lock = threading.RLock()
         self._note_all()
@@ -121,6 +121,14 @@ class Modules:
         Raises `PicklingError` if it can travel neither so nor by name, and if its name would make workers import a
         module whose import on this very thread waits for them.
         """
+        known = self.known.get(name)
+        if (
+            known
+            and known.module is sys.modules.get(name)
+            and time.monotonic() < self._next_look
+            and all(map(operator.is_, map(_spec_of, self._modules), self._specs))
+        ):
+            return known.by_value
         with self._lock:
             self._look()
             known = self.known.get(name)
@@ -129,7 +137,7 @@ class Modules:
             module = sys.modules.get(name)
             if module is None:
                 return False  # cloudpickle sends its functions and classes by value
-            if known is None or known.module is not module or known.spec is not getattr(module, "__spec__", None):
+            if known is None or known.module is not module:
                 known = self._decide(name, module, thing)
             return known is not False and known.by_value
 
@@ -168,7 +176,7 @@ class Modules:
             return False
         if why:
             self._whys[name] = why
-        known = self.known[name] = _Known(module, getattr(module, "__spec__", None), bool(why))
+        known = self.known[name] = _Known(module, bool(why))
         return known
 
     def _unfindable(self, name: str, module: Any) -> str:
@@ -239,24 +247,26 @@ class Modules:
     def _look(self) -> None:
         """Look whether the user's modules have been reloaded, and now and then whether their files have changed."""
         if self._changed:
+            self._next_look = math.inf
             return
-        if not all(map(operator.is_, map(_spec_of, self._modules), self._specs)):
-            now = zip(self._noted, map(_spec_of, self._modules), self._specs, strict=True)
-            self._change(next(name for name, spec, before in now if spec is not before))
-            return
+        for name, place in self._noted.items():
+            if self._modules[place].__spec__ is not self._specs[place]:
+                self._change(name)
+                return
         moment = time.monotonic()
-        if moment - self._looked < LOOK_SECONDS:
+        if moment < self._next_look:
             return
-        self._looked = moment
+        self._next_look = moment + LOOK_SECONDS
         for name, place in self._noted.items():
             module = self._modules[place]
             file = _file(module) or ""
-            if sys.modules.get(name, module) is not module or self._stamps.get(file, None) != _stamp(file):
+            if sys.modules.get(name, module) is not module or self._stamps.get(file) != _stamp(file):
                 self._change(name)
                 return
 
     def _change(self, name: str) -> None:
         self._changed = name
+        self._specs = [module.__spec__ for module in self._modules]
         self.known = {each: known for each, known in self.known.items() if known is False}
 
 
@@ -269,9 +279,8 @@ def by_value(pickler: Pickler, thing: Any) -> bool:
     if modules is None:
         return False
     name = getattr(thing, "__module__", None)
-    if not isinstance(name, str) or name == "__main__" or modules.known.get(name) is False:
-        return False
-    return _is_sent(pickler, modules, name, thing)
+    # Most are known, and nothing else is asked of them.
+    return type(name) is str and modules.known.get(name) is not False and _is_sent(pickler, modules, name, thing)
 
 
 def _is_sent(pickler: Pickler, modules: Modules, name: str, thing: Any) -> bool:
@@ -285,7 +294,7 @@ def _is_sent(pickler: Pickler, modules: Modules, name: str, thing: Any) -> bool:
 def reduce_module(pickler: Pickler, module: types.ModuleType) -> Any:
     """Return how a module is pickled that must travel by value; `NotImplemented` for the others."""
     modules, name = pickler.modules, module.__name__
-    if modules is None or name == "__main__" or sys.modules.get(name) is not module:
+    if modules is None or sys.modules.get(name) is not module:
         return NotImplemented
     if modules.known.get(name) is False or not _is_sent(pickler, modules, name, module):
         return NotImplemented

@@ -376,15 +376,51 @@ def test_modules_of_ones_own_go_to_other_machines_by_value(remote, write):
     assert type(cut) is beside.Cut
 
 
-def test_a_module_that_a_node_lacks_is_named(remote):
-    """A package that is installed here only goes by name; the error says which it is, and what to do."""
-    import joblib
+def test_a_package_that_a_node_lacks_is_named(remote, write, tmp_path):
+    """What is installed here goes by name; the error says which module it is, and what to do."""
+    directory = tmp_path / "target"
+    write("installed_here", directory=directory)
+    (directory / "installed_here-1.0.dist-info").mkdir()
+    sys.path.append(str(directory))
+    try:
+        module = importlib.import_module("installed_here")
+    finally:
+        sys.path.remove(str(directory))
+    assert not sends_code(remote, module.f)
+    for call in (module.f, lambda x: importlib.import_module("installed_here").f(x)):
+        with pytest.raises(ModuleNotFoundError, match="installed_here") as caught:
+            remote.submit(call, 1).result(20)
+        assert "this node has no module installed_here. Image(pip=[...])" in "".join(caught.value.__notes__)
 
-    assert "joblib" in sys.modules
-    with pytest.raises(ModuleNotFoundError, match="no_such_module") as caught:
-        remote.submit(lambda: importlib.import_module("no_such_module")).result(20)
-    assert "this node has no module no_such_module. Image(pip=[...])" in "".join(caught.value.__notes__)
-    del joblib
+
+def test_what_an_image_includes_goes_by_name(write, monkeypatch, tmp_path):
+    """Modules and packages, in whatever way their paths are written; others that are beside them do not."""
+    paths = [str(write("included")), str(write("included_too/__init__", "").parent) + "/"]
+    write("included_too/inner")
+    write("left_out")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = modules.Modules(False, paths)
+    for name, by_value in (("included", False), ("included_too.inner", False), ("left_out", True)):
+        assert found.by_value(name, importlib.import_module(name).f) is by_value
+
+
+def test_what_an_editable_install_finds_goes_by_name(monkeypatch, write, tmp_path):
+    """Its importer comes with Python's start, in the workers too."""
+    path = write("project/editable")
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            return importlib.util.spec_from_file_location(name, file) if name == "editable" else None
+
+    file = path
+    Finder.__module__ = "__editable___project_1_0_finder"
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    module = importlib.import_module("editable")
+    assert not modules.Modules(True).by_value("editable", module.f)
+    # What it finds now is not what this process has.
+    file = write("project/moved")
+    assert modules.Modules(True).by_value("editable", module.f)
 
 
 def test_hints_name_the_module_and_the_remedy():
@@ -571,6 +607,16 @@ def test_an_executable_that_is_no_python(monkeypatch, tmp_path):
     said = refusal(monkeypatch, path)
     assert f"{path}, which is sys.executable, was started as a node and ended with status 3" in said
     assert "set sys.executable" in said
+
+
+def test_an_executable_that_does_not_answer(monkeypatch, tmp_path):
+    """It runs on: the error comes after `connect_timeout`, and it is ended."""
+    path = script_at(tmp_path / "editor", "exec sleep 60")
+    monkeypatch.setattr(sys, "executable", path)
+    with pytest.raises(
+        sky.NodeStartError, match="editor, which is sys.executable, .* runs, but does not answer"
+    ):
+        sky.pool(plugins=[], connect_timeout=1).__enter__()
 
 
 def test_a_frozen_application(monkeypatch, tmp_path):

@@ -229,10 +229,13 @@ class Modules:
         if self._counted == len(sys.modules):
             return
         for name, module in list(sys.modules.items()):
-            if name in self._noted or name == "__main__" or not isinstance(module, types.ModuleType):
+            # Of other types are those that are loaded only when something asks for one of their attributes.
+            if name in self._noted or type(module) is not types.ModuleType:
                 continue
             file = _file(module)
             if file is None or file.endswith(_EXTENSIONS) or _is_installed(name, module):
+                continue
+            if module.__name__ != name or name in ("__main__", "__mp_main__") or not hasattr(module, "__spec__"):
                 continue
             self._noted[name] = len(self._modules)
             self._modules.append(module)
@@ -399,7 +402,9 @@ def _prefixes() -> tuple[str, ...]:
     found = [paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")] + site.getsitepackages()
     found += [os.path.dirname(os.__file__), site.getusersitepackages()]
     found += [os.path.join(os.path.dirname(os.__file__), "lib-dynload"), sysconfig.get_config_var("DESTSHARED") or ""]
-    return tuple({spelled + os.sep for path in found if path for spelled in (path, os.path.realpath(path))})
+    spelled = {each + os.sep for path in found if path for each in (path, os.path.realpath(path))}
+    # The longest first: site-packages is in the standard library's directory.
+    return tuple(sorted(spelled, key=len, reverse=True))
 
 
 def _is_installed(name: str, module: Any) -> bool:
@@ -409,19 +414,23 @@ def _is_installed(name: str, module: Any) -> bool:
         return True
     file = _file(module)
     if file is None:
-        # Built in; or made by an installed package, as `six.moves` is.
         if top in sys.builtin_module_names or getattr(getattr(module, "__spec__", None), "origin", None) == "frozen":
             return True
-        package = sys.modules.get(top)
-        return package is not None and package is not module and _is_installed(top, package)
-    # The part of the name that leads from a directory of the import path to the file.
+        return _is_in_installed(top, module)
     for prefix in _prefixes():
-        if file.startswith(prefix) and file[len(prefix) :].partition(os.sep)[0].partition(".")[0] == top:
-            return True
+        if file.startswith(prefix):
+            # The name leads from that directory to the file; or a package has given the module that name.
+            return file[len(prefix) :].partition(os.sep)[0].partition(".")[0] == top or _is_in_installed(top, module)
     root = os.path.dirname(file)
     for _ in range(name.count(".") + hasattr(module, "__path__")):
         root = os.path.dirname(root)
     return _has_distributions(root)
+
+
+def _is_in_installed(top: str, module: Any) -> bool:
+    """Say whether a module belongs to an installed package, which makes it itself as six makes `six.moves`."""
+    package = sys.modules.get(top)
+    return package is not None and package is not module and _is_installed(top, package)
 
 
 @functools.cache

@@ -139,6 +139,45 @@ def test_a_module_of_an_importer_of_this_process(pool, monkeypatch, write):
     check(importlib.import_module("from_importer"))
 
 
+def test_tasks_may_pickle_by_name(pool, write):
+    """As `joblib.Memory` does: what was sent of a module is found there, also in a package that has no file here."""
+    for name in ("pickled_in_tasks", "made_package.inner"):
+        module = load(name, write(f"there/{name}"))
+
+        def again(cut, name=name):
+            import pickle
+            import sys
+
+            copy = pickle.loads(pickle.dumps(cut))
+            with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nothing' in this worker"):
+                sys.modules[name].nothing  # noqa: B018
+            return type(copy) is type(cut), copy
+
+        same, cut = pool.submit(again, module.Cut(3)).result(20)
+        assert same
+        assert type(cut) is module.Cut
+
+
+def test_a_module_that_workers_can_import_later(pool, write, monkeypatch, tmp_path):
+    """What stood in for it gives way to the module itself."""
+    path = write("later/stood_in")
+    module = load("stood_in", path)
+    check(module)
+    monkeypatch.syspath_prepend(str(tmp_path / "later"))
+    del sys.modules["stood_in"]
+    module = importlib.import_module("stood_in")
+    with sky.pool(worker=sky.Worker(concurrency=1)):
+        check(module)
+    check(module)
+
+    def imports():
+        import stood_in
+
+        return stood_in.__file__
+
+    assert pool.submit(imports).result(20) == str(path)
+
+
 def test_a_module_itself_in_a_task(pool, write):
     """A function's global that is a module of which workers know nothing; and the module refers to itself."""
     module = load(
@@ -613,9 +652,7 @@ def test_an_executable_that_does_not_answer(monkeypatch, tmp_path):
     """It runs on: the error comes after `connect_timeout`, and it is ended."""
     path = script_at(tmp_path / "editor", "exec sleep 60")
     monkeypatch.setattr(sys, "executable", path)
-    with pytest.raises(
-        sky.NodeStartError, match="editor, which is sys.executable, .* runs, but does not answer"
-    ):
+    with pytest.raises(sky.NodeStartError, match="editor, which is sys.executable, .* runs, but does not answer"):
         sky.pool(plugins=[], connect_timeout=1).__enter__()
 
 

@@ -16,6 +16,8 @@ import contextlib
 import functools
 import importlib
 import importlib.machinery
+import importlib.util
+import logging
 import math
 import operator
 import os
@@ -28,9 +30,11 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
-from cloudpickle.cloudpickle import _should_pickle_by_reference
+from cloudpickle.cloudpickle import _class_setstate, _function_setstate, _should_pickle_by_reference
 
 from .nesting import being_imported
+
+log = logging.getLogger("skyward_lite")
 
 LOOK_SECONDS: Final = 0.1
 """Least time between two looks at whether the files of modules that go by name have changed."""
@@ -268,6 +272,12 @@ class Modules:
                 return
 
     def _change(self, name: str) -> None:
+        if not self._changed:
+            log.info(
+                "module %s was edited or reloaded: from now on modules of yours are sent to this pool's workers as "
+                "this process has them. The workers of a new pool import them anew",
+                name,
+            )
         self._changed = name
         self._specs = [module.__spec__ for module in self._modules]
         self.known = {each: known for each, known in self.known.items() if known is False}
@@ -278,12 +288,14 @@ class Modules:
 
 def by_value(pickler: Pickler, thing: Any) -> bool:
     """Say whether a function or a class must travel by value although it has a name: see `Modules.by_value`."""
-    modules = pickler.modules
-    if modules is None:
+    modules, name = pickler.modules, getattr(thing, "__module__", None)
+    if type(name) is not str:
         return False
-    name = getattr(thing, "__module__", None)
+    if modules is None:
+        # In a worker. What is in a stand-in goes home as it came.
+        return name in _stand_ins
     # Most are known, and nothing else is asked of them.
-    return type(name) is str and modules.known.get(name) is not False and _is_sent(pickler, modules, name, thing)
+    return modules.known.get(name) is not False and _is_sent(pickler, modules, name, thing)
 
 
 def _is_sent(pickler: Pickler, modules: Modules, name: str, thing: Any) -> bool:
@@ -310,10 +322,6 @@ def check_builtin(pickler: Pickler, function: types.BuiltinFunctionType) -> Any:
     """Raise `PicklingError` for a function of an extension module that workers cannot import."""
     by_value(pickler, function)
     return NotImplemented
-
-
-def _fill(module: types.ModuleType, state: dict[str, Any]) -> None:
-    vars(module).update(state)
 
 
 # ------------------------------------------------------------------------------------------------ at the worker
@@ -344,10 +352,81 @@ def take_path(path: tuple[str, ...]) -> None:
     if tuple(sys.path[: len(path)]) != path:
         sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
         importlib.invalidate_caches()
+        # It may have what stood in for something.
+        while _stand_ins:
+            sys.modules.pop(_stand_ins.pop(), None)
 
 
 def _second(_: None, call: Any) -> Any:
     return call
+
+
+def _fill(module: types.ModuleType, state: dict[str, Any]) -> None:
+    """Give a module that was rebuilt its contents."""
+    vars(module).update(state)
+
+
+def set_function(function: types.FunctionType, state: Any) -> None:
+    """Give a function that was rebuilt its contents, and its module the function."""
+    _function_setstate(function, state)
+    enter(function)
+
+
+def set_class(cls: type, state: Any) -> None:
+    """Give a class that was rebuilt its contents, and its module the class."""
+    _class_setstate(cls, state)
+    enter(cls)
+
+
+class _StandIn(types.ModuleType):
+    """A module that this worker cannot import, with what tasks were sent of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"module {self.__name__!r} has no attribute {name!r} in this worker, which cannot import it: it has the "
+            "functions and classes that tasks were sent of it by value so far",
+            name=name,
+            obj=self,
+        )
+
+
+_stand_ins: set[str] = set()
+"""The modules that have a stand-in."""
+_importable: set[str] = set()
+"""Modules that need none, as an import finds something."""
+
+
+def enter(thing: Any) -> None:
+    """Enter a function or a class into the stand-in for its module, if this process cannot import that.
+
+    What tasks pickle by name, as `joblib.Memory` and `pickle` do, is found there.
+    """
+    name, key = thing.__module__, thing.__qualname__
+    if name in _importable or not isinstance(name, str) or not key.isidentifier():
+        return
+    module = sys.modules.get(name) or _stand_in(name)
+    if type(module) is _StandIn:
+        vars(module)[key] = thing
+    else:
+        _importable.add(name)
+
+
+def _stand_in(name: str) -> types.ModuleType | None:
+    """Make the stand-in for a module and those of its packages; None if there is such a package."""
+    parent, _, last = name.rpartition(".")
+    if parent:
+        package = sys.modules.get(parent) or _stand_in(parent)
+        if type(package) is not _StandIn:
+            return None
+    else:
+        with contextlib.suppress(ImportError, ValueError):
+            if importlib.util.find_spec(name) is not None:
+                return None
+    _stand_ins.add(name)
+    module = sys.modules.setdefault(name, _StandIn(name))
+    if parent:
+        setattr(package, last, module)
+    return module
 
 
 def missing_module_hint(error: BaseException) -> str | None:

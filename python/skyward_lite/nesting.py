@@ -20,7 +20,7 @@ AGENT = "SKYWARD_LITE_AGENT"
 """The variable with which an agent's process is started; the agent removes it."""
 ARGUMENTS = "SKYWARD_LITE_ARGV"
 """The variable that has the client's command line; the worker removes it."""
-MAX_ARGUMENTS = 16 * 1024
+MAX_ARGUMENTS = 4 * 1024
 """Bytes of the client's command line that fit a hello. Beyond, workers get its first word only."""
 MAX_DEPTH = 2
 """Pools that may be around one another. More are a program that opens them by mistake, each worker for itself."""

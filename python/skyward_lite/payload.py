@@ -19,7 +19,7 @@ from cloudpickle.cloudpickle import _dynamic_class_reduce
 
 from . import filters
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
-from .modules import Modules, by_value, check_builtin, missing_module_hint, reduce_module
+from .modules import Modules, by_value, check_builtin, missing_module_hint, reduce_module, set_class, set_function
 
 Buffers = list[memoryview] | None
 Encoded = tuple[bytes, Buffers]
@@ -79,16 +79,18 @@ def _reducer(kind: type) -> Reducer | None:
 
 
 def _reduce_function(pickler: _Pickler, function: types.FunctionType) -> Any:
-    return pickler._dynamic_function_reduce(function) if by_value(pickler, function) else NotImplemented
+    if not by_value(pickler, function):
+        return NotImplemented
+    return *pickler._dynamic_function_reduce(function)[:5], set_function
 
 
 def _reduce_class(pickler: _Pickler, cls: type) -> Any:
     if not by_value(pickler, cls):
         return NotImplemented
-    reduced = _dynamic_class_reduce(cls)
+    make, args, state, *_ = _dynamic_class_reduce(cls)
     # cloudpickle leaves it out.
-    reduced[2][0]["__qualname__"] = cls.__qualname__
-    return reduced
+    state[0]["__qualname__"] = cls.__qualname__
+    return make, args, state, None, None, set_class
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -22,6 +22,8 @@ class Buffer:
 
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    def copy(self) -> Buffer:
+        """Return a copy. Releases the GIL meanwhile."""
 
 class Connection:
     """An open SSH connection, on which commands run."""
@@ -88,6 +90,13 @@ class Pool:
         """Drop a task, or end it if it is running. How it ended comes out of `finished`, within seconds."""
     def output(self, bound_ms: int) -> list[tuple[str, int, bytes]] | None:
         """Take what tasks wrote: (node's name, 1 or 2 for the stream, whole lines); None once the pool is closed."""
+    def notes(self, bound_ms: int) -> list[tuple[int, _Message]] | None:
+        """Take what tasks told this process, waiting at most `bound_ms`: (node, note); None once the pool is closed.
+
+        Each note, whose number is where a task's is, is to be answered.
+        """
+    def answer_note(self, node: int, note: int, error: bytes) -> None:
+        """Tell a note's sender that the note was taken, or in `error` why not. Nobody hears it if the node is lost."""
     def open_lane(self, lane: int) -> None: ...
     def close_lane(self, lane: int) -> None:
         """Let go of a lane all of whose tasks have ended."""
@@ -125,6 +134,16 @@ class Worker:
 
         It is not returned, so that it is not lost if something is raised in the thread just then.
         """
+    lease_ms: int
+
+    @staticmethod
+    def current() -> int:
+        """Return the number of the task that the calling thread took last; 0 for a thread that takes none."""
+    def note(self, head: bytes, buffers: list[Any] | None, bound_ms: int) -> bytes | None:
+        """Tell the client something and wait for its answer: b"" if it was taken, else why not; None after `bound_ms`.
+
+        Signals are handled meanwhile: what a handler raises is raised here.
+        """
     def restart(self, slot: int) -> None:
         """Begin the time of what this slot runs anew."""
     def finish(
@@ -137,6 +156,9 @@ class Worker:
         buffers: list[Any] | None = None,
     ) -> None:
         """Hand in a result, if that has not been done. Copies the payload; waits while more than 64 MiB are unsent."""
+
+def address(data: bytes | memoryview, /) -> int:
+    """Return where the memory of a bytes-like object begins."""
 
 def generate_key() -> tuple[str, str]:
     """Make an Ed25519 key: (private, public), in OpenSSH's formats."""

@@ -26,6 +26,7 @@ from .batch import NAME
 from .compute_pool import ComputePool, outcome
 from .errors import PoolClosedError, SkywardError
 from .lane import Lane
+from .pickler import Shared
 
 log = logging.getLogger("skyward_lite")
 
@@ -70,7 +71,9 @@ class _Call:
         """Batches that may be at the workers at once; 0 for no cap."""
         self.running: set[_Batch] = set()
         self.held: collections.deque[_Batch] = collections.deque()
-        self.functions: payload.Functions = {}
+        self.shared = Shared()
+        self.submitted = 0
+        """Calls that joblib has submitted, in batches."""
         self.aborted = False
         self.left = False
         """It was aborted because the pool's block was left."""
@@ -106,7 +109,7 @@ class _Call:
         A callback that is running is waited for, but not one that waits for the input.
         """
         self.over = True
-        self.functions = {}
+        self.shared = Shared()
         if self.lane is not None:
             self.lane.stop()
             if not self.lane.is_current() and self._telling.acquire(timeout=CALLBACK):
@@ -161,13 +164,18 @@ class _Call:
 class _Batch:
     """One batch of a `Parallel` call: joblib's job, and the pool's call."""
 
-    __slots__ = ("backend", "buffers", "call", "callback", "error", "func", "head", "nanos", "size", "tag", "task")
+    __slots__ = (
+        *("backend", "buffers", "call", "callback", "error", "first"),
+        *("func", "head", "nanos", "size", "tag", "task"),
+    )
 
     def __init__(self, backend: SkywardBackend, func: Any, callback: Callable[[_Batch], object] | None) -> None:
         self.backend = backend
         self.call = backend.call
         self.func = func
         self.callback = callback
+        self.first = self.call.submitted
+        """The place of its first call among those of the call of `Parallel`."""
         self.task = 0
         self.size = 0
         """Bytes of the payload that was sent, or of the result if that is larger."""
@@ -192,7 +200,7 @@ class _Batch:
             raise self.error
         head, buffers = self.head, self.buffers
         self.head = self.buffers = None
-        return outcome(self.tag, head, buffers)
+        return outcome(self.tag, head, buffers, self.first)
 
 
 class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -284,7 +292,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self.parallel._ready_batches = queue.Queue()
 
     def stop_call(self) -> None:
-        """Let go of the call's functions and of its thread."""
+        """Let go of what the call's tasks shared, and of its thread."""
         self.call.stop()
 
     def terminate(self) -> None:
@@ -298,6 +306,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         Raises `PoolClosedError` if the pool has no thread left to tell joblib the outcome.
         """
         batch = _Batch(self, func, callback)
+        batch.call.submitted += len(getattr(func, "items", "1"))
         batch.call.open(self.pool)
         if batch.call.begin(batch):
             self._send(batch)
@@ -314,16 +323,10 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             items = getattr(func, "items", None)
             if items is None:
                 kind = payload.CALL
-                head, buffers = pool._encode((func, (), {}))
+                head, buffers = pool._encode(func, (), {})
             else:
                 kind = payload.BATCH
-                functions = batch.call.functions
-                for function, _, _ in items:
-                    if id(function) not in functions:
-                        pool._encoder().learn(function, functions)
-                if self.inner_max_num_threads is not None:
-                    items = (self.inner_max_num_threads, items)
-                head, buffers = pool._encode(items, functions, calls=len(func))
+                head, buffers = pool._encode_batch(items, batch.call.shared, self.inner_max_num_threads)
             batch.size = payload.size(head, buffers)
         except BaseException as error:
             # joblib hangs if this is raised on the lane's thread, so it takes the way of a result.

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Function = Callable[..., Any]
@@ -21,10 +21,14 @@ NAME = "skyward"
 """The backend's registered name."""
 
 
-def run_batch(items: list[Triple]) -> list[Any]:
-    """Run joblib's triples with nested `Parallel` calls being sequential, one level below the client's."""
+def run_batch(items: Iterable[Triple], values: list[Any]) -> None:
+    """Run joblib's triples with nested `Parallel` calls being sequential, one level below the client's.
+
+    Each value is appended to `values`: where one raises, these are the values of the calls before it.
+    """
     with _nested()():
-        return [function(*args, **kwargs) for function, args, kwargs in items]
+        for function, args, kwargs in items:
+            values.append(function(*args, **kwargs))
 
 
 @functools.cache
@@ -45,13 +49,13 @@ def _nested() -> Callable[[], contextlib.AbstractContextManager[Any]]:
     return lambda: parallel_config(backend=SequentialBackend(nesting_level=1))
 
 
-def run_limited(threads: int, items: list[Triple]) -> list[Any]:
-    """Run joblib's triples with at most so many threads in each BLAS and OpenMP library.
+def run_limited(threads: int, items: Iterable[Triple], values: list[Any]) -> None:
+    """Run joblib's triples, as `run_batch` does, with at most so many threads in each BLAS and OpenMP library.
 
     Raises `ModuleNotFoundError` without threadpoolctl.
     """
     with _limited(threads):
-        return run_batch(items)
+        run_batch(items, values)
 
 
 # A library keeps its limit in one of two ways: OpenMP for each thread that calls it, the others for the process. The

@@ -3,6 +3,7 @@
 submit / map / backend.py          any thread: pickles, appends to the queue in Rust, returns at once
 lane.py                            one thread for futures, one for each call of Parallel: takes batches of finished
                                    tasks from Rust, settles what waits for them
+messages.py                        one thread: gives what tasks send home to its listeners
 _print                             one thread: writes what tasks printed to this process's streams
 _bring_up                          one thread for each node until it is started; _watch tells the log of their fates
 """
@@ -20,6 +21,7 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -29,9 +31,9 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar
 
-from . import _core, nesting, payload, plugins
+from . import _core, blame, messages, modules, nesting, payload, plugins
 from ._signals import held
 from ._version import PYTHON, __version__
 from .errors import (
@@ -43,8 +45,9 @@ from .errors import (
     WorkerCrashedError,
 )
 from .image import Image, canonical
-from .lane import CLOSED, LANES, Desert, Lane
+from .lane import CLOSED, LANES, SHIFT, Desert, Lane
 from .modules import Modules
+from .pickler import Shared
 from .plugins import Plugin
 from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
@@ -136,15 +139,18 @@ class Status:
     cost: Cost | None
 
 
-def outcome(tag: int, head: Any, buffers: Any) -> Any:
-    """Give a task's value, or raise what it raised or what became of it."""
+def outcome(tag: int, head: Any, buffers: Any, first: int | None = None) -> Any:
+    """Return a task's value, or raise what it raised or what became of it.
+
+    `first` is the place of its first call among those that were submitted together, None for a call alone.
+    """
     if tag == payload.RETURNED:
         try:
             return payload.loads(head, buffers)
         except Exception as why:
             raise RemoteError(f"the task's result cannot be rebuilt here: {type(why).__name__}: {why}") from why
     if tag == payload.RAISED:
-        raise payload.load_exception(head, buffers)
+        raise payload.load_exception(head, buffers, first)
     if tag == payload.CANCELLED:
         raise CancelledError("the task was cancelled")
     raise _ENDS[tag](bytes(head).decode(errors="replace"))
@@ -160,10 +166,16 @@ _ENDS = {
 class _PoolFuture(Future[T]):
     """A future whose `cancel` reaches the task wherever it waits."""
 
-    def __init__(self, pool: ComputePool) -> None:
+    def __init__(self, pool: ComputePool, first: int | None) -> None:
         super().__init__()
         self._pool = pool
         self._task = 0
+        self._first = first
+
+    def __reduce__(self) -> NoReturn:
+        raise pickle.PicklingError(
+            "a future of a pool means something in this process only: send what its result() gives"
+        )
 
     def cancel(self) -> bool:
         """Cancel the task if it has not started: true if so.
@@ -183,7 +195,7 @@ class _PoolFuture(Future[T]):
             self.set_running_or_notify_cancel()
             return
         try:
-            value = outcome(tag, head, buffers)
+            value = outcome(tag, head, buffers, self._first)
         except BaseException as error:
             self.set_exception(error)
         else:
@@ -262,6 +274,12 @@ class ComputePool(Executor):
         self._modules: Modules
         """What its workers can import; from its start on."""
 
+    def __reduce__(self) -> NoReturn:
+        raise pickle.PicklingError(
+            "the pool itself would be sent to its workers, and it exists in this process only: a task that uses it "
+            "must run here, or open a pool of its own"
+        )
+
     def __repr__(self) -> str:
         return f"<ComputePool of {self.nodes_wanted} × {self.provider!r}, {self._state}>"
 
@@ -308,6 +326,7 @@ class ComputePool(Executor):
         self._futures.start()
         self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
         self._printer.start()
+        messages.start_taking(self)
         threading.Thread(target=self._watch, args=(hello,), name="skyward-watch", daemon=True).start()
         wanted = Wanted(
             nodes=self.nodes_wanted,
@@ -481,7 +500,11 @@ class ComputePool(Executor):
         hooks = [(p.around_worker, p.decorate) for p in self.plugins if p.around_worker or p.decorate]
         if not hooks:
             return ""
-        head, buffers = self._encoder().dumps(hooks)
+        before = self._modules.begin()
+        try:
+            head, buffers = self._encoder().dumps(hooks)
+        finally:
+            modules.end(before)
         if buffers or len(head) > MAX_SETUP:
             names = ", ".join(p.name for p in self.plugins if p.around_worker or p.decorate)
             raise ValueError(
@@ -626,15 +649,15 @@ class ComputePool(Executor):
         """
         return self._future(*self._encode_call(fn, args, kwargs))
 
-    def _submit_chunk(self, fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...]) -> Future[list[T]]:
+    def _submit_chunk(self, fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...], first: int) -> Future[list[T]]:
         """Run `fn` over a chunk of arguments, as a batch: each call is a task's to plugins and to the time limit."""
         self._check_submit()
-        calls: list[tuple[Any, ...]] = [(fn, args, {}) for args in chunk]
-        return self._future(*self._encode(calls, calls=len(calls)), kind=payload.BATCH)
+        encoded = self._encode_batch([(fn, args, {}) for args in chunk])
+        return self._future(*encoded, kind=payload.BATCH, first=first)
 
     def _encode_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         self._check_submit()
-        return self._encode((fn, args, kwargs))
+        return self._encode(fn, args, kwargs)
 
     def _check_submit(self) -> None:
         if self._state != "open":
@@ -645,10 +668,15 @@ class ComputePool(Executor):
             )
 
     def _future(
-        self, head: bytes, buffers: payload.Buffers, node: int | None = None, kind: int = payload.CALL
+        self,
+        head: bytes,
+        buffers: payload.Buffers,
+        node: int | None = None,
+        kind: int = payload.CALL,
+        first: int | None = None,
     ) -> Future[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; its future."""
-        future: _PoolFuture[Any] = _PoolFuture(self)
+        future: _PoolFuture[Any] = _PoolFuture(self, first)
         future._task = self._futures.send(future, kind, head, buffers, node)
         return future
 
@@ -673,7 +701,12 @@ class ComputePool(Executor):
         calls = zip(*iterables, strict=False)
         chunks: Iterator[tuple[tuple[Any, ...], ...]] = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
         ahead = None if buffersize is None else max(1, buffersize // chunksize)
-        pending = collections.deque(self._submit_chunk(fn, chunk) for chunk in itertools.islice(chunks, ahead))
+        firsts = itertools.count(0, chunksize)
+
+        def submit(chunk: tuple[tuple[Any, ...], ...]) -> Future[list[T]]:
+            return self._submit_chunk(fn, chunk, next(firsts))
+
+        pending = collections.deque(map(submit, itertools.islice(chunks, ahead)))
 
         def results() -> Iterator[T]:
             try:
@@ -682,7 +715,7 @@ class ComputePool(Executor):
                     values = pending[0].result(left)
                     pending.popleft()
                     for chunk in itertools.islice(chunks, 1):
-                        pending.append(self._submit_chunk(fn, chunk))
+                        pending.append(submit(chunk))
                     yield from values
             finally:
                 for future in pending:
@@ -706,6 +739,10 @@ class ComputePool(Executor):
         pending = sum(len(lane.calls) for lane in list(self._lanes.values()))
         return Status(self.nodes(), self.slots(), pending, self.provider.cost(self._machines))
 
+    def _is_pending(self, task: int) -> bool:
+        lane = self._lanes.get(task >> SHIFT)
+        return lane is not None and task in lane.calls
+
     def _wanted_slots(self) -> int:
         """Count the slots of the ready nodes, and those that nodes on their way will probably have."""
         nodes = self.nodes()
@@ -714,9 +751,33 @@ class ComputePool(Executor):
         late = [m.concurrency or usual for m, n in zip(self._machines, nodes, strict=False) if n.state == "connecting"]
         return sum(ready) + sum(late)
 
-    def _encode(self, call: Any, functions: payload.Functions | None = None, calls: int = 1) -> payload.Encoded:
+    def _encode(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         self._check_open()
-        return self._encoder().dumps(self._modules.with_path(call), functions, calls)
+        encoder = self._encoder()
+        before = self._modules.begin()
+        try:
+            return encoder.dumps(modules.with_path((fn, args, kwargs)))
+        except Exception as error:
+            blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
+            modules.explain(error)
+            raise
+        finally:
+            modules.end(before)
+
+    def _encode_batch(
+        self, calls: Sequence[payload.Triple], shared: Shared | None = None, threads: int | None = None
+    ) -> payload.Encoded:
+        self._check_open()
+        encoder = self._encoder()
+        before = self._modules.begin()
+        try:
+            return encoder.dump_calls(calls, shared, threads)
+        except Exception as error:
+            blame.explain(error, blame.of_calls(calls), encoder)
+            modules.explain(error)
+            raise
+        finally:
+            modules.end(before)
 
     def _check_open(self) -> None:
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""
@@ -729,7 +790,7 @@ class ComputePool(Executor):
             raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")
 
     def _encoder(self) -> payload.Encoder:
-        return payload.encoder(self.worker.max_payload, self._modules)
+        return payload.encoder(self.worker.max_payload)
 
     def _open_lane(self, desert: Desert) -> Lane:
         """Give a lane of its own to what must not hold up, or be held up by, what else is submitted."""

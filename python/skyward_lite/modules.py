@@ -28,9 +28,9 @@ import threading
 import time
 import types
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple
 
-from cloudpickle.cloudpickle import _class_setstate, _function_setstate, _should_pickle_by_reference
+from cloudpickle.cloudpickle import _function_setstate, _should_pickle_by_reference
 
 from .nesting import being_imported
 
@@ -52,13 +52,16 @@ Stamp = tuple[int, int]
 _spec_of: Final = operator.attrgetter("__spec__")
 
 
-class Pickler(Protocol):
-    """What `by_value` needs of a pickler."""
+class _Pickling(threading.local):
+    """What the calling thread pickles for."""
 
-    modules: Modules | None
-    """Those of the pool for which it pickles; None in a worker."""
-    sent: str
-    """The module of which something was last found to travel by value in this pickle; empty if there is none."""
+    modules: Modules | None = None
+    """Those of the pool; None where results are pickled, in a worker."""
+    sent = ""
+    """The module of which something was last found to travel by value; empty if there is none."""
+
+
+_pickling = _Pickling()
 
 
 class _Known(NamedTuple):
@@ -103,6 +106,12 @@ class Modules:
         self._lock = threading.RLock()
         self._note_all()
 
+    def begin(self) -> Modules | None:
+        """Begin to decide by this for what the calling thread pickles; for `end`, what it was before."""
+        before, _pickling.modules = _pickling.modules, self
+        _pickling.sent = ""
+        return before
+
     def with_path(self, call: Any) -> Any:
         """Return the call, together with this process's import path if workers did not get that at their start."""
         if not self.shares_files or sys.path == self._given:
@@ -145,14 +154,9 @@ class Modules:
                 known = self._decide(name, module, thing)
             return known is not False and known.by_value
 
-    def explained(self, error: Exception, name: str) -> Exception:
-        """Return the error of a pickle that has something of a module by value, with the reason and the remedy."""
-        new = pickle.PicklingError(
-            f"{type(error).__name__}: {error}. What the call uses of module {name} is sent by value, with the "
-            f"globals that it refers to: {self._whys.get(name, '')}"
-        )
-        new.__cause__ = error
-        return new
+    def why(self, name: str) -> str:
+        """Return why a module travels by value, and what would let it travel by name."""
+        return self._whys.get(name, "")
 
     # ------------------------------------------------------------------------------------------------ the decision
 
@@ -286,42 +290,63 @@ class Modules:
 # ------------------------------------------------------------------------------------------------ for the pickler
 
 
-def by_value(pickler: Pickler, thing: Any) -> bool:
+def end(before: Modules | None) -> None:
+    """Decide for what the calling thread pickles as before `begin`."""
+    _pickling.modules = before
+
+
+def with_path(call: Any) -> Any:
+    """Return a call with what else its workers need to rebuild it."""
+    modules = _pickling.modules
+    return call if modules is None else modules.with_path(call)
+
+
+def by_value(thing: Any) -> bool:
     """Say whether a function or a class must travel by value although it has a name: see `Modules.by_value`."""
-    modules, name = pickler.modules, getattr(thing, "__module__", None)
+    name = getattr(thing, "__module__", None)
     if type(name) is not str:
         return False
+    modules = _pickling.modules
     if modules is None:
         # In a worker. What is in a stand-in goes home as it came.
         return name in _stand_ins
     # Most are known, and nothing else is asked of them.
-    return modules.known.get(name) is not False and _is_sent(pickler, modules, name, thing)
+    return modules.known.get(name) is not False and _is_sent(modules, name, thing)
 
 
-def _is_sent(pickler: Pickler, modules: Modules, name: str, thing: Any) -> bool:
+def _is_sent(modules: Modules, name: str, thing: Any) -> bool:
     # What is refused here needs no other reason.
-    before, pickler.sent = pickler.sent, ""
+    before, _pickling.sent = _pickling.sent, ""
     sent = modules.by_value(name, thing)
-    pickler.sent = name if sent else before
+    _pickling.sent = name if sent else before
     return sent
 
 
-def reduce_module(pickler: Pickler, module: types.ModuleType) -> Any:
+def reduce_module(module: types.ModuleType) -> Any:
     """Return how a module is pickled that must travel by value; `NotImplemented` for the others."""
-    modules, name = pickler.modules, module.__name__
+    modules, name = _pickling.modules, module.__name__
     if modules is None or sys.modules.get(name) is not module:
         return NotImplemented
-    if modules.known.get(name) is False or not _is_sent(pickler, modules, name, module):
+    if modules.known.get(name) is False or not _is_sent(modules, name, module):
         return NotImplemented
     state = {key: value for key, value in vars(module).items() if key not in _MODULE_STATE}
     # The contents come after the module itself, which they may refer to.
     return types.ModuleType, (name,), state, None, None, _fill
 
 
-def check_builtin(pickler: Pickler, function: types.BuiltinFunctionType) -> Any:
+def check_builtin(function: types.BuiltinFunctionType) -> Any:
     """Raise `PicklingError` for a function of an extension module that workers cannot import."""
-    by_value(pickler, function)
+    by_value(function)
     return NotImplemented
+
+
+def explain(error: Exception) -> None:
+    """Say in the text of an error of pickling which module's contents were sent by value, why, and the remedy."""
+    modules, name = _pickling.modules, _pickling.sent
+    if modules is None or not name or not (len(error.args) == 1 and isinstance(error.args[0], str)):
+        return
+    what = f"What the call uses of module {name} is sent by value, with the globals that it refers to"
+    error.args = (f"{error.args[0]}. {what}: {modules.why(name)}",)
 
 
 # ------------------------------------------------------------------------------------------------ at the worker
@@ -372,12 +397,6 @@ def set_function(function: types.FunctionType, state: Any) -> None:
     enter(function)
 
 
-def set_class(cls: type, state: Any) -> None:
-    """Give a class that was rebuilt its contents, and its module the class."""
-    _class_setstate(cls, state)
-    enter(cls)
-
-
 class _StandIn(types.ModuleType):
     """A module that this worker cannot import, with what tasks were sent of it."""
 
@@ -401,8 +420,8 @@ def enter(thing: Any) -> None:
 
     What tasks pickle by name, as `joblib.Memory` and `pickle` do, is found there.
     """
-    name, key = thing.__module__, thing.__qualname__
-    if name in _importable or not isinstance(name, str) or not key.isidentifier():
+    name, key = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if type(name) is not str or type(key) is not str or name in _importable or not key.isidentifier():
         return
     module = sys.modules.get(name) or _stand_in(name)
     if type(module) is _StandIn:

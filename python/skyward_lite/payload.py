@@ -6,35 +6,33 @@ the pickle, so that the far end can use the received memory in place.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import threading
 import traceback
 import types
-from collections.abc import Callable, Sequence, Sized
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any, Final, NamedTuple
 
-import cloudpickle
-from cloudpickle.cloudpickle import _dynamic_class_reduce
-
-from . import filters
+from . import _core, first_imports, modules
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
-from .modules import Modules, by_value, check_builtin, missing_module_hint, reduce_module, set_class, set_function
+from .pickler import Pickler, Shared
 
 Buffers = list[memoryview] | None
 Encoded = tuple[bytes, Buffers]
 """A pickle and what travels beside it."""
-Functions = dict[int, tuple[Callable[..., Any], Any]]
-"""Functions of one call by identity: the function, kept so that its id stays its own, and what a pickler's
-`reducer_override` gives for it; None for cloudpickle's own way."""
+Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A call: function, arguments, keyword arguments."""
 
 # Tags on the wire; frame.rs has the same.
 CALL: Final = 0
 """On a task: the pickle is `(function, args, kwargs)`."""
 BATCH: Final = 1
-"""On a task: the pickle is a list of such triples, as joblib makes them; the result is the list of their values.
+"""On a task: the pickle is a list of such triples, as joblib makes them, or a `Calls`; the result is the list of their
+values.
 
-For a call with `inner_max_num_threads` it is the pair of that number and the list.
+For a call with `inner_max_num_threads` it is the pair of that number and the calls.
 """
 RETURNED: Final = 0
 RAISED: Final = 1
@@ -55,89 +53,20 @@ MAX_BUFFERS: Final = 1000
 """Buffers beside one pickle; more stay inside it. frame.rs takes 1,024 parts in a message."""
 
 
-Reducer = Callable[["_Pickler", Any], Any]
-"""What `reducer_override` returns for an object of a type: how it is pickled, or `NotImplemented` for the usual way."""
-
-MAX_TYPES: Final = 4096
-"""Types whose reducer is remembered. More than that are classes that a program makes as it goes."""
-
-
-def _reducer(kind: type) -> Reducer | None:
-    """Return the reducer for objects of this type that cloudpickle would pickle wrongly; None for its own way.
-
-    Asked once for each type, so it may take its time; a reducer itself is called for each object.
-    """
-    if kind is types.FunctionType:
-        return _reduce_function
-    if issubclass(kind, type):
-        return _reduce_class
-    if issubclass(kind, types.ModuleType):
-        return reduce_module
-    if kind is types.BuiltinFunctionType:
-        return check_builtin
-    return None
-
-
-def _reduce_function(pickler: _Pickler, function: types.FunctionType) -> Any:
-    if not by_value(pickler, function):
-        return NotImplemented
-    return *pickler._dynamic_function_reduce(function)[:5], set_function
-
-
-def _reduce_class(pickler: _Pickler, cls: type) -> Any:
-    if not by_value(pickler, cls):
-        return NotImplemented
-    make, args, state, *_ = _dynamic_class_reduce(cls)
-    # cloudpickle leaves it out.
-    state[0]["__qualname__"] = cls.__qualname__
-    return make, args, state, None, None, set_class
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, but for functions that were pickled before in the same call, and for what it pickles wrongly."""
-
-    functions: Functions | None = None
-    modules: Modules | None = None
-    sent = ""
-    reducers: ClassVar[dict[type, Reducer | None]] = {}
-
-    def reducer_override(self, obj: Any) -> Any:
-        if self.functions is not None:
-            known = self.functions.get(id(obj))
-            if known is not None and known[1] is not None:
-                return known[1]
-        # Not isinstance, which believes what an object says of its __class__.
-        kind = type(obj)
-        try:
-            reducer = self.reducers[kind]
-        except KeyError:
-            if len(self.reducers) >= MAX_TYPES:
-                self.reducers.clear()
-            reducer = self.reducers[kind] = _reducer(kind)
-        if reducer is not None:
-            reduced = reducer(self, obj)
-            if reduced is not NotImplemented:
-                return reduced
-        if issubclass(kind, type) and issubclass(obj, Warning):
-            return filters.reduce(obj, super().reducer_override)
-        return super().reducer_override(obj)
-
-
 class Encoder:
     """A pickler that is kept: making a new one costs more than pickling a small task. Not for several threads at once.
 
-    `limit` is the largest payload in bytes; beyond it, encoding raises `PayloadTooLargeError`. `modules` says what the
-    far end can import; None in a worker, whose client has whatever can be named.
+    `limit` is the largest payload in bytes; beyond it, encoding raises `PayloadTooLargeError`. `home` says that what it
+    encodes goes to the process whose tasks this one runs.
     """
 
-    def __init__(self, limit: int, modules: Modules | None = None) -> None:
-        self._limit = limit
-        self.modules = modules
+    def __init__(self, limit: int, home: bool = False) -> None:
+        self.limit = limit
+        self.home = home
         self._file = io.BytesIO()
         self._buffers: list[memoryview] = []
         self._busy = False
-        self._pickler = _Pickler(self._file, protocol=5, buffer_callback=self._beside)
-        self._pickler.modules = modules
+        self._pickler = Pickler(self._file, home, buffer_callback=self._beside)
 
     def _beside(self, buffer: pickle.PickleBuffer) -> bool:
         if len(self._buffers) >= MAX_BUFFERS:
@@ -148,17 +77,17 @@ class Encoder:
         self._buffers.append(view)
         return False
 
-    def learn(self, function: Any, functions: Functions) -> None:
-        """Note in `functions` how later calls of `dumps` with it shall pickle `function`: by name, or as it is now.
+    def _learn(self, function: Any, shared: Shared) -> None:
+        """Note in `shared` how later calls of `dumps` with it shall pickle `function`: by name, or as it is now.
 
         A global or a closed-over variable that changes afterwards is not sent again. What has nothing to gain, as a
         bound method, is not kept, and no more functions than a call is likely to share between its tasks.
         """
-        if len(functions) >= MAX_FUNCTIONS:
+        if len(shared.functions) >= MAX_FUNCTIONS:
             return
         reduced: Any = None
         if isinstance(function, types.FunctionType):
-            head, buffers = self.dumps(function)
+            head, buffers = self.dumps(function, shared)
             if b"cloudpickle" not in head and b"skyward_lite" not in head:
                 reduced = function.__qualname__
             elif buffers is None and len(head) <= MAX_FUNCTION:
@@ -167,16 +96,30 @@ class Encoder:
             reduced = function.__qualname__
         else:
             return
-        functions[id(function)] = (function, reduced)
+        shared.functions[id(function)] = (function, reduced)
 
-    def dumps(self, value: object, functions: Functions | None = None, calls: int = 1) -> Encoded:
+    def dump_calls(self, calls: Sequence[Triple], shared: Shared | None = None, threads: int | None = None) -> Encoded:
+        """Pickle the calls of a batch so that each gets its own arguments, whatever else is in the batch.
+
+        Functions, classes and what cannot change are shared, by all batches with the same `shared`. `threads` is the
+        call's `inner_max_num_threads`.
+        """
+        if shared is not None:
+            for function, _, _ in calls:
+                if id(function) not in shared.functions:
+                    self._learn(function, shared)
+        batch: Any = calls if len(calls) == 1 or all(map(_shares_nothing, calls)) else _Separate(calls, self.home)
+        batch = batch if threads is None else (threads, batch)
+        return self.dumps(modules.with_path(batch), shared, len(calls))
+
+    def dumps(self, value: object, shared: Shared | None = None, calls: int = 1) -> Encoded:
         """Pickle `value`, of so many calls. Raises what its pickling raises, and `PayloadTooLargeError`."""
         if self._busy:
             # Something that is being pickled, or a signal handler, submits by itself.
-            return Encoder(self._limit, self.modules).dumps(value, functions, calls)
+            return Encoder(self.limit, self.home).dumps(value, shared, calls)
         self._busy = True
         file = self._file
-        self._pickler.functions = functions
+        self._pickler.shared = shared
         buffers: Buffers = None
         try:
             self._pickler.dump(value)
@@ -184,15 +127,10 @@ class Encoder:
             if self._buffers:
                 buffers = self._buffers
                 self._buffers = []
-        except Exception as error:
-            if self.modules is not None and self._pickler.sent:
-                raise self.modules.explained(error, self._pickler.sent) from error
-            raise
         finally:
-            self._pickler.sent = ""
             # Nothing of this value may be seen by the next: neither its memory nor its memo.
             self._buffers = []
-            self._pickler.functions = None
+            self._pickler.shared = None
             self._pickler.clear_memo()
             if self._pickler.globals_ref:
                 self._pickler.globals_ref = {}
@@ -200,11 +138,11 @@ class Encoder:
             file.truncate()
             self._busy = False
         total = size(head, buffers)
-        if total > self._limit:
+        if total > self.limit:
             batch = f", with {calls} calls in one batch," if calls > 1 else ""
             less = "send fewer at once (batch_size=1, or map's chunksize)" if calls > 1 else "send less per task"
             raise PayloadTooLargeError(
-                f"payload of {total:,} bytes{batch} is over the limit of {self._limit:,}: "
+                f"payload of {total:,} bytes{batch} is over the limit of {self.limit:,}: "
                 f"{less}, or raise it with Worker(max_payload={total:_})"
             )
         return head, buffers
@@ -223,23 +161,12 @@ def _function(head: bytes) -> Any:
 _local = threading.local()
 
 
-def encoder(limit: int, modules: Modules | None = None) -> Encoder:
-    """Give the calling thread's encoder for this limit, and for a far end that can import this."""
+def encoder(limit: int, home: bool = False) -> Encoder:
+    """Return the calling thread's encoder for this limit and direction."""
     kept: Encoder | None = getattr(_local, "encoder", None)
-    if kept is None or kept._limit != limit or kept.modules is not modules:
-        kept = _local.encoder = Encoder(limit, modules)
+    if kept is None or kept.limit != limit or kept.home != home:
+        kept = _local.encoder = Encoder(limit, home)
     return kept
-
-
-def travels_by_name(thing: Any) -> bool:
-    """Say whether what its module defines is named in a pickle, for the far end to import; else its code is sent."""
-    module = thing.__module__
-    registered = cloudpickle.list_registry_pickle_by_value()
-    if module == "__main__" or any(module == name or module.startswith(f"{name}.") for name in registered):
-        return False
-    kept: Encoder | None = getattr(_local, "encoder", None)
-    # One that is not busy pickles nothing: this is for another pickler.
-    return kept is None or not kept._busy or not by_value(kept._pickler, thing)
 
 
 def loads(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
@@ -247,30 +174,51 @@ def loads(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
     return pickle.loads(head) if buffers is None else pickle.loads(head, buffers=buffers)
 
 
-def dump_exception(encoder: Encoder, error: BaseException, skip: int) -> tuple[bytes, Buffers]:
+def rebuild(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
+    """Unpickle a call in a worker; once more if an import under way may be why it failed, as nothing of it has run."""
+    try:
+        return loads(head, buffers)
+    except Exception as error:
+        if not first_imports.is_half_import(error):
+            raise
+        return first_imports.alone(loads, head, buffers)
+
+
+class Place(NamedTuple):
+    """Where an exception was raised: on which node; in which call of its batch; and that call, as it is written.
+
+    `call` is empty if it could not be rebuilt. `hint` is what the exception's message does not say.
+    """
+
+    node: str
+    position: int | None
+    call: str
+    hint: str = ""
+
+
+def dump_exception(encoder: Encoder, error: BaseException, skip: int, place: Place) -> tuple[bytes, Buffers]:
     """Pickle an exception with its traceback, of which the outermost `skip` frames are ours. Never raises.
 
     An exception that does not survive the journey (joblib #270) is replaced by a `RemoteError` that names it.
     """
     text = "(its traceback cannot be shown)"
     try:
-        hint = missing_module_hint(error)
-        if hint is not None:
-            error.add_note(hint)
         trace = error.__traceback__
         for _ in range(skip):
             trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
+        if not place.hint:
+            place = place._replace(hint=modules.missing_module_hint(error) or "")
         text = _shortened("".join(traceback.format_exception(type(error), error, trace)))
         # Not by assignment, which a frozen dataclass refuses.
         BaseException.with_traceback(error, None)
-        head, buffers = encoder.dumps((error, text))
+        head, buffers = encoder.dumps((error, text, tuple(place)))
         if not isinstance(loads(head, buffers)[0], BaseException):
             raise TypeError("unpickles as something that is no exception")
     except BaseException as why:
         name = f"{type(error).__module__}.{type(error).__qualname__}"
         said = f"{name}: {_said(error)} (a {type(why).__name__} prevents sending it: {_said(why)})"
         # Text only: nothing in it can fail to be pickled, and the pool takes as much whatever the user's limit is.
-        return pickle.dumps((RemoteError(said), text), 5), None
+        return pickle.dumps((RemoteError(said), text, tuple(place)), 5), None
     return head, buffers
 
 
@@ -287,11 +235,201 @@ def _shortened(text: str) -> str:
     return f"{text[:MAX_TEXT]}\n… {len(text) - 2 * MAX_TEXT:,} characters left out …\n{text[-MAX_TEXT:]}"
 
 
-def load_exception(head: bytes | memoryview, buffers: Sequence[Any] | None) -> BaseException:
-    """Rebuild an exception; its remote traceback is its `__cause__`."""
+def load_exception(head: bytes | memoryview, buffers: Sequence[Any] | None, first: int | None) -> BaseException:
+    """Rebuild an exception; its remote traceback is its `__cause__`, and a note says where it was raised.
+
+    `first` is the place of its batch's first call among those that were submitted together, None for a call alone.
+    """
     try:
-        error, text = loads(head, buffers)
+        error, text, place = loads(head, buffers)
     except Exception as why:
         return RemoteError(f"the task raised an exception that cannot be rebuilt here: {type(why).__name__}: {why}")
     object.__setattr__(error, "__cause__", RemoteTraceback(text))
+    node, position, call, hint = place
+    task = "" if first is None or position is None else f", task {first + position}"
+    note = f"node {node}{task}: {call}"
+    if not call:
+        note = f"node {node}{task}: the call could not be rebuilt there, and nothing of it has run"
+    # An exception may refuse to have attributes.
+    with contextlib.suppress(Exception):
+        error.add_note(f"{note}. {hint}" if hint else note)
     return error  # type: ignore[no-any-return]
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+class Calls:
+    """The calls of a batch, each with arguments of its own.
+
+    A call is rebuilt when it is its turn. To be gone through once.
+    """
+
+    def __init__(
+        self, shared: list[Any], pickles: list[bytes], uses: list[list[int]], buffers: list[_core.Buffer | memoryview]
+    ) -> None:
+        self._shared = shared
+        self._pickles = pickles
+        self._uses = uses
+        """For each call the buffers that its pickle takes, by their numbers."""
+        self._buffers: list[Any] = buffers
+        self.current: Triple | None = None
+        """The call that was rebuilt last, None while the next one is."""
+
+    def __len__(self) -> int:
+        return len(self._pickles)
+
+    def __iter__(self) -> Iterator[Triple]:
+        last = {number: place for place, used in enumerate(self._uses) for number in used}
+        for place, pickled in enumerate(self._pickles):
+            self.current = None
+            # What a call has twice is one thing in it.
+            taken = {number: self._take(number, last[number] == place) for number in set(self._uses[place])}
+            own = [taken[number] for number in self._uses[place]]
+            _local.shared = self._shared
+            try:
+                self.current = rebuild(pickled, own)
+            finally:
+                _local.shared = None
+                del own, taken
+            yield self.current
+
+    def _take(self, number: int, last: bool) -> Any:
+        """Return a buffer for one call: a copy, unless no later call needs it, or none can change it."""
+        buffer = self._buffers[number]
+        if last:
+            self._buffers[number] = None
+        elif isinstance(buffer, _core.Buffer):
+            return buffer.copy()
+        return buffer
+
+
+def _shared(number: int) -> Any:
+    """Return what the calls of a batch share; for the pickle of one of them."""
+    return _local.shared[number]
+
+
+class _Large:
+    """Stands for an argument that cannot change and is too large to be sent with each call of a batch."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return _shared, (self.number,)
+
+
+class _Separate:
+    """Pickles as a `Calls`."""
+
+    def __init__(self, calls: Sequence[Triple], home: bool) -> None:
+        file = io.BytesIO()
+        self._pickler = _CallPickler(file, home, buffer_callback=self._beside)
+        self._numbers: dict[tuple[int, int, bool], int] = {}
+        self._buffers: list[memoryview] = []
+        self._used: list[int] = []
+        uses: list[list[int]] = []
+        pickles: list[bytes] = []
+        for function, args, kwargs in calls:
+            self._used = []
+            # A memo of its own: what two calls share at the client, they do not share at the worker.
+            self._pickler.clear_memo()
+            file.seek(0)
+            file.truncate()
+            self._pickler.dump(
+                (function, tuple(map(self._light, args)), {k: self._light(v) for k, v in kwargs.items()})
+            )
+            pickles.append(file.getvalue())
+            uses.append(self._used)
+        beside = [pickle.PickleBuffer(view) for view in self._buffers]
+        self._reduced = Calls, (self._pickler.items, pickles, uses, beside)
+
+    def __reduce__(self) -> Any:
+        return self._reduced
+
+    def _light(self, value: Any) -> Any:
+        if type(value) in (bytes, str) and len(value) >= OUT_OF_BAND:
+            return _Large(self._pickler.number(value))
+        return value
+
+    def _beside(self, buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND:
+            return True
+        key = _core.address(view), view.nbytes, view.readonly
+        number = self._numbers.get(key)
+        if number is None:
+            if len(self._buffers) >= MAX_BUFFERS:
+                return True
+            number = self._numbers[key] = len(self._buffers)
+            self._buffers.append(view)
+        self._used.append(number)
+        return False
+
+
+class _CallPickler(Pickler):
+    """Writes one call of a batch. Functions and classes stand in it by their numbers: all calls share them."""
+
+    def __init__(self, file: io.BytesIO, home: bool, **options: Any) -> None:
+        super().__init__(file, home, **options)
+        self.items: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._copies: dict[int, tuple[Any, Any]] = {}
+
+    def number(self, item: Any) -> int:
+        """Return the number of what is shared, which is kept so that its id stays its own."""
+        number = self._numbers.get(id(item))
+        if number is None:
+            number = self._numbers[id(item)] = len(self.items)
+            self.items.append(item)
+        return number
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if obj is not _shared and (kind is types.FunctionType or issubclass(kind, type)):
+            return _shared, (self.number(obj),)
+        if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and obj.nbytes >= OUT_OF_BAND:
+            return self._array(obj)
+        return super().reducer_override(obj)
+
+    def _array(self, array: Any) -> Any:
+        """Return how an array is pickled: beside, also a part of one that lies in pieces, of which one copy is made."""
+        if array.flags.forc or array.dtype.hasobject:
+            return super().reducer_override(array)
+        kept = self._copies.get(id(array))
+        if kept is None:
+            # The array is kept so that its id stays its own.
+            kept = self._copies[id(array)] = array, array.copy("C")
+        return kept[1].__reduce_ex__(5)
+
+
+_ATOMS: Final[set[type]] = {int, float, complex, bool, str, bytes, type(None), range, types.FunctionType, type}
+
+
+def _shares_nothing(call: Triple) -> bool:
+    """Return whether nothing in a call can change, so that it does not matter which other calls have it too."""
+    function, args, kwargs = call
+    if type(function) is not types.FunctionType and not (callable(function) and _is_atom(function)):
+        return False
+    for value in args:
+        if type(value) not in _ATOMS and not _is_atom(value):
+            return False
+    return not kwargs or all(map(_is_atom, kwargs.values()))
+
+
+def _is_atom(value: Any) -> bool:
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if kind is tuple or kind is frozenset:
+        return all(map(_is_atom, value))
+    if kind is types.BuiltinFunctionType:
+        # Not a method, such as a list's `append`.
+        return isinstance(value.__self__, types.ModuleType)
+    if kind.__module__ != "numpy":
+        return False
+    import numpy as np
+
+    if issubclass(kind, np.number | np.bool_):
+        _ATOMS.add(kind)
+    return kind in _ATOMS

@@ -13,15 +13,14 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, nesting, payload
+from . import _core, blame, first_imports, main_thread, messages, nesting, payload, script, task_warnings
 from ._stdin import take_socket
-from .batch import Function, run_batch, run_limited
+from .batch import Function, Triple, run_batch, run_limited
 from .plugins import WorkerInfo
 
 Decorator = Callable[[Function], Function]
@@ -38,9 +37,14 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     What is raised while a task runs is the task's. But a task can leave behind an alarm, or a thread that raises
     something in this one, between two others: that is nobody's, and each step here can be taken again after it.
     """
-    encoder = payload.encoder(worker.max_payload)
-    take, finish, loads = worker.take, worker.finish, payload.loads
+    encoder = payload.encoder(worker.max_payload, home=True)
+    node = worker.node
+    take, finish, rebuild = worker.take, worker.finish, payload.rebuild
     process = os.getpid()
+    several = worker.slots > 1
+    if several:
+        first_imports.enter()
+    warned = task_warnings.enter() if several else task_warnings.Scope()
     taken: list[Any] = []
     """The task that was taken and not yet unpickled."""
     begun: Any = None
@@ -49,8 +53,11 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     """How it ended."""
     stray: BaseException | None = None
     strays = 0
-    call: Any
-    value: Any
+    call: Any = None
+    value: Any = None
+    values: list[Any] = []
+    """Of a batch, the values of the calls that have returned."""
+    returned = False
     try:
         while True:
             try:
@@ -67,16 +74,21 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                         start = perf_counter_ns()
                         try:
                             begun = task, attempt
-                            call = loads(head, buffers)
+                            call = rebuild(head, buffers)
                             # What is running must not keep the memory that it was read from.
                             taken.clear()
                             del head, buffers
                             start = perf_counter_ns()
                             if kind == payload.BATCH:
                                 threads, call = call if isinstance(call, tuple) else (None, call)
-                                if decorate is not None:
-                                    call = [(decorate(function), args, kwargs) for function, args, kwargs in call]
-                                value = run_batch(call) if threads is None else run_limited(threads, call)
+                                run = call if decorate is None else decorated(call, decorate)
+                                if several:
+                                    run = warned.each(run)
+                                if threads is None:
+                                    run_batch(run, values)
+                                else:
+                                    run_limited(threads, run, values)
+                                value = values
                             else:
                                 function, args, kwargs = call
                                 if decorate is not None:
@@ -84,18 +96,25 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 value = function(*args, **kwargs)
                                 del function, args, kwargs
                             nanos = perf_counter_ns() - start
-                            calls = len(value) if kind == payload.BATCH else 1
+                            returned = True
+                            calls = len(values) if kind == payload.BATCH else 1
                             answer = payload.RETURNED, nanos, *encoder.dumps(value, None, calls)
                         except BaseException as error:
                             # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures.
                             if os.getpid() != process:
                                 end_child(error)
                             nanos = perf_counter_ns() - start
+                            main_thread.explain(error)
                             skip = 2 if kind == payload.BATCH else 1
-                            answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip)
+                            if returned and isinstance(error, Exception):
+                                place = blame.place_of_result(error, node, kind, call, value, encoder)
+                            else:
+                                place = blame.place(node, kind, call, len(values))
+                            answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip, place)
                     elif answer is None and stray is not None:
                         # It came before the task's own exception was pickled.
-                        answer = payload.RAISED, 0, *payload.dump_exception(encoder, stray, 1)
+                        place = blame.place(node, kind, call, max(0, len(values) - 1))
+                        answer = payload.RAISED, 0, *payload.dump_exception(encoder, stray, 1, place)
                     if os.getpid() != process:
                         # A child that the task forked has come this far. The answer is its parent's to give.
                         end_child(None)
@@ -103,8 +122,11 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                     finish(*begun, *answer)
                     # While this thread waits for its next task it must not keep the last one's memory.
                     taken.clear()
-                    call = value = function = args = kwargs = head = buffers = None
+                    call = value = run = function = args = kwargs = head = buffers = None
                     answer = begun = stray = None
+                    values = []
+                    returned = False
+                    warned.view = None
                     strays = 0
             except BaseException as error:
                 # No call in here: the next one would be raised there.
@@ -136,6 +158,12 @@ def flush() -> None:
         # A task may have closed them, or put anything in their place.
         with contextlib.suppress(Exception):
             stream.flush()
+
+
+def decorated(calls: Iterable[Triple], decorate: Decorator) -> Iterator[Triple]:
+    """Return the calls of a batch with their functions decorated, each when it is its turn."""
+    for function, args, kwargs in calls:
+        yield decorate(function), args, kwargs
 
 
 def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> Decorator | None:
@@ -175,7 +203,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda number, frame: None)
     # The end of standard error is part of the error that names the death of this process.
     faulthandler.enable(all_threads=False)
+    script.install()
     worker = _core.Worker(fd)
+    messages.be_worker(worker)
     if worker.sys_path:
         sys.path[:] = worker.sys_path
     sys.argv[:] = nesting.take_arguments()
@@ -190,11 +220,17 @@ def main() -> None:
         for around, _ in hooks:
             if around is not None:
                 stack.enter_context(around(info))
-        for slot in range(1, worker.slots):
-            args = (worker, slot, decorator(worker, slot, decorators))
-            threading.Thread(target=take_tasks, args=args, name=f"skyward-{slot}", daemon=True).start()
-        worker.ready()
-        take_tasks(worker, 0, decorator(worker, 0, decorators))
+        loops = [
+            functools.partial(take_tasks, worker, slot, decorator(worker, slot, decorators))
+            for slot in range(worker.slots)
+        ]
+        if worker.slots > 1:
+            task_warnings.install()
+            first_imports.install()
+            main_thread.run_slots(worker, loops)
+        else:
+            worker.ready()
+            loops[0]()
     flush()
     # Whatever threads the tasks have started are not waited for.
     os._exit(0)

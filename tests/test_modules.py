@@ -178,6 +178,28 @@ def test_a_module_that_workers_can_import_later(pool, write, monkeypatch, tmp_pa
     assert pool.submit(imports).result(20) == str(path)
 
 
+def test_a_module_of_a_path_hook_of_this_process(pool, monkeypatch, write):
+    """An entry of sys.path that means something here only."""
+
+    class Loader(importlib.abc.InspectLoader):
+        def get_source(self, name):
+            return textwrap.dedent(SOURCE)
+
+    class Finder:
+        def __init__(self, entry):
+            if entry != "store://code":
+                raise ImportError(entry)
+
+        def find_spec(self, name, target=None):
+            return importlib.util.spec_from_loader(name, Loader(), origin="x") if name == "from_store" else None
+
+    monkeypatch.setattr(sys, "path_hooks", [Finder, *sys.path_hooks])
+    monkeypatch.syspath_prepend("store://code")
+    check(importlib.import_module("from_store"))
+    monkeypatch.delitem(sys.modules, "from_store")
+    sys.path_importer_cache.pop("store://code", None)
+
+
 def test_a_module_itself_in_a_task(pool, write):
     """A function's global that is a module of which workers know nothing; and the module refers to itself."""
     module = load(

@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import types
+import zipimport
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -43,6 +44,14 @@ _OURS: Final = ("skyward_lite", "cloudpickle")
 """Packages that every worker has."""
 _MODULE_STATE: Final = frozenset(("__builtins__", "__spec__", "__loader__", "__cached__"))
 """What a module that is rebuilt from its contents does not take over."""
+_LOADERS: Final = (
+    importlib.machinery.SourceFileLoader,
+    importlib.machinery.SourcelessFileLoader,
+    importlib.machinery.ExtensionFileLoader,
+    importlib.machinery.NamespaceLoader,
+    zipimport.zipimporter,
+)
+"""Loaders that workers have as well. What else loads from a directory of `sys.path` is by a hook of this process."""
 _EXTENSIONS: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 _NOT_FOUND: Final = re.compile(r"Can't get attribute '.*' on <module '(.+?)'")
 """What pickle says if a module lacks a name."""
@@ -221,11 +230,16 @@ class Modules:
             path = getattr(package, "__path__", None) or found.submodule_search_locations
             if path is None:
                 return None
-        # Finders that editable installs put there when Python starts are in the workers too.
+        spec: importlib.machinery.ModuleSpec | None
+        with contextlib.suppress(Exception):
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            if spec is not None and (spec.loader is None or type(spec.loader) in _LOADERS):
+                return spec
+        # The importers of editable installs, which Python has from its start in the workers too.
         finders: list[Any] = [finder for finder in sys.meta_path if "editable" in _home_of(finder)]
-        for finder in (importlib.machinery.PathFinder, *finders):
+        for finder in finders:
             with contextlib.suppress(Exception):
-                spec: importlib.machinery.ModuleSpec | None = finder.find_spec(name, path)
+                spec = finder.find_spec(name, path)
                 if spec is not None:
                     return spec
         return None

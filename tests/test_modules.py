@@ -144,18 +144,18 @@ def test_tasks_may_pickle_by_name(pool, write):
     for name in ("pickled_in_tasks", "made_package.inner"):
         module = load(name, write(f"there/{name}"))
 
-        def again(cut, name=name):
-            import pickle
-            import sys
-
+        def again(cut):
             copy = pickle.loads(pickle.dumps(cut))
-            with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nothing' in this worker"):
-                sys.modules[name].nothing  # noqa: B018
             return type(copy) is type(cut), copy
 
         same, cut = pool.submit(again, module.Cut(3)).result(20)
         assert same
         assert type(cut) is module.Cut
+        with pytest.raises(
+            AttributeError, match=f"module '{name}' has no attribute 'nothing' in this worker"
+        ) as caught:
+            pool.submit(lambda cut: sys.modules[type(cut).__module__].nothing, module.Cut(3)).result(20)
+        assert f"this node has no module {name}. Image(pip=[...])" in "".join(caught.value.__notes__)
 
 
 def test_a_module_that_workers_can_import_later(pool, write, monkeypatch, tmp_path):

@@ -470,6 +470,9 @@ def missing_module_hint(error: BaseException) -> str | None:
             what = f"this node's {top} has no module {error.name}: it may be another version, or another module"
         else:
             what = f"this node has no module {top}"
+    elif isinstance(error, AttributeError) and type(error.obj) is _StandIn:
+        top = error.obj.__name__.partition(".")[0]
+        what = f"this node has no module {error.obj.__name__}"
     elif isinstance(error, AttributeError) and (match := _NOT_FOUND.match(str(error))):
         top = match[1].partition(".")[0]
         what = f"this node's module {match[1]} lacks what the client's has: it is another version, or another module"

@@ -185,6 +185,29 @@ def test_a_returned_estimators_monitor_has_what_was_logged_before(pool):
     assert len(back._skl_callbacks[0].get_logs("all")) == 2
 
 
+def test_a_monitor_that_was_made_in_a_task_logs_here_what_is_fitted_here(pool):
+    """It comes back with its log and with a listener of this process, although its worker's still listens."""
+
+    def make(x, y):
+        from sklearn.callback import ScoringMonitor
+        from sklearn.linear_model import LogisticRegression
+
+        monitor = ScoringMonitor(scoring="accuracy")
+        return LogisticRegression(max_iter=10).set_callbacks(monitor).fit(x, y)
+
+    def logged(estimator):
+        return [log.data for log in estimator._skl_callbacks[0].get_logs("all")]
+
+    with threadpool_limits(1):
+        back = pool.submit(make, X, Y).result(30)
+        alone = make(X, Y)
+        assert logged(back) == logged(alone)
+        assert logged(back.fit(X, Y)) == logged(alone.fit(X, Y))
+        (again,) = pool.map(lambda estimator: estimator.fit(X, Y), [back])
+        assert len(logged(back)) == 3
+        assert len(logged(again)) == 2
+
+
 def test_whoever_imported_the_transport_uses_it(pool):
     """A library's own callback sends by functions that it has imported by name, before or after us."""
     told: list[Any] = []

@@ -18,8 +18,11 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from skyward_lite import payload
+from skyward_lite.route import Route
 
 T = TypeVar("T")
+
+TO_WORKERS = Route(shares_files=False, to_client=False)
 
 
 @pytest.fixture(scope="module", params=["thread", "process"])
@@ -39,7 +42,8 @@ pytestmark = pytest.mark.usefixtures("shared_pool")
 
 def there_and_back(value):
     """Pickle and rebuild as at a worker and back."""
-    encoder, home = payload.Encoder(1 << 30), payload.Encoder(1 << 30, home=True)
+    encoder = payload.Encoder(1 << 30, TO_WORKERS)
+    home = payload.Encoder(1 << 30)
     return payload.loads(*home.dumps(payload.loads(*encoder.dumps(value))))
 
 
@@ -286,7 +290,7 @@ def test_definitions_are_the_same_bytes_each_time():
             return [Other for _ in self.names if x in {1, 2, 3}]
 
     def digest():
-        encoder = payload.Encoder(1 << 30)
+        encoder = payload.Encoder(1 << 30, TO_WORKERS)
         return encoder.dumps(Model())[0]
 
     first = digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import textwrap
 import warnings
 
@@ -142,8 +143,34 @@ def test_a_module_may_wait_for_threads_that_import(modules):
         assert pool.submit(found).result(20) == [7]
 
 
+SLOW = "from gate import began, reached\nbegan.set()\nassert reached.wait(20)\nVALUE = 8"
+
+
 def import_slowly():
-    import slow  # noqa: F401
+    import slow
+
+    return slow.VALUE
+
+
+def import_meanwhile():
+    from gate import began, reached
+
+    assert began.wait(20)
+    assert "slow" in sys.modules
+    reached.set()
+    import slow
+
+    return slow.VALUE
+
+
+def test_a_module_that_another_thread_imports_is_waited_for(modules):
+    """It is in `sys.modules` before its body has run."""
+    modules({"gate": WHOLE["gate"], "slow": SLOW})
+    with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+        # This module, and the gate.
+        pool.submit(import_gate).result(20)
+        futures = [pool.submit(import_slowly), pool.submit(import_meanwhile)]
+        assert [future.result(20) for future in futures] == [8, 8]
 
 
 def fork_meanwhile():
@@ -163,14 +190,13 @@ def fork_meanwhile():
 
 def test_a_forked_child_imports_while_its_parent_does(modules):
     """The thread that holds the lock is not in the child."""
-    slow = "from gate import began, reached\nbegan.set()\nassert reached.wait(20)"
-    modules({"gate": WHOLE["gate"], "slow": slow, "waited": "VALUE = 7"})
+    modules({"gate": WHOLE["gate"], "slow": SLOW, "waited": "VALUE = 7"})
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
         # This module, and the gate.
         pool.submit(import_gate).result(20)
         slowly = pool.submit(import_slowly)
         assert pool.submit(fork_meanwhile).result(20) == 7
-        assert slowly.result(20) is None
+        assert slowly.result(20) == 8
 
 
 def import_gate():
@@ -203,6 +229,22 @@ def test_a_call_is_rebuilt_once_more_after_a_half_import(tmp_path, executor):
         wrong = Rebuilt(str(tmp_path / "wrong"), "no licence")
         with pytest.raises(ImportError, match="no licence"):
             pool.submit(lambda function: function(-1), wrong).result(20)
+
+
+def rebuild_never():
+    raise ImportError("cannot import name 'x' from 'y'")
+
+
+class Never:
+    def __reduce__(self):
+        return rebuild_never, ()
+
+
+def test_a_call_that_cannot_be_rebuilt_has_one_error(shared_pool):
+    """Its text does not show the first attempt as well."""
+    with pytest.raises(ImportError, match="cannot import name 'x'") as caught:
+        shared_pool.submit(abs, Never()).result(20)
+    assert str(caught.value.__cause__).count("Traceback") == 1
 
 
 def test_warnings_of_an_import_are_about_its_importer(modules):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import warnings
@@ -144,6 +145,39 @@ def test_an_error_is_not_lost_beside_default(threads):
     pair = threads.submit(shows), threads.submit(raises)
     assert pair[1].result(20) is None
     assert pair[0].result(20) == 1
+
+
+def test_no_moment_loses_an_error():
+    """Python switches threads as often as it can, while two tasks show the warning that a third one raises."""
+
+    def busy():
+        sys.setswitchinterval(1e-6)
+        over = time.__dict__.setdefault("_skyward_over", threading.Event())
+        with warnings.catch_warnings(record=True) as log:
+            warnings.simplefilter("default")
+            meet("busy", 3)
+            grumble()
+            while not over.is_set():
+                grumble()
+        return len(log)
+
+    def strict():
+        over = time.__dict__.setdefault("_skyward_over", threading.Event())
+        raised = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            meet("busy", 3)
+            for _ in range(3_000):
+                try:
+                    grumble()
+                except UserWarning:
+                    raised += 1
+        over.set()
+        return raised
+
+    with sky.pool(worker=sky.Worker(concurrency=3), plugins=[]) as pool:
+        futures = [pool.submit(busy), pool.submit(busy), pool.submit(strict)]
+        assert [future.result(40) for future in futures] == [1, 1, 3_000]
 
 
 def test_a_warning_that_c_code_gives():

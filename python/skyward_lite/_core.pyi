@@ -116,6 +116,8 @@ class Worker:
     slots: int
     processes: bool
     sys_path: list[str]
+    shares_files: bool
+    """Whether this node sees the client's files and processes under the same names."""
     preload: list[str]
     setup: str
     """Pickled hooks, in base64; empty for none."""

@@ -15,16 +15,16 @@ import pickle
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from joblib import parallel_config, register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
-from . import payload
+from . import batches, payload
 from .batch import NAME
 from .compute_pool import ComputePool, outcome
-from .errors import PoolClosedError, SkywardError
+from .errors import PayloadTooLargeError, PoolClosedError, SkywardError
 from .lane import Lane
 from .pickler import Shared
 
@@ -150,6 +150,12 @@ class _Call:
             self.running.add(batch)
             return True
 
+    def replace(self, batch: _Batch, part: _Batch) -> None:
+        """Count a part as running in the place of its batch, which was not sent."""
+        with self.lock:
+            self.running.discard(batch)
+            self.running.add(part)
+
     def end(self, batch: _Batch) -> _Batch | None:
         """Count a batch as ended, and the held one that may run in its place as running."""
         with self.lock:
@@ -165,8 +171,8 @@ class _Batch:
     """One batch of a `Parallel` call: joblib's job, and the pool's call."""
 
     __slots__ = (
-        *("backend", "buffers", "call", "callback", "error", "first"),
-        *("func", "head", "nanos", "size", "tag", "task"),
+        *("backend", "buffers", "call", "callback", "error", "first", "func", "head", "items", "nanos", "parts"),
+        *("size", "tag", "task", "values", "whole"),
     )
 
     def __init__(self, backend: SkywardBackend, func: Any, callback: Callable[[_Batch], object] | None) -> None:
@@ -184,6 +190,20 @@ class _Batch:
         self.head: Any = None
         self.buffers: Any = None
         self.error: BaseException | None = None
+        self.items: Any = None
+        """The calls of an automatic batch that has several, until it has ended: they may be sent again."""
+        self.whole = self
+        """The batch that joblib made, of which this may be a part."""
+        self.parts: batches.Parts | None = None
+        """The whole batch's, once it travels in parts."""
+        self.values: list[Any] | None = None
+        """The values of a whole batch that travelled in parts."""
+
+    def part(self, first: int, items: Any) -> _Batch:
+        """Return a part of this batch, or of this part, as a task of its own."""
+        part = _Batch(self.backend, None, None)
+        part.call, part.whole, part.first, part.items = self.call, self.whole, self.first + first, items
+        return part
 
     def settle(self, tag: int, nanos: int, head: Any, buffers: Any) -> None:
         self.tag, self.nanos, self.head, self.buffers = tag, nanos, head, buffers
@@ -198,9 +218,12 @@ class _Batch:
             )
         if self.error is not None:
             raise self.error
+        if self.values is not None:
+            values, self.values = self.values, None
+            return values
         head, buffers = self.head, self.buffers
         self.head = self.buffers = None
-        return outcome(self.tag, head, buffers, self.first)
+        return outcome(payload.RETURNED if self.tag == payload.PARTIAL else self.tag, head, buffers, self.first)
 
 
 class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -320,15 +343,24 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         func, batch.func = batch.func, None
         try:
             # The worker has its own nested backend: of joblib's batch only the calls travel.
-            items = getattr(func, "items", None)
+            items = getattr(func, "items", batch.items)
             if items is None:
                 kind = payload.CALL
                 head, buffers = pool._encode(func, (), {})
             else:
                 kind = payload.BATCH
-                head, buffers = pool._encode_batch(items, batch.call.shared, self.inner_max_num_threads)
+                limit = None
+                if len(items) > 1 and self.parallel.batch_size == "auto":
+                    batch.items = items
+                    limit = int(batches.PATIENCE * self.MAX_IDEAL_BATCH_DURATION * 1e9)
+                head, buffers = pool._encode_batch(items, batch.call.shared, self.inner_max_num_threads, limit)
             batch.size = payload.size(head, buffers)
         except BaseException as error:
+            if isinstance(error, PayloadTooLargeError) and batch.items is not None and len(batch.items) > 1:
+                # The next batches are to be smaller.
+                self._heaviest = max(self._heaviest, pool.worker.max_payload / len(batch.items))
+                self._send_parts(batch, batches.halves(batch.items))
+                return
             # joblib hangs if this is raised on the lane's thread, so it takes the way of a result.
             batch.error = _unsendable(error)
             lane.end(batch)
@@ -343,8 +375,58 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         following = batch.call.end(batch)
         if following is not None:
             self._send(following)
+        if batch.whole.parts is not None or batch.tag == payload.PARTIAL:
+            if not self._joined(batch):
+                return
+            batch = batch.whole
+        batch.items = None
         self._last = batch
         batch.call.tell(batch)
+
+    def _send_parts(self, batch: _Batch, parts: Iterable[tuple[int, Any]]) -> None:
+        """Send the calls of a batch that does not run itself, in parts: each counts as a batch for `n_jobs`."""
+        whole = batch.whole
+        if whole.parts is None:
+            whole.parts = batches.Parts(len(whole.items))
+        made = [batch.part(*part) for part in parts]
+        batch.items = None
+        call, first = batch.call, made[0]
+        call.replace(batch, first)
+        self._send(first)
+        for part in made[1:]:
+            if call.begin(part):
+                self._send(part)
+
+    def _joined(self, part: _Batch) -> bool:
+        """Take the end of a part; true if that is the end of its batch. The calls that it gave back are sent again."""
+        whole, items = part.whole, part.items
+        if whole.parts is None:
+            whole.parts = batches.Parts(len(items))
+        if whole.parts.over:
+            return False
+        try:
+            values = part.result()
+        except BaseException as error:
+            whole.parts.over = True
+            whole.error = error
+            return True
+        if part is not whole:
+            whole.nanos += part.nanos
+            whole.size += part.size
+        whole.parts.add(part.first, values)
+        if whole.parts.over:
+            whole.values = whole.parts.whole()
+        elif len(values) < len(items):
+            # The next batches are made for tasks that take as long.
+            self.reset_batch_stats()
+            slots = part.call.cap or self.pool._wanted_slots()
+            seconds, ideal = part.nanos / 1e9, self.MIN_IDEAL_BATCH_DURATION
+            for first, rest in batches.pieces(items, len(values), seconds, ideal, slots):
+                following = part.part(first, rest)
+                if part.call.begin(following):
+                    self._send(following)
+        part.items = None
+        return whole.parts.over
 
     def retrieve_result_callback(self, out: _Batch) -> Any:
         """Give the batch's list of values, or raise."""

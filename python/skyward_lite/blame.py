@@ -100,7 +100,7 @@ class _Search:
     """Finds what cannot be pickled by trying the parts of what cannot."""
 
     def __init__(self, encoder: payload.Encoder) -> None:
-        self._limit, self._home = encoder.limit, encoder.home
+        self._limit, self._route = encoder.limit, encoder.route
         self._until = time.monotonic() + MAX_SECONDS
         self._trials = 0
         self._seen: set[int] = set()
@@ -127,7 +127,7 @@ class _Search:
         self._seen.add(id(value))
         self._trials += 1
         try:
-            payload.Encoder(self._limit, self._home).dumps(value)
+            payload.Encoder(self._limit, self._route).dumps(value)
         except PayloadTooLargeError:
             return False
         except Exception:

@@ -51,6 +51,7 @@ from .pickler import Shared
 from .plugins import Plugin
 from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
+from .route import Route
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,7 +80,8 @@ class Worker:
 
     `concurrency`: tasks at once on a node; None means one per core of the node.
     `executor`: "thread" for one process of so many threads, "process" for so many processes, each of which runs its
-    tasks on its main thread.
+    tasks on its main thread. A process of several threads runs no task on its main thread, so signal handlers cannot
+    be set there; what its tasks share, and what they do not, is in the README.
     `retries`: how often a task may be tried again after its node was lost.
     `task_timeout`: seconds that one call may run before its node ends it, with its process, and it fails with
     `TaskTimeoutError`; None for no limit. Looked at five times a second. Other tasks of that process run on for up to
@@ -251,6 +253,7 @@ class ComputePool(Executor):
         self._start_timeout = start_timeout
         self._strict_env = strict_env
         self._run = uuid.uuid4().hex
+        self._hash_seed = _hash_seed(self._run)
         self._core = _core.Pool(self.worker.retries + 1, self.worker.max_payload)
         self._lanes: dict[int, Lane] = {}
         self._lane_numbers = itertools.count()
@@ -261,6 +264,7 @@ class ComputePool(Executor):
         self._idle = threading.Condition()
         self._state: Literal["new", "open", "closing", "closed"] = "new"
         self._machines: list[Machine] = []
+        self._route = Route(shares_files=False, to_client=False)
         self._starters: list[threading.Thread] = []
         self._entered: threading.Thread | None = None
         self._leaving: set[threading.Thread] = set()
@@ -339,6 +343,8 @@ class ComputePool(Executor):
         machines: list[Machine] = []
         try:
             self.provider.start(wanted, machines)
+            # A pool's machines are of one kind, and so are those that take their place.
+            self._route = Route(all(machine.shares_files for machine in machines), to_client=False)
             self._join(machines, hello)
         except BaseException:
             # Whatever was started is to be ended, counted in or not.
@@ -368,7 +374,8 @@ class ComputePool(Executor):
             "worker": {
                 "concurrency": machine.concurrency or self.worker.concurrency,
                 "processes": self.worker.executor == "process",
-                "env": {**image.env, **nesting.worker_environment()},
+                "env": {"PYTHONHASHSEED": self._hash_seed, **image.env, **nesting.worker_environment()},
+                "shares_files": machine.shares_files,
                 "sys_path": list(self._modules.path) if machine.shares_files else [],
                 "preload": preload,
                 "max_payload": self.worker.max_payload,
@@ -765,13 +772,17 @@ class ComputePool(Executor):
             modules.end(before)
 
     def _encode_batch(
-        self, calls: Sequence[payload.Triple], shared: Shared | None = None, threads: int | None = None
+        self,
+        calls: Sequence[payload.Triple],
+        shared: Shared | None = None,
+        threads: int | None = None,
+        nanos: int | None = None,
     ) -> payload.Encoded:
         self._check_open()
         encoder = self._encoder()
         before = self._modules.begin()
         try:
-            return encoder.dump_calls(calls, shared, threads)
+            return encoder.dump_calls(calls, shared, threads, nanos)
         except Exception as error:
             blame.explain(error, blame.of_calls(calls), encoder)
             modules.explain(error)
@@ -790,7 +801,7 @@ class ComputePool(Executor):
             raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")
 
     def _encoder(self) -> payload.Encoder:
-        return payload.encoder(self.worker.max_payload)
+        return payload.encoder(self.worker.max_payload, self._route)
 
     def _open_lane(self, desert: Desert) -> Lane:
         """Give a lane of its own to what must not hold up, or be held up by, what else is submitted."""
@@ -810,6 +821,16 @@ class ComputePool(Executor):
                 with contextlib.suppress(Exception):
                     out.write("".join(f"[{node}] {line}\n" for line in lines))
                     out.flush()
+
+
+def _hash_seed(run: str) -> str:
+    """Return what all workers of a pool have as PYTHONHASHSEED, so that the order of a set is the same in all of them.
+
+    It is this process's own, if it was started with one.
+    """
+    own = os.environ.get("PYTHONHASHSEED", "")
+    # 0 would mean no randomization at all; the interpreter takes numbers below 2 ** 32.
+    return own if own.isdecimal() else str(int(run[:8], 16) or 1)
 
 
 def _imported(modules: Iterable[str]) -> dict[str, str]:

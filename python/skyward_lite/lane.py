@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from . import payload
+from . import managers, payload
 from .errors import PoolClosedError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Lane:
     def send(self, call: Call, kind: int, head: bytes, buffers: payload.Buffers, node: int | None = None) -> int:
         """Append a task to the queue, for any node or for the one of that number in `nodes()`; the task's number."""
         task = next(self._tasks)
-        self.calls[task] = call
+        self.calls[task] = managers.Keeping(call) if managers.unclaimed else call
         self._accepted(task, self._pool._core.submit(task, kind, head, buffers, node))
         return task
 

@@ -6,7 +6,9 @@ Python runs signal handlers there, and there alone lets handlers be set.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 
 from . import _core
@@ -29,8 +31,14 @@ def run_slots(worker: _core.Worker, loops: Sequence[Callable[[], None]]) -> None
         finally:
             over.set()
 
-    for slot, loop in enumerate(loops):
-        threading.Thread(target=run, args=(loop,), name=f"skyward-{slot}", daemon=True).start()
+    try:
+        for slot, loop in enumerate(loops):
+            # No daemons: threads that tasks start would be daemons too, which they are not at home.
+            threading.Thread(target=run, args=(loop,), name=f"skyward-{slot}", daemon=False).start()
+    except RuntimeError:
+        # There are too many threads on this node. The interpreter would wait for the slots' threads.
+        traceback.print_exc()
+        os._exit(1)
     worker.ready()
     while True:
         try:

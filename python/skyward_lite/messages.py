@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import _core, payload
 from .errors import MessageError, PayloadTooLargeError
+from .route import Route
 
 if TYPE_CHECKING:
     from .compute_pool import ComputePool
@@ -32,8 +33,11 @@ Listener = Callable[[Any], object]
 
 LIMIT: Final = 16 * 1024 * 1024
 """Largest pickled message, in bytes. The client holds one of each sender at once, beyond the credit for results."""
-LEAST_WAIT_MS: Final = 60_000
-"""How long `send` waits for its answer at least; longer if the pool's `lease` is longer."""
+LEAST_WAIT_MS: Final = 600_000
+"""How long `send` waits for its answer at least; longer if the pool's `lease` is longer.
+
+The client may be busy for minutes with something that holds its GIL, and no message should be lost of that.
+"""
 WAIT_MS: Final = 1_000
 """Bound on one wait for messages; closing the pool wakes the waiting thread at once."""
 MAX_ERROR: Final = 16 * 1024
@@ -80,7 +84,7 @@ def send(address: str, message: object) -> None:
     """Give a message, at most 16 MiB as a pickle, to the listener for this address, and wait until it was taken.
 
     In a process that has such a listener itself this calls it. In a worker process the message goes to the client.
-    Raises `MessageError` if there is no listener, if it raised, or if no answer came within a minute, or within
+    Raises `MessageError` if there is no listener, if it raised, or if no answer came within ten minutes, or within
     `pool(lease=)` if that is longer (the message may have been taken then); `PayloadTooLargeError`; and what pickling
     the message raises.
     """
@@ -101,7 +105,9 @@ def send_home(address: str, message: object) -> None:
     if task != _sent.task:
         _sent.task, _sent.count = task, 0
     _sent.count += 1
-    head, buffers = payload.encoder(worker.max_payload, home=True).dumps((address, task, _sent.count, message))
+    head, buffers = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True)).dumps(
+        (address, task, _sent.count, message)
+    )
     size = payload.size(head, buffers)
     if size > LIMIT:
         raise PayloadTooLargeError(

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from . import _core, first_imports, modules
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
 from .pickler import Pickler, Shared
+from .route import BY_VALUE, Route
 
 Buffers = list[memoryview] | None
 Encoded = tuple[bytes, Buffers]
@@ -32,7 +33,8 @@ BATCH: Final = 1
 """On a task: the pickle is a list of such triples, as joblib makes them, or a `Calls`; the result is the list of their
 values.
 
-For a call with `inner_max_num_threads` it is the pair of that number and the calls.
+Or it is a triple: `inner_max_num_threads`, or None; the nanoseconds after which the worker gives back what it has not
+begun, or None; and the calls.
 """
 RETURNED: Final = 0
 RAISED: Final = 1
@@ -40,6 +42,7 @@ CRASHED: Final = 2
 CANCELLED: Final = 3
 NODE_LOST: Final = 4
 TIMED_OUT: Final = 5
+PARTIAL: Final = 6
 
 OUT_OF_BAND: Final = 16 * 1024
 """Bytes from which on a buffer travels beside the pickle. Below, one copy is cheaper than one more allocation."""
@@ -56,17 +59,17 @@ MAX_BUFFERS: Final = 1000
 class Encoder:
     """A pickler that is kept: making a new one costs more than pickling a small task. Not for several threads at once.
 
-    `limit` is the largest payload in bytes; beyond it, encoding raises `PayloadTooLargeError`. `home` says that what it
-    encodes goes to the process whose tasks this one runs.
+    `limit` is the largest payload in bytes; beyond it, encoding raises `PayloadTooLargeError`. `route` is the way that
+    the payloads go.
     """
 
-    def __init__(self, limit: int, home: bool = False) -> None:
+    def __init__(self, limit: int, route: Route = BY_VALUE) -> None:
         self.limit = limit
-        self.home = home
+        self.route = route
         self._file = io.BytesIO()
         self._buffers: list[memoryview] = []
         self._busy = False
-        self._pickler = Pickler(self._file, home, buffer_callback=self._beside)
+        self._pickler = Pickler(self._file, route, buffer_callback=self._beside)
 
     def _beside(self, buffer: pickle.PickleBuffer) -> bool:
         if len(self._buffers) >= MAX_BUFFERS:
@@ -98,25 +101,31 @@ class Encoder:
             return
         shared.functions[id(function)] = (function, reduced)
 
-    def dump_calls(self, calls: Sequence[Triple], shared: Shared | None = None, threads: int | None = None) -> Encoded:
+    def dump_calls(
+        self,
+        calls: Sequence[Triple],
+        shared: Shared | None = None,
+        threads: int | None = None,
+        nanos: int | None = None,
+    ) -> Encoded:
         """Pickle the calls of a batch so that each gets its own arguments, whatever else is in the batch.
 
-        Functions, classes and what cannot change are shared, by all batches with the same `shared`. `threads` is the
-        call's `inner_max_num_threads`.
+        Functions, classes and what cannot change are shared, by all batches with the same `shared`. For `threads` and
+        `nanos` see `BATCH`.
         """
         if shared is not None:
             for function, _, _ in calls:
                 if id(function) not in shared.functions:
                     self._learn(function, shared)
-        batch: Any = calls if len(calls) == 1 or all(map(_shares_nothing, calls)) else _Separate(calls, self.home)
-        batch = batch if threads is None else (threads, batch)
+        batch: Any = calls if len(calls) == 1 or all(map(_shares_nothing, calls)) else _Separate(calls, self.route)
+        batch = batch if threads is nanos is None else (threads, nanos, batch)
         return self.dumps(modules.with_path(batch), shared, len(calls))
 
     def dumps(self, value: object, shared: Shared | None = None, calls: int = 1) -> Encoded:
         """Pickle `value`, of so many calls. Raises what its pickling raises, and `PayloadTooLargeError`."""
         if self._busy:
             # Something that is being pickled, or a signal handler, submits by itself.
-            return Encoder(self.limit, self.home).dumps(value, shared, calls)
+            return Encoder(self.limit, self.route).dumps(value, shared, calls)
         self._busy = True
         file = self._file
         self._pickler.shared = shared
@@ -161,11 +170,11 @@ def _function(head: bytes) -> Any:
 _local = threading.local()
 
 
-def encoder(limit: int, home: bool = False) -> Encoder:
-    """Return the calling thread's encoder for this limit and direction."""
+def encoder(limit: int, route: Route = BY_VALUE) -> Encoder:
+    """Return the calling thread's encoder for this limit and this route."""
     kept: Encoder | None = getattr(_local, "encoder", None)
-    if kept is None or kept.limit != limit or kept.home != home:
-        kept = _local.encoder = Encoder(limit, home)
+    if kept is None or kept.limit != limit or (kept.route is not route and kept.route != route):
+        kept = _local.encoder = Encoder(limit, route)
     return kept
 
 
@@ -181,7 +190,7 @@ def rebuild(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
     except Exception as error:
         if not first_imports.is_half_import(error):
             raise
-        return first_imports.alone(loads, head, buffers)
+    return first_imports.alone(loads, head, buffers)
 
 
 class Place(NamedTuple):
@@ -322,9 +331,9 @@ class _Large:
 class _Separate:
     """Pickles as a `Calls`."""
 
-    def __init__(self, calls: Sequence[Triple], home: bool) -> None:
+    def __init__(self, calls: Sequence[Triple], route: Route) -> None:
         file = io.BytesIO()
-        self._pickler = _CallPickler(file, home, buffer_callback=self._beside)
+        self._pickler = _CallPickler(file, route, buffer_callback=self._beside)
         self._numbers: dict[tuple[int, int, bool], int] = {}
         self._buffers: list[memoryview] = []
         self._used: list[int] = []
@@ -370,8 +379,8 @@ class _Separate:
 class _CallPickler(Pickler):
     """Writes one call of a batch. Functions and classes stand in it by their numbers: all calls share them."""
 
-    def __init__(self, file: io.BytesIO, home: bool, **options: Any) -> None:
-        super().__init__(file, home, **options)
+    def __init__(self, file: io.BytesIO, route: Route, **options: Any) -> None:
+        super().__init__(file, route, **options)
         self.items: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._copies: dict[int, tuple[Any, Any]] = {}
@@ -388,14 +397,15 @@ class _CallPickler(Pickler):
         kind = type(obj)
         if obj is not _shared and (kind is types.FunctionType or issubclass(kind, type)):
             return _shared, (self.number(obj),)
-        if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and obj.nbytes >= OUT_OF_BAND:
+        reduced = super().reducer_override(obj)
+        if reduced is NotImplemented and kind.__module__ == "numpy" and kind.__name__ == "ndarray":
             return self._array(obj)
-        return super().reducer_override(obj)
+        return reduced
 
     def _array(self, array: Any) -> Any:
-        """Return how an array is pickled: beside, also a part of one that lies in pieces, of which one copy is made."""
-        if array.flags.forc or array.dtype.hasobject:
-            return super().reducer_override(array)
+        """Return how an array is pickled: of a large one that lies in pieces as one copy, which travels once."""
+        if array.flags.forc or array.dtype.hasobject or array.nbytes < OUT_OF_BAND:
+            return NotImplemented
         kept = self._copies.get(id(array))
         if kept is None:
             # The array is kept so that its id stays its own.

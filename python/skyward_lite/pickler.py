@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Final
 import cloudpickle
 from cloudpickle.cloudpickle import _decompose_typevar, _dynamic_class_reduce, _make_typevar
 
-from . import arrow, classes, filters, modules, script
+from . import arrays, arrow, classes, filters, managers, modules, script
+from .route import Route
 
 Functions = dict[int, tuple[Callable[..., Any], Any]]
 """Functions of one call of `Parallel` by identity: the function, kept so that its id stays its own, and what
@@ -52,14 +53,16 @@ class Shared:
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """See the module's text. `home` says that what it writes goes to the process whose tasks this one runs."""
+    """See the module's text. `route` is the way that what it writes goes."""
 
     shared: Shared | None = None
-    reducers: ClassVar[dict[type, Reducer | None]] = {}
+    known_reducers: ClassVar[dict[Route, dict[type, Reducer | None]]] = {}
 
-    def __init__(self, file: io.BytesIO, home: bool = False, **options: Any) -> None:
+    def __init__(self, file: io.BytesIO, route: Route, **options: Any) -> None:
         super().__init__(file, protocol=5, **options)
-        self.home = home
+        self.route = route
+        self.home = route.to_client
+        self.reducers = self.known_reducers.setdefault(route, {})
 
     def reducer_override(self, obj: Any) -> Any:
         if self.shared is not None:
@@ -73,7 +76,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         except KeyError:
             if len(self.reducers) >= MAX_TYPES:
                 self.reducers.clear()
-            reducer = self.reducers[kind] = _reducer(kind)
+            reducer = self.reducers[kind] = _reducer(kind, self.route)
         if reducer is not None:
             reduced = reducer(self, obj)
             if reduced is not NotImplemented:
@@ -96,15 +99,15 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return classes.rebuild, (*known, None, False)
         if self.shared is None:
             self.shared = Shared()
-        definition = self.shared.definitions.define(thing, reduce, functools.partial(_pickled, self.home))
+        definition = self.shared.definitions.define(thing, reduce, functools.partial(_pickled, self.route))
         return classes.rebuild, (*definition, not self.home)
 
 
 class _DefinitionPickler(Pickler):
     """Writes the definition of one thing. Others that are defined stand in it by their ids."""
 
-    def __init__(self, file: io.BytesIO, home: bool, thing: Any) -> None:
-        super().__init__(file, home)
+    def __init__(self, file: io.BytesIO, route: Route, thing: Any) -> None:
+        super().__init__(file, route)
         self.thing = thing
         self.later: dict[str, Any] = {}
         """Attributes that the second pickle has."""
@@ -120,9 +123,9 @@ class _DefinitionPickler(Pickler):
         return classes.member, (name,)
 
 
-def _pickled(home: bool, thing: Any, reduce: Reducer) -> tuple[bytes, classes.References]:
+def _pickled(route: Route, thing: Any, reduce: Reducer) -> tuple[bytes, classes.References]:
     file = io.BytesIO()
-    pickler = _DefinitionPickler(file, home, thing)
+    pickler = _DefinitionPickler(file, route, thing)
     pickler.dump(thing)
     pickler.dump(pickler.later)
     return file.getvalue(), pickler.references
@@ -131,10 +134,10 @@ def _pickled(home: bool, thing: Any, reduce: Reducer) -> tuple[bytes, classes.Re
 # ------------------------------------------------------------------------------------------------ by type
 
 
-def _reducer(kind: type) -> Reducer | None:
-    """Return the reducer for objects of this type; None where cloudpickle's own way is right.
+def _reducer(kind: type, route: Route) -> Reducer | None:
+    """Return the reducer for objects of this type on this route; None where cloudpickle's own way is right.
 
-    Asked once for each type, so it may take its time; a reducer itself is called for each object.
+    Asked once for each type and route, so it may take its time; a reducer itself is called for each object.
     """
     if issubclass(kind, type):
         return _class
@@ -143,7 +146,7 @@ def _reducer(kind: type) -> Reducer | None:
     if kind in _BY_KIND:
         return _BY_KIND[kind]
     if issubclass(kind, enum.Enum):
-        by_name = Pickler(io.BytesIO()).usual(kind) is NotImplemented
+        by_name = Pickler(io.BytesIO(), route).usual(kind) is NotImplemented
         return None if by_name else _enum_member
     if kind.__module__.partition(".")[0] == "pyarrow" and hasattr(kind, "get_total_buffer_size"):
         return _arrow
@@ -151,11 +154,15 @@ def _reducer(kind: type) -> Reducer | None:
         # Not at the module's head: it needs this one.
         from . import sklearn_callbacks
 
-        callbacks = sklearn_callbacks.reducer(kind)
-        return None if callbacks is None else lambda _, handle: callbacks(handle)
+        return _plain(sklearn_callbacks.reducer(kind))
     if hasattr(kind, "write") and hasattr(kind, "flush"):
         return _stream
-    return None
+    return _plain(arrays.reducer(kind, route) or managers.reducer(kind, route))
+
+
+def _plain(reduce: Callable[[Any], Any] | None) -> Reducer | None:
+    """Return the reducer that asks a function which needs no pickler."""
+    return None if reduce is None else lambda _, obj: reduce(obj)
 
 
 def _class(pickler: Pickler, cls: type) -> Any:

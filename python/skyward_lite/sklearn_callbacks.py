@@ -14,6 +14,7 @@ import inspect
 import logging
 import multiprocessing.connection
 import threading
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ _home: set[str] = set()
 _warned = False
 
 
-def reducer(kind: type) -> Any:
+def reducer(kind: type) -> Callable[[Any], Any] | None:
     """Return how an instance of this class of scikit-learn's callbacks is pickled; None for the usual way.
 
     Warns, once, if this is a callback or its handle and the installed scikit-learn sends messages in a way that is not
@@ -87,7 +88,7 @@ def _transport() -> tuple[ModuleType | None, str]:
 
 def _reduce(handle: Any) -> Any:
     """Reduce the handle of a listener of this process, or of one whose messages this process hands on."""
-    transport, _ = _transport()
+    transport = _transport()[0]
     if transport is None or (handle.address not in transport._message_consumers and handle.address not in _home):
         return NotImplemented
     messages.listen(ADDRESS, _deliver)
@@ -95,17 +96,23 @@ def _reduce(handle: Any) -> Any:
 
 
 def _rebuild(address: str, authkey: bytes) -> Any:
-    """Rebuild a handle. In a worker, what is sent to its listener goes home from now on."""
-    if messages.in_worker():
-        transport, why = _transport()
-        if transport is None:
-            _warn(why)
-        else:
-            with _lock:
-                _home.add(address)
-                transport.Client = _connect  # type: ignore[attr-defined]
+    """Rebuild a handle. In a worker, what is sent to its listener goes home from now on.
+
+    At the client, a listener that is not its own is a worker's. What is fitted at the client would report there, while
+    that process lives and is on this machine, and nobody would read it. So the handle is made one that leads nowhere,
+    and scikit-learn opens a listener at the client.
+    """
     from sklearn.callback._transport import ListenerHandle
 
+    transport, why = _transport()
+    if transport is None:
+        _warn(why)
+    elif messages.in_worker():
+        with _lock:
+            _home.add(address)
+            transport.Client = _connect  # type: ignore[attr-defined]
+    elif address not in transport._message_consumers:
+        address += " (in a worker)"
     return ListenerHandle(address, authkey)
 
 

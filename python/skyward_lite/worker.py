@@ -22,6 +22,7 @@ from . import _core, blame, first_imports, main_thread, messages, nesting, paylo
 from ._stdin import take_socket
 from .batch import Function, Triple, run_batch, run_limited
 from .plugins import WorkerInfo
+from .route import Route
 
 Decorator = Callable[[Function], Function]
 
@@ -37,7 +38,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     What is raised while a task runs is the task's. But a task can leave behind an alarm, or a thread that raises
     something in this one, between two others: that is nobody's, and each step here can be taken again after it.
     """
-    encoder = payload.encoder(worker.max_payload, home=True)
+    encoder = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True))
     node = worker.node
     take, finish, rebuild = worker.take, worker.finish, payload.rebuild
     process = os.getpid()
@@ -74,20 +75,23 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                         start = perf_counter_ns()
                         try:
                             begun = task, attempt
+                            # A finalizer that ran between two tasks may have used the filters.
+                            warned.view = None
                             call = rebuild(head, buffers)
                             # What is running must not keep the memory that it was read from.
                             taken.clear()
                             del head, buffers
                             start = perf_counter_ns()
                             if kind == payload.BATCH:
-                                threads, call = call if isinstance(call, tuple) else (None, call)
+                                threads, limit, call = call if isinstance(call, tuple) else (None, None, call)
+                                asked = len(call)
                                 run = call if decorate is None else decorated(call, decorate)
-                                if several:
+                                if several and asked > 1:
                                     run = warned.each(run)
                                 if threads is None:
-                                    run_batch(run, values)
+                                    run_batch(run, values, limit)
                                 else:
-                                    run_limited(threads, run, values)
+                                    run_limited(threads, run, values, limit)
                                 value = values
                             else:
                                 function, args, kwargs = call
@@ -98,7 +102,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             nanos = perf_counter_ns() - start
                             returned = True
                             calls = len(values) if kind == payload.BATCH else 1
-                            answer = payload.RETURNED, nanos, *encoder.dumps(value, None, calls)
+                            tag = payload.PARTIAL if kind == payload.BATCH and calls < asked else payload.RETURNED
+                            answer = tag, nanos, *encoder.dumps(value, None, calls)
                         except BaseException as error:
                             # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures.
                             if os.getpid() != process:

@@ -86,10 +86,12 @@ pub enum Tag {
     NodeLost = 4,
     /// It ran for longer than a task may; the part is a description in UTF-8.
     TimedOut = 5,
+    /// The parts are the pickled values of a batch's first calls; the worker has not begun the others.
+    Partial = 6,
 }
 
 /// The last of the tags.
-const MAX_TAG: u8 = Tag::TimedOut as u8;
+const MAX_TAG: u8 = Tag::Partial as u8;
 
 /// A task on its way to a worker, or a result or a note on its way back.
 #[derive(Debug, Clone, PartialEq, Eq)]

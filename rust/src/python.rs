@@ -442,6 +442,11 @@ impl Worker {
     }
 
     #[getter]
+    fn shares_files(&self) -> bool {
+        self.hello.work.shares_files
+    }
+
+    #[getter]
     fn preload(&self) -> Vec<String> {
         self.hello.work.preload.clone()
     }

@@ -71,6 +71,9 @@ pub struct WorkerSpec {
     pub env: BTreeMap<String, String>,
     /// The client's import path, for nodes that share its file system.
     pub sys_path: Vec<String>,
+    /// Whether the node sees the client's files and processes under the same names.
+    #[serde(default)]
+    pub shares_files: bool,
     /// Modules that a worker imports before it takes tasks.
     pub preload: Vec<String>,
     /// Cap of one message, in bytes.
@@ -199,7 +202,7 @@ impl Outbox {
         Some(Control::Output { stream: 2, text: Bytes::from(text) })
     }
 
-    /// Send a task or a result.
+    /// Send a task, a result or a note.
     pub fn message(&mut self, body: Body, message: Message) {
         if self.closed {
             return;

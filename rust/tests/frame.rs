@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use skyward_lite::error::FrameError;
 use skyward_lite::frame::{
     Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_REASON, Message, Outgoing,
-    PROTOCOL, Packer, put_preamble,
+    PROTOCOL, Packer, Tag, put_preamble,
 };
 use skyward_lite::session::{LINES, Outbox};
 
@@ -284,6 +284,8 @@ fn the_corpus_is_current() {
     let mut seeds = all_malformed();
     seeds.push(("valid_small", send(|o| o.message(Body::Task, message(1, &[b"abc".to_vec(), vec![]])))));
     seeds.push(("valid_large", send(|o| o.message(Body::Result, message(1, &[vec![7; 100_000]])))));
+    let partial = Message { tag: Tag::Partial as u8, ..message(1, &[b"abc".to_vec()]) };
+    seeds.push(("valid_partial", send(|o| o.message(Body::Result, partial))));
     seeds.push(("valid_output", send(|o| o.output(2, Bytes::from_static(b"one\ntwo\n")))));
     seeds.push(("valid_control", send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 2 }))));
     seeds.push(("valid_drain", send(|o| o.control(Control::Drain(Bytes::from_static(b"notice"))))));

@@ -45,6 +45,7 @@ fn hello(slots: usize, processes: bool) -> ClientHello {
             processes,
             env: BTreeMap::new(),
             sys_path: Vec::new(),
+            shares_files: false,
             preload: Vec::new(),
             max_payload: MAX_MESSAGE,
             task_timeout_ms: None,

@@ -54,30 +54,27 @@ EXECUTORS = pytest.mark.parametrize("executor", ["thread", "process"])
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
-    """Give a module that keeps what an interpreter sees to when it ends."""
+def where(tmp_path, monkeypatch):
+    """Give an empty directory, beside a module that workers can import, which keeps what is seen to at an end."""
     (tmp_path / "keeper.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    import keeper
-
-    yield keeper
-    del sys.modules["keeper"]
-
-
-@pytest.fixture
-def where(tmp_path):
-    """Give an empty directory."""
     directory = tmp_path / "where"
     directory.mkdir()
     return directory
 
 
-def begin(pool, module, where, workers):
+def begin(pool, where, workers):
     """Have so many worker processes keep something; their ids."""
     pids: set[int] = set()
 
+    def keep(where):
+        # Found there, not sent.
+        import keeper
+
+        return keeper.begin(where)
+
     def all_have_begun():
-        for pid, temporary in pool.map(module.begin, [str(where)] * 4 * workers):
+        for pid, temporary in pool.map(keep, [str(where)] * 4 * workers):
             assert temporary
             pids.add(pid)
         return len(pids) == workers
@@ -97,15 +94,15 @@ def assert_ended_in_order(where, pids):
 
 
 @EXECUTORS
-def test_workers_end_as_interpreters_do(module, where, executor):
+def test_workers_end_as_interpreters_do(where, executor):
     """On every node: open files are written, callbacks and finalizers run, temporary directories are removed."""
     with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=2, executor=executor), plugins=[]) as pool:
-        pids = begin(pool, module, where, 2 if executor == "thread" else 4)
+        pids = begin(pool, where, 2 if executor == "thread" else 4)
     assert_ended_in_order(where, pids)
 
 
 @EXECUTORS
-def test_workers_on_an_ssh_host_end_as_interpreters_do(module, where, tmp_path, executor):
+def test_workers_on_an_ssh_host_end_as_interpreters_do(where, tmp_path, executor):
     """The connection stays until they have ended."""
     lab = Lab(tmp_path)
     image = sky.Image(env={"PYTHONPATH": f"{Path(sky.__file__).parent.parent}:{tmp_path}"})
@@ -113,7 +110,7 @@ def test_workers_on_an_ssh_host_end_as_interpreters_do(module, where, tmp_path, 
         lab.host(name="far").furnish(image)
         worker = sky.Worker(concurrency=2, executor=executor)
         with sky.pool(sky.SSH("far", config=lab.config), worker=worker, image=image, plugins=[]) as pool:
-            pids = begin(pool, module, where, 1 if executor == "thread" else 2)
+            pids = begin(pool, where, 1 if executor == "thread" else 2)
     finally:
         lab.close()
     assert_ended_in_order(where, pids)
@@ -198,10 +195,10 @@ def test_a_worker_whose_task_runs_when_the_block_is_left_is_killed(tmp_path, exe
     assert not (tmp_path / "atexit").exists()
 
 
-def test_workers_without_tasks_end_in_order_when_an_exception_leaves_the_block(module, where):
+def test_workers_without_tasks_end_in_order_when_an_exception_leaves_the_block(where):
     """What earlier tasks have written is not lost with it."""
     with pytest.raises(ZeroDivisionError), sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
-        pids = begin(pool, module, where, 1)
+        pids = begin(pool, where, 1)
         raise ZeroDivisionError
     assert_ended_in_order(where, pids)
 

@@ -112,14 +112,18 @@ pub enum Sent {
 /// Take out each newline that is followed by "cursor up": several progress bars, one below the other, write those. Each of
 /// them is a state of the same line then.
 pub fn take_back(text: &mut BytesMut) {
-    let mut from = 0;
+    // No newline stands before the first of these, no "cursor up" before the second.
+    let (mut first, mut from) = (0, 0);
     while let Some(up) = text.get(from..).and_then(|rest| rest.windows(UP.len()).position(|w| w == UP)) {
         let up = from + up;
-        let newline = text.get(..up).and_then(|before| before.iter().rposition(|b| *b == b'\n'));
-        for at in newline.into_iter().chain(up..up + UP.len()) {
+        let newline = text.get(first..up).and_then(|before| before.iter().rposition(|b| *b == b'\n'));
+        for at in newline.map(|at| first + at).into_iter().chain(up..up + UP.len()) {
             if let Some(byte) = text.get_mut(at) {
                 *byte = b'\r';
             }
+        }
+        if newline.is_none() {
+            first = up;
         }
         from = up;
     }

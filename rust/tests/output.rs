@@ -30,6 +30,7 @@ fn bars_below_one_another_are_one_line() {
         ("\n\n\r c\x1b[A\x1b[A", "\r\r\r c\r\r\r\r\r\r"),
         ("done\n\n\r b\x1b[A", "done\n\r\r b\r\r\r"),
         ("\x1b[A", "\r\r\r"),
+        ("a\x1b[A\nb\x1b[A", "a\r\r\r\rb\r\r\r"),
         ("\n\x1b[", "\n\x1b["),
     ] {
         let mut text = BytesMut::from(written);

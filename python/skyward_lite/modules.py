@@ -116,7 +116,7 @@ class Modules:
         self._note_all()
 
     def begin(self) -> Modules | None:
-        """Begin to decide by this for what the calling thread pickles; for `end`, what it was before."""
+        """Make this decide for what the calling thread pickles; return what did before, for `end`."""
         before, _pickling.modules = _pickling.modules, self
         _pickling.sent = ""
         return before
@@ -138,7 +138,7 @@ class Modules:
         return path
 
     def by_value(self, name: str, thing: Any) -> bool:
-        """Say whether a function, a class or a module that belongs to the module of that name must travel by value.
+        """Return whether a function, a class or a module that belongs to the module of that name must travel by value.
 
         Raises `PicklingError` if it can travel neither so nor by name, and if its name would make workers import a
         module whose import on this very thread waits for them.
@@ -305,7 +305,7 @@ class Modules:
 
 
 def end(before: Modules | None) -> None:
-    """Decide for what the calling thread pickles as before `begin`."""
+    """Undo `begin`."""
     _pickling.modules = before
 
 
@@ -316,7 +316,7 @@ def with_path(call: Any) -> Any:
 
 
 def by_value(thing: Any) -> bool:
-    """Say whether a function or a class must travel by value although it has a name: see `Modules.by_value`."""
+    """Return whether a function or a class must travel by value although it has a name: see `Modules.by_value`."""
     name = getattr(thing, "__module__", None)
     if type(name) is not str:
         return False
@@ -355,7 +355,7 @@ def check_builtin(function: types.BuiltinFunctionType) -> Any:
 
 
 def explain(error: Exception) -> None:
-    """Say in the text of an error of pickling which module's contents were sent by value, why, and the remedy."""
+    """Write into the text of a pickling error which module's contents were sent by value, why, and the remedy."""
     modules, name = _pickling.modules, _pickling.sent
     if modules is None or not name or not (len(error.args) == 1 and isinstance(error.args[0], str)):
         return
@@ -523,7 +523,7 @@ def _prefixes() -> tuple[str, ...]:
 
 
 def _is_installed(name: str, module: Any) -> bool:
-    """Say whether a module is the interpreter's, or of an installed distribution and known by its name there."""
+    """Return whether a module is the interpreter's, or of an installed distribution and known by its name there."""
     top = name.partition(".")[0]
     if top in _OURS:
         return True
@@ -543,14 +543,14 @@ def _is_installed(name: str, module: Any) -> bool:
 
 
 def _is_in_installed(top: str, module: Any) -> bool:
-    """Say whether a module belongs to an installed package, which makes it itself as six makes `six.moves`."""
+    """Return whether a module belongs to an installed package, which makes it itself as six makes `six.moves`."""
     package = sys.modules.get(top)
     return package is not None and package is not module and _is_installed(top, package)
 
 
 @functools.cache
 def _has_distributions(directory: str) -> bool:
-    """Say whether packages were installed into a directory, as by `pip install --target`."""
+    """Return whether packages were installed into a directory, as by `pip install --target`."""
     try:
         return any(entry.endswith(".dist-info") for entry in os.listdir(directory))
     except OSError:
@@ -578,7 +578,7 @@ def _home_of(finder: Any) -> str:
 
 
 def _is_same(module: Any, found: importlib.machinery.ModuleSpec | None) -> bool:
-    """Say whether what was found is what the module was loaded from."""
+    """Return whether what was found is what the module was loaded from."""
     if found is None:
         return False
     file = _file(module)
@@ -596,7 +596,7 @@ def _is_same(module: Any, found: importlib.machinery.ModuleSpec | None) -> bool:
 
 
 def _by_reference(thing: Any) -> bool:
-    """Say whether cloudpickle would send a thing by its name."""
+    """Return whether cloudpickle would send a thing by its name."""
     if isinstance(thing, types.FunctionType | types.ModuleType | type):
         return bool(_should_pickle_by_reference(thing))
     return True
@@ -666,7 +666,7 @@ def _compiled(cached: str | None) -> Stamp | None:
 
 
 def _has_code_of(module: types.ModuleType, file: str) -> bool:
-    """Say whether the functions of a module are those that its file has now."""
+    """Return whether the functions of a module are those that its file has now."""
     try:
         with open(file, "rb") as source:
             wanted = _codes(compile(source.read(), file, "exec", dont_inherit=True))

@@ -90,7 +90,7 @@ def test_a_read_only_map_is_not_sent(workers, tmp_path):
     np.arange(5_000_000.0).tofile(tmp_path / "big")
     big = np.memmap(tmp_path / "big", mode="r", dtype="f8")
     with sky.pool(worker=workers) as pool:
-        assert payload.size(*pool._encode((np.sum, (big,), {}))) < 2_000
+        assert payload.size(*pool._encode(np.sum, (big,), {})) < 2_000
         read = Parallel(n_jobs=-1)(delayed(lambda a, i: (a[i * 1000], a.flags.writeable))(big, i) for i in range(20))
     assert read == [(i * 1000.0, False) for i in range(20)]
 
@@ -143,7 +143,7 @@ def test_a_read_only_map_travels_elsewhere_as_its_data(far, mapped, tmp_path):
     """The values arrive beside the pickle and cannot be written to, as at the client."""
     mapped.flush()
     read = np.memmap(tmp_path / "data", dtype="f8", mode="r", shape=(400, 100))
-    assert len(far._encode((np.sum, (read,), {}))[0]) < 2_000
+    assert len(far._encode(np.sum, (read,), {})[0]) < 2_000
 
     def use(array):
         return float(array.sum()), array.flags.writeable

@@ -295,8 +295,9 @@ def test_lazy_calls_show_what_was_written():
 
 def test_errors_are_the_functions_own(either_pool):
     """Type and remote traceback; no frame of ours, not even through the decorator."""
-    with pytest.raises(ValueError, match="^boom$") as caught:
+    with pytest.raises(ValueError, match="boom") as caught:
         fail("boom") >> either_pool
+    assert str(caught.value) == "boom"
     text = str(caught.value.__cause__)
     assert "in fail" in text
     assert "skyward_lite" not in text

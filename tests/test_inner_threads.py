@@ -121,9 +121,9 @@ def overlapping():
         look()
 
     look()
-    first = threading.Thread(target=run_limited, args=(4, [(long, (), {})]))
+    first = threading.Thread(target=run_limited, args=(4, [(long, (), {})], []))
     first.start()
-    run_limited(3, [(short, (), {})])
+    run_limited(3, [(short, (), {})], [])
     look()
     leave.set()
     first.join(20)
@@ -158,7 +158,7 @@ def test_a_limit_that_another_thread_set_first_is_replaced(shared_pool):
         owner.start()
         done.wait(20)
         found = []
-        run_limited(3, [(lambda: found.extend(threadpool_info()), (), {})])
+        run_limited(3, [(lambda: found.extend(threadpool_info()), (), {})], [])
         release.set()
         owner.join(20)
         return {library["num_threads"] for library in found}

@@ -47,7 +47,7 @@ def test_non_contiguous_arrays_survive(encoder):
 def test_more_buffers_than_a_message_has_parts(encoder):
     """Beyond 1,000 the buffers stay in the pickle."""
     arrays = [np.full(2048, i) for i in range(50)]
-    encoder._limit = 1 << 30
+    encoder.limit = 1 << 30
     many = arrays * 21
     many = [a.copy() for a in many]
     head, buffers = encoder.dumps(many)
@@ -100,20 +100,26 @@ def raised(error: BaseException) -> BaseException:
         return caught
 
 
+def travelled(encoder: payload.Encoder, error: BaseException) -> BaseException:
+    place = payload.Place("lab1", 1, "f(3)")
+    return payload.load_exception(*payload.dump_exception(encoder, error, 0, place), first=10)
+
+
 def test_exceptions_carry_their_traceback(encoder):
-    """Type, arguments and text of the traceback arrive."""
-    error = payload.load_exception(*payload.dump_exception(encoder, raised(KeyError("k")), skip=0))
+    """Type, arguments, text of the traceback, and which call of which node it was, arrive."""
+    error = travelled(encoder, raised(KeyError("k")))
     assert type(error) is KeyError
     assert error.args == ("k",)
     assert isinstance(error.__cause__, RemoteTraceback)
     assert "in raised" in str(error.__cause__)
     assert "KeyError: 'k'" in str(error.__cause__)
+    assert error.__notes__ == ["node lab1, task 11: f(3)"]
 
 
 @pytest.mark.parametrize("error", [Unpicklable("u"), NeedsTwo("n", 2)])
 def test_exceptions_that_do_not_survive_are_named(encoder, error):
     """A surrogate has the original's type, text and traceback."""
-    got = payload.load_exception(*payload.dump_exception(encoder, raised(error), skip=0))
+    got = travelled(encoder, raised(error))
     assert type(got) is RemoteError
     assert f"{type(error).__name__}: {error}" in str(got)
     assert type(error).__name__ in str(got.__cause__)
@@ -129,7 +135,7 @@ class Frozen(Exception):
 
 def test_exceptions_may_refuse_attributes(encoder):
     """A frozen dataclass arrives as itself."""
-    got = payload.load_exception(*payload.dump_exception(encoder, Frozen(3), skip=0))
+    got = travelled(encoder, Frozen(3))
     assert type(got) is Frozen
     assert got.n == 3
     assert isinstance(got.__cause__, RemoteTraceback)
@@ -147,14 +153,14 @@ class Hopeless(Exception):
 
 def test_the_most_hostile_exception_is_still_told(encoder):
     """A worker must be able to report anything."""
-    got = payload.load_exception(*payload.dump_exception(encoder, raised(Hopeless()), skip=0))
+    got = travelled(encoder, raised(Hopeless()))
     assert type(got) is RemoteError
     assert "Hopeless" in str(got)
 
 
 def test_long_texts_are_shortened(encoder):
     """An exception over the limit is replaced by its beginning and end."""
-    got = payload.load_exception(*payload.dump_exception(encoder, raised(ValueError("x" * (2 << 20))), skip=0))
+    got = travelled(encoder, raised(ValueError("x" * (2 << 20))))
     assert type(got) is RemoteError
     assert "ValueError: xxx" in str(got)
     assert "left out" in str(got)

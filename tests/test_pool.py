@@ -43,8 +43,9 @@ def test_closures_and_lambdas_run(either_pool):
 
 def test_exceptions_have_their_type_and_traceback(either_pool):
     """The remote traceback is the cause, with the user's frames and none of ours."""
-    with pytest.raises(ValueError, match="^boom$") as caught:
+    with pytest.raises(ValueError, match="boom") as caught:
         either_pool.submit(fail, "boom").result(10)
+    assert str(caught.value) == "boom"
     text = str(caught.value.__cause__)
     assert isinstance(caught.value.__cause__, sky.RemoteTraceback)
     assert "in fail" in text

@@ -18,10 +18,11 @@ from ._version import __version__
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from . import errors, plugins
+    from . import errors, messages, plugins
     from .calls import ComputeFunction, LazyCall, LazyGroup, compute, gather
     from .compute_pool import ComputePool, Node, Status, Worker, pool
     from .errors import (
+        MessageError,
         NodeLostError,
         NodeStartError,
         PayloadTooLargeError,
@@ -47,7 +48,7 @@ else:
     )
 
     def __getattr__(name):
-        if name in ("errors", "plugins"):
+        if name in ("errors", "messages", "plugins"):
             return importlib.import_module(f".{name}", __name__)
         if name in __all__:
             for home in _HOMES:
@@ -71,6 +72,7 @@ __all__ = [
     "LazyCall",
     "LazyGroup",
     "Local",
+    "MessageError",
     "Node",
     "NodeLostError",
     "NodeStartError",
@@ -91,6 +93,7 @@ __all__ = [
     "compute",
     "errors",
     "gather",
+    "messages",
     "plugins",
     "pool",
 ]

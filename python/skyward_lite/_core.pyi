@@ -22,6 +22,8 @@ class Buffer:
 
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
+    def copy(self) -> Buffer:
+        """Return a copy. Releases the GIL meanwhile."""
 
 class Connection:
     """An open SSH connection, on which commands run."""
@@ -87,7 +89,18 @@ class Pool:
     def abort(self, task: int) -> None:
         """Drop a task, or end it if it is running. How it ended comes out of `finished`, within seconds."""
     def output(self, bound_ms: int) -> list[tuple[str, int, bytes]] | None:
-        """Take what tasks wrote: (node's name, 1 or 2 for the stream, whole lines); None once the pool is closed."""
+        """Take what workers wrote: (node's name, stream, text); None once the pool is closed.
+
+        The stream is 1 for standard output or 2 for standard error, plus 4 if the worker has paused within a line that
+        the text ends with, plus 8 times the worker's number within its node.
+        """
+    def notes(self, bound_ms: int) -> list[tuple[int, _Message]] | None:
+        """Take what tasks told this process, waiting at most `bound_ms`: (node, note); None once the pool is closed.
+
+        Each note, whose number is where a task's is, is to be answered.
+        """
+    def answer_note(self, node: int, note: int, error: bytes) -> None:
+        """Tell a note's sender that the note was taken, or in `error` why not. Nobody hears it if the node is lost."""
     def open_lane(self, lane: int) -> None: ...
     def close_lane(self, lane: int) -> None:
         """Let go of a lane all of whose tasks have ended."""
@@ -120,12 +133,25 @@ class Worker:
 
     def __init__(self, fd: int) -> None:
         """Greet the agent at the socket `fd`, which is given away."""
+    @staticmethod
+    def end_escaped() -> None:
+        """Kill what this process's tasks have started and what has moved to a process group of its own."""
     def ready(self) -> None:
         """Tell the agent that tasks may come."""
     def take(self, slot: int, bound_ms: int, into: list[_Message]) -> None:
         """Append the next task for this slot's thread to the list, waiting at most `bound_ms`. Its tag is its kind.
 
         It is not returned, so that it is not lost if something is raised in the thread just then.
+        """
+    lease_ms: int
+
+    @staticmethod
+    def current() -> int:
+        """Return the number of the task that the calling thread took last; 0 for a thread that takes none."""
+    def note(self, head: bytes, buffers: list[Any] | None, bound_ms: int) -> bytes | None:
+        """Tell the client something and wait for its answer: b"" if it was taken, else why not; None after `bound_ms`.
+
+        Signals are handled meanwhile: what a handler raises is raised here.
         """
     def restart(self, slot: int) -> None:
         """Begin the time of what this slot runs anew."""
@@ -139,6 +165,9 @@ class Worker:
         buffers: list[Any] | None = None,
     ) -> None:
         """Hand in a result, if that has not been done. Copies the payload; waits while more than 64 MiB are unsent."""
+
+def address(data: bytes | memoryview, /) -> int:
+    """Return where the memory of a bytes-like object begins."""
 
 def generate_key() -> tuple[str, str]:
     """Make an Ed25519 key: (private, public), in OpenSSH's formats."""

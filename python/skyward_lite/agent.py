@@ -43,8 +43,12 @@ def packages() -> dict[str, str]:
 
 def spec() -> dict[str, object]:
     """Say what the agent must be told that it cannot find out."""
+    options = ["-P"]
+    if hasattr(sys.flags, "context_aware_warnings"):
+        # From Python 3.14 on: what task_warnings does for earlier versions.
+        options += ["-X", "context_aware_warnings=1", "-X", "thread_inherit_context=1"]
     return {
-        "worker": [sys.executable, "-P", "-m", "skyward_lite.worker"],
+        "worker": [sys.executable, *options, "-m", "skyward_lite.worker"],
         "version": __version__,
         "python": PYTHON,
         "epoch": os.urandom(16).hex(),

@@ -26,6 +26,7 @@ from .batch import NAME
 from .compute_pool import ComputePool, outcome
 from .errors import PayloadTooLargeError, PoolClosedError, SkywardError
 from .lane import Lane
+from .pickler import Shared
 
 log = logging.getLogger("skyward_lite")
 
@@ -70,7 +71,9 @@ class _Call:
         """Batches that may be at the workers at once; 0 for no cap."""
         self.running: set[_Batch] = set()
         self.held: collections.deque[_Batch] = collections.deque()
-        self.functions: payload.Functions = {}
+        self.shared = Shared()
+        self.submitted = 0
+        """Calls that joblib has submitted, in batches."""
         self.aborted = False
         self.left = False
         """It was aborted because the pool's block was left."""
@@ -106,7 +109,7 @@ class _Call:
         A callback that is running is waited for, but not one that waits for the input.
         """
         self.over = True
-        self.functions = {}
+        self.shared = Shared()
         if self.lane is not None:
             self.lane.stop()
             if not self.lane.is_current() and self._telling.acquire(timeout=CALLBACK):
@@ -177,6 +180,8 @@ class _Batch:
         self.call = backend.call
         self.func = func
         self.callback = callback
+        self.first = self.call.submitted
+        """The place of its first call among those of the call of `Parallel`."""
         self.task = 0
         self.size = 0
         """Bytes of the payload that was sent, or of the result if that is larger."""
@@ -189,8 +194,6 @@ class _Batch:
         """The calls of an automatic batch that has several, until it has ended: they may be sent again."""
         self.whole: _Batch | None = None
         """The batch of which this is a part; None for those that joblib made."""
-        self.first = 0
-        """The place of its first call in the whole batch."""
         self.parts: batches.Parts | None = None
         """The whole batch's, once it travels in parts."""
         self.values: list[Any] | None = None
@@ -220,7 +223,7 @@ class _Batch:
             return values
         head, buffers = self.head, self.buffers
         self.head = self.buffers = None
-        return outcome(payload.RETURNED if self.tag == payload.PARTIAL else self.tag, head, buffers)
+        return outcome(payload.RETURNED if self.tag == payload.PARTIAL else self.tag, head, buffers, self.first)
 
 
 class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -312,7 +315,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self.parallel._ready_batches = queue.Queue()
 
     def stop_call(self) -> None:
-        """Let go of the call's functions and of its thread."""
+        """Let go of what the call's tasks shared, and of its thread."""
         self.call.stop()
 
     def terminate(self) -> None:
@@ -326,6 +329,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         Raises `PoolClosedError` if the pool has no thread left to tell joblib the outcome.
         """
         batch = _Batch(self, func, callback)
+        batch.call.submitted += len(getattr(func, "items", "1"))
         batch.call.open(self.pool)
         if batch.call.begin(batch):
             self._send(batch)
@@ -342,20 +346,14 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             items = getattr(func, "items", batch.items)
             if items is None:
                 kind = payload.CALL
-                head, buffers = pool._encode((func, (), {}))
+                head, buffers = pool._encode(func, (), {})
             else:
                 kind = payload.BATCH
-                functions = batch.call.functions
-                for function, _, _ in items:
-                    if id(function) not in functions:
-                        pool._encoder().learn(function, functions)
-                calls, threads, limit = len(items), self.inner_max_num_threads, None
-                if calls > 1 and self.parallel.batch_size == "auto":
+                limit = None
+                if len(items) > 1 and self.parallel.batch_size == "auto":
                     batch.items = items
                     limit = int(batches.PATIENCE * self.MAX_IDEAL_BATCH_DURATION * 1e9)
-                if threads is not None or limit is not None:
-                    items = (threads, limit, items)
-                head, buffers = pool._encode(items, functions, calls=calls)
+                head, buffers = pool._encode_batch(items, batch.call.shared, self.inner_max_num_threads, limit)
             batch.size = payload.size(head, buffers)
         except BaseException as error:
             if isinstance(error, PayloadTooLargeError) and batch.items is not None and len(batch.items) > 1:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any
 
@@ -22,21 +22,18 @@ NAME = "skyward"
 """The backend's registered name."""
 
 
-def run_batch(items: list[Triple], limit: int | None = None) -> list[Any]:
+def run_batch(items: Iterable[Triple], values: list[Any], limit: int | None = None) -> None:
     """Run joblib's triples with nested `Parallel` calls being sequential, one level below the client's.
 
-    No call is begun when the batch has run for `limit` nanoseconds: then there are fewer values than triples.
+    Each value is appended to `values`: where one raises, these are the values of the calls before it. No call is begun
+    when the batch has run for `limit` nanoseconds: then there are fewer values than triples.
     """
     with _nested()():
-        if limit is None:
-            return [function(*args, **kwargs) for function, args, kwargs in items]
-        values = []
-        end = perf_counter_ns() + limit
+        end = None if limit is None else perf_counter_ns() + limit
         for function, args, kwargs in items:
             values.append(function(*args, **kwargs))
-            if perf_counter_ns() > end:
+            if end is not None and perf_counter_ns() > end:
                 break
-        return values
 
 
 @functools.cache
@@ -57,13 +54,13 @@ def _nested() -> Callable[[], contextlib.AbstractContextManager[Any]]:
     return lambda: parallel_config(backend=SequentialBackend(nesting_level=1))
 
 
-def run_limited(threads: int, items: list[Triple], limit: int | None = None) -> list[Any]:
-    """Run joblib's triples as `run_batch` does, with at most so many threads in each BLAS and OpenMP library.
+def run_limited(threads: int, items: Iterable[Triple], values: list[Any], limit: int | None = None) -> None:
+    """Run joblib's triples, as `run_batch` does, with at most so many threads in each BLAS and OpenMP library.
 
     Raises `ModuleNotFoundError` without threadpoolctl.
     """
     with _limited(threads):
-        return run_batch(items, limit)
+        run_batch(items, values, limit)
 
 
 # A library keeps its limit in one of two ways: OpenMP for each thread that calls it, the others for the process. The

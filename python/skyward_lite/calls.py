@@ -26,6 +26,7 @@ from typing import Any, Concatenate, Generic, Never, NoReturn, ParamSpec, Self, 
 from . import payload
 from .compute_pool import ComputePool
 from .errors import NodeLostError
+from .pickler import travels_by_name
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -90,7 +91,7 @@ class ComputeFunction(Generic[P, T]):
         return f"<compute function {self.__module__}.{self.__qualname__}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if payload.travels_by_name(self.__module__) and _is_found(self):
+        if travels_by_name(self.__module__) and _is_found(self):
             return self.__qualname__
         return super().__reduce_ex__(protocol)
 

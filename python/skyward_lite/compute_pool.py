@@ -3,7 +3,8 @@
 submit / map / backend.py          any thread: pickles, appends to the queue in Rust, returns at once
 lane.py                            one thread for futures, one for each call of Parallel: takes batches of finished
                                    tasks from Rust, settles what waits for them
-_print                             one thread: writes what tasks printed to this process's streams
+messages.py                        one thread: gives what tasks send home to its listeners
+printer.py                         one thread: writes what tasks printed to this process's streams
 _bring_up                          one thread for each node until it is started; _watch tells the log of their fates
 """
 
@@ -20,6 +21,7 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -29,9 +31,9 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar
 
-from . import _core, payload, plugins
+from . import _core, blame, messages, payload, plugins
 from ._signals import held
 from ._version import PYTHON, __version__
 from .errors import (
@@ -43,8 +45,10 @@ from .errors import (
     WorkerCrashedError,
 )
 from .image import Image, canonical
-from .lane import CLOSED, LANES, Desert, Lane
+from .lane import CLOSED, LANES, SHIFT, Desert, Lane
+from .pickler import Shared
 from .plugins import Plugin
+from .printer import Printer
 from .providers import Cost, Machine, Provider, Wanted
 from .providers.local import Local
 from .route import Route
@@ -57,7 +61,7 @@ log = logging.getLogger("skyward_lite")
 MAX_SECONDS = 366 * 24 * 3600.0
 """Largest bound that a user can ask for."""
 WATCH_MS = 1_000
-"""Bound on one wait for output or for a node's fate; closing wakes the waiting thread at once."""
+"""Bound on one wait for a node's fate; closing wakes the waiting thread at once."""
 POLL_MS = 50
 """Bound on one wait for a node's state, so that Ctrl-C is heard."""
 LEAVE = 5.0
@@ -76,7 +80,8 @@ class Worker:
 
     `concurrency`: tasks at once on a node; None means one per core of the node.
     `executor`: "thread" for one process of so many threads, "process" for so many processes, each of which runs its
-    tasks on its main thread.
+    tasks on its main thread. A process of several threads runs no task on its main thread, so signal handlers cannot
+    be set there; what its tasks share, and what they do not, is in the README.
     `retries`: how often a task may be tried again after its node was lost.
     `task_timeout`: seconds that one call may run before its node ends it, with its process, and it fails with
     `TaskTimeoutError`; None for no limit. Looked at five times a second. Other tasks of that process run on for up to
@@ -136,15 +141,18 @@ class Status:
     cost: Cost | None
 
 
-def outcome(tag: int, head: Any, buffers: Any) -> Any:
-    """Give a task's value, or raise what it raised or what became of it."""
+def outcome(tag: int, head: Any, buffers: Any, first: int | None = None) -> Any:
+    """Return a task's value, or raise what it raised or what became of it.
+
+    `first` is the place of its first call among those that were submitted together, None for a call alone.
+    """
     if tag == payload.RETURNED:
         try:
             return payload.loads(head, buffers)
         except Exception as why:
             raise RemoteError(f"the task's result cannot be rebuilt here: {type(why).__name__}: {why}") from why
     if tag == payload.RAISED:
-        raise payload.load_exception(head, buffers)
+        raise payload.load_exception(head, buffers, first)
     if tag == payload.CANCELLED:
         raise CancelledError("the task was cancelled")
     raise _ENDS[tag](bytes(head).decode(errors="replace"))
@@ -160,10 +168,16 @@ _ENDS = {
 class _PoolFuture(Future[T]):
     """A future whose `cancel` reaches the task wherever it waits."""
 
-    def __init__(self, pool: ComputePool) -> None:
+    def __init__(self, pool: ComputePool, first: int | None) -> None:
         super().__init__()
         self._pool = pool
         self._task = 0
+        self._first = first
+
+    def __reduce__(self) -> NoReturn:
+        raise pickle.PicklingError(
+            "a future of a pool means something in this process only: send what its result() gives"
+        )
 
     def cancel(self) -> bool:
         """Cancel the task if it has not started: true if so.
@@ -183,7 +197,7 @@ class _PoolFuture(Future[T]):
             self.set_running_or_notify_cancel()
             return
         try:
-            value = outcome(tag, head, buffers)
+            value = outcome(tag, head, buffers, self._first)
         except BaseException as error:
             self.set_exception(error)
         else:
@@ -244,7 +258,7 @@ class ComputePool(Executor):
         self._lanes: dict[int, Lane] = {}
         self._lane_numbers = itertools.count()
         self._futures = Lane(self, 0)
-        self._printer: threading.Thread | None = None
+        self._printer = Printer(self._core)
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._idle = threading.Condition()
@@ -261,6 +275,12 @@ class ComputePool(Executor):
         self._give_up = False
         self._left = threading.Event()
         self._owner = os.getpid()
+
+    def __reduce__(self) -> NoReturn:
+        raise pickle.PicklingError(
+            "the pool itself would be sent to its workers, and it exists in this process only: a task that uses it "
+            "must run here, or open a pool of its own"
+        )
 
     def __repr__(self) -> str:
         return f"<ComputePool of {self.nodes_wanted} × {self.provider!r}, {self._state}>"
@@ -304,8 +324,8 @@ class ComputePool(Executor):
             self._heed_signals()
         _open_pools.add(self)
         self._futures.start()
-        self._printer = threading.Thread(target=self._print, name="skyward-print", daemon=True)
         self._printer.start()
+        messages.start_taking(self)
         threading.Thread(target=self._watch, args=(hello,), name="skyward-watch", daemon=True).start()
         wanted = Wanted(
             nodes=self.nodes_wanted,
@@ -482,7 +502,7 @@ class ComputePool(Executor):
         hooks = [(p.around_worker, p.decorate) for p in self.plugins if p.around_worker or p.decorate]
         if not hooks:
             return ""
-        head, buffers = payload.encoder(self.worker.max_payload).dumps(hooks)
+        head, buffers = self._encoder().dumps(hooks)
         if buffers or len(head) > MAX_SETUP:
             names = ", ".join(p.name for p in self.plugins if p.around_worker or p.decorate)
             raise ValueError(
@@ -588,9 +608,7 @@ class ComputePool(Executor):
             # Calls of Parallel are told on their own threads, which end when the input lets them.
             if not self._futures.join(LEAVE):
                 log.warning("a callback of a future has not returned, and is left alone")
-            if self._printer is not None:
-                # Whoever reads our streams may have stopped to do so.
-                self._printer.join(LEAVE)
+            self._printer.join(LEAVE)
         finally:
             before = self.provider.cost(self._machines)
             self.provider.stop(self._machines, max(0.5, deadline - time.monotonic()))
@@ -627,17 +645,18 @@ class ComputePool(Executor):
         """
         return self._future(*self._encode_call(fn, args, kwargs))
 
-    def _submit_chunk(self, fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...]) -> Future[list[T]]:
+    def _submit_chunk(self, fn: Callable[..., T], chunk: tuple[tuple[Any, ...], ...], first: int) -> Future[list[T]]:
         """Run `fn` over a chunk of arguments, as a batch: each call is a task's to plugins and to the time limit."""
         self._check_submit()
-        calls: list[tuple[Any, ...]] = [(fn, args, {}) for args in chunk]
-        return self._future(*self._encode(calls, calls=len(calls)), kind=payload.BATCH)
+        encoded = self._encode_batch([(fn, args, {}) for args in chunk])
+        return self._future(*encoded, kind=payload.BATCH, first=first)
 
     def _encode_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         self._check_submit()
-        return self._encode((fn, args, kwargs))
+        return self._encode(fn, args, kwargs)
 
     def _check_submit(self) -> None:
+        self._printer.call_made()
         if self._state != "open":
             raise PoolClosedError(
                 "this pool has not started: use it as `with sky.pool(...) as pool:`"
@@ -646,10 +665,15 @@ class ComputePool(Executor):
             )
 
     def _future(
-        self, head: bytes, buffers: payload.Buffers, node: int | None = None, kind: int = payload.CALL
+        self,
+        head: bytes,
+        buffers: payload.Buffers,
+        node: int | None = None,
+        kind: int = payload.CALL,
+        first: int | None = None,
     ) -> Future[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; its future."""
-        future: _PoolFuture[Any] = _PoolFuture(self)
+        future: _PoolFuture[Any] = _PoolFuture(self, first)
         future._task = self._futures.send(future, kind, head, buffers, node)
         return future
 
@@ -674,7 +698,12 @@ class ComputePool(Executor):
         calls = zip(*iterables, strict=False)
         chunks: Iterator[tuple[tuple[Any, ...], ...]] = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
         ahead = None if buffersize is None else max(1, buffersize // chunksize)
-        pending = collections.deque(self._submit_chunk(fn, chunk) for chunk in itertools.islice(chunks, ahead))
+        firsts = itertools.count(0, chunksize)
+
+        def submit(chunk: tuple[tuple[Any, ...], ...]) -> Future[list[T]]:
+            return self._submit_chunk(fn, chunk, next(firsts))
+
+        pending = collections.deque(map(submit, itertools.islice(chunks, ahead)))
 
         def results() -> Iterator[T]:
             try:
@@ -683,7 +712,7 @@ class ComputePool(Executor):
                     values = pending[0].result(left)
                     pending.popleft()
                     for chunk in itertools.islice(chunks, 1):
-                        pending.append(self._submit_chunk(fn, chunk))
+                        pending.append(submit(chunk))
                     yield from values
             finally:
                 for future in pending:
@@ -707,6 +736,10 @@ class ComputePool(Executor):
         pending = sum(len(lane.calls) for lane in list(self._lanes.values()))
         return Status(self.nodes(), self.slots(), pending, self.provider.cost(self._machines))
 
+    def _is_pending(self, task: int) -> bool:
+        lane = self._lanes.get(task >> SHIFT)
+        return lane is not None and task in lane.calls
+
     def _wanted_slots(self) -> int:
         """Count the slots of the ready nodes, and those that nodes on their way will probably have."""
         nodes = self.nodes()
@@ -715,9 +748,29 @@ class ComputePool(Executor):
         late = [m.concurrency or usual for m, n in zip(self._machines, nodes, strict=False) if n.state == "connecting"]
         return sum(ready) + sum(late)
 
-    def _encode(self, call: Any, functions: payload.Functions | None = None, calls: int = 1) -> payload.Encoded:
+    def _encode(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         self._check_open()
-        return self._encoder().dumps(call, functions, calls)
+        encoder = self._encoder()
+        try:
+            return encoder.dumps((fn, args, kwargs))
+        except Exception as error:
+            blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
+            raise
+
+    def _encode_batch(
+        self,
+        calls: Sequence[payload.Triple],
+        shared: Shared | None = None,
+        threads: int | None = None,
+        nanos: int | None = None,
+    ) -> payload.Encoded:
+        self._check_open()
+        encoder = self._encoder()
+        try:
+            return encoder.dump_calls(calls, shared, threads, nanos)
+        except Exception as error:
+            blame.explain(error, blame.of_calls(calls), encoder)
+            raise
 
     def _check_open(self) -> None:
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""
@@ -735,21 +788,11 @@ class ComputePool(Executor):
     def _open_lane(self, desert: Desert) -> Lane:
         """Give a lane of its own to what must not hold up, or be held up by, what else is submitted."""
         self._check_open()
+        self._printer.call_made()
         numbers = (1 + number % (LANES - 1) for number in self._lane_numbers)
         lane = Lane(self, next(number for number in numbers if number not in self._lanes), desert)
         lane.start()
         return lane
-
-    def _print(self) -> None:
-        """Write what tasks printed to this process's streams, each line with its node's name."""
-        while (written := self._core.output(WATCH_MS)) is not None:
-            for node, stream, text in written:
-                lines = text.decode(errors="replace").splitlines()
-                out = sys.stdout if stream == 1 else sys.stderr
-                # A stream that is closed, missing or broken is its owner's choice.
-                with contextlib.suppress(Exception):
-                    out.write("".join(f"[{node}] {line}\n" for line in lines))
-                    out.flush()
 
 
 def _hash_seed(run: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "MessageError",
     "NodeLostError",
     "NodeStartError",
     "PayloadTooLargeError",
@@ -17,6 +18,10 @@ __all__ = [
 
 class SkywardError(Exception):
     """Base of everything that skyward_lite raises on its own behalf."""
+
+
+class MessageError(SkywardError):
+    """Raised by `messages.send` if no listener took the message: there is none, it raised, or it did not answer."""
 
 
 class NodeStartError(SkywardError):

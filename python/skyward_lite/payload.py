@@ -6,35 +6,35 @@ the pickle, so that the far end can use the received memory in place.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import threading
 import traceback
 import types
-from collections.abc import Callable, Sequence, Sized
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any, Final, NamedTuple
 
-import cloudpickle
-
-from . import arrays, filters, managers
+from . import _core, first_imports
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
+from .pickler import Pickler, Shared
 from .route import BY_VALUE, Route
 
 Buffers = list[memoryview] | None
 Encoded = tuple[bytes, Buffers]
 """A pickle and what travels beside it."""
-Functions = dict[int, tuple[Callable[..., Any], Any]]
-"""Functions of one call by identity: the function, kept so that its id stays its own, and what a pickler's
-`reducer_override` gives for it; None for cloudpickle's own way."""
+Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A call: function, arguments, keyword arguments."""
 
 # Tags on the wire; frame.rs has the same.
 CALL: Final = 0
 """On a task: the pickle is `(function, args, kwargs)`."""
 BATCH: Final = 1
-"""On a task: the pickle is a list of such triples, as joblib makes them; the result is the list of their values.
+"""On a task: the pickle is a list of such triples, as joblib makes them, or a `Calls`; the result is the list of their
+values.
 
 Or it is a triple: `inner_max_num_threads`, or None; the nanoseconds after which the worker gives back what it has not
-begun, or None; and the list.
+begun, or None; and the calls.
 """
 RETURNED: Final = 0
 RAISED: Final = 1
@@ -56,56 +56,6 @@ MAX_BUFFERS: Final = 1000
 """Buffers beside one pickle; more stay inside it. frame.rs takes 1,024 parts in a message."""
 
 
-Reducer = Callable[[Any], Any]
-"""What `reducer_override` returns for an object of a type: how it is pickled, or `NotImplemented` for the usual way."""
-
-MAX_TYPES: Final = 4096
-"""Types whose reducer is remembered. More than that are classes that a program makes as it goes."""
-
-
-def _reducer(kind: type, route: Route) -> Reducer | None:
-    """Return the reducer for objects of this type that cloudpickle would pickle wrongly; None for its own way.
-
-    Asked once for each type and route, so it may take its time; a reducer itself is called for each object.
-    """
-    return arrays.reducer(kind, route) or managers.reducer(kind, route)
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, but for functions that were pickled before in the same call, and for what it pickles wrongly."""
-
-    functions: Functions | None = None
-    route = BY_VALUE
-    reducers: dict[type, Reducer | None]
-    known_reducers: ClassVar[dict[Route, dict[type, Reducer | None]]] = {}
-
-    def take_route(self, route: Route) -> None:
-        """Pickle for this route from now on."""
-        self.route = route
-        self.reducers = self.known_reducers.setdefault(route, {})
-
-    def reducer_override(self, obj: Any) -> Any:
-        if self.functions is not None:
-            known = self.functions.get(id(obj))
-            if known is not None and known[1] is not None:
-                return known[1]
-        # Not isinstance, which believes what an object says of its __class__.
-        kind = type(obj)
-        try:
-            reducer = self.reducers[kind]
-        except KeyError:
-            if len(self.reducers) >= MAX_TYPES:
-                self.reducers.clear()
-            reducer = self.reducers[kind] = _reducer(kind, self.route)
-        if reducer is not None:
-            reduced = reducer(obj)
-            if reduced is not NotImplemented:
-                return reduced
-        if issubclass(kind, type) and issubclass(obj, Warning):
-            return filters.reduce(obj, super().reducer_override)
-        return super().reducer_override(obj)
-
-
 class Encoder:
     """A pickler that is kept: making a new one costs more than pickling a small task. Not for several threads at once.
 
@@ -114,13 +64,12 @@ class Encoder:
     """
 
     def __init__(self, limit: int, route: Route = BY_VALUE) -> None:
-        self._limit = limit
-        self._route = route
+        self.limit = limit
+        self.route = route
         self._file = io.BytesIO()
         self._buffers: list[memoryview] = []
         self._busy = False
-        self._pickler = _Pickler(self._file, protocol=5, buffer_callback=self._beside)
-        self._pickler.take_route(route)
+        self._pickler = Pickler(self._file, route, buffer_callback=self._beside)
 
     def _beside(self, buffer: pickle.PickleBuffer) -> bool:
         if len(self._buffers) >= MAX_BUFFERS:
@@ -131,17 +80,17 @@ class Encoder:
         self._buffers.append(view)
         return False
 
-    def learn(self, function: Any, functions: Functions) -> None:
-        """Note in `functions` how later calls of `dumps` with it shall pickle `function`: by name, or as it is now.
+    def _learn(self, function: Any, shared: Shared) -> None:
+        """Note in `shared` how later calls of `dumps` with it shall pickle `function`: by name, or as it is now.
 
         A global or a closed-over variable that changes afterwards is not sent again. What has nothing to gain, as a
         bound method, is not kept, and no more functions than a call is likely to share between its tasks.
         """
-        if len(functions) >= MAX_FUNCTIONS:
+        if len(shared.functions) >= MAX_FUNCTIONS:
             return
         reduced: Any = None
         if isinstance(function, types.FunctionType):
-            head, buffers = self.dumps(function)
+            head, buffers = self.dumps(function, shared)
             if b"cloudpickle" not in head:
                 reduced = function.__qualname__
             elif buffers is None and len(head) <= MAX_FUNCTION:
@@ -150,16 +99,35 @@ class Encoder:
             reduced = function.__qualname__
         else:
             return
-        functions[id(function)] = (function, reduced)
+        shared.functions[id(function)] = (function, reduced)
 
-    def dumps(self, value: object, functions: Functions | None = None, calls: int = 1) -> Encoded:
+    def dump_calls(
+        self,
+        calls: Sequence[Triple],
+        shared: Shared | None = None,
+        threads: int | None = None,
+        nanos: int | None = None,
+    ) -> Encoded:
+        """Pickle the calls of a batch so that each gets its own arguments, whatever else is in the batch.
+
+        Functions, classes and what cannot change are shared, by all batches with the same `shared`. For `threads` and
+        `nanos` see `BATCH`.
+        """
+        if shared is not None:
+            for function, _, _ in calls:
+                if id(function) not in shared.functions:
+                    self._learn(function, shared)
+        batch: Any = calls if len(calls) == 1 or all(map(_shares_nothing, calls)) else _Separate(calls, self.route)
+        return self.dumps(batch if threads is nanos is None else (threads, nanos, batch), shared, len(calls))
+
+    def dumps(self, value: object, shared: Shared | None = None, calls: int = 1) -> Encoded:
         """Pickle `value`, of so many calls. Raises what its pickling raises, and `PayloadTooLargeError`."""
         if self._busy:
             # Something that is being pickled, or a signal handler, submits by itself.
-            return Encoder(self._limit, self._route).dumps(value, functions, calls)
+            return Encoder(self.limit, self.route).dumps(value, shared, calls)
         self._busy = True
         file = self._file
-        self._pickler.functions = functions
+        self._pickler.shared = shared
         buffers: Buffers = None
         try:
             self._pickler.dump(value)
@@ -170,7 +138,7 @@ class Encoder:
         finally:
             # Nothing of this value may be seen by the next: neither its memory nor its memo.
             self._buffers = []
-            self._pickler.functions = None
+            self._pickler.shared = None
             self._pickler.clear_memo()
             if self._pickler.globals_ref:
                 self._pickler.globals_ref = {}
@@ -178,11 +146,11 @@ class Encoder:
             file.truncate()
             self._busy = False
         total = size(head, buffers)
-        if total > self._limit:
+        if total > self.limit:
             batch = f", with {calls} calls in one batch," if calls > 1 else ""
             less = "send fewer at once (batch_size=1, or map's chunksize)" if calls > 1 else "send less per task"
             raise PayloadTooLargeError(
-                f"payload of {total:,} bytes{batch} is over the limit of {self._limit:,}: "
+                f"payload of {total:,} bytes{batch} is over the limit of {self.limit:,}: "
                 f"{less}, or raise it with Worker(max_payload={total:_})"
             )
         return head, buffers
@@ -202,17 +170,11 @@ _local = threading.local()
 
 
 def encoder(limit: int, route: Route = BY_VALUE) -> Encoder:
-    """Give the calling thread's encoder for this limit and this route."""
+    """Return the calling thread's encoder for this limit and this route."""
     kept: Encoder | None = getattr(_local, "encoder", None)
-    if kept is None or kept._limit != limit or (kept._route is not route and kept._route != route):
+    if kept is None or kept.limit != limit or (kept.route is not route and kept.route != route):
         kept = _local.encoder = Encoder(limit, route)
     return kept
-
-
-def travels_by_name(module: str) -> bool:
-    """Say whether cloudpickle names what this module defines, for the far end to import; else it sends the code."""
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    return module != "__main__" and not any(module == name or module.startswith(f"{name}.") for name in by_value)
 
 
 def loads(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
@@ -220,7 +182,29 @@ def loads(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
     return pickle.loads(head) if buffers is None else pickle.loads(head, buffers=buffers)
 
 
-def dump_exception(encoder: Encoder, error: BaseException, skip: int) -> tuple[bytes, Buffers]:
+def rebuild(head: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
+    """Unpickle a call in a worker; once more if an import under way may be why it failed, as nothing of it has run."""
+    try:
+        return loads(head, buffers)
+    except Exception as error:
+        if not first_imports.is_half_import(error):
+            raise
+    return first_imports.alone(loads, head, buffers)
+
+
+class Place(NamedTuple):
+    """Where an exception was raised: on which node; in which call of its batch; and that call, as it is written.
+
+    `call` is empty if it could not be rebuilt. `hint` is what the exception's message does not say.
+    """
+
+    node: str
+    position: int | None
+    call: str
+    hint: str = ""
+
+
+def dump_exception(encoder: Encoder, error: BaseException, skip: int, place: Place) -> tuple[bytes, Buffers]:
     """Pickle an exception with its traceback, of which the outermost `skip` frames are ours. Never raises.
 
     An exception that does not survive the journey (joblib #270) is replaced by a `RemoteError` that names it.
@@ -233,14 +217,14 @@ def dump_exception(encoder: Encoder, error: BaseException, skip: int) -> tuple[b
         text = _shortened("".join(traceback.format_exception(type(error), error, trace)))
         # Not by assignment, which a frozen dataclass refuses.
         BaseException.with_traceback(error, None)
-        head, buffers = encoder.dumps((error, text))
+        head, buffers = encoder.dumps((error, text, tuple(place)))
         if not isinstance(loads(head, buffers)[0], BaseException):
             raise TypeError("unpickles as something that is no exception")
     except BaseException as why:
         name = f"{type(error).__module__}.{type(error).__qualname__}"
         said = f"{name}: {_said(error)} (a {type(why).__name__} prevents sending it: {_said(why)})"
         # Text only: nothing in it can fail to be pickled, and the pool takes as much whatever the user's limit is.
-        return pickle.dumps((RemoteError(said), text), 5), None
+        return pickle.dumps((RemoteError(said), text, tuple(place)), 5), None
     return head, buffers
 
 
@@ -257,11 +241,202 @@ def _shortened(text: str) -> str:
     return f"{text[:MAX_TEXT]}\n… {len(text) - 2 * MAX_TEXT:,} characters left out …\n{text[-MAX_TEXT:]}"
 
 
-def load_exception(head: bytes | memoryview, buffers: Sequence[Any] | None) -> BaseException:
-    """Rebuild an exception; its remote traceback is its `__cause__`."""
+def load_exception(head: bytes | memoryview, buffers: Sequence[Any] | None, first: int | None) -> BaseException:
+    """Rebuild an exception; its remote traceback is its `__cause__`, and a note says where it was raised.
+
+    `first` is the place of its batch's first call among those that were submitted together, None for a call alone.
+    """
     try:
-        error, text = loads(head, buffers)
+        error, text, place = loads(head, buffers)
     except Exception as why:
         return RemoteError(f"the task raised an exception that cannot be rebuilt here: {type(why).__name__}: {why}")
     object.__setattr__(error, "__cause__", RemoteTraceback(text))
+    node, position, call, hint = place
+    task = "" if first is None or position is None else f", task {first + position}"
+    note = f"node {node}{task}: {call}"
+    if not call:
+        note = f"node {node}{task}: the call could not be rebuilt there, and nothing of it has run"
+    # An exception may refuse to have attributes.
+    with contextlib.suppress(Exception):
+        error.add_note(f"{note}. {hint}" if hint else note)
     return error  # type: ignore[no-any-return]
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+class Calls:
+    """The calls of a batch, each with arguments of its own.
+
+    A call is rebuilt when it is its turn. To be gone through once.
+    """
+
+    def __init__(
+        self, shared: list[Any], pickles: list[bytes], uses: list[list[int]], buffers: list[_core.Buffer | memoryview]
+    ) -> None:
+        self._shared = shared
+        self._pickles = pickles
+        self._uses = uses
+        """For each call the buffers that its pickle takes, by their numbers."""
+        self._buffers: list[Any] = buffers
+        self.current: Triple | None = None
+        """The call that was rebuilt last, None while the next one is."""
+
+    def __len__(self) -> int:
+        return len(self._pickles)
+
+    def __iter__(self) -> Iterator[Triple]:
+        last = {number: place for place, used in enumerate(self._uses) for number in used}
+        for place, pickled in enumerate(self._pickles):
+            self.current = None
+            # What a call has twice is one thing in it.
+            taken = {number: self._take(number, last[number] == place) for number in set(self._uses[place])}
+            own = [taken[number] for number in self._uses[place]]
+            _local.shared = self._shared
+            try:
+                self.current = rebuild(pickled, own)
+            finally:
+                _local.shared = None
+                del own, taken
+            yield self.current
+
+    def _take(self, number: int, last: bool) -> Any:
+        """Return a buffer for one call: a copy, unless no later call needs it, or none can change it."""
+        buffer = self._buffers[number]
+        if last:
+            self._buffers[number] = None
+        elif isinstance(buffer, _core.Buffer):
+            return buffer.copy()
+        return buffer
+
+
+def _shared(number: int) -> Any:
+    """Return what the calls of a batch share; for the pickle of one of them."""
+    return _local.shared[number]
+
+
+class _Large:
+    """Stands for an argument that cannot change and is too large to be sent with each call of a batch."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return _shared, (self.number,)
+
+
+class _Separate:
+    """Pickles as a `Calls`."""
+
+    def __init__(self, calls: Sequence[Triple], route: Route) -> None:
+        file = io.BytesIO()
+        self._pickler = _CallPickler(file, route, buffer_callback=self._beside)
+        self._numbers: dict[tuple[int, int, bool], int] = {}
+        self._buffers: list[memoryview] = []
+        self._used: list[int] = []
+        uses: list[list[int]] = []
+        pickles: list[bytes] = []
+        for function, args, kwargs in calls:
+            self._used = []
+            # A memo of its own: what two calls share at the client, they do not share at the worker.
+            self._pickler.clear_memo()
+            file.seek(0)
+            file.truncate()
+            self._pickler.dump(
+                (function, tuple(map(self._light, args)), {k: self._light(v) for k, v in kwargs.items()})
+            )
+            pickles.append(file.getvalue())
+            uses.append(self._used)
+        beside = [pickle.PickleBuffer(view) for view in self._buffers]
+        self._reduced = Calls, (self._pickler.items, pickles, uses, beside)
+
+    def __reduce__(self) -> Any:
+        return self._reduced
+
+    def _light(self, value: Any) -> Any:
+        if type(value) in (bytes, str) and len(value) >= OUT_OF_BAND:
+            return _Large(self._pickler.number(value))
+        return value
+
+    def _beside(self, buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND:
+            return True
+        key = _core.address(view), view.nbytes, view.readonly
+        number = self._numbers.get(key)
+        if number is None:
+            if len(self._buffers) >= MAX_BUFFERS:
+                return True
+            number = self._numbers[key] = len(self._buffers)
+            self._buffers.append(view)
+        self._used.append(number)
+        return False
+
+
+class _CallPickler(Pickler):
+    """Writes one call of a batch. Functions and classes stand in it by their numbers: all calls share them."""
+
+    def __init__(self, file: io.BytesIO, route: Route, **options: Any) -> None:
+        super().__init__(file, route, **options)
+        self.items: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._copies: dict[int, tuple[Any, Any]] = {}
+
+    def number(self, item: Any) -> int:
+        """Return the number of what is shared, which is kept so that its id stays its own."""
+        number = self._numbers.get(id(item))
+        if number is None:
+            number = self._numbers[id(item)] = len(self.items)
+            self.items.append(item)
+        return number
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if obj is not _shared and (kind is types.FunctionType or issubclass(kind, type)):
+            return _shared, (self.number(obj),)
+        reduced = super().reducer_override(obj)
+        if reduced is NotImplemented and kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+            return self._array(obj)
+        return reduced
+
+    def _array(self, array: Any) -> Any:
+        """Return how an array is pickled: of a large one that lies in pieces as one copy, which travels once."""
+        if array.flags.forc or array.dtype.hasobject or array.nbytes < OUT_OF_BAND:
+            return NotImplemented
+        kept = self._copies.get(id(array))
+        if kept is None:
+            # The array is kept so that its id stays its own.
+            kept = self._copies[id(array)] = array, array.copy("C")
+        return kept[1].__reduce_ex__(5)
+
+
+_ATOMS: Final[set[type]] = {int, float, complex, bool, str, bytes, type(None), range, types.FunctionType, type}
+
+
+def _shares_nothing(call: Triple) -> bool:
+    """Return whether nothing in a call can change, so that it does not matter which other calls have it too."""
+    function, args, kwargs = call
+    if type(function) is not types.FunctionType and not (callable(function) and _is_atom(function)):
+        return False
+    for value in args:
+        if type(value) not in _ATOMS and not _is_atom(value):
+            return False
+    return not kwargs or all(map(_is_atom, kwargs.values()))
+
+
+def _is_atom(value: Any) -> bool:
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if kind is tuple or kind is frozenset:
+        return all(map(_is_atom, value))
+    if kind is types.BuiltinFunctionType:
+        # Not a method, such as a list's `append`.
+        return isinstance(value.__self__, types.ModuleType)
+    if kind.__module__ != "numpy":
+        return False
+    import numpy as np
+
+    if issubclass(kind, np.number | np.bool_):
+        _ATOMS.add(kind)
+    return kind in _ATOMS

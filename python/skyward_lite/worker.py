@@ -13,15 +13,14 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, payload
+from . import _core, blame, first_imports, main_thread, messages, payload, script, task_warnings, worker_exit
 from ._stdin import take_socket
-from .batch import Function, run_batch, run_limited
+from .batch import Function, Triple, run_batch, run_limited
 from .plugins import WorkerInfo
 from .route import Route
 
@@ -40,8 +39,13 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     something in this one, between two others: that is nobody's, and each step here can be taken again after it.
     """
     encoder = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True))
-    take, finish, loads = worker.take, worker.finish, payload.loads
+    node = worker.node
+    take, finish, rebuild = worker.take, worker.finish, payload.rebuild
     process = os.getpid()
+    several = worker.slots > 1
+    if several:
+        first_imports.enter()
+    warned = task_warnings.enter() if several else task_warnings.Scope()
     taken: list[Any] = []
     """The task that was taken and not yet unpickled."""
     begun: Any = None
@@ -50,8 +54,11 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     """How it ended."""
     stray: BaseException | None = None
     strays = 0
-    call: Any
-    value: Any
+    call: Any = None
+    value: Any = None
+    values: list[Any] = []
+    """Of a batch, the values of the calls that have returned."""
+    returned = False
     try:
         while True:
             try:
@@ -68,7 +75,9 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                         start = perf_counter_ns()
                         try:
                             begun = task, attempt
-                            call = loads(head, buffers)
+                            # A finalizer that ran between two tasks may have used the filters.
+                            warned.view = None
+                            call = rebuild(head, buffers)
                             # What is running must not keep the memory that it was read from.
                             taken.clear()
                             del head, buffers
@@ -76,9 +85,14 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             if kind == payload.BATCH:
                                 threads, limit, call = call if isinstance(call, tuple) else (None, None, call)
                                 asked = len(call)
-                                if decorate is not None:
-                                    call = [(decorate(function), args, kwargs) for function, args, kwargs in call]
-                                value = run_batch(call, limit) if threads is None else run_limited(threads, call, limit)
+                                run = call if decorate is None else decorated(call, decorate)
+                                if several and asked > 1:
+                                    run = warned.each(run)
+                                if threads is None:
+                                    run_batch(run, values, limit)
+                                else:
+                                    run_limited(threads, run, values, limit)
+                                value = values
                             else:
                                 function, args, kwargs = call
                                 if decorate is not None:
@@ -86,7 +100,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 value = function(*args, **kwargs)
                                 del function, args, kwargs
                             nanos = perf_counter_ns() - start
-                            calls = len(value) if kind == payload.BATCH else 1
+                            returned = True
+                            calls = len(values) if kind == payload.BATCH else 1
                             tag = payload.PARTIAL if kind == payload.BATCH and calls < asked else payload.RETURNED
                             answer = tag, nanos, *encoder.dumps(value, None, calls)
                         except BaseException as error:
@@ -94,11 +109,17 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             if os.getpid() != process:
                                 end_child(error)
                             nanos = perf_counter_ns() - start
+                            main_thread.explain(error)
                             skip = 2 if kind == payload.BATCH else 1
-                            answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip)
+                            if returned and isinstance(error, Exception):
+                                place = blame.place_of_result(error, node, kind, call, value, encoder)
+                            else:
+                                place = blame.place(node, kind, call, len(values))
+                            answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip, place)
                     elif answer is None and stray is not None:
                         # It came before the task's own exception was pickled.
-                        answer = payload.RAISED, 0, *payload.dump_exception(encoder, stray, 1)
+                        place = blame.place(node, kind, call, max(0, len(values) - 1))
+                        answer = payload.RAISED, 0, *payload.dump_exception(encoder, stray, 1, place)
                     if os.getpid() != process:
                         # A child that the task forked has come this far. The answer is its parent's to give.
                         end_child(None)
@@ -106,8 +127,11 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                     finish(*begun, *answer)
                     # While this thread waits for its next task it must not keep the last one's memory.
                     taken.clear()
-                    call = value = function = args = kwargs = head = buffers = None
+                    call = value = run = function = args = kwargs = head = buffers = None
                     answer = begun = stray = None
+                    values = []
+                    returned = False
+                    warned.view = None
                     strays = 0
             except BaseException as error:
                 # No call in here: the next one would be raised there.
@@ -134,11 +158,17 @@ def end_child(error: BaseException | None) -> NoReturn:
 
 
 def flush() -> None:
-    """Hand on what was printed without the end of a line: this process is killed, not finalized."""
+    """Hand on what was printed without the end of a line: a process that is replaced is killed, not finalized."""
     for stream in (sys.stdout, sys.stderr):
         # A task may have closed them, or put anything in their place.
         with contextlib.suppress(Exception):
             stream.flush()
+
+
+def decorated(calls: Iterable[Triple], decorate: Decorator) -> Iterator[Triple]:
+    """Return the calls of a batch with their functions decorated, each when it is its turn."""
+    for function, args, kwargs in calls:
+        yield decorate(function), args, kwargs
 
 
 def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> Decorator | None:
@@ -162,15 +192,16 @@ def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> D
 def main() -> None:
     """Connect to the agent and serve until it ends this process, or asks for its end."""
     fd = take_socket()
-    # The process is killed, not finalized: what a task printed must not sit in a buffer.
+    # What a task printed must not sit in a buffer, because this process may be killed. It reaches the client as UTF-8
+    # whatever this node's locale is; programs that a task starts have the node's locale.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     with contextlib.suppress(Exception):
         # So must what C libraries print.
         libc = ctypes.CDLL(None)
         libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, 1, 0)
-    # Resource trackers clean up when this process has been killed. That is how it ends, and nobody's leak.
+    # Resource trackers clean up when this process has been killed. That is how it may end, and nobody's leak.
     trackers = ("multiprocessing", "loky.backend", "joblib.externals.loky.backend")
     filters = [f"ignore::UserWarning:{package}.resource_tracker" for package in trackers]
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), *filters)))
@@ -178,13 +209,16 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda number, frame: None)
     # The end of standard error is part of the error that names the death of this process.
     faulthandler.enable(all_threads=False)
+    script.install()
     worker = _core.Worker(fd)
+    messages.be_worker(worker)
     if worker.sys_path:
         sys.path[:] = worker.sys_path
     for module in worker.preload:
         # What is missing here is the task's error to report, not the worker's.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    worker_exit.prepare()
     hooks = pickle.loads(base64.b64decode(worker.setup)) if worker.setup else []
     decorators = [decorate for _, decorate in hooks if decorate is not None]
     info = WorkerInfo(node=worker.node, pid=os.getpid(), slots=worker.slots)
@@ -192,14 +226,18 @@ def main() -> None:
         for around, _ in hooks:
             if around is not None:
                 stack.enter_context(around(info))
-        for slot in range(1, worker.slots):
-            args = (worker, slot, decorator(worker, slot, decorators))
-            threading.Thread(target=take_tasks, args=args, name=f"skyward-{slot}", daemon=True).start()
-        worker.ready()
-        take_tasks(worker, 0, decorator(worker, 0, decorators))
-    flush()
-    # Whatever threads the tasks have started are not waited for.
-    os._exit(0)
+        loops = [
+            functools.partial(take_tasks, worker, slot, decorator(worker, slot, decorators))
+            for slot in range(worker.slots)
+        ]
+        if worker.slots > 1:
+            task_warnings.install()
+            first_imports.install()
+            main_thread.run_slots(worker, loops)
+        else:
+            worker.ready()
+            loops[0]()
+    # The interpreter ends now as any other does: see worker_exit.py.
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 //!
 //! The worker answers each task with its own parts. The tag says what it does before: 1 waits until the file exists
 //! that its first part names, 2 ends the process with status 3, 3 kills it, 4 writes its parts to standard error, 5
-//! floods that with 16 MiB. 6 answers with 64 MiB instead.
+//! floods that with 16 MiB. 6 answers with 64 MiB instead. 7 sends its parts as a note, and answers with the answer.
 //!
 //! An agent that is given a file says that it will soon be gone when that exists.
 
@@ -26,6 +26,9 @@ fn worker() -> Fallible {
             std::thread::spawn(move || {
                 loop {
                     let Some(Message { id, tag, nanos, mut parts }) = worker.next(slot, Duration::from_secs(1)) else {
+                        if worker.over() {
+                            break;
+                        }
                         continue;
                     };
                     match tag {
@@ -41,6 +44,7 @@ fn worker() -> Fallible {
                         4 => parts.iter().for_each(|part| drop(std::io::stderr().write_all(part))),
                         5 => (0..1 << 18).for_each(|_| drop(std::io::stderr().write_all(&[b'x'; 63 + 1]))),
                         6 => parts = vec![vec![0; 64 << 20].into()],
+                        7 => parts = worker.send_note(parts).1.recv().into_iter().collect(),
                         _ => {}
                     }
                     worker.finish(Message { id, tag: Tag::Returned as u8, nanos, parts });

@@ -28,6 +28,9 @@ const CREDIT: usize = 64 * 1024 * 1024;
 pub(crate) const BACKLOG: usize = 256 * 1024 * 1024;
 /// How often leases and idle workers are looked at.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
+/// A note's number has that of its worker in the bits from this one on while it is on its way between us and the client:
+/// the answer finds its way back, and none to the process that took the worker's place.
+const NOTE_SHIFT: u32 = 40;
 /// Bound on the client's hello, and on the last words to it.
 const GREETING: Duration = Duration::from_secs(20);
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -345,6 +348,12 @@ impl Agent {
                     }
                     Cancelled::Unknown => self.link.send(|o| o.control(Control::Kept(id))),
                 },
+                Event::Control(Control::NoteAnswer { note, error }) => {
+                    let number = note & ((1 << NOTE_SHIFT) - 1);
+                    if let Ok(worker) = PeerId::try_from(note >> NOTE_SHIFT) {
+                        state.crew.tell(worker, Control::NoteAnswer { note: number, error });
+                    }
+                }
                 Event::Control(Control::Goodbye(_)) => {
                     state.ending.get_or_insert_with(|| "goodbye".to_owned());
                 }
@@ -380,6 +389,10 @@ impl Agent {
                         state.asked.remove(&result.id);
                         self.deliver(state, result);
                     }
+                }
+                Event::Message(Body::Note, mut note) => {
+                    note.id.task |= (id as u64) << NOTE_SHIFT;
+                    self.link.send(|o| o.message(Body::Note, note));
                 }
                 Event::Control(Control::Hello(_)) => {
                     if let Some(slots) = state.crew.is_ready(id, self.shape().1) {

@@ -5,7 +5,8 @@
 //! end with the reason. What only waited in the worker runs elsewhere. A spare worker stands by, so that a replacement
 //! need not start first.
 //!
-//! What a worker writes to its standard output and standard error is sent on to the client by lines.
+//! What a worker writes to its standard output and standard error goes to the client by way of `output.rs`. When the
+//! client leaves, workers that have run tasks end as interpreters do, see [`Agent::dismiss`].
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -16,9 +17,8 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rustix::process::Pid;
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
@@ -26,8 +26,9 @@ use crate::agent::{Agent, BACKLOG, LAST_WORDS, State, TICK};
 use crate::error::AgentError;
 use crate::frame::{Attempt, Body, Control, Message, Tag};
 use crate::group::{self, Left};
+use crate::output::{self, STDERR, STDOUT, forward};
 use crate::queue::PeerId;
-use crate::session::{LINES, Link, SUSPECT, Source, WorkerHello, hello, lock};
+use crate::session::{Link, SUSPECT, Source, WorkerHello, hello, lock};
 use crate::table::Table;
 use crate::worker::UNWIND;
 
@@ -43,14 +44,6 @@ const SPARE_AFTER: Duration = Duration::from_secs(2);
 const SPARE_RETRY: Duration = Duration::from_secs(10);
 /// Processes that run suspects, at least; one for each core if those are more.
 const SOLOS: usize = 4;
-/// Bytes of a worker's standard error that are kept for the error that names its death.
-const TAIL: usize = 2048;
-/// Bytes of a line without an end that are kept back.
-const LINE: usize = 8 * 1024;
-/// How long a line without an end is kept back.
-const HALF_LINE: Duration = Duration::from_secs(1);
-/// Bytes per read of a worker's output.
-const READ: usize = 64 * 1024;
 /// How long output is awaited after the worker's end: something outside its group may hold the pipe.
 const LAST_OUTPUT: Duration = Duration::from_millis(200);
 /// What limits the threads of the numeric libraries, which each take all cores by themselves.
@@ -232,16 +225,16 @@ impl Agent {
         let setup =
             hello(&WorkerHello { node: self.node.clone(), slots, lease_ms: self.lease_ms, work: self.work.clone() })?;
         link.send(|o| o.control(setup));
+        state.crew.started += 1;
+        let id = state.crew.started;
         let tail = Arc::<Mutex<Vec<u8>>>::default();
         let mut outlets = tokio::task::JoinSet::new();
         if let Some(stdout) = child.stdout.take() {
-            outlets.spawn(forward(stdout, 1, Arc::clone(&self.link), None));
+            outlets.spawn(forward(stdout, output::stream(id, STDOUT), Arc::clone(&self.link), None));
         }
         if let Some(stderr) = child.stderr.take() {
-            outlets.spawn(forward(stderr, 2, Arc::clone(&self.link), Some(Arc::clone(&tail))));
+            outlets.spawn(forward(stderr, output::stream(id, STDERR), Arc::clone(&self.link), Some(Arc::clone(&tail))));
         }
-        state.crew.started += 1;
-        let id = state.crew.started;
         let pid = child.id().unwrap_or_default();
         let link_ = Arc::clone(&link);
         let member = Member { role, ready: false, link: link_, pid, table, silent: None, useful: false, tail };
@@ -527,15 +520,25 @@ impl Agent {
         }
     }
 
-    /// Ask the workers to undo their setup and end, if there is something to undo.
+    /// End the workers in order: each is asked to end as interpreters do, which runs what was registered with `atexit`,
+    /// finalizers, and writes what open files hold back. Waits for them, at most [`UNWIND`].
+    ///
+    /// A worker that has not run a task has nothing to write and nobody to tell, and one that holds a task does not come
+    /// to its end in time: both are killed at once. Where a plugin has set something up in the workers, all are asked.
     pub(crate) async fn dismiss(&self) {
         {
-            let mut state = lock(&self.state);
+            let mut guard = lock(&self.state);
+            let state = &mut *guard;
             state.crew.over = true;
-            if !self.work.unwind {
-                return;
+            for (id, member) in &state.crew.members {
+                let replaced = matches!(member.role, Role::Retired(_));
+                let used = member.useful && !replaced && state.queue.held(*id).next().is_none();
+                if used || self.work.unwind {
+                    member.link.send(|o| o.control(Control::Goodbye(Bytes::new())));
+                } else {
+                    kill(member.pid);
+                }
             }
-            state.crew.tell_all(&Control::Goodbye(Bytes::new()));
         }
         self.crew_ended(UNWIND).await;
     }
@@ -577,46 +580,6 @@ impl Member {
 
 fn is_silent(ticks: u32) -> bool {
     TICK * ticks > SUSPECT
-}
-
-/// Send on what a worker writes, line by line, until its last writer closes the pipe. Never makes the worker wait: what
-/// the client does not take in time is left out.
-async fn forward(mut from: impl AsyncRead + Unpin, stream: u64, to: Arc<Link>, tail: Option<Arc<Mutex<Vec<u8>>>>) {
-    let mut buffer = BytesMut::with_capacity(READ);
-    loop {
-        let before = buffer.len();
-        buffer.reserve(READ);
-        let bound = if before > 0 { HALF_LINE } else { Duration::MAX };
-        let read = tokio::time::timeout(bound, from.read_buf(&mut buffer)).await;
-        let (idle, ended) = (read.is_err(), matches!(read, Ok(Ok(0) | Err(_))));
-        if let (Some(tail), Some(new)) = (&tail, buffer.get(before..)) {
-            let mut tail = lock(tail);
-            tail.extend_from_slice(new);
-            let excess = tail.len().saturating_sub(TAIL);
-            tail.drain(..excess);
-        }
-        let line = buffer.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        let whole = if idle || ended || buffer.len() - line > LINE { buffer.len() } else { line };
-        let mut text = buffer.split_to(whole).freeze();
-        if !text.is_empty() {
-            to.send(|outbox| {
-                while !text.is_empty() {
-                    outbox.output(stream, text.split_to(piece(&text)));
-                }
-            });
-        }
-        if ended {
-            break;
-        }
-    }
-}
-
-/// How much of a text goes into one message: whole lines, or a part of one that is too long, in whole characters.
-fn piece(text: &[u8]) -> usize {
-    let Some(most) = text.get(..LINES).filter(|most| most.len() < text.len()) else { return text.len() };
-    let line = most.iter().rposition(|b| *b == b'\n').map(|at| at + 1);
-    line.or_else(|| most.utf8_chunks().next().map(|chunk| chunk.valid().len()).filter(|len| *len > LINES - 4))
-        .unwrap_or(LINES)
 }
 
 /// Kill a worker. Whoever tends it ends what it has left in its group.

@@ -8,7 +8,7 @@
 //! frame   = len (u32) kind (u8) flags (u8) attempt (u16) task (u64) body[len]
 //! ```
 //!
-//! All integers are little-endian. A task or a result is a [`Message`]: a head (tag, nanoseconds, the lengths of
+//! All integers are little-endian. A task, a result or a note is a [`Message`]: a head (tag, nanoseconds, the lengths of
 //! its parts) and the parts' bytes, cut into chunks. Every length is checked against a cap before anything is
 //! allocated for it, so a broken peer costs an error; memory grows with what it really sends.
 
@@ -59,6 +59,8 @@ const FLAGS: u8 = FIRST | LAST;
 pub enum Body {
     Task,
     Result,
+    /// What a task tells the client while it runs; the client answers with [`Control::NoteAnswer`].
+    Note,
 }
 
 /// Names one try at one task.
@@ -91,7 +93,7 @@ pub enum Tag {
 /// The last of the tags.
 const MAX_TAG: u8 = Tag::Partial as u8;
 
-/// A task on its way to a worker, or a result on its way back.
+/// A task on its way to a worker, or a result or a note on its way back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     pub id: Attempt,
@@ -148,10 +150,12 @@ pub enum Control {
     Returned(Attempt),
     /// The recalled task has started, or is not here: no hope of getting it back.
     Kept(Attempt),
-    /// Lines that tasks wrote to standard output (1) or standard error (2).
+    /// What a worker wrote. `output.rs` says what is in the stream's number.
     Output { stream: u64, text: Bytes },
     /// This node will soon be gone; why, in UTF-8. It wants no more tasks, and those back that it has not started.
     Drain(Bytes),
+    /// The note of this number was taken, or was not; why not, in UTF-8. Empty: it was taken.
+    NoteAnswer { note: u64, error: Bytes },
 }
 
 /// What a decoder yields.
@@ -177,6 +181,8 @@ mod kind {
     pub const ABORT: u8 = 13;
     pub const OUTPUT: u8 = 14;
     pub const DRAIN: u8 = 15;
+    pub const NOTE: u8 = 16;
+    pub const NOTE_ANSWER: u8 = 17;
 }
 
 // ---------------------------------------------------------------------------------------------------- encoding
@@ -204,17 +210,21 @@ impl Control {
     /// Append this frame to a block's raw bytes. Long acknowledgements become several frames.
     ///
     /// # Errors
-    /// [`FrameError::TooLong`] for a hello, goodbye or output over [`MAX_BODY`], or a reason over [`MAX_REASON`].
+    /// [`FrameError::TooLong`] for a hello, goodbye, output or answer over [`MAX_BODY`], or a reason over [`MAX_REASON`].
     pub fn put(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
         let plain = |task| Attempt { task, attempt: 0 };
         match self {
-            Self::Hello(body) | Self::Goodbye(body) | Self::Output { text: body, .. } => {
+            Self::Hello(body)
+            | Self::Goodbye(body)
+            | Self::Output { text: body, .. }
+            | Self::NoteAnswer { error: body, .. } => {
                 if body.len() > MAX_BODY {
                     return Err(FrameError::TooLong { what: "control frame", len: body.len(), cap: MAX_BODY });
                 }
                 let (kind, id) = match self {
                     Self::Hello(_) => (kind::HELLO, 0),
                     Self::Output { stream, .. } => (kind::OUTPUT, *stream),
+                    Self::NoteAnswer { note, .. } => (kind::NOTE_ANSWER, *note),
                     _ => (kind::GOODBYE, 0),
                 };
                 put_frame(out, kind, plain(id), body);
@@ -271,7 +281,11 @@ impl Outgoing {
     /// Append the next chunk to `out`; true when it was the last.
     pub fn put_chunk(&mut self, out: &mut Vec<u8>) -> bool {
         let at = out.len();
-        let kind = if self.body == Body::Task { kind::TASK } else { kind::RESULT };
+        let kind = match self.body {
+            Body::Task => kind::TASK,
+            Body::Result => kind::RESULT,
+            Body::Note => kind::NOTE,
+        };
         put_header(out, 0, kind, 0, self.message.id);
         let mut flags = 0;
         if !self.started {
@@ -512,16 +526,18 @@ impl Decoder {
         }
         let mut body = self.block.split_to(len);
         let id = Attempt { task, attempt };
-        let chunk = matches!(kind, kind::TASK | kind::RESULT);
+        let chunk = matches!(kind, kind::TASK | kind::RESULT | kind::NOTE);
         if flags & !FLAGS != 0 || (flags != 0 && !chunk) {
             return Err(FrameError::BadFlags(flags));
         }
         let control = match kind {
             kind::TASK => return self.chunk(Body::Task, id, flags, body),
             kind::RESULT => return self.chunk(Body::Result, id, flags, body),
+            kind::NOTE => return self.chunk(Body::Note, id, flags, body),
             kind::HELLO => return Ok(Some(Event::Control(Control::Hello(body)))),
             kind::GOODBYE => return Ok(Some(Event::Control(Control::Goodbye(body)))),
             kind::OUTPUT => return Ok(Some(Event::Control(Control::Output { stream: task, text: body }))),
+            kind::NOTE_ANSWER => return Ok(Some(Event::Control(Control::NoteAnswer { note: task, error: body }))),
             kind::DRAIN => {
                 if len > MAX_REASON {
                     return Err(FrameError::TooLong { what: "reason", len, cap: MAX_REASON });

@@ -137,6 +137,8 @@ struct Shared {
     finished: Mutex<Finished>,
     output: Mutex<Output>,
     some_output: Condvar,
+    notes: Mutex<Notes>,
+    some_notes: Condvar,
     close: Notify,
     max_message: usize,
 }
@@ -160,7 +162,7 @@ struct Lane {
     over: bool,
 }
 
-/// Lines that a task wrote: the node's name, 1 for standard output and 2 for standard error, and the text.
+/// What a worker wrote: the node's name, the number of the stream as `output.rs` makes it, and the text.
 pub type Lines = (String, u64, Bytes);
 
 #[derive(Debug, Default)]
@@ -168,6 +170,14 @@ struct Output {
     lines: Vec<Lines>,
     bytes: usize,
     left_out: usize,
+    closed: bool,
+}
+
+/// What tasks told this process and nobody has taken yet, with the node that each came from. Not bounded by a number of
+/// its own: who sent one waits for its answer before it sends the next.
+#[derive(Debug, Default)]
+struct Notes {
+    waiting: Vec<(PeerId, Message)>,
     closed: bool,
 }
 
@@ -204,6 +214,8 @@ impl Pool {
             finished: Mutex::default(),
             output: Mutex::default(),
             some_output: Condvar::new(),
+            notes: Mutex::default(),
+            some_notes: Condvar::new(),
             close: Notify::new(),
             max_message,
         });
@@ -421,6 +433,27 @@ impl Pool {
         Some(lines)
     }
 
+    /// What tasks told this process since the last call, each with its node, waiting up to `bound` for it; `None` once the
+    /// pool is closed. Each is to be answered with [`Pool::answer_note`].
+    #[must_use]
+    pub fn notes(&self, bound: Duration) -> Option<Vec<(PeerId, Message)>> {
+        let notes = lock(&self.shared.notes);
+        let (mut notes, _) = self
+            .shared
+            .some_notes
+            .wait_timeout_while(notes, bound, |n| n.waiting.is_empty() && !n.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        // What still waits when the pool is closed has no sender left that could hear an answer.
+        (!notes.closed).then(|| std::mem::take(&mut notes.waiting))
+    }
+
+    /// Tell the sender of a note that it was taken, or why it was not. Nobody hears it if the node is lost.
+    pub fn answer_note(&self, from: PeerId, note: u64, error: Bytes) {
+        if let Some(node) = lock(&self.shared.state).nodes.get(from) {
+            node.link.send(|o| o.control(Control::NoteAnswer { note, error }));
+        }
+    }
+
     /// Let a task that was never submitted come out of [`Pool::finished`], with nothing in it; false as for `submit`.
     pub fn end(&self, id: Attempt) -> bool {
         self.shared.finish([(None, Message { id, tag: Tag::Returned as u8, nanos: 0, parts: Vec::new() })])
@@ -507,6 +540,8 @@ impl Pool {
         }
         lock(&self.shared.output).closed = true;
         self.shared.some_output.notify_all();
+        lock(&self.shared.notes).closed = true;
+        self.shared.some_notes.notify_all();
     }
 }
 
@@ -757,6 +792,10 @@ impl Shared {
                         state.stale += 1;
                         link.send(|o| o.acknowledge([result.id]));
                     }
+                }
+                Event::Message(Body::Note, note) => {
+                    lock(&self.notes).waiting.push((id, note));
+                    self.some_notes.notify_one();
                 }
                 Event::Control(Control::Returned(task)) => drop(state.queue.returned(id, task)),
                 Event::Control(Control::Kept(task)) => {

@@ -13,7 +13,7 @@ use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use pyo3::buffer::PyBuffer;
@@ -26,12 +26,14 @@ use russh::keys::{PrivateKey, PublicKey};
 
 use crate::agent::{self, AgentSpec};
 use crate::error::{AgentError, NodeError, SessionError, SshError};
-use crate::frame::{Attempt, MAX_PARTS, Message, PROTOCOL};
+use crate::frame::{Attempt, MAX_BODY, MAX_PARTS, Message, PROTOCOL};
 use crate::pool::{self, Endpoint, Node, NodeSpec, NodeState};
 use crate::session::{ClientHello, WorkerHello};
 use crate::ssh::{self, Identity, Target, new_key};
 use crate::{server, worker};
 
+/// How long a thread that waits for the answer to a note may be deaf to signals.
+const SLICE: Duration = Duration::from_millis(100);
 /// Bytes up to which a payload is copied without releasing the GIL.
 const INLINE: usize = 32 * 1024;
 
@@ -47,6 +49,11 @@ struct Buffer {
 impl Buffer {
     fn __len__(&self) -> usize {
         self.data.len()
+    }
+
+    fn copy(&self, py: Python<'_>) -> Self {
+        let data = &self.data;
+        Self { data: py.detach(|| BytesMut::from(&data[..])) }
     }
 
     /// # Safety
@@ -113,6 +120,12 @@ fn parts(head: &Bound<'_, PyAny>, buffers: Option<Vec<Bound<'_, PyAny>>>) -> PyR
         return Err(PyValueError::new_err(format!("more than {} buffers in one message", MAX_PARTS - 1)));
     }
     std::iter::once(head).chain(buffers.iter()).map(snapshot).collect()
+}
+
+/// Where the memory of a bytes-like object begins.
+#[pyfunction]
+fn address(data: &Bound<'_, PyAny>) -> PyResult<usize> {
+    Ok(PyBuffer::<u8>::get(data)?.buf_ptr() as usize)
 }
 
 fn core_error(error: impl std::fmt::Display) -> PyErr {
@@ -349,6 +362,19 @@ impl Pool {
         lines.map(rows).transpose()
     }
 
+    #[pyo3(signature = (bound_ms))]
+    fn notes<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Option<Bound<'py, PyList>>> {
+        let Some(notes) = py.detach(|| self.inner.notes(Duration::from_millis(bound_ms))) else { return Ok(None) };
+        let rows = notes.into_iter().map(|(node, note)| Ok((node, to_python(py, note)?)));
+        PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?).map(Some)
+    }
+
+    #[pyo3(signature = (from, note, error, /))]
+    fn answer_note(&self, from: usize, note: u64, error: &[u8]) {
+        let error = Bytes::copy_from_slice(error.get(..error.len().min(MAX_BODY)).unwrap_or_default());
+        self.inner.answer_note(from, note, error);
+    }
+
     fn end(&self, task: u64) -> bool {
         self.inner.end(Attempt { task, attempt: 0 })
     }
@@ -445,6 +471,11 @@ impl Worker {
         self.inner.over()
     }
 
+    #[staticmethod]
+    fn end_escaped(py: Python<'_>) {
+        py.detach(worker::Worker::end_escaped);
+    }
+
     fn ready(&self) -> PyResult<()> {
         self.inner.ready().map_err(core_error)
     }
@@ -467,6 +498,41 @@ impl Worker {
 
     fn restart(&self, slot: usize) {
         self.inner.restart(slot);
+    }
+
+    #[getter]
+    fn lease_ms(&self) -> u64 {
+        self.hello.lease_ms
+    }
+
+    #[staticmethod]
+    fn current() -> u64 {
+        worker::Worker::current()
+    }
+
+    #[pyo3(signature = (head, buffers, bound_ms))]
+    fn note<'py>(
+        &self,
+        py: Python<'py>,
+        head: &Bound<'py, PyAny>,
+        buffers: Option<Vec<Bound<'py, PyAny>>>,
+        bound_ms: u64,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let (number, mut answer) = self.inner.send_note(parts(head, buffers)?);
+        let until = Instant::now() + Duration::from_millis(bound_ms);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let received;
+            (received, answer) = py.detach(move || (answer.recv_timeout(left.min(SLICE)), answer));
+            if let Ok(error) = received {
+                return Ok(Some(PyBytes::new(py, &error)));
+            }
+            let interrupted = py.check_signals();
+            if left.is_zero() || interrupted.is_err() {
+                self.inner.forget_note(number);
+                return interrupted.map(|()| None);
+            }
+        }
     }
 
     #[allow(clippy::too_many_arguments)] // a flat call is what the hot path wants
@@ -565,7 +631,7 @@ fn drain(py: Python<'_>, reason: &str) -> bool {
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::{Buffer, Connection, CoreError, Pool, Worker, drain, generate_key, serve, serve_embedded};
+    use super::{Buffer, Connection, CoreError, Pool, Worker, address, drain, generate_key, serve, serve_embedded};
     #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
 }

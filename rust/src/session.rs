@@ -202,7 +202,7 @@ impl Outbox {
         Some(Control::Output { stream: 2, text: Bytes::from(text) })
     }
 
-    /// Send a task or a result.
+    /// Send a task, a result or a note.
     pub fn message(&mut self, body: Body, message: Message) {
         if self.closed {
             return;

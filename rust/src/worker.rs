@@ -5,18 +5,21 @@
 //! in with [`Worker::finish`]. A thread that finishes takes its next task without anybody's help; an idle one is
 //! woken only when more tasks wait than the running ones get to.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::error::SessionError;
-use crate::frame::{Body, Control, Decoder, Event, Message};
+use crate::frame::{Attempt, Body, Control, Decoder, Event, Message};
 use crate::group::{self, Left};
 use crate::session::{HEARTBEAT, Outbox, WorkerHello, hello, lock, read_hello};
 use crate::table::Table;
@@ -35,7 +38,8 @@ const SPELL: Duration = Duration::from_micros(200);
 const READ: usize = 256 * 1024;
 /// How often the watchdog looks at the clock.
 const WATCH: Duration = Duration::from_millis(500);
-/// How long a worker that was told to end may take.
+/// How long a worker that was told to end may take: for the plugins' contexts, threads that are no daemons, `atexit`
+/// callbacks and finalizers, all together.
 pub const UNWIND: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -75,6 +79,18 @@ struct Results {
     together: usize,
 }
 
+/// The notes that were sent and are not answered yet.
+#[derive(Debug, Default)]
+struct Notes {
+    sent: u64,
+    awaited: HashMap<u64, SyncSender<Bytes>>,
+}
+
+thread_local! {
+    /// The task that this thread took last; 0 for a thread that takes none.
+    static CURRENT: Cell<u64> = const { Cell::new(0) };
+}
+
 #[derive(Debug)]
 struct Shared {
     /// Threads that take tasks.
@@ -87,6 +103,7 @@ struct Shared {
     result_ready: Condvar,
     result_sent: Condvar,
     lease: Mutex<Instant>,
+    notes: Mutex<Notes>,
     table: Table,
 }
 
@@ -165,6 +182,7 @@ impl Worker {
             result_ready: Condvar::new(),
             result_sent: Condvar::new(),
             lease: Mutex::new(Instant::now() + Duration::from_millis(setup.lease_ms)),
+            notes: Mutex::default(),
             table,
         });
         let worker = Self { shared };
@@ -196,7 +214,7 @@ impl Worker {
     #[must_use]
     pub fn try_next(&self, slot: usize) -> Option<Message> {
         let task = lock(&self.shared.tasks).take(slot)?;
-        self.shared.table.set(slot, Some(task.id));
+        self.begin(slot, task.id);
         Some(task)
     }
 
@@ -216,13 +234,52 @@ impl Worker {
         }
         let task = tasks.take(slot)?;
         drop(tasks);
-        self.shared.table.set(slot, Some(task.id));
+        self.begin(slot, task.id);
         Some(task)
+    }
+
+    fn begin(&self, slot: usize, id: Attempt) {
+        self.shared.table.set(slot, Some(id));
+        CURRENT.set(id.task);
+    }
+
+    /// The task that the calling thread took last; 0 if it takes none.
+    #[must_use]
+    pub fn current() -> u64 {
+        CURRENT.get()
+    }
+
+    /// Send a note to the client. Its number, to be forgotten with [`Worker::forget_note`], and where its answer comes
+    /// out: nothing if it was taken, else why it was not.
+    #[must_use]
+    pub fn send_note(&self, parts: Vec<Bytes>) -> (u64, Receiver<Bytes>) {
+        let (answered, answer) = sync_channel(1);
+        let number = {
+            let mut notes = lock(&self.shared.notes);
+            notes.sent += 1;
+            let number = notes.sent;
+            notes.awaited.insert(number, answered);
+            number
+        };
+        let note = Message { id: Attempt { task: number, attempt: 0 }, tag: 0, nanos: 0, parts };
+        self.answer(|outbox| outbox.message(Body::Note, note));
+        (number, answer)
+    }
+
+    /// Wait no more for the answer to a note.
+    pub fn forget_note(&self, number: u64) {
+        lock(&self.shared.notes).awaited.remove(&number);
     }
 
     /// Let the time of what this slot runs begin anew: it goes on to the next call of a batch.
     pub fn restart(&self, slot: usize) {
         self.shared.table.restart(slot);
+    }
+
+    /// Kill what this process's tasks have started and what has moved to a group of its own. After the end of this
+    /// process nobody could find it any more; what is in the group is found by the agent.
+    pub fn end_escaped() {
+        group::kill_escaped(rustix::process::getpgrp());
     }
 
     /// Whether no task will come any more: undo the setup and end, within [`UNWIND`].
@@ -327,6 +384,11 @@ impl Worker {
                 Event::Control(Control::Recall(id)) => {
                     let answer = if self.unqueue(id.task) { Control::Returned(id) } else { Control::Kept(id) };
                     self.answer(|outbox| outbox.control(answer));
+                }
+                Event::Control(Control::NoteAnswer { note, error }) => {
+                    if let Some(answered) = lock(&self.shared.notes).awaited.remove(&note) {
+                        drop(answered.try_send(error));
+                    }
                 }
                 Event::Control(Control::Goodbye(_)) => {
                     *lock(&self.shared.lease) = Instant::now() + UNWIND;

@@ -145,6 +145,8 @@ fn control_frames_survive_the_wire() {
         Control::Returned(id),
         Control::Kept(id),
         Control::Drain(Bytes::from(vec![b'x'; MAX_REASON])),
+        Control::NoteAnswer { note: u64::MAX, error: Bytes::from_static(b"no listener") },
+        Control::NoteAnswer { note: 1, error: Bytes::new() },
         Control::Goodbye(Bytes::from_static(b"why")),
     ];
     let wire = send(|o| all.iter().for_each(|c| o.control(c.clone())));
@@ -157,6 +159,23 @@ fn control_frames_survive_the_wire() {
 fn a_long_reason_is_not_sent() {
     let long = Control::Drain(Bytes::from(vec![b'x'; MAX_REASON + 1]));
     assert!(matches!(long.put(&mut Vec::new()), Err(FrameError::TooLong { what: "reason", .. })));
+}
+
+/// A task, a result and a note of the same number are three messages, also while their chunks alternate.
+#[test]
+fn notes_are_messages_of_their_own() {
+    let all = [(Body::Task, 1_u8), (Body::Result, 2), (Body::Note, 3)];
+    let part = |byte| message(1, &[vec![byte; 10], vec![byte; 1 << 20]]);
+    let wire = send(|o| all.iter().for_each(|(body, byte)| o.message(*body, part(*byte))));
+    let events = decode(&wire, 4096).unwrap();
+    assert_eq!(events, all.map(|(body, byte)| Event::Message(body, part(byte))));
+}
+
+/// An answer that is too long for a frame is refused where it is written, too.
+#[test]
+fn a_long_answer_is_not_sent() {
+    let long = Control::NoteAnswer { note: 1, error: Bytes::from(vec![b'x'; MAX_BODY + 1]) };
+    assert!(matches!(long.put(&mut Vec::new()), Err(FrameError::TooLong { .. })));
 }
 
 /// More acknowledgements than fit a frame arrive all the same.
@@ -270,6 +289,9 @@ fn the_corpus_is_current() {
     seeds.push(("valid_output", send(|o| o.output(2, Bytes::from_static(b"one\ntwo\n")))));
     seeds.push(("valid_control", send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 2 }))));
     seeds.push(("valid_drain", send(|o| o.control(Control::Drain(Bytes::from_static(b"notice"))))));
+    seeds.push(("valid_note", send(|o| o.message(Body::Note, message(1, &[b"abc".to_vec()])))));
+    let answer = Control::NoteAnswer { note: 1, error: Bytes::from_static(b"why not") };
+    seeds.push(("valid_note_answer", send(|o| o.control(answer))));
     for (name, wire) in seeds {
         let seed = [&[250], &wire[..]].concat();
         let path = directory.join(name);
@@ -319,6 +341,9 @@ malformed! {
     abort_with_a_body: block(&frame(1, 13, 0, &[0])) => FrameError::BadBody(_),
     output_over_the_cap: block(&frame(u32::try_from(MAX_BODY).unwrap() + 1, 14, 0, &[0; 100])) => FrameError::TooLong { .. },
     reason_over_the_cap: block(&frame(1025, 15, 0, &[b'x'; 1025])) => FrameError::TooLong { what: "reason", .. },
+    answer_over_the_cap: block(&frame(u32::try_from(MAX_BODY).unwrap() + 1, 17, 0, &[0; 100])) => FrameError::TooLong { .. },
+    flag_on_an_answer: block(&frame(0, 17, LAST, &[])) => FrameError::BadFlags(LAST),
+    note_without_a_beginning: block(&message_frame(16, LAST, &[1])) => FrameError::BadSequence(_),
     short_heartbeat: block(&frame(7, 3, 0, &[0; 7])) => FrameError::BadBody("heartbeat"),
     uneven_acknowledgement: block(&frame(11, 6, 0, &[0; 11])) => FrameError::BadBody("acknowledgement"),
     unknown_tag: block(&message_frame(RESULT, FIRST | LAST, &head(77, &[]))) => FrameError::BadTag(77),

@@ -933,7 +933,7 @@ fn late_tasks_are_ended() {
     }
 }
 
-/// What tasks write comes by lines, with the node's name; a flood is bounded and hinders nothing.
+/// What tasks write comes with the names of node and stream; a flood is bounded and hinders nothing.
 #[test]
 fn output_is_forwarded() {
     let pool = ready(vec![embedded(hello(1, false), "3.11")]);
@@ -944,13 +944,63 @@ fn output_is_forwarded() {
     let mut text = Vec::new();
     while let Some(lines) = pool.output(BOUND) {
         for (node, stream, line) in lines {
-            assert_eq!((node.as_str(), stream), ("n", 2));
+            // The first worker's standard error; what is left out is the node's word.
+            assert_eq!((node.as_str(), stream & 3), ("n", 2));
+            assert!(matches!(stream >> 3, 0 | 1), "{stream}");
             text.extend_from_slice(&line);
         }
     }
     assert!(text.starts_with(b"one\ntwo\n"), "{}", String::from_utf8_lossy(&text));
     assert!(text.len() < 4 << 20, "{}", text.len());
     assert!(String::from_utf8_lossy(&text).contains("left out"));
+}
+
+/// Each note reaches the client whole, and its answer the task that sent it, whichever node and process that is in.
+#[test]
+fn notes_come_home_and_their_answers_go_back() {
+    let pool = ready(vec![embedded(hello(3, true), "3.11"), embedded(hello(3, false), "3.11")]);
+    let text = |n: u64| Bytes::from(vec![n as u8; n as usize * 20_000]);
+    (0..60).for_each(|n| submit(&pool, task(n, 7, vec![Bytes::from(n.to_string()), text(n)])));
+    let mut answered = 0;
+    let by = Instant::now() + BOUND;
+    while answered < 60 {
+        for (node, note) in pool.notes(Duration::from_secs(1)).expect("closed") {
+            let n = String::from_utf8_lossy(&note.parts[0]).parse().unwrap();
+            assert!(note.parts[1] == text(n), "note {n} came changed");
+            pool.answer_note(node, note.id.task, Bytes::from(format!("answer {n}")));
+            answered += 1;
+        }
+        assert!(Instant::now() < by, "{answered} of 60 notes came");
+    }
+    for (n, message) in collect(&pool, 60) {
+        assert_eq!(message.parts, [Bytes::from(format!("answer {n}"))]);
+    }
+    pool.close();
+    assert!(pool.notes(BOUND).is_none());
+}
+
+/// The answer to a note of a process that has died is not taken for the answer to its successor's note.
+#[test]
+fn an_answer_that_comes_too_late_goes_to_nobody() {
+    run(async {
+        let note = |event: &Event| matches!(event, Event::Message(Body::Note, _));
+        let result = |event: &Event| matches!(event, Event::Message(Body::Result, _));
+        let mut client = Raw::connect(hello(1, false)).await;
+        client.submit(task(0, 7, vec![]));
+        client.until(1, note).await;
+        client.link.send(|o| o.control(Control::Abort(Attempt { task: 0, attempt: 0 })));
+        client.until(1, result).await;
+        client.submit(task(1, 7, vec![]));
+        client.until(2, note).await;
+        let notes: Vec<_> = client.seen.iter().filter(|event| note(event)).cloned().collect();
+        for (event, error) in notes.into_iter().zip(["to the first", "to the second"]) {
+            let Event::Message(_, message) = event else { panic!("{event:?}") };
+            client.link.send(|o| o.control(Control::NoteAnswer { note: message.id.task, error: Bytes::from(error) }));
+        }
+        client.until(2, result).await;
+        let Some(Event::Message(_, last)) = client.seen.iter().rfind(|event| result(event)) else { panic!() };
+        assert_eq!((last.id.task, &last.parts[..]), (1, &[Bytes::from_static(b"to the second")][..]));
+    });
 }
 
 /// A task for one node runs there, however busy it is, and fails with it.

@@ -1,0 +1,60 @@
+"""The script's `__main__`, in a worker: a module that has what was sent of it by value.
+
+What pickles by name, as `joblib.Memory`, `joblib.dump` and `pickle` do, and what looks names up, as
+`typing.get_type_hints` does, finds it there. The module that runs a worker is not to be found by such names.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+
+class _Script(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"module '__main__' has no attribute {name!r} in this worker, but only the functions and classes of the "
+            "script that tasks have used so far. Use the name itself in the task, or pass its value as an argument",
+            name=name,
+            obj=self,
+        )
+
+
+_stand_in: _Script | None = None
+_kept: types.ModuleType | None = None
+"""The module that runs the worker, which nothing else refers to."""
+
+
+def install() -> None:
+    """Put the stand-in into the place of `__main__`."""
+    global _stand_in, _kept
+    _kept = sys.modules["__main__"]
+    _stand_in = _Script("__main__")
+    # What Python expects of this module: pickled functions take their globals' `__builtins__` from their own module.
+    _stand_in.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = _stand_in
+
+
+def enter(thing: Any) -> None:
+    """Enter a function, class or the like of the script that has been rebuilt, if its name is one of the module's."""
+    if _stand_in is None or getattr(thing, "__module__", None) != "__main__":
+        return
+    name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
+    if isinstance(name, str) and name.isidentifier():
+        _stand_in.__dict__[name] = thing
+
+
+def enter_all(names: dict[str, Any]) -> None:
+    """Enter what the script has under these names."""
+    if _stand_in is not None:
+        _stand_in.__dict__.update(names)
+
+
+def set_function(function: types.FunctionType, state: tuple[Callable[..., None], Any, dict[str, Any]]) -> None:
+    """Give a function of the script its state, by cloudpickle's `setter`; enter it, and the names that it looks up."""
+    setter, own, names = state
+    setter(function, own)
+    enter(function)
+    enter_all(names)

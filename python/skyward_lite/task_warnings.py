@@ -1,0 +1,275 @@
+"""The `warnings` module for tasks that run side by side in threads of one process: each task has its own filters.
+
+Python keeps the filters, and what shows a warning, once per process: `catch_warnings` in two threads at once lets one
+thread see the other's filters, and may leave them behind. In a worker with several slots `install` gives each thread a
+view of its own. A task begins with the process's filters; what the task changes ends with it. A thread that a task
+starts inherits the task's view.
+
+C code reads `filters` and `_showwarnmsg` as attributes of the module, so these are properties of the module's class.
+The functions in warnings.py read their own globals, so the module's dictionary has objects that forward to the view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import functools
+import importlib
+import itertools
+import operator
+import sys
+import threading
+import types
+import warnings
+from collections import UserList
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_PATCHED = ("_add_filter", "_filters_mutated", "_showwarning_orig", "_showwarnmsg", "_showwarnmsg_impl")
+
+
+class _View:
+    """The state of `warnings` that one task sees. `copy` shares `seen` until the task changes its filters."""
+
+    __slots__ = ("filters", "impl", "seen", "showwarning")
+
+    def __init__(self, filters: list[Any], showwarning: Any, impl: Any, seen: dict[Any, bool]) -> None:
+        self.filters = filters
+        self.showwarning = showwarning
+        self.impl = impl
+        self.seen = seen
+        """Which warnings were shown, and whether each of them is not to be shown again."""
+
+    def copy(self) -> _View:
+        return _View(self.filters[:], self.showwarning, self.impl, self.seen)
+
+
+class Scope:
+    """Where a thread keeps its view. The worker sets `view` to None when a task has ended."""
+
+    __slots__ = ("importing", "task", "view")
+
+    def __init__(self, view: _View | None = None, task: tuple[Scope, _View] | None = None) -> None:
+        self.view = view
+        """None until the task first reads or changes its filters."""
+        self.task = task
+        """For a thread that a task started: the scope and the view of that task."""
+        self.importing: list[Any] | None = None
+        """The filters with which the outermost import in this thread began; None while there is no import."""
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the calls of a batch. What one call changes ends before the next call begins."""
+        for item in items:
+            self.view = None
+            yield item
+
+
+_process = _View([], None, None, {})
+"""The process's own state: what the main thread sees, and what tasks begin with. `install` fills it."""
+_process_scope = Scope(_process)
+
+
+class _Own(threading.local):
+    scope = _process_scope
+
+
+_own = _Own()
+
+
+def _view() -> _View:
+    """Return the calling thread's view."""
+    scope = _own.scope
+    task = scope.task
+    if task is not None and task[0].view is not task[1]:
+        # The task that started this thread has ended, and its filters with it.
+        scope.task = scope.view = None
+    view = scope.view
+    if view is None:
+        view = scope.view = _process.copy()
+    return view
+
+
+def _attribute(name: str) -> property:
+    def read(module: types.ModuleType) -> Any:
+        return getattr(_view(), name)
+
+    def write(module: types.ModuleType, value: Any) -> None:
+        setattr(_view(), name, value)
+
+    return property(read, write)
+
+
+class _Filters(UserList[Any]):
+    """The calling thread's list, for the functions in warnings.py."""
+
+    def __init__(self) -> None:
+        """Keep nothing: `data` is looked up at each use."""
+
+    @property
+    def data(self) -> list[Any]:  # type: ignore[override]
+        return _view().filters
+
+
+def _add_filter(*item: Any, append: bool) -> None:
+    """Add a filter to the calling thread's list, and to the process's if it comes from a module's import.
+
+    A module is imported once, for all tasks to come.
+    """
+    view = _view()
+    _put(view, item, append)
+    if _own.scope.importing is view.filters and view is not _process:
+        _put(_process, item, append)
+
+
+def _put(view: _View, item: tuple[Any, ...], append: bool) -> None:
+    """Put a filter first or last, as Python does: moved to the front if it is there, else not twice."""
+    filters = view.filters
+    if not append:
+        with contextlib.suppress(ValueError):
+            filters.remove(item)
+        filters.insert(0, item)
+    elif item not in filters:
+        filters.append(item)
+    view.seen = {}
+
+
+def _filters_mutated() -> None:
+    """Let warnings be shown again that the calling thread has seen."""
+    _view().seen = {}
+
+
+def _show(message: warnings.WarningMessage) -> None:
+    """Show a warning, unless its filter says to show it once and the calling thread has seen it."""
+    view = _view()
+    seen = view.seen
+    key = (str(message.message), message.category, message.filename, message.lineno)
+    if seen.get(key):
+        return
+    if key not in seen:
+        action = _action(view.filters, message, key[0])
+        if action in ("once", "module"):
+            first = key[:3] not in seen
+            seen[key[:3]] = True
+        else:
+            first = True
+        seen[key] = action not in ("always", "all")
+        if not first:
+            return
+    if view.showwarning is warnings._showwarning_orig:  # type: ignore[attr-defined]
+        view.impl(message)
+    elif not callable(view.showwarning):
+        raise TypeError("warnings.showwarning() must be set to a function or method")
+    else:
+        details = message.message, message.category, message.filename, message.lineno, message.file, message.line
+        view.showwarning(*details)
+
+
+def _action(filters: list[Any], message: warnings.WarningMessage, text: str) -> str:
+    """Return the action of the filter that matches, as C has found it."""
+    for action, pattern, category, module, lineno in filters:
+        if (
+            issubclass(message.category, category)
+            and lineno in (0, message.lineno)
+            and _matches(pattern, text)
+            and (module is None or _matches(module, _module(message)))
+        ):
+            return str(action)
+    return str(warnings.defaultaction)  # type: ignore[attr-defined]
+
+
+def _matches(pattern: Any, text: str) -> bool:
+    return pattern is None or (pattern == text if isinstance(pattern, str) else pattern.match(text) is not None)
+
+
+def _module(message: warnings.WarningMessage) -> str:
+    """Return the name of the module that a warning is about: its frame is on the stack, or the warning names a file."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_lineno == message.lineno and frame.f_code.co_filename == message.filename:
+            return str(frame.f_globals.get("__name__") or "<string>")
+        frame = frame.f_back
+    return message.filename.removesuffix(".py")
+
+
+def _showing() -> property:
+    """Return the attribute `_showwarnmsg`: `_show`, after all registries were made invalid.
+
+    C looks a warning up in the registry of its module, which all threads share, before it asks for the filters: with
+    an entry of one thread's "default", another thread's "error" would not be raised. C reads this attribute just after
+    it has made an entry. Only C functions run here, so that no other thread runs before the entry is invalid.
+    """
+    invalidate: Callable[[], None] = warnings._filters_mutated  # type: ignore[attr-defined]
+    steps = zip(iter(invalidate, object()), itertools.repeat(_show))
+    # `next(shows, module)`: there always is a next one.
+    shows = map(operator.itemgetter(1), steps)
+    return property(functools.partial(next, shows))
+
+
+def install() -> bool:
+    """Give each thread that calls `enter` its own view. Return False where Python's module is not as we know it.
+
+    From Python 3.14 on, Python itself does it, with `-X context_aware_warnings`.
+    """
+    if hasattr(sys.flags, "context_aware_warnings") or not all(hasattr(warnings, name) for name in _PATCHED):
+        return False
+    _process.filters = warnings.filters  # type: ignore[assignment]
+    _process.showwarning = warnings.showwarning
+    _process.impl = warnings._showwarnmsg_impl  # type: ignore[attr-defined]
+    parts = {name: _attribute(name) for name in ("filters", "showwarning")}
+    parts |= {"_showwarnmsg_impl": _attribute("impl"), "_showwarnmsg": _showing()}
+    kind = type("ThreadedWarnings", (types.ModuleType,), parts)
+    # A module that is pickled by value, as one that a task's function refers to, goes by its name.
+    copyreg.pickle(kind, lambda module: (importlib.import_module, ("warnings",)))
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+    vars(warnings).update(
+        filters=_Filters(),
+        _add_filter=_add_filter,
+        _filters_mutated=_filters_mutated,
+        _showwarnmsg=_show,
+        _showwarnmsg_impl=lambda message: _view().impl(message),
+    )
+    warnings.__class__ = kind
+    _inherit()
+    return True
+
+
+def _inherit() -> None:
+    """Let threads that a task starts begin with the task's view. A list that both have is changed for both."""
+    start = threading.Thread.start
+
+    def start_thread(thread: threading.Thread) -> None:
+        scope = _own.scope
+        if scope is not _process_scope:
+            view = _view()
+            task = scope.task or (scope, view)
+            inherited = Scope(_View(view.filters, view.showwarning, view.impl, view.seen), task)
+
+            def run() -> None:
+                del thread.run
+                _own.scope = inherited
+                thread.run()
+
+            thread.run = run  # type: ignore[method-assign]
+        start(thread)
+
+    threading.Thread.start = functools.wraps(start)(start_thread)  # type: ignore[method-assign, assignment]
+
+
+def enter() -> Scope:
+    """Return the scope of the calling thread, which is to run tasks."""
+    scope = _own.scope = Scope()
+    return scope
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Add the filters that a module adds when it is imported to the process's own as well."""
+    scope = _own.scope
+    before = scope.importing
+    scope.importing = _view().filters
+    try:
+        yield
+    finally:
+        scope.importing = before

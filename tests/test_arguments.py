@@ -1,0 +1,214 @@
+"""Each task has its own arguments, whatever the size of its batch; what a batch shares travels once."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import numpy as np
+import pytest
+import skyward_lite as sky
+from joblib import Parallel, delayed
+from skyward_lite import payload
+
+CALLS = 12
+
+
+@pytest.fixture(scope="module", params=["thread", "process"])
+def pool(request):
+    """One node that is joblib's backend, with each executor."""
+    with sky.pool(worker=sky.Worker(concurrency=2, executor=request.param)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def shared_pool():
+    """Pools of this module outlive its tests; nothing else is left behind."""
+
+
+pytestmark = pytest.mark.usefixtures("shared_pool")
+
+
+def draw(random, *_):
+    return random.randint(1 << 30)
+
+
+def append(values, i):
+    values.append(i)
+    return list(values)
+
+
+def add(array, i):
+    array += i
+    return array.sum()
+
+
+def count(mapping, i):
+    mapping["n"] += 1
+    return mapping["n"], i
+
+
+class Counter:
+    def __init__(self):
+        self.n = 0
+
+    def up(self, _):
+        self.n += 1
+        return self.n
+
+    def __call__(self, _):
+        return self.up(_)
+
+
+def changing():
+    """Calls that share something which each of them changes."""
+    large = np.zeros(50_000)
+    counter = Counter()
+    nested = {"n": 0, "inner": [large]}
+    return {
+        "RandomState": (draw, [(np.random.RandomState(0),)] * CALLS),
+        "Generator": (lambda g: g.integers(1 << 30), [(np.random.default_rng(0),)] * CALLS),
+        "list": (append, [(values, i) for values in [[]] for i in range(CALLS)]),
+        "small array": (add, [(array, i) for array in [np.zeros(10)] for i in range(CALLS)]),
+        "large array": (add, [(large, i) for i in range(CALLS)]),
+        "F order": (add, [(array, i) for array in [np.zeros((500, 100), order="F")] for i in range(CALLS)]),
+        "in pieces": (add, [(array, i) for array in [np.zeros((500, 200))[:, ::2]] for i in range(CALLS)]),
+        "dict": (count, [(mapping, i) for mapping in [{"n": 0}] for i in range(CALLS)]),
+        "nested": (lambda m, i: add(m["inner"][0], i), [(nested, i) for i in range(CALLS)]),
+        "bound method": (counter.up, [(i,) for i in range(CALLS)]),
+        "callable": (counter, [(i,) for i in range(CALLS)]),
+        "partial": (functools.partial(append, [7]), [(i,) for i in range(CALLS)]),
+        "tuple": (lambda t, i: append(t[0], i), [(values, i) for values in [([],)] for i in range(CALLS)]),
+        "bytearray": (append, [(values, i) for values in [bytearray(b"x")] for i in range(CALLS)]),
+    }
+
+
+@pytest.mark.parametrize("what", list(changing()))
+@pytest.mark.parametrize("batch_size", [1, 5, CALLS, "auto"])
+def test_what_a_task_changes_no_other_task_sees(pool, what, batch_size):
+    """The results are those of tasks that each have a copy."""
+    function, calls = changing()[what]
+    alone = [pool.submit(function, *args).result(20) for args in calls]
+    assert Parallel(n_jobs=-1, batch_size=batch_size)(delayed(function)(*args) for args in calls) == alone
+    assert list(pool.map(function, *zip(*calls, strict=True), chunksize=5)) == alone
+
+
+def test_keyword_arguments_are_each_tasks_own_too(pool):
+    """By the same rule."""
+    shared: dict[str, Any] = {"values": []}
+    got = Parallel(n_jobs=1 + 1, batch_size=4)(delayed(append)(i=i, **shared) for i in range(8))
+    assert got == [[i] for i in range(8)]
+
+
+def test_what_one_task_has_twice_stays_one_thing(pool):
+    """Within a task identity is kept, also between views of the same memory."""
+    array = np.zeros(50_000)
+
+    def same(a, b, c, view, i):
+        a += 1
+        return a is b, c[0] is a, float(b[0]), float(view[0])
+
+    got = Parallel(n_jobs=2, batch_size=4)(delayed(same)(array, array, [array], array[:], i) for i in range(4))
+    assert [row[:3] for row in got] == [(True, True, 1.0)] * 4
+    assert array.sum() == 0
+
+
+def test_functions_and_classes_stay_shared(pool):
+    """A batch has one function and one class of each kind, whose definitions travel once."""
+
+    class Local:
+        text = "x" * 30_000
+
+        def __init__(self, i):
+            self.i = i
+
+    def function(local, helper, i):
+        return type(local), id(helper)
+
+    calls = [(function, (Local(i), len, i), {}) for i in range(50)]
+    head, buffers = payload.Encoder(1 << 30).dump_calls(calls)
+    assert payload.size(head, buffers) < 60_000
+    got = Parallel(n_jobs=2, batch_size=50)(delayed(function)(*args) for _, args, _ in calls)
+    assert {kind for kind, _ in got} == {Local}
+    # Of each process.
+    assert len({helper for _, helper in got}) <= 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.zeros(100_000),
+        np.zeros((1000, 100), order="F"),
+        np.zeros((1000, 200))[:, ::2],
+        bytes(800_000),
+        "x" * 800_000,
+    ],
+    ids=["array", "F order", "in pieces", "bytes", "str"],
+)
+def test_what_is_large_travels_once_for_a_batch(value):
+    """However many calls of the batch have it, as an argument or by its keyword."""
+    calls = [(append, ([value] if isinstance(value, np.ndarray) else value, i), {"more": value}) for i in range(20)]
+    head, buffers = payload.Encoder(1 << 30).dump_calls(calls)
+    assert payload.size(head, buffers) < 1_700_000
+    for (_, (first, number), kwargs), i in zip(payload.loads(head, buffers), range(20), strict=True):
+        assert number == i
+        assert np.array_equal(np.asarray(first).ravel(), np.asarray([value]).ravel())
+        assert np.array_equal(kwargs["more"], value)
+
+
+def test_the_last_task_takes_the_memory_that_came(pool):
+    """Arrays of a batch are writable, and one that a single task has is not copied."""
+    arrays = [np.full(10_000, i) for i in range(6)]
+
+    def change(array, i):
+        array[:] += 1
+        return array.flags.writeable, int(array.sum())
+
+    got = Parallel(n_jobs=2, batch_size=3)(delayed(change)(array, i) for i, array in enumerate(arrays))
+    assert got == [(True, 10_000 * (i + 1)) for i in range(6)]
+
+
+def test_read_only_arrays_stay_read_only(pool):
+    """In a batch as alone; nobody can change them, so tasks share them."""
+    array = np.arange(50_000)
+    array.setflags(write=False)
+    got = Parallel(n_jobs=2, batch_size=3)(delayed(lambda a, i: (a.flags.writeable, a[i]))(array, i) for i in range(6))
+    assert got == [(False, i) for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("args", "alone"),
+    [
+        ((1, 2.0, "x", b"y", None, True, 3j, (1, ("a",)), frozenset({1}), range(3)), True),
+        ((np.float64(1), np.int8(2)), True),
+        ((len, operator.neg, dict), True),
+        (([],), False),
+        (({},), False),
+        (((1, []),), False),
+        ((np.zeros(1),), False),
+        ((bytearray(b"x"),), False),
+        ((object(),), False),
+    ],
+)
+def test_small_tasks_do_not_pay(args, alone):
+    """Calls whose arguments cannot change are one pickle, without anything of ours in it."""
+    calls: list[payload.Triple] = [(print, args, {}), (print, args, {})]
+    head, _ = payload.Encoder(1 << 30).dump_calls(calls)
+    assert (b"skyward_lite" not in head) is alone
+    keywords = [(print, (), {"x": args}), (print, (), {"x": args[-1]})]
+    assert (b"skyward_lite" not in payload.Encoder(1 << 30).dump_calls(keywords)[0]) is alone
+
+
+def test_an_argument_that_cannot_be_rebuilt_fails_where_its_turn_is(pool):
+    """The calls before it have run; the error says that the call was not rebuilt."""
+
+    class Bad:
+        def __reduce__(self):
+            return int, ("no number",)
+
+    with pytest.raises(ValueError, match="no number") as caught:
+        Parallel(n_jobs=2, batch_size=4)(delayed(append)([Bad()] if i == 2 else [], i) for i in range(4))
+    (note,) = caught.value.__notes__
+    assert "task 2" in note
+    assert "could not be rebuilt" in note

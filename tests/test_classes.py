@@ -1,0 +1,817 @@
+"""Classes, enumerations and cached functions that travel by value keep their identity and their meaning."""
+
+from __future__ import annotations
+
+import abc
+import copy
+import dataclasses
+import enum
+import functools
+import os
+import subprocess
+import sys
+import threading
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
+
+import pyarrow as pa
+import pytest
+import skyward_lite as sky
+from joblib import Parallel, delayed
+from skyward_lite import payload
+from skyward_lite.route import Route
+
+T = TypeVar("T")
+
+TO_WORKERS = Route(shares_files=False, to_client=False)
+
+
+@pytest.fixture(scope="module", params=["thread", "process"])
+def pool(request):
+    """One node that is joblib's backend, with each executor."""
+    with sky.pool(worker=sky.Worker(concurrency=4, executor=request.param)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def shared_pool():
+    """Pools of this module outlive its tests; nothing else is left behind."""
+
+
+pytestmark = pytest.mark.usefixtures("shared_pool")
+
+
+def there_and_back(value):
+    """Pickle and rebuild as at a worker and back."""
+    encoder = payload.Encoder(1 << 30, TO_WORKERS)
+    home = payload.Encoder(1 << 30)
+    return payload.loads(*home.dumps(payload.loads(*encoder.dumps(value))))
+
+
+# ------------------------------------------------------------------------------------------------ identity
+
+
+def test_results_leave_the_clients_class_as_it_is(pool):
+    """A counter in the client's class counts on while results of that class arrive."""
+
+    class Counted:
+        count = 0
+
+        def run(self, i):
+            return self
+
+    for number, got in enumerate(
+        Parallel(n_jobs=-1, batch_size=1, return_as="generator")(delayed(Counted().run)(i) for i in range(50))
+    ):
+        assert type(got) is Counted
+        Counted.count += 1
+        assert Counted.count == number + 1
+
+
+def test_results_leave_the_globals_of_methods_as_they_are(pool):
+    """What a method of the client's class counts in a global is not reset by results of that class."""
+    space: dict[str, Any] = {"__name__": "nowhere", "total": 0}
+    code = "class Model:\n    def add(self):\n        global total\n        total += 1\n        return total\n"
+    exec(code, space)
+    model = space["Model"]()
+    futures = [pool.submit(lambda m: m, model) for _ in range(20)]
+    for number, future in enumerate(futures):
+        got = future.result(20)
+        assert type(got) is space["Model"]
+        assert got.add() == number + 1
+
+
+def test_what_tasks_set_on_a_class_stays_in_their_worker(pool):
+    """A model that is loaded once for a class is loaded once in each worker process, whatever arrives meanwhile."""
+
+    class Model:
+        net: Any = None
+        loading = None
+
+        def predict(self, i):
+            import threading
+
+            if Model.net is None:
+                Model.net = os.getpid(), threading.get_ident()
+            assert Model.net is not None
+            return os.getpid(), Model.net
+
+    got = Parallel(n_jobs=-1, batch_size=1)(delayed(Model().predict)(i) for i in range(200))
+    got += [pool.submit(Model().predict, i).result(20) for i in range(8)]
+    for pid in {pid for pid, _ in got}:
+        loaded = [net for each, net in got if each == pid]
+        # Threads that begin at the same time may each load; afterwards it stays.
+        assert len(set(loaded)) <= 4
+        assert len(set(loaded[8:])) == 1 or len(loaded) <= 8
+    assert Model.net is None
+
+
+def test_a_running_task_does_not_see_its_class_change(shared_thread_pool):
+    """While one task is in the middle, others of the same class arrive, and its class attribute stays."""
+
+    class Model:
+        net: Any = None
+
+        def first(self):
+            import time
+
+            Model.net = "loaded"
+            arrived, go = time.__dict__.setdefault("_skyward_test_gate", (threading.Event(), threading.Event()))
+            arrived.set()
+            assert go.wait(20)
+            return Model.net
+
+        def second(self):
+            import time
+
+            arrived, go = time.__dict__.setdefault("_skyward_test_gate", (threading.Event(), threading.Event()))
+            assert arrived.wait(20)
+            return Model.net
+
+        def last(self):
+            import time
+
+            time.__dict__.pop("_skyward_test_gate")[1].set()
+
+    first = shared_thread_pool.submit(Model().first)
+    assert [shared_thread_pool.submit(Model().second).result(20) for _ in range(5)] == ["loaded"] * 5
+    shared_thread_pool.submit(Model().last).result(20)
+    assert first.result(20) == "loaded"
+
+
+@pytest.fixture(scope="module")
+def shared_thread_pool():
+    """One process of four threads."""
+    with sky.pool(worker=sky.Worker(concurrency=4), plugins=[]) as pool:
+        yield pool
+
+
+def test_a_changed_class_is_a_new_class_at_the_worker(pool):
+    """What has changed at the client since counts, and what a task set on the old class is not there."""
+
+    class Model:
+        factor = 2
+
+        def run(self, x):
+            seen = getattr(type(self), "seen", 0)
+            type(self).seen = seen + 1
+            return x * self.factor
+
+    assert pool.submit(Model().run, 1).result(20) == 2
+    Model.factor = 3
+    assert pool.submit(Model().run, 1).result(20) == 3
+    Model.run = lambda self, x: getattr(type(self), "seen", "fresh")
+    assert pool.submit(Model().run, 1).result(20) == "fresh"
+
+
+def test_a_change_counts_in_whatever_refers_to_the_class(pool):
+    """A base class, and a class that a method names, are part of the definition."""
+
+    class Base:
+        number = 1
+
+    class Other:
+        number = 1
+
+    class Derived(Base):
+        def run(self):
+            return self.number, Other.number
+
+    assert pool.submit(Derived().run).result(20) == (1, 1)
+    Base.number = 2
+    assert pool.submit(Derived().run).result(20) == (2, 1)
+    Other.number = 2
+    assert pool.submit(Derived().run).result(20) == (2, 2)
+
+
+def test_registries_do_not_grow(pool):
+    """Neither `__init_subclass__` nor a metaclass runs again at the client; the worker has what the client has."""
+
+    class Registry(type):
+        made: list[str] = []  # noqa: RUF012
+
+        def __new__(cls, name, bases, space, **options):
+            cls.made.append(name)
+            return super().__new__(cls, name, bases, space)
+
+    class Base:
+        known: dict[str, type] = {}  # noqa: RUF012
+
+        def __init_subclass__(cls, key, **options):
+            Base.known[key] = cls
+
+    class One(Base, key="one"):
+        pass
+
+    class Made(metaclass=Registry):
+        pass
+
+    instance, known, made = pool.submit(lambda: (One(), Base.known, Made())).result(20)
+    assert type(instance) is One
+    assert known == {"one": One} == Base.known
+    assert type(made) is Made
+    assert Registry.made == ["Made"]
+
+
+def test_a_class_that_a_task_made_is_one_class_here(pool):
+    """Results of one class are of one class; and when they are sent on, workers know it as theirs."""
+
+    def make():
+        class Local:
+            def __init__(self, x):
+                self.x = x
+
+        return Local, [Local(1), Local(2)]
+
+    local, (one, two) = pool.submit(make).result(20)
+    assert type(one) is type(two) is local
+    same, back = pool.submit(lambda cls, instance: (isinstance(instance, cls), instance), local, one).result(20)
+    assert same
+    assert type(back) is local
+    assert back.x == 1
+
+
+def test_classes_refer_to_one_another(pool):
+    """Through methods, bases and attributes that are instances of one another, with an abstract base and `super()`."""
+
+    class Abstract(abc.ABC):
+        @abc.abstractmethod
+        def go(self):
+            return "base"
+
+    class Concrete(Abstract):
+        def go(self):
+            return super().go(), Peer.__name__, Peer.concrete.__class__ is Concrete
+
+        def __setstate__(self, state):
+            self.__dict__.update(state, rebuilt=True)
+
+    class Peer:
+        concrete: Any = None
+
+        def other(self):
+            return Concrete().go()
+
+    Peer.concrete = Concrete()
+    Peer.concrete.x = 1
+    assert pool.submit(Peer().other).result(20) == ("base", "Peer", True)
+    assert pool.submit(lambda: (Peer.concrete.x, Peer.concrete.rebuilt)).result(20) == (1, True)
+    assert pool.submit(lambda: Concrete).result(20) is Concrete
+
+
+def test_many_threads_rebuild_a_class_once(shared_thread_pool):
+    """Tasks that bring the same new class at the same time see one class."""
+
+    class Model:
+        pass
+
+    def identity(model):
+        import gc
+
+        gc.collect(0)
+        return id(type(model))
+
+    futures = [shared_thread_pool.submit(identity, Model()) for _ in range(40)]
+    assert len({future.result(20) for future in futures}) == 1
+
+
+def test_definitions_are_the_same_bytes_each_time():
+    """Otherwise a class would be another one with each task."""
+
+    class Other:
+        pass
+
+    class Model:
+        """Some text."""
+
+        table = {"a": [1, 2], "b": Other}  # noqa: RUF012
+        names = frozenset({"x", "y", "z"})
+
+        def run(self, x: int, *, y: str = "y") -> Other:
+            return [Other for _ in self.names if x in {1, 2, 3}]
+
+    def digest():
+        encoder = payload.Encoder(1 << 30, TO_WORKERS)
+        return encoder.dumps(Model())[0]
+
+    first = digest()
+    # Pickling an instance leaves notes on its class.
+    copy.copy(Model())
+    Model().run(1)
+    assert there_and_back(Model) is Model
+    assert digest() == first
+
+
+def test_what_is_kept_of_classes_is_bounded():
+    """A program that makes a class for each task does not fill its workers."""
+    from skyward_lite import classes
+
+    kept = classes._Latest()
+    for number in range(3 * classes.MAX_KEPT):
+        kept.keep(number, number)
+        assert kept.find(0) == 0
+    assert len(kept) == classes.MAX_KEPT
+    assert kept.find(1) is None
+
+
+# ------------------------------------------------------------------------------------------------ kinds of classes
+
+
+def kinds():
+    class Box(Generic[T]):
+        def __init__(self, value: T) -> None:
+            self.value = value
+
+        def __eq__(self, other):
+            return type(self) is type(other) and self.value == other.value
+
+    class Point(NamedTuple):
+        x: int
+        y: int = 2
+
+    class Record(TypedDict):
+        a: int
+
+    @dataclasses.dataclass(slots=True)
+    class Slotted:
+        x: int
+        y: list = dataclasses.field(default_factory=list)
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Frozen:
+        x: int = 1
+
+    @dataclasses.dataclass(frozen=True, order=True)
+    class Ordered:
+        x: int = 1
+
+    class Slots:
+        __slots__ = ("__hidden", "shown")
+
+        def __init__(self):
+            self.__hidden, self.shown = 1, 2
+
+        def __eq__(self, other):
+            return type(self) is type(other) and (self.__hidden, self.shown) == (other.__hidden, other.shown)
+
+    class SubSlots(Slots):
+        def __init__(self):
+            super().__init__()
+            self.more = 3
+
+    class OneSlot:
+        __slots__ = "only"
+
+        def __init__(self):
+            self.only = 1
+
+        def __eq__(self, other):
+            return type(self) is type(other) and self.only == other.only
+
+    class Cached:
+        @functools.cached_property
+        def value(self):
+            return [1]
+
+        def __eq__(self, other):
+            return type(self) is type(other) and self.value == other.value
+
+    return [Box(1), Point(1), Record(a=1), Slotted(1), Frozen(), Ordered(), Slots(), SubSlots(), OneSlot(), Cached()]
+
+
+@pytest.mark.parametrize("instance", kinds(), ids=lambda instance: type(instance).__name__)
+def test_instances_of_each_kind_come_back_as_they_went(pool, instance):
+    """Of the same class, equal, also when the task changed nothing but looked."""
+    got = pool.submit(lambda value: (value, type(value).__name__), instance).result(20)
+    assert got == (instance, type(instance).__name__)
+    assert type(got[0]) is type(instance)
+
+
+def test_slots_are_slots_at_the_worker(pool):
+    """An instance with `__slots__` takes no other attributes there, and gives those that it has back."""
+
+    @dataclasses.dataclass(slots=True)
+    class Slotted:
+        x: int
+
+    def change(slotted):
+        slotted.x += 1
+        with pytest.raises(AttributeError):
+            slotted.z = 1
+        return slotted, hasattr(slotted, "__dict__")
+
+    assert pool.submit(change, Slotted(1)).result(20) == (Slotted(2), False)
+
+
+def test_the_fields_of_a_dataclass_are_real_ones(pool):
+    """`dataclasses.fields`, `replace` and a subclass work in a task."""
+
+    @dataclasses.dataclass
+    class Base:
+        x: int
+        y: int = dataclasses.field(default=2, kw_only=True)
+
+    def use():
+        @dataclasses.dataclass
+        class Derived(Base):
+            z: int = 3
+
+        missing = [field.default is dataclasses.MISSING for field in dataclasses.fields(Base)]
+        return missing, dataclasses.replace(Base(1), y=5), dataclasses.asdict(Derived(1))
+
+    assert pool.submit(use).result(20) == ([True, False], Base(1, y=5), {"x": 1, "y": 2, "z": 3})
+
+
+def test_abstract_classes_know_what_was_registered(pool):
+    """`register` counts at the worker, and the abstract class stays abstract."""
+
+    class Shape(abc.ABC):
+        @abc.abstractmethod
+        def area(self): ...
+
+    class Square:
+        pass
+
+    Shape.register(Square)
+
+    def use():
+        with pytest.raises(TypeError, match="abstract"):
+            Shape()
+        return issubclass(Square, Shape)
+
+    assert pool.submit(use).result(20)
+
+
+# ------------------------------------------------------------------------------------------------ enumerations
+
+
+def enumerations():
+    class Plain(enum.Enum):
+        A = 1
+        B = [1, 2]  # noqa: RUF012
+        C = A
+
+    class Planet(enum.Enum):
+        def __init__(self, mass, radius):
+            self.mass, self.radius = mass, radius
+
+        EARTH = (1, 2)
+        MARS = (3, 4)
+        TERRA = (1, 2)  # noqa: PIE796
+
+    class Coded(enum.Enum):
+        def __new__(cls, code, label):
+            made = object.__new__(cls)
+            made._value_, made.label = code, label
+            return made
+
+        YES = (1, "yes")
+        NO = (0, "no")
+
+    class Small(int, enum.Enum):
+        def __new__(cls, code, label):
+            made = int.__new__(cls, code)
+            made._value_, made.label = code, label
+            return made
+
+        ONE = (1, "one")
+        TWO = (2, "two")
+
+    class Text(enum.StrEnum):
+        A = enum.auto()
+        B = "b"
+
+    class Number(enum.IntEnum):
+        RED = 1
+        ROT = 1
+        GREEN = 2
+
+    class Flags(enum.Flag):
+        R = 4
+        W = 2
+        X = 1
+        RWX = 7
+
+    class IntFlags(enum.IntFlag):
+        A = 1
+        B = 2
+        AB = 3
+        NONE = 0
+
+    class Odd(enum.Enum):
+        THING = object()
+        CALL = functools.partial(int, "3")
+
+        def called(self):
+            return self.value()
+
+        @classmethod
+        def _missing_(cls, value):
+            return cls.CALL
+
+    return [Plain, Planet, Coded, Small, Text, Number, Flags, IntFlags, Odd]
+
+
+def facts(kind):
+    """What there is to know of an enumeration."""
+    return {
+        "names": list(kind.__members__),
+        "canonical": [member.name for member in kind],
+        "own names": [member.name for member in kind.__members__.values()],
+        "values": [member.value for member in kind.__members__.values()] if kind.__name__ != "Odd" else None,
+        "attributes": [
+            {k: v for k, v in vars(m).items() if k in ("mass", "radius", "label")} for m in kind.__members__.values()
+        ],
+        "repr": [repr(member) for member in kind] if kind.__name__ != "Odd" else None,
+        "str": [str(member) for member in kind],
+        "qualname": kind.__qualname__,
+    }
+
+
+@pytest.mark.parametrize("kind", enumerations(), ids=lambda kind: kind.__name__)
+def test_enumerations_mean_the_same_at_the_worker(pool, kind):
+    """Members, aliases, composites, values and attributes; members that come back are the client's own."""
+    there, members, by_name = pool.submit(
+        lambda: (facts(kind), list(kind.__members__.values()), [kind[name] for name in kind.__members__])
+    ).result(20)
+    assert there == facts(kind)
+    assert all(got is own for got, own in zip(members, kind.__members__.values(), strict=True))
+    assert members == by_name
+
+
+def test_members_are_found_by_value_and_combined_at_the_worker(pool):
+    """Look-ups by value, `_missing_`, composites that have no name, and bits that are unknown."""
+    _, _, coded, small, text, number, flags, int_flags, odd = enumerations()
+
+    def use():
+        return [
+            coded(0) is coded.NO,
+            small(2) is small.TWO and small.TWO + 1 == 3,
+            text("b") is text.B and text.B.upper() == "B",
+            number(1) is number.ROT,
+            (flags.R | flags.W).value == 6 and flags.R in flags.RWX and flags(7) is flags.RWX,
+            (~int_flags.A & int_flags.AB) is int_flags.B and (int_flags.A | 8).value == 9,
+            odd("unknown") is odd.CALL and odd.CALL.called() == 3,
+        ]
+
+    assert pool.submit(use).result(20) == [True] * 7
+    both = flags.R | flags.W
+    assert pool.submit(lambda value: (value, value is (flags.R | flags.W)), both).result(20) == (both, True)
+
+
+# ------------------------------------------------------------------------------------------------ functions, streams
+
+
+@functools.cache
+def _fibonacci(n):
+    return n if n < 2 else _fibonacci(n - 1) + _fibonacci(n - 2)
+
+
+def test_cached_functions_keep_their_cache_in_a_worker(shared_thread_pool):
+    """Also one that calls itself. The client's comes back as the client's."""
+
+    @functools.lru_cache(maxsize=100, typed=True)
+    def fibonacci(n):
+        return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+    def use():
+        return fibonacci(30), fibonacci.cache_info().misses, fibonacci.cache_parameters()
+
+    for _ in range(3):
+        assert shared_thread_pool.submit(use).result(20) == (832040, 31, {"maxsize": 100, "typed": True})
+    assert shared_thread_pool.submit(lambda: fibonacci).result(20) is fibonacci
+    assert fibonacci.cache_info().misses == 0
+    # One that its module has travels by its name.
+    assert b"rebuild" not in payload.Encoder(1 << 30).dumps(_fibonacci)[0]
+
+
+def test_functions_that_dispatch_by_type_travel(pool):
+    """With what was registered, also for a class of the script, and one that calls itself."""
+
+    class Mine:
+        pass
+
+    @functools.singledispatch
+    def text(value):
+        return f"other {value}"
+
+    @text.register(list)
+    def _(value):
+        return [text(each) for each in value]
+
+    text.register(Mine, lambda value: "mine")
+
+    class Methods:
+        @functools.singledispatchmethod
+        def show(self, value):
+            return "other"
+
+        @show.register
+        def _(self, value: int):
+            return "int"
+
+    assert pool.submit(text, [1, [Mine()]]).result(20) == ["other 1", ["mine"]]
+    assert pool.submit(lambda: (Methods().show(1), Methods().show("1"))).result(20) == ("int", "other")
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr", "__stdout__", "__stderr__"])
+def test_the_standard_streams_are_the_workers_own(pool, name):
+    """As a global, an argument and an attribute, whatever has been put in their place here."""
+    stream = getattr(sys, name)
+
+    class Log:
+        out = stream
+
+        def same(self):
+            return self.out is getattr(sys, name) and stream is self.out
+
+    assert pool.submit(Log().same).result(20)
+    assert pool.submit(lambda given: given is getattr(sys, name), stream).result(20)
+
+
+def test_a_stream_that_was_replaced_since_is_still_the_standard_one(pool):
+    """As in a notebook, or under a redirection."""
+    stream = _Named()
+    assert stream is not sys.stdout
+    assert pool.submit(lambda given: given is sys.stdout, stream).result(20)
+
+
+class _Named:
+    """A stream of another make that says that it is standard output."""
+
+    name = "<stdout>"
+
+    def write(self, text):
+        return len(text)
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pa.array(range(100_000)),
+        lambda: pa.chunked_array([range(50_000), range(50_000)]),
+        lambda: pa.record_batch({"x": range(100_000), "s": [str(i) for i in range(100_000)]}),
+        lambda: pa.table({"x": range(100_000), "s": [str(i) for i in range(100_000)]}),
+        lambda: pa.array(["a", "b"] * 50_000).dictionary_encode(),
+    ],
+    ids=["array", "chunked", "batch", "table", "dictionary"],
+)
+@pytest.mark.parametrize("part", [slice(10, 20), slice(0, 0), slice(None)])
+def test_slices_of_arrow_data_travel_alone(pool, make, part):
+    """A slice of ten rows does not bring the whole along, and is equal to what was sent."""
+    whole = make()
+    data = whole.slice(part.start or 0, (part.stop if part.stop is not None else len(whole)) - (part.start or 0))
+    head, buffers = payload.Encoder(1 << 30).dumps(data)
+    if len(data) < 100:
+        assert payload.size(head, buffers) < 20_000
+    got = pool.submit(lambda value: value, data).result(20)
+    assert type(got) is type(data)
+    assert got.equals(data)
+
+
+# ------------------------------------------------------------------------------------------------ the script
+
+SCRIPT = """
+from __future__ import annotations
+import dataclasses, io, os, pickle, sys, tempfile, typing
+import joblib
+from joblib import Parallel, delayed
+import skyward_lite as sky
+
+UserId = typing.NewType("UserId", int)
+FACTOR = 10
+
+
+class Other:
+    pass
+
+
+@dataclasses.dataclass
+class Cut:
+    size: int
+    user: UserId = UserId(0)
+    other: Other | None = None
+
+    class Inner:
+        pass
+
+
+def flush(x: int) -> Cut:
+    # Its name is one of the worker's own.
+    return Cut(x * FACTOR)
+
+
+def main(x):
+    return Cut(x)
+
+
+def helper(x):
+    return x + 1
+
+
+def by_name():
+    import __main__
+
+    assert __main__.Cut is Cut
+    assert __main__.helper(1) == 2
+    assert __main__.FACTOR == 10
+    try:
+        __main__.take_tasks
+    except AttributeError as error:
+        assert "take_tasks" in str(error)
+    else:
+        raise AssertionError("the worker's own name is in the script's module")
+    assert type(pickle.loads(pickle.dumps(Cut(1)))) is Cut
+    assert type(pickle.loads(pickle.dumps(Cut.Inner()))) is Cut.Inner
+    assert pickle.loads(pickle.dumps(helper))(2) == 3
+    assert pickle.loads(pickle.dumps(UserId)) is UserId
+    file = io.BytesIO()
+    joblib.dump([Cut(2)], file)
+    file.seek(0)
+    assert joblib.load(file) == [Cut(2)]
+    assert joblib.hash(Cut(2)) == joblib.hash(Cut(2))
+    hints = typing.get_type_hints(Cut)
+    assert hints["user"] is UserId and hints["other"] == typing.Optional[Other], hints
+    assert typing.get_type_hints(flush) == {"x": int, "return": Cut}
+    return Cut(3), UserId
+
+
+if __name__ == "__main__":
+    executor, directory = sys.argv[1:]
+    memory = joblib.Memory(directory, verbose=0)
+    with sky.pool(worker=sky.Worker(concurrency=2, executor=executor)) as pool:
+        for _ in range(2):
+            for function in (flush, main):
+                cached = memory.cache(function)
+                got = Parallel(n_jobs=2)(delayed(cached)(i) for i in range(4))
+                assert got == [function(i) for i in range(4)], got
+        for _ in range(3):
+            cut, user = pool.submit(by_name).result()
+            assert type(cut) is Cut and user is UserId
+    assert len(list(memory.store_backend.get_items())) == 8
+    print("all is well")
+"""
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_the_script_is_itself_at_the_workers(tmp_path, executor):
+    """What pickles or looks up by name in the script's `__main__` finds it, and never a name of the worker's."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), executor, str(tmp_path / "cache")], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "all is well\n"
+
+
+PIPELINE = """
+import sys
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.datasets import load_iris
+import skyward_lite as sky
+
+
+class Cut(TransformerMixin, BaseEstimator):
+    def __init__(self, columns=2):
+        self.columns = columns
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return X[:, : self.columns]
+
+
+if __name__ == "__main__":
+    executor, directory = sys.argv[1:]
+    X, y = load_iris(return_X_y=True)
+
+    def search(n_jobs):
+        pipeline = Pipeline([("cut", Cut()), ("fit", LogisticRegression())], memory=directory)
+        grid = {"cut__columns": [1, 2, 3], "fit__C": [0.1, 1.0]}
+        return GridSearchCV(pipeline, grid, n_jobs=n_jobs, cv=3, error_score="raise").fit(X, y)
+
+    serial = search(1).cv_results_["mean_test_score"]
+    with sky.pool(worker=sky.Worker(concurrency=2, executor=executor)):
+        assert (search(-1).cv_results_["mean_test_score"] == serial).all()
+    print("all is well")
+"""
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_pipeline_with_a_memory_and_a_step_of_the_script(tmp_path, executor):
+    """scikit-learn's cached transformers pickle the script's class by its name."""
+    script = tmp_path / "script.py"
+    script.write_text(PIPELINE)
+    done = subprocess.run(
+        [sys.executable, str(script), executor, str(tmp_path / "cache")], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "all is well\n"

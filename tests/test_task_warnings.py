@@ -1,0 +1,323 @@
+"""Tasks that run side by side in one process have each their own warning filters."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import skyward_lite as sky
+from joblib import Parallel, delayed
+from sklearn import get_config
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.utils.parallel import _FuncWrapper
+
+X, Y = (part[:200] for part in load_digits(return_X_y=True))
+
+
+@pytest.fixture(scope="module")
+def threads():
+    """One node of eight threads as joblib's backend."""
+    with sky.pool(worker=sky.Worker(concurrency=8)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def shared_pool(threads):
+    """Override: tests here share a pool that is joblib's default."""
+    return threads
+
+
+pytestmark = pytest.mark.usefixtures("shared_pool")
+
+
+def meet(name, parties=2):
+    """Wait, in a worker of threads, for the other tasks that come here."""
+    # The module lives in the worker: all its threads see the same object.
+    return time.__dict__.setdefault(f"_skyward_{name}", threading.Barrier(parties)).wait(20)
+
+
+def grumble(text="grumble"):
+    warnings.warn(text, UserWarning, stacklevel=1)
+
+
+def filters(_=None):
+    return [tuple(map(repr, item)) for item in warnings.filters]
+
+
+def failed_candidates():
+    """Count the candidates of a grid search whose fits failed."""
+    grid = {"C": list(np.logspace(-2, 2, 12))}
+    try:
+        search = GridSearchCV(LogisticRegression(max_iter=2), grid, cv=3, n_jobs=-1, refit=False).fit(X, Y)
+    except ValueError:
+        # All fits have failed.
+        return 12
+    return int(np.isnan(search.cv_results_["mean_test_score"]).sum())
+
+
+def alternating(rounds):
+    found = []
+    for i in range(rounds):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore" if i % 2 else "error", ConvergenceWarning)
+            found.append(failed_candidates())
+    return found
+
+
+def test_searches_with_warnings_as_errors_and_without(threads):
+    """Each search has the filters of its own call, and the worker's own are as they were."""
+    before = threads.submit(filters).result(20)
+    assert alternating(8) == [12, 0] * 4
+    assert [threads.submit(filters).result(20) for _ in range(16)] == [before] * 16
+
+
+def test_searches_on_process_workers():
+    """Python's own module does there: nothing runs side by side."""
+    with sky.pool(worker=sky.Worker(concurrency=2, executor="process")) as pool:
+        before = pool.submit(filters).result(20)
+        assert alternating(4) == [12, 0] * 2
+        assert {tuple(pool.submit(filters).result(20)) for _ in range(4)} == {tuple(before)}
+
+
+def fit(c):
+    try:
+        LogisticRegression(max_iter=2, C=c).fit(X, Y)
+    except ConvergenceWarning:
+        return "raised"
+    return "fitted"
+
+
+@pytest.mark.parametrize("batch_size", [1, 10])
+def test_calls_at_once_with_other_filters(batch_size):
+    """scikit-learn's wrapper sets them in each task; two client threads, each with its own filters."""
+    found = {}
+
+    def client(action):
+        def call(c):
+            wrapper = _FuncWrapper(fit)
+            wrapper.with_config_and_warning_filters(get_config(), [(action, None, ConvergenceWarning, None, 0)])
+            return wrapper, (c,), {}
+
+        found[action] = Parallel(n_jobs=-1, backend="skyward", batch_size=batch_size)(
+            call(c) for c in np.linspace(0.1, 1, 80)
+        )
+
+    clients = [threading.Thread(target=client, args=(action,)) for action in ("error", "ignore")]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(50)
+    assert found == {"error": ["raised"] * 80, "ignore": ["fitted"] * 80}
+
+
+def test_an_error_is_not_lost_beside_default(threads):
+    """One task's warning was shown once and is not to be shown again; in the other the same line raises."""
+
+    def shows():
+        with warnings.catch_warnings(record=True) as log:
+            warnings.simplefilter("default")
+            meet("registry")
+            for _ in range(5):
+                grumble()
+            meet("registry")
+            meet("registry")
+            grumble()
+            return len(log)
+
+    def raises():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            meet("registry")
+            meet("registry")
+            with pytest.raises(UserWarning):
+                grumble()
+            meet("registry")
+
+    pair = threads.submit(shows), threads.submit(raises)
+    assert pair[1].result(20) is None
+    assert pair[0].result(20) == 1
+
+
+def test_no_moment_loses_an_error():
+    """Python switches threads as often as it can, while two tasks show the warning that a third one raises."""
+
+    def busy():
+        sys.setswitchinterval(1e-6)
+        over = time.__dict__.setdefault("_skyward_over", threading.Event())
+        with warnings.catch_warnings(record=True) as log:
+            warnings.simplefilter("default")
+            meet("busy", 3)
+            grumble()
+            while not over.is_set():
+                grumble()
+        return len(log)
+
+    def strict():
+        over = time.__dict__.setdefault("_skyward_over", threading.Event())
+        raised = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            meet("busy", 3)
+            for _ in range(3_000):
+                try:
+                    grumble()
+                except UserWarning:
+                    raised += 1
+        over.set()
+        return raised
+
+    with sky.pool(worker=sky.Worker(concurrency=3), plugins=[]) as pool:
+        futures = [pool.submit(busy), pool.submit(busy), pool.submit(strict)]
+        assert [future.result(40) for future in futures] == [1, 1, 3_000]
+
+
+def test_a_warning_that_c_code_gives():
+    """NumPy's come from C, which reads the filters by itself."""
+
+    def divide(action):
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            meet("numpy")
+            try:
+                for _ in range(100):
+                    np.float64(1) / 0
+            except RuntimeWarning:
+                return "raised"
+            finally:
+                meet("numpy")
+        return "divided"
+
+    actions = ["error", "ignore"] * 3
+    got = [
+        Parallel(n_jobs=2, batch_size=1)(delayed(divide)(action) for action in actions[k : k + 2]) for k in (0, 2, 4)
+    ]
+    assert got == [["raised", "divided"]] * 3
+
+
+def record(i, action, parties):
+    with warnings.catch_warnings(record=True) as log:
+        warnings.simplefilter(action)
+        meet(f"record_{action}_{parties}", parties)
+        for _ in range(3):
+            grumble(f"of task {i}")
+            grumble("of all")
+            warnings.warn("of all", UserWarning, stacklevel=1)
+        meet(f"record_{action}_{parties}", parties)
+    return [str(entry.message) for entry in log]
+
+
+@pytest.mark.parametrize("action", ["always", "default", "module", "once"])
+def test_recorded_warnings_are_the_tasks_own(threads, action):
+    """What `catch_warnings(record=True)` finds in four tasks at once is what it finds in each alone."""
+    futures = [threads.submit(record, i, action, 4) for i in range(4)]
+    assert [future.result(20) for future in futures] == [record(i, action, 1) for i in range(4)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 10])
+def test_a_filter_ends_with_the_call_that_set_it(threads, batch_size):
+    """Whatever the size of batches: the next call of the batch begins with the worker's own filters."""
+
+    def leave(i):
+        if i % 2:
+            warnings.simplefilter("error")
+            warnings.showwarning = None
+        else:
+            grumble()
+        return filters()[0]
+
+    first = threads.submit(filters).result(20)[0]
+    error = tuple(map(repr, ("error", None, Warning, None, 0)))
+    got = Parallel(n_jobs=-1, batch_size=batch_size)(delayed(leave)(i) for i in range(40))
+    assert got == [first, error] * 20
+
+
+def test_filters_of_an_import_stay(tmp_path, monkeypatch):
+    """A module is imported once: the filters that it adds are there for all later tasks, as the task's own are not."""
+    (tmp_path / "quieting.py").write_text("import warnings\nwarnings.filterwarnings('ignore', 'noise', UserWarning)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def imports():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", BytesWarning)
+            __import__("quieting")
+            return filters()[:2]
+
+    def all_slots(_):
+        meet("quieting", 3)
+        return filters()
+
+    with sky.pool(worker=sky.Worker(concurrency=3), plugins=[]) as pool:
+        before = pool.submit(filters).result(20)
+        noise, error = pool.submit(imports).result(20)
+        assert "noise" in noise[1]
+        assert "BytesWarning" in error[2]
+        assert [future.result(20) for future in [pool.submit(all_slots, i) for i in range(3)]] == [[noise, *before]] * 3
+
+
+def test_threads_of_a_task_have_its_filters(threads):
+    """As at home. What they change in a block of their own is theirs, and nothing outlives the task."""
+
+    def outcome(_):
+        try:
+            grumble()
+        except UserWarning:
+            return "raised"
+        return "shown"
+
+    def overlapping(i):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error" if i else "ignore")
+            meet("overlap")
+            got = outcome(i)
+            meet("overlap")
+            return got
+
+    def task():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            kept = time.__dict__["_skyward_kept"] = ThreadPoolExecutor(2)
+            return [kept.submit(outcome, 0).result(20), *kept.map(overlapping, range(2)), outcome(0)]
+
+    before = threads.submit(filters).result(20)
+    assert threads.submit(task).result(20) == ["raised", "shown", "raised", "raised"]
+    assert threads.submit(lambda: time.__dict__["_skyward_kept"].submit(outcome, 0).result(20)).result(20) == "shown"
+    assert threads.submit(filters).result(20) == before
+
+
+def test_functions_that_refer_to_the_module_come_back(threads):
+    """The module goes by its name, whatever its class."""
+
+    def make():
+        return lambda: warnings.catch_warnings
+
+    assert threads.submit(make).result(20)() is warnings.catch_warnings
+
+
+def named():
+    with warnings.catch_warnings(record=True) as log:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("default", "", UserWarning, __name__)
+        warnings.filterwarnings("default", "", UserWarning, "named")
+        registry: dict[object, object] = {}
+        for _ in range(2):
+            warnings.warn("from here", UserWarning, stacklevel=1)
+            grumble("from there")
+            warnings.warn_explicit("explicit", UserWarning, "named.py", 3, registry=registry)
+            warnings.warn_explicit("other", UserWarning, "other.py", 3, registry=registry)
+    return [(str(entry.message), entry.filename) for entry in log]
+
+
+def test_filters_may_name_modules(threads):
+    """A warning's module is found on the stack, or by the file that the warning names."""
+    got = threads.submit(named).result(20)
+    assert [message for message, _ in got] == ["from here", "from there", "explicit", "other", "other"]
+    assert got == named()

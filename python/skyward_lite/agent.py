@@ -19,6 +19,7 @@ import sys
 from . import _core
 from ._stdin import take_socket
 from ._version import PYTHON, __version__
+from .nesting import AGENT
 
 _DISTRIBUTION = re.compile(r"(.+?)-([^-]+)(?:-.*)?\.(?:dist-info|egg-info)")
 
@@ -89,6 +90,7 @@ def stdio(alive: str | None = None, spot: bool = False) -> None:
 
 def main() -> None:
     """Do what the command line says."""
+    os.environ.pop(AGENT, None)
     match sys.argv[1:]:
         case ["embedded"]:
             serve = embedded

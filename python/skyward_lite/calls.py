@@ -91,7 +91,7 @@ class ComputeFunction(Generic[P, T]):
         return f"<compute function {self.__module__}.{self.__qualname__}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if travels_by_name(self.__module__) and _is_found(self):
+        if travels_by_name(self) and _is_found(self):
             return self.__qualname__
         return super().__reduce_ex__(protocol)
 

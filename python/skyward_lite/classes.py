@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-from . import script
+from . import modules, script
 
 MAX_KEPT: Final = 1024
 """Definitions that a process keeps built, and things of its own that it keeps for what comes back; the latest used."""
@@ -224,6 +224,7 @@ def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) 
                 _built.keep((each, digest), thing)
                 if home:
                     _from_home[thing] = each, digest
+                    modules.enter(thing)
                 script.enter(thing)
             return built
         finally:

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar
 
-from . import _core, blame, messages, payload, plugins
+from . import _core, blame, messages, modules, nesting, payload, plugins
 from ._signals import held
 from ._version import PYTHON, __version__
 from .errors import (
@@ -46,6 +46,7 @@ from .errors import (
 )
 from .image import Image, canonical
 from .lane import CLOSED, LANES, SHIFT, Desert, Lane
+from .modules import Modules
 from .pickler import Shared
 from .plugins import Plugin
 from .printer import Printer
@@ -275,6 +276,8 @@ class ComputePool(Executor):
         self._give_up = False
         self._left = threading.Event()
         self._owner = os.getpid()
+        self._modules: Modules
+        """What its workers can import; from its start on."""
 
     def __reduce__(self) -> NoReturn:
         raise pickle.PicklingError(
@@ -290,6 +293,7 @@ class ComputePool(Executor):
     def __enter__(self) -> Self:
         if self._state != "new":
             raise PoolClosedError(f"a pool starts once, and this one is {self._state}: make a new one with sky.pool()")
+        nesting.check()
         try:
             self._start()
             self._entered = threading.current_thread()
@@ -316,6 +320,7 @@ class ComputePool(Executor):
                 image = plugin.transform(image)
                 if not isinstance(image, Image):
                     raise TypeError(f"plugin {plugin.name!r}: its transform gave {image!r}: return the sky.Image")
+        self._modules = Modules(self.provider.shares_files, image.includes)
         preload = [module for plugin in self.plugins for module in plugin.preload]
         # What the provider imports, as boto3, is not the user's.
         hello = functools.partial(self._hello, image, preload, self._setup(), frozenset(sys.modules))
@@ -369,9 +374,9 @@ class ComputePool(Executor):
             "worker": {
                 "concurrency": machine.concurrency or self.worker.concurrency,
                 "processes": self.worker.executor == "process",
-                "env": {"PYTHONHASHSEED": self._hash_seed, **image.env},
+                "env": {"PYTHONHASHSEED": self._hash_seed, **image.env, **nesting.worker_environment()},
                 "shares_files": machine.shares_files,
-                "sys_path": [p for p in sys.path if isinstance(p, str)] if machine.shares_files else [],
+                "sys_path": list(self._modules.path) if machine.shares_files else [],
                 "preload": preload,
                 "max_payload": self.worker.max_payload,
                 "task_timeout_ms": None if timeout is None else max(1, int(timeout * 1000)),
@@ -502,7 +507,11 @@ class ComputePool(Executor):
         hooks = [(p.around_worker, p.decorate) for p in self.plugins if p.around_worker or p.decorate]
         if not hooks:
             return ""
-        head, buffers = self._encoder().dumps(hooks)
+        before = self._modules.begin()
+        try:
+            head, buffers = self._encoder().dumps(hooks)
+        finally:
+            modules.end(before)
         if buffers or len(head) > MAX_SETUP:
             names = ", ".join(p.name for p in self.plugins if p.around_worker or p.decorate)
             raise ValueError(
@@ -751,11 +760,15 @@ class ComputePool(Executor):
     def _encode(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         self._check_open()
         encoder = self._encoder()
+        before = self._modules.begin()
         try:
-            return encoder.dumps((fn, args, kwargs))
+            return encoder.dumps(modules.with_path((fn, args, kwargs)))
         except Exception as error:
             blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
+            modules.explain(error)
             raise
+        finally:
+            modules.end(before)
 
     def _encode_batch(
         self,
@@ -766,11 +779,15 @@ class ComputePool(Executor):
     ) -> payload.Encoded:
         self._check_open()
         encoder = self._encoder()
+        before = self._modules.begin()
         try:
             return encoder.dump_calls(calls, shared, threads, nanos)
         except Exception as error:
             blame.explain(error, blame.of_calls(calls), encoder)
+            modules.explain(error)
             raise
+        finally:
+            modules.end(before)
 
     def _check_open(self) -> None:
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""

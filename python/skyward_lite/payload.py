@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Final, NamedTuple
 
-from . import _core, first_imports
+from . import _core, first_imports, modules
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
 from .pickler import Pickler, Shared
 from .route import BY_VALUE, Route
@@ -91,7 +91,7 @@ class Encoder:
         reduced: Any = None
         if isinstance(function, types.FunctionType):
             head, buffers = self.dumps(function, shared)
-            if b"cloudpickle" not in head:
+            if b"cloudpickle" not in head and b"skyward_lite" not in head:
                 reduced = function.__qualname__
             elif buffers is None and len(head) <= MAX_FUNCTION:
                 reduced = (_function, (head,))
@@ -118,7 +118,8 @@ class Encoder:
                 if id(function) not in shared.functions:
                     self._learn(function, shared)
         batch: Any = calls if len(calls) == 1 or all(map(_shares_nothing, calls)) else _Separate(calls, self.route)
-        return self.dumps(batch if threads is nanos is None else (threads, nanos, batch), shared, len(calls))
+        batch = batch if threads is nanos is None else (threads, nanos, batch)
+        return self.dumps(modules.with_path(batch), shared, len(calls))
 
     def dumps(self, value: object, shared: Shared | None = None, calls: int = 1) -> Encoded:
         """Pickle `value`, of so many calls. Raises what its pickling raises, and `PayloadTooLargeError`."""
@@ -214,6 +215,8 @@ def dump_exception(encoder: Encoder, error: BaseException, skip: int, place: Pla
         trace = error.__traceback__
         for _ in range(skip):
             trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
+        if not place.hint:
+            place = place._replace(hint=modules.missing_module_hint(error) or "")
         text = _shortened("".join(traceback.format_exception(type(error), error, trace)))
         # Not by assignment, which a frozen dataclass refuses.
         BaseException.with_traceback(error, None)

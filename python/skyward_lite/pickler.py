@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Final
 
 import cloudpickle
+from cloudpickle.cloudpickle import _decompose_typevar, _dynamic_class_reduce, _make_typevar
 
-from . import arrays, arrow, classes, filters, managers, script
+from . import arrays, arrow, classes, filters, managers, modules, script
 from .route import Route
 
 Functions = dict[int, tuple[Callable[..., Any], Any]]
@@ -83,7 +84,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(obj)
 
     def usual(self, obj: Any) -> Any:
-        """Return what cloudpickle's `reducer_override` does."""
+        """Return what cloudpickle's `reducer_override` does for a class or a function, if it knew what workers lack."""
+        if modules.by_value(obj):
+            return _dynamic_class_reduce(obj) if isinstance(obj, type) else self._dynamic_function_reduce(obj)
         return super().reducer_override(obj)
 
     def by_value(self, thing: Any, reduce: Callable[[Pickler, Any], Any]) -> Any:
@@ -265,8 +268,10 @@ def _function(pickler: Pickler, function: types.FunctionType) -> Any:
     make, arguments, state, _, _, setter = reduced
     for name, value in _names_in(function.__annotations__, function.__globals__).items():
         state[1]["__globals__"].setdefault(name, value)
-    if function.__module__ != "__main__" or pickler.home:
+    if pickler.home:
         return reduced
+    if function.__module__ != "__main__":
+        return (*reduced[:5], modules.set_function) if modules.by_value(function) else reduced
     names = _looked_up(function.__code__) if "__main__" in sys.modules else {}
     return make, arguments, (setter, state, names), None, None, script.set_function
 
@@ -305,6 +310,10 @@ def _named(pickler: Pickler, thing: Any) -> Any:
     return classes.named, (thing.__module__, thing.__name__, kind, thing.__name__, *more)
 
 
+def _type_variable(_: Pickler, variable: Any) -> Any:
+    return (_make_typevar, _decompose_typevar(variable)) if modules.by_value(variable) else NotImplemented
+
+
 def _stream(_: Pickler, stream: Any) -> Any:
     for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
         # Also one that has been replaced since, by a notebook or a redirection.
@@ -323,6 +332,9 @@ def _arrow(_: Pickler, data: Any) -> Any:
 _BY_KIND: Final[dict[type, Reducer]] = {
     type(functools.lru_cache(lambda: None)): _cached,
     functools.cached_property: _cached_property,
+    types.ModuleType: lambda _, module: modules.reduce_module(module),
+    types.BuiltinFunctionType: lambda _, function: modules.check_builtin(function),
+    typing.TypeVar: _type_variable,
     typing.NewType: _named,
     typing.ParamSpec: _named,
     typing.TypeVarTuple: _named,
@@ -337,7 +349,7 @@ _BY_KIND: Final[dict[type, Reducer]] = {
 
 def _has_name(thing: Any) -> bool:
     """Return whether the far end finds this by importing its module."""
-    if not travels_by_name(thing.__module__):
+    if not travels_by_name(thing):
         return False
     found: Any = sys.modules.get(thing.__module__)
     for part in getattr(thing, "__qualname__", thing.__name__).split("."):
@@ -345,10 +357,13 @@ def _has_name(thing: Any) -> bool:
     return found is thing
 
 
-def travels_by_name(module: str) -> bool:
-    """Say whether cloudpickle names what this module defines, for the far end to import; else it sends the code."""
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    return module != "__main__" and not any(module == name or module.startswith(f"{name}.") for name in by_value)
+def travels_by_name(thing: Any) -> bool:
+    """Return whether what its module defines is named in a pickle, for the far end to import; else its code is sent."""
+    module = thing.__module__
+    registered = cloudpickle.list_registry_pickle_by_value()
+    if module == "__main__" or any(module == name or module.startswith(f"{name}.") for name in registered):
+        return False
+    return not modules.by_value(thing)
 
 
 def _names_in(annotations: Any, module: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, blame, first_imports, main_thread, messages, payload, script, task_warnings, worker_exit
+from . import _core, blame, first_imports, main_thread, messages, nesting, payload, script, task_warnings, worker_exit
 from ._stdin import take_socket
 from .batch import Function, Triple, run_batch, run_limited
 from .plugins import WorkerInfo
@@ -214,6 +214,7 @@ def main() -> None:
     messages.be_worker(worker)
     if worker.sys_path:
         sys.path[:] = worker.sys_path
+    sys.argv[:] = nesting.take_arguments()
     for module in worker.preload:
         # What is missing here is the task's error to report, not the worker's.
         with contextlib.suppress(ImportError):

@@ -74,6 +74,8 @@ class Provider(abc.ABC):
     nodes: int | None = None
     """How many nodes the provider itself names; None if that is the pool's to say."""
 
+    shares_files = False
+    """Whether all its machines do: see `Machine`."""
     leave = 5.0
     """Seconds that `stop` gets."""
     outlives_client = False

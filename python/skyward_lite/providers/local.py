@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
-from .. import _core
+from .. import _core, nesting
 from .._signals import held
 from ..errors import NodeStartError
 from . import Machine, Opened, Provider, Wanted
 
 log = logging.getLogger("skyward_lite")
+
+ENDING = 0.5
+"""Seconds for which the exit status of an agent is waited for that has hung up."""
 
 
 class Local(Provider):
@@ -25,6 +28,8 @@ class Local(Provider):
     `nodes` is their number, unless `pool(nodes=)` says it. Their size is this machine's, whatever the pool asks for.
     Both SSH keys of each node are made for this run.
     """
+
+    shares_files = True
 
     def __init__(self, nodes: int | None = None) -> None:
         if nodes is not None and nodes < 1:
@@ -38,8 +43,8 @@ class Local(Provider):
         problems = wanted.image.missing()
         if problems:
             raise NodeStartError(
-                f"this interpreter ({sys.executable}) does not meet Image(pip=...), and Local() installs nothing: "
-                + "; ".join(problems)
+                f"this interpreter ({nesting.interpreter()}) does not meet Image(pip=...), and Local() installs "
+                "nothing: " + "; ".join(problems)
             )
         cores, memory = _size()
         if cores < (wanted.vcpus or 0) or memory < (wanted.memory_gb or 0):
@@ -71,32 +76,54 @@ class LocalMachine(Machine):
     def __init__(self, name: str, timeout: float) -> None:
         self.name = name
         self.timeout = timeout
+        self.python = nesting.interpreter()
         host_key, self.host_key = _core.generate_key()
         self.user_key, authorized_key = _core.generate_key()
         self.socket, theirs = socket.socketpair()
-        with theirs:
-            self.agent = subprocess.Popen(
-                [sys.executable, "-P", *self.program, "embedded"],
-                stdin=theirs.fileno(),
-                # A group of its own: Ctrl-C at a terminal is for the client, which then ends the agent in order.
-                process_group=0,
-                stdout=_inherited(1),
-                stderr=_inherited(2),
-            )
+        try:
+            with theirs:
+                self.agent = subprocess.Popen(
+                    [self.python, "-P", *self.program, "embedded"],
+                    env=nesting.agent_environment(),
+                    stdin=theirs.fileno(),
+                    # A group of its own: Ctrl-C at a terminal is for the client, which then ends the agent in order.
+                    process_group=0,
+                    stdout=_inherited(1),
+                    stderr=_inherited(2),
+                )
+        except OSError as error:
+            self.socket.close()
+            raise NodeStartError(f"sys.executable cannot be started as a node: {error}") from error
         keys = {"host_key": host_key, "authorized_key": authorized_key, "timeout": timeout}
-        self.socket.sendall(json.dumps(keys).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):
+            # What has ended already is found by `open`.
+            self.socket.sendall(json.dumps(keys).encode() + b"\n")
 
     def open(self, core: _core.Pool) -> Opened:
-        connection = core.connect(
-            endpoint=self.socket.detach(),
-            user="local",
-            host_keys=[self.host_key],
-            revoked=[],
-            accept_new=False,
-            identities=[self.user_key],
-            timeout=self.timeout,
-        )
+        try:
+            connection = core.connect(
+                endpoint=self.socket.detach(),
+                user="local",
+                host_keys=[self.host_key],
+                revoked=[],
+                accept_new=False,
+                identities=[self.user_key],
+                timeout=self.timeout,
+            )
+        except _core.CoreError as error:
+            raise NodeStartError(self._why(str(error.args[0]))) from error
         return Opened(connection, "agent")
+
+    def _why(self, error: str) -> str:
+        """Say what became of an agent that did not answer."""
+        try:
+            fate = f"ended with status {self.agent.wait(ENDING)}"
+        except subprocess.TimeoutExpired:
+            fate = "runs, but does not answer"
+        return (
+            f"{self.python}, which is sys.executable, was started as a node and {fate} ({error}). If it is no Python "
+            "interpreter with skyward_lite, set sys.executable to one before the pool"
+        )
 
     def end(self, deadline: float) -> None:
         """Wait until the agent has ended, and end it by force after the deadline."""

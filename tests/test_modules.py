@@ -1,0 +1,737 @@
+"""Modules that only the client can find, that change, and that open pools or call Parallel when they are imported."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+import skyward_lite as sky
+from joblib import Parallel, delayed
+from lab import Lab
+from skyward_lite import modules, nesting
+
+SOURCE = """
+    import threading
+
+    K = 7
+
+    class Cut:
+        made = 0
+
+        def __init__(self, x):
+            self.x = x
+
+        def doubled(self):
+            return Cut(helper(self.x))
+
+    class Finer(Cut):
+        pass
+
+    def helper(x):
+        return 2 * x
+
+    def f(x):
+        return helper(x) + K
+
+    def cut(x):
+        return Finer(x).doubled()
+
+    def where():
+        return __name__
+
+    def locked(x):
+        with lock:
+            return x
+
+    lock = threading.Lock()
+"""
+
+
+@pytest.fixture(params=["thread", "process"])
+def pool(request):
+    """A pool of its own: what it knows of modules is the test's."""
+    with sky.pool(worker=sky.Worker(concurrency=2, executor=request.param)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a module into a directory; modules that the test imports are forgotten afterwards."""
+    before = set(sys.modules)
+
+    def write(name: str, source: str = SOURCE, directory: Path = tmp_path) -> Path:
+        path = directory / f"{name.replace('.', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+        return path
+
+    yield write
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or str(tmp_path)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def load(name: str, path: Path) -> types.ModuleType:
+    """Load a module from its file, as programs with plugins do."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def check(module: types.ModuleType) -> None:
+    """See that functions, classes, instances and methods of a module mean in tasks what they mean here."""
+    assert Parallel(n_jobs=-1)(delayed(module.f)(i) for i in range(20)) == [2 * i + 7 for i in range(20)]
+    assert Parallel(n_jobs=-1)(delayed(module.where)() for _ in range(2)) == [module.__name__] * 2
+    for cut in Parallel(n_jobs=-1)(delayed(module.cut)(i) for i in range(2)):
+        assert type(cut) is module.Cut
+    (finer,) = Parallel(n_jobs=-1)(delayed(lambda cut: cut)(cut) for cut in [module.Finer(5)])
+    assert type(finer) is module.Finer
+    assert [cut.x for cut in Parallel(n_jobs=-1)(delayed(module.Cut(i).doubled)() for i in range(3))] == [0, 2, 4]
+
+
+def sends_code(pool: sky.ComputePool, thing: object) -> bool:
+    """Say whether a pickle has the code of something, not only names."""
+    head, _ = pool._encode(id, (thing,), {})
+    return any(word in head for word in (b"CodeType", b"_make_", b"_fill", b"rebuild"))
+
+
+# ------------------------------------------------------------------------------------------------ Local()
+
+
+def test_a_module_that_was_loaded_from_a_file(pool, write):
+    """Its code is sent, as no import by its name finds it; and what comes back is of this process's classes."""
+    check(load("loaded_from_file", write("some/where")))
+
+
+def test_a_module_that_a_program_made(pool, write, monkeypatch):
+    """It has no file at all."""
+    module = types.ModuleType("made_by_exec")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(textwrap.dedent(SOURCE), vars(module))
+    check(module)
+
+
+def test_a_module_of_an_importer_of_this_process(pool, monkeypatch, write):
+    """The workers have no such importer."""
+
+    class Importer(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+        def find_spec(self, name, path, target=None):
+            return importlib.util.spec_from_loader(name, self) if name == "from_importer" else None
+
+        def get_source(self, name):
+            return textwrap.dedent(SOURCE)
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Importer()])
+    check(importlib.import_module("from_importer"))
+
+
+def test_tasks_may_pickle_by_name(pool, write):
+    """As `joblib.Memory` does: what was sent of a module is found there, also in a package that has no file here."""
+    for name in ("pickled_in_tasks", "made_package.inner"):
+        module = load(name, write(f"there/{name}"))
+
+        def again(cut):
+            copy = pickle.loads(pickle.dumps(cut))
+            return type(copy) is type(cut), copy
+
+        same, cut = pool.submit(again, module.Cut(3)).result(20)
+        assert same
+        assert type(cut) is module.Cut
+        with pytest.raises(
+            AttributeError, match=f"module '{name}' has no attribute 'nothing' in this worker"
+        ) as caught:
+            pool.submit(lambda cut: sys.modules[type(cut).__module__].nothing, module.Cut(3)).result(20)
+        assert f"this node has no module {name}. Image(pip=[...])" in "".join(caught.value.__notes__)
+
+
+def test_a_module_that_workers_can_import_later(pool, write, monkeypatch, tmp_path):
+    """What stood in for it gives way to the module itself."""
+    path = write("later/stood_in")
+    module = load("stood_in", path)
+    check(module)
+    monkeypatch.syspath_prepend(str(tmp_path / "later"))
+    del sys.modules["stood_in"]
+    module = importlib.import_module("stood_in")
+    with sky.pool(worker=sky.Worker(concurrency=1)):
+        check(module)
+    check(module)
+
+    def imports():
+        import stood_in
+
+        return stood_in.__file__
+
+    assert pool.submit(imports).result(20) == str(path)
+
+
+def test_a_module_of_a_path_hook_of_this_process(pool, monkeypatch, write):
+    """An entry of sys.path that means something here only."""
+
+    class Loader(importlib.abc.InspectLoader):
+        def get_source(self, name):
+            return textwrap.dedent(SOURCE)
+
+    class Finder:
+        def __init__(self, entry):
+            if entry != "store://code":
+                raise ImportError(entry)
+
+        def find_spec(self, name, target=None):
+            return importlib.util.spec_from_loader(name, Loader(), origin="x") if name == "from_store" else None
+
+    monkeypatch.setattr(sys, "path_hooks", [Finder, *sys.path_hooks])
+    monkeypatch.syspath_prepend("store://code")
+    check(importlib.import_module("from_store"))
+    monkeypatch.delitem(sys.modules, "from_store")
+    sys.path_importer_cache.pop("store://code", None)
+
+
+def test_a_module_itself_in_a_task(pool, write):
+    """A function's global that is a module of which workers know nothing; and the module refers to itself."""
+    module = load(
+        "module_as_a_global", write("elsewhere", "import sys\nme = sys.modules[__name__]\ndef f(x): return x + 1")
+    )
+
+    def use(x):
+        return module.f(x), module.me is module, module.__name__
+
+    assert pool.submit(use, 1).result(20) == (2, True, "module_as_a_global")
+
+
+def test_a_directory_that_came_to_sys_path_after_the_pool_was_opened(pool, write, monkeypatch, tmp_path):
+    """Workers search it as well: also for what a function imports itself, and the module has its own state there."""
+    write("came_later")
+    write("came_later_too", "import came_later\ndef f(x): return came_later.f(x)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("came_later")
+    check(module)
+    # By name, so that its lock is the worker's.
+    assert pool.submit(module.locked, 3).result(20) == 3
+
+    def imports(x):
+        import came_later_too
+
+        return came_later_too.f(x)
+
+    assert pool.submit(imports, 1).result(20) == 9
+
+
+@pytest.mark.parametrize("entry", ["", ".", "here"])
+def test_relative_entries_mean_what_they_meant_at_the_import(write, monkeypatch, tmp_path, entry):
+    """The working directory was another one then."""
+    directory = tmp_path / entry
+    write("relative", directory=directory)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(entry)
+    module = importlib.import_module("relative")
+    monkeypatch.chdir(tmp_path / "other")
+    with sky.pool(worker=sky.Worker(concurrency=2)):
+        check(module)
+
+
+def test_what_workers_find_goes_by_name(write, monkeypatch, tmp_path):
+    """Modules, packages without a file, what is in zip archives: nothing of their code is sent."""
+    write("plain")
+    write("spacious/inner")
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        archive.writestr("zipped/__init__.py", "")
+        archive.writestr("zipped/inner.py", textwrap.dedent(SOURCE))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path / "archive.zip"))
+    found = [importlib.import_module(name) for name in ("plain", "spacious.inner", "zipped.inner")]
+    with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
+        for module in found:
+            assert not sends_code(pool, (module.f, module.Cut, module))
+            check(module)
+            assert pool.submit(module.locked, 3).result(20) == 3
+
+
+def test_the_library_and_installed_packages_go_by_name(shared_pool):
+    """Whatever way they were made: nothing looks for their files."""
+    import textwrap as library
+
+    import numpy.linalg
+
+    things = (
+        library.dedent,
+        numpy.linalg.norm,
+        numpy.ndarray,
+        os.path.join,
+        numpy,
+        pickle.Pickler,
+        os.path,
+        sky.compute,
+    )
+    assert not sends_code(shared_pool, things)
+
+
+def test_a_module_with_state_that_cannot_be_sent(pool, write):
+    """The error is raised at the call, and names the module, the reason and the remedy; what does not need it works."""
+    module = load("with_a_lock", write("there"))
+    with pytest.raises(TypeError, match=r"'lock' of locked.*module with_a_lock.*do not find .*there.py.*sys.path"):
+        pool.submit(module.locked, 1)
+    with pytest.raises(pickle.PicklingError, match=r"lock.*module with_a_lock.*sys.path"):
+        Parallel(n_jobs=-1)(delayed(module.locked)(i) for i in range(3))
+    with pytest.raises(TypeError, match="module with_a_lock"):
+        pool.submit(id, module)
+    assert pool.submit(module.f, 1).result(20) == 9
+
+
+def test_an_error_that_has_nothing_to_do_with_modules_says_nothing_of_them(pool, write):
+    """Also after a call that had something of a module by value."""
+    module = load("harmless", write("harmless"))
+    assert pool.submit(module.f, 1).result(20) == 9
+    with pytest.raises(TypeError) as caught:
+        pool.submit(id, module.lock)
+    assert "harmless" not in str(caught.value)
+
+
+def test_an_extension_module_that_workers_cannot_import(pool, tmp_path, monkeypatch):
+    """Nothing of it can be sent: an error at the call, for its functions and for itself."""
+    directory = Path(sysconfig.get_config_var("DESTSHARED"))
+    source = next(iter(directory.glob("_heapq.*.so")), None)
+    if source is None:
+        pytest.skip("this Python has no file of an extension module in its library")
+    copy = tmp_path / source.name
+    copy.write_bytes(source.read_bytes())
+    module = load("lonely._heapq", copy)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for thing in (module.heappush, module):
+        with pytest.raises(pickle.PicklingError, match=r"lonely._heapq is an extension module.*sys.path"):
+            pool.submit(id, thing)
+
+
+def test_compute_functions_of_such_modules(pool, write):
+    """A lazy call's function goes by value like any other, and so does the object under its name."""
+    module = load(
+        "computes",
+        write("computes", "import skyward_lite as sky\n@sky.compute\ndef f(x): return x and f.local(x - 1) + 1"),
+    )
+    assert module.f(3) >> pool == 3
+    assert pool.submit(lambda: module.f.local(2)).result(20) == 2
+
+
+def test_a_tests_functions_under_pytests_importlib_mode(tmp_path):
+    """The module of a test is in no directory of sys.path, and neither is its helper."""
+    (tmp_path / "test_it.py").write_text(
+        textwrap.dedent("""
+            import skyward_lite as sky
+            from joblib import Parallel, delayed
+
+            class Result:
+                def __init__(self, x):
+                    self.x = x
+
+            def f(x):
+                return Result(x + 1)
+
+            def test_it():
+                with sky.pool(worker=sky.Worker(concurrency=2)):
+                    results = Parallel(n_jobs=-1)(delayed(f)(i) for i in range(4))
+                assert [type(result) for result in results] == [Result] * 4
+                assert [result.x for result in results] == [1, 2, 3, 4]
+            """)
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ changes
+
+
+def test_a_reloaded_module_is_new_in_every_task(pool, write, monkeypatch, tmp_path):
+    """Workers have imported the old one: from then on this process's code is sent, also to those that use it."""
+    path = write("reloaded", "def f(): return 'old'")
+    write("uses_it", "import reloaded\ndef f(): return reloaded.f()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module, user = (importlib.import_module(name) for name in ("reloaded", "uses_it"))
+    for each in (module, user):
+        assert set(Parallel(n_jobs=-1)(delayed(each.f)() for _ in range(8))) == {"old"}
+    path.write_text("def f(): return 'new, and longer'")
+    importlib.reload(module)
+    for each in (module, user):
+        assert set(Parallel(n_jobs=-1)(delayed(each.f)() for _ in range(8))) == {"new, and longer"}
+    with sky.pool(worker=sky.Worker(concurrency=2)) as fresh:
+        assert not sends_code(fresh, module.f)
+        assert fresh.submit(user.f).result(20) == "new, and longer"
+
+
+def test_an_edited_module_is_what_this_process_has(pool, write, monkeypatch, tmp_path):
+    """Workers that have not imported it yet would find the new file."""
+    monkeypatch.setattr(modules, "LOOK_SECONDS", 0.0)
+    path = write("edited", "def f(): return 'old'")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("edited")
+    assert not sends_code(pool, module.f)
+    path.write_text("def f(): return 'new, and longer'")
+    assert set(Parallel(n_jobs=-1)(delayed(module.f)() for _ in range(8))) == {"old"}
+    with sky.pool(worker=sky.Worker(concurrency=1)) as fresh:
+        assert fresh.submit(module.f).result(20) == "old"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_module_that_was_edited_before_the_pool_was_opened(write, monkeypatch, tmp_path, compiled):
+    """What this process has is what runs, whether or not its bytecode was kept."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", not compiled)
+    path = write("edited_before", "def f(): return 'old'")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("edited_before")
+    path.write_text("def f(): return 'new, and longer'")
+    with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
+        assert pool.submit(module.f).result(20) == "old"
+
+
+# ------------------------------------------------------------------------------------------------ other machines
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """A machine with the environment of an image, and none of this one's modules."""
+    lab = Lab(tmp_path_factory.mktemp("modules"))
+    host = lab.host()
+    host.furnish(sky.Image())
+    yield host, lab.config
+    lab.close()
+
+
+@pytest.fixture(params=["thread", "process"])
+def remote(request, host, write, monkeypatch, tmp_path):
+    """A pool on that machine; modules in `tmp_path` can be imported here."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    provider = sky.SSH(host[0].name, config=host[1])
+    with sky.pool(provider, worker=sky.Worker(concurrency=2, executor=request.param), plugins=[]) as pool:
+        yield pool
+
+
+def test_modules_of_ones_own_go_to_other_machines_by_value(remote, write):
+    """What is beside the script, and what it uses in turn."""
+    write("beside")
+    write("package/__init__", "from .inner import f")
+    write("package/inner", "import beside\nfrom beside import Cut\ndef f(x): return beside.helper(x), Cut(x)")
+    beside, package = (importlib.import_module(name) for name in ("beside", "package"))
+    assert remote.submit(beside.f, 1).result(20) == 9
+    with pytest.raises(TypeError, match=r"module beside.*Image\(includes=\[...\]\)"):
+        # It takes the module as a whole, and that has a lock.
+        remote.submit(package.f, 2)
+    beside.lock = None
+    number, cut = remote.submit(package.f, 2).result(20)
+    assert number == 4
+    assert type(cut) is beside.Cut
+
+
+def test_a_package_that_a_node_lacks_is_named(remote, write, tmp_path):
+    """What is installed here goes by name; the error says which module it is, and what to do."""
+    directory = tmp_path / "target"
+    write("installed_here", directory=directory)
+    (directory / "installed_here-1.0.dist-info").mkdir()
+    sys.path.append(str(directory))
+    try:
+        module = importlib.import_module("installed_here")
+    finally:
+        sys.path.remove(str(directory))
+    assert not sends_code(remote, module.f)
+    for call in (module.f, lambda x: importlib.import_module("installed_here").f(x)):
+        with pytest.raises(ModuleNotFoundError, match="installed_here") as caught:
+            remote.submit(call, 1).result(20)
+        assert "this node has no module installed_here. Image(pip=[...])" in "".join(caught.value.__notes__)
+
+
+def test_what_an_image_includes_goes_by_name(write, monkeypatch, tmp_path):
+    """Modules and packages, in whatever way their paths are written; others that are beside them do not."""
+    paths = [str(write("included")), str(write("included_too/__init__", "").parent) + "/"]
+    write("included_too/inner")
+    write("left_out")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = modules.Modules(False, paths)
+    for name, by_value in (("included", False), ("included_too.inner", False), ("left_out", True)):
+        assert found.by_value(name, importlib.import_module(name).f) is by_value
+
+
+def test_what_an_editable_install_finds_goes_by_name(monkeypatch, write, tmp_path):
+    """Its importer comes with Python's start, in the workers too."""
+    path = write("project/editable")
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            return importlib.util.spec_from_file_location(name, file) if name == "editable" else None
+
+    file = path
+    Finder.__module__ = "__editable___project_1_0_finder"
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    module = importlib.import_module("editable")
+    assert not modules.Modules(True).by_value("editable", module.f)
+    # What it finds now is not what this process has.
+    file = write("project/moved")
+    assert modules.Modules(True).by_value("editable", module.f)
+
+
+def test_hints_name_the_module_and_the_remedy():
+    """For what is missing as a whole, in part, or by name; and nothing for other errors."""
+    hint = modules.missing_module_hint
+    assert "no module lab" in (hint(ModuleNotFoundError("No module named 'lab.x'", name="lab.x")) or "")
+    assert "Image(includes=[...])" in (hint(ModuleNotFoundError("No module named 'lab'", name="lab")) or "")
+    assert "this node's joblib has no module joblib.nope" in (hint(missing("joblib.nope")) or "")
+    said = hint(AttributeError("Can't get attribute 'f' on <module 'lab.x' from '/x'>"))
+    assert "module lab.x lacks" in (said or "")
+    for other in (ValueError("x"), AttributeError("'A' object has no attribute 'b'"), missing("json.nope")):
+        assert hint(other) is None
+
+
+def missing(name: str) -> ModuleNotFoundError:
+    """Return what importing this raises."""
+    with pytest.raises(ModuleNotFoundError) as caught:
+        importlib.import_module(name)
+    return caught.value
+
+
+def test_command_lines_on_other_machines(remote):
+    """A task sees the client's, as under loky."""
+    assert remote.submit(lambda: sys.argv).result(20) == sys.argv
+
+
+# ------------------------------------------------------------------------------------------------ imports that call
+
+
+def run(
+    directory: Path, script: str, *args: str, seconds: float = 40, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of that directory."""
+    (directory / "script.py").write_text(textwrap.dedent(script))
+    command = [sys.executable, "script.py", *args]
+    env = {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, cwd=directory, env=env)
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_module_that_opens_a_pool_when_it_is_imported(tmp_path, write, executor):
+    """The worker refuses to open another one for each of its imports, and the task's error names the module."""
+    write(
+        "opens",
+        f"""
+        import operator
+        import skyward_lite as sky
+        pool = sky.pool(worker=sky.Worker(concurrency=2, executor={executor!r}))
+        pool.__enter__()
+        def f(x): return x
+        """,
+    )
+    script = """
+        import opens
+        for i in range(3):
+            error = opens.pool.submit(opens.f, i).exception(30)
+            print(type(error).__name__, error)
+        """
+    done = run(tmp_path, script)
+    said = "NodeStartError module opens opens a pool when it is imported"
+    assert done.stdout.count(said) == 3, done.stdout + done.stderr
+    assert 'under `if __name__ == "__main__":`' in done.stdout
+
+
+@pytest.mark.parametrize(
+    "call", ["Parallel(n_jobs=-1)(delayed(f)(i) for i in range(4))", "pool.submit(id, Cut(1)).result(20)"]
+)
+def test_a_call_for_a_module_that_is_being_imported(tmp_path, write, call):
+    """It would wait for results that wait for the import: an error at once, with the module and the remedy."""
+    write(
+        "calls_at_top",
+        f"""
+        import skyward_lite as sky
+        from joblib import Parallel, delayed
+        class Cut:
+            def __init__(self, x): self.x = x
+        def f(x): return Cut(x)
+        def main():
+            return {call}
+        with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
+            main()
+        """,
+    )
+    done = run(tmp_path, "import calls_at_top")
+    assert "PicklingError: module calls_at_top calls Parallel or a pool while it is being imported" in done.stderr
+    assert 'under `if __name__ == "__main__":`' in done.stderr
+
+
+def test_what_is_right_when_a_module_is_imported(tmp_path, write):
+    """Functions of whole modules, functions without a name, a thread that nobody waits for, and all afterwards."""
+    write("whole", "class Cut: pass\ndef f(x): return Cut()")
+    write(
+        "calls",
+        """
+        import threading
+        import whole
+        from joblib import Parallel, delayed
+        got = Parallel(n_jobs=-1)(delayed(whole.f)(i) for i in range(4))
+        assert [type(cut) for cut in got] == [whole.Cut] * 4
+        assert Parallel(n_jobs=-1)(delayed(lambda x: x + 1)(i) for i in range(4)) == [1, 2, 3, 4]
+        def g(x): return x
+        def start(pool):
+            futures = []
+            thread = threading.Thread(target=lambda: futures.append(pool.submit(g, 3)))
+            thread.start()
+            return thread, futures
+        """,
+    )
+    script = """
+        import skyward_lite as sky
+        if __name__ == "__main__":
+            with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
+                import calls
+                thread, futures = calls.start(pool)
+                thread.join()
+                print(futures[0].result(20), pool.submit(calls.g, 4).result(20))
+        """
+    done = run(tmp_path, script)
+    assert done.stdout == "3 4\n", done.stdout + done.stderr
+
+
+def test_pools_in_tasks_have_a_limit(tmp_path, write):
+    """A task may open a pool, but a task of that one may not: a function that does so by mistake ends with an error."""
+    write(
+        "nested",
+        """
+        import skyward_lite as sky
+        def nest(levels):
+            if not levels:
+                return 1
+            with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+                return 1 + pool.submit(nest, levels - 1).result(30)
+        """,
+    )
+    script = """
+        import nested
+        if __name__ == "__main__":
+            print(nested.nest(2))
+            try:
+                nested.nest(3)
+            except Exception as error:
+                print(type(error).__name__, error)
+        """
+    done = run(tmp_path, script)
+    assert done.stdout.startswith("3\nNodeStartError there are 2 pools around this process"), done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ sys.executable
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, executable: object) -> str:
+    """Return why no pool starts with this as `sys.executable`."""
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(sky.NodeStartError) as caught:
+        sky.pool(plugins=[]).__enter__()
+    return str(caught.value)
+
+
+def script_at(path: Path, text: str) -> str:
+    """Make a program of a shell."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("executable", ["", None])
+def test_no_executable(monkeypatch, executable):
+    """As in some programs that embed Python."""
+    assert "sys.executable is empty" in refusal(monkeypatch, executable)
+
+
+def test_an_executable_that_is_not_there(monkeypatch, tmp_path):
+    """Or is no program: named at once."""
+    (tmp_path / "text").touch()
+    for path in (tmp_path / "nothing", tmp_path / "text"):
+        said = refusal(monkeypatch, str(path))
+        assert "sys.executable cannot be started" in said
+        assert str(path) in said
+
+
+def test_an_executable_that_is_no_python(monkeypatch, tmp_path):
+    """It ends at once, with whatever status: the error has that, its name and the remedy."""
+    path = script_at(tmp_path / "editor", "exit 3")
+    said = refusal(monkeypatch, path)
+    assert f"{path}, which is sys.executable, was started as a node and ended with status 3" in said
+    assert "set sys.executable" in said
+
+
+def test_an_executable_that_does_not_answer(monkeypatch, tmp_path):
+    """It runs on: the error comes after `connect_timeout`, and it is ended."""
+    path = script_at(tmp_path / "editor", "exec sleep 60")
+    monkeypatch.setattr(sys, "executable", path)
+    with pytest.raises(sky.NodeStartError, match="editor, which is sys.executable, .* runs, but does not answer"):
+        sky.pool(plugins=[], connect_timeout=1).__enter__()
+
+
+def test_a_frozen_application(monkeypatch, tmp_path):
+    """It is not started in the first place; a Python that it names is."""
+    started = tmp_path / "started"
+    path = script_at(tmp_path / "application", f"touch {started}")
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    python = sys.executable
+    assert f"{path!r}, an application that brings its own Python" in refusal(monkeypatch, path)
+    assert not started.exists()
+    monkeypatch.setattr(sys, "executable", python)
+    with sky.pool(plugins=[]) as pool:
+        assert pool.submit(abs, -1).result(20) == 1
+
+
+def test_an_executable_that_starts_the_program_again(tmp_path):
+    """The program finds that it was started as a node, and opens no pool."""
+    starts = tmp_path / "starts"
+    program = script_at(tmp_path / "program", f"echo again >> {starts}\nexec {sys.executable} {tmp_path}/script.py")
+    script = f"""
+        import sys
+        import skyward_lite as sky
+        sys.executable = {program!r}
+        with sky.pool(plugins=[]):
+            pass
+        """
+    done = run(tmp_path, script)
+    assert starts.read_text() == "again\n"
+    assert "was started as a node's agent, but runs a program that opens a pool" in done.stderr
+    assert f"{program}, which is sys.executable, was started as a node and ended with status 1" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ sys.argv
+
+
+def test_command_lines(tmp_path):
+    """A task sees the client's, as under loky, whatever bytes it has; and the variables with which it came are gone."""
+    script = f"""
+        import os, sys
+        import skyward_lite as sky
+        if __name__ == "__main__":
+            for executor in ("thread", "process"):
+                with sky.pool(worker=sky.Worker(concurrency=1, executor=executor), plugins=[]) as pool:
+                    look = lambda: (sys.argv, {nesting.ARGUMENTS!r} in os.environ, {nesting.AGENT!r} in os.environ)
+                    print(pool.submit(look).result(20) == (sys.argv, False, False), len(sys.argv))
+        """
+    done = run(tmp_path, script, "--n=1", "", "é \udce9", "b c")
+    assert done.stdout == "True 5\nTrue 5\n", done.stdout + done.stderr
+
+
+def test_a_long_command_line(tmp_path):
+    """What does not fit is left out but for the script's name, and the pool starts."""
+    script = """
+        import sys
+        import skyward_lite as sky
+        if __name__ == "__main__":
+            with sky.pool(plugins=[]) as pool:
+                print(pool.submit(lambda: sys.argv).result(20))
+        """
+    done = run(tmp_path, script, *["x" * 1000] * 100)
+    assert done.stdout == "['script.py']\n", done.stdout + done.stderr

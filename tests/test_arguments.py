@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import operator
+import subprocess
+import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -212,3 +216,38 @@ def test_an_argument_that_cannot_be_rebuilt_fails_where_its_turn_is(pool):
     (note,) = caught.value.__notes__
     assert "task 2" in note
     assert "could not be rebuilt" in note
+
+
+COLLECTED = """
+import gc
+import numpy as np
+from skyward_lite import PayloadTooLargeError, payload
+
+encoder = payload.Encoder(1 << 16)
+for _ in range(300):
+    kept = []
+    try:
+        encoder.dump_calls([(np.sum, (np.zeros(5000),), {}) for _ in range(10)])
+    except PayloadTooLargeError as error:
+        kept += [error, kept]
+gc.collect()
+"""
+
+
+def test_a_batch_may_be_part_of_a_cycle():
+    """The interpreter can collect a batch that an error's traceback holds, without a crash or a complaint."""
+    run = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_a_pickled_batch_is_let_go_of_at_once():
+    """Its arrays need no garbage collection to be freed."""
+    arrays = [np.zeros(5000) for _ in range(3)]
+    gone = [weakref.ref(array) for array in arrays]
+    gc.disable()
+    try:
+        payload.Encoder(1 << 20).dump_calls([(np.sum, (array,), {}) for array in arrays])
+        del arrays
+        assert [reference() for reference in gone] == [None] * 3
+    finally:
+        gc.enable()

@@ -335,7 +335,8 @@ class _Separate:
         file = io.BytesIO()
         self._pickler = _CallPickler(file, route, buffer_callback=self._beside)
         self._numbers: dict[tuple[int, int, bool], int] = {}
-        self._buffers: list[memoryview] = []
+        # As they come: CPython 3.11 crashes when it collects a PickleBuffer of a PickleBuffer's memoryview in a cycle.
+        self._buffers: list[pickle.PickleBuffer] = []
         self._used: list[int] = []
         uses: list[list[int]] = []
         pickles: list[bytes] = []
@@ -350,8 +351,9 @@ class _Separate:
             )
             pickles.append(file.getvalue())
             uses.append(self._used)
-        beside = [pickle.PickleBuffer(view) for view in self._buffers]
-        self._reduced = Calls, (self._pickler.items, pickles, uses, beside)
+        self._reduced = Calls, (self._pickler.items, pickles, uses, self._buffers)
+        # The pickler has a method of this object: without it there is no cycle, and the arrays can be freed at once.
+        del self._pickler
 
     def __reduce__(self) -> Any:
         return self._reduced
@@ -371,7 +373,7 @@ class _Separate:
             if len(self._buffers) >= MAX_BUFFERS:
                 return True
             number = self._numbers[key] = len(self._buffers)
-            self._buffers.append(view)
+            self._buffers.append(buffer)
         self._used.append(number)
         return False
 

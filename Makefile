@@ -14,7 +14,7 @@ CARGO := cargo
 FUZZ_SECONDS ?= 60
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-rust test-python conformance lint format bench chaos fuzz build system clean
+.PHONY: all demo test test-rust test-python conformance lint format bench chaos searches fuzz build system clean
 
 all: lint test
 
@@ -78,6 +78,10 @@ bench: build system
 # Deaths of workers, and clients interrupted at seeded moments: CHAOS="--rounds 500 --seed 1".
 chaos: build
 	$(BIN)/python tests/chaos.py $(CHAOS)
+
+# Ten rounds of grid searches at once against a serial run; the tests have two.
+searches: build
+	ROUNDS=10 $(BIN)/python -m pytest tests/test_searches.py
 
 # Fuzz the frame decoder for FUZZ_SECONDS. libFuzzer needs a flag that stable Rust hides behind RUSTC_BOOTSTRAP.
 fuzz:

@@ -35,6 +35,7 @@ fn worker() -> Fallible {
                         1 => {
                             let gate =
                                 parts.first().map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();
+                            drop(std::fs::write(format!("{gate}.reached-{}", id.task), ""));
                             while !std::path::Path::new(&gate).exists() {
                                 std::thread::sleep(Duration::from_millis(5));
                             }

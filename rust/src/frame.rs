@@ -22,7 +22,7 @@ use crate::error::FrameError;
 /// Marks where our protocol begins in a stream that a login shell may have written to before.
 pub const MAGIC: [u8; 16] = *b"\0SKYWARD-LITE\r\n\0";
 /// Version of everything in this file. Both ends must have the same.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Bytes of banner, MOTD or `.bashrc` output that are skipped before the magic.
 pub const MAX_NOISE: usize = 64 * 1024;
 /// Cap of a block's decompressed size, in bytes; bounds what a declared size can make us allocate.

@@ -238,11 +238,25 @@ impl Gate {
     fn open(&self) {
         std::fs::write(&self.0, "").unwrap();
     }
+
+    fn reached(&self, n: u64) -> PathBuf {
+        PathBuf::from(format!("{}.reached-{n}", self.0.display()))
+    }
+
+    /// Wait until a task of this number waits at the gate.
+    fn wait_for(&self, n: u64) {
+        let by = Instant::now() + BOUND;
+        while !self.reached(n).exists() {
+            assert!(Instant::now() < by, "task {n} does not reach the gate");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
         drop(std::fs::remove_file(&self.0));
+        (0..32).for_each(|n| drop(std::fs::remove_file(self.reached(n))));
     }
 }
 
@@ -694,6 +708,7 @@ fn cancelled_tasks_do_not_start() {
     (1..10).for_each(|n| submit(&pool, gate.task(n)));
     // After the first result the only slot is the second task's, which waits at the gate.
     assert!(collect(&pool, 1).contains_key(&0));
+    gate.wait_for(1);
     // Half of them with the node's answer, half of them without.
     assert!((2..6).all(|n| pool.cancel(n, BOUND)));
     let dropped = (6..10).filter(|&n| pool.cancel(n, Duration::ZERO)).count();

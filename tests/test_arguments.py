@@ -17,6 +17,7 @@ from joblib import Parallel, delayed
 from skyward_lite import payload
 
 CALLS = 12
+SMALL = np.zeros(3)
 
 
 @pytest.fixture(scope="module", params=["thread", "process"])
@@ -181,27 +182,45 @@ def test_read_only_arrays_stay_read_only(pool):
     assert got == [(False, i) for i in range(6)]
 
 
+ONE = [1]
+
+
 @pytest.mark.parametrize(
-    ("args", "alone"),
+    ("first", "second", "together"),
     [
-        ((1, 2.0, "x", b"y", None, True, 3j, (1, ("a",)), frozenset({1}), range(3)), True),
-        ((np.float64(1), np.int8(2)), True),
-        ((len, operator.neg, dict), True),
-        (([],), False),
-        (({},), False),
-        (((1, []),), False),
-        ((np.zeros(1),), False),
-        ((bytearray(b"x"),), False),
-        ((object(),), False),
+        ((1, 2.0, "x", b"y", None, True, 3j, (1, ("a",)), frozenset({1}), range(3)), (1,), True),
+        ((np.float64(1), np.int8(2)), (np.float64(1),), True),
+        ((len, operator.neg, dict), (len,), True),
+        (([1], {"a": [2]}, {3}, bytearray(b"x")), ([1], {"a": [2]}, {3}), True),
+        ((np.zeros(1),), (np.zeros(1),), True),
+        ((ONE,), (ONE,), False),
+        (({"a": (ONE,)},), ([ONE],), False),
+        ((ONE, ONE), (1,), False),
+        (([list(range(100))],), (1,), False),
+        ((SMALL,), (SMALL,), False),
+        ((np.array([ONE], dtype=object),), (1,), False),
+        ((object(),), (1,), False),
+        ((ONE.append,), (1,), False),
     ],
 )
-def test_small_tasks_do_not_pay(args, alone):
-    """Calls whose arguments cannot change are one pickle, without anything of ours in it."""
-    calls: list[payload.Triple] = [(print, args, {}), (print, args, {})]
-    head, _ = payload.Encoder(1 << 30).dump_calls(calls)
-    assert (b"skyward_lite" not in head) is alone
-    keywords = [(print, (), {"x": args}), (print, (), {"x": args[-1]})]
-    assert (b"skyward_lite" not in payload.Encoder(1 << 30).dump_calls(keywords)[0]) is alone
+def test_small_tasks_do_not_pay(first, second, together):
+    """Calls that share nothing which could change are one pickle, without anything of ours in it."""
+    for calls in (
+        [(print, first, {}), (print, second, {})],
+        [(print, (), {"x": first}), (print, (), {"x": second})],
+    ):
+        head, _ = payload.Encoder(1 << 30).dump_calls(calls)
+        assert (b"skyward_lite" not in head) is together
+
+
+def test_a_list_that_contains_itself_is_a_batchs_business_too(pool):
+    """It is looked at once."""
+    loop: list[Any] = []
+    loop.append(loop)
+    got = list(
+        pool.map(lambda value, i: (value[0] is value, value.append(i), len(value)), [loop] * 4, range(4), chunksize=4)
+    )
+    assert got == [(True, None, 2)] * 4
 
 
 def test_an_argument_that_cannot_be_rebuilt_fails_where_its_turn_is(pool):

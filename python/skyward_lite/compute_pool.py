@@ -762,7 +762,7 @@ class ComputePool(Executor):
         encoder = self._encoder()
         before = self._modules.begin()
         try:
-            return encoder.dumps(modules.with_path((fn, args, kwargs)))
+            return encoder.dumps(self._modules.with_path((fn, args, kwargs)))
         except Exception as error:
             blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
             modules.explain(error)

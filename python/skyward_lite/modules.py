@@ -348,7 +348,7 @@ def reduce_module(module: types.ModuleType) -> Any:
     return types.ModuleType, (name,), state, None, None, _fill
 
 
-def check_builtin(function: types.BuiltinFunctionType) -> Any:
+def check_builtin(_: Any, function: types.BuiltinFunctionType) -> Any:
     """Raise `PicklingError` for a function of an extension module that workers cannot import."""
     by_value(function)
     return NotImplemented

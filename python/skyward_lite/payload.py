@@ -117,7 +117,7 @@ class Encoder:
             for function, _, _ in calls:
                 if id(function) not in shared.functions:
                     self._learn(function, shared)
-        batch: Any = calls if len(calls) == 1 or all(map(_shares_nothing, calls)) else _Separate(calls, self.route)
+        batch: Any = calls if len(calls) == 1 or _share_nothing(calls) else _Separate(calls, self.route)
         batch = batch if threads is nanos is None else (threads, nanos, batch)
         return self.dumps(modules.with_path(batch), shared, len(calls))
 
@@ -416,25 +416,44 @@ class _CallPickler(Pickler):
 
 
 _ATOMS: Final[set[type]] = {int, float, complex, bool, str, bytes, type(None), range, types.FunctionType, type}
+"""Types of what cannot change, or is shared by design. NumPy's numbers come to it as they are met."""
+_CONTAINERS: Final = (list, dict, set, bytearray)
+MAX_LOOKED_AT: Final = 32
+"""Elements of a container that are looked at. Calls with larger ones have a pickle each."""
 
 
-def _shares_nothing(call: Triple) -> bool:
-    """Return whether nothing in a call can change, so that it does not matter which other calls have it too."""
-    function, args, kwargs = call
-    if type(function) is not types.FunctionType and not (callable(function) and _is_atom(function)):
-        return False
-    for value in args:
-        if type(value) not in _ATOMS and not _is_atom(value):
+def _share_nothing(calls: Sequence[Triple]) -> bool:
+    """Return whether no two calls have the same thing that could change: then one pickle with one memo is right.
+
+    What is not known to be so counts as shared.
+    """
+    seen: set[int] = set()
+    for function, args, kwargs in calls:
+        if type(function) is not types.FunctionType and not (callable(function) and _is_own(function, seen)):
             return False
-    return not kwargs or all(map(_is_atom, kwargs.values()))
+        for value in args:
+            if type(value) not in _ATOMS and not _is_own(value, seen):
+                return False
+        for value in kwargs.values():
+            if not _is_own(value, seen):
+                return False
+    return True
 
 
-def _is_atom(value: Any) -> bool:
+def _is_own(value: Any, seen: set[int]) -> bool:
+    """Return whether a value cannot change, or was not seen before; note it as seen."""
     kind = type(value)
     if kind in _ATOMS:
         return True
     if kind is tuple or kind is frozenset:
-        return all(map(_is_atom, value))
+        return len(value) <= MAX_LOOKED_AT and all(_is_own(each, seen) for each in value)
+    if kind in _CONTAINERS:
+        if id(value) in seen or len(value) > MAX_LOOKED_AT:
+            return False
+        seen.add(id(value))
+        if kind is dict and not all(_is_own(each, seen) for each in value.values()):
+            return False
+        return kind is bytearray or all(_is_own(each, seen) for each in value)
     if kind is types.BuiltinFunctionType:
         # Not a method, such as a list's `append`.
         return isinstance(value.__self__, types.ModuleType)
@@ -442,6 +461,11 @@ def _is_atom(value: Any) -> bool:
         return False
     import numpy as np
 
+    if kind is np.ndarray:
+        # Views of the same memory are different things to pickle: each of them becomes an array of its own.
+        new = id(value) not in seen and not value.dtype.hasobject
+        seen.add(id(value))
+        return new
     if issubclass(kind, np.number | np.bool_):
         _ATOMS.add(kind)
     return kind in _ATOMS

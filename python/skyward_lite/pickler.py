@@ -38,6 +38,14 @@ class _TypedDict(typing.TypedDict):
 
 _FUNCTIONS: Final = (types.FunctionType, classmethod, staticmethod, property, functools.cached_property)
 _ATOMS: Final = (int, float, complex, str, bytes, bool, type(None))
+_BUILTIN: Final = frozenset((object, type, dict, list, tuple, set, int, float, str, bytes, bool))
+_EVERYWHERE: Final = frozenset(
+    function
+    for module in (cloudpickle.cloudpickle, arrays, arrow, classes, filters, managers, modules, script)
+    for function in vars(module).values()
+    if type(function) is types.FunctionType and function.__module__ == module.__name__
+)
+"""Functions that pickles of ours are full of, and that each worker finds by name: to ask would take longer."""
 _NAME: Final = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -77,11 +85,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if len(self.reducers) >= MAX_TYPES:
                 self.reducers.clear()
             reducer = self.reducers[kind] = _reducer(kind, self.route)
-        if reducer is not None:
-            reduced = reducer(self, obj)
-            if reduced is not NotImplemented:
-                return reduced
-        return super().reducer_override(obj)
+        # cloudpickle's own way concerns classes and functions only, whose reducers ask for it.
+        return NotImplemented if reducer is None else reducer(self, obj)
 
     def usual(self, obj: Any) -> Any:
         """Return what cloudpickle's `reducer_override` does for a class or a function, if it knew what workers lack."""
@@ -166,21 +171,26 @@ def _plain(reduce: Callable[[Any], Any] | None) -> Reducer | None:
 
 
 def _class(pickler: Pickler, cls: type) -> Any:
+    if cls in _BUILTIN:
+        return NotImplemented
     if issubclass(cls, Warning):
         return filters.reduce(cls, functools.partial(_any_class, pickler))
     return _any_class(pickler, cls)
 
 
 def _any_class(pickler: Pickler, cls: type) -> Any:
-    if not pickler.home or classes.from_home(cls) is None:
+    if pickler.home and classes.from_home(cls) is not None:
+        reduced = None
+    else:
         reduced = pickler.usual(cls)
         if reduced is NotImplemented or len(reduced) != 6:
             return reduced
-    return pickler.by_value(cls, _class_definition)
+    return pickler.by_value(cls, functools.partial(_class_definition, reduced))
 
 
-def _class_definition(pickler: Pickler, cls: type) -> Any:
-    _, arguments, (attributes, _), _, _, _ = pickler.usual(cls)
+def _class_definition(reduced: Any, pickler: Pickler, cls: type) -> Any:
+    """Return how a class is pickled in its definition, which is how cloudpickle would reduce it, put right."""
+    _, arguments, (attributes, _), _, _, _ = reduced
     namespace: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     names = _names_in(vars(cls).get("__annotations__"), cls.__module__)
     name = classes.identify(cls)
@@ -260,6 +270,8 @@ def _enum_member(_: Pickler, member: Any) -> Any:
 
 
 def _function(pickler: Pickler, function: types.FunctionType) -> Any:
+    if function in _EVERYWHERE:
+        return NotImplemented
     reduced = pickler.usual(function)
     if reduced is NotImplemented or len(reduced) != 6:
         return reduced
@@ -333,7 +345,7 @@ _BY_KIND: Final[dict[type, Reducer]] = {
     type(functools.lru_cache(lambda: None)): _cached,
     functools.cached_property: _cached_property,
     types.ModuleType: lambda _, module: modules.reduce_module(module),
-    types.BuiltinFunctionType: lambda _, function: modules.check_builtin(function),
+    types.BuiltinFunctionType: modules.check_builtin,
     typing.TypeVar: _type_variable,
     typing.NewType: _named,
     typing.ParamSpec: _named,

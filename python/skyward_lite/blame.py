@@ -30,7 +30,8 @@ _repr.maxother = _repr.maxstring = 60
 def place(node: str, kind: int, call: Any, position: int) -> payload.Place:
     """Return where an exception was raised: at this call, or at the one of this position in a batch."""
     if kind == payload.BATCH and call is not None:
-        call = call.current if isinstance(call, payload.Calls) else call[position]
+        # An exception that comes from outside may come just after the last call.
+        call = call.current if isinstance(call, payload.Calls) else call[min(position, len(call) - 1)]
     return payload.Place(node, position if kind == payload.BATCH else None, "" if call is None else shown(call))
 
 

@@ -30,15 +30,14 @@ MAX_TYPES: Final = 4096
 
 _SINGLE_DISPATCH: Final = getattr(functools.singledispatch(lambda _: None), "__code__", None)
 """The code that all functions have which `functools.singledispatch` made."""
-
-
-class _TypedDict(typing.TypedDict):
-    """One of its kind."""
-
-
+_TYPED_DICT: Final[Any] = getattr(typing, "_TypedDictMeta", None)
+"""The metaclass of all of `typing.TypedDict`'s kind."""
 _FUNCTIONS: Final = (types.FunctionType, classmethod, staticmethod, property, functools.cached_property)
+"""What the first pickle of a class's definition has of its attributes, beside those with two underscores."""
 _ATOMS: Final = (int, float, complex, str, bytes, bool, type(None))
+"""What a class has from the moment when it is made."""
 _BUILTIN: Final = frozenset((object, type, dict, list, tuple, set, int, float, str, bytes, bool))
+"""Classes that are asked for so often that the usual questions would take long."""
 _EVERYWHERE: Final = frozenset(
     function
     for module in (cloudpickle.cloudpickle, arrays, arrow, classes, filters, managers, modules, script)
@@ -198,7 +197,7 @@ def _class_definition(reduced: Any, pickler: Pickler, cls: type) -> Any:
         return _enum_definition(name, cls, attributes, namespace, names)
     namespace.update(arguments[3])
     bases: tuple[Any, ...] = cls.__bases__
-    if type(cls) is type(_TypedDict):
+    if type(cls) is _TYPED_DICT:
         # Its metaclass takes only what was written there.
         bases = vars(cls).get("__orig_bases__", bases)
     elif "__orig_bases__" in vars(cls):

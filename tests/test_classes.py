@@ -673,6 +673,17 @@ def test_slices_of_arrow_data_travel_alone(pool, make, part):
 
 # ------------------------------------------------------------------------------------------------ the script
 
+
+def check_script(text: str, directory: Path, executor: str) -> None:
+    """Run a script of its own, which is told the executor and a directory, and says in the end that all is well."""
+    script = directory / "script.py"
+    script.write_text(text)
+    command = [sys.executable, str(script), executor, str(directory / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "all is well\n"
+
+
 SCRIPT = """
 from __future__ import annotations
 import dataclasses, io, os, pickle, sys, tempfile, typing
@@ -758,13 +769,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_the_script_is_itself_at_the_workers(tmp_path, executor):
     """What pickles or looks up by name in the script's `__main__` finds it, and never a name of the worker's."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), executor, str(tmp_path / "cache")], capture_output=True, text=True, timeout=50
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == "all is well\n"
+    check_script(SCRIPT, tmp_path, executor)
 
 
 PIPELINE = """
@@ -808,10 +813,4 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_a_pipeline_with_a_memory_and_a_step_of_the_script(tmp_path, executor):
     """scikit-learn's cached transformers pickle the script's class by its name."""
-    script = tmp_path / "script.py"
-    script.write_text(PIPELINE)
-    done = subprocess.run(
-        [sys.executable, str(script), executor, str(tmp_path / "cache")], capture_output=True, text=True, timeout=50
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == "all is well\n"
+    check_script(PIPELINE, tmp_path, executor)

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import pyarrow as pa

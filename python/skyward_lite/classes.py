@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import io
 import pickle
 import sys
 import threading
@@ -29,8 +28,7 @@ BUILD_SECONDS: Final = 60.0
 """Bound on waiting for another thread that builds a definition."""
 
 Row = tuple[str, bytes, bytes]
-"""A definition: id, digest and two pickles, one behind the other, with one memo: the class with its functions, and a
-dictionary of its other attributes. Such an attribute may be an instance of the class, which needs the functions."""
+"""A definition: id, digest and pickle."""
 Reduce = Callable[[Any, Any], Any]
 """Takes a class apart for its own definition, as `reducer_override` does; its first argument is the pickler."""
 References = dict[str, tuple[Any, Reduce]]
@@ -67,6 +65,10 @@ class _Latest:
                 self._values[key] = value
         return value
 
+    def forget(self, key: Any) -> None:
+        with self._moving:
+            self._values.pop(key, None)
+
     def keep(self, key: Any, value: Any) -> None:
         with self._moving:
             self._values.pop(key, None)
@@ -78,9 +80,15 @@ class _Latest:
 _ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 """The ids of what this process made and sent."""
 _own = _Latest()
-"""What this process made and sent, by id."""
+"""What this process made and sent, by id: kept for what comes back."""
+_alive: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+"""The same, for as long as anything else keeps it."""
 _built = _Latest()
 """What this process built from another one's definition, by (id, digest)."""
+_versions: dict[str, list[bytes]] = {}
+"""The digests of the last two definitions of each id that were built."""
+_foreign: weakref.WeakSet[Any] = weakref.WeakSet()
+"""All that this process has built."""
 _from_home: weakref.WeakKeyDictionary[Any, tuple[str, bytes]] = weakref.WeakKeyDictionary()
 """Which of that came from the process whose tasks this one runs, with its (id, digest)."""
 
@@ -94,27 +102,14 @@ class _Group:
         self.rows = {row[0]: row for row in rows}
         self.begun: dict[str, Any] = {}
         """The classes that there are, by id, with or without their attributes: a definition may refer to itself."""
-        self._loading: list[str] = []
-        self._open: list[tuple[Any, pickle.Unpickler]] = []
-        """Those of which the second pickle has not been read."""
 
     def find(self, name: str) -> Any:
         """Return a class of the group, built as far as it can be now."""
-        return _own.find(name) or _built.find((name, self.rows[name][1])) or self.begun.get(name) or self.build(name)
+        return own(name) or _built.find((name, self.rows[name][1])) or self.begun.get(name) or self.build(name)
 
     def build(self, name: str) -> Any:
-        unpickler = pickle.Unpickler(io.BytesIO(self.rows[name][2]))
-        self._loading.append(name)
-        thing = unpickler.load()
-        self._loading.remove(name)
-        self._open.append((thing, unpickler))
-        # While a class lacks its functions, no attribute may be read that could be an instance of it. Otherwise they
-        # are read at once: classes that are made next may need them.
-        while self._open and not any(each in self.begun for each in self._loading):
-            thing_, unpickler = self._open.pop(0)
-            for key, value in unpickler.load().items():
-                type.__setattr__(thing_, key, value)
-        return thing
+        """Build a class; those that it refers to ask for themselves."""
+        return pickle.loads(self.rows[name][2])
 
 
 _group: _Group | None = None
@@ -133,7 +128,13 @@ def identify(thing: Any) -> str:
         known = _ids.setdefault(thing, uuid.uuid4().hex)
     if _own.find(known) is None:
         _own.keep(known, thing)
+        _alive[known] = thing
     return known
+
+
+def own(name: str) -> Any:
+    """Return what this process made and sent by that id, or None."""
+    return _own.find(name) or _alive.get(name)
 
 
 class Definitions:
@@ -202,8 +203,13 @@ def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) 
     class is known here. Raises `pickle.UnpicklingError` if it is not.
     """
     global _group
-    known = _own.find(name) or _built.find((name, digest))
+    known = own(name)
     if known is not None:
+        return known
+    known = _built.find((name, digest))
+    if known is not None:
+        # Another version may have been entered since.
+        _enter(known, home)
         return known
     if rows is None:
         raise pickle.UnpicklingError(
@@ -222,13 +228,42 @@ def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) 
             for each, thing in _group.begun.items():
                 digest = _group.rows[each][1]
                 _built.keep((each, digest), thing)
-                if home:
-                    _from_home[thing] = each, digest
-                    modules.enter(thing)
-                script.enter(thing)
+                for old in _versions.setdefault(each, [])[:-1]:
+                    # A class that changes from task to task is not to fill the memory.
+                    _built.forget((each, old))
+                _versions[each] = [*_versions[each][-1:], digest]
+                _came(thing, each, digest, home)
+                _enter(thing, home)
             return built
         finally:
             _group = outer
+
+
+def _came(thing: Any, name: str, digest: bytes, home: bool) -> None:
+    _foreign.add(thing)
+    if home:
+        _from_home[thing] = name, digest
+
+
+def _enter(thing: Any, home: bool) -> None:
+    """Let the thing be found by its name in this worker."""
+    if home:
+        modules.enter(thing)
+        script.enter(thing)
+
+
+def fresh(name: str, home: bool, make: Callable[..., Any], *args: Any) -> Any:
+    """Return what `make(*args)` makes, for the call that is being rebuilt alone."""
+    made = make(*args)
+    _came(made, name, b"", home)
+    return made
+
+
+def set_fresh(thing: Any, state: tuple[Callable[[Any, Any], None], Any, bool]) -> None:
+    """Give what `fresh` returned its attributes."""
+    setter, own_state, home = state
+    setter(thing, own_state)
+    _enter(thing, home)
 
 
 @contextlib.contextmanager
@@ -263,28 +298,55 @@ def make_class(
 ) -> type:
     """Return a class without its functions, of which `abstract` are abstract.
 
-    An `__init_subclass__` that wants arguments is left out: they are not known any more, and what it did to the class
-    is in its state.
+    What `__init_subclass__` and metaclasses that travel by value did to the class, and to themselves, is in what was sent:
+    they do not run again. Nor does an `__init_subclass__` that wants arguments, which are not known any more.
     """
+    family = [each for base in bases for each in getattr(base, "__mro__", ())]
+    hooked = next((each for each in family if "__init_subclass__" in vars(each) and each is not object), None)
+    kind = next(each for each in metaclass.__mro__ if not _travels(each))
 
-    def new() -> type:
-        made = types.new_class(name, bases, {"metaclass": metaclass}, lambda space: space.update(namespace))
-        if abstract is not None:
-            type.__setattr__(made, "__abstractmethods__", abstract)
-        return made
+    def new() -> Any:
+        if kind is metaclass:
+            return types.new_class(name, bases, {"metaclass": metaclass}, lambda space: space.update(namespace))
+        return kind.__new__(metaclass, name, types.resolve_bases(bases), dict(namespace))
 
-    try:
-        return new()
-    except TypeError:
-        family = [each for base in types.resolve_bases(bases) for each in getattr(base, "__mro__", ())]
-        hooked = next((each for each in family if "__init_subclass__" in vars(each) and each is not object), None)
-        if hooked is None:
-            raise
+    def bare() -> Any:
+        return type.__new__(metaclass, name, bases, dict(namespace))
+
+    ways: list[tuple[Callable[[], Any], bool]] = [
+        (new, hooked is not None and _travels(hooked)),
+        (new, True),
+        (bare, True),
+    ]
+    for number, (way, silent) in enumerate(ways):
+        try:
+            with _silenced(hooked if silent else None):
+                made = way()
+            break
+        except TypeError:
+            if number == len(ways) - 1:
+                raise
+    if abstract is not None:
+        type.__setattr__(made, "__abstractmethods__", abstract)
+    return made  # type: ignore[no-any-return]
+
+
+def _travels(cls: type) -> bool:
+    """Return whether a class travels by value: this process has built it, or sent it so."""
+    return cls in _foreign or cls in _ids
+
+
+@contextlib.contextmanager
+def _silenced(hooked: type | None) -> Iterator[None]:
+    """Let a class's `__init_subclass__` do nothing meanwhile."""
+    if hooked is None:
+        yield
+        return
+    with _lock():
         hook = vars(hooked)["__init_subclass__"]
-        # With the lock, which is held where classes are built. What can be set can be set back.
         type.__setattr__(hooked, "__init_subclass__", classmethod(lambda cls, **_: None))
         try:
-            return new()
+            yield
         finally:
             type.__setattr__(hooked, "__init_subclass__", hook)
 
@@ -319,7 +381,8 @@ def make_enum(
     values = {index: (value, data) for index, (_, value, data) in enumerate(members)}
 
     def new(cls: Any, index: Any, *_: Any) -> Any:
-        value, data = values[index]
+        # A data type that is a tuple gets one.
+        value, data = values[index[0] if isinstance(index, tuple) else index]
         kind = cls._member_type_
         made = object.__new__(cls) if kind is object else kind.__new__(cls, *data)
         made._value_ = value

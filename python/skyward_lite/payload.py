@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from . import _core, first_imports, modules
 from .errors import PayloadTooLargeError, RemoteError, RemoteTraceback
-from .pickler import Pickler, Shared
+from .pickler import Functions, Pickler, Shared
 from .route import BY_VALUE, Route
 
 Buffers = list[memoryview] | None
@@ -86,8 +86,9 @@ class Encoder:
         A global or a closed-over variable that changes afterwards is not sent again. What has nothing to gain, as a
         bound method, is not kept, and no more functions than a call is likely to share between its tasks.
         """
-        if len(shared.functions) >= MAX_FUNCTIONS:
+        if len(shared.all) >= MAX_FUNCTIONS:
             return
+        by_itself = True
         reduced: Any = None
         if isinstance(function, types.FunctionType):
             head, buffers = self.dumps(function, shared)
@@ -95,11 +96,16 @@ class Encoder:
                 reduced = function.__qualname__
             elif buffers is None and len(head) <= MAX_FUNCTION:
                 reduced = (_function, (head,))
+                self._pickler.shared = shared
+                by_itself = self._pickler.is_alone(function)
+                self._pickler.shared = None
         elif isinstance(function, types.BuiltinFunctionType) and isinstance(function.__self__, types.ModuleType):
             reduced = function.__qualname__
         else:
             return
-        shared.functions[id(function)] = (function, reduced)
+        shared.all[id(function)] = (function, reduced)
+        if by_itself:
+            shared.functions[id(function)] = (function, reduced)
 
     def dump_calls(
         self,
@@ -113,22 +119,32 @@ class Encoder:
         Functions, classes and what cannot change are shared, by all batches with the same `shared`. For `threads` and
         `nanos` see `BATCH`.
         """
+        kept = None
         if shared is not None:
+            kept = shared.functions
             for function, _, _ in calls:
-                if id(function) not in shared.functions:
-                    self._learn(function, shared)
-        batch: Any = calls if len(calls) == 1 or _share_nothing(calls) else _Separate(calls, self.route)
+                if id(function) not in kept:
+                    if id(function) not in shared.all:
+                        self._learn(function, shared)
+                    kept = shared.all if _are_constants(calls) else kept
+        batch: Any = calls if len(calls) == 1 or _share_nothing(calls) else _Separate(calls, self.route, shared)
         batch = batch if threads is nanos is None else (threads, nanos, batch)
-        return self.dumps(modules.with_path(batch), shared, len(calls))
+        return self.dumps(modules.with_path(batch), shared, len(calls), kept)
 
-    def dumps(self, value: object, shared: Shared | None = None, calls: int = 1) -> Encoded:
-        """Pickle `value`, of so many calls. Raises what its pickling raises, and `PayloadTooLargeError`."""
+    def dumps(
+        self, value: object, shared: Shared | None = None, calls: int = 1, kept: Functions | None = None
+    ) -> Encoded:
+        """Pickle `value`, of so many calls. Raises what its pickling raises, and `PayloadTooLargeError`.
+
+        `kept` are functions that are pickled as was found out before.
+        """
         if self._busy:
             # Something that is being pickled, or a signal handler, submits by itself.
-            return Encoder(self.limit, self.route).dumps(value, shared, calls)
+            return Encoder(self.limit, self.route).dumps(value, shared, calls, kept)
         self._busy = True
         file = self._file
         self._pickler.shared = shared
+        self._pickler.kept = kept
         buffers: Buffers = None
         try:
             self._pickler.dump(value)
@@ -139,7 +155,7 @@ class Encoder:
         finally:
             # Nothing of this value may be seen by the next: neither its memory nor its memo.
             self._buffers = []
-            self._pickler.shared = None
+            self._pickler.shared = self._pickler.kept = None
             self._pickler.clear_memo()
             if self._pickler.globals_ref:
                 self._pickler.globals_ref = {}
@@ -292,15 +308,18 @@ class Calls:
         last = {number: place for place, used in enumerate(self._uses) for number in used}
         for place, pickled in enumerate(self._pickles):
             self.current = None
-            # What a call has twice is one thing in it.
-            taken = {number: self._take(number, last[number] == place) for number in set(self._uses[place])}
-            own = [taken[number] for number in self._uses[place]]
+            # The last use of all takes the memory that came. What is one thing in a call has one use.
+            used = self._uses[place]
+            own = [
+                self._take(number, last[number] == place and number not in used[index + 1 :])
+                for index, number in enumerate(used)
+            ]
             _local.shared = self._shared
             try:
                 self.current = rebuild(pickled, own)
             finally:
                 _local.shared = None
-                del own, taken
+                del own
             yield self.current
 
     def _take(self, number: int, last: bool) -> Any:
@@ -310,7 +329,8 @@ class Calls:
             self._buffers[number] = None
         elif isinstance(buffer, _core.Buffer):
             return buffer.copy()
-        return buffer
+        # Others than these cannot be changed: they are views of memory that is read-only.
+        return bytearray(buffer) if isinstance(buffer, bytearray) else buffer
 
 
 def _shared(number: int) -> Any:
@@ -331,9 +351,10 @@ class _Large:
 class _Separate:
     """Pickles as a `Calls`."""
 
-    def __init__(self, calls: Sequence[Triple], route: Route) -> None:
+    def __init__(self, calls: Sequence[Triple], route: Route, shared: Shared | None) -> None:
         file = io.BytesIO()
         self._pickler = _CallPickler(file, route, buffer_callback=self._beside)
+        self._pickler.shared = shared
         self._numbers: dict[tuple[int, int, bool], int] = {}
         # As they come: CPython 3.11 crashes when it collects a PickleBuffer of a PickleBuffer's memoryview in a cycle.
         self._buffers: list[pickle.PickleBuffer] = []
@@ -386,6 +407,9 @@ class _CallPickler(Pickler):
         self.items: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._copies: dict[int, tuple[Any, Any]] = {}
+        self._may_share: dict[int, bool] = {}
+        self._asked: list[Any] = []
+        """Kept so that their ids stay theirs."""
 
     def number(self, item: Any) -> int:
         """Return the number of what is shared, which is kept so that its id stays its own."""
@@ -397,12 +421,20 @@ class _CallPickler(Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
-        if obj is not _shared and (kind is types.FunctionType or issubclass(kind, type)):
+        if obj is not _shared and (kind is types.FunctionType or issubclass(kind, type)) and self._is_shared(obj):
             return _shared, (self.number(obj),)
         reduced = super().reducer_override(obj)
         if reduced is NotImplemented and kind.__module__ == "numpy" and kind.__name__ == "ndarray":
             return self._array(obj)
         return reduced
+
+    def _is_shared(self, thing: Any) -> bool:
+        """Return whether calls may share a function or a class: unless it leads to what a call may change."""
+        shared = self._may_share.get(id(thing))
+        if shared is None:
+            shared = self._may_share[id(thing)] = self.goes_by_name(thing) or self.is_alone(thing)
+            self._asked.append(thing)
+        return shared
 
     def _array(self, array: Any) -> Any:
         """Return how an array is pickled: of a large one that lies in pieces as one copy, which travels once."""
@@ -420,6 +452,19 @@ _ATOMS: Final[set[type]] = {int, float, complex, bool, str, bytes, type(None), r
 _CONTAINERS: Final = (list, dict, set, bytearray)
 MAX_LOOKED_AT: Final = 32
 """Elements of a container that are looked at. Calls with larger ones have a pickle each."""
+
+
+def _are_constants(calls: Sequence[Triple]) -> bool:
+    """Return whether all arguments are numbers, text and the like: functions share nothing with them."""
+    seen: set[int] = set()
+    values = (value for _, args, kwargs in calls for value in (*args, *kwargs.values()))
+    return (
+        all(
+            type(value) is not types.FunctionType and not isinstance(value, type) and _is_own(value, seen)
+            for value in values
+        )
+        and not seen
+    )
 
 
 def _share_nothing(calls: Sequence[Triple]) -> bool:

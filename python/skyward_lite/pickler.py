@@ -16,12 +16,14 @@ from typing import Any, ClassVar, Final
 import cloudpickle
 from cloudpickle.cloudpickle import _decompose_typevar, _dynamic_class_reduce, _make_typevar
 
-from . import arrays, arrow, classes, filters, managers, modules, script
+from . import alone, arrays, arrow, classes, filters, managers, modules, script
 from .route import Route
 
 Functions = dict[int, tuple[Callable[..., Any], Any]]
 """Functions of one call of `Parallel` by identity: the function, kept so that its id stays its own, and what
 `reducer_override` returns for it; None for the usual way."""
+Parts = Callable[["Pickler", Any], tuple[tuple[Any, ...], Any, Callable[[Any, Any], None]]]
+"""Takes a class or a cached function apart: what makes it, with arguments; its state; what gives it that."""
 Reducer = Callable[["Pickler", Any], Any]
 """Returns what `reducer_override` does, for objects of one type; `NotImplemented` for the usual way."""
 
@@ -32,15 +34,13 @@ _SINGLE_DISPATCH: Final = getattr(functools.singledispatch(lambda _: None), "__c
 """The code that all functions have which `functools.singledispatch` made."""
 _TYPED_DICT: Final[Any] = getattr(typing, "_TypedDictMeta", None)
 """The metaclass of all of `typing.TypedDict`'s kind."""
-_FUNCTIONS: Final = (types.FunctionType, classmethod, staticmethod, property, functools.cached_property)
-"""What the first pickle of a class's definition has of its attributes, beside those with two underscores."""
 _ATOMS: Final = (int, float, complex, str, bytes, bool, type(None))
 """What a class has from the moment when it is made."""
 _BUILTIN: Final = frozenset((object, type, dict, list, tuple, set, int, float, str, bytes, bool))
 """Classes that are asked for so often that the usual questions would take long."""
 _EVERYWHERE: Final = frozenset(
     function
-    for module in (cloudpickle.cloudpickle, arrays, arrow, classes, filters, managers, modules, script)
+    for module in (cloudpickle.cloudpickle, alone, arrays, arrow, classes, filters, managers, modules, script)
     for function in vars(module).values()
     if type(function) is types.FunctionType and function.__module__ == module.__name__
 )
@@ -56,13 +56,19 @@ class Shared:
 
     def __init__(self) -> None:
         self.functions: Functions = {}
+        """Those that go by name or can be pickled alone."""
+        self.all: Functions = {}
+        """Those as well that can be pickled apart only from arguments with which they share nothing."""
         self.definitions = classes.Definitions()
+        self.question = alone.Question()
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """See the module's text. `route` is the way that what it writes goes."""
 
     shared: Shared | None = None
+    kept: Functions | None = None
+    """Functions that are pickled as was found out before."""
     known_reducers: ClassVar[dict[Route, dict[type, Reducer | None]]] = {}
 
     def __init__(self, file: io.BytesIO, route: Route, **options: Any) -> None:
@@ -72,8 +78,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.reducers = self.known_reducers.setdefault(route, {})
 
     def reducer_override(self, obj: Any) -> Any:
-        if self.shared is not None:
-            known = self.shared.functions.get(id(obj))
+        if self.kept is not None:
+            known = self.kept.get(id(obj))
             if known is not None and known[1] is not None:
                 return known[1]
         # Not isinstance, which believes what an object says of its __class__.
@@ -93,17 +99,34 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _dynamic_class_reduce(obj) if isinstance(obj, type) else self._dynamic_function_reduce(obj)
         return super().reducer_override(obj)
 
-    def by_value(self, thing: Any, reduce: Callable[[Pickler, Any], Any]) -> Any:
-        """Return how a class or a cached function is pickled that has no name which the far end could import.
+    def goes_by_name(self, thing: Any) -> bool:
+        """Return whether a function, a class or a cached function goes by its name, or by what the far end knows of it."""
+        if isinstance(thing, type):
+            known = thing in _BUILTIN or (self.home and classes.from_home(thing) is not None)
+            return known or len(_reduced(self.usual(thing))) != 6
+        if type(thing) is types.FunctionType:
+            return thing in _EVERYWHERE or len(_reduced(self.usual(thing))) != 6
+        return _has_name(thing)
 
-        `reduce` returns how it is pickled in its own definition.
-        """
+    def is_alone(self, thing: Any) -> bool:
+        """Return whether a function, a class or a cached function can be pickled apart from what else is in the pickle."""
+        if self.shared is None:
+            self.shared = Shared()
+        return self.shared.question.ask(thing, self.goes_by_name)
+
+    def by_value(self, thing: Any, parts: Parts) -> Any:
+        """Return how a class or a cached function is pickled that has no name which the far end could import."""
         known = classes.from_home(thing) if self.home else None
         if known is not None:
             return classes.rebuild, (*known, None, False)
         if self.shared is None:
             self.shared = Shared()
-        definition = self.shared.definitions.define(thing, reduce, functools.partial(_pickled, self.route))
+        if not self.home and not self.is_alone(thing):
+            # It belongs to what else is in the pickle.
+            make, state, setter = parts(self, thing)
+            arguments = classes.identify(thing), True, *make
+            return classes.fresh, arguments, (setter, state, True), None, None, classes.set_fresh
+        definition = self.shared.definitions.define(thing, parts, functools.partial(_pickled, self.route))
         return classes.rebuild, (*definition, not self.home)
 
 
@@ -113,25 +136,27 @@ class _DefinitionPickler(Pickler):
     def __init__(self, file: io.BytesIO, route: Route, thing: Any) -> None:
         super().__init__(file, route)
         self.thing = thing
-        self.later: dict[str, Any] = {}
-        """Attributes that the second pickle has."""
         self.references: classes.References = {}
 
-    def by_value(self, thing: Any, reduce: Reducer) -> Any:
-        if thing is self.thing:
-            return reduce(self, thing)
+    def by_value(self, thing: Any, parts: Parts) -> Any:
         if self.home and classes.from_home(thing) is not None:
-            return super().by_value(thing, reduce)
+            return super().by_value(thing, parts)
         name = classes.identify(thing)
-        self.references[name] = thing, reduce
-        return classes.member, (name,)
+        if thing is not self.thing:
+            self.references[name] = thing, parts
+            return classes.member, (name,)
+        make, state, setter = parts(self, thing)
+        return classes.skeleton, (name, *make), state, None, None, setter
 
 
-def _pickled(route: Route, thing: Any, reduce: Reducer) -> tuple[bytes, classes.References]:
+def _reduced(reduced: Any) -> tuple[Any, ...]:
+    return reduced if isinstance(reduced, tuple) else ()
+
+
+def _pickled(route: Route, thing: Any, parts: Parts) -> tuple[bytes, classes.References]:
     file = io.BytesIO()
     pickler = _DefinitionPickler(file, route, thing)
     pickler.dump(thing)
-    pickler.dump(pickler.later)
     return file.getvalue(), pickler.references
 
 
@@ -188,13 +213,12 @@ def _any_class(pickler: Pickler, cls: type) -> Any:
 
 
 def _class_definition(reduced: Any, pickler: Pickler, cls: type) -> Any:
-    """Return how a class is pickled in its definition, which is how cloudpickle would reduce it, put right."""
+    """Return what a class is made of: what cloudpickle would make it of, put right."""
     _, arguments, (attributes, _), _, _, _ = reduced
     namespace: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     names = _names_in(vars(cls).get("__annotations__"), cls.__module__)
-    name = classes.identify(cls)
     if issubclass(cls, enum.Enum):
-        return _enum_definition(name, cls, attributes, namespace, names)
+        return _enum_definition(cls, attributes, namespace, names)
     namespace.update(arguments[3])
     bases: tuple[Any, ...] = cls.__bases__
     if type(cls) is _TYPED_DICT:
@@ -217,18 +241,14 @@ def _class_definition(reduced: Any, pickler: Pickler, cls: type) -> Any:
         if key.startswith("__") or key == "_abc_impl":
             continue
         if type(value) in _ATOMS:
-            # What `__init_subclass__` and metaclasses look at is mostly of this kind.
-            namespace[key] = attributes.pop(key)
-        elif not isinstance(value, _FUNCTIONS):
-            assert isinstance(pickler, _DefinitionPickler)
-            pickler.later[key] = attributes.pop(key)
-    skeleton = name, classes.make_class, type(cls), cls.__name__, bases, namespace, abstract
-    return classes.skeleton, skeleton, (attributes, names), None, None, classes.set_class
+            # What `__init_subclass__` and metaclasses look at is mostly of this kind. They may change it, so it is set
+            # once more with the other attributes.
+            namespace[key] = value
+    make = classes.make_class, type(cls), cls.__name__, bases, namespace, abstract
+    return make, (attributes, names), classes.set_class
 
 
-def _enum_definition(
-    name: str, cls: Any, attributes: dict[str, Any], namespace: dict[str, Any], names: dict[str, Any]
-) -> Any:
+def _enum_definition(cls: Any, attributes: dict[str, Any], namespace: dict[str, Any], names: dict[str, Any]) -> Any:
     for key in (*cls.__members__, *_ENUM_INNER):
         attributes.pop(key, None)
     if "_generate_next_value_" in vars(cls):
@@ -241,8 +261,8 @@ def _enum_definition(
     }
     boundary = getattr(cls, "_boundary_", None)
     options = {} if boundary is None else {"boundary": boundary}
-    skeleton = name, classes.make_enum, type(cls), cls.__name__, cls.__bases__, namespace, options, members
-    return classes.skeleton, skeleton, (attributes, names, states), None, None, classes.set_enum
+    make = classes.make_enum, type(cls), cls.__name__, cls.__bases__, namespace, options, members
+    return make, (attributes, names, states), classes.set_enum
 
 
 _ENUM_INNER: Final = (
@@ -303,8 +323,8 @@ def _cached(pickler: Pickler, cached: Any) -> Any:
 
 def _cached_definition(_: Pickler, cached: Any) -> Any:
     options = cached.cache_parameters()
-    skeleton = classes.identify(cached), classes.make_cached, cached.__wrapped__, options["maxsize"], options["typed"]
-    return classes.skeleton, skeleton, dict(vars(cached)), None, None, classes.set_cached
+    make = classes.make_cached, cached.__wrapped__, options["maxsize"], options["typed"]
+    return make, dict(vars(cached)), classes.set_cached
 
 
 def _cached_property(_: Pickler, cached: functools.cached_property[Any]) -> Any:

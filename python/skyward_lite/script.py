@@ -6,13 +6,29 @@ What pickles by name, as `joblib.Memory`, `joblib.dump` and `pickle` do, and wha
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
 
 
+class _Own(threading.local):
+    """What the task that runs on this thread was sent: others may bring other versions meanwhile."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Any] = {}
+
+
+_own = _Own()
+
+
 class _Script(types.ModuleType):
+    def __getattribute__(self, name: str) -> Any:
+        names = _own.names
+        return names[name] if name in names else super().__getattribute__(name)
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
             f"module '__main__' has no attribute {name!r} in this worker, but only the functions and classes of the "
@@ -43,13 +59,19 @@ def enter(thing: Any) -> None:
         return
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
     if isinstance(name, str) and name.isidentifier():
-        _stand_in.__dict__[name] = thing
+        enter_all({name: thing})
 
 
 def enter_all(names: dict[str, Any]) -> None:
     """Enter what the script has under these names."""
     if _stand_in is not None:
         _stand_in.__dict__.update(names)
+        _own.names.update(names)
+
+
+def names() -> dict[str, Any]:
+    """Return what was entered on this thread; to be emptied when a task has ended."""
+    return _own.names
 
 
 def set_function(function: types.FunctionType, state: tuple[Callable[..., None], Any, dict[str, Any]]) -> None:
@@ -58,3 +80,8 @@ def set_function(function: types.FunctionType, state: tuple[Callable[..., None],
     setter(function, own)
     enter(function)
     enter_all(names)
+    if _stand_in is not None and "__file__" not in _stand_in.__dict__:
+        file = function.__globals__.get("__file__")
+        if isinstance(file, str) and os.path.exists(file):
+            # Processes that multiprocessing spawns import the script, as they do at home.
+            _stand_in.__file__ = file

@@ -46,6 +46,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     if several:
         first_imports.enter()
     warned = task_warnings.enter() if several else task_warnings.Scope()
+    names = script.names()
     taken: list[Any] = []
     """The task that was taken and not yet unpickled."""
     begun: Any = None
@@ -132,6 +133,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                     values = []
                     returned = False
                     warned.view = None
+                    names.clear()
                     strays = 0
             except BaseException as error:
                 # No call in here: the next one would be raised there.

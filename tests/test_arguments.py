@@ -270,3 +270,27 @@ def test_a_pickled_batch_is_let_go_of_at_once():
         assert [reference() for reference in gone] == [None] * 3
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 6, "auto"])
+def test_arrays_that_show_the_same_memory_are_apart_at_any_batch_size(pool, batch_size):
+    """Two arrays of one call, one a view of the other: as alone, each has its own memory at the worker."""
+    array = np.ones((100, 100))
+
+    def change(a, b, i):
+        a -= 1
+        return float(b.sum())
+
+    got = Parallel(n_jobs=2, batch_size=batch_size)(delayed(change)(array, array.T, i) for i in range(12))
+    assert got == [10_000.0] * 12
+
+
+def test_more_buffers_than_travel_beside_are_each_calls_own(pool):
+    """Those that stay in the pickle, too."""
+    arrays = [np.ones(2048) for _ in range(1010)]
+
+    def change(array):
+        array += 1
+        return float(array[0])
+
+    assert set(pool.map(change, arrays * 2, chunksize=2020)) == {2.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
+import datetime
 import enum
 import functools
 import os
@@ -815,3 +816,201 @@ if __name__ == "__main__":
 def test_a_pipeline_with_a_memory_and_a_step_of_the_script(tmp_path, executor):
     """scikit-learn's cached transformers pickle the script's class by its name."""
     check_script(PIPELINE, tmp_path, executor)
+
+
+# ------------------------------------------------------------------------------------------------ what belongs together
+
+TOGETHER = """
+import multiprocessing, pickle, sys, time
+import joblib
+from joblib import Parallel, delayed
+import numpy as np
+import skyward_lite as sky
+
+NET = None
+RNG = np.random.RandomState(0)
+CONF = {"alpha": 1}
+NONE = object()
+SCALE = 1
+
+
+class Color:
+    def __init__(self, name):
+        self.name = name
+
+
+Color.RED = Color("red")
+
+
+class Model:
+    def fit(self, x):
+        global NET
+        NET = x
+        return self.predict(x)
+
+    def predict(self, x):
+        return NET, CONF["alpha"]
+
+    def draw(self):
+        return RNG.randint(1 << 30)
+
+
+class Option:
+    def __init__(self, value=NONE):
+        self.value = value
+
+
+class Base:
+    registry = []
+    version = 0
+
+    def __init_subclass__(cls):
+        Base.registry.append(cls.__name__)
+        cls.version += 1
+
+
+class One(Base):
+    pass
+
+
+class Two(One):
+    pass
+
+
+class Checked:
+    def __init_subclass__(cls):
+        if not hasattr(cls, "run"):
+            raise ValueError("a class without run")
+
+
+class Runs(Checked):
+    def run(self):
+        return 1
+
+
+class Scaled:
+    def value(self):
+        return SCALE
+
+
+def init(x):
+    global NET
+    NET = x
+    CONF["alpha"] = x
+    RNG.seed(x)
+
+
+def task(x):
+    init(x)
+    return Model().predict(x), Model().draw()
+
+
+def red(color):
+    return color is Color.RED
+
+
+def default(option):
+    return option.value is NONE
+
+
+def counts(reader):
+    init(7)
+    return reader()
+
+
+def read():
+    return NET
+
+
+def helper(x):
+    return x + 1
+
+
+def by_name(i):
+    time.sleep(0.005)
+    return pickle.loads(pickle.dumps(helper))(i), joblib.hash(helper) is not None
+
+
+def spawned(i):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.map(helper, [i])
+
+
+if __name__ == "__main__":
+    executor, _ = sys.argv[1:]
+    seeds = [np.random.RandomState(i).randint(1 << 30) for i in range(6)]
+    with sky.pool(worker=sky.Worker(concurrency=4, executor=executor)) as pool:
+        for batch_size in (1, 3, "auto"):
+            run = Parallel(n_jobs=-1, batch_size=batch_size)
+            assert run(delayed(task)(i) for i in range(6)) == [((i, i), seeds[i]) for i in range(6)]
+            assert run(delayed(Model().fit)(i) for i in range(6)) == [(i, 1) for i in range(6)]
+            assert run(delayed(red)(c) for c in (Color.RED, Color("red"))) == [True, False]
+            assert run(delayed(default)(o) for o in (Option(), Option(1))) == [True, False]
+            assert run(delayed(counts)(read) for _ in range(3)) == [7] * 3
+            assert run(delayed(by_name)(i) for i in range(40)) == [(i + 1, True) for i in range(40)]
+        assert pool.submit(task, 3).result() == ((3, 3), seeds[3])
+        assert pool.submit(red, Color.RED).result()
+        hooked = pool.submit(lambda: (Base.registry, One.version, Two.version, Runs().run())).result()
+        assert hooked == (["One", "Two"], 1, 2, 1), hooked
+        for SCALE in (1, 2, 1):
+            assert pool.submit(lambda m: pickle.loads(pickle.dumps(m)).value(), Scaled()).result() == SCALE
+        assert pool.submit(spawned, 1).result(40) == [2]
+        kinds = [type(f"Kind{i}", (), {}) for i in range(1500)]
+        assert pool.submit(lambda them: [k() for k in them], kinds).result()[-1].__class__ is kinds[-1]
+    assert (NET, CONF, SCALE) == (None, {"alpha": 1}, 1)
+    print("all is well")
+"""
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_what_a_script_shares_its_tasks_share(tmp_path, executor):
+    """Globals, generators and objects that functions, classes and arguments have in common are one within a task."""
+    check_script(TOGETHER, tmp_path, executor)
+
+
+def test_enumerations_of_dates_tuples_and_dataclasses(pool):
+    """The data type makes its members as it was made to."""
+
+    class Day(datetime.date, enum.Enum):
+        FIRST = 2020, 1, 2
+
+    class Span(datetime.timedelta, enum.Enum):
+        SHORT = 1
+
+    class Pair(tuple, enum.Enum):
+        A = (1, 2)
+
+    def use():
+        known = [(member, member.value) for kind in (Day, Span, Pair) for member in kind]
+        return known, Day.FIRST.isoformat(), Span.SHORT.days, Pair.A[1]
+
+    assert pool.submit(use).result(20) == use()
+
+
+def test_slices_of_arrow_data_of_other_types_keep_them(pool):
+    """Extension types and unions go pyarrow's own way."""
+    data = pa.array([bytes([i] * 16) for i in range(100)], pa.uuid()) if hasattr(pa, "uuid") else pa.array([1])
+    part = data.slice(3, 5)
+    got = pool.submit(lambda value: value, part).result(20)
+    assert got.type == part.type
+    assert got.equals(part)
+
+
+def test_versions_of_a_class_do_not_fill_a_worker(pool):
+    """Of a class that changes from call to call, a worker keeps two."""
+
+    class Model:
+        text = ""
+
+        def length(self):
+            import gc
+
+            gc.collect()
+            return sum(
+                len(c.text) for c in gc.get_objects() if type(c) is type and c.__qualname__ == Model.__qualname__
+            )
+
+    for number in range(8):
+        Model.text = str(number) * 1000
+        length = pool.submit(Model().length).result(20)
+    assert length <= 2 * 2000

@@ -111,11 +111,13 @@ class Question:
                 yield from (each for each in (value.fget, value.fset, value.fdel) if each is not None)
             elif isinstance(value, functools.cached_property):
                 yield value.func
-            elif isinstance(value, types.FunctionType | type | _CACHED):
+            elif isinstance(value, types.FunctionType | type | _CACHED) or not (
+                name in inner
+                or (name.startswith("__") and name.endswith("__"))
+                or type(value) in _DESCRIPTORS
+                or type(value).__name__ == "_tuplegetter"
+            ):
                 yield value
-            elif not (name in inner or (name.startswith("__") and name.endswith("__"))):
-                if type(value) not in _DESCRIPTORS and type(value).__name__ != "_tuplegetter":
-                    yield value
 
     def _parts_of_function(self, function: types.FunctionType) -> Iterator[Any]:
         space = function.__globals__

@@ -13,6 +13,10 @@ def reduce(data: Any) -> Any:
     """
     import pyarrow as pa
 
+    kinds = str(data.schema if isinstance(data, pa.Table | pa.RecordBatch) else data.type)
+    if "extension<" in kinds or "union" in kinds:
+        # Its own way knows what these are.
+        return NotImplemented
     table = data
     if isinstance(data, pa.Array | pa.ChunkedArray):
         table = pa.table({"": data})

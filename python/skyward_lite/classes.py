@@ -1,5 +1,9 @@
 """Classes and cached functions that travel by value, as a script's own do, and keep their identity.
 
+This holds for those that lead to nothing that a task may change (see alone.py). The others belong to the call with which
+they are sent, share with it what they share at the client, and are made anew for each call. What comes back of either
+kind is the client's.
+
 Each has an id, given by the process that made it, and a digest of its definition: of its pickle and of those of the
 classes that it refers to. An end that has built this definition before takes what it built then. So a class keeps, in a
 worker, what its tasks have set on it, no running task sees its class change, and a class that has changed at the client
@@ -92,6 +96,15 @@ _foreign: weakref.WeakSet[Any] = weakref.WeakSet()
 _from_home: weakref.WeakKeyDictionary[Any, tuple[str, bytes]] = weakref.WeakKeyDictionary()
 """Which of that came from the process whose tasks this one runs, with its (id, digest)."""
 
+
+class _Calls(threading.local):
+    """What the calling thread has done since it was last asked."""
+
+    made_fresh = False
+    """It made classes for one call alone. Afterwards they are garbage in cycles, with all that they refer to."""
+
+
+calls = _Calls()
 _building = threading.RLock()
 
 
@@ -256,6 +269,7 @@ def fresh(name: str, home: bool, make: Callable[..., Any], *args: Any) -> Any:
     """Return what `make(*args)` makes, for the call that is being rebuilt alone."""
     made = make(*args)
     _came(made, name, b"", home)
+    calls.made_fresh = True
     return made
 
 
@@ -290,6 +304,7 @@ def skeleton(name: str, make: Callable[..., Any], *args: Any) -> Any:
         begun = make(*args)
         # Making it may have led here as well, by way of what its bases refer to.
         begun = _group.begun.setdefault(name, begun)
+        _foreign.add(begun)
     return begun
 
 
@@ -298,8 +313,8 @@ def make_class(
 ) -> type:
     """Return a class without its functions, of which `abstract` are abstract.
 
-    What `__init_subclass__` and metaclasses that travel by value did to the class, and to themselves, is in what was sent:
-    they do not run again. Nor does an `__init_subclass__` that wants arguments, which are not known any more.
+    What `__init_subclass__` and metaclasses that travel by value did to the class, and to themselves, is in what was
+    sent: they do not run again. Nor does an `__init_subclass__` that wants arguments, which are not known any more.
     """
     family = [each for base in bases for each in getattr(base, "__mro__", ())]
     hooked = next((each for each in family if "__init_subclass__" in vars(each) and each is not object), None)
@@ -323,7 +338,8 @@ def make_class(
             with _silenced(hooked if silent else None):
                 made = way()
             break
-        except TypeError:
+        except Exception:
+            # A hook or a metaclass that misses what the class will have, or arguments.
             if number == len(ways) - 1:
                 raise
     if abstract is not None:
@@ -384,7 +400,7 @@ def make_enum(
         # A data type that is a tuple gets one.
         value, data = values[index[0] if isinstance(index, tuple) else index]
         kind = cls._member_type_
-        made = object.__new__(cls) if kind is object else kind.__new__(cls, *data)
+        made = object.__new__(cls) if kind.__new__ is object.__new__ else kind.__new__(cls, *data)
         made._value_ = value
         return made
 

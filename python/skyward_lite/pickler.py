@@ -100,7 +100,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(obj)
 
     def goes_by_name(self, thing: Any) -> bool:
-        """Return whether a function, a class or a cached function goes by its name, or by what the far end knows of it."""
+        """Return whether a function, a class or a cached function goes by name, or by what the far end knows of it."""
         if isinstance(thing, type):
             known = thing in _BUILTIN or (self.home and classes.from_home(thing) is not None)
             return known or len(_reduced(self.usual(thing))) != 6
@@ -109,7 +109,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return _has_name(thing)
 
     def is_alone(self, thing: Any) -> bool:
-        """Return whether a function, a class or a cached function can be pickled apart from what else is in the pickle."""
+        """Return whether a function, a class or a cached function can be pickled apart from what else is pickled."""
         if self.shared is None:
             self.shared = Shared()
         return self.shared.question.ask(thing, self.goes_by_name)
@@ -276,10 +276,15 @@ _MEMBER_INNER: Final = ("_value_", "_name_", "__objclass__", "_sort_order_", "_i
 
 def _data(cls: Any, member: Any) -> tuple[Any, ...]:
     """Return the arguments with which the data type of an enumeration, such as `int`, makes this member."""
-    if cls._member_type_ is object:
+    kind = cls._member_type_
+    if kind.__new__ is object.__new__:
         return ()
-    arguments = getattr(cls._member_type_, "__getnewargs__", None)
-    return (member._value_,) if arguments is None else tuple(arguments(member))
+    if hasattr(kind, "__getnewargs__"):
+        return tuple(kind.__getnewargs__(member))
+    if kind.__reduce__ is not object.__reduce__:
+        # As those of datetime do.
+        return tuple(kind.__reduce__(member)[1])
+    return (member._value_,)
 
 
 def _enum_member(_: Pickler, member: Any) -> Any:

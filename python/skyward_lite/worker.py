@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import gc
 import importlib
 import io
 import os
@@ -18,7 +19,19 @@ from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
-from . import _core, blame, first_imports, main_thread, messages, nesting, payload, script, task_warnings, worker_exit
+from . import (
+    _core,
+    blame,
+    classes,
+    first_imports,
+    main_thread,
+    messages,
+    nesting,
+    payload,
+    script,
+    task_warnings,
+    worker_exit,
+)
 from ._stdin import take_socket
 from .batch import Function, Triple, run_batch, run_limited
 from .plugins import WorkerInfo
@@ -28,6 +41,8 @@ Decorator = Callable[[Function], Function]
 
 WAIT_MS = 60_000
 """Bound on one wait for a task. Nothing depends on it: the process ends when its agent does."""
+HEAVY = 1 << 20
+"""Bytes of a pickle from which on what is left of its task is not left to chance."""
 MOST_STRAYS = 1_000
 """Exceptions without a task in between after which this process gives up."""
 
@@ -59,7 +74,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     value: Any = None
     values: list[Any] = []
     """Of a batch, the values of the calls that have returned."""
-    returned = False
+    returned = heavy = False
     try:
         while True:
             try:
@@ -74,6 +89,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 continue
                         task, attempt, kind, _, head, buffers = taken[0]
                         start = perf_counter_ns()
+                        heavy = buffers is not None or len(head) > HEAVY
                         try:
                             begun = task, attempt
                             # A finalizer that ran between two tasks may have used the filters.
@@ -134,6 +150,10 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                     returned = False
                     warned.view = None
                     names.clear()
+                    if heavy and classes.calls.made_fresh:
+                        # Otherwise the interpreter would wait for many more of them.
+                        classes.calls.made_fresh = False
+                        gc.collect()
                     strays = 0
             except BaseException as error:
                 # No call in here: the next one would be raised there.

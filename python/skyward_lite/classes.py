@@ -1,8 +1,8 @@
 """Classes and cached functions that travel by value, as a script's own do, and keep their identity.
 
-This holds for those that lead to nothing that a task may change (see alone.py). The others belong to the call with which
-they are sent, share with it what they share at the client, and are made anew for each call. What comes back of either
-kind is the client's.
+This holds for those that lead to nothing that a task may change (see alone.py). The others belong to the call with
+which they are sent, share with it what they share at the client, and are made anew for each call. What comes back of
+either kind is the client's.
 
 Each has an id, given by the process that made it, and a digest of its definition: of its pickle and of those of the
 classes that it refers to. An end that has built this definition before takes what it built then. So a class keeps, in a
@@ -33,9 +33,9 @@ BUILD_SECONDS: Final = 60.0
 
 Row = tuple[str, bytes, bytes]
 """A definition: id, digest and pickle."""
-Reduce = Callable[[Any, Any], Any]
-"""Takes a class apart for its own definition, as `reducer_override` does; its first argument is the pickler."""
-References = dict[str, tuple[Any, Reduce]]
+Parts = Callable[[Any, Any], Any]
+"""Takes a class apart: see pickler.py."""
+References = dict[str, tuple[Any, Parts]]
 """The classes that a definition refers to, by id."""
 
 
@@ -162,10 +162,8 @@ class Definitions:
         self._rows: dict[str, Row] = {}
         self._kept: dict[str, tuple[Any, Definition]] = {}
 
-    def define(
-        self, thing: Any, reduce: Reduce, pickled: Callable[[Any, Reduce], tuple[bytes, References]]
-    ) -> Definition:
-        """Return the definition of a class, which `reduce` takes apart.
+    def define(self, thing: Any, parts: Parts, pickled: Callable[[Any, Parts], tuple[bytes, References]]) -> Definition:
+        """Return the definition of a class, which `parts` takes apart.
 
         `pickled` returns the pickle of one class, in which those that it refers to stand by their ids alone, and these.
         """
@@ -173,7 +171,7 @@ class Definitions:
         kept = self._kept.get(name)
         if kept is not None:
             return kept[1]
-        group: References = {name: (thing, reduce)}
+        group: References = {name: (thing, parts)}
         waiting = [name]
         while waiting:
             each = waiting.pop()

@@ -821,7 +821,7 @@ def test_a_pipeline_with_a_memory_and_a_step_of_the_script(tmp_path, executor):
 # ------------------------------------------------------------------------------------------------ what belongs together
 
 TOGETHER = """
-import multiprocessing, pickle, sys, time
+import multiprocessing, operator, pickle, sys, time
 import joblib
 from joblib import Parallel, delayed
 import numpy as np
@@ -870,11 +870,33 @@ class Base:
 
 
 class One(Base):
-    pass
+    def conf(self):
+        return CONF["alpha"], self.name()
+
+    def name(self):
+        return [each for each in Base.registry if each == type(self).__name__]
 
 
 class Two(One):
     pass
+
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+
+    def __eq__(self, other):
+        return self.x == other.x
+
+    def __hash__(self):
+        return operator.index(self.x)
+
+    def known(self):
+        return self in POINTS, NAMES.get(self)
+
+
+POINTS = {Point(0)}
+NAMES = {Point(0): "zero"}
 
 
 class Checked:
@@ -952,6 +974,11 @@ if __name__ == "__main__":
         assert pool.submit(red, Color.RED).result()
         hooked = pool.submit(lambda: (Base.registry, One.version, Two.version, Runs().run())).result()
         assert hooked == (["One", "Two"], 1, 2, 1), hooked
+        assert pool.submit(lambda: (One().conf(), Two().conf())).result() == ((1, ["One"]), (1, ["Two"]))
+        assert pool.submit(lambda x: (x.conf(), Base.registry), Two()).result() == ((1, ["Two"]), ["One", "Two"])
+        assert pool.submit(Two().conf).result() == (1, ["Two"])
+        assert pool.submit(lambda: (Point(0).known(), Point(1).known())).result() == ((True, "zero"), (False, None))
+        assert pool.submit(Point(0).known).result() == (True, "zero")
         for SCALE in (1, 2, 1):
             assert pool.submit(lambda m: pickle.loads(pickle.dumps(m)).value(), Scaled()).result() == SCALE
         assert pool.submit(spawned, 1).result(40) == [2]

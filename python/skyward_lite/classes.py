@@ -263,19 +263,24 @@ def _enter(thing: Any, home: bool) -> None:
         script.enter(thing)
 
 
-def fresh(name: str, home: bool, make: Callable[..., Any], *args: Any) -> Any:
-    """Return what `make(*args)` makes, for the call that is being rebuilt alone."""
+def fresh(name: str, home: bool, functions: list[Any], make: Callable[..., Any], *args: Any) -> Any:
+    """Return what `make(*args)` makes, for the call that is being rebuilt alone, with functions without their state."""
     made = make(*args)
+    for key, function, known in functions:
+        function.__globals__.update(known)
+        type.__setattr__(made, key, function)
     _came(made, name, b"", home)
     calls.made_fresh = True
     return made
 
 
-def set_fresh(thing: Any, state: tuple[Callable[[Any, Any], None], Any, bool]) -> None:
-    """Give what `fresh` returned its attributes."""
-    setter, own_state, home = state
+def set_fresh(thing: Any, state: tuple[Callable[[Any, Any], None], Any, list[Any]]) -> None:
+    """Give what `fresh` returned its attributes, and its functions their state."""
+    setter, own_state, functions = state
+    for set_function, function, inner in functions:
+        set_function(function, inner)
     setter(thing, own_state)
-    _enter(thing, home)
+    _enter(thing, True)
 
 
 @contextlib.contextmanager

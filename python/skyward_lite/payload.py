@@ -156,6 +156,7 @@ class Encoder:
             # Nothing of this value may be seen by the next: neither its memory nor its memo.
             self._buffers = []
             self._pickler.shared = self._pickler.kept = None
+            self._pickler.bare.clear()
             self._pickler.clear_memo()
             if self._pickler.globals_ref:
                 self._pickler.globals_ref = {}
@@ -365,6 +366,7 @@ class _Separate:
             self._used = []
             # A memo of its own: what two calls share at the client, they do not share at the worker.
             self._pickler.clear_memo()
+            self._pickler.bare.clear()
             file.seek(0)
             file.truncate()
             self._pickler.dump(

@@ -36,6 +36,8 @@ _TYPED_DICT: Final[Any] = getattr(typing, "_TypedDictMeta", None)
 """The metaclass of all of `typing.TypedDict`'s kind."""
 _ATOMS: Final = (int, float, complex, str, bytes, bool, type(None))
 """What a class has from the moment when it is made."""
+_AT_ONCE: Final = (*_ATOMS, types.ModuleType, types.BuiltinFunctionType)
+"""What a method can do with before its class is there in full."""
 _BUILTIN: Final = frozenset((object, type, dict, list, tuple, set, int, float, str, bytes, bool))
 """Classes that are asked for so often that the usual questions would take long."""
 _EVERYWHERE: Final = frozenset(
@@ -75,6 +77,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         super().__init__(file, protocol=5, **options)
         self.route = route
         self.home = route.to_client
+        self.bare: dict[int, Any] = {}
+        """Methods that are pickled without their state, which comes with that of their class."""
         self.reducers = self.known_reducers.setdefault(route, {})
 
     def reducer_override(self, obj: Any) -> Any:
@@ -90,6 +94,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if len(self.reducers) >= MAX_TYPES:
                 self.reducers.clear()
             reducer = self.reducers[kind] = _reducer(kind, self.route)
+        if kind is types.FunctionType and id(obj) in self.bare:
+            return self.bare[id(obj)]
         # cloudpickle's own way concerns classes and functions only, whose reducers ask for it.
         return NotImplemented if reducer is None else reducer(self, obj)
 
@@ -124,10 +130,29 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if not self.home and not self.is_alone(thing):
             # It belongs to what else is in the pickle.
             make, state, setter = parts(self, thing)
-            arguments = classes.identify(thing), True, *make
-            return classes.fresh, arguments, (setter, state, True), None, None, classes.set_fresh
+            functions, rest = self._bare(thing)
+            arguments = classes.identify(thing), True, functions, *make
+            return classes.fresh, arguments, (setter, state, rest), None, None, classes.set_fresh
         definition = self.shared.definitions.define(thing, parts, functools.partial(_pickled, self.route))
         return classes.rebuild, (*definition, not self.home)
+
+    def _bare(self, thing: Any) -> tuple[list[Any], list[Any]]:
+        """Return the methods of a class without what they lead to, and that: among it may be instances of the class.
+
+        An instance in a set, say, needs the class's `__hash__` as soon as it is there.
+        """
+        functions: list[Any] = []
+        rest: list[Any] = []
+        for name, value in vars(thing).items() if isinstance(thing, type) else ():
+            reduced = _function(self, value) if type(value) is types.FunctionType else NotImplemented
+            if len(_reduced(reduced)) == 6:
+                make, arguments, state, _, _, setter = reduced
+                self.bare[id(value)] = make, arguments
+                own = state[1] if setter is script.set_function else state
+                known = own[1].get("__globals__", {}) if isinstance(own[1], dict) else {}
+                functions.append((name, value, {k: v for k, v in known.items() if type(v) in _AT_ONCE}))
+                rest.append((setter, value, state))
+        return functions, rest
 
 
 class _DefinitionPickler(Pickler):

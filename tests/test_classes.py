@@ -855,6 +855,18 @@ class Model:
         return RNG.randint(1 << 30)
 
 
+class Failure(Exception):
+    seen = []
+
+    def __init__(self, code, text):
+        super().__init__(code, text)
+        self.code = code
+
+
+def fail():
+    raise Failure(3, "text")
+
+
 class Option:
     def __init__(self, value=NONE):
         self.value = value
@@ -979,6 +991,9 @@ if __name__ == "__main__":
         assert pool.submit(Two().conf).result() == (1, ["Two"])
         assert pool.submit(lambda: (Point(0).known(), Point(1).known())).result() == ((True, "zero"), (False, None))
         assert pool.submit(Point(0).known).result() == (True, "zero")
+        for _ in range(2):
+            error = pool.submit(fail).exception()
+            assert type(error) is Failure and error.code == 3 and error.args == (3, "text"), error
         for SCALE in (1, 2, 1):
             assert pool.submit(lambda m: pickle.loads(pickle.dumps(m)).value(), Scaled()).result() == SCALE
         assert pool.submit(spawned, 1).result(40) == [2]

@@ -93,6 +93,8 @@ _versions: dict[str, list[bytes]] = {}
 """The digests of the last two definitions of each id that were built."""
 _foreign: weakref.WeakSet[Any] = weakref.WeakSet()
 """All that this process has built."""
+_fresh: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+"""The latest that was made of each id for a call alone."""
 _from_home: weakref.WeakKeyDictionary[Any, tuple[str, bytes]] = weakref.WeakKeyDictionary()
 """Which of that came from the process whose tasks this one runs, with its (id, digest)."""
 
@@ -223,6 +225,10 @@ def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) 
         _enter(known, home)
         return known
     if rows is None:
+        # In a worker, which looks whether what it sends home can be rebuilt.
+        known = _fresh.get(name)
+        if known is not None:
+            return known
         raise pickle.UnpicklingError(
             "a class or a cached function that this process defined and sent is gone: keep a reference to it until its "
             "results are there"
@@ -270,6 +276,7 @@ def fresh(name: str, home: bool, functions: list[Any], make: Callable[..., Any],
         function.__globals__.update(known)
         type.__setattr__(made, key, function)
     _came(made, name, b"", home)
+    _fresh[name] = made
     calls.made_fresh = True
     return made
 

@@ -302,7 +302,7 @@ class Modules:
     def _change(self, name: str, why: str) -> None:
         if name not in self._changed:
             log.info(
-                "module %s %s: until then it and the modules of yours that use it are sent to this pool's workers as "
+                "module %s %s. Until then it and the modules of yours that use it are sent to this pool's workers as "
                 "this process has them",
                 name,
                 why,
@@ -821,7 +821,7 @@ def _is_as_loaded(name: str, module: types.ModuleType, file: str) -> bool:
     try:
         stamp, content = _read(file)
     except OSError:
-        return False
+        return load is None
     same = load.content == hash(content) if load is not None else _has_loaded(module, file, stamp, content)
     if same:
         _loads[name] = _Load(module, module.__spec__, stamp, hash(content))

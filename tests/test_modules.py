@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.util
+import json
 import os
 import pickle
 import subprocess
@@ -372,9 +373,15 @@ def test_a_reloaded_module_is_new_in_every_task(pool, write, monkeypatch, tmp_pa
         assert fresh.submit(user.f).result(20) == "new, and longer"
 
 
+def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pools look at the files for every call."""
+    monkeypatch.setattr(modules, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(modules, "LOOK_SHARE", 0)
+
+
 def test_an_edited_module_is_what_this_process_has(pool, write, monkeypatch, tmp_path):
     """Workers that have not imported it yet would find the new file."""
-    monkeypatch.setattr(modules, "LOOK_SECONDS", 0.0)
+    look_always(monkeypatch)
     path = write("edited", "def f(): return 'old'")
     monkeypatch.syspath_prepend(str(tmp_path))
     module = importlib.import_module("edited")
@@ -395,6 +402,142 @@ def test_a_module_that_was_edited_before_the_pool_was_opened(write, monkeypatch,
     path.write_text("def f(): return 'new, and longer'")
     with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
         assert pool.submit(module.f).result(20) == "old"
+
+
+def test_a_constant_that_was_edited_before_the_pool_was_opened(write, monkeypatch, tmp_path):
+    """No function differs, but the bytecode says what was loaded."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = write("constant", "K = 'old'\ndef f(): return K")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("constant")
+    path.write_text("K = 'new and longer'\ndef f(): return K")
+    with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
+        assert pool.submit(module.f).result(20) == "old"
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_old_bytecode_that_python_does_not_renew(tmp_path, write, executor):
+    """Python has compiled the source then: the module is no other one, and its lock is the worker's."""
+    path = write("old_bytecode", SOURCE.replace("K = 7", "K = 6"))
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    subprocess.run([sys.executable, "-c", "import old_bytecode"], check=True, cwd=tmp_path, env=env, timeout=20)
+    assert list(tmp_path.glob("__pycache__/old_bytecode*"))
+    write("old_bytecode", SOURCE + "\n")
+    os.utime(path, (1, 1))
+    script = f"""
+        import old_bytecode
+        import skyward_lite as sky
+        if __name__ == "__main__":
+            with sky.pool(worker=sky.Worker(concurrency=1, executor={executor!r}), plugins=[]) as pool:
+                print(pool.submit(old_bytecode.locked, 3).result(20), pool.submit(old_bytecode.f, 1).result(20))
+        """
+    done = run(tmp_path, script, PYTHONDONTWRITEBYTECODE="1")
+    assert done.stdout == "3 9\n", done.stdout + done.stderr
+
+
+def test_a_file_that_is_written_without_a_change(pool, write, monkeypatch, tmp_path):
+    """It is still what this process has: all goes by name as before, in this pool and in a new one."""
+    look_always(monkeypatch)
+    path = write("written_again")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("written_again")
+    assert pool.submit(module.locked, 1).result(20) == 1
+    os.utime(path, (1, 1))
+    assert pool.submit(module.locked, 2).result(20) == 2
+    path.write_bytes(path.read_bytes())
+    assert pool.submit(module.locked, 3).result(20) == 3
+    with sky.pool(worker=sky.Worker(concurrency=1)) as fresh:
+        assert fresh.submit(module.locked, 4).result(20) == 4
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import changes\ndef f(): return changes.f()",
+        "from changes import f as g\ndef f(): return g()",
+        "from changes import K\ndef f(): return K",
+        "from changes import Cut\ncut = Cut()\ndel Cut\ndef f(): return cut.f()",
+    ],
+)
+def test_an_edit_concerns_what_uses_the_module(pool, write, monkeypatch, tmp_path, use):
+    """In whatever way; the other modules go by name as before. The error names the module, and says what to do."""
+    look_always(monkeypatch)
+    text = """
+        import threading
+        K = 'old'
+        class Cut:
+            def f(self): return f()
+        def f(): return K
+        lock = threading.Lock()
+        def locked(): return lock
+        """
+    path = write("changes", text)
+    write("changes_user", use)
+    write("far_user", "import changes_user\ndef f(): return changes_user.f()")
+    write("has_no_part")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ("far_user", "changes_user", "changes", "has_no_part")
+    far, near, module, other = (importlib.import_module(name) for name in names)
+    lock, module.lock = module.lock, None
+    assert not sends_code(pool, (far.f, near.f, module.f, other.f))
+    path.write_text(textwrap.dedent(text.replace("old", "new, and longer")))
+    for each in (far, near, module):
+        assert sends_code(pool, each.f)
+        assert set(Parallel(n_jobs=-1)(delayed(each.f)() for _ in range(4))) == {"old"}
+    assert not sends_code(pool, other.f)
+    assert pool.submit(other.locked, 3).result(20) == 3
+    remedy = "module changes was edited after .* reload the module or restart the program"
+    module.lock = lock
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as fresh:
+        for each in (pool, fresh):
+            with pytest.raises(TypeError, match=remedy):
+                each.submit(module.locked)
+    importlib.reload(module)
+    with pytest.raises(TypeError, match=r"module changes was reloaded .* open a new pool"):
+        pool.submit(module.locked)
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as fresh:
+        assert not sends_code(fresh, module.locked)
+        assert fresh.submit(module.f).result(20) == "new, and longer"
+
+
+def test_looks_take_a_small_share_of_the_time(pool, write, monkeypatch, tmp_path):
+    """Where a look at the files takes long, the next one comes much later."""
+    monkeypatch.setattr(modules, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(modules, "LOOK_SHARE", 10**9)
+    path = write("looked_at")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("looked_at")
+    for _ in range(2):
+        assert not sends_code(pool, module.f)
+        path.write_text("")
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "class Holder:\n    bump, Cut = staticmethod(bump), Cut\n    __name__ = __name__\nm = Holder()",
+        "class M(types.ModuleType): pass\nm = M(__name__)\nm.__dict__.update(Cut=Cut, bump=bump)",
+        "m = types.ModuleType(__name__)\nm.Cut, m.bump = Cut, bump",
+    ],
+)
+def test_modules_that_put_something_else_in_their_place(pool, write, monkeypatch, tmp_path, last):
+    """Workers import the file as this process did, so all goes by name; but not what only has a file's name."""
+    source = "import sys, threading, types\nlock = threading.Lock()\nclass Cut: pass\n"
+    source += "def bump(x):\n    with lock: return x * 2, Cut()\n"
+    write("puts_another", f"{source}{last}\nsys.modules[__name__] = m")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("puts_another")
+    result, cut = pool.submit(module.bump, 2).result(20)
+    assert result == 4
+    assert type(cut) is module.bump(1)[1].__class__
+    # On other machines it is installed if the file is.
+    assert modules.Modules(False).by_value("puts_another", module.bump)
+    assert not modules.Modules(False, [str(tmp_path / "puts_another.py")]).by_value("puts_another", module.bump)
+    write("file_of_another")
+    made = types.ModuleType("file_of_another")
+    monkeypatch.setitem(sys.modules, "file_of_another", made)
+    exec(textwrap.dedent(SOURCE).replace("7", "8"), vars(made))
+    assert pool.submit(made.f, 1).result(20) == 10
 
 
 # ------------------------------------------------------------------------------------------------ other machines
@@ -482,6 +625,83 @@ def test_what_an_editable_install_finds_goes_by_name(monkeypatch, write, tmp_pat
     assert modules.Modules(True).by_value("editable", module.f)
 
 
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Install a project where it is, as `pip install --editable` notes it."""
+
+    def install(name: str, project: Path, **texts: str) -> None:
+        info = tmp_path / "site" / f"{name.replace('-', '_')}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "direct_url.json").write_text(json.dumps({"url": project.as_uri(), "dir_info": {"editable": True}}))
+        for file, text in texts.items():
+            (info / f"{file}.txt").write_text(text)
+        modules._editable.cache_clear()
+
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    yield install
+    modules._editable.cache_clear()
+
+
+def test_projects_that_are_installed_where_they_are_go_by_name(installed, write, monkeypatch, tmp_path):
+    """On other machines too, and what `Image(pip=)` names; but not what is beside them."""
+    project = tmp_path / "my project"
+    installed("My-Project", project)
+    installed("other-name", project, top_level="imported_so\n")
+    for name in ("my_project/inner", "imported_so", "checked_out", "only_beside"):
+        write(f"src/{name}", directory=project)
+    write("src/my_project/__init__", "", directory=project)
+    monkeypatch.syspath_prepend(str(project / "src"))
+    found = modules.Modules(False, packages=sky.Image(pip=["checked-out>=1"]).packages())
+    for name in ("my_project", "my_project.inner", "imported_so", "checked_out", "only_beside"):
+        module = importlib.import_module(name)
+        assert found.by_value(name, getattr(module, "f", module)) is (name == "only_beside")
+
+
+def test_packages_without_a_file(remote, write, monkeypatch, tmp_path):
+    """Those of installations go by name. Of others only one's own modules are sent, and a worker imports the rest."""
+    target = tmp_path / "target"
+    write("shared_name/there", directory=target)
+    (target / "shared_name_there-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(target))
+    space = importlib.import_module("shared_name")
+    there = importlib.import_module("shared_name.there")
+    assert not modules.Modules(False).by_value("shared_name", space)
+    del sys.modules["shared_name"], sys.modules["shared_name.there"]
+    write("shared_name/own", "def f(x): return x + 1")
+    importlib.invalidate_caches()
+    space = importlib.import_module("shared_name")
+    own = importlib.import_module("shared_name.own")
+    there = importlib.import_module("shared_name.there")
+    assert space.own is own
+    assert space.there is there
+
+    def use(x):
+        return space.own.f(x)
+
+    def lacks():
+        return space.there.f(1)
+
+    assert remote.submit(use, 1).result(20) == 2
+    with pytest.raises(ModuleNotFoundError, match="shared_name") as caught:
+        remote.submit(lacks).result(20)
+    assert "Image(pip=[...])" in "".join(caught.value.__notes__)
+
+
+def test_what_is_installed_under_another_name_goes_by_name():
+    """As modules of the library, and what extension modules make for one another."""
+    import distutils.core
+
+    import sklearn.ensemble
+
+    assert distutils.core
+    assert sklearn.ensemble
+    known = modules.Modules(False)
+    odd = [name for name in sys.modules if name.startswith(("_frozen_importlib", "_cy", "cython_", "distutils"))]
+    assert len(odd) > 4
+    assert [name for name in odd if known.by_value(name, sys.modules[name])] == []
+
+
 def test_hints_name_the_module_and_the_remedy():
     """For what is missing as a whole, in part, or by name; and nothing for other errors."""
     hint = modules.missing_module_hint
@@ -542,6 +762,31 @@ def test_a_module_that_opens_a_pool_when_it_is_imported(tmp_path, write, executo
     said = "NodeStartError module opens opens a pool when it is imported"
     assert done.stdout.count(said) == 3, done.stdout + done.stderr
     assert 'under `if __name__ == "__main__":`' in done.stdout
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_program_that_a_task_starts(tmp_path, write, executor):
+    """Its modules may open pools when they are imported, as no worker imports them for this."""
+    write(
+        "application",
+        """
+        import skyward_lite as sky
+        with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+            print(pool.submit(abs, -3).result(20))
+        """,
+    )
+    script = f"""
+        import subprocess, sys
+        import skyward_lite as sky
+        def start():
+            return subprocess.run([sys.executable, "-c", "import application"], capture_output=True, text=True)
+        if __name__ == "__main__":
+            with sky.pool(worker=sky.Worker(concurrency=1, executor={executor!r}), plugins=[]) as pool:
+                done = pool.submit(start).result(30)
+                print(done.stdout, done.stderr)
+        """
+    done = run(tmp_path, script)
+    assert done.stdout.split() == ["3"], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

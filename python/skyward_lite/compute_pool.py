@@ -320,7 +320,7 @@ class ComputePool(Executor):
                 image = plugin.transform(image)
                 if not isinstance(image, Image):
                     raise TypeError(f"plugin {plugin.name!r}: its transform gave {image!r}: return the sky.Image")
-        self._modules = Modules(self.provider.shares_files, image.includes)
+        self._modules = Modules(self.provider.shares_files, image.includes, image.packages())
         preload = [module for plugin in self.plugins for module in plugin.preload]
         # What the provider imports, as boto3, is not the user's.
         hello = functools.partial(self._hello, image, preload, self._setup(), frozenset(sys.modules))

@@ -74,6 +74,10 @@ class Image:
             version = installed(name)
         return dataclasses.replace(self, pip=[*others, name if version is None else f"{name}=={version}"])
 
+    def packages(self) -> set[str]:
+        """Give the names of the packages that `pip` requires."""
+        return {name for name in map(_package, self.pip) if name is not None}
+
     def missing(self) -> list[str]:
         """Say which requirements this interpreter does not meet, one sentence each.
 

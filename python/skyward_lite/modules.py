@@ -5,8 +5,8 @@ for modules that were loaded from a file of their own, made by a program, or fou
 has, and it finds something else where a module has changed. So each pool decides once for each module:
 
 by name     the standard library, installed distributions, and what the workers find at the same place;
-by value    everything else that Python code defined, and all modules of the user's once one of them has been edited or
-            reloaded while the pool is open, because workers may have imported the old one;
+by value    everything else that Python code defined, and what has been edited or reloaded, with the modules of the
+            user's that use it, because workers may have imported another version;
 an error    what can go neither way.
 """
 
@@ -18,6 +18,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import logging
+import marshal
 import math
 import operator
 import os
@@ -28,7 +29,7 @@ import threading
 import time
 import types
 import zipimport
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from cloudpickle.cloudpickle import _function_setstate, _should_pickle_by_reference
@@ -39,6 +40,8 @@ log = logging.getLogger("skyward_lite")
 
 LOOK_SECONDS: Final = 0.1
 """Least time between two looks at whether the files of modules that go by name have changed."""
+LOOK_SHARE: Final = 20
+"""How many times as long as such a look takes it is until the next one."""
 
 _OURS: Final = ("skyward_lite", "cloudpickle")
 """Packages that every worker has."""
@@ -59,6 +62,10 @@ _NOT_FOUND: Final = re.compile(r"Can't get attribute '.*' on <module '(.+?)'")
 Stamp = tuple[int, int]
 """A file's time of change in nanoseconds and its size."""
 _spec_of: Final = operator.attrgetter("__spec__")
+_EDITED: Final = "was edited after this process had imported it: reload the module or restart the program"
+_RELOADED: Final = (
+    "was reloaded or replaced after workers may have imported it: open a new pool, whose workers import it anew"
+)
 
 
 class _Pickling(threading.local):
@@ -68,6 +75,8 @@ class _Pickling(threading.local):
     """Those of the pool; None where results are pickled, in a worker."""
     sent = ""
     """The module of which something was last found to travel by value; empty if there is none."""
+    looked = False
+    """Whether it was seen since `begin` which modules have changed. One pickle is of one moment."""
 
 
 _pickling = _Pickling()
@@ -84,11 +93,13 @@ class Modules:
     """What the workers of one pool can import.
 
     `shares_files` says that they see this machine's files and get its import path. `includes` are the files and
-    directories that `Image(includes=)` sends to those that do not.
+    directories that `Image(includes=)` sends to those that do not, `packages` the names of those
+    that `Image(pip=)` installs there.
     """
 
-    def __init__(self, shares_files: bool, includes: Iterable[str] = ()) -> None:
+    def __init__(self, shares_files: bool, includes: Iterable[str] = (), packages: Iterable[str] = ()) -> None:
         self.shares_files = shares_files
+        self._packages = frozenset(packages)
         self._included = {os.path.basename(os.path.normpath(path)).partition(".")[0] for path in includes}
         self._given = list(sys.path)
         """`sys.path` as it was when `path` was made of it."""
@@ -105,10 +116,10 @@ class Modules:
         self._modules: list[types.ModuleType] = []
         self._specs: list[object] = []
         """The modules' `__spec__` when workers could import them first. `importlib.reload` replaces it."""
-        self._stamps: dict[str, Stamp] = {}
-        """The modules' files when workers could import them first."""
-        self._changed = ""
-        """The module that workers may have in another version than this process; empty if there is none."""
+        self._changed: dict[str, str] = {}
+        """The modules that workers may have in another version than this process: name → why, and the remedy."""
+        self._uses: dict[str, set[str]] = {}
+        """The names of modules that the user's modules use, as far as they have been asked for."""
         self._next_look = 0.0
         """When files are looked at next."""
         self._counted = 0
@@ -118,7 +129,7 @@ class Modules:
     def begin(self) -> Modules | None:
         """Make this decide for what the calling thread pickles; return what did before, for `end`."""
         before, _pickling.modules = _pickling.modules, self
-        _pickling.sent = ""
+        _pickling.sent, _pickling.looked = "", False
         return before
 
     def with_path(self, call: Any) -> Any:
@@ -143,16 +154,13 @@ class Modules:
         Raises `PicklingError` if it can travel neither so nor by name, and if its name would make workers import a
         module whose import on this very thread waits for them.
         """
+        if not _pickling.looked:
+            self._look()
+            _pickling.looked = _pickling.modules is self
         known = self.known.get(name)
-        if (
-            known
-            and known.module is sys.modules.get(name)
-            and time.monotonic() < self._next_look
-            and all(map(operator.is_, map(_spec_of, self._modules), self._specs))
-        ):
+        if known and known.module is sys.modules.get(name):
             return known.by_value
         with self._lock:
-            self._look()
             known = self.known.get(name)
             if known is False:
                 return False
@@ -171,6 +179,12 @@ class Modules:
 
     def _decide(self, name: str, module: Any, thing: Any) -> _Known | Literal[False]:
         """Decide for a module, and keep the decision unless the module is still being imported."""
+        entry = module
+        if not (_file(module) or isinstance(getattr(module, "__spec__", None), importlib.machinery.ModuleSpec)):
+            found = self._find(name)
+            if found is not None and _has_replaced(module, found):
+                # What the name means at a worker is what running that file makes of it there.
+                module = importlib.util.module_from_spec(found)
         if _is_installed(name, module):
             if not _is_imported_here(name, module, thing):
                 self.known[name] = False
@@ -184,22 +198,20 @@ class Modules:
             elif _by_reference(thing):
                 raise pickle.PicklingError(f"{name} is an extension module, which cannot be sent, and {why}")
             return False
-        if not why and self._changed and file is not None:
-            why = (
-                f"{self._changed} was edited or reloaded after workers may have imported it, so modules of yours are "
-                "sent as this process has them. Open a new pool, whose workers import them anew"
-            )
+        if not why and self._changed:
+            why = self._why_changed(name)
         if not why and _is_imported_here(name, module, thing):
             return False
         if why:
             self._whys[name] = why
-        known = self.known[name] = _Known(module, bool(why))
+        known = self.known[name] = _Known(entry, bool(why))
         return known
 
     def _unfindable(self, name: str, module: Any) -> str:
         """Return why the workers cannot import the module as this process has it, with a remedy; empty if they can."""
         if not self.shares_files:
-            if name.partition(".")[0] in self._included:
+            top = name.partition(".")[0]
+            if top in self._included or _canonical(top) in self._packages or _is_editable(top, module):
                 return ""
             return (
                 "the nodes have only what is installed there. Install it on the nodes, or send "
@@ -225,7 +237,7 @@ class Modules:
         if parent:
             package = sys.modules.get(parent)
             found = self._find(parent)
-            if found is None or (package is not None and not _is_same(package, found)):
+            if found is None or not (package is None or _is_same(package, found) or _has_replaced(package, found)):
                 return None
             path = getattr(package, "__path__", None) or found.submodule_search_locations
             if path is None:
@@ -235,14 +247,7 @@ class Modules:
             spec = importlib.machinery.PathFinder.find_spec(name, path)
             if spec is not None and (spec.loader is None or type(spec.loader) in _LOADERS):
                 return spec
-        # The importers of editable installs, which Python has from its start in the workers too.
-        finders: list[Any] = [finder for finder in sys.meta_path if "editable" in _home_of(finder)]
-        for finder in finders:
-            with contextlib.suppress(Exception):
-                spec = finder.find_spec(name, path)
-                if spec is not None:
-                    return spec
-        return None
+        return _find_editable(name, path)
 
     # ------------------------------------------------------------------------------------------------ changes
 
@@ -262,43 +267,66 @@ class Modules:
             self._noted[name] = len(self._modules)
             self._modules.append(module)
             self._specs.append(module.__spec__)
-            loaded, now = _loaded(name, module, file), _stamp(file)
-            if now is not None:
-                self._stamps[file] = now
-                if loaded != now:
-                    self._change(name)
+            if not _is_as_loaded(name, module, file):
+                self._change(name, _EDITED)
         self._counted = len(sys.modules)
 
     def _look(self) -> None:
         """Look whether the user's modules have been reloaded, and now and then whether their files have changed."""
-        if self._changed:
+        if not all(map(operator.is_, map(_spec_of, self._modules), self._specs)):
+            with self._lock:
+                for name, place in self._noted.items():
+                    if self._modules[place].__spec__ is not self._specs[place]:
+                        self._change(name, _RELOADED)
+        if time.monotonic() < self._next_look:
+            return
+        with self._lock:
+            began = time.monotonic()
+            if began < self._next_look:
+                return
+            # Files may be slow: other threads go on meanwhile with what is known.
             self._next_look = math.inf
-            return
-        for name, place in self._noted.items():
-            if self._modules[place].__spec__ is not self._specs[place]:
-                self._change(name)
-                return
-        moment = time.monotonic()
-        if moment < self._next_look:
-            return
-        self._next_look = moment + LOOK_SECONDS
-        for name, place in self._noted.items():
-            module = self._modules[place]
-            file = _file(module) or ""
-            if sys.modules.get(name, module) is not module or self._stamps.get(file) != _stamp(file):
-                self._change(name)
-                return
+            noted = [(name, self._modules[place]) for name, place in self._noted.items() if name not in self._changed]
+        try:
+            replaced = [name for name, module in noted if sys.modules.get(name, module) is not module]
+            edited = [name for name, module in noted if not _is_as_loaded(name, module, _file(module) or "")]
+            with self._lock:
+                for name in edited:
+                    self._change(name, _EDITED)
+                for name in replaced:
+                    self._change(name, _RELOADED)
+        finally:
+            ended = time.monotonic()
+            self._next_look = ended + max(LOOK_SECONDS, LOOK_SHARE * (ended - began))
 
-    def _change(self, name: str) -> None:
-        if not self._changed:
+    def _change(self, name: str, why: str) -> None:
+        if name not in self._changed:
             log.info(
-                "module %s was edited or reloaded: from now on modules of yours are sent to this pool's workers as "
-                "this process has them. The workers of a new pool import them anew",
+                "module %s %s. Until then it and the modules of yours that use it are sent to this pool's workers as "
+                "this process has them",
                 name,
+                why,
             )
-        self._changed = name
+        self._changed[name] = why
         self._specs = [module.__spec__ for module in self._modules]
+        self._uses.pop(name, None)
         self.known = {each: known for each, known in self.known.items() if known is False}
+
+    def _why_changed(self, name: str) -> str:
+        """Return why workers may have another version of a module or of what it uses; empty if they have this one."""
+        seen, left = {name}, [name]
+        while left:
+            each = left.pop()
+            if each in self._changed:
+                users = "" if each == name else f"it uses {each}, and "
+                return f"{users}module {each} {self._changed[each]}"
+            if each in self._noted:
+                if each not in self._uses:
+                    self._uses[each] = _used_by(self._modules[self._noted[each]])
+                new = self._uses[each] & self._noted.keys() - seen
+                seen |= new
+                left += new
+        return ""
 
 
 # ------------------------------------------------------------------------------------------------ for the pickler
@@ -306,7 +334,7 @@ class Modules:
 
 def end(before: Modules | None) -> None:
     """Undo `begin`."""
-    _pickling.modules = before
+    _pickling.modules, _pickling.looked = before, False
 
 
 def with_path(call: Any) -> Any:
@@ -344,8 +372,19 @@ def reduce_module(module: types.ModuleType) -> Any:
     if modules.known.get(name) is False or not _is_sent(modules, name, module):
         return NotImplemented
     state = {key: value for key, value in vars(module).items() if key not in _MODULE_STATE}
+    if _is_namespace(module):
+        # Other distributions may have a part in it: a worker imports what it is asked for of those.
+        state = {key: value for key, value in state.items() if _is_own_part(modules, f"{name}.{key}", value)}
+        return _Namespace, (name,), state, None, None, _fill
     # The contents come after the module itself, which they may refer to.
     return types.ModuleType, (name,), state, None, None, _fill
+
+
+def _is_own_part(modules: Modules, name: str, value: object) -> bool:
+    """Return whether a namespace package's attribute is a module of that name which travels by value."""
+    with contextlib.suppress(pickle.PicklingError):
+        return sys.modules.get(name) is value and modules.by_value(name, value)
+    return False
 
 
 def check_builtin(_: Any, function: types.BuiltinFunctionType) -> Any:
@@ -398,6 +437,15 @@ def take_path(path: tuple[str, ...]) -> None:
 
 def _second(_: None, call: Any) -> Any:
     return call
+
+
+class _Namespace(types.ModuleType):
+    """A package without a file, with the modules of it that were sent by value."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}", name=name, obj=self)
+        return importlib.import_module(f"{self.__name__}.{name}")
 
 
 def _fill(module: types.ModuleType, state: dict[str, Any]) -> None:
@@ -529,23 +577,86 @@ def _is_installed(name: str, module: Any) -> bool:
         return True
     file = _file(module)
     if file is None:
+        if name == "cython_runtime" or name.startswith("_cython_"):
+            return True  # of extension modules that Cython made, each of which makes them where it is imported
+        if _is_namespace(module):
+            return all(_is_installed_at(f"{each}{os.sep}", name.count(".") + 1) for each in module.__path__)
         if top in sys.builtin_module_names or getattr(getattr(module, "__spec__", None), "origin", None) == "frozen":
             return True
         return _is_in_installed(top, module)
     for prefix in _prefixes():
         if file.startswith(prefix):
-            # The name leads from that directory to the file; or a package has given the module that name.
-            return file[len(prefix) :].partition(os.sep)[0].partition(".")[0] == top or _is_in_installed(top, module)
+            # The name leads from that directory to the file; or the library or a package has given it that name.
+            return (
+                file[len(prefix) :].partition(os.sep)[0].partition(".")[0] == top
+                or top in sys.stdlib_module_names
+                or top == "distutils"
+                or file.endswith(_EXTENSIONS)
+                or _is_in_installed(top, module)
+            )
+    return _is_installed_at(file, name.count(".") + hasattr(module, "__path__"))
+
+
+def _is_installed_at(file: str, packages: int) -> bool:
+    """Return whether a file is in a directory of distributions. So many directories between the two are packages."""
     root = os.path.dirname(file)
-    for _ in range(name.count(".") + hasattr(module, "__path__")):
+    for _ in range(packages):
         root = os.path.dirname(root)
-    return _has_distributions(root)
+    return f"{root}{os.sep}" in _prefixes() or _has_distributions(root)
 
 
 def _is_in_installed(top: str, module: Any) -> bool:
     """Return whether a module belongs to an installed package, which makes it itself as six makes `six.moves`."""
     package = sys.modules.get(top)
     return package is not None and package is not module and _is_installed(top, package)
+
+
+@functools.cache
+def _editable() -> tuple[tuple[str, frozenset[str]], ...]:
+    """Return the directories of projects that are installed where they are, each with its top-level modules."""
+    # Not at the module's head: workers have no use for them.
+    import json
+    import urllib.parse
+    from importlib import metadata
+
+    found = []
+    for distribution in metadata.distributions():
+        with contextlib.suppress(Exception):  # of a distribution whose files are broken
+            origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+            if not origin.get("dir_info", {}).get("editable"):
+                continue
+            root = urllib.parse.unquote(urllib.parse.urlparse(origin["url"]).path)
+            names = (distribution.read_text("top_level.txt") or distribution.metadata["Name"]).split()
+            found.append((os.path.realpath(root) + os.sep, frozenset(map(_canonical, names))))
+    return tuple(found)
+
+
+def _is_editable(top: str, module: Any) -> bool:
+    """Return whether a module is of a project that is installed where it is, as by `pip install --editable`."""
+    file = _file(sys.modules.get(top, module)) or _file(module)
+    if file is None:
+        return False
+    real = os.path.realpath(file)
+    if any(real.startswith(root) and _canonical(top) in names for root, names in _editable()):
+        return True
+    found = _find_editable(top, None)
+    return found is not None and found.origin is not None and os.path.realpath(found.origin) == real
+
+
+def _find_editable(name: str, path: Any) -> importlib.machinery.ModuleSpec | None:
+    """Find a module by the importers of editable installs, which Python has from its start in the workers too."""
+    finders: list[Any] = [finder for finder in sys.meta_path if "editable" in _home_of(finder)]
+    for finder in finders:
+        with contextlib.suppress(Exception):
+            spec: importlib.machinery.ModuleSpec | None = finder.find_spec(name, path)
+            if spec is not None:
+                return spec
+    return None
+
+
+def _canonical(name: str) -> str:
+    """Spell the name of a module or a package as package indexes do."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @functools.cache
@@ -595,6 +706,50 @@ def _is_same(module: Any, found: importlib.machinery.ModuleSpec | None) -> bool:
         return False
 
 
+def _is_namespace(module: Any) -> bool:
+    """Return whether a module is a package without a file, in which several distributions may have a part."""
+    spec = getattr(module, "__spec__", None)
+    return _file(module) is None and type(getattr(spec, "loader", None)) is importlib.machinery.NamespaceLoader
+
+
+def _has_replaced(module: Any, found: importlib.machinery.ModuleSpec) -> bool:
+    """Return whether a module or another object was put in the place of the module that the file makes which was found.
+
+    A file that does so when it is imported has defined the functions of it.
+    """
+    if _file(module) is not None or type(found.loader) is not importlib.machinery.SourceFileLoader:
+        return False
+    if isinstance(getattr(module, "__spec__", None), importlib.machinery.ModuleSpec):
+        return False
+    functions = _functions(getattr(module, "__dict__", {})) + _functions(vars(type(module)))
+    return all(f.__code__.co_filename == found.origin for f in functions if f.__module__ == found.name)
+
+
+def _used_by(module: types.ModuleType) -> set[str]:
+    """Return the names of modules that a module imports, and of those whose functions, classes or objects it has."""
+    # Not at the module's head: of use only after a change.
+    import ast
+
+    used = set()
+    for value in list(vars(module).values()):
+        with contextlib.suppress(Exception):  # of an object that answers so when it is asked for an attribute
+            used.add(value.__name__ if isinstance(value, types.ModuleType) else value.__module__)
+    left: list[ast.AST] = []
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+        left.append(ast.parse(_read(_file(module) or "")[1]))
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Import):
+            used.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            with contextlib.suppress(ImportError):
+                origin = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
+                used.update((origin, *(f"{origin}.{alias.name}" for alias in node.names)))
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            left += ast.iter_child_nodes(node)
+    return {name for name in used if isinstance(name, str)}
+
+
 def _by_reference(thing: Any) -> bool:
     """Return whether cloudpickle would send a thing by its name."""
     if isinstance(thing, types.FunctionType | types.ModuleType | type):
@@ -622,9 +777,17 @@ def _is_imported_here(name: str, module: Any, thing: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ about files
 
 
-_loads: dict[str, tuple[object, object, Stamp | None]] = {}
-"""The user's modules as this process first saw them: the module, its spec, and its file's stamp; None if the file was
-edited between the module's import and that."""
+class _Load(NamedTuple):
+    """A module of the user's as this process has imported it."""
+
+    module: types.ModuleType
+    spec: object
+    stamp: Stamp
+    content: int
+    """The hash of what its file had."""
+
+
+_loads: dict[str, _Load] = {}
 
 
 def _stamp(file: str) -> Stamp | None:
@@ -635,45 +798,80 @@ def _stamp(file: str) -> Stamp | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _loaded(name: str, module: types.ModuleType, file: str) -> Stamp | None:
-    """Return the stamp of the file from which this process has loaded the module, as far as that can be known."""
-    spec = module.__spec__
-    known = _loads.get(name)
-    if known is None or known[0] is not module or known[1] is not spec:
-        stamp = _stamp(file)
-        if stamp is not None and type(getattr(spec, "loader", None)) is importlib.machinery.SourceFileLoader:
-            compiled = _compiled(getattr(spec, "cached", None))
-            if compiled is None:
-                stamp = stamp if _has_code_of(module, file) else None
-            elif compiled != ((stamp[0] // 10**9) & 0xFFFFFFFF, stamp[1] & 0xFFFFFFFF):
-                stamp = None
-        known = _loads[name] = module, spec, stamp
-    return known[2]
+def _read(file: str) -> tuple[Stamp, bytes]:
+    with open(file, "rb") as source:
+        content = source.read()
+        status = os.fstat(source.fileno())
+    return (status.st_mtime_ns, status.st_size), content
 
 
-def _compiled(cached: str | None) -> Stamp | None:
-    """Return the time in seconds and the size of the source of which a file of bytecode was made; None if unknown."""
-    if cached is None:
-        return None
+def _is_as_loaded(name: str, module: types.ModuleType, file: str) -> bool:
+    """Return whether a module's file has what this process has loaded from it, as far as that can be known.
+
+    A file that was written without a change has.
+    """
+    load = _loads.get(name)
+    if load is not None and (load.module is not module or load.spec is not module.__spec__):
+        load = None
+    stamp = _stamp(file)
+    if stamp is None:
+        return load is None  # there never was one, as in an archive
+    if load is not None and load.stamp == stamp:
+        return True
     try:
-        with open(cached, "rb") as file:
-            head = file.read(16)
+        stamp, content = _read(file)
     except OSError:
-        return None
-    if len(head) < 16 or int.from_bytes(head[4:8], "little"):
-        return None  # by the source's hash
-    return int.from_bytes(head[8:12], "little"), int.from_bytes(head[12:], "little")
+        return load is None
+    same = load.content == hash(content) if load is not None else _has_loaded(module, file, stamp, content)
+    if same:
+        _loads[name] = _Load(module, module.__spec__, stamp, hash(content))
+    return same
 
 
-def _has_code_of(module: types.ModuleType, file: str) -> bool:
-    """Return whether the functions of a module are those that its file has now."""
+def _has_loaded(module: types.ModuleType, file: str, stamp: Stamp, content: bytes) -> bool:
+    """Return whether this is the source that this process has imported a module from, at the first look at its file."""
+    spec = module.__spec__
+    if type(getattr(spec, "loader", None)) is not importlib.machinery.SourceFileLoader:
+        return True
+    cached = getattr(spec, "cached", None) or ""
     try:
-        with open(file, "rb") as source:
-            wanted = _codes(compile(source.read(), file, "exec", dont_inherit=True))
-    except (OSError, SyntaxError, ValueError):
+        made = _read(cached)[1]
+    except OSError:
+        made = b""
+    by_time = len(made) > 16 and not int.from_bytes(made[4:8], "little")
+    written = (stamp[0] // 10**9 & 0xFFFFFFFF).to_bytes(4, "little") + (stamp[1] & 0xFFFFFFFF).to_bytes(4, "little")
+    if by_time and made[8:16] == written:
+        return True
+    try:
+        source = compile(content, file, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
         return False
-    functions = [f for f in vars(module).values() if isinstance(f, types.FunctionType)]
-    return all(f.__code__ in wanted for f in functions if f.__code__.co_filename == file)
+    if not _has_code_of(module, file, source):
+        return False
+    if not by_time or made[:4] != importlib.util.MAGIC_NUMBER:
+        return True
+    # The bytecode is of another version of the file. It is what was loaded, and not the source, if Python would
+    # have written it anew otherwise.
+    compiled = marshal.loads(made[16:])
+    renewed = not sys.dont_write_bytecode and os.access(os.path.dirname(cached), os.W_OK)
+    return bool(compiled == source) or not renewed or not _has_code_of(module, file, compiled)
+
+
+def _has_code_of(module: types.ModuleType, file: str, code: types.CodeType) -> bool:
+    """Return whether the functions of a module, also those in its classes, are those of this code."""
+    wanted = _codes(code)
+    return all(f.__code__ in wanted for f in _functions(vars(module)) if f.__code__.co_filename == file)
+
+
+def _functions(names: Mapping[str, Any]) -> list[types.FunctionType]:
+    """Return the functions among the values, and in the classes among them."""
+    found = []
+    for value in list(names.values()):
+        for each in [*vars(value).values()] if isinstance(value, type) else [value]:
+            function = getattr(each, "__func__", each) if isinstance(each, staticmethod | classmethod) else each
+            if isinstance(function, types.FunctionType):
+                found.append(function)
+    return found
 
 
 def _codes(code: types.CodeType) -> set[types.CodeType]:

@@ -36,7 +36,11 @@ def check() -> None:
     around = depth()
     if not around:
         return
-    names = being_imported()
+    # Not at the module's head: it imports what imports this.
+    from . import messages
+
+    # A program that a task starts runs its own modules, whose pools have the limit only.
+    names = being_imported() if messages.in_worker() else []
     if names:
         raise NodeStartError(
             f"module {names[0]} opens a pool when it is imported, and a worker is importing it: each worker would open "

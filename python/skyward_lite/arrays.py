@@ -22,7 +22,7 @@ from .route import Route
 
 MAX_SMAPS: Final = 1 << 20
 """Bytes from which on a copy-on-write map is worth the look, some milliseconds, at whether it has been written to."""
-MEMMAP_FIELDS: Final = ("_mmap", "filename", "offset", "mode")
+MEMMAP_FIELDS: Final = frozenset({"_mmap", "filename", "offset", "mode"})
 """Attributes of an `np.memmap` that are made anew with the map."""
 
 
@@ -59,14 +59,32 @@ def _reduce_subclass(route: Route, array: Any) -> Any:
         return NotImplemented
     kind = type(array)
     state: Any = object.__getstate__(array)
-    if isinstance(array, np.memmap) and isinstance(state, dict):
-        state = {name: value for name, value in state.items() if name not in MEMMAP_FIELDS}
+    state = tuple(map(_without_map, state)) if isinstance(state, tuple) else _without_map(state)
     named = _named(route, array)
     if named is None:
         reduced: tuple[Any, ...] = (_viewed, (kind, np.ndarray.view(array, np.ndarray)))
     else:
         reduced = (_mapped, (kind, *named))
     return (*reduced, state, None, None, _set_state) if state else reduced
+
+
+def _without_map(attributes: Any) -> Any:
+    """Return attributes without those of a memory map.
+
+    An array that is made from a map, as by slicing or by arithmetic, may have copied them: as its own, if its class is a
+    user's, or into a dictionary, as masked arrays do.
+    """
+    if not isinstance(attributes, dict):
+        return attributes
+    return {
+        name: _without_map(value) if type(value) is dict and _has_map(value) else value
+        for name, value in attributes.items()
+        if name not in MEMMAP_FIELDS or not _has_map(attributes)
+    }
+
+
+def _has_map(attributes: dict[Any, Any]) -> bool:
+    return isinstance(attributes.get("_mmap"), mmap.mmap)
 
 
 def _viewed(kind: type, array: Any) -> Any:

@@ -71,8 +71,8 @@ def _reduce_subclass(route: Route, array: Any) -> Any:
 def _without_map(attributes: Any) -> Any:
     """Return attributes without those of a memory map.
 
-    An array that is made from a map, as by slicing or by arithmetic, may have copied them: as its own, if its class is a
-    user's, or into a dictionary, as masked arrays do.
+    An array that is made from a map, as by slicing or by arithmetic, may have copied them: as its own, if its class is
+    a user's, or into a dictionary, as masked arrays do.
     """
     if not isinstance(attributes, dict):
         return attributes

@@ -13,7 +13,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
-from skyward_lite import payload
+from skyward_lite import arrays, payload
 from skyward_lite.route import Route
 
 HERE = Route(shares_files=True, to_client=False)
@@ -230,6 +230,23 @@ def test_a_copy_on_write_map_carries_what_was_written(tmp_path):
     assert (there == array).all()
     small = array[299_999:300_002]
     assert (journey(small)[0] == small).all()
+
+
+@pytest.mark.parametrize("place", [0, 77_777, 499_999])
+def test_one_number_that_was_written_is_found(tmp_path, monkeypatch, place):
+    """Of a copy-on-write map that has been read; the look at it goes by parts."""
+    monkeypatch.setattr(arrays, "MAX_ENTRIES", 10)
+    np.arange(500_000.0).tofile(tmp_path / "file")
+    array = np.memmap(tmp_path / "file", dtype="f8", mode="c")
+    total = array.sum()
+    assert journey(array)[2] == 0
+    array[place] += 1
+    there, _, beside = journey(array)
+    assert beside == array.nbytes
+    assert there.sum() == total + 1
+    # The page of the number, and no other.
+    rest = array[100_000:400_000]
+    assert journey(rest)[2] == 0
 
 
 @pytest.mark.parametrize("change", ["delete", "replace"])

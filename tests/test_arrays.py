@@ -13,7 +13,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
-from skyward_lite import payload
+from skyward_lite import arrays, payload
 from skyward_lite.route import Route
 
 HERE = Route(shares_files=True, to_client=False)
@@ -232,6 +232,23 @@ def test_a_copy_on_write_map_carries_what_was_written(tmp_path):
     assert (journey(small)[0] == small).all()
 
 
+@pytest.mark.parametrize("place", [0, 77_777, 499_999])
+def test_one_number_that_was_written_is_found(tmp_path, monkeypatch, place):
+    """Of a copy-on-write map that has been read; the look at it goes by parts."""
+    monkeypatch.setattr(arrays, "MAX_ENTRIES", 10)
+    np.arange(500_000.0).tofile(tmp_path / "file")
+    array = np.memmap(tmp_path / "file", dtype="f8", mode="c")
+    total = array.sum()
+    assert journey(array)[2] == 0
+    array[place] += 1
+    there, _, beside = journey(array)
+    assert beside == array.nbytes
+    assert there.sum() == total + 1
+    # The page of the number, and no other.
+    rest = array[100_000:400_000]
+    assert journey(rest)[2] == 0
+
+
 @pytest.mark.parametrize("change", ["delete", "replace"])
 def test_a_map_whose_name_leads_nowhere(tmp_path, change):
     """Its file was deleted, or another one took the name: a writable map is refused, a readable one is sent."""
@@ -361,6 +378,75 @@ def test_subclasses_arrive_as_they_were(make, order, rows):
         assert (there.hardmask, there.fill_value) == (array.hardmask, array.fill_value)
     if isinstance(array, Measured):
         assert there.unit == "mm"
+
+
+class Copying(np.ndarray):
+    """A subclass that takes over all attributes of what it is made from."""
+
+    def __array_finalize__(self, obj):
+        self.__dict__.update(getattr(obj, "__dict__", {}))
+
+
+class SlottedMap(np.memmap):
+    """A map whose class has slots and a `__dict__`."""
+
+    __slots__ = ("unit",)
+
+
+MADE_FROM_A_MAP = {
+    "masked": lambda a: np.ma.masked_array(a, mask=np.asarray(a) > 500),
+    "unmasked": np.ma.asarray,
+    "masked slice": lambda a: np.ma.masked_array(a, mask=np.asarray(a) > 500)[3:9, ::2],
+    "masked product": lambda a: np.ma.masked_array(a, mask=np.asarray(a) > 500) * 2,
+    "masked copy": lambda a: np.ma.masked_array(a, mask=np.asarray(a) > 500, copy=True),
+    "copying": lambda a: a.view(Copying),
+    "copying slice": lambda a: a.view(Copying)[3:, 5],
+    "copying sum": lambda a: a.view(Copying) + 1,
+    "copy": lambda a: a.copy(),
+    "slots": lambda a: a.view(SlottedMap),
+}
+
+
+@pytest.mark.parametrize("route", [HERE, ELSEWHERE], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+@pytest.mark.parametrize("name", MADE_FROM_A_MAP)
+def test_what_is_made_from_a_map_arrives(mapped, name, mode, route):
+    """Also where it has copied the map's attributes, of which one cannot be pickled; twice on the way, too."""
+    mapped.flush()
+    array = MADE_FROM_A_MAP[name](np.memmap(mapped.filename, dtype="f8", mode=mode, shape=mapped.shape))
+    if route is ELSEWHERE and mode == "r+":
+        # A writable map is refused there; a task's result is its data.
+        route = BACK
+    once, _, _ = journey(array, route)
+    for there in (once, journey(once, route)[0]):
+        assert type(there) is type(array)
+        assert np.array_equal(np.asarray(there), np.asarray(array))
+        if isinstance(array, np.ma.MaskedArray):
+            assert np.array_equal(np.ma.getmaskarray(there), np.ma.getmaskarray(array))
+            assert there.sum() == array.sum()
+            assert (there[1:] + 1).sum() == (array[1:] + 1).sum()
+
+
+@pytest.mark.parametrize("name", ["masked", "masked slice", "copying"])
+def test_a_task_writes_through_what_is_made_from_a_map(mapped, name):
+    """It goes by name, as the map itself."""
+    array = MADE_FROM_A_MAP[name](mapped)
+    there, _, _ = journey(array)
+    there[0] = 77
+    assert (np.asarray(array)[0] == 77).all()
+
+
+def test_masked_maps_go_to_the_workers_and_back(workers, mapped):
+    """What a task masks of a map arrives as what the client masks of it."""
+
+    def double(array):
+        return array * 2, array
+
+    masked = np.ma.masked_array(mapped, mask=np.asarray(mapped) > 500)
+    with sky.pool(worker=workers, plugins=[]) as pool:
+        doubled, same = pool.submit(double, masked).result(30)
+    assert (doubled.sum(), same.sum()) == (2 * masked.sum(), masked.sum())
+    assert np.array_equal(same.mask, masked.mask)
 
 
 def test_slots_of_a_subclass_arrive():

@@ -112,6 +112,42 @@ def import_part():
     return whole.part.A
 
 
+def test_a_wait_for_an_import_is_not_the_tasks_time(modules):
+    """A task with a limit waits for twice as long, while another thread imports; then it returns."""
+    modules({"hold": "import threading\nheld, let_go = threading.Event(), threading.Event()\n", "quick": "X = 1\n"})
+
+    def hold():
+        import threading
+
+        import hold
+        from skyward_lite import first_imports
+
+        def stay():
+            hold.held.set()
+            return hold.let_go.wait(30)
+
+        threading.Thread(target=first_imports.alone, args=(stay,)).start()
+        return hold.held.wait(20)
+
+    def import_quick():
+        import quick
+
+        return quick.X
+
+    def let_go():
+        import sys
+
+        sys.modules["hold"].let_go.set()
+
+    with sky.pool(worker=sky.Worker(concurrency=2, task_timeout=1), plugins=[]) as pool:
+        assert pool.submit(hold).result(20)
+        waiting = pool.submit(import_quick)
+        with pytest.raises(TimeoutError):
+            waiting.result(2)
+        pool.submit(let_go).result(20)
+        assert waiting.result(20) == 1
+
+
 def test_a_package_is_entered_by_two_modules_at_once(modules):
     """Python's own locks would let one of the two see a module that is half imported."""
     modules(WHOLE)

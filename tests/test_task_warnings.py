@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -240,13 +243,17 @@ def test_a_filter_ends_with_the_call_that_set_it(threads, batch_size):
     assert got == [first, error] * 20
 
 
-def test_filters_of_an_import_stay(tmp_path, monkeypatch):
-    """A module is imported once: the filters that it adds are there for all later tasks, as the task's own are not."""
+@pytest.mark.parametrize("block", [False, True], ids=["bare", "catch_warnings"])
+def test_filters_of_an_import_stay(tmp_path, monkeypatch, block):
+    """A module is imported once: its filters are there for all later tasks, as the task's own are not.
+
+    If the task imports it within `catch_warnings`, Python drops its filters at the end of the block.
+    """
     (tmp_path / "quieting.py").write_text("import warnings\nwarnings.filterwarnings('ignore', 'noise', UserWarning)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def imports():
-        with warnings.catch_warnings():
+        with warnings.catch_warnings() if block else contextlib.nullcontext():
             warnings.simplefilter("error", BytesWarning)
             __import__("quieting")
             return filters()[:2]
@@ -260,7 +267,75 @@ def test_filters_of_an_import_stay(tmp_path, monkeypatch):
         noise, error = pool.submit(imports).result(20)
         assert "noise" in noise[1]
         assert "BytesWarning" in error[2]
-        assert [future.result(20) for future in [pool.submit(all_slots, i) for i in range(3)]] == [[noise, *before]] * 3
+        after = before if block else [noise, *before]
+        assert [future.result(20) for future in [pool.submit(all_slots, i) for i in range(3)]] == [after] * 3
+
+
+SHOWING = {
+    "shows": """
+        def show(message, *details):
+            shown.append(str(message))
+        warnings.showwarning = show
+        """,
+    "logs": """
+        class Handler(logging.Handler):
+            def emit(self, record):
+                shown.append(record.getMessage())
+        logging.getLogger("py.warnings").addHandler(Handler())
+        logging.captureWarnings(True)
+        """,
+}
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("name", SHOWING)
+def test_what_a_module_shows_warnings_with_stays(tmp_path, monkeypatch, name, executor):
+    """A module that is imported says where warnings go, for all tasks; a task that says so, for itself."""
+    source = "import logging\nimport warnings\nshown = []\n" + textwrap.dedent(SHOWING[name])
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def count(i, other):
+        shown = __import__(name).shown
+        before = len(shown)
+        if other:
+            warnings.showwarning = lambda *details: None
+        warnings.warn(f"warning {i}", UserWarning, stacklevel=1)
+        if other and executor == "process":
+            # There a task's changes stay, as at home.
+            warnings.showwarning = logging._showwarning if name == "logs" else sys.modules[name].show
+        return len(shown) - before
+
+    with sky.pool(worker=sky.Worker(concurrency=2, executor=executor), plugins=[]) as pool:
+        assert [pool.submit(count, i, i == 2).result(20) for i in range(6)] == [1, 1, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_each_task_may_log_its_warnings(executor):
+    """`logging.captureWarnings` in one task does not keep it from working in the next, or in one beside it."""
+
+    def logged(i, beside):
+        records = []
+        handler = logging.Handler()
+        handler.emit = lambda record: records.append(record.getMessage())
+        log = logging.getLogger("py.warnings")
+        log.addHandler(handler)
+        if beside:
+            meet("capture")
+        logging.captureWarnings(True)
+        warnings.warn(f"logged {i}", UserWarning, stacklevel=1)
+        if beside:
+            meet("capture")
+        logging.captureWarnings(False)
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.warn(f"shown {i}", UserWarning, stacklevel=1)
+        log.removeHandler(handler)
+        return sum(f"logged {i}" in record for record in records), len(records) < 3, len(shown)
+
+    with sky.pool(worker=sky.Worker(concurrency=2, executor=executor), plugins=[]) as pool:
+        alone = [pool.submit(logged, i, False).result(20) for i in range(4)]
+        together = [pool.submit(logged, i, executor == "thread") for i in (4, 5)]
+        assert [*alone, *(future.result(20) for future in together)] == [(1, True, 1)] * 6
 
 
 def test_threads_of_a_task_have_its_filters(threads):

@@ -155,6 +155,8 @@ class Worker:
         """
     def restart(self, slot: int) -> None:
         """Begin the time of what this slot runs anew."""
+    def pause(self, slot: int) -> None:
+        """Let the time of what this slot runs not count until it begins anew."""
     def finish(
         self,
         task: int,

@@ -20,9 +20,16 @@ from typing import Any, Final, NamedTuple
 
 from .route import Route
 
-MAX_SMAPS: Final = 1 << 20
-"""Bytes from which on a copy-on-write map is worth the look, some milliseconds, at whether it has been written to."""
-MEMMAP_FIELDS: Final = ("_mmap", "filename", "offset", "mode")
+MIN_LOOK: Final = 1 << 20
+"""Bytes from which on a copy-on-write map is worth the look at whether it has been written to."""
+PAGE_ENTRY: Final = 8
+"""Bytes of what /proc/self/pagemap says of a page."""
+PAGE_OF_FILE: Final = 61
+"""The bit of a page that is a file's. Above this one stand only two: that it is swapped out, and that it is there."""
+PAGE_SWAPPED: Final = 62
+MAX_ENTRIES: Final = 1 << 17
+"""Pages that are looked at in one go."""
+MEMMAP_FIELDS: Final = frozenset({"_mmap", "filename", "offset", "mode"})
 """Attributes of an `np.memmap` that are made anew with the map."""
 
 
@@ -59,14 +66,32 @@ def _reduce_subclass(route: Route, array: Any) -> Any:
         return NotImplemented
     kind = type(array)
     state: Any = object.__getstate__(array)
-    if isinstance(array, np.memmap) and isinstance(state, dict):
-        state = {name: value for name, value in state.items() if name not in MEMMAP_FIELDS}
+    state = tuple(map(_without_map, state)) if isinstance(state, tuple) else _without_map(state)
     named = _named(route, array)
     if named is None:
         reduced: tuple[Any, ...] = (_viewed, (kind, np.ndarray.view(array, np.ndarray)))
     else:
         reduced = (_mapped, (kind, *named))
     return (*reduced, state, None, None, _set_state) if state else reduced
+
+
+def _without_map(attributes: Any) -> Any:
+    """Return attributes without those of a memory map.
+
+    An array that is made from a map, as by slicing or by arithmetic, may have copied them: as its own, if its class is
+    a user's, or into a dictionary, as masked arrays do.
+    """
+    if not isinstance(attributes, dict):
+        return attributes
+    return {
+        name: _without_map(value) if type(value) is dict and _has_map(value) else value
+        for name, value in attributes.items()
+        if name not in MEMMAP_FIELDS or not _has_map(attributes)
+    }
+
+
+def _has_map(attributes: dict[Any, Any]) -> bool:
+    return isinstance(attributes.get("_mmap"), mmap.mmap)
 
 
 def _viewed(kind: type, array: Any) -> Any:
@@ -190,7 +215,7 @@ def _file(root: Any, memory: Any) -> _File | None:
 
 def _look_up(root: Any) -> _File | None:
     address = root.__array_interface__["data"][0]
-    for start, end, offset, path, _ in _maps("/proc/self/maps"):
+    for start, end, offset, path in _maps():
         if start <= address < end:
             identity = None if path.endswith(" (deleted)") else _identity(path)
             return None if identity is None else _File(path, identity, start, offset)
@@ -209,48 +234,41 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _is_unmodified(low: int, high: int) -> bool:
-    """Say whether a copy-on-write map is known to have been written to nowhere between these addresses."""
-    if high - low < MAX_SMAPS:
+    """Say whether a copy-on-write map is known to have been written to nowhere between these addresses.
+
+    See proc_pid_pagemap(5): a page that is there, or swapped out, and is no file's has been copied.
+    """
+    if high - low < MIN_LOOK:
         return False
-    seen = low
-    for start, end, _, _, own in _maps("/proc/self/smaps"):
-        if start <= seen < end:
-            if own:
-                return False
-            seen = end
-        if seen >= high:
-            return True
-    return False
+    np: Any = sys.modules["numpy"]
+    first, end = low // mmap.PAGESIZE, -(-high // mmap.PAGESIZE)
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            pagemap.seek(first * PAGE_ENTRY)
+            while first < end:
+                entries = np.frombuffer(pagemap.read(min(end - first, MAX_ENTRIES) * PAGE_ENTRY), "u8")
+                if len(entries) == 0 or ((entries >> PAGE_SWAPPED != 0) & (entries >> PAGE_OF_FILE & 1 == 0)).any():
+                    return False
+                first += len(entries)
+    except OSError:
+        return False
+    return True
 
 
-def _maps(listing: str) -> Iterator[tuple[int, int, int, str, int]]:
-    """Yield this process's maps: start, end, offset in the file, its path, and in smaps the bytes that were changed.
+def _maps() -> Iterator[tuple[int, int, int, str]]:
+    """Yield this process's maps: start, end, offset in the file, and its path.
 
-    See proc_pid_maps(5) and proc_pid_smaps(5). Nothing on a system that has no such listing.
+    See proc_pid_maps(5). Nothing on a system that has no such listing.
     """
     try:
-        with open(listing, errors="surrogateescape") as lines:
-            header: list[str] = []
-            own = 0
+        with open("/proc/self/maps", errors="surrogateescape") as lines:
             for line in lines:
                 words = line.split(maxsplit=5)
-                if words[0].endswith(":"):
-                    if words[0] == "Anonymous:":
-                        own = int(words[1])
-                    continue
-                if header:
-                    yield _entry(header, own)
-                header, own = words, 0
-            if header:
-                yield _entry(header, own)
+                start, _, end = words[0].partition("-")
+                path = words[5].rstrip("\n").replace("\\012", "\n") if len(words) > 5 else ""
+                yield int(start, 16), int(end, 16), int(words[2], 16), path
     except FileNotFoundError:
         return
-
-
-def _entry(header: list[str], own: int) -> tuple[int, int, int, str, int]:
-    start, _, end = header[0].partition("-")
-    path = header[5].rstrip("\n").replace("\\012", "\n") if len(header) > 5 else ""
-    return int(start, 16), int(end, 16), int(header[2], 16), path, own
 
 
 def _shown(root: Any) -> str:

@@ -34,6 +34,7 @@ class _Own(threading.local):
     runs_tasks = False
     """Threads that tasks start do not take the lock: a module may wait for those that it has started."""
     importing = False
+    timer: tuple[Callable[[], None], Callable[[], None]] | None = None
 
 
 _own = _Own()
@@ -49,7 +50,7 @@ def _load_alone(name: str, import_: Any) -> ModuleType:
         return _find_and_load(name, import_)
     own.importing = True
     lock = _lock
-    held = own.runs_tasks and lock.acquire(timeout=WAIT_SECONDS)
+    held = own.runs_tasks and _acquire(lock)
     try:
         with task_warnings.importing():
             return _find_and_load(name, import_)
@@ -57,6 +58,21 @@ def _load_alone(name: str, import_: Any) -> ModuleType:
         own.importing = False
         if held:
             lock.release()
+
+
+def _acquire(lock: Any) -> bool:
+    """Take the lock and return True, or False if that takes too long. The task's time limit does not count the wait."""
+    if lock.acquire(blocking=False):
+        return True
+    pause, restart = _own.timer or (_nothing, _nothing)
+    pause()
+    try:
+        return bool(lock.acquire(timeout=WAIT_SECONDS))
+    finally:
+        restart()
+
+
+def _nothing() -> None: ...
 
 
 def _renew() -> None:
@@ -79,9 +95,14 @@ def install() -> None:
     os.register_at_fork(after_in_child=_renew)
 
 
-def enter() -> None:
-    """Count the calling thread among those that run tasks."""
+def enter(timer: tuple[Callable[[], None], Callable[[], None]] | None = None) -> None:
+    """Count the calling thread among those that run tasks.
+
+    `timer`: what stops the time of the task that the thread runs, and what lets it begin anew; None if tasks have no
+    limit.
+    """
     _own.runs_tasks = True
+    _own.timer = timer
 
 
 def is_half_import(error: Exception) -> bool:
@@ -94,7 +115,7 @@ def is_half_import(error: Exception) -> bool:
 def alone(function: Callable[..., T], *arguments: Any) -> T:
     """Return `function(*arguments)`, while no other thread that runs tasks does a first import."""
     lock = _lock
-    held = lock.acquire(timeout=WAIT_SECONDS)
+    held = _acquire(lock)
     try:
         return function(*arguments)
     finally:

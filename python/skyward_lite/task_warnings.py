@@ -2,8 +2,9 @@
 
 Python keeps the filters, and what shows a warning, once per process: `catch_warnings` in two threads at once lets one
 thread see the other's filters, and may leave them behind. In a worker with several slots `install` gives each thread a
-view of its own. A task begins with the process's filters; what the task changes ends with it. A thread that a task
-starts inherits the task's view.
+view of its own. A task begins with the process's filters; what the task changes ends with it, but for what a module
+does when it is imported: that is done once, for all tasks to come. A thread that a task starts inherits the task's
+view.
 
 C code reads `filters` and `_showwarnmsg` as attributes of the module, so these are properties of the module's class.
 The functions in warnings.py read their own globals, so the module's dictionary has objects that forward to the view.
@@ -16,6 +17,7 @@ import copyreg
 import functools
 import importlib
 import itertools
+import logging
 import operator
 import sys
 import threading
@@ -33,17 +35,30 @@ _PATCHED = ("_add_filter", "_filters_mutated", "_showwarning_orig", "_showwarnms
 class _View:
     """The state of `warnings` that one task sees. `copy` shares `seen` until the task changes its filters."""
 
-    __slots__ = ("filters", "impl", "seen", "showwarning")
+    __slots__ = ("captured", "filters", "impl", "own", "seen", "showwarning")
 
-    def __init__(self, filters: list[Any], showwarning: Any, impl: Any, seen: dict[Any, bool]) -> None:
+    def __init__(
+        self, filters: list[Any], showwarning: Any, impl: Any, captured: Any, seen: dict[Any, bool], own: list[Any]
+    ) -> None:
         self.filters = filters
         self.showwarning = showwarning
         self.impl = impl
+        self.captured = captured
+        """What `logging.captureWarnings` has replaced; None if warnings do not go to the log."""
         self.seen = seen
         """Which warnings were shown, and whether each of them is not to be shown again."""
+        self.own = own
+        """The filters with which the task began. Within `catch_warnings`, `filters` is another list."""
 
     def copy(self) -> _View:
-        return _View(self.filters[:], self.showwarning, self.impl, self.seen)
+        filters = self.filters[:]
+        return _View(filters, self.showwarning, self.impl, self.captured, self.seen, filters)
+
+    def inherited(self) -> _View:
+        return _View(self.filters, self.showwarning, self.impl, self.captured, self.seen, self.own)
+
+    def shown_by(self) -> tuple[Any, Any, Any]:
+        return self.showwarning, self.impl, self.captured
 
 
 class Scope:
@@ -57,7 +72,7 @@ class Scope:
         self.task = task
         """For a thread that a task started: the scope and the view of that task."""
         self.importing: list[Any] | None = None
-        """The filters with which the outermost import in this thread began; None while there is no import."""
+        """The task's own filters, while it imports a module; None within a `catch_warnings` that it has entered."""
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the calls of a batch. What one call changes ends before the next call begins."""
@@ -66,7 +81,7 @@ class Scope:
             yield item
 
 
-_process = _View([], None, None, {})
+_process = _View([], None, None, None, {}, [])
 """The process's own state: what the main thread sees, and what tasks begin with. `install` fills it."""
 _process_scope = Scope(_process)
 
@@ -113,10 +128,7 @@ class _Filters(UserList[Any]):
 
 
 def _add_filter(*item: Any, append: bool) -> None:
-    """Add a filter to the calling thread's list, and to the process's if it comes from a module's import.
-
-    A module is imported once, for all tasks to come.
-    """
+    """Add a filter to the calling thread's list, and to the process's if it comes from a module's import."""
     view = _view()
     _put(view, item, append)
     if _own.scope.importing is view.filters and view is not _process:
@@ -207,6 +219,18 @@ def _showing() -> property:
     return property(functools.partial(next, shows))
 
 
+def _capture_warnings(capture: bool) -> None:
+    """Do what `logging.captureWarnings` does, which keeps for all threads what one of them has replaced."""
+    view = _view()
+    log: Any = logging
+    if capture and view.captured is None:
+        # logging hands on to this what is to be shown in a file.
+        log._warnings_showwarning = view.captured = view.showwarning
+        view.showwarning = log._showwarning
+    elif not capture and view.captured is not None:
+        view.showwarning, view.captured = view.captured, None
+
+
 def install() -> bool:
     """Give each thread that calls `enter` its own view. Return False where Python's module is not as we know it.
 
@@ -217,6 +241,9 @@ def install() -> bool:
     _process.filters = warnings.filters  # type: ignore[assignment]
     _process.showwarning = warnings.showwarning
     _process.impl = warnings._showwarnmsg_impl  # type: ignore[attr-defined]
+    _process.captured = getattr(logging, "_warnings_showwarning", None)
+    if hasattr(logging, "_showwarning"):
+        logging.captureWarnings = functools.wraps(logging.captureWarnings)(_capture_warnings)
     parts = {name: _attribute(name) for name in ("filters", "showwarning")}
     parts |= {"_showwarnmsg_impl": _attribute("impl"), "_showwarnmsg": _showing()}
     kind = type("ThreadedWarnings", (types.ModuleType,), parts)
@@ -244,7 +271,7 @@ def _inherit() -> None:
         if scope is not _process_scope:
             view = _view()
             task = scope.task or (scope, view)
-            inherited = Scope(_View(view.filters, view.showwarning, view.impl, view.seen), task)
+            inherited = Scope(view.inherited(), task)
 
             def run() -> None:
                 del thread.run
@@ -265,11 +292,17 @@ def enter() -> Scope:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Add the filters that a module adds when it is imported to the process's own as well."""
-    scope = _own.scope
+    """Do to the process's own state as well what a module does to the task's when it is imported.
+
+    Not within a `catch_warnings` of the task: Python undoes there what the module did.
+    """
+    scope, view = _own.scope, _view()
     before = scope.importing
-    scope.importing = _view().filters
+    scope.importing = view.filters if view.filters is view.own else None
+    shown_by = view.shown_by()
     try:
         yield
     finally:
         scope.importing = before
+        if view.filters is view.own and view.shown_by() != shown_by:
+            _process.showwarning, _process.impl, _process.captured = view.shown_by()

@@ -59,7 +59,8 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
     process = os.getpid()
     several = worker.slots > 1
     if several:
-        first_imports.enter()
+        timer = functools.partial(worker.pause, slot), functools.partial(worker.restart, slot)
+        first_imports.enter(timer if worker.timed else None)
     warned = task_warnings.enter() if several else task_warnings.Scope()
     names = script.names()
     taken: list[Any] = []

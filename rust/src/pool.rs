@@ -16,9 +16,13 @@ use tokio::runtime;
 use tokio::sync::Notify;
 
 use crate::error::{NodeError, SessionError, SshError};
+use crate::flood::{Flood, Piece};
 use crate::frame::{Attempt, Body, Control, Event, Message, Tag};
+use crate::output::STDERR;
 use crate::queue::{Cancelled, PeerId, Queue};
-use crate::session::{AgentHello, ClientHello, HEARTBEAT, Link, Outbox, SUSPECT, Source, hello, lock, read_hello};
+use crate::session::{
+    AgentHello, ClientHello, HEARTBEAT, LEFT_OUT, Link, Outbox, SUSPECT, Source, hello, lock, read_hello,
+};
 use crate::ssh::{self, Connection, Target};
 
 /// How often idle nodes are looked at while nothing else happens.
@@ -39,8 +43,6 @@ const SHUTDOWN: Duration = Duration::from_millis(500);
 const HOPE: Duration = Duration::from_secs(600);
 /// Largest message that is taken whatever the user's limit is: an error's text has a bound of its own.
 const LEAST_MESSAGE: usize = 1024 * 1024;
-/// Bytes of tasks' output that wait to be taken; what comes beyond is left out, and counted.
-const OUTPUT: usize = 1024 * 1024;
 
 /// Bound on finding out why an agent did not start.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -167,9 +169,7 @@ pub type Lines = (String, u64, Bytes);
 
 #[derive(Debug, Default)]
 struct Output {
-    lines: Vec<Lines>,
-    bytes: usize,
-    left_out: usize,
+    waiting: Flood<(String, u64)>,
     closed: bool,
 }
 
@@ -417,20 +417,22 @@ impl Pool {
         let (mut output, _) = self
             .shared
             .some_output
-            .wait_timeout_while(output, bound, |o| o.lines.is_empty() && !o.closed)
+            .wait_timeout_while(output, bound, |o| o.waiting.is_empty() && !o.closed)
             .unwrap_or_else(PoisonError::into_inner);
-        if output.closed && output.lines.is_empty() {
+        if output.closed && output.waiting.is_empty() {
             return None;
         }
-        output.bytes = 0;
-        let mut lines = std::mem::take(&mut output.lines);
-        if output.left_out > 0
-            && let Some((node, _, _)) = lines.last()
-        {
-            let text = format!("… {} bytes of output are left out here\n", std::mem::take(&mut output.left_out));
-            lines.push((node.clone(), 2, Bytes::from(text)));
-        }
-        Some(lines)
+        let lines =
+            std::iter::from_fn(|| output.waiting.pop()).map(|Piece { from: (node, stream), text, left_out }| {
+                if left_out == 0 {
+                    (node, stream, text)
+                } else {
+                    // The node's word, not a worker's.
+                    let text = format!("… {left_out} bytes of output are left out here\n");
+                    (node, STDERR, Bytes::from(text))
+                }
+            });
+        Some(lines.collect())
     }
 
     /// What tasks told this process since the last call, each with its node, waiting up to `bound` for it; `None` once the
@@ -861,14 +863,15 @@ impl Shared {
     }
 
     fn print(&self, node: &str, stream: u64, text: Bytes) {
-        let mut output = lock(&self.output);
-        if output.bytes + text.len() > OUTPUT {
-            output.left_out += text.len();
+        let from = (node.to_owned(), stream);
+        let piece = if stream == LEFT_OUT {
+            let number = str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
+            Piece { from, text: Bytes::new(), left_out: number.unwrap_or_default() }
         } else {
-            output.bytes += text.len();
-            output.lines.push((node.to_owned(), stream, text));
-            self.some_output.notify_one();
-        }
+            Piece { from, text, left_out: 0 }
+        };
+        lock(&self.output).waiting.push(piece);
+        self.some_output.notify_one();
     }
 
     fn node_ended(&self, id: PeerId, end: Result<(), NodeError>) {

@@ -500,6 +500,10 @@ impl Worker {
         self.inner.restart(slot);
     }
 
+    fn pause(&self, slot: usize) {
+        self.inner.pause(slot);
+    }
+
     #[getter]
     fn lease_ms(&self) -> u64 {
         self.hello.lease_ms

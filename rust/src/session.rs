@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use crate::error::SessionError;
+use crate::flood::{Flood, Piece};
 use crate::frame::{Attempt, Body, CHUNK, Control, Decoder, Event, Message, Outgoing, Packer, put_preamble};
 
 /// How often each side says that it lives.
@@ -34,10 +35,10 @@ const SMALL: usize = 16 * 1024;
 pub(crate) const WRITE: usize = 32 * 1024;
 /// Acknowledgements in one frame, so that it fits a block.
 const ACKS: usize = 4096;
-/// Bytes of tasks' output that may wait to be sent; what comes beyond is left out, and counted.
-const OUTPUT: usize = 1024 * 1024;
 /// Bytes of output in one frame, and in one block.
 pub const LINES: usize = 16 * 1024;
+/// The stream of an output frame whose text is a number: so many bytes of output are left out here.
+pub const LEFT_OUT: u64 = 0;
 
 /// The client's hello to an agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -132,9 +133,7 @@ pub struct Outbox {
     preamble: bool,
     control: VecDeque<Control>,
     acks: Vec<Attempt>,
-    output: VecDeque<(u64, Bytes)>,
-    output_bytes: usize,
-    left_out: usize,
+    output: Flood<u64>,
     small: VecDeque<Outgoing>,
     large: VecDeque<Outgoing>,
     bytes: usize,
@@ -149,9 +148,7 @@ impl Default for Outbox {
             preamble: true,
             control: VecDeque::new(),
             acks: Vec::new(),
-            output: VecDeque::new(),
-            output_bytes: 0,
-            left_out: 0,
+            output: Flood::default(),
             small: VecDeque::new(),
             large: VecDeque::new(),
             bytes: 0,
@@ -177,29 +174,20 @@ impl Outbox {
         }
     }
 
-    /// Send what tasks wrote to a stream, at most [`LINES`] bytes; or leave it out if too much waits already.
+    /// Send what tasks wrote to a stream, at most [`LINES`] bytes. If too much waits, some of it is left out.
     pub fn output(&mut self, stream: u64, text: Bytes) {
-        if self.closed {
-            return;
-        }
-        if self.left_out > 0 || self.output_bytes + text.len() > OUTPUT {
-            self.left_out += text.len();
-        } else {
-            self.output_bytes += text.len();
-            self.output.push_back((stream, text));
+        if !self.closed {
+            self.output.push(Piece { from: stream, text, left_out: 0 });
         }
     }
 
     fn next_output(&mut self) -> Option<Control> {
-        if let Some((stream, text)) = self.output.pop_front() {
-            self.output_bytes -= text.len();
-            return Some(Control::Output { stream, text });
-        }
-        if self.left_out == 0 {
-            return None;
-        }
-        let text = format!("… {} bytes of output are left out here\n", std::mem::take(&mut self.left_out));
-        Some(Control::Output { stream: 2, text: Bytes::from(text) })
+        let piece = self.output.pop()?;
+        Some(if piece.left_out == 0 {
+            Control::Output { stream: piece.from, text: piece.text }
+        } else {
+            Control::Output { stream: LEFT_OUT, text: Bytes::from(piece.left_out.to_string()) }
+        })
     }
 
     /// Send a task, a result or a note.
@@ -239,7 +227,6 @@ impl Outbox {
         self.control.is_empty()
             && self.acks.is_empty()
             && self.output.is_empty()
-            && self.left_out == 0
             && self.small.is_empty()
             && self.large.is_empty()
     }

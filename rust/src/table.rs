@@ -21,7 +21,7 @@ use crate::frame::Attempt;
 /// Bytes of a slot's record: when it began (u64, nanoseconds of the system's monotonic clock; 0 for nothing), task
 /// (u64), attempt (u64).
 const RECORD: usize = 24;
-/// When a task began whose time does not count any more: it has run for no time at all.
+/// When a task began whose time does not count: it has run for no time at all.
 const NEVER: u64 = u64::MAX;
 
 /// See the module's text.
@@ -109,7 +109,7 @@ impl Table {
         drop(self.file.write_all_at(&now().to_le_bytes(), (slot * RECORD) as u64));
     }
 
-    /// Let a slot's time count no more: its task has ended and waits to hand in its result.
+    /// Let a slot's time count no more: its task waits for what is not its own doing.
     pub fn stop(&self, slot: usize) {
         drop(self.file.write_all_at(&NEVER.to_le_bytes(), (slot * RECORD) as u64));
     }

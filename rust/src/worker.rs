@@ -276,6 +276,11 @@ impl Worker {
         self.shared.table.restart(slot);
     }
 
+    /// Let the time of what this slot runs count no more until it begins anew: it waits for another task.
+    pub fn pause(&self, slot: usize) {
+        self.shared.table.stop(slot);
+    }
+
     /// Kill what this process's tasks have started and what has moved to a group of its own. After the end of this
     /// process nobody could find it any more; what is in the group is found by the agent.
     pub fn end_escaped() {

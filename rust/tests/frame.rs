@@ -5,11 +5,12 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use skyward_lite::error::FrameError;
+use skyward_lite::flood::{self, Flood, Piece};
 use skyward_lite::frame::{
     Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_REASON, Message, Outgoing,
     PROTOCOL, Packer, Tag, put_preamble,
 };
-use skyward_lite::session::{LINES, Outbox};
+use skyward_lite::session::{LEFT_OUT, LINES, Outbox};
 
 const CAP: usize = 64 << 20;
 
@@ -404,27 +405,69 @@ fn put_preamble_into(decoder: &mut Decoder) {
     decoder.buffer().extend_from_slice(&preamble());
 }
 
-/// Output is bounded, goes in small frames between the messages, and what is left out is counted.
+/// Output is bounded, goes in small frames between the messages, and what is left out is its middle, and counted.
 #[test]
 fn output_is_bounded() {
-    let line = Bytes::from(vec![b'x'; LINES]);
+    for close in [false, true] {
+        output_is_bounded_when(close);
+    }
+}
+
+fn output_is_bounded_when(close: bool) {
     let mut outbox = Outbox::default();
-    (0..1000).for_each(|_| outbox.output(1, line.clone()));
+    (0..1000).for_each(|i| outbox.output(1, Bytes::from(vec![if i < 999 { b'x' } else { b'y' }; LINES])));
     outbox.message(Body::Result, message(1, &[vec![7; 100]]));
+    if close {
+        outbox.close("over");
+    }
     let (mut wire, mut block) = (Vec::new(), Vec::new());
     while outbox.fill(&mut block).unwrap() {
         wire.append(&mut block);
     }
     let events = decode(&wire, 1000).unwrap();
-    assert!(matches!(events[1], Event::Message(..)), "the message waits for one frame only");
+    assert!(close || matches!(events[1], Event::Message(..)), "the message waits for one frame only");
     let texts: Vec<_> = events
         .into_iter()
-        .filter_map(|e| if let Event::Control(Control::Output { text, .. }) = e { Some(text) } else { None })
+        .filter_map(
+            |e| if let Event::Control(Control::Output { stream, text }) = e { Some((stream, text)) } else { None },
+        )
         .collect();
-    let (last, whole) = texts.split_last().unwrap();
-    let left_out = (1000 - whole.len()) * LINES;
-    assert_eq!(String::from_utf8_lossy(last), format!("… {left_out} bytes of output are left out here\n"));
-    assert!(whole.len() * LINES <= 1 << 20);
+    let gap = texts.iter().position(|(stream, _)| *stream == LEFT_OUT).unwrap();
+    let kept = texts.len() - 1;
+    assert_eq!((gap * LINES, (kept - gap) * LINES), (flood::FIRST, flood::LAST));
+    assert_eq!(texts[gap].1, ((1000 - kept) * LINES).to_string());
+    assert!(texts.last().unwrap().1.iter().all(|byte| *byte == b'y'), "the end is kept");
+}
+
+/// Whatever comes and goes, each byte is taken or counted, in order; also those that were counted before they came.
+#[test]
+fn what_is_left_out_of_a_flood_is_counted() {
+    let (mut flood, mut seed) = (Flood::default(), 1_u64);
+    let (mut came, mut went, mut most, mut gaps) = (0, 0, 0, 0);
+    for i in 0..200_000 {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (dice, size) = (seed >> 33, (seed >> 40) as usize % LINES);
+        // There are times of more and of less than can be taken.
+        if dice % 10 < if i / 5_000 % 2 == 0 { 6 } else { 4 } {
+            let left_out = if dice % 97 == 0 { size } else { 0 };
+            let text = if left_out == 0 { Bytes::from(vec![0; size]) } else { Bytes::new() };
+            flood.push(Piece { from: came, text, left_out });
+            came += size;
+        } else if let Some(Piece { from, text, left_out }) = flood.pop() {
+            if left_out == 0 {
+                assert_eq!(from, went);
+            }
+            went += text.len() + left_out;
+            gaps += usize::from(left_out > 0);
+        }
+        most = most.max(came - went);
+    }
+    while let Some(piece) = flood.pop() {
+        went += piece.text.len() + piece.left_out;
+    }
+    assert!(flood.is_empty());
+    assert_eq!(came, went);
+    assert!(gaps > 500 && most > 2 * flood::FIRST, "{gaps} {most}");
 }
 
 /// A message is cut so that no chunk makes others wait for more than 32 KiB.

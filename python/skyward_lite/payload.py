@@ -122,11 +122,14 @@ class Encoder:
         kept = None
         if shared is not None:
             kept = shared.functions
+            apart = False
             for function, _, _ in calls:
                 if id(function) not in kept:
                     if id(function) not in shared.all:
                         self._learn(function, shared)
-                    kept = shared.all if _are_constants(calls) else kept
+                    apart = True
+            if apart and _are_constants(calls):
+                kept = shared.all
         batch: Any = calls if len(calls) == 1 or _share_nothing(calls) else _Separate(calls, self.route, shared)
         batch = batch if threads is nanos is None else (threads, nanos, batch)
         return self.dumps(modules.with_path(batch), shared, len(calls), kept)

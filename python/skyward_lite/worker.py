@@ -183,9 +183,11 @@ def end_child(error: BaseException | None) -> NoReturn:
 def flush() -> None:
     """Hand on what was printed without the end of a line: a process that is replaced is killed, not finalized."""
     for stream in (sys.stdout, sys.stderr):
-        # A task may have closed them, or put anything in their place.
-        with contextlib.suppress(Exception):
+        # A task may have closed them, or put anything in their place. Not `suppress`, which takes longer than the rest.
+        try:  # noqa: SIM105
             stream.flush()
+        except Exception:
+            pass
 
 
 def decorated(calls: Iterable[Triple], decorate: Decorator) -> Iterator[Triple]:

@@ -126,6 +126,15 @@ def test_a_module_that_a_program_made(pool, write, monkeypatch):
     check(module)
 
 
+def test_a_large_function_of_a_module_that_a_program_made(pool, monkeypatch):
+    """One that is too large to be kept for the length of a call is sent by value with each of its tasks."""
+    made = types.ModuleType("made_large")
+    monkeypatch.setitem(sys.modules, "made_large", made)
+    exec("TEXT = 'x' * 100_000\ndef f(i):\n    return len(TEXT) + i", vars(made))
+    got = Parallel(n_jobs=2, batch_size=1)(delayed(made.f)(i) for i in range(3))
+    assert got == [100_000, 100_001, 100_002]
+
+
 def test_a_module_of_an_importer_of_this_process(pool, monkeypatch, write):
     """The workers have no such importer."""
 

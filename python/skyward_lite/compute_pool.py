@@ -779,6 +779,9 @@ class ComputePool(Executor):
     ) -> payload.Encoded:
         self._check_open()
         encoder = self._encoder()
+        if shared is not None and threads is nanos is None and payload.is_small(calls, shared):
+            # Nothing in it asks which modules the workers have, or can fail to be pickled.
+            return encoder.dumps(self._modules.with_path(calls), None, 1, shared.functions)
         before = self._modules.begin()
         try:
             return encoder.dump_calls(calls, shared, threads, nanos)

@@ -159,7 +159,8 @@ class Encoder:
             # Nothing of this value may be seen by the next: neither its memory nor its memo.
             self._buffers = []
             self._pickler.shared = self._pickler.kept = None
-            self._pickler.bare.clear()
+            if self._pickler.bare:
+                self._pickler.bare.clear()
             self._pickler.clear_memo()
             if self._pickler.globals_ref:
                 self._pickler.globals_ref = {}
@@ -457,6 +458,18 @@ _ATOMS: Final[set[type]] = {int, float, complex, bool, str, bytes, type(None), r
 _CONTAINERS: Final = (list, dict, set, bytearray)
 MAX_LOOKED_AT: Final = 32
 """Elements of a container that are looked at. Calls with larger ones have a pickle each."""
+
+
+def is_small(calls: Sequence[Triple], shared: Shared) -> bool:
+    """Return whether this is one call of a known function with numbers and the like, as most of a great many are."""
+    if len(calls) != 1:
+        return False
+    function, args, kwargs = calls[0]
+    known = shared.functions.get(id(function))
+    return known is not None and known[1] is not None and not kwargs and _PLAIN.issuperset(map(type, args))
+
+
+_PLAIN: Final = {int, float, complex, bool, str, bytes, type(None)}
 
 
 def _are_constants(calls: Sequence[Triple]) -> bool:

@@ -62,7 +62,7 @@ class Question:
         return answer
 
     def _reach(self, thing: Any, reached: dict[int, Any]) -> Iterator[Any]:
-        """Yield all that a thing leads to but functions and classes, or `_CHANGING` for what is not as it may be."""
+        """Yield what a thing leads to, other than functions and classes; `_CHANGING` for what a task may change."""
         waiting = [thing]
         while waiting:
             each = waiting.pop()
@@ -168,7 +168,7 @@ class Question:
 
 _CACHED: Final = type(functools.lru_cache(lambda: None))
 _CHANGING: Final = object()
-"""Stands for something that may change."""
+"""Stands for a value that a task may change."""
 
 
 def _functions_of(value: Any) -> Iterator[types.FunctionType]:

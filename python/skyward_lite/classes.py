@@ -89,14 +89,15 @@ _alive: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """The same, for as long as anything else keeps it."""
 _built = _Latest()
 """What this process built from another one's definition, by (id, digest)."""
-_versions: dict[str, list[bytes]] = {}
-"""The digests of the last two definitions of each id that were built."""
+_versions = _Latest()
+"""The digests of the last two definitions of an id that were built, by id."""
 _foreign: weakref.WeakSet[Any] = weakref.WeakSet()
 """All that this process has built."""
 _fresh: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-"""The latest that was made of each id for a call alone."""
+"""The class that was made last of each id, of those that are made for one call alone."""
 _from_home: weakref.WeakKeyDictionary[Any, tuple[str, bytes]] = weakref.WeakKeyDictionary()
-"""Which of that came from the process whose tasks this one runs, with its (id, digest)."""
+"""(id, digest) of each class that came from the process whose tasks this one runs. The digest of a class that was made
+for a call alone is empty."""
 
 
 class _Calls(threading.local):
@@ -245,10 +246,11 @@ def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) 
             for each, thing in _group.begun.items():
                 digest = _group.rows[each][1]
                 _built.keep((each, digest), thing)
-                for old in _versions.setdefault(each, [])[:-1]:
-                    # A class that changes from task to task is not to fill the memory.
+                *older, last = [old for old in _versions.find(each) or () if old != digest] or [digest]
+                for old in older:
+                    # A class that changes from task to task must not fill the memory.
                     _built.forget((each, old))
-                _versions[each] = [*_versions[each][-1:], digest]
+                _versions.keep(each, [last, digest])
                 _came(thing, each, digest, home)
                 _enter(thing, home)
             return built
@@ -257,6 +259,7 @@ def rebuild(name: str, digest: bytes, rows: tuple[Row, ...] | None, home: bool) 
 
 
 def _came(thing: Any, name: str, digest: bytes, home: bool) -> None:
+    """Note where a thing came from that was built here."""
     _foreign.add(thing)
     if home:
         _from_home[thing] = name, digest
@@ -269,13 +272,17 @@ def _enter(thing: Any, home: bool) -> None:
         script.enter(thing)
 
 
-def fresh(name: str, home: bool, functions: list[Any], make: Callable[..., Any], *args: Any) -> Any:
-    """Return what `make(*args)` makes, for the call that is being rebuilt alone, with functions without their state."""
+def fresh(name: str, functions: list[Any], make: Callable[..., Any], *args: Any) -> Any:
+    """Return what `make(*args)` makes, for no other call than the one that is being rebuilt.
+
+    `functions` are the methods of a class, whose state is yet to come: name, function and the globals that it can have
+    at once. Only the process whose tasks this one runs sends such a class.
+    """
     made = make(*args)
     for key, function, known in functions:
         function.__globals__.update(known)
         type.__setattr__(made, key, function)
-    _came(made, name, b"", home)
+    _came(made, name, b"", home=True)
     _fresh[name] = made
     calls.made_fresh = True
     return made
@@ -287,7 +294,7 @@ def set_fresh(thing: Any, state: tuple[Callable[[Any, Any], None], Any, list[Any
     for set_function, function, inner in functions:
         set_function(function, inner)
     setter(thing, own_state)
-    _enter(thing, True)
+    _enter(thing, home=True)
 
 
 @contextlib.contextmanager

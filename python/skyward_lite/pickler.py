@@ -100,7 +100,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return NotImplemented if reducer is None else reducer(self, obj)
 
     def usual(self, obj: Any) -> Any:
-        """Return what cloudpickle's `reducer_override` does for a class or a function, if it knew what workers lack."""
+        """Return what cloudpickle's `reducer_override` does for a class or a function; by value if workers lack it."""
         if modules.by_value(obj):
             return _dynamic_class_reduce(obj) if isinstance(obj, type) else self._dynamic_function_reduce(obj)
         return super().reducer_override(obj)
@@ -116,30 +116,32 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def is_alone(self, thing: Any) -> bool:
         """Return whether a function, a class or a cached function can be pickled apart from what else is pickled."""
+        return self._sharing().question.ask(thing, self.goes_by_name)
+
+    def _sharing(self) -> Shared:
         if self.shared is None:
             self.shared = Shared()
-        return self.shared.question.ask(thing, self.goes_by_name)
+        return self.shared
 
     def by_value(self, thing: Any, parts: Parts) -> Any:
         """Return how a class or a cached function is pickled that has no name which the far end could import."""
         known = classes.from_home(thing) if self.home else None
         if known is not None:
             return classes.rebuild, (*known, None, False)
-        if self.shared is None:
-            self.shared = Shared()
         if not self.home and not self.is_alone(thing):
             # It belongs to what else is in the pickle.
             make, state, setter = parts(self, thing)
             functions, rest = self._bare(thing)
-            arguments = classes.identify(thing), True, functions, *make
+            arguments = classes.identify(thing), functions, *make
             return classes.fresh, arguments, (setter, state, rest), None, None, classes.set_fresh
-        definition = self.shared.definitions.define(thing, parts, functools.partial(_pickled, self.route))
+        definition = self._sharing().definitions.define(thing, parts, functools.partial(_pickled, self.route))
         return classes.rebuild, (*definition, not self.home)
 
     def _bare(self, thing: Any) -> tuple[list[Any], list[Any]]:
-        """Return the methods of a class without what they lead to, and that: among it may be instances of the class.
+        """Return the methods of a class without their state, and the state of each.
 
-        An instance in a set, say, needs the class's `__hash__` as soon as it is there.
+        Their globals may have instances of the class. An instance in a set, for example, needs the `__hash__` of its
+        class as soon as it is rebuilt, so the class gets its methods before their globals are rebuilt.
         """
         functions: list[Any] = []
         rest: list[Any] = []

@@ -106,7 +106,7 @@ def _viewed(kind: type, array: Any) -> Any:
 
 
 def _set_state(array: Any, state: Any) -> None:
-    """Give an array the attributes that `object.__getstate__` named."""
+    """Set the attributes of an array that `object.__getstate__` named."""
     attributes, slots = state if isinstance(state, tuple) else (state, None)
     if attributes:
         # Not by assignment: numpy's own subclasses do more than that when an attribute is set.
@@ -234,7 +234,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _is_unmodified(low: int, high: int) -> bool:
-    """Say whether a copy-on-write map is known to have been written to nowhere between these addresses.
+    """Return whether a copy-on-write map is known to have been written to nowhere between these addresses.
 
     See proc_pid_pagemap(5): a page that is there, or swapped out, and is no file's has been copied.
     """

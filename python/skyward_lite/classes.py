@@ -266,7 +266,7 @@ def _came(thing: Any, name: str, digest: bytes, home: bool) -> None:
 
 
 def _enter(thing: Any, home: bool) -> None:
-    """Let the thing be found by its name in this worker."""
+    """Enter the thing where tasks of this worker look its name up."""
     if home:
         modules.enter(thing)
         script.enter(thing)
@@ -289,7 +289,7 @@ def fresh(name: str, functions: list[Any], make: Callable[..., Any], *args: Any)
 
 
 def set_fresh(thing: Any, state: tuple[Callable[[Any, Any], None], Any, list[Any]]) -> None:
-    """Give what `fresh` returned its attributes, and its functions their state."""
+    """Set the attributes of what `fresh` returned, and the state of its functions."""
     setter, own_state, functions = state
     for set_function, function, inner in functions:
         set_function(function, inner)
@@ -371,7 +371,7 @@ def _travels(cls: type) -> bool:
 
 @contextlib.contextmanager
 def _silenced(hooked: type | None) -> Iterator[None]:
-    """Let a class's `__init_subclass__` do nothing meanwhile."""
+    """Replace a class's `__init_subclass__` by one that does nothing, until the block is left."""
     if hooked is None:
         yield
         return
@@ -385,7 +385,7 @@ def _silenced(hooked: type | None) -> Iterator[None]:
 
 
 def set_class(cls: type, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """Give a class its attributes, and the script the names that its annotations use."""
+    """Set the attributes of a class, and enter the names that its annotations use into the script."""
     attributes, names = state
     registered = attributes.pop("_abc_impl", ())
     for name, value in attributes.items():
@@ -436,7 +436,7 @@ def make_enum(
 
 
 def set_enum(cls: Any, state: tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]) -> None:
-    """Give an enumeration its attributes, and its members theirs."""
+    """Set the attributes of an enumeration and of its members."""
     attributes, names, members = state
     set_class(cls, (attributes, names))
     for name, values in members.items():
@@ -463,7 +463,7 @@ def make_cached(function: Any, maxsize: int | None, typed: bool) -> Any:
 
 
 def set_cached(cached: Any, state: dict[str, Any]) -> None:
-    """Give a function with a cache its attributes."""
+    """Set the attributes of a function with a cache."""
     vars(cached).update(state)
 
 

@@ -82,7 +82,7 @@ def _renew() -> None:
 
 
 def install() -> None:
-    """Let one thread at a time, of those that call `enter`, do a first import.
+    """Allow first imports to one thread at a time, of those that call `enter`.
 
     Do nothing where importlib is not as we know it.
     """
@@ -106,7 +106,7 @@ def enter(timer: tuple[Callable[[], None], Callable[[], None]] | None = None) ->
 
 
 def is_half_import(error: Exception) -> bool:
-    """Say whether another thread's import may be the reason for an error. The lock does not cover all threads."""
+    """Return whether another thread's import may be the reason for an error. The lock does not cover all threads."""
     if isinstance(error, ImportError | AttributeError):
         return any(words in str(error) for words in _HALF)
     return isinstance(error, getattr(_bootstrap, "_DeadlockError", ()))

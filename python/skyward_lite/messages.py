@@ -66,7 +66,7 @@ _sent = _Sent()
 
 
 def listen(address: str, listener: Listener) -> None:
-    """Have `listener` called with each message that is sent to `address`, by tasks of any pool of this process.
+    """Call `listener` with each message that is sent to `address`, by tasks of any pool of this process.
 
     It is called on a thread of the pool from which the message came, so with several pools perhaps on several threads
     at once. Raises `ValueError` if the address has a listener already.
@@ -81,7 +81,7 @@ def unlisten(address: str) -> None:
 
 
 def send(address: str, message: object) -> None:
-    """Give a message, at most 16 MiB as a pickle, to the listener for this address, and wait until it was taken.
+    """Send a message, at most 16 MiB as a pickle, to the listener for this address, and wait until it was taken.
 
     In a process that has such a listener itself this calls it. In a worker process the message goes to the client.
     Raises `MessageError` if there is no listener, if it raised, or if no answer came within ten minutes, or within
@@ -128,12 +128,12 @@ def send_home(address: str, message: object) -> None:
 
 
 def be_worker(core: _core.Worker) -> None:
-    """Let this process's tasks send messages home."""
+    """Enable this process's tasks to send messages home."""
     _Worker.core, _Worker.process = core, os.getpid()
 
 
 def in_worker() -> bool:
-    """Say whether this process is a worker of a pool."""
+    """Return whether this process is a worker of a pool."""
     return _Worker.process == os.getpid()
 
 
@@ -151,7 +151,7 @@ def _take_all(pool: ComputePool) -> None:
     while (notes := core.notes(WAIT_MS)) is not None:
         for node, (note, _, _, _, head, buffers) in notes:
             core.answer_note(node, note, _take(head, buffers, taken).encode(errors="replace")[:MAX_ERROR])
-        # Whoever waits for the next message keeps nothing of the last one.
+        # While this thread waits for the next message it must not keep the last one's memory.
         del notes
         head = buffers = None
         if len(taken) > many:
@@ -161,7 +161,7 @@ def _take_all(pool: ComputePool) -> None:
 
 
 def _take(head: Any, buffers: Any, taken: dict[int, int]) -> str:
-    """Give one message to its listener; why that failed, or nothing.
+    """Call the listener of one message; return why that failed, or nothing.
 
     `taken` has for each task how many of its messages were taken.
     """
@@ -170,7 +170,7 @@ def _take(head: Any, buffers: Any, taken: dict[int, int]) -> str:
     except BaseException as error:
         return f"it cannot be rebuilt there: {_text(error)}"
     if task and count <= taken.get(task, 0):
-        # An earlier attempt at the task has said this.
+        # An earlier attempt at the task has sent this.
         return ""
     listener = _listeners.get(address)
     if listener is None:

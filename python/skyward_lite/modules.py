@@ -449,12 +449,12 @@ class _Namespace(types.ModuleType):
 
 
 def _fill(module: types.ModuleType, state: dict[str, Any]) -> None:
-    """Give a module that was rebuilt its contents."""
+    """Set the contents of a module that was rebuilt."""
     vars(module).update(state)
 
 
 def set_function(function: types.FunctionType, state: Any) -> None:
-    """Give a function that was rebuilt its contents, and its module the function."""
+    """Set the contents of a function that was rebuilt, and enter it into its module."""
     _function_setstate(function, state)
     enter(function)
 

@@ -181,7 +181,7 @@ def _out(source: Source) -> Any:
 
 
 def _can_erase(out: Any) -> bool:
-    """Say whether `\\r` leads back to the beginning of the line there."""
+    """Return whether `\\r` leads back to the beginning of the line there."""
     try:
         return type(out).__module__.startswith("ipykernel.") or bool(out.isatty())
     except Exception:

@@ -75,7 +75,7 @@ def names() -> dict[str, Any]:
 
 
 def set_function(function: types.FunctionType, state: tuple[Callable[..., None], Any, dict[str, Any]]) -> None:
-    """Give a function of the script its state, by cloudpickle's `setter`; enter it, and the names that it looks up."""
+    """Set the state of a function of the script, by cloudpickle's `setter`; enter it and the names that it looks up."""
     setter, own, names = state
     setter(function, own)
     enter(function)

@@ -148,7 +148,7 @@ def _put(view: _View, item: tuple[Any, ...], append: bool) -> None:
 
 
 def _filters_mutated() -> None:
-    """Let warnings be shown again that the calling thread has seen."""
+    """Forget which warnings were shown to the calling thread, so that they are shown again."""
     _view().seen = {}
 
 
@@ -232,7 +232,7 @@ def _capture_warnings(capture: bool) -> None:
 
 
 def install() -> bool:
-    """Give each thread that calls `enter` its own view. Return False where Python's module is not as we know it.
+    """Make a view for each thread that calls `enter`. Return False where Python's module is not as we know it.
 
     From Python 3.14 on, Python itself does it, with `-X context_aware_warnings`.
     """
@@ -263,7 +263,7 @@ def install() -> bool:
 
 
 def _inherit() -> None:
-    """Let threads that a task starts begin with the task's view. A list that both have is changed for both."""
+    """Start the threads of tasks with the task's view. A list that both have is changed for both."""
     start = threading.Thread.start
 
     def start_thread(thread: threading.Thread) -> None:

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use skyward_lite::group::tracks;
 
 fn line(arguments: &[&str]) -> String {
-    arguments.iter().map(|argument| format!("{argument}\0")).collect()
+    arguments.iter().flat_map(|argument| [*argument, "\0"]).collect()
 }
 
 /// The command lines that Python 3.11 to 3.14 and loky 3.0 to 3.5 give to their trackers, flags of the interpreter

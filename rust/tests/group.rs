@@ -1,4 +1,4 @@
-//! Which command lines are those of Python's resource trackers. What becomes of the processes is in tests/test_trackers.py.
+//! Which command lines are those of resource trackers. What becomes of the processes is in `tests/test_trackers.py`.
 
 use proptest::prelude::*;
 use skyward_lite::group::tracks;

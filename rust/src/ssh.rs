@@ -36,7 +36,10 @@ const CIPHERS: &[russh::cipher::Name] =
 
 /// Our preferences for both ends.
 pub(crate) fn preferred() -> Preferred {
-    Preferred { cipher: Cow::Borrowed(CIPHERS), ..Preferred::default() }
+    let mut all = Preferred { cipher: Cow::Borrowed(CIPHERS), ..Preferred::default() };
+    // OpenSSH takes no host's word for it any more if that is signed with SHA-1.
+    all.key.to_mut().retain(|algorithm| *algorithm != Algorithm::Rsa { hash: None });
+    all
 }
 
 /// Whom to connect to, and as whom.
@@ -347,9 +350,13 @@ impl Connection {
         Ok(passed(result, accepts))
     }
 
-    /// The hash with which a key of this kind signs.
+    /// The hash with which a key of this kind signs. With RSA never SHA-1, as OpenSSH: a server that does not say what it
+    /// takes may take SHA-512.
     async fn hash(&self, algorithm: Algorithm) -> Result<Option<HashAlg>, SshError> {
-        Ok(if algorithm.is_rsa() { self.handle.best_supported_rsa_hash().await?.flatten() } else { None })
+        if !algorithm.is_rsa() {
+            return Ok(None);
+        }
+        Ok(Some(self.handle.best_supported_rsa_hash().await?.flatten().unwrap_or(HashAlg::Sha512)))
     }
 
     async fn begin(&self, command: &str) -> Result<Channel<client::Msg>, SshError> {

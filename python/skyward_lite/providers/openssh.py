@@ -1,6 +1,6 @@
 """What OpenSSH's own tools say of a host: `ssh -G` its configuration, `ssh-keygen -F` its known keys.
 
-Only their output is read here, so that a host is what it is for `ssh`.
+Only their output is read here, so that a host is what it is for `ssh`. It is read as bytes (public_keys.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import threading
 from pathlib import Path
 
 from ..errors import NodeStartError
+from . import public_keys
 
 MAGIC = b"openssh-key-v1\0"
 TOOL_SECONDS = 20.0
@@ -39,14 +40,6 @@ HEEDED = frozenset(
     }
 )
 """Options that mean for us what they mean for ssh."""
-
-TYPES = frozenset(
-    {
-        *("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
-        *("sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"),
-    }
-)
-"""Of public keys that we can use."""
 
 BESIDE = re.compile(
     # Forwarding, terminals, shared connections, other ways to authenticate, and what is only shown or logged.
@@ -110,18 +103,9 @@ class Config:
     """Options that are set and that we do not heed."""
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
+def _run(*command: str) -> subprocess.CompletedProcess[bytes]:
     try:
-        # Comments beside keys may be in any encoding.
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            timeout=TOOL_SECONDS,
-            check=False,
-        )
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TOOL_SECONDS, check=False)
     except FileNotFoundError:
         raise NodeStartError(
             f"{command[0]} is not installed here: SSH() asks it about hosts (openssh-client)"
@@ -133,10 +117,11 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 def _options(*arguments: str) -> dict[str, list[str]]:
     done = _run("ssh", "-G", *arguments)
     if done.returncode:
-        raise NodeStartError(f"{shlex.join(['ssh', '-G', *arguments])}: {done.stderr.strip()}")
+        said = done.stderr.decode(errors="replace").strip()
+        raise NodeStartError(f"{shlex.join(['ssh', '-G', *arguments])}: {said}")
     found: dict[str, list[str]] = {}
-    for line in done.stdout.splitlines():
-        key, _, value = line.partition(" ")
+    for line in public_keys.lines(done.stdout):
+        key, _, value = os.fsdecode(line).partition(" ")
         found.setdefault(key.lower(), []).append(value)
     return found
 
@@ -176,10 +161,12 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         return re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], ""), filled(text))
 
     def files(key: str) -> tuple[str, ...]:
-        named = options.get(key, [])
-        if key.endswith("knownhostsfile"):
-            named = [name for value in named for name in _names(value)]
-        return tuple(_home(expand(name)) for name in named if name != "none")
+        return tuple(_home(expand(name)) for name in options.get(key, []) if name != "none")
+
+    def known_hosts(key: str) -> tuple[str, ...]:
+        # `ssh -G` has filled in the tokens where ssh does so: %%h is by now a file that is called %h.
+        named = [name for value in options.get(key, []) for name in _names(value)]
+        return tuple(_home(name) for name in named if name != "none")
 
     agent = one("identityagent", "SSH_AUTH_SOCK")
     if agent == "SSH_AUTH_SOCK":
@@ -197,9 +184,10 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         agent=None if agent == "none" or not agent else _home(expand(agent)),
         identities_only=one("identitiesonly") == "yes",
         proxy=_jumps(one("proxyjump", "none"), hostname, port, other) or _command(filled(one("proxycommand", "none"))),
-        known_hosts=files("userknownhostsfile") + files("globalknownhostsfile"),
-        new_keys=next(iter(files("userknownhostsfile")), None),
-        revoked=files("revokedhostkeys"),
+        known_hosts=known_hosts("userknownhostsfile") + known_hosts("globalknownhostsfile"),
+        new_keys=next(iter(known_hosts("userknownhostsfile")), None),
+        # Neither a ~ nor tokens mean anything to ssh here.
+        revoked=tuple(name for name in options.get("revokedhostkeys", []) if name != "none"),
         strict=one("stricthostkeychecking", "ask"),
         hashed=one("hashknownhosts") == "yes",
         connect_timeout=float(timeout) if timeout.isdigit() else None,
@@ -218,12 +206,21 @@ def _home(path: str) -> str:
 
 
 def _names(value: str) -> list[str]:
-    """Split a list of files that `ssh -G` does not quote: the longest that exist, so that names may have spaces."""
+    """Split a list of files that `ssh -G` does not quote: the longest that exist, so that names may have spaces.
+
+    Raises `NodeStartError` where files exist for more than one way to split: which one ssh reads is then unknown.
+    """
     words, names = value.split(" "), []
     while words:
         ends = (end for end in range(len(words), 0, -1) if end == 1 or os.path.exists(_home(" ".join(words[:end]))))
         end = next(ends)
-        names.append(" ".join(words[:end]))
+        name = " ".join(words[:end])
+        if end > 1 and any(os.path.isfile(_home(word)) for word in words[:end]):
+            raise NodeStartError(
+                f"{value!r} in the ssh configuration names known_hosts files in more than one way, for {name!r} exists "
+                "and so does a part of it: use names without spaces"
+            )
+        names.append(name)
         words = words[end:]
     return [name for name in names if name]
 
@@ -246,45 +243,41 @@ def _command(command: str) -> str | None:
 
 
 def public(file: str) -> str | None:
-    """Read a file that holds a public key in OpenSSH's one-line format; None if it does not."""
+    """Return the public key in a file of OpenSSH's one-line format: its first line that is one. None without one."""
     try:
-        words = Path(file).read_text("utf-8", errors="replace").split()
+        data = Path(file).read_bytes()
     except OSError:
         return None
-    return _key(*words[:2]) if len(words) > 1 else None
+    for line in public_keys.lines(data):
+        if line.startswith(b"-----BEGIN"):
+            break  # a private key
+        if line and not line.startswith(b"#") and (key := public_keys.read(line)) is not None:
+            return key.line if key.usable else None
+    return None
 
 
 def public_half(file: str) -> str | None:
-    """Read the public key in a private key's file in OpenSSH's format, where a passphrase does not hide it."""
+    """Return the public key in a private key's file in OpenSSH's format, where a passphrase does not hide it."""
     try:
-        text = Path(file).read_text("ascii")
-        data = base64.b64decode("".join(text.split("-----")[2].split()))
-        at = len(MAGIC)
-        # Cipher, KDF, its options; the number of keys; the first one. PROTOCOL.key of OpenSSH.
-        for _ in range(3):
-            at += 4 + int.from_bytes(data[at : at + 4], "big")
-        at += 4
-        blob = data[at + 4 : at + 4 + int.from_bytes(data[at : at + 4], "big")]
-        kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")].decode("ascii")
+        data = base64.b64decode(b"".join(Path(file).read_bytes().split(b"-----")[2].split()))
     except (OSError, ValueError, IndexError):
         return None
-    return _key(kind, base64.b64encode(blob).decode()) if data.startswith(MAGIC) else None
-
-
-def _key(kind: str, blob: str) -> str | None:
-    """Give a public key in one line; None for what is broken or of a type that we do not have."""
-    try:
-        data = base64.b64decode(blob, validate=True)
-    except ValueError:
-        return None
-    begin = len(kind).to_bytes(4, "big") + kind.encode()
-    return f"{kind} {blob}" if kind in TYPES and data.startswith(begin) and len(data) > len(begin) + 32 else None
+    at = len(MAGIC)
+    # Cipher, KDF, its options; the number of keys; the first one. PROTOCOL.key of OpenSSH.
+    for _ in range(3):
+        at += 4 + int.from_bytes(data[at : at + 4], "big")
+    at += 4
+    blob = data[at + 4 : at + 4 + int.from_bytes(data[at : at + 4], "big")]
+    kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")]
+    key = public_keys.read(kind + b" " + base64.b64encode(blob)) if data.startswith(MAGIC) else None
+    return key.line if key is not None and key.usable else None
 
 
 def certifies(certificate: str, file: str) -> bool:
-    """Say whether a certificate is for the key in a file, whose name need not tell."""
-    printed = re.search(r"Public key: .*(SHA256:\S+)", _run("ssh-keygen", "-L", "-f", certificate).stdout)
-    return printed is not None and printed[1] in _run("ssh-keygen", "-l", "-f", file).stdout.split()
+    """Return whether a certificate is for the key in a file, whose name need not tell."""
+    printed = re.search(rb"^ +Public key: \S+ (SHA256:\S+)", _run("ssh-keygen", "-L", "-f", certificate).stdout, re.M)
+    # Its length in bits, its fingerprint, and a comment of any content.
+    return printed is not None and printed[1] in public_keys.words(_run("ssh-keygen", "-l", "-f", file).stdout, 2)[1:2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,13 +290,15 @@ class Known:
     revoked: tuple[str, ...]
     authorities: tuple[str, ...]
     """Where a certificate authority is named for it: file and line."""
+    others: tuple[str, ...]
+    """Where a key of a type that we cannot use is known for it: file and line. Such a host is known, and not new."""
     unreadable: tuple[str, ...]
 
 
 def known(config: Config) -> Known:
     """Ask `ssh-keygen -F` about the host's key: hashed names, wildcards, negations and markers are its business."""
     found = _known(config, config.key_name)
-    if not found.keys and config.key_name == f"[{config.hostname}]:{config.port}":
+    if not (found.keys or found.others) and config.key_name == f"[{config.hostname}]:{config.port}":
         plain = _known(config, config.hostname)
         found = dataclasses.replace(found, portless=plain.keys, revoked=found.revoked + plain.revoked)
     return dataclasses.replace(found, revoked=found.revoked + _revoked(config))
@@ -322,43 +317,67 @@ def _revoked(config: Config) -> tuple[str, ...]:
                 f"RevokedHostKeys {file} is a key revocation list (KRL), which is not supported: "
                 "a text file with a public key a line is"
             )
-        for words in map(str.split, data.decode(errors="replace").splitlines()):
-            if len(words) >= 2 and (key := _key(words[0], words[1])) is not None:
-                keys.append(key)
+        for number, line in enumerate(public_keys.lines(data), 1):
+            text = line.lstrip(b" \t")
+            if not text or text.startswith(b"#"):
+                continue
+            key = public_keys.read(text)
+            if key is None:
+                raise NodeStartError(
+                    f"RevokedHostKeys {file}, line {number}, is no public key, so no host is trusted, as with ssh: "
+                    "correct the line or remove it"
+                )
+            if key.plain.usable:
+                keys.append(key.plain.line)
     return tuple(keys)
 
 
+_FOUND = re.compile(rb"# Host .* found: line (\d+) ?(CA|REVOKED)?", re.DOTALL)
+"""What `ssh-keygen -F` prints before each line that it has found."""
+
+
 def _known(config: Config, name: str) -> Known:
-    keys, revoked, authorities, unreadable = [], [], [], []
+    keys, revoked, authorities, others, unreadable = [], [], [], [], []
     for file in config.known_hosts:
         if not os.path.lexists(file):
             continue
         if not os.access(file, os.R_OK):
             unreadable.append(file)
             continue
-        number = ""
         asked = _run("ssh-keygen", "-F", name, "-f", file)
         if asked.returncode > 1:
             unreadable.append(file)
-        for line in asked.stdout.splitlines():
-            if line.startswith("#"):
-                match = re.search(r"found: line (\d+)", line)
-                number = match[1] if match else number
+        printed = public_keys.lines(asked.stdout)
+        # Two lines each: where it was found, and the line itself, which may look like anything.
+        for header, line in zip(printed[::2], printed[1::2], strict=False):
+            found = _FOUND.fullmatch(header)
+            if found is None:
+                unreadable.append(file)
+                break
+            marker = found[2]
+            # The line's words: a marker, if there is one; the names; the key.
+            rest = public_keys.words(line, 2 if marker else 1)[-1]
+            at = f"{file}:{found[1].decode()}"
+            if not rest:
+                # The line is hidden from here on by a NUL, at which ssh itself does not stop here.
+                if marker == b"REVOKED":
+                    raise NodeStartError(f"{at} revokes a key for {name}, but does not say which: correct the line")
+                others.append(f"{at} (no key)")
                 continue
-            words = line.split()
-            marker = words.pop(0) if words and words[0].startswith("@") else ""
-            if len(words) < 3:
-                continue
-            key = _key(words[1], words[2])
+            key = public_keys.read(rest)
             if key is None:
                 continue
-            if marker == "@revoked":
-                revoked.append(key)
-            elif marker == "@cert-authority":
-                authorities.append(f"{file}:{number}")
+            if marker == b"REVOKED":
+                if key.plain.usable:
+                    revoked.append(key.plain.line)
+            elif marker == b"CA":
+                authorities.append(at)
+            elif key.usable:
+                keys.append(key.line)
             else:
-                keys.append(key)
-    return Known(tuple(dict.fromkeys(keys)), (), tuple(revoked), tuple(authorities), tuple(unreadable))
+                others.append(f"{at} ({key.type})")
+    unreadable = list(dict.fromkeys(unreadable))
+    return Known(tuple(dict.fromkeys(keys)), (), tuple(revoked), tuple(authorities), tuple(others), tuple(unreadable))
 
 
 def record(config: Config, key: str) -> str:
@@ -368,7 +387,7 @@ def record(config: Config, key: str) -> str:
     name = config.key_name
     if config.hashed:
         salt = os.urandom(20)
-        digest = hmac.new(salt, name.encode(), hashlib.sha1).digest()
+        digest = hmac.new(salt, os.fsencode(name), hashlib.sha1).digest()
         name = "|1|" + "|".join(base64.b64encode(part).decode() for part in (salt, digest))
     file = Path(config.new_keys)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -377,5 +396,5 @@ def record(config: Config, key: str) -> str:
         size = os.fstat(fd).st_size
         # A last line without its end must not take ours with it.
         end = "\n" if size and os.pread(fd, 1, size - 1) != b"\n" else ""
-        opened.write(f"{end}{name} {' '.join(key.split()[:2])}\n".encode())
+        opened.write(os.fsencode(f"{end}{name} {' '.join(key.split()[:2])}\n"))
     return str(file)

@@ -117,6 +117,11 @@ class SSHMachine(RemoteMachine):
                 f"{config.key_name} is known only by a certificate authority ({', '.join(known.authorities)}), and "
                 f"host certificates are not supported: add the host's own key to {config.new_keys or 'a file'}"
             )
+        if known.others and not known.keys:
+            raise NodeStartError(
+                f"{config.key_name} is known only by keys of types that are not supported ({', '.join(known.others)}), "
+                f"so it is not trusted: add another key of the host to {config.new_keys or 'a known_hosts file'}"
+            )
         if known.unreadable and accept_new and not known.keys:
             raise NodeStartError(
                 f"{', '.join(known.unreadable)} cannot be read, so whether the key of {config.key_name} is new is "

@@ -1,8 +1,8 @@
 """Generated known_hosts files and ssh configurations: what we trust must be what `ssh` trusts.
 
-A case is some files and the name of a host. `ssh` connects first to that host, which is a real `sshd` behind a proxy command, so that
-it can have any name and port; then we do. A host key that we accept and ssh does not is a failure. One that ssh
-accepts and we do not is counted, and a failure too unless it has one of the reasons in `STRICTER`.
+A case is some files and the name of a host. We connect to that host, which is a real `sshd` behind a proxy command, so
+that it can have any name and port; then `ssh` does. A host key that we accept and ssh does not is a failure. One that
+ssh accepts and we do not is counted, and a failure too unless it has one of the reasons in `STRICTER`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ STRICTER = {
     "StrictHostKeyChecking no accepts a changed key": r"`ssh-keygen -R ",
     "accept-new accepts a key of another type": r"`ssh-keygen -R ",
     "a key of an unsupported type": r"known only by keys of types that are not supported",
-    "a NUL within a line": r"\(no key\)|but does not say which",
+    "StrictHostKeyChecking no accepts a revoked key": r", which is revoked",
+    "a NUL after the names of a line": r"has a NUL after its names",
+    "public keys are off": r"turns public keys off",
+    "an algorithm that is not supported": r"no (cipher|MAC|key exchange) algorithm that the ssh configuration allows|no key of .* and supported",
     "an unreadable file": r"cannot be read, and it is not accepted",
     "names of files that can be split in several ways": r"in more than one way",
 }
@@ -358,6 +361,25 @@ class Maker:
             lines.append(self.option(b"StrictHostKeyChecking", rng.choice(values)))
         if some(0.1):
             lines.append(self.option(b"HashKnownHosts", b"yes"))
+        if some(0.25):
+            restricted = [
+                *(
+                    (b"HostKeyAlgorithms", value)
+                    for value in (b"ssh-ed25519", b"rsa-sha2-256,ssh-ed25519", b"+ssh-rsa")
+                ),
+                *(
+                    (b"HostKeyAlgorithms", value)
+                    for value in (b"-ssh-ed25519*", b"^rsa-sha2-512", b"ssh-rsa", b"*ecdsa*")
+                ),
+                *((b"Ciphers", value) for value in (b"aes128-ctr", b"-aes*", b"aes128-gcm@openssh.com", b"nonsense")),
+                *((b"MACs", value) for value in (b"hmac-sha2-256", b"umac-64@openssh.com", b"-hmac-sha1")),
+                *((b"KexAlgorithms", value) for value in (b"curve25519-sha256", b"-ecdh*", b"ecdh-sha2-nistp256")),
+                *((b"RequiredRSASize", value) for value in (b"2048", b"4096")),
+                *((b"PubkeyAuthentication", value) for value in (b"yes", b"no")),
+                (b"PreferredAuthentications", b"password,publickey"),
+                *((b"CheckHostIP", b"yes"), (b"VerifyHostKeyDNS", b"yes"), (b"FingerprintHash", b"md5")),
+            ]
+            lines.append(self.option(*rng.choice(restricted)))
         if some(0.3):
             option = rng.choice([b"UserKnownHostsFile", b"GlobalKnownHostsFile"])
             more = {

@@ -18,7 +18,7 @@ use russh::keys::{
     load_openssh_certificate, load_secret_key,
 };
 use russh::{AgentAuthError, Signer};
-use russh::{Channel, ChannelMsg, ChannelStream, Preferred};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelStream, Preferred};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
@@ -34,9 +34,55 @@ pub const MAX_OUTPUT: usize = 1024 * 1024;
 const CIPHERS: &[russh::cipher::Name] =
     &[russh::cipher::AES_256_GCM, russh::cipher::CHACHA20_POLY1305, russh::cipher::AES_256_CTR];
 
+/// What a key exchange is called beside the real ones: announcements of what we can do.
+const ANNOUNCED: &[russh::kex::Name] =
+    &[russh::kex::EXTENSION_SUPPORT_AS_CLIENT, russh::kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
+/// Channels that a server may try to open on one connection before the connection is closed. None is granted.
+const MAX_OPENED: u32 = 64;
+
 /// Our preferences for both ends.
 pub(crate) fn preferred() -> Preferred {
     Preferred { cipher: Cow::Borrowed(CIPHERS), ..Preferred::default() }
+}
+
+/// Algorithms to offer, by OpenSSH's names, the preferred one first. An empty list stands for our own preferences; a name
+/// that is not supported is left out.
+#[derive(Clone, Default)]
+pub struct Algorithms {
+    pub kex: Vec<String>,
+    /// For signatures of the host. If empty, those of the known keys.
+    pub host_key: Vec<String>,
+    pub cipher: Vec<String>,
+    pub mac: Vec<String>,
+}
+
+impl Algorithms {
+    /// Our preferences, with the lists that are given in their place.
+    fn preferred(&self) -> Result<Preferred, SshError> {
+        let mut all = preferred();
+        if !self.kex.is_empty() {
+            let mut kex = supported("key exchange", &self.kex, |name| russh::kex::Name::try_from(name).ok())?;
+            kex.extend_from_slice(ANNOUNCED);
+            all.kex = Cow::Owned(kex);
+        }
+        if !self.host_key.is_empty() {
+            all.key = Cow::Owned(supported("host key", &self.host_key, |name| Algorithm::new(name).ok())?);
+        }
+        if !self.cipher.is_empty() {
+            all.cipher =
+                Cow::Owned(supported("cipher", &self.cipher, |name| russh::cipher::Name::try_from(name).ok())?);
+        }
+        if !self.mac.is_empty() {
+            all.mac = Cow::Owned(supported("MAC", &self.mac, |name| russh::mac::Name::try_from(name).ok())?);
+        }
+        Ok(all)
+    }
+}
+
+/// Those of the names that are supported; an error if none is.
+fn supported<T>(what: &'static str, names: &[String], find: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, SshError> {
+    let found: Vec<_> = names.iter().filter_map(|name| find(name)).collect();
+    if found.is_empty() { Err(SshError::Algorithms { what, names: names.join(", ") }) } else { Ok(found) }
 }
 
 /// Whom to connect to, and as whom.
@@ -49,6 +95,8 @@ pub struct Target {
     pub revoked: Vec<PublicKey>,
     /// Without known keys, whether any other may be shown: the caller sees it in [`Connection::host_key`].
     pub accept_new: bool,
+    /// What may be used, where that is not left to us.
+    pub algorithms: Algorithms,
     /// What to prove with who we are, in the order in which it is tried.
     pub identities: Vec<Identity>,
     /// Bound on connection, key exchange and authentication together.
@@ -98,6 +146,8 @@ struct Verifier {
     revoked: Vec<PublicKey>,
     accept_new: bool,
     shown: Arc<Mutex<Shown>>,
+    /// Channels that the server has tried to open.
+    opened: u32,
 }
 
 #[derive(Default)]
@@ -126,6 +176,107 @@ impl client::Handler for Verifier {
             Shown::Bad(format!("{}{}", fingerprint(key), if revoked { ", which is revoked" } else { "" }))
         };
         Ok(good)
+    }
+
+    // A server has no channel to open to us: nothing is forwarded, and what it opens nobody would read. Dropping `_reply`
+    // refuses the channel. russh's own handlers would accept all kinds but the unknown ones.
+
+    async fn server_channel_open_session(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _host: &str,
+        _port: u32,
+        _originator: &str,
+        _originator_port: u32,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _path: &str,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _address: &str,
+        _port: u32,
+        _originator: &str,
+        _originator_port: u32,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _path: &str,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _originator: &str,
+        _originator_port: u32,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    /// Only over the bound an unknown kind goes on to the handler below, which can close the connection.
+    async fn should_accept_unknown_server_channel(&mut self, _id: ChannelId, _kind: &str) -> bool {
+        self.refuse_channel().is_err()
+    }
+
+    async fn server_channel_open_unknown(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+}
+
+impl Verifier {
+    /// Count a channel that the server tries to open. An error, which closes the connection, once they are too many: our
+    /// refusals would fill the memory if the server did not read them.
+    fn refuse_channel(&mut self) -> Result<(), russh::Error> {
+        self.opened = self.opened.saturating_add(1);
+        if self.opened > MAX_OPENED { Err(russh::Error::Inconsistent) } else { Ok(()) }
     }
 }
 
@@ -193,10 +344,9 @@ async fn open<S>(stream: S, target: &Target) -> Result<Connection, SshError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let offered = algorithms(&target.host_keys);
-    let mut preferred = preferred();
-    if !offered.is_empty() {
-        preferred.key = Cow::Owned(offered);
+    let mut preferred = target.algorithms.preferred()?;
+    if target.algorithms.host_key.is_empty() && !target.host_keys.is_empty() {
+        preferred.key = Cow::Owned(algorithms(&target.host_keys));
     }
     let config = client::Config { window_size: CHANNEL_WINDOW, preferred, ..client::Config::default() };
     let shown = Arc::<Mutex<Shown>>::default();
@@ -205,6 +355,7 @@ where
         revoked: target.revoked.clone(),
         accept_new: target.accept_new,
         shown: Arc::clone(&shown),
+        opened: 0,
     };
     let connected = client::connect_stream(Arc::new(config), Unblocked::new(stream, Some(SUSPECT)), verifier).await;
     let seen = std::mem::take(&mut *lock(&shown));

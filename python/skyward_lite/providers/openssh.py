@@ -34,9 +34,11 @@ _UNSAFE = re.compile(r"[\s'\"`$\\;&<>|(){}\[\]]")
 
 HEEDED = frozenset(
     {
-        *("certificatefile", "connecttimeout", "globalknownhostsfile", "hashknownhosts", "host", "hostkeyalias"),
-        *("hostname", "identitiesonly", "identityagent", "identityfile", "port", "proxycommand", "proxyjump"),
-        *("revokedhostkeys", "stricthostkeychecking", "user", "userknownhostsfile"),
+        *("certificatefile", "ciphers", "connecttimeout", "globalknownhostsfile", "hashknownhosts", "host"),
+        *("hostkeyalgorithms", "hostkeyalias", "hostname", "identitiesonly", "identityagent", "identityfile"),
+        *("kexalgorithms", "macs", "port", "preferredauthentications", "proxycommand", "proxyjump"),
+        *("pubkeyauthentication", "requiredrsasize", "revokedhostkeys", "stricthostkeychecking", "user"),
+        "userknownhostsfile",
     }
 )
 """Options that mean for us what they mean for ssh."""
@@ -46,10 +48,32 @@ BESIDE = re.compile(
     "(gateway|stream|dynamic|local|remote|exiton|clearall)?forward.*|.*x11.*|xauth.*|gatewayports|streamlocal.*|tunnel.*"
     "|control.*|permit.*|sendenv|setenv|requesttty|escapechar|enableescape.*|sessiontype|remotecommand|stdinnull|fork.*"
     "|batchmode|password.*|numberofpassword.*|kbdinteractive.*|hostbased.*|gssapi.*|enablesshkeysign|addkeystoagent"
-    "|updatehostkeys|visualhostkey|fingerprinthash|log.*|syslog.*|tcpkeepalive|serveralive.*|proxyusefdpass|checkhostip"
-    "|canonical.*|ipqos|compression|tag|nohostauthenticationforlocalhost|pubkeyauthentication|connectionattempts"
+    "|updatehostkeys|visualhostkey|fingerprinthash|log.*|syslog.*|tcpkeepalive|serveralive.*|proxyusefdpass"
+    "|canonical.*|ipqos|compression|tag|nohostauthenticationforlocalhost|connectionattempts|casignaturealgorithms"
 )
 """Options that do not matter to what we do, or whose part `ssh -G` has already done."""
+
+RESTRICTING = {
+    "checkhostip": (
+        "the keys that are known for the host's addresses are not compared with the key that it shows",
+        "name the host by its address, or set CheckHostIP no for it",
+    ),
+    "knownhostscommand": (
+        "a key that this command lists, or revokes, is not known to skyward_lite",
+        "list these keys in a file of UserKnownHostsFile as well",
+    ),
+    "pubkeyacceptedalgorithms": (
+        "your keys also sign with the algorithms that it leaves out",
+        "name the key to use with IdentityFile and IdentitiesOnly yes",
+    ),
+}
+"""Options that restrict what ssh trusts or uses, and that we do not apply: what follows from that, and what to do."""
+
+HOST_KEY_ALGORITHMS = {
+    **{name: name for name in public_keys.TYPES if name != "ssh-rsa"},
+    **dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"), "ssh-rsa"),
+}
+"""Algorithms with which a host may prove that it has its key: the type of the key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +123,20 @@ class Config:
     """StrictHostKeyChecking, in the words of `ssh -G`: "true", "false", "ask" or "accept-new"."""
     hashed: bool
     connect_timeout: float | None
+    algorithms: dict[str, list[str]]
+    """Of "kex", "cipher" and "mac", those that the user has restricted: the algorithms that may be used."""
+    host_key_algorithms: tuple[str, ...]
+    """What may prove the host's key, of what we support."""
+    known_first: bool
+    """Whether the host is asked for a key of a type that is known for it; else for what the list above names first."""
+    rsa_bits: int
+    """Bits that RSA keys must have."""
+    public_keys: bool
+    """Whether public keys may prove who we are."""
     unheeded: tuple[str, ...]
-    """Options that are set and that we do not heed."""
+    """Options that are set and that we do not apply."""
+    missed: dict[str, str]
+    """Those of them that restrict what ssh trusts or uses, with their values."""
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[bytes]:
@@ -174,6 +210,17 @@ def resolve(to: Destination, file: str | None = None) -> Config:
     elif agent.startswith("$") and not agent.startswith("${"):
         agent = os.environ.get(agent[1:], "none")
     timeout = one("connecttimeout", "none")
+
+    def algorithms(key: str) -> list[str]:
+        return [name for name in one(key).split(",") if name]
+
+    def changed(key: str) -> bool:
+        return options.get(key) != plain.get(key)
+
+    lists = {"kex": "kexalgorithms", "cipher": "ciphers", "mac": "macs"}
+    host_keys, usual = algorithms("hostkeyalgorithms"), plain.get("hostkeyalgorithms", [""])[0].split(",")
+    methods = algorithms("preferredauthentications")
+    unheeded = sorted(key for key in options if _matters(key) and changed(key))
     return Config(
         hostname=hostname,
         port=port,
@@ -191,8 +238,58 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         strict=one("stricthostkeychecking", "ask"),
         hashed=one("hashknownhosts") == "yes",
         connect_timeout=float(timeout) if timeout.isdigit() else None,
-        unheeded=tuple(sorted(key for key in options if _matters(key) and options[key] != plain.get(key))),
+        algorithms={kind: algorithms(key) for kind, key in lists.items() if changed(key)},
+        host_key_algorithms=tuple(name for name in host_keys if name in HOST_KEY_ALGORITHMS),
+        # As ssh has it: a list of the user's own is taken as it is, unless it only adds to the usual one.
+        known_first=host_keys[: len(usual)] == usual,
+        rsa_bits=int(one("requiredrsasize", "0")),
+        public_keys=one("pubkeyauthentication") not in ("no", "false") and (not methods or "publickey" in methods),
+        unheeded=tuple(unheeded),
+        missed={key: one(key) for key in unheeded if key in RESTRICTING and _restricts(key, one(key))},
     )
+
+
+def _restricts(key: str, value: str) -> bool:
+    """Return whether an option of `RESTRICTING` makes a difference with this value."""
+    if key == "pubkeyacceptedalgorithms":
+        # Policies of whole systems set it, and usually name all that we use.
+        return not {*HOST_KEY_ALGORITHMS} - {"ssh-rsa"} <= set(value.split(","))
+    return value not in ("no", "none")
+
+
+def warnings_of(config: Config, host: str) -> list[str]:
+    """Return a sentence for each option that restricts ssh and is not applied here."""
+    sentences = []
+    for key, value in config.missed.items():
+        consequence, remedy = RESTRICTING[key]
+        shown = value if len(value) <= 100 else f"{value[:100]}..."
+        sentences.append(
+            f"{host}: the ssh configuration sets {key} to {shown!r}, which skyward_lite does not apply: {consequence}. "
+            f"Remedy: {remedy}"
+        )
+    return sentences
+
+
+def offer(config: Config, known: Known) -> list[str]:
+    """Return the algorithms to ask the host's key for, as ssh does. Raises `NodeStartError` if none is left."""
+    types = {key.partition(" ")[0] for key in known.keys}
+    names = [
+        name
+        for name in config.host_key_algorithms
+        if not types or not config.known_first or HOST_KEY_ALGORITHMS[name] in types
+    ]
+    if not names:
+        raise NodeStartError(
+            f"HostKeyAlgorithms in the ssh configuration allows no key of {config.key_name} that is known "
+            f"({', '.join(sorted(types)) or 'none'}) and supported: add its type to HostKeyAlgorithms"
+        )
+    return names
+
+
+def too_short(config: Config, key: str) -> bool:
+    """Return whether a public key in one line is an RSA key with fewer bits than RequiredRSASize asks for."""
+    read = public_keys.read(key.encode())
+    return read is not None and (read.rsa_bits or config.rsa_bits) < config.rsa_bits
 
 
 def _matters(key: str) -> bool:
@@ -336,6 +433,27 @@ _FOUND = re.compile(rb"# Host .* found: line (\d+) ?(CA|REVOKED)?", re.DOTALL)
 """What `ssh-keygen -F` prints before each line that it has found."""
 
 
+_CUT_NAMES = re.compile(rb"^[ \t]*(?:@[^ \t\n\0]*[ \t]+)?[^ \t\n\0#@][^ \t\n\0]*\0", re.MULTILINE)
+"""A line whose names, after its marker, are ended by a NUL."""
+
+
+def _refuse_cut_names(file: str) -> None:
+    """Raise `NodeStartError` where ssh would find a key, or a revoked one, that `ssh-keygen -F` does not show.
+
+    A NUL hides the rest of a line, but after a line's names ssh (9.2) steps over it and reads on.
+    """
+    try:
+        data = Path(file).read_bytes()
+    except OSError:
+        return
+    cut = _CUT_NAMES.search(data) if b"\0" in data else None
+    if cut is not None:
+        number = data.count(b"\n", 0, cut.start()) + 1
+        raise NodeStartError(
+            f"{file}, line {number}, has a NUL after its names, so no host is trusted: remove the line"
+        )
+
+
 def _known(config: Config, name: str) -> Known:
     keys, revoked, authorities, others, unreadable = [], [], [], [], []
     for file in config.known_hosts:
@@ -344,6 +462,7 @@ def _known(config: Config, name: str) -> Known:
         if not os.access(file, os.R_OK):
             unreadable.append(file)
             continue
+        _refuse_cut_names(file)
         asked = _run("ssh-keygen", "-F", name, "-f", file)
         if asked.returncode > 1:
             unreadable.append(file)
@@ -358,12 +477,6 @@ def _known(config: Config, name: str) -> Known:
             # The line's words: a marker, if there is one; the names; the key.
             rest = public_keys.words(line, 2 if marker else 1)[-1]
             at = f"{file}:{found[1].decode()}"
-            if not rest:
-                # The line is hidden from here on by a NUL, at which ssh itself does not stop here.
-                if marker == b"REVOKED":
-                    raise NodeStartError(f"{at} revokes a key for {name}, but does not say which: correct the line")
-                others.append(f"{at} (no key)")
-                continue
             key = public_keys.read(rest)
             if key is None:
                 continue

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 from .. import _core
@@ -106,12 +107,20 @@ class SSHMachine(RemoteMachine):
         config = openssh.resolve(openssh.parse(self.name), self.config)
         if config.unheeded:
             log.info("%s: ssh's options %s are set and not heeded", self.name, ", ".join(config.unheeded))
+        for sentence in openssh.warnings_of(config, self.name):
+            warnings.warn(sentence, UserWarning, stacklevel=2)
         return self.connect_to(core, config)
 
     def connect_to(self, core: _core.Pool, config: openssh.Config) -> _core.Connection:
         """Connect as the configuration says. Raises `NodeStartError`."""
+        if not config.public_keys:
+            raise NodeStartError(
+                f"the ssh configuration turns public keys off for {self.name} (PubkeyAuthentication or "
+                "PreferredAuthentications), and skyward_lite can prove who you are in no other way: allow publickey for it"
+            )
         known = openssh.known(config)
-        accept_new = self.accept_new or config.strict in ("accept-new", "false")
+        # ssh's own new keys need a file to be recorded in; `accept_new=True` was said here, and does not.
+        accept_new = self.accept_new or (config.strict in ("accept-new", "false") and config.new_keys is not None)
         if known.authorities and not (known.keys or known.portless):
             raise NodeStartError(
                 f"{config.key_name} is known only by a certificate authority ({', '.join(known.authorities)}), and "
@@ -127,6 +136,12 @@ class SSHMachine(RemoteMachine):
                 f"{', '.join(known.unreadable)} cannot be read, so whether the key of {config.key_name} is new is "
                 "unknown, and it is not accepted: make the file readable"
             )
+        offered = openssh.offer(config, known)
+        # Where any new key will do, the host shall show the one that it likes best.
+        trusted = known.keys or (() if accept_new else known.portless)
+        good = [key for key in trusted if not openssh.too_short(config, key)]
+        if trusted and not good:
+            raise self._short(config)
         timeout = config.connect_timeout or self.wanted.connect_timeout
         connection = None
         while connection is None:
@@ -134,17 +149,19 @@ class SSHMachine(RemoteMachine):
                 connection = core.connect(
                     endpoint=self._endpoint(config),
                     user=config.user,
-                    # Where any new key will do, the host shall show the one that it likes best.
-                    host_keys=list(known.keys or (() if accept_new else known.portless)),
+                    host_keys=good,
                     revoked=list(known.revoked),
                     accept_new=accept_new,
                     identities=_identities(config),
                     timeout=timeout,
+                    algorithms={**config.algorithms, "host_key": offered},
                 )
             except _core.CoreError as error:
                 why = self._why(error, config, known, accept_new)
                 if not self._again(error, config):
                     raise NodeStartError(why) from error
+        if openssh.too_short(config, connection.host_key):
+            raise self._short(config)
         if not known.keys and connection.host_key not in known.portless:
             try:
                 file = openssh.record(config, connection.host_key)
@@ -152,6 +169,12 @@ class SSHMachine(RemoteMachine):
             except OSError as error:
                 log.warning("%s: its new key %s could not be recorded: %s", self.name, connection.host_key, error)
         return connection
+
+    def _short(self, config: openssh.Config) -> NodeStartError:
+        return NodeStartError(
+            f"the RSA key of {config.key_name} has fewer bits than the ssh configuration asks for "
+            f"(RequiredRSASize {config.rsa_bits}): the host must get a longer key, or one of another type"
+        )
 
     def _again(self, error: _core.CoreError, config: openssh.Config) -> bool:
         """Say whether to try once more, after a while: only if too many were connecting at once (MaxStartups).

@@ -32,7 +32,7 @@ from skyward_lite.providers.ssh import SSHMachine
 
 KINDS = {"ed25519": "ssh-ed25519", "ecdsa": "ecdsa-sha2-nistp256", "rsa": "ssh-rsa"}
 SERVERS = {"ed25519": ("ed25519",), "ecdsa": ("ecdsa",), "rsa": ("rsa",), "all": tuple(KINDS)}
-"""Hosts, by the keys that they have."""
+"""Hosts, by the keys that they have. One more, "certified", has all keys and a certificate for node.example."""
 
 STRICTER = {
     "a certificate authority": r"known only by a certificate authority",
@@ -43,7 +43,7 @@ STRICTER = {
     "StrictHostKeyChecking no accepts a revoked key": r", which is revoked",
     "a NUL after the names of a line": r"has a NUL after its names",
     "public keys are off": r"turns public keys off",
-    "an algorithm that is not supported": r"no (cipher|MAC|key exchange) algorithm that the ssh configuration allows|no key of .* and supported",
+    "an algorithm that is not supported": r"that the ssh configuration allows is supported|no key of .* and supported",
     "an unreadable file": r"cannot be read, and it is not accepted",
     "names of files that can be split in several ways": r"in more than one way",
 }
@@ -104,6 +104,11 @@ class Bench:
                 *("PermitRootLogin yes", "LogLevel QUIET", "KexAlgorithms curve25519-sha256", "PidFile none"),
             ]
             (directory / f"sshd_{server}").write_text("\n".join(lines) + "\n")
+        lines.insert(0, f"HostCertificate {directory}/own_ed25519-cert.pub")
+        (directory / "sshd_certified").write_text("\n".join(lines) + "\n")
+        krl = ["ssh-keygen", "-q", "-k", "-f", directory / "krl", directory / "foreign_ed25519.pub"]
+        subprocess.run(krl, check=True, capture_output=True)
+        self.krl = (directory / "krl").read_bytes()
         self.numbers = iter(range(1 << 30))
 
     def close(self) -> None:
@@ -165,11 +170,12 @@ class Bench:
 
     def _theirs(self, case: Case, config: Path, *options: str) -> Verdict:
         # To prove who we are is no part of it.
-        off = ["-o", "BatchMode=yes", "-o", "UpdateHostKeys=no", "-o", "PubkeyAuthentication=no"]
-        command = ["ssh", "-v", "-F", config, *off, *(w for o in options for w in ("-o", o)), "--", case.name, "true"]
+        set_here = ["BatchMode=yes", "UpdateHostKeys=no", "PubkeyAuthentication=no", "FingerprintHash=sha256"]
+        set_here += options
+        command = ["ssh", "-v", "-F", config, *(w for o in set_here for w in ("-o", o)), "--", case.name, "true"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
         said = done.stderr.decode(errors="replace")
-        shown = re.findall(r"Server host key: \S+ (SHA256:\S+)", said)
+        shown = re.findall(r"Server host (?:key|certificate): \S+ (SHA256:\S+)", said)
         return Verdict(shown[-1] if shown and "Permission denied (" in said else None, said, {})
 
 
@@ -253,6 +259,15 @@ def named(bench: Bench) -> Iterator[Case]:
         alias = b"HostKeyAlias other" + end + b"hostkeyalias node.example\n"
         yield Case(f"alias with {end!r}", "ed25519", alias, {"known_hosts": host + good + b"\n"})
     new = b"StrictHostKeyChecking accept-new\n"
+    authority = b"@cert-authority * " + bench.authority + b"\n"
+    yield Case("an authority", "certified", b"", {"known_hosts": authority})
+    yield Case("an authority and a key", "certified", b"", {"known_hosts": authority + host + good + b"\n"})
+    yield Case("an unknown authority", "certified", b"", {"known_hosts": host + good + b"\n"})
+    yield Case("an authority, no certificate", "all", b"", {"known_hosts": authority})
+    yield Case("an authority, new", "all", new, {"known_hosts": authority})
+    both = {"known_hosts": host + good + b"\n", "r": bench.krl}
+    yield Case("a revocation list", "ed25519", b"RevokedHostKeys @DIR@/r", both)
+    yield Case("another type is known, new", "rsa", new, {"known_hosts": host + good + b"\n"})
     yield Case("CRLF", "ed25519", b"", {"known_hosts": host + good + b"\r\n"})
     yield Case("CRLF after a comment", "ed25519", b"", {"known_hosts": host + good + b" me\r\n"})
     yield Case("no line end", "ed25519", b"", {"known_hosts": host + good})
@@ -495,9 +510,9 @@ class Maker:
         kind = rng.choice(SERVERS[server])
         key = self.bench.own[kind]
         chance = rng.random()
-        if chance < 0.5:
+        if chance < 0.6:
             return key
-        if chance < 0.65:
+        if chance < 0.7:
             return rng.choice(list(self.bench.own.values()))
         if chance < 0.8:
             return rng.choice(list(self.bench.foreign.values()))

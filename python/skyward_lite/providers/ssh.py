@@ -116,7 +116,7 @@ class SSHMachine(RemoteMachine):
         if not config.public_keys:
             raise NodeStartError(
                 f"the ssh configuration turns public keys off for {self.name} (PubkeyAuthentication or "
-                "PreferredAuthentications), and skyward_lite can prove who you are in no other way: allow publickey for it"
+                "PreferredAuthentications), and skyward_lite knows no other way to prove who you are: allow them for it"
             )
         known = openssh.known(config)
         # ssh's own new keys need a file to be recorded in; `accept_new=True` was said here, and does not.
@@ -140,7 +140,9 @@ class SSHMachine(RemoteMachine):
         # Where any new key will do, the host shall show the one that it likes best.
         trusted = known.keys or (() if accept_new else known.portless)
         good = [key for key in trusted if not openssh.too_short(config, key)]
-        if trusted and not good:
+        types = {openssh.HOST_KEY_ALGORITHMS[name] for name in offered}
+        shown = [key for key in trusted if key.partition(" ")[0] in types]
+        if shown and not set(shown) & set(good):
             raise self._short(config)
         timeout = config.connect_timeout or self.wanted.connect_timeout
         connection = None
@@ -151,7 +153,7 @@ class SSHMachine(RemoteMachine):
                     user=config.user,
                     host_keys=good,
                     revoked=list(known.revoked),
-                    accept_new=accept_new,
+                    accept_new=accept_new and not known.keys,
                     identities=_identities(config),
                     timeout=timeout,
                     algorithms={**config.algorithms, "host_key": offered},
@@ -270,6 +272,9 @@ def _identities(config: openssh.Config) -> list[str | tuple[str, str | None] | t
     for file in config.identity_files:
         if openssh.public(file) is not None:
             continue  # a public key names one of the agent's
+        key = openssh.public_half(file) or openssh.public(f"{file}.pub")
+        if key is not None and openssh.too_short(config, key):
+            continue
         certificates = [c for c in config.certificates if openssh.certifies(c, file)]
         beside = f"{file}-cert.pub"
         identities.append((file, next((c for c in [*certificates, beside] if Path(c).exists()), None)))

@@ -570,6 +570,23 @@ def test_values_that_restrict_nothing_are_no_warning(lab, host):
         configure(lab, host)
 
 
+@pytest.mark.parametrize("end", ["\f", "\v", "\r", "\x1c", "\u2028", "\0"])
+def test_public_keys_are_read_by_ssh_rules(tmp_path, end):
+    """Only a newline ends a line, and a NUL hides the rest of it; a file is the first key in it."""
+    one, two = (Path(f"{keygen(tmp_path / name)}.pub").read_text().split()[:2] for name in ("one", "two"))
+    first, second = " ".join(one), " ".join(two)
+    file = tmp_path / "file.pub"
+    for text, expected in {
+        f"# comment{end}{first}\n{second}\n": second,
+        f"x{end}{first}\n{second} me\n": second,
+        f"{first} me{end}{second}": first,
+        f"-----BEGIN{end}{first}\n{second}": None,
+        f"{one[0]}{end}{one[1]}": None,
+    }.items():
+        file.write_text(text, newline="")
+        assert openssh.public(str(file)) == expected, text
+
+
 @pytest.fixture(scope="module")
 def talkative(lab) -> Sshd:
     """A host that logs what was negotiated."""

@@ -68,8 +68,8 @@ impl server::Handler for Opener {
                 outcomes.extend(open_all(&handle).await);
             }
             drop(handle.data(id, Bytes::from(outcomes.join("\n"))).await);
-            drop(handle.exit_status_request(id, 0).await);
-            drop(handle.close(id).await);
+            let _ = handle.exit_status_request(id, 0).await;
+            let _ = handle.close(id).await;
         });
         Ok(())
     }

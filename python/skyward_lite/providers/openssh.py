@@ -233,7 +233,7 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         proxy=_jumps(one("proxyjump", "none"), hostname, port, other) or _command(filled(one("proxycommand", "none"))),
         known_hosts=known_hosts("userknownhostsfile") + known_hosts("globalknownhostsfile"),
         new_keys=next(iter(known_hosts("userknownhostsfile")), None),
-        # Neither a ~ nor tokens mean anything to ssh here.
+        # ssh (9.2) takes the name as it is, without a ~ or tokens.
         revoked=tuple(name for name in options.get("revokedhostkeys", []) if name != "none"),
         strict=one("stricthostkeychecking", "ask"),
         hashed=one("hashknownhosts") == "yes",
@@ -408,7 +408,10 @@ def _revoked(config: Config) -> tuple[str, ...]:
         try:
             data = Path(file).read_bytes()
         except OSError as error:
-            raise NodeStartError(f"RevokedHostKeys {file} cannot be read, so no host is trusted: {error}") from error
+            literal = ". To ssh, ~ and % mean nothing in this name: write it out" if re.search("[~%$]", file) else ""
+            raise NodeStartError(
+                f"RevokedHostKeys {file} cannot be read, so no host is trusted: {error}{literal}"
+            ) from error
         if data.startswith(b"SSHKRL"):
             raise NodeStartError(
                 f"RevokedHostKeys {file} is a key revocation list (KRL), which is not supported: "

@@ -223,9 +223,10 @@ class SSHMachine(RemoteMachine):
         if about == "host key" and "is revoked" in text:
             return f"{text} in {files}: the host must get another key, and nothing here is to be done"
         if about == "host key" and known.keys:
+            chosen = "" if config.known_first else ". HostKeyAlgorithms decides which of its keys the host shows"
             return (
                 f"{text}. Either somebody is between here and {config.key_name}, or its key has changed: if you know "
-                f"that it has, `ssh-keygen -R '{config.key_name}'` forgets the old one"
+                f"that it has, `ssh-keygen -R '{config.key_name}'` forgets the old one{chosen}"
             )
         if about == "host key" and not accept_new:
             unreadable = f" (not readable: {', '.join(known.unreadable)})" if known.unreadable else ""

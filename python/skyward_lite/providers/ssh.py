@@ -55,7 +55,8 @@ class SSH(Provider):
 
     `hosts`: "name", "user@name", "name:port", "[address]:port", or `Host(...)`.
     `accept_new`: whether a host that no known_hosts file names is trusted with the key that it shows, which is then
-    recorded, as `StrictHostKeyChecking accept-new` does. A host whose key has changed is refused always.
+    recorded, as `StrictHostKeyChecking accept-new` does. Like an option on ssh's command line it comes before what the
+    configuration says. A host whose key has changed is refused always.
     `python`: an interpreter on the hosts that is used as it is: it is verified, and nothing is installed.
     `config`: an ssh configuration file that is used instead of the user's own, as by `ssh -F`.
     """

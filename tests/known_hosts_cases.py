@@ -269,6 +269,10 @@ def named(bench: Bench) -> Iterator[Case]:
     both = {"known_hosts": host + good + b"\n", "r": bench.krl}
     yield Case("a revocation list", "ed25519", b"RevokedHostKeys @DIR@/r", both)
     yield Case("another type is known, new", "rsa", new, {"known_hosts": host + good + b"\n"})
+    for names in (b"#,node.example", b"*", b"\t node.example", b"#"):
+        line = b"@revoked " + names + b"\0" + good + b"\n" + host + good + b"\n"
+        yield Case("revoked behind a NUL", "ed25519", b"", {"known_hosts": line})
+        yield Case("commented behind a NUL", "ed25519", b"", {"known_hosts": b"# " + line})
     yield Case("CRLF", "ed25519", b"", {"known_hosts": host + good + b"\r\n"})
     yield Case("CRLF after a comment", "ed25519", b"", {"known_hosts": host + good + b" me\r\n"})
     yield Case("no line end", "ed25519", b"", {"known_hosts": host + good})

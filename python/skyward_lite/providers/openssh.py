@@ -436,8 +436,8 @@ _FOUND = re.compile(rb"# Host .* found: line (\d+) ?(CA|REVOKED)?", re.DOTALL)
 """What `ssh-keygen -F` prints before each line that it has found."""
 
 
-_CUT_NAMES = re.compile(rb"^[ \t]*(?:@[^ \t\n\0]*[ \t]+)?[^ \t\n\0#@][^ \t\n\0]*\0", re.MULTILINE)
-"""A line whose names, after its marker, are ended by a NUL."""
+_CUT_NAMES = re.compile(rb"^[ \t]*(?:@[^ \t\n\0]*[ \t]+[^ \t\n\0]+|[^ \t\n\0#@][^ \t\n\0]*)\0", re.MULTILINE)
+"""A line whose names, after a marker or without one, are ended by a NUL."""
 
 
 def _refuse_cut_names(file: str) -> None:

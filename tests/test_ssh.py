@@ -171,8 +171,12 @@ def test_certificates_for_the_agents_keys_serve(lab, door, keys, tmp_path, where
     """They may be in the agent, too, or in a file where only the agent can sign."""
     key = keygen(tmp_path / "short-lived")
     sign = ["ssh-keygen", "-q", "-s", keys.authority, "-I", "me", "-n", getpass.getuser(), f"{key}.pub"]
+    # Comments may be in any encoding: the one of the key in the agent, and the one of the certificate.
+    comment = ["ssh-keygen", "-q", "-c", "-C", b"b\xfcro\x85\x0c", "-f", key]
+    subprocess.run(comment, check=True, capture_output=True)
     subprocess.run(sign, check=True, capture_output=True)
     certificate = Path(f"{key}-cert.pub")
+    assert b"b\xfcro" in certificate.read_bytes()
     away = certificate.rename(tmp_path / "away") if where != "agent" else certificate
     env = {**os.environ, "SSH_AUTH_SOCK": str(keys.agent)}
     subprocess.run(["ssh-add", "-q", key], env=env, check=True)

@@ -15,7 +15,7 @@ use russh::keys::agent::client::AgentClient;
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{
     Algorithm, Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
-    load_openssh_certificate, load_secret_key,
+    load_secret_key,
 };
 use russh::{AgentAuthError, Signer};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelStream, Preferred};
@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::error::SshError;
+use crate::identities;
 use crate::session::{SLICE, SUSPECT, WRITE, lock};
 
 /// Bytes that the far end may send on a channel before we grant more. OpenSSH's own is 2 MiB: 25 MB/s at 80 ms.
@@ -433,7 +434,7 @@ impl Connection {
                             continue;
                         }
                     };
-                    let certificate = certificate.as_ref().and_then(|path| load_openssh_certificate(path).ok());
+                    let certificate = certificate.as_ref().and_then(|path| identities::certificate(path));
                     for certificate in certificate.into_iter().map(Some).chain([None]) {
                         if self.authenticate_with(&target.user, &key, certificate, accepts).await? {
                             return Ok(true);
@@ -446,7 +447,7 @@ impl Connection {
                         tried.push(format!("no agent answers at {}", socket.display()));
                         continue;
                     };
-                    let held = match agent.request_identities().await {
+                    let held = match identities::held(socket).await {
                         Ok(held) => held,
                         Err(why) => {
                             tried.push(format!("the agent at {} failed: {why}", socket.display()));
@@ -576,7 +577,7 @@ fn offers(
     only: bool,
     certificates: &[PathBuf],
 ) -> Vec<(Option<Certificate>, PublicKey)> {
-    let files: Vec<_> = certificates.iter().filter_map(|path| load_openssh_certificate(path).ok()).collect();
+    let files: Vec<_> = certificates.iter().filter_map(|path| identities::certificate(path)).collect();
     let mut keys: Vec<PublicKey> = Vec::new();
     for key in held.iter().map(|identity| identity.public_key().into_owned()) {
         if keys.iter().all(|other| other.key_data() != key.key_data()) {

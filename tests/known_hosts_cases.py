@@ -43,7 +43,7 @@ STRICTER = {
     "a NUL after the names of a line": (r"has a NUL after its names", b"\0"),
     "public keys are off": (r"turns public keys off", b"(PUBKEY|PREFERRED)AUTHENTICATION"),
     "an algorithm that is not supported": (r"that the ssh configuration allows is supported", b"CIPHERS|MACS|KEX"),
-    "HostKeyAlgorithms removes some": (r"`ssh-keygen -R .*HostKeyAlgorithms decides", b"HOSTKEYALGORITHMS.*-"),
+    "HostKeyAlgorithms removes some": (r"HostKeyAlgorithms decides|, which is revoked", b"HOSTKEYALGORITHMS.*-"),
     "names of files that can be split in several ways": (r"in more than one way", b"@DIR@/A B"),
 }
 """Why we refuse what ssh accepts: a reason, what our error says then, and what is in the case in capitals."""

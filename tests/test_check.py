@@ -115,7 +115,7 @@ def test_an_unknown_key(lab):
 
 def test_a_key_that_is_written_nowhere(lab):
     """It is taken, as that is what the configuration says, and so it is called."""
-    options = ("UserKnownHostsFile none", "GlobalKnownHostsFile none", "StrictHostKeyChecking no")
+    options = ("UserKnownHostsFile /dev/null", "GlobalKnownHostsFile none", "StrictHostKeyChecking no")
     host = plain(lab, known=False, PATH=f"{python()}:/usr/bin:/bin")
     lab.extra[host.name] = list(options)
     lab.write()

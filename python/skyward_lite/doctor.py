@@ -29,7 +29,7 @@ from .errors import NodeStartError
 from .image import Image, installed
 from .providers import Wanted
 from .providers import ssh as provider_ssh
-from .providers.openssh import Config, known, parse, resolve
+from .providers.openssh import Config, known, parse, resolve, warnings_of
 from .providers.ssh import SSH, SSHMachine
 
 AT_ONCE = 32
@@ -221,6 +221,8 @@ class _Check:
         )
         if config.unheeded:
             self.report.note("resolve", f"ssh's options {', '.join(config.unheeded)} are set and not heeded")
+        for sentence in warnings_of(config, name):
+            self.report.note("resolve", sentence)
         return config
 
     def _reach(self, config: Config) -> bool:
@@ -261,7 +263,9 @@ class _Check:
     def _refused(self, error: NodeStartError, config: Config, is_known: bool) -> None:
         name, cause = self.machine.name, error.__cause__
         about = cause.args[1] if isinstance(cause, _core.CoreError) and len(cause.args) > 1 else ""
-        if about == "host key" and "revoked" in str(cause):
+        if not config.public_keys:
+            self.report.fail("authentication", str(error), "PubkeyAuthentication yes, and publickey among the methods")
+        elif about == "host key" and "revoked" in str(cause):
             self.report.fail("host key", str(error), "this key is marked as revoked: give the host a new one")
         elif about == "host key" and is_known:
             self.report.fail("host key", str(error), f"find out why; then `ssh-keygen -R '{config.key_name}'`")

@@ -11,7 +11,7 @@
 //! 4. [`session`] says in which order things are sent, who the two ends are, and when one of them is gone.
 //! 5. [`frame`] is the wire: blocks, frames, chunks, lz4, and every cap. It is pure and fuzzed.
 //! 6. [`ssh`] is the client's end of the encrypted connection, [`server`] the embedded far end that `Local()` uses
-//!    where another node has OpenSSH's `sshd`.
+//!    where another node has OpenSSH's `sshd`. [`identities`] reads the user's keys as OpenSSH keeps them.
 //! 7. [`agent`] is the node: it runs no user code, hands tasks out and keeps results until the client has acknowledged
 //!    them. When it learns that it will soon be gone it says so ([`agent::drain`]). `crew` is what it does with its
 //!    worker processes: it starts, follows, blames and replaces them. [`output`] sends on what they print
@@ -29,6 +29,7 @@ pub mod error;
 pub mod flood;
 pub mod frame;
 pub mod group;
+pub mod identities;
 pub mod output;
 pub mod pool;
 #[cfg(feature = "python")]

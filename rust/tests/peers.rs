@@ -21,7 +21,7 @@ use skyward_lite::frame::{Attempt, Body, Control, Event, Message, Tag};
 use skyward_lite::pool::{Endpoint, LANE_SHIFT, Node, NodeSpec, NodeState, Pool};
 use skyward_lite::server;
 use skyward_lite::session::{self, ClientHello, Link, MAX_MESSAGE, Source, WorkerSpec};
-use skyward_lite::ssh::{Identity, Target, new_key};
+use skyward_lite::ssh::{Algorithms, Identity, Target, new_key};
 
 /// Bound on everything here: a hang is a failure with a name.
 const BOUND: Duration = Duration::from_secs(60);
@@ -80,6 +80,7 @@ fn spec(endpoint: Endpoint, key: PrivateKey, host_keys: Vec<PublicKey>, hello: C
         host_keys,
         revoked: Vec::new(),
         accept_new: false,
+        algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(key))],
         timeout: Duration::from_secs(20),
     };

@@ -23,7 +23,7 @@ import threading
 import time
 from typing import Any, Literal
 
-from . import _core, bootstrap, plugins
+from . import _core, bootstrap, credentials, plugins
 from ._version import PYTHON, __version__
 from .errors import NodeStartError
 from .image import Image, installed
@@ -62,7 +62,7 @@ echo "processes=$(ulimit -u 2>/dev/null || ulimit -p 2>/dev/null)"
 
 VERSIONS = r"""
 echo '@MARK@'
-exec @PYTHON@ -P - <<'PYTHON_ENDS_HERE'
+exec @PYTHON@ @HOW@ - <<'PYTHON_ENDS_HERE'
 from importlib import metadata
 for name in @NAMES@:
     try:
@@ -210,14 +210,15 @@ class _Check:
         except NodeStartError as error:
             self.report.fail("resolve", str(error), f"`ssh -G {name}` must print a configuration")
             return None
-        way = f", through `{config.proxy.removeprefix('exec ')}`" if config.proxy else ""
+        proxy = None if config.proxy is None else credentials.mask(config.proxy)
+        way = f", through `{proxy.removeprefix('exec ')}`" if proxy else ""
         self.report.ok(
             "resolve",
             f"{config.user}@{config.hostname}, port {config.port}{way}",
             hostname=config.hostname,
             port=config.port,
             user=config.user,
-            proxy=config.proxy,
+            proxy=proxy,
         )
         if config.unheeded:
             self.report.note("resolve", f"ssh's options {', '.join(config.unheeded)} are set and not heeded")
@@ -361,7 +362,9 @@ class _Check:
             self.report.note("cache", f"not the first choice:{facts.why}".rstrip(";"))
 
     def _versions(self, connection: _core.Connection, python: str) -> None:
-        script = bootstrap._fill(VERSIONS, PYTHON=shlex.quote(python), NAMES=repr(PACKAGES))
+        # As its agent would be started.
+        how = "-I" if self.machine.python is None else "-P"
+        script = bootstrap._fill(VERSIONS, PYTHON=shlex.quote(python), HOW=how, NAMES=repr(PACKAGES))
         said, _, printed = self.machine._run(connection, script.encode(), COMMAND_SECONDS)
         theirs = {name: said.get(name, [""])[0] for name in PACKAGES}
         ours = {name: __version__ if name == "skyward_lite" else installed(name) for name in PACKAGES}

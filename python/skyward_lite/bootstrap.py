@@ -98,7 +98,7 @@ FALLBACKS = ("/var/tmp", "/tmp")
 
 LOOK = r"""
 # A relative path is none, says the specification of XDG_CACHE_HOME.
-case ${XDG_CACHE_HOME:-} in /*) own=$XDG_CACHE_HOME ;; *) own=${HOME:-/nonexistent}/.cache ;; esac
+case ${XDG_CACHE_HOME:-} in /*) own=$XDG_CACHE_HOME ;; *) own=${HOME:-/dev/null}/.cache ;; esac
 # Sets `real`, the real path of a directory for environments, and `bad`, why it cannot be one.
 look() {
   real=$(cd -P "$1" 2>/dev/null && pwd -P)

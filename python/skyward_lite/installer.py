@@ -23,7 +23,7 @@ _END = "== end of file =="
 """No line of the files is this."""
 
 _NETRC = r"""
-theirs=${NETRC:-${HOME:-/nonexistent}/.netrc}
+theirs=${NETRC:-${HOME:-/dev/null}/.netrc}
 # What the user has there counts too, if Python can read it: one bad line would hide the rest.
 if "$tmp/bin/python" -I -c 'import netrc, sys; netrc.netrc(sys.argv[1])' "$theirs" </dev/null 2>/dev/null; then
   cat "$theirs" >"$tmp/private/netrc" && echo >>"$tmp/private/netrc"

@@ -360,7 +360,7 @@ def said(stdout: bytes) -> dict[str, list[str]] | None:
     if not mark:
         return None
     found: dict[str, list[str]] = {}
-    for line in text.split("\n"):
+    for line in text.splitlines():
         key, _, value = line.partition("=")
         found.setdefault(key, []).append(value)
     return found
@@ -372,18 +372,17 @@ def facts(said: dict[str, list[str]]) -> Facts:
     def one(key: str) -> str:
         return said.get(key, [""])[0].strip()
 
-    libc = re.match(r"glibc ([0-9]{1,9}(?:\.[0-9]{1,9}){0,3})", one("libc"))
-    free = re.fullmatch("[0-9]{1,18}", one("free"))
+    libc = re.match(r"glibc ([\d.]+)", one("libc"))
     return Facts(
         root=one("root"),
         ready=one("ready") == "yes",
         system=one("system"),
         machine=one("machine"),
-        libc=tuple(int(part) for part in libc[1].split(".")) if libc else (),
+        libc=tuple(int(part) for part in libc[1].split(".") if part) if libc else (),
         python=one("python") or None,
         venv=one("venv") == "yes",
         uv=one("uv") or None,
-        free=int(free[0]) // 1024 if free else None,
+        free=int(one("free")) // 1024 if one("free").isdigit() else None,
         others=tuple(said.get("found", [])),
         why=one("why"),
     )

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .. import _core
+from .. import _core, checks
 from ..errors import NodeStartError
 from . import Machine, Provider, Wanted, openssh
 from .remote import RemoteMachine
@@ -45,8 +45,10 @@ class Host:
 
     def __post_init__(self) -> None:
         openssh.parse(self.address)
-        if self.concurrency is not None and self.concurrency < 1:
-            raise ValueError(f"Host({self.address!r}, concurrency={self.concurrency}): at least 1, or None")
+        if self.concurrency is not None:
+            name, otherwise = f"{self.address!r}, concurrency", "None for what Worker(concurrency=) says"
+            slots = checks.whole("Host", name, self.concurrency, 1, checks.MAX_CONCURRENCY, otherwise)
+            object.__setattr__(self, "concurrency", slots)
 
 
 class SSH(Provider):
@@ -68,7 +70,7 @@ class SSH(Provider):
         twice = {host.address for host in self.hosts if [h.address for h in self.hosts].count(host.address) > 1}
         if twice:
             raise ValueError(f"SSH() names a host twice: {', '.join(sorted(twice))}. Use Host(..., concurrency=)")
-        self.accept_new = accept_new
+        self.accept_new = checks.switch("SSH", "accept_new", accept_new)
         self.python = python
         self.config = config
         self.nodes = len(self.hosts)

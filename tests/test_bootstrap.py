@@ -107,14 +107,19 @@ def wheelhouse(tmp_path_factory) -> Path:
 
 
 def test_the_environment_is_made_once(lab, caplog):
-    """The second pool finds it, and works as the first did; nothing else is left beside it."""
+    """The second pool finds it, and works as the first did; nothing else is left beside it, nor what nothing used."""
     host = lab.host()
+    for name in ("env-old-x86_64", "sent-old"):
+        old = host.cache / "skyward_lite" / name
+        old.mkdir(parents=True)
+        os.utime(old, (0, 0))
     for said in ("its environment took", "the environment is there"):
         caplog.clear()
         with caplog.at_level(logging.INFO, "skyward_lite"), open_pool(lab, host) as pool:
             assert pool.submit(sum, [1, 2]).result(20) == 3
             assert str(host.cache) in pool.submit(eval, "__import__('sys').executable").result(20)
         assert said in caplog.text
+    assert [path.name for path in (host.cache / "skyward_lite").glob("sent-*/*")] == ["bundle.zip"]
     assert environments(host) == [f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}"]
 
 

@@ -86,32 +86,41 @@ def _token(text: str) -> str:
     return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
+_ANSWER = r"""#!/bin/sh
+# Git asks "Username for 'https://host/path': " or "Password for 'https://user@host/path': ". The host must be exactly
+# the one that has credentials: a server may lead git to any other, and to any path there.
+url=${1#*\'}
+url=${url%\'*}
+rest=${url#*://}
+authority=${rest%%/*}
+path=${rest#"$authority"}
+path=${path%/}
+site=${url%%://*}://${authority##*@}
+answer() {
+  case $1 in
+"""
+
+
 def _git(repositories: list[Split]) -> list[str]:
     """Return the lines that make git ask a program of ours for user names and passwords, and nobody else."""
-    cases: list[tuple[str, Split]] = []
+    logins: dict[str, Split] = {}
     sites: dict[str, Split] = {}
     for split in repositories:
         site = f"{split.scheme.removeprefix('git+')}://{split.host}"
-        sites.setdefault(site, split)
         path = re.split(r"[@#?;\s]", split.after, maxsplit=1)[0].rstrip("/").removesuffix(".git")
-        cases += [(f"*{shlex.quote(place)}*", split) for place in _places(site, path)]
-    # Git before 2.31 does not name the repository.
-    cases += [(f"*{shlex.quote(place)}*", split) for site, split in sites.items() for place in _places(site, "")]
-    answers = ["#!/bin/sh", "case $1 in"]
-    for pattern, split in cases:
+        logins.setdefault(f"{site}{path}", split)
+        sites.setdefault(site, split)
+    answers = []
+    # Git before 2.31 does not name the repository, and a repository's submodules are elsewhere on its host.
+    for place, split in {**sites, **logins}.items():
         for prompt, answer in (("Username", split.login.user), ("Password", split.login.password or "")):
-            answers += [f"{prompt}{pattern}) cat <<'= end ='", answer, "= end =", ";;"]
-    script = [_file("askpass", [*answers, "esac"]), 'chmod 700 "$tmp/private/askpass"', _ASK]
+            answers.append(f"{shlex.quote(f'{prompt} {place}')}) cat <<'= end ='\n{answer}\n= end =\n;;")
+    ask = '  *) return 1 ;;\nesac\n}\nanswer "${1%% *} $site${path%.git}" || answer "${1%% *} $site"'
+    script = [_file("askpass", [_ANSWER.rstrip("\n"), *answers, ask])]
+    script += ['chmod 700 "$tmp/private/askpass"', _ASK]
     script.append('export GIT_ASKPASS="$tmp/private/askpass" GIT_TERMINAL_PROMPT=0')
     for site in sites:
         # A helper of the user's may have other credentials for the same host, or keep ours.
         script.append(f"ask {shlex.quote(f'credential.{site}.helper')} ''")
         script.append(f"ask {shlex.quote(f'credential.{site}.useHttpPath')} true")
     return script
-
-
-def _places(site: str, path: str) -> list[str]:
-    """Return how git's questions name a repository or a host: with a user before it or without, and with its path."""
-    scheme, _, host = site.partition("://")
-    ends = [f"{path}'", f"{path}.git'"] if path else ["'", "/"]
-    return [f"{before}{host}{end}" for before in (f"{scheme}://", "@") for end in ends]

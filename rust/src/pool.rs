@@ -950,8 +950,7 @@ async fn why_not_started(spec: &NodeSpec, why: SessionError) -> NodeError {
             let printed = String::from_utf8_lossy(&output.stderr);
             let (status, printed) = (output.status.unwrap_or_default(), printed.trim());
             let tail: String = printed.chars().skip(printed.chars().count().saturating_sub(1000)).collect();
-            // A command may begin with a check of the host, which tells the user nothing.
-            let agent = spec.command.rsplit_once(" -- ").map_or(spec.command.as_str(), |(_, agent)| agent);
+            let agent = ssh::shown(&spec.command);
             NodeError::Other(format!("{why}. Its agent does not start: `{agent}` ended with status {status}: {tail}"))
         }
         _ => why.into(),

@@ -157,3 +157,11 @@ def test_what_git_is_answered(prompt, answer, tmp_path):
     done = subprocess.run(["sh", "-c", script, "sh", prompt], capture_output=True, text=True, timeout=10, check=False)
     assert done.stdout == (f"{answer}\n" if answer else "")
     assert "secret" not in Path(tmp_path / "private" / "requirements").read_text()
+
+
+def test_what_is_filled_in_stays_as_it_is():
+    """A user name or a password that looks like a place in a script is one no less."""
+    image = sky.Image(pip=["git+https://@MARK@:%40STEPS%40@host/a"])
+    script = bootstrap.build(FACTS, image, "env-x", {}).decode()
+    assert "\n@MARK@\n" in script
+    assert "\n@STEPS@\n" in script

@@ -93,6 +93,9 @@ unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONINSPECT PYTHONPLATLIBDIR PYTHONU
 """
 """At the head of scripts that run Python: nothing in the home directory or in a shell's configuration changes it."""
 
+UNSAFE_TEXT = "is not safe from other users"
+"""What is said of a directory for which `unsafe` has a reason."""
+
 FALLBACKS = ("/var/tmp", "/tmp")
 """Directories in which an environment is made if the user's cache directory cannot have it."""
 
@@ -124,7 +127,7 @@ root= why=
 for base in "$own/skyward_lite" @FALLBACKS@; do
   if ! mkdir -p "$base" 2>/dev/null; then why="$why $base cannot be made;"; continue; fi
   look "$base"
-  if [ -n "$bad" ]; then why="$why $base is not safe from other users: $bad;"; continue; fi
+  if [ -n "$bad" ]; then why="$why $base @UNSAFE@: $bad;"; continue; fi
   base=$real
   if whole "$base/$env"; then
     touch "$base/$env/ready" 2>/dev/null  # the mark of its last use
@@ -215,7 +218,7 @@ echo '@MARK@'
 for base in "$own/skyward_lite" @FALLBACKS@; do
   [ -d "$base" ] || continue
   look "$base"
-  if [ -n "$bad" ]; then printf 'unsafe=%s is not safe from other users: %s\n' "$base" "$bad"; continue; fi
+  if [ -n "$bad" ]; then printf 'unsafe=%s @UNSAFE@: %s\n' "$base" "$bad"; continue; fi
   sweep "$real" @SECONDS@ @WHAT@
 done
 exit 0
@@ -233,7 +236,7 @@ root=@ROOT@ env=@ENV@ minor=@PYTHON@
 umask 077
 echo '@MARK@'
 bad=$(unsafe "$root")
-if [ -n "$bad" ]; then echo "$root is not safe from other users: $bad" >&2; exit 77; fi
+if [ -n "$bad" ]; then echo "$root @UNSAFE@: $bad" >&2; exit 77; fi
 lock=$root/$env.lock tmp=$root/$env.tmp.$$ waited=0
 nobody=0
 me="$host $boot $$"
@@ -348,10 +351,11 @@ def clean(seconds: int, *, dry_run: bool) -> bytes:
 
 
 def _fill(script: str, **values: str) -> str:
-    for key, value in values.items():
-        script = script.replace(f"@{key}@", value)
     fallbacks = " ".join(f'"{directory}/skyward_lite-$(id -u)"' for directory in FALLBACKS)
-    return script.replace("@MARK@", MARK).replace("@FALLBACKS@", fallbacks).replace("@RECENT@", str(RECENT_SECONDS))
+    ours = {"MARK": MARK, "UNSAFE": UNSAFE_TEXT, "FALLBACKS": fallbacks, "RECENT": str(RECENT_SECONDS)}
+    values = {**ours, **values}
+    # At once, so that nothing is replaced in what is filled in: a password may look like a place to fill.
+    return re.sub("@([A-Z]+)@", lambda place: values.get(place[1], place[0]), script)
 
 
 def said(stdout: bytes) -> dict[str, list[str]] | None:
@@ -397,8 +401,9 @@ def interpreter(facts: Facts, env: str) -> str:
 def check_room(facts: Facts) -> None:
     """Raise `NodeStartError` if the host has no place for an environment."""
     if not facts.root:
+        alone = " make one this user's alone (chmod go-w)," if UNSAFE_TEXT in facts.why else ""
         raise NodeStartError(
-            f"there is no directory for the environment:{facts.why} free some space, or set XDG_CACHE_HOME"
+            f"there is no directory for the environment:{facts.why}{alone} free some space, or set XDG_CACHE_HOME"
         )
     _check(facts)
     if facts.free is not None and facts.free < NEEDED:
@@ -425,10 +430,10 @@ def agent(python: str, arguments: str) -> str:
     check = [
         *UNSAFE.strip().splitlines(),
         'bad=$(unsafe "${1%/*/*/*}");',
-        'if [ "$bad" ]; then echo "$1 is not safe from other users: $bad" >&2; exit 77; fi;',
+        'if [ "$bad" ]; then echo "$1 @UNSAFE@: $bad" >&2; exit 77; fi;',
         f'{unset}; exec "$@"',
     ]
-    script = " ".join(line.strip() for line in check)
+    script = _fill(" ".join(line.strip() for line in check))
     return f"exec sh -c {shlex.quote(script)} -- {shlex.quote(python)} -P -m skyward_lite.agent {arguments}"
 
 

@@ -81,6 +81,8 @@ class RemoteMachine(Machine):
             raise NodeStartError(f"it runs {facts.system or 'an unknown system'}: nodes run Linux")
         facts = self.furnish(connection, facts)
         bootstrap.check_room(facts)
+        if bootstrap.UNSAFE_TEXT in facts.why:
+            log.warning("%s: its environment is made in %s, because%s", self.name, facts.root, facts.why.rstrip(";"))
         began = time.monotonic()
         listed = ", ".join(image.masked_pip()) or "nothing beside skyward_lite"
         log.info("%s: making its environment in %s: %s", self.name, facts.root, listed)

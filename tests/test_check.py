@@ -18,7 +18,23 @@ from lab import Lab, Sshd, keygen
 from skyward_lite import doctor
 from skyward_lite._version import PYTHON
 
-TOOLS = ("sh", "awk", "cat", "chmod", "cut", "df", "getconf", "head", "id", "mkdir", "nproc", "rm", "true", "uname")
+TOOLS = (
+    "sh",
+    "awk",
+    "cat",
+    "chmod",
+    "cut",
+    "df",
+    "getconf",
+    "head",
+    "id",
+    "ls",
+    "mkdir",
+    "nproc",
+    "rm",
+    "true",
+    "uname",
+)
 
 
 @pytest.fixture

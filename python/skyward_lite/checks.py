@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 import reprlib
 
+from . import credentials
+
 MAX_SECONDS = 366 * 24 * 3600.0
 """Largest bound in seconds: about a year."""
 MAX_CONCURRENCY = 4_096
@@ -62,8 +64,9 @@ def switch(owner: str, name: str, value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return a short repr for an error's text, whatever `value` is."""
+    """Return a short repr for an error's text, whatever `value` is, without credentials."""
     try:
-        return reprlib.repr(value)
+        # Before it is shortened: a part of a URL is not known for one.
+        return reprlib.repr(credentials.mask(value) if isinstance(value, str) else value)
     except Exception:  # an int of more digits than Python converts, say
         return f"<{type(value).__name__}>"

@@ -950,10 +950,8 @@ async fn why_not_started(spec: &NodeSpec, why: SessionError) -> NodeError {
             let printed = String::from_utf8_lossy(&output.stderr);
             let (status, printed) = (output.status.unwrap_or_default(), printed.trim());
             let tail: String = printed.chars().skip(printed.chars().count().saturating_sub(1000)).collect();
-            NodeError::Other(format!(
-                "{why}. Its agent does not start: `{}` ended with status {status}: {tail}",
-                spec.command
-            ))
+            let agent = ssh::shown(&spec.command);
+            NodeError::Other(format!("{why}. Its agent does not start: `{agent}` ended with status {status}: {tail}"))
         }
         _ => why.into(),
     }

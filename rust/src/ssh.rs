@@ -136,6 +136,12 @@ pub struct Connection {
     pub host_key: PublicKey,
 }
 
+/// The part of a command that is shown in errors: what follows " -- ", if that is there. What is before it is a check of
+/// the host, which tells a reader nothing.
+pub(crate) fn shown(command: &str) -> &str {
+    command.rsplit_once(" -- ").map_or(command, |(_, program)| program)
+}
+
 /// What a command that has ended left.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Output {
@@ -526,7 +532,7 @@ impl Connection {
             match channel.wait().await {
                 Some(ChannelMsg::Success) => return Ok(channel),
                 Some(ChannelMsg::WindowAdjusted { .. }) => {}
-                _ => return Err(SshError::Exec(command.to_owned())),
+                _ => return Err(SshError::Exec(shown(command).to_owned())),
             }
         }
     }

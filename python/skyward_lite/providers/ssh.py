@@ -20,7 +20,7 @@ import time
 import warnings
 from pathlib import Path
 
-from .. import _core, checks
+from .. import _core, checks, credentials
 from ..errors import NodeStartError
 from . import Machine, Provider, Wanted, openssh
 from .remote import RemoteMachine
@@ -45,11 +45,24 @@ class Host:
     python: str | None = None
 
     def __post_init__(self) -> None:
+        user, _, place = self.address.rpartition("@")
+        name, colon, _ = user.removeprefix("ssh://").partition(":")
+        if colon:
+            shown = f"{name}:{credentials.MASKED}@{place}"
+            raise ValueError(f"SSH({shown!r}): no password is used, set up a key with `ssh-copy-id {name}@{place}`")
         openssh.parse(self.address)
+        _check_python(self.python)
         if self.concurrency is not None:
             name, otherwise = f"{self.address!r}, concurrency", "None for what Worker(concurrency=) says"
             slots = checks.whole("Host", name, self.concurrency, 1, checks.MAX_CONCURRENCY, otherwise)
             object.__setattr__(self, "concurrency", slots)
+
+
+def _check_python(path: str | None) -> str | None:
+    """Return an interpreter's path on a host. Raise `ValueError` for what a shell would take for something else."""
+    if path is not None and (not path or path.startswith("-") or not path.isprintable()):
+        raise ValueError(f"SSH(python={path!r}): the path of an interpreter on the hosts")
+    return path
 
 
 class SSH(Provider):
@@ -73,7 +86,7 @@ class SSH(Provider):
         if twice:
             raise ValueError(f"SSH() names a host twice: {', '.join(sorted(twice))}. Use Host(..., concurrency=)")
         self.accept_new = checks.switch("SSH", "accept_new", accept_new)
-        self.python = python
+        self.python = _check_python(python)
         self.config = config
         self.nodes = len(self.hosts)
 
@@ -245,7 +258,7 @@ class SSHMachine(RemoteMachine):
                 "failed logins (PerSourcePenalties), or be no SSH server"
             )
         printed = self._printed()
-        return f"{text}; the proxy command printed: {printed}" if printed else text
+        return f"{text}; the proxy command printed: {credentials.mask(printed)}" if printed else text
 
     def end(self, deadline: float) -> None:
         """Let go of the proxy command, which ends with its connection."""

@@ -71,6 +71,8 @@ REPLACEMENTS = 3
 """How many nodes may be asked for in the place of lost ones and of those that did not come up, per wanted one."""
 CANCEL_MS = 1_000
 """Bound on waiting for a node's word whether a task could still be cancelled."""
+MAX_TEXT = 16_000
+"""Bytes of what a node says of the end of a task. It may tell of several nodes."""
 MAX_SETUP = 32 * 1024
 """Bytes of pickled plugin hooks that fit a hello."""
 
@@ -151,12 +153,14 @@ def outcome(tag: int, head: Any, buffers: Any, first: int | None = None) -> Any:
         try:
             return payload.loads(head, buffers)
         except Exception as why:
-            raise RemoteError(f"the task's result cannot be rebuilt here: {type(why).__name__}: {why}") from why
+            reason = _core.printable(f"{type(why).__name__}: {why}")
+            raise RemoteError(f"the task's result cannot be rebuilt here: {reason}") from why
     if tag == payload.RAISED:
         raise payload.load_exception(head, buffers, first)
     if tag == payload.CANCELLED:
         raise CancelledError("the task was cancelled")
-    raise _ENDS[tag](bytes(head).decode(errors="replace"))
+    # The node's own words, as those of `NodeLostError` may be, too.
+    raise _ENDS.get(tag, RemoteError)(_core.printable(bytes(head), MAX_TEXT))
 
 
 _ENDS = {

@@ -18,6 +18,8 @@ from . import Cost, Machine, Provider, Wanted, ec2
 from .instance import Instance
 from .run import LEASE_TAGS, Run
 
+MAX_TTL = 30 * 24 * 3600
+"""Largest `ttl`, in seconds."""
 TERMINATED = 300.0
 """Seconds for which `terminated` is waited for."""
 
@@ -74,7 +76,7 @@ class AWS(Provider):
         if ami is not None and not ami.startswith(("ami-", "/")) and ami not in ec2.IMAGES:
             raise ValueError(f'AWS(ami={ami!r}): "ami-…", the path of a parameter, or one of {", ".join(ec2.IMAGES)}')
         for name, seconds in (("ttl", ttl), ("orphan_timeout", orphan_timeout), ("boot_timeout", boot_timeout)):
-            if not 1 <= seconds <= 30 * 24 * 3600:
+            if not 1 <= seconds <= MAX_TTL:
                 raise ValueError(f"AWS({name}={seconds}): 1 second to 30 days")
         if max_hourly_cost is not None and not max_hourly_cost > 0:
             raise ValueError(f"AWS(max_hourly_cost={max_hourly_cost}): dollars per hour, more than 0")

@@ -54,21 +54,27 @@ class RemoteMachine(Machine):
         """Run one of our scripts: what it said, its exit status and its standard error."""
         status, stdout, stderr = connection.run(bootstrap.COMMAND, script, bound)
         said = bootstrap.said(stdout)
-        printed = stderr.decode(errors="replace").strip()
+        printed = _core.printable(stderr.strip())
         if said is None:
-            seen = (stdout.decode(errors="replace") + printed).strip()[:1000]
+            seen = _core.printable(b"\n".join((stdout, stderr)).strip(), 1000)
             raise NodeStartError(
                 f"`{bootstrap.COMMAND}` does not run there (status {status}): the server may force a command of its "
                 f"own (ForceCommand), or the account has no shell. It printed: {seen or 'nothing'}"
             )
         return said, 255 if status is None else status, printed
 
+    def _probe(self, connection: _core.Connection, env: str) -> bootstrap.Facts:
+        """Find out what the host has, and whether it has this environment."""
+        said, status, printed = self._run(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
+        if status:
+            raise NodeStartError(f"the script that looks at it ended with status {status}: {printed or 'no reason'}")
+        return bootstrap.facts(said)
+
     def _environment(self, connection: _core.Connection) -> str:
         """Find or make the image's environment; its interpreter."""
         image = self.wanted.image
         env = bootstrap.name(image)
-        said, _, _ = self._run(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
-        facts = bootstrap.facts(said)
+        facts = self._probe(connection, env)
         python = bootstrap.interpreter(facts, env)
         if facts.ready:
             log.info("%s: the environment is there: %s", self.name, python)
@@ -87,7 +93,7 @@ class RemoteMachine(Machine):
             failed = said.get("failed", [""])[0].partition(" ")[2]
             raise NodeStartError(
                 f"its environment could not be made: {f'`{failed}`' if failed else 'the script'} ended with status "
-                f"{status}:\n{printed[-2000:]}"
+                f"{status}:\n{printed}"
             )
         log.info("%s: its environment took %.1f s", self.name, time.monotonic() - began)
         return python
@@ -107,17 +113,21 @@ class RemoteMachine(Machine):
         )
         status, _, stderr = connection.run(f"sh -c {shlex.quote(script)}", data, UPLOAD_SECONDS)
         if status:
-            raise NodeStartError(f"{path} could not be written there: {stderr.decode(errors='replace').strip()}")
+            raise NodeStartError(f"{path} could not be written there: {_core.printable(stderr.strip())}")
         return path
 
     def _verified(self, connection: _core.Connection, python: str) -> str:
         """Check that an interpreter can be used as it is."""
         said, status, printed = self._run(connection, bootstrap.verify(python, self.wanted.image), 60.0)
         if status:
-            raise NodeStartError(f"{python} cannot be used: {printed[-1000:] or f'status {status}'}")
+            raise NodeStartError(f"{python} cannot be used: {printed or f'status {status}'}")
         problems = said.get("problem", [])
         if problems:
             raise NodeStartError(
                 f"{python} does not meet the image, and SSH(python=) installs nothing: {'; '.join(problems)}"
+            )
+        if not said.get("python"):
+            raise NodeStartError(
+                f"{python} cannot be used: it did not say where it is. It printed: {printed or 'nothing'}"
             )
         return said["python"][0]

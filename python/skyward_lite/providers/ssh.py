@@ -167,7 +167,7 @@ class SSHMachine(RemoteMachine):
         if self.log.closed:
             return ""  # the pool is being left
         self.log.seek(0)
-        return self.log.read(4096).decode(errors="replace").strip()
+        return _core.printable(self.log.read(4096).strip())
 
     def _endpoint(self, config: openssh.Config) -> int | tuple[str, int]:
         """Give what `connect` takes: a socket that leads to the host, or its name and port."""

@@ -299,7 +299,7 @@ class _Check:
             # What has its environment is not asked for the rest; what has not is.
             facts = dataclasses.replace(self.machine._probe(connection, "none"), ready=True, root=facts.root)
         libc = f"glibc {'.'.join(map(str, facts.libc))}" if facts.libc else "no glibc"
-        text = f"{facts.system}, {facts.machine}, {libc}"
+        text = f"{facts.system or 'unknown'}, {facts.machine or 'unknown architecture'}, {libc}"
         if facts.system == "Linux":
             self.report.ok("system", text, system=facts.system, machine=facts.machine)
         else:
@@ -383,7 +383,7 @@ class _Check:
     def _size(self, details: dict[str, str]) -> None:
         cores, memory = _number(details, "cores"), _number(details, "memory")
         available, group = _number(details, "available"), _number(details, "group_memory")
-        parts = [details.get("release", ""), f"{cores or 'unknown'} cores"]
+        parts = [details.get("release") or "an unknown system", f"{cores or 'unknown'} cores"]
         if memory:
             parts.append(f"{memory / 1e6:.1f} GB memory" + (f", {available / 1e6:.1f} available" if available else ""))
         if details.get("load"):
@@ -394,7 +394,9 @@ class _Check:
             self.report.note("limits", f"the session's control group allows {group / 1e9:.1f} GB memory")
         files = _number(details, "files")
         self.report.ok(
-            "limits", f"open files {details.get('files')}, processes {details.get('processes')}", open_files=files
+            "limits",
+            f"open files {details.get('files', 'unknown')}, processes {details.get('processes', 'unknown')}",
+            open_files=files,
         )
         if files is not None and files < FEW_FILES:
             self.report.note("limits", f"only {files} open files", "raise `ulimit -n` for sessions there")
@@ -403,8 +405,11 @@ class _Check:
         times: list[float] = []
         while len(times) < ROUNDS and sum(times) < SPEED_SECONDS:
             began = time.perf_counter()
-            connection.run("true", b"", SPEED_SECONDS)
+            status, _, _ = connection.run("true", b"", SPEED_SECONDS)
             times.append(time.perf_counter() - began)
+            if status != 0:
+                self.report.note("round trip", f"not measured: `true` ended with status {status}")
+                return
         command = statistics.median(times)
         text = f"{_ms(command)}, median of {len(times)} times `true`, the login shell's start included"
         self.report.ok("round trip", text, command_ms=command * 1000)

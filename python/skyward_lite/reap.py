@@ -134,6 +134,9 @@ def _expiry(tags: Mapping[str, str], now: datetime.datetime) -> datetime.datetim
     try:
         expires = datetime.datetime.fromisoformat(tags[EXPIRES])
     except ValueError:
+        expires = None
+    # Python reads more than what a run writes.
+    if expires is None or not (tags[EXPIRES].isascii() and tags[EXPIRES].isprintable()):
         return f"its expiry, {shown}, cannot be read"
     if expires.tzinfo is None:
         return f"its expiry, {shown}, has no time zone"

@@ -646,7 +646,9 @@ fn drain(py: Python<'_>, reason: &str) -> bool {
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::{Buffer, Connection, CoreError, Pool, Worker, address, drain, generate_key, printable, serve, serve_embedded};
+    use super::{
+        Buffer, Connection, CoreError, Pool, Worker, address, drain, generate_key, printable, serve, serve_embedded,
+    };
     #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
 }

@@ -401,9 +401,7 @@ impl<R: AsyncRead + Unpin> Source<R> {
         }
         match rest.remove(0) {
             Event::Control(Control::Hello(body)) => Ok(body),
-            Event::Control(Control::Goodbye(why)) => {
-                Err(SessionError::Goodbye(text::lines(why, text::LIMIT)))
-            }
+            Event::Control(Control::Goodbye(why)) => Err(SessionError::Goodbye(text::lines(why, text::LIMIT))),
             Event::Message(..) => Err(SessionError::BadHello("it began with a message".to_owned())),
             Event::Control(other) => {
                 Err(SessionError::BadHello(text::line(format!("it began with {other:?}"), SENTENCE)))

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import shlex
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,17 +268,59 @@ def test_what_a_script_of_ours_printed():
             bootstrap.said(begin + name.encode() + b"=/a\xffb\n")
 
 
-def test_texts_of_aws(cloud, monkeypatch):
-    """The code and the message of an error, and why EC2 ended an instance, are harmless."""
-    from cloud import aws
+def key_exchange(*names: str) -> bytes:
+    """Return a server's first SSH packet, with its names of algorithms: key exchange, host key, cipher."""
+    kex, key, cipher = names
+    lists = [kex, key, cipher, cipher, "hmac-sha2-256", "hmac-sha2-256", "none", "none", "", ""]
+    body = b"\x14" + bytes(16) + b"".join(struct.pack(">I", len(n)) + n.encode() for n in lists) + bytes(5)
+    padding = 16 - (len(body) + 5) % 8
+    return struct.pack(">IB", len(body) + padding + 1, padding) + body + bytes(padding)
 
-    cloud.fail(
-        "DescribeSubnets", "Odd\x85Code", f"no: {HOSTILE.replace(chr(0), '')}".replace("\x1b", "").replace("\x07", "")
-    )
-    with pytest.raises(sky.NodeStartError) as caught, sky.pool(aws(), plugins=[]):
-        pass
-    assert "CRITICAL" in str(caught.value)
-    assert is_harmless(str(caught.value))
+
+ODD = HOSTILE.encode("ascii", "ignore").decode()
+GOOD = ("curve25519-sha256", "ssh-ed25519", "aes256-gcm@openssh.com")
+VERSION = b"SSH-2.0-odd\r\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        HOSTILE.encode() + b"\r\n" + VERSION,
+        b"SSH-2.0-" + ODD.replace("\r\n", "").encode() + b"\r\n" + key_exchange(*GOOD),
+        VERSION + key_exchange(ODD, *GOOD[1:]),
+        VERSION + key_exchange(GOOD[0], ODD, GOOD[2]),
+        VERSION + key_exchange(*GOOD[:2], ODD),
+    ],
+    ids=["before the version", "version", "key exchange", "host key", "cipher"],
+)
+def test_a_server_that_nobody_has_verified(said):
+    """What it calls itself and its algorithms is harmless in the error: anybody can be there."""
+    core = _core.Pool(1, 1)
+    private, public = _core.generate_key()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            one, _ = server.accept()
+            with one:
+                one.sendall(said)
+                while one.recv(1 << 16):
+                    one.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(_core.CoreError) as caught:
+            core.connect(
+                endpoint=server.getsockname(),
+                user="anybody",
+                host_keys=[public],
+                revoked=[],
+                accept_new=False,
+                identities=[private],
+                timeout=20.0,
+            )
+        thread.join(20)
+    core.close()
+    assert is_harmless(str(caught.value.args[0])), caught.value
 
 
 def test_a_terminal_without_these_characters(lab):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import subprocess
 import sys
 import uuid
 from typing import Any
 
 import pytest
-from cloud import Cloud
+import skyward_lite as sky
+from cloud import Cloud, aws
 from skyward_lite import reap
-from skyward_lite.providers import owner
+from skyward_lite.providers import ec2, owner
 from skyward_lite.reap import Thing, judge
 from test_border import FORGED, HOSTILE, is_harmless
 
@@ -115,6 +117,15 @@ def test_a_program_with_any_name(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------- EC2
+
+
+_clients = functools.cache(ec2.Clients)
+
+
+@pytest.fixture(autouse=True)
+def clients(monkeypatch):
+    """Each command has boto3's clients, which take it half a second to make: once will do."""
+    monkeypatch.setattr(ec2, "Clients", _clients)
 
 
 def launch(cloud: Cloud, run: str, **tags: str) -> str:
@@ -232,3 +243,16 @@ def test_what_cannot_be_listed(cloud, capsys):
     assert reap.reap([None], dry_run=False) == 1
     assert "DescribeVolumes" in capsys.readouterr().err
     assert state(cloud, name) == "terminated"
+
+
+def test_texts_of_aws(cloud):
+    """The code and the message of an error, and why EC2 ended an instance, are harmless in what a pool raises."""
+    text = HOSTILE.translate(dict.fromkeys(map(ord, "\x00\x07\x1b")))
+    cloud.fail("DescribeSubnets", "Odd\x85Code", text)
+    cloud.sshd = False
+    cloud.ends = {0: ("Client.Odd", text)}
+    for _ in range(2):
+        with pytest.raises(sky.NodeStartError) as caught, sky.pool(aws(), plugins=[], start_timeout=20.0):
+            pass
+        assert "CRITICAL" in str(caught.value)
+        assert is_harmless(str(caught.value))

@@ -72,7 +72,7 @@ REPLACEMENTS = 3
 CANCEL_MS = 1_000
 """Bound on waiting for a node's word whether a task could still be cancelled."""
 MAX_TEXT = 16_000
-"""Bytes of what a node says of the end of a task. It may tell of several nodes."""
+"""Bytes of why a node does not start, and of what a node says of the end of a task, which may tell of several nodes."""
 MAX_SETUP = 32 * 1024
 """Bytes of pickled plugin hooks that fit a hello."""
 
@@ -406,9 +406,9 @@ class ComputePool(Executor):
             opened = machine.open(self._core)
             self._core.start_node(node, opened.connection, opened.command, hello(machine), self._start_timeout)
         except (NodeStartError, _core.CoreError, OSError) as error:
-            self._core.fail_node(node, str(error))
+            self._core.fail_node(node, _core.printable(str(error), MAX_TEXT))
         except BaseException as error:
-            self._core.fail_node(node, f"{type(error).__name__}: {error}")
+            self._core.fail_node(node, _core.printable(f"{type(error).__name__}: {error}", MAX_TEXT))
             # What a machine is let go of under one's hands raises anything.
             if self._state == "open":
                 raise

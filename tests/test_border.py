@@ -218,7 +218,7 @@ def test_what_pip_prints(lab, tmp_path, caplog):
     tools = tmp_path / "tools"
     tools.mkdir()
     said = tmp_path / "said"
-    said.write_bytes(HOSTILE.encode() + b"\n" + FORGED.encode() + b"\nno such package\n")
+    said.write_bytes(f"{FORGED}\n{HOSTILE}\n{FORGED}\nno such package\n".encode())
     python = tools / f"python{PYTHON}"
     python.write_text(
         f'#!/bin/sh\ncase "$*" in *sys.version_info*) echo {PYTHON};; *import*) ;; *) cat {said} >&2; exit 9;; esac\n'

@@ -70,6 +70,14 @@ def test_an_expiry_that_cannot_be_read(expires):
     assert states(odd, thing(name="i-2", expires=FUTURE)) == ["unclear", "lives"]
 
 
+def test_a_tag_of_two_values():
+    """It has neither."""
+    listed = [{"Key": "skyward-lite:expires", "Value": value} for value in (PAST, PAST, FUTURE)]
+    assert states(Thing("instance", "i-1", reap.read_tags(listed))) == ["unclear"]
+    assert states(Thing("instance", "i-1", reap.read_tags(listed[:2]))) == ["over"]
+    assert reap.read_tags([{"Key": "alone"}, {}]) == {"alone": "", "": ""}
+
+
 def test_no_expiry():
     """Without one an instance of another owner may live."""
     assert states(thing(process=ELSEWHERE)) == ["unclear"]

@@ -120,7 +120,8 @@ class Node:
     """What is known of a node: its name, its slots and its round-trip time in seconds.
 
     `state` is one of "connecting", "ready", "draining", "lost" and "closed". A draining node will soon be gone: it ends
-    what it runs and takes nothing more. `reason` says why it is draining or lost.
+    what it runs and takes nothing more. `reason` says why it is draining or lost; where those are the node's own words,
+    they can be shown on any terminal.
     """
 
     name: str

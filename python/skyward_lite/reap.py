@@ -15,7 +15,7 @@ import itertools
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from . import _core
@@ -88,10 +88,19 @@ def find(clients: ec2.Clients, failed: list[str]) -> dict[str, list[Thing]]:
         if kind == "instance":
             found = [instance for reservation in found for instance in reservation["Instances"]]
         for item in found:
-            tags = {tag["Key"]: tag.get("Value", "") for tag in item.get("TagSet") or item.get("Tags") or ()}
+            tags = read_tags(item.get("TagSet") or item.get("Tags") or ())
             if RUN in tags:
                 runs.setdefault(tags[RUN], []).append(Thing(kind, item[name], tags))
     return runs
+
+
+def read_tags(listed: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return the tags that AWS lists. One that has two values has neither: both together say nothing to us."""
+    tags: dict[str, str] = {}
+    for tag in listed:
+        key, value = tag.get("Key", ""), tag.get("Value", "")
+        tags[key] = value if tags.get(key, value) == value else f"{tags[key]}, {value}"
+    return tags
 
 
 def judge(

@@ -93,7 +93,7 @@ class RemoteMachine(Machine):
             failed = said.get("failed", [""])[0].partition(" ")[2]
             raise NodeStartError(
                 f"its environment could not be made: {f'`{failed}`' if failed else 'the script'} ended with status "
-                f"{status}:\n{printed}"
+                f"{status}:\n  | {printed}"
             )
         log.info("%s: its environment took %.1f s", self.name, time.monotonic() - began)
         return python

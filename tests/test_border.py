@@ -255,6 +255,13 @@ def test_paths_that_cannot_be_shown(lab):
         pass
 
 
+@pytest.mark.parametrize("name", ["lab\u202e1", "lab\u200b", "me\x1b@lab", "l\U000e0041b", "l\u2066ab:22"])
+def test_a_host_whose_name_cannot_be_seen(name):
+    """It would be another one's in the log, and is refused."""
+    with pytest.raises(ValueError, match="cannot be seen"):
+        sky.SSH(name)
+
+
 def test_what_a_script_of_ours_printed():
     """Values can be shown; a line that was cut off is none; a value without an end to it is bounded."""
     begin = f"noise\n{bootstrap.MARK}\n".encode()

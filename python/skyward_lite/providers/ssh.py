@@ -45,6 +45,8 @@ class Host:
 
     def __post_init__(self) -> None:
         openssh.parse(self.address)
+        if _core.printable(self.address, lines=False) != self.address:
+            raise ValueError(f"Host({self.address!r}): its name has characters that cannot be seen")
         if self.concurrency is not None and self.concurrency < 1:
             raise ValueError(f"Host({self.address!r}, concurrency={self.concurrency}): at least 1, or None")
 

@@ -190,6 +190,14 @@ def serve(spec: dict[str, object], *, reading: int, writing: int) -> None:
     Raises `CoreError`.
     """
 
+def printable(said: str | bytes, limit: int = 4000, *, lines: bool = True) -> str:
+    """Return what a node, a host or a cloud says as it may be shown in an error, a log line or on a terminal.
+
+    Control, bidirectional and invisible characters and bytes that are not UTF-8 are escaped. Line ends stay, and each
+    further line begins with "  | ", so that none can be taken for a line of the log; without `lines` they are escaped,
+    too. Of more than `limit` bytes the beginning and the end are kept. Applied to its own result it changes nothing.
+    """
+
 def drain(reason: str) -> bool:
     """Tell the client that this process serves that the node will soon be gone, and why, in at most 1 KiB.
 

@@ -19,7 +19,7 @@
 //! 8. [`worker`] is the part of a worker process that needs no GIL: reading, writing, and ending the process group
 //!    when the agent is gone or the lease is over. [`table`] is where it notes what it runs, for the agent to read.
 //!
-//! [`error`] has one type per stage. Nothing here waits without a bound: connecting has `connect_timeout`, a silent
+//! [`error`] has one type per stage; [`text`] makes harmless what a node says before it is shown. Nothing here waits without a bound: connecting has `connect_timeout`, a silent
 //! peer is lost after [`session::SUSPECT`], a write that blocks for as long fails, and a node works on without its
 //! client no longer than the lease.
 
@@ -39,4 +39,5 @@ pub mod server;
 pub mod session;
 pub mod ssh;
 pub mod table;
+pub mod text;
 pub mod worker;

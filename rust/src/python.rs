@@ -19,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 use pyo3::{create_exception, ffi};
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PublicKey};
@@ -30,7 +30,7 @@ use crate::frame::{Attempt, MAX_BODY, MAX_PARTS, Message, PROTOCOL};
 use crate::pool::{self, Endpoint, Node, NodeSpec, NodeState};
 use crate::session::{ClientHello, WorkerHello};
 use crate::ssh::{self, Algorithms, Identity, Target, new_key};
-use crate::{server, worker};
+use crate::{server, text, worker};
 
 /// How long a thread that waits for the answer to a note may be deaf to signals.
 const SLICE: Duration = Duration::from_millis(100);
@@ -126,6 +126,17 @@ fn parts(head: &Bound<'_, PyAny>, buffers: Option<Vec<Bound<'_, PyAny>>>) -> PyR
 #[pyfunction]
 fn address(data: &Bound<'_, PyAny>) -> PyResult<usize> {
     Ok(PyBuffer::<u8>::get(data)?.buf_ptr() as usize)
+}
+
+/// What a node or a cloud says, as it may be shown.
+#[pyfunction]
+#[pyo3(signature = (said, limit=text::LIMIT, *, lines=true))]
+fn printable(said: &Bound<'_, PyAny>, limit: usize, lines: bool) -> PyResult<String> {
+    let show = if lines { text::lines::<&[u8]> } else { text::line::<&[u8]> };
+    Ok(match said.cast::<PyString>() {
+        Ok(said) => show(said.to_string_lossy().as_bytes(), limit),
+        Err(_) => show(said.extract::<&[u8]>()?, limit),
+    })
 }
 
 fn core_error(error: impl std::fmt::Display) -> PyErr {
@@ -641,7 +652,9 @@ fn drain(py: Python<'_>, reason: &str) -> bool {
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::{Buffer, Connection, CoreError, Pool, Worker, address, drain, generate_key, serve, serve_embedded};
+    use super::{
+        Buffer, Connection, CoreError, Pool, Worker, address, drain, generate_key, printable, serve, serve_embedded,
+    };
     #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
 }

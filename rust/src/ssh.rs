@@ -26,6 +26,7 @@ use tokio::time::{Instant, Sleep};
 use crate::error::SshError;
 use crate::identities;
 use crate::session::{SLICE, SUSPECT, WRITE, lock};
+use crate::text;
 
 /// Bytes that the far end may send on a channel before we grant more. OpenSSH's own is 2 MiB: 25 MB/s at 80 ms.
 pub const CHANNEL_WINDOW: u32 = 16 * 1024 * 1024;
@@ -291,7 +292,8 @@ impl Verifier {
 }
 
 fn fingerprint(key: &PublicKey) -> String {
-    format!("{} {}", key.algorithm(), key.fingerprint(HashAlg::Sha256))
+    // The name of an algorithm that we do not know is the server's to choose.
+    text::line(format!("{} {}", key.algorithm(), key.fingerprint(HashAlg::Sha256)), text::LIMIT)
 }
 
 fn algorithms(keys: &[PublicKey]) -> Vec<Algorithm> {
@@ -375,7 +377,8 @@ where
         (Ok(_), Shown::Nothing) => return Err(SshError::Protocol("the host showed no key".to_owned())),
         // Only the types of the known keys were offered: the host has none of these.
         (Err(russh::Error::NoCommonAlgo { kind: russh::AlgorithmKind::Key, theirs, .. }), _) => {
-            return Err(SshError::HostKey { got: theirs.join(", "), expected: expected(target) });
+            let got = text::line(theirs.join(", "), text::LIMIT);
+            return Err(SshError::HostKey { got, expected: expected(target) });
         }
         // Without a word: a server that is asked too often, or that is only starting.
         (Err(russh::Error::Disconnect), Shown::Nothing) => return Err(SshError::HungUp("end of stream".to_owned())),

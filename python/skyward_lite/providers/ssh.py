@@ -51,6 +51,8 @@ class Host:
             shown = f"{name}:{credentials.MASKED}@{place}"
             raise ValueError(f"SSH({shown!r}): no password is used, set up a key with `ssh-copy-id {name}@{place}`")
         openssh.parse(self.address)
+        if _core.printable(self.address, lines=False) != self.address:
+            raise ValueError(f"Host({self.address!r}): its name has characters that cannot be seen")
         _check_python(self.python)
         if self.concurrency is not None:
             name, otherwise = f"{self.address!r}, concurrency", "None for what Worker(concurrency=) says"
@@ -213,7 +215,7 @@ class SSHMachine(RemoteMachine):
         if self.log.closed:
             return ""  # the pool is being left
         self.log.seek(0)
-        return self.log.read(4096).decode(errors="replace").strip()
+        return _core.printable(self.log.read(4096).strip())
 
     def _endpoint(self, config: openssh.Config) -> int | tuple[str, int]:
         """Give what `connect` takes: a socket that leads to the host, or its name and port."""

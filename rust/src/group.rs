@@ -23,6 +23,8 @@ pub const PAUSE: Duration = Duration::from_millis(5);
 const OTHERS: Duration = Duration::from_millis(200);
 /// How long trackers may take to clear up once all others have ended.
 const TRACKERS: Duration = Duration::from_secs(2);
+/// How long a process that becomes another program may be without a command line. One that hides its own is killed then.
+const EXEC: Duration = Duration::from_millis(100);
 /// The modules whose `main` is a tracker.
 const MODULES: [&str; 3] = [
     "multiprocessing.resource_tracker",
@@ -238,8 +240,21 @@ fn members(_: Pid) -> Option<Vec<(Pid, bool)>> {
 
 /// Whether a process is a resource tracker. One that has ended is none: a zombie has no command line.
 fn is_tracker(pid: Pid) -> bool {
-    let command = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-    tracks(&String::from_utf8_lossy(&command))
+    let read = |file: &str| std::fs::read(format!("/proc/{}/{file}", pid.as_raw_nonzero())).unwrap_or_default();
+    let begun = Instant::now();
+    loop {
+        let command = read("cmdline");
+        if !command.is_empty() {
+            return tracks(&String::from_utf8_lossy(&command));
+        }
+        // A process that lives and has no command line is perhaps in the midst of execve(2), and its parent goes on.
+        let stat = read("stat");
+        let state = stat.rsplit(|byte| *byte == b')').next().and_then(|fields| fields.get(1)).copied();
+        if matches!(state, None | Some(b'Z' | b'X')) || begun.elapsed() >= EXEC {
+            return false;
+        }
+        std::thread::sleep(PAUSE / 10);
+    }
 }
 
 /// Whether a command line, each argument ended by a zero byte, is that of a resource tracker:

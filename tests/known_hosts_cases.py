@@ -452,6 +452,8 @@ class Maker:
         blank = rng.choice([b" "] * 6 + [b"=", b" = ", b"\t", b"  "])
         lead = rng.choice([b""] * 4 + [b"  ", b"\t"])
         trail = rng.choice([b""] * 12 + [b"\f", b"\v", b" # comment", b"\x0bPort 1", b"\rPort 1"])
+        if value in (b"none", b"/dev/null"):
+            trail = b""  # or new keys would be recorded in files outside of the case's directory
         return lead + key + blank + value + trail
 
     # ---- known_hosts files

@@ -39,6 +39,7 @@ STRICTER = {
     "a revocation list (KRL)": (r"key revocation list", b"SSHKRL"),
     "StrictHostKeyChecking no accepts a changed key": (r"`ssh-keygen -R ", b"STRICTHOSTKEYCHECKING.*(NO|OFF)"),
     "StrictHostKeyChecking no accepts a revoked key": (r", which is revoked", b"STRICTHOSTKEYCHECKING.*(NO|OFF)"),
+    "accept-new accepts at a port what is revoked for the host": (r", which is revoked", b"ACCEPT-NEW"),
     "a key of a type that is not supported": (r"types that are (not )?supported", b"SSH-DSS|CERT-V01"),
     "a NUL after the names of a line": (r"has a NUL after its names", b"\0"),
     "public keys are off": (r"turns public keys off", b"(PUBKEY|PREFERRED)AUTHENTICATION"),

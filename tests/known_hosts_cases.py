@@ -39,7 +39,8 @@ STRICTER = {
     "a revocation list (KRL)": (r"key revocation list", b"SSHKRL"),
     "StrictHostKeyChecking no accepts a changed key": (r"`ssh-keygen -R ", b"STRICTHOSTKEYCHECKING.*(NO|OFF)"),
     "StrictHostKeyChecking no accepts a revoked key": (r", which is revoked", b"STRICTHOSTKEYCHECKING.*(NO|OFF)"),
-    "a key of a type that is not supported": (r"types that are not supported", b"SSH-DSS|CERT-V01"),
+    "accept-new accepts at a port what is revoked for the host": (r", which is revoked", b"ACCEPT-NEW"),
+    "a key of a type that is not supported": (r"types that are (not )?supported", b"SSH-DSS|CERT-V01"),
     "a NUL after the names of a line": (r"has a NUL after its names", b"\0"),
     "public keys are off": (r"turns public keys off", b"(PUBKEY|PREFERRED)AUTHENTICATION"),
     "an algorithm that is not supported": (r"that the ssh configuration allows is supported", b"CIPHERS|MACS|KEX"),
@@ -301,6 +302,14 @@ def named(bench: Bench) -> Iterator[Case]:
         yield Case(f"revoked as {name!r}", "rsa", b"", {"known_hosts": b"@revoked * " + line + right})
         yield Case(f"RSA as {name!r}", "rsa", b"", {"known_hosts": host + line})
         yield Case(f"in a file as {name!r}", "rsa", b"RevokedHostKeys @DIR@/r", {"r": line, "known_hosts": right})
+    name, curve, point = _unpacked(bench.own["ecdsa"])
+    off = name + b" " + base64.b64encode(_fields(name, curve, point[:-1] + bytes([point[-1] ^ 1])))
+    small = name + b" " + base64.b64encode(_fields(name, curve, b"\4" + b"\0" * 63 + b"\1"))
+    short = b"ssh-dss " + base64.b64encode(_fields(b"ssh-dss", b"\1"))
+    for line in (off, small, short, b"ssh-dss " + dss, bench.certificates["ed25519"]):
+        files = {"known_hosts": host + good + b"\n", "r": line + b"\n"}
+        yield Case("RevokedHostKeys with no key", "ed25519", b"RevokedHostKeys @DIR@/r", files)
+        yield Case("known with no key", "ecdsa", new, {"known_hosts": host + line + b"\n"})
     for text in (b"nonsense\n", b"\r\n", b"ssh-ed25519 AAAA\n", b" \t\n# a\n\n", b"\0x\n", b"\x0c\n", bad + b"\r\n"):
         files = {"known_hosts": host + good + b"\n", "r": text}
         yield Case("broken RevokedHostKeys", "ed25519", b"RevokedHostKeys @DIR@/r", files)
@@ -444,6 +453,8 @@ class Maker:
         blank = rng.choice([b" "] * 6 + [b"=", b" = ", b"\t", b"  "])
         lead = rng.choice([b""] * 4 + [b"  ", b"\t"])
         trail = rng.choice([b""] * 12 + [b"\f", b"\v", b" # comment", b"\x0bPort 1", b"\rPort 1"])
+        if value in (b"none", b"/dev/null"):
+            trail = b""  # or new keys would be recorded in files outside of the case's directory
         return lead + key + blank + value + trail
 
     # ---- known_hosts files

@@ -422,13 +422,12 @@ def _revoked(config: Config) -> tuple[str, ...]:
             if not text or text.startswith(b"#"):
                 continue
             key = public_keys.read(text)
-            if key is None:
+            if key is None or not key.usable:
                 raise NodeStartError(
-                    f"RevokedHostKeys {file}, line {number}, is no public key, so no host is trusted, as with ssh: "
-                    "correct the line or remove it"
+                    f"RevokedHostKeys {file}, line {number}, is no public key of the types that are supported, so no "
+                    "host is trusted: correct the line or remove it"
                 )
-            if key.plain.usable:
-                keys.append(key.plain.line)
+            keys.append(key.line)
     return tuple(keys)
 
 

@@ -22,8 +22,21 @@ _CERTIFICATES = {f"{name.removesuffix('@openssh.com')}-cert-v01@openssh.com": na
 """Types of certificates: the type of the key in each."""
 _RSA_NAMES = frozenset({"ssh-rsa", "rsa-sha2-256", "rsa-sha2-512"})
 """Names that a line may use for an RSA key, which calls itself "ssh-rsa"."""
-_POINTS = {"nistp256": 65, "nistp384": 97, "nistp521": 133}
-"""Bytes of an uncompressed point on each curve."""
+_CURVES = {
+    "nistp256": (
+        2**256 - 2**224 + 2**192 + 2**96 - 1,
+        0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B,
+    ),
+    "nistp384": (
+        2**384 - 2**128 - 2**96 + 2**32 - 1,
+        0xB3312FA7E23EE7E4988E056BE3F82D19181D9C6EFE8141120314088F5013875AC656398D8A2ED19D2A85C8EDD3EC2AEF,
+    ),
+    "nistp521": (
+        2**521 - 1,
+        0x51953EB9618E1C9A1F929A21A0B68540EEA2DA725B99B315F3B8B489918EF109E156193951EC7E937B1652C0BD3BB1BF073573DF883D2C34F1EF451FD46B503F00,
+    ),
+}
+"""The curves y² = x³ - 3x + b modulo p of FIPS 186-4: p and b."""
 _RSA_BITS = range(1024, 16385)
 """Bits of the moduli that OpenSSH reads."""
 
@@ -110,12 +123,25 @@ def _make(kind: str, fields: list[bytes]) -> PublicKey | None:
         fields = [b"\0" + number if number[:1] >= b"\x80" else number for number in fields]
     elif "ecdsa" in kind:
         curve = kind.removesuffix("@openssh.com").rpartition("-")[2]
-        if fields[0] != curve.encode() or fields[1][:1] != b"\4" or len(fields[1]) != _POINTS[curve]:
+        if fields[0] != curve.encode() or not _is_point(curve, fields[1]):
             return None
     elif len(fields[0]) != 32:
         return None
+    if kind.startswith("sk-") and b"\0" in fields[-1][:-1]:
+        return None  # the application's name is a C string
     whole = [kind.encode(), *fields]
     return PublicKey(kind, b"".join(len(field).to_bytes(4, "big") + field for field in whole))
+
+
+def _is_point(curve: str, data: bytes) -> bool:
+    """Return whether OpenSSH takes these bytes for a public point: uncompressed, on the curve, and not a small one."""
+    p, b = _CURVES[curve]
+    size = (p.bit_length() + 7) // 8
+    if len(data) != 1 + 2 * size or data[:1] != b"\4":
+        return False
+    x, y = int.from_bytes(data[1 : 1 + size], "big"), int.from_bytes(data[1 + size :], "big")
+    small = min(x.bit_length(), y.bit_length()) <= p.bit_length() // 2
+    return not small and max(x, y) < p and (y * y - (x * x * x - 3 * x + b)) % p == 0
 
 
 def _count(kind: str) -> int:

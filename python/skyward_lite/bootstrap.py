@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from . import credentials, installer
+from . import _core, credentials, installer
 from ._version import PYTHON, __version__
 from .errors import NodeStartError
 from .image import Image
@@ -298,6 +298,10 @@ RECENT_SECONDS = 3600
 CLEAN_SECONDS = 300.0
 NEEDED = 200
 """Megabytes without which a build is not begun."""
+PATHS = ("root", "machine", "python", "uv")
+"""What a host says that goes into the commands it is sent."""
+MOST_VALUES = 100
+"""Values of one key that are read; a host may print one without an end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,15 +363,29 @@ def _fill(script: str, **values: str) -> str:
 
 
 def said(stdout: bytes) -> dict[str, list[str]] | None:
-    """Read what a script of ours printed; None if it did not come to its first line."""
-    _, mark, text = stdout.decode(errors="replace").partition(MARK + "\n")
+    """Read what a script of ours printed, as it may be shown; None if it did not come to its first line.
+
+    A line without an end was cut off, and is left out. Raises `NodeStartError` for a path that cannot be shown as it
+    is: what is run there must be what was shown.
+    """
+    _, mark, text = stdout.partition(f"{MARK}\n".encode())
     if not mark:
         return None
     found: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        key, _, value = line.partition("=")
-        found.setdefault(key, []).append(value)
+    for line in text.split(b"\n")[:-1]:
+        name, _, raw = line.partition(b"=")
+        key, value = _core.printable(name, lines=False), _core.printable(raw, lines=False)
+        if key in PATHS and value.encode() != raw:
+            raise NodeStartError(f"the {key} that it names cannot be used, because it has unprintable bytes: {value}")
+        values = found.setdefault(key, [])
+        if len(values) < MOST_VALUES:
+            values.append(value)
     return found
+
+
+def number(text: str) -> int | None:
+    """Read a number that a host names; None for anything else, and for what no host has."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def facts(said: dict[str, list[str]]) -> Facts:
@@ -376,17 +394,18 @@ def facts(said: dict[str, list[str]]) -> Facts:
     def one(key: str) -> str:
         return said.get(key, [""])[0].strip()
 
-    libc = re.match(r"glibc ([\d.]+)", one("libc"))
+    libc = re.fullmatch(r"glibc ([0-9]{1,4}(?:\.[0-9]{1,4}){0,3})", one("libc"))
+    free = number(one("free"))
     return Facts(
         root=one("root"),
         ready=one("ready") == "yes",
         system=one("system"),
         machine=one("machine"),
-        libc=tuple(int(part) for part in libc[1].split(".") if part) if libc else (),
+        libc=tuple(int(part) for part in libc[1].split(".")) if libc else (),
         python=one("python") or None,
         venv=one("venv") == "yes",
         uv=one("uv") or None,
-        free=int(one("free")) // 1024 if one("free").isdigit() else None,
+        free=None if free is None else free // 1024,
         others=tuple(said.get("found", [])),
         why=one("why"),
     )
@@ -569,8 +588,6 @@ def fits(facts: Facts) -> bool:
 @functools.cache
 def _needed_libc() -> tuple[int, ...]:
     """Give the newest glibc version that our binary names."""
-    from . import _core
-
     assert _core.__file__ is not None
     versions = re.findall(rb"GLIBC_(\d+)\.(\d+)", Path(_core.__file__).read_bytes())
     return max(((int(a), int(b)) for a, b in versions), default=())

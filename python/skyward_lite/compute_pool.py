@@ -71,6 +71,8 @@ REPLACEMENTS = 3
 """How many nodes may be asked for in the place of lost ones and of those that did not come up, per wanted one."""
 CANCEL_MS = 1_000
 """Bound on waiting for a node's word whether a task could still be cancelled."""
+MAX_TEXT = 16_000
+"""Bytes of why a node does not start, and of what a node says of the end of a task, which may tell of several nodes."""
 MAX_SETUP = 32 * 1024
 """Bytes of pickled plugin hooks that fit a hello."""
 MAX_SIZE = 1_000_000
@@ -117,7 +119,8 @@ class Node:
     """What is known of a node: its name, its slots and its round-trip time in seconds.
 
     `state` is one of "connecting", "ready", "draining", "lost" and "closed". A draining node will soon be gone: it ends
-    what it runs and takes nothing more. `reason` says why it is draining or lost.
+    what it runs and takes nothing more. `reason` says why it is draining or lost; where those are the node's own words,
+    they can be shown on any terminal.
     """
 
     name: str
@@ -150,12 +153,14 @@ def outcome(tag: int, head: Any, buffers: Any, first: int | None = None) -> Any:
         try:
             return payload.loads(head, buffers)
         except Exception as why:
-            raise RemoteError(f"the task's result cannot be rebuilt here: {type(why).__name__}: {why}") from why
+            reason = _core.printable(f"{type(why).__name__}: {why}")
+            raise RemoteError(f"the task's result cannot be rebuilt here: {reason}") from why
     if tag == payload.RAISED:
         raise payload.load_exception(head, buffers, first)
     if tag == payload.CANCELLED:
         raise CancelledError("the task was cancelled")
-    raise _ENDS[tag](bytes(head).decode(errors="replace"))
+    # The node's own words, as those of `NodeLostError` may be, too.
+    raise _ENDS.get(tag, RemoteError)(_core.printable(bytes(head), MAX_TEXT))
 
 
 _ENDS = {
@@ -396,9 +401,9 @@ class ComputePool(Executor):
             opened = machine.open(self._core)
             self._core.start_node(node, opened.connection, opened.command, hello(machine), self._start_timeout)
         except (NodeStartError, _core.CoreError, OSError) as error:
-            self._core.fail_node(node, str(error))
+            self._core.fail_node(node, _core.printable(str(error), MAX_TEXT))
         except BaseException as error:
-            self._core.fail_node(node, f"{type(error).__name__}: {error}")
+            self._core.fail_node(node, _core.printable(f"{type(error).__name__}: {error}", MAX_TEXT))
             # What a machine is let go of under one's hands raises anything.
             if self._state == "open":
                 raise

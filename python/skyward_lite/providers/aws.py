@@ -19,10 +19,10 @@ from . import Cost, Machine, Provider, Wanted, ec2
 from .instance import Instance
 from .run import LEASE_TAGS, Run
 
+MAX_TTL = 30 * 24 * 3600.0
+"""Largest `ttl`, `orphan_timeout` and `boot_timeout`, in seconds."""
 TERMINATED = 300.0
 """Seconds for which `terminated` is waited for."""
-MONTH = 30 * 24 * 3600.0
-"""Largest of the bounds in seconds."""
 MAX_DISK_GB = 65_536
 """Largest EBS volume there is: 64 TiB."""
 MAX_DOLLARS = 1e9
@@ -93,15 +93,15 @@ class AWS(Provider):
         self.security_group = security_group
         self.iam_profile = iam_profile
         self.ssh_from = ssh_from
-        self.ttl = checks.seconds("AWS", "ttl", ttl, least=1, most=MONTH)
-        self.orphan_timeout = checks.seconds("AWS", "orphan_timeout", orphan_timeout, least=1, most=MONTH)
+        self.ttl = checks.seconds("AWS", "ttl", ttl, least=1, most=MAX_TTL)
+        self.orphan_timeout = checks.seconds("AWS", "orphan_timeout", orphan_timeout, least=1, most=MAX_TTL)
         self.tags = dict(tags or {})
         if max_hourly_cost is not None:
             max_hourly_cost = checks.number("AWS", "max_hourly_cost", max_hourly_cost, MAX_DOLLARS, "dollars per hour")
         self.max_hourly_cost = max_hourly_cost
         self.architecture = architecture
         self.disk_gb = checks.whole("AWS", "disk_gb", disk_gb, 1, MAX_DISK_GB)
-        self.boot_timeout = checks.seconds("AWS", "boot_timeout", boot_timeout, least=1, most=MONTH)
+        self.boot_timeout = checks.seconds("AWS", "boot_timeout", boot_timeout, least=1, most=MAX_TTL)
 
     def __repr__(self) -> str:
         return f"AWS(region={self.region!r})"

@@ -56,23 +56,33 @@ class RemoteMachine(Machine):
         """Run one of our scripts: what it said, its exit status and its standard error."""
         status, stdout, stderr = connection.run(bootstrap.COMMAND, script, bound)
         said = bootstrap.said(stdout)
-        # Before anything is cut off: half a URL would not be known for one.
-        secrets = self.wanted.image.secrets()
-        printed = credentials.mask(stderr.decode(errors="replace").strip(), secrets)
+        printed = self._shown(stderr)
         if said is None:
-            seen = (credentials.mask(stdout.decode(errors="replace"), secrets) + printed).strip()[:1000]
+            seen = self._shown(b"\n".join((stdout, stderr)), 1000)
             raise NodeStartError(
                 f"`{bootstrap.COMMAND}` does not run there (status {status}): the server may force a command of its "
                 f"own (ForceCommand), or the account has no shell. It printed: {seen or 'nothing'}"
             )
         return said, 255 if status is None else status, printed
 
+    def _shown(self, printed: bytes, limit: int = 4000) -> str:
+        """Return what a host printed as it may be shown: without credentials, and harmless to a terminal or a log."""
+        # Masked before anything is cut off: half a URL would not be known for one.
+        text = credentials.mask(printed.decode(errors="backslashreplace").strip(), self.wanted.image.secrets())
+        return _core.printable(text, limit)
+
+    def _probe(self, connection: _core.Connection, env: str) -> bootstrap.Facts:
+        """Find out what the host has, and whether it has this environment."""
+        said, status, printed = self._run(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
+        if status:
+            raise NodeStartError(f"the script that looks at it ended with status {status}: {printed or 'no reason'}")
+        return bootstrap.facts(said)
+
     def _environment(self, connection: _core.Connection) -> str:
         """Find or make the image's environment; its interpreter."""
         image = self.wanted.image
         env = bootstrap.name(image)
-        said, _, _ = self._run(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
-        facts = bootstrap.facts(said)
+        facts = self._probe(connection, env)
         if facts.ready:
             python = bootstrap.interpreter(facts, env)
             log.info("%s: the environment is there: %s", self.name, python)
@@ -97,7 +107,7 @@ class RemoteMachine(Machine):
             asked = f" for {', '.join(image.masked_pip())}" if failed.endswith("/requirements") else ""
             raise NodeStartError(
                 f"its environment could not be made: {f'`{failed}`' if failed else 'the script'}{asked} ended with "
-                f"status {status}:\n{printed[-2000:]}"
+                f"status {status}:\n  | {printed}"
             )
         for line in said.get("gone", []):
             log.info("%s: removed what nothing had used for a long time: %s", self.name, line.split(" ", 2)[-1])
@@ -121,17 +131,21 @@ class RemoteMachine(Machine):
         )
         status, _, stderr = connection.run(f"sh -c {shlex.quote(script)}", data, UPLOAD_SECONDS)
         if status:
-            raise NodeStartError(f"{path} could not be written there: {stderr.decode(errors='replace').strip()}")
+            raise NodeStartError(f"{path} could not be written there: {self._shown(stderr)}")
         return path
 
     def _verified(self, connection: _core.Connection, python: str) -> str:
         """Check that an interpreter can be used as it is."""
         said, status, printed = self._run(connection, bootstrap.verify(python, self.wanted.image), 60.0)
         if status:
-            raise NodeStartError(f"{python} cannot be used: {printed[-1000:] or f'status {status}'}")
+            raise NodeStartError(f"{python} cannot be used: {printed or f'status {status}'}")
         problems = said.get("problem", [])
         if problems:
             raise NodeStartError(
                 f"{python} does not meet the image, and SSH(python=) installs nothing: {'; '.join(problems)}"
+            )
+        if not said.get("python"):
+            raise NodeStartError(
+                f"{python} cannot be used: it did not say where it is. It printed: {printed or 'nothing'}"
             )
         return said["python"][0]

@@ -121,7 +121,11 @@ class Sshd:
         root = self.cache / "skyward_lite" / f"{bootstrap.name(image)}-{os.uname().machine}"
         (root / "bin").mkdir(parents=True)
         base = Path(sys._base_executable)  # type: ignore[attr-defined]
-        (root / "bin/python").symlink_to(base)
+        (root / "bin/python3").symlink_to(base)
+        # No link to this interpreter, which a test that writes another one here would overwrite.
+        python = root / "bin/python"
+        python.write_text(f"#!/bin/sh\nexec '{root}/bin/python3' \"$@\"\n")
+        python.chmod(0o755)
         (root / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
         packages = root / f"lib/python{bootstrap.PYTHON}/site-packages"
         packages.mkdir(parents=True)

@@ -6,14 +6,18 @@ import re
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-_AUTHORITY = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<userinfo>[^\s/?#]*)@(?P<host>[^\s/?#@]*)")
+# Patterns are compiled at their first use: each worker imports this, and few need them. Those for any text begin with a
+# literal, and repeat nothing without a bound at many places: hosts print any text, and none may take long.
+_USERINFO = r"://([^\s/?#]*)@"
 """A password may contain "@": what follows the last one before the path is the host."""
-_SLASHED = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://[^\s/?#@:\[]*:(?!\d*(?:[/?#\s'\"`,;)\]>]|$))[^\s@]*@")
+_SLASHED = r"://[^\s/?#@:\[]{0,250}:(?!\d{0,6}(?:[/?#\s'\"`,;)\]>]|$))[^\s@]{0,250}@"
 """A password with "/", "?" or "#" in it, which no program reads as the user meant it: what follows ":" is no port."""
-_PARAMETER = re.compile(
-    r"(?P<name>[?&][^=&#\s'\"]*(?:token|secret|passw(?:or)?d|signature|credential|api[-_]?key|sig)=)[^&#\s'\"]+", re.I
-)
-"""A parameter of a URL that says by its name that its value is secret."""
+_VALUE = r"=([^&#\s'\"]+)"
+_PARAMETER = r"(?i)[?&][^=&#\s'\"]*(?:token|secret|passw(?:or)?d|signature|credential|api[-_]?key|sig)$"
+"""What stands before the value of a URL's parameter that says by its name that its value is secret."""
+_URL = r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s/?#]*)@([^\s/?#@]*)"
+_BEFORE = 60
+"""Characters before a match that are looked at: more than a scheme or a parameter's name has."""
 _PLAIN = 4
 """Characters below which a secret is masked only where it stands in a URL: it would be part of many words."""
 
@@ -52,23 +56,28 @@ class Split(NamedTuple):
 
 def mask(text: str, secrets: frozenset[str] = frozenset()) -> str:
     """Return the text without the credentials of any URL in it, and without these secrets."""
-    text = _AUTHORITY.sub(_masked, text)
-    text = _SLASHED.sub(rf"\g<scheme>://{MASKED}@", text)
-    text = _PARAMETER.sub(rf"\g<name>{MASKED}", text)
+    text = re.sub(_USERINFO, _masked, text)
+    text = re.sub(_SLASHED, f"://{MASKED}@", text)
+    text = re.sub(_VALUE, _masked_parameter, text)
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, MASKED)
     return text
 
 
 def _masked(match: re.Match[str]) -> str:
-    scheme, userinfo, host = match.groups()
+    scheme = re.search("[A-Za-z0-9+.-]*$", _before(match))
     # The user of a repository's SSH server ("git") is an address, and ssh takes no password from a URL.
-    shown = userinfo if _is_ssh(scheme) and ":" not in userinfo else MASKED
-    return f"{scheme}://{shown}@{host}"
+    if scheme is not None and scheme[0].rpartition("+")[2].lower() == "ssh" and ":" not in match[1]:
+        return match[0]
+    return f"://{MASKED}@"
 
 
-def _is_ssh(scheme: str) -> bool:
-    return scheme.rpartition("+")[2].lower() == "ssh"
+def _masked_parameter(match: re.Match[str]) -> str:
+    return match[0] if re.search(_PARAMETER, _before(match)) is None else f"={MASKED}"
+
+
+def _before(match: re.Match[str]) -> str:
+    return match.string[max(0, match.start() - _BEFORE) : match.start()]
 
 
 def split(text: str) -> Split | None:
@@ -76,10 +85,10 @@ def split(text: str) -> Split | None:
 
     Raises `ValueError`, without the credentials, for those that cannot be kept off the nodes' command lines.
     """
-    if _SLASHED.search(_AUTHORITY.sub(_masked, text)):
+    if re.search(_SLASHED, re.sub(_USERINFO, _masked, text)):
         raise ValueError(f'{mask(text)}: percent-encode "/", "?" and "#" in a user name or a password: %2F, %3F, %23')
-    match = _AUTHORITY.search(text)
-    if match is None or _masked(match) == match[0]:
+    match = re.search(_URL, text)
+    if match is None or re.sub(_USERINFO, _masked, match[0]) == match[0]:
         return None
     scheme, userinfo, host = match.groups()
     if scheme.lower() not in ("http", "https", "git+http", "git+https"):
@@ -87,7 +96,7 @@ def split(text: str) -> Split | None:
             f"{mask(text)}: credentials can be given for http, https, git+http and git+https only: with {scheme} they "
             "would be seen in the node's list of processes"
         )
-    if _AUTHORITY.search(text, match.end()):
+    if re.search(_URL, text[match.end() :]):
         raise ValueError(f"{mask(text)}: one URL with credentials at most")
     user, colon, password = userinfo.partition(":")
     login = Login(unquote(user), unquote(password) if colon else None)

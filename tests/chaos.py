@@ -1,4 +1,5 @@
-"""Deaths of workers and interruptions of clients at seeded moments. `make chaos` runs many, the tests a few.
+"""Deaths of workers and interruptions of clients at seeded moments; host keys as ssh sees them. `make chaos` runs many,
+the tests a few.
 
 Each round prints nothing unless it fails; the last line of each part gives the counts.
 """
@@ -11,15 +12,18 @@ import contextlib
 import ctypes
 import io
 import itertools
+import logging
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import known_hosts_cases
 import skyward_lite as sky
 
 HANG = 10.0
@@ -232,16 +236,36 @@ def interruptions(rounds: int, seed: int, number: int = signal.SIGINT) -> list[s
     return [wrong for delay in moments if (wrong := interrupt(number, delay))]
 
 
+# ------------------------------------------------------------------------------------------------ host keys
+
+
+def host_keys(rounds: int, seed: int) -> list[str]:
+    """Compare `rounds` known_hosts files and configurations with ssh, and all that have a name; what went wrong."""
+
+    def chosen(bench: known_hosts_cases.Bench) -> list[known_hosts_cases.Case]:
+        return [*known_hosts_cases.named(bench), *known_hosts_cases.generated(rounds, seed)(bench)]
+
+    logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # each new key that is recorded is logged
+    with tempfile.TemporaryDirectory() as directory:
+        threads = os.cpu_count() or 1
+        failures, stricter, accepted = known_hosts_cases.compare(Path(directory), chosen, threads)
+    print(f"host keys: {accepted} accepted by ssh and by us; accepted by ssh alone: {dict(stricter)}")
+    return failures
+
+
 def main() -> None:
     """Run everything and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=500, help="deaths of workers; a tenth as many interruptions")
+    parser.add_argument(
+        "--rounds", type=int, default=500, help="deaths of workers; more of the cheap rounds, fewer of the others"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     few = max(1, options.rounds // 10)
     parts: list[tuple[str, int, Callable[[int, int], list[str]]]] = [
         ("deaths of workers", options.rounds, crashes),
         ("Ctrl-C at a client", few, interruptions),
+        ("known_hosts and configurations against ssh", 6 * options.rounds, host_keys),
         ("SIGTERM at a client", few, lambda n, seed: interruptions(n, seed, signal.SIGTERM)),
     ]
     bad = 0

@@ -96,7 +96,9 @@ def fake_python(host: Sshd, script: str) -> None:
     """Let a host have its environment, whose interpreter is a shell script."""
     host.furnish(Image())
     (python,) = host.cache.glob("skyward_lite/*/bin/python")
+    python.unlink()  # a link to this interpreter
     python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
 
 
 def agent(host: Sshd, first: bytes, *answers: tuple[int | None, bytes]) -> None:

@@ -18,7 +18,23 @@ from lab import Lab, Sshd, keygen
 from skyward_lite import bootstrap, doctor
 from skyward_lite._version import PYTHON
 
-TOOLS = ("sh", "awk", "cat", "chmod", "cut", "df", "getconf", "head", "id", "mkdir", "nproc", "rm", "true", "uname")
+TOOLS = (
+    "sh",
+    "awk",
+    "cat",
+    "chmod",
+    "cut",
+    "df",
+    "getconf",
+    "head",
+    "id",
+    "ls",
+    "mkdir",
+    "nproc",
+    "rm",
+    "true",
+    "uname",
+)
 
 
 @pytest.fixture
@@ -115,7 +131,7 @@ def test_an_unknown_key(lab):
 
 def test_a_key_that_is_written_nowhere(lab):
     """It is taken, as that is what the configuration says, and so it is called."""
-    options = ("UserKnownHostsFile none", "GlobalKnownHostsFile none", "StrictHostKeyChecking no")
+    options = ("UserKnownHostsFile /dev/null", "GlobalKnownHostsFile none", "StrictHostKeyChecking no")
     host = plain(lab, known=False, PATH=f"{python()}:/usr/bin:/bin")
     lab.extra[host.name] = list(options)
     lab.write()

@@ -56,8 +56,12 @@ class Pool:
         accept_new: bool,
         identities: list[_Identity],
         timeout: float,
+        algorithms: dict[str, list[str]] | None = None,
     ) -> Connection:
         """Connect to the SSH server at a socket, which is given away, or at a host and port. Waits, `timeout` seconds.
+
+        `algorithms`: what is offered, by OpenSSH's names, for "kex", "host_key", "cipher" and "mac"; our own choice for
+        those that are missing or empty.
 
         Raises `CoreError`, whose second argument says what it is about: "host key", "authentication", "closed" or "".
         """

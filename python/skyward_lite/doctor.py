@@ -21,16 +21,19 @@ import statistics
 import sys
 import threading
 import time
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
-from . import _core, bootstrap, plugins
+from . import _core, bootstrap, credentials, plugins
 from ._version import PYTHON, __version__
 from .errors import NodeStartError
 from .image import Image, installed
 from .providers import Wanted
 from .providers import ssh as provider_ssh
-from .providers.openssh import Config, known, parse, resolve
+from .providers.openssh import Config, known, parse, resolve, warnings_of
 from .providers.ssh import SSH, SSHMachine
+
+T = TypeVar("T")
 
 AT_ONCE = 32
 """Hosts that are checked at once."""
@@ -64,7 +67,7 @@ echo "processes=$(ulimit -u 2>/dev/null || ulimit -p 2>/dev/null)"
 
 VERSIONS = r"""
 echo '@MARK@'
-exec @PYTHON@ -P - <<'PYTHON_ENDS_HERE'
+exec @PYTHON@ @HOW@ - <<'PYTHON_ENDS_HERE'
 from importlib import metadata
 for name in @NAMES@:
     try:
@@ -216,17 +219,20 @@ class _Check:
         except NodeStartError as error:
             self.report.fail("resolve", str(error), f"`ssh -G {name}` must print a configuration")
             return None
-        way = f", through `{config.proxy.removeprefix('exec ')}`" if config.proxy else ""
+        proxy = None if config.proxy is None else credentials.mask(config.proxy)
+        way = f", through `{proxy.removeprefix('exec ')}`" if proxy else ""
         self.report.ok(
             "resolve",
             f"{config.user}@{config.hostname}, port {config.port}{way}",
             hostname=config.hostname,
             port=config.port,
             user=config.user,
-            proxy=config.proxy,
+            proxy=proxy,
         )
         if config.unheeded:
             self.report.note("resolve", f"ssh's options {', '.join(config.unheeded)} are set and not heeded")
+        for sentence in warnings_of(config, name):
+            self.report.note("resolve", sentence)
         return config
 
     def _reach(self, config: Config) -> bool:
@@ -267,7 +273,9 @@ class _Check:
     def _refused(self, error: NodeStartError, config: Config, is_known: bool) -> None:
         name, cause = self.machine.name, error.__cause__
         about = cause.args[1] if isinstance(cause, _core.CoreError) and len(cause.args) > 1 else ""
-        if about == "host key" and "revoked" in str(cause):
+        if not config.public_keys:
+            self.report.fail("authentication", str(error), "PubkeyAuthentication yes, and publickey among the methods")
+        elif about == "host key" and "revoked" in str(cause):
             self.report.fail("host key", str(error), "this key is marked as revoked: give the host a new one")
         elif about == "host key" and is_known:
             self.report.fail("host key", str(error), f"find out why; then `ssh-keygen -R '{config.key_name}'`")
@@ -364,7 +372,9 @@ class _Check:
             self.report.note("cache", f"not the first choice:{facts.why}".rstrip(";"))
 
     def _versions(self, connection: _core.Connection, python: str) -> None:
-        script = bootstrap._fill(VERSIONS, PYTHON=shlex.quote(python), NAMES=repr(PACKAGES))
+        # As its agent would be started.
+        how = "-I" if self.machine.python is None else "-P"
+        script = bootstrap._fill(VERSIONS, PYTHON=shlex.quote(python), HOW=how, NAMES=repr(PACKAGES))
         said, _, printed = self.machine._run(connection, script.encode(), COMMAND_SECONDS)
         theirs = {name: said.get(name, [""])[0] for name in PACKAGES}
         ours = {name: __version__ if name == "skyward_lite" else installed(name) for name in PACKAGES}
@@ -480,9 +490,9 @@ def _image() -> Image:
     return Image() if transform is None else transform(Image())
 
 
-def check(provider: SSH, *, as_json: bool = False) -> int:
-    """Check the provider's hosts, print what was found, and give the exit status: 0 if all can be used, else 1."""
-    wanted = Wanted(
+def wanted(provider: SSH) -> Wanted:
+    """Return what a pool with these hosts would want that is told nothing else."""
+    return Wanted(
         nodes=len(provider.hosts),
         least=0,
         image=_image(),
@@ -490,21 +500,33 @@ def check(provider: SSH, *, as_json: bool = False) -> int:
         memory_gb=None,
         connect_timeout=CONNECT_SECONDS,
     )
-    core, line = _core.Pool(1, 1 << 20), threading.Lock()
-    workers = concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(provider.hosts)))
-    reports = []
+
+
+def in_order(jobs: Sequence[Callable[[], T]]) -> Iterator[T]:
+    """Run the jobs, AT_ONCE at a time, and yield their results in order. Ctrl-C is heard meanwhile."""
+    workers = concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(jobs)))
     try:
-        checks = [_Check(_Patient(host, provider, wanted), core, line) for host in provider.hosts]
-        for future in [workers.submit(one.run) for one in checks]:
+        for future in [workers.submit(job) for job in jobs]:
             while not future.done():
                 concurrent.futures.wait([future], POLL_SECONDS)
-            reports.append(future.result())
-            if not as_json:
-                print(reports[-1].lines(), flush=True)
+            yield future.result()
     finally:
-        # What still runs here was interrupted; what waits in the core ends with it.
-        core.close()
+        # What still runs was interrupted; its waits end with the core that it uses.
         workers.shutdown(wait=False, cancel_futures=True)
+
+
+def check(provider: SSH, *, as_json: bool = False) -> int:
+    """Check the provider's hosts, print what was found, and give the exit status: 0 if all can be used, else 1."""
+    core, line = _core.Pool(1, 1 << 20), threading.Lock()
+    reports = []
+    try:
+        checks = [_Check(_Patient(host, provider, wanted(provider)), core, line) for host in provider.hosts]
+        for report in in_order([one.run for one in checks]):
+            reports.append(report)
+            if not as_json:
+                print(report.lines(), flush=True)
+    finally:
+        core.close()
     if as_json:
         ours = {"python": PYTHON} | {name: installed(name) for name in PACKAGES} | {"skyward_lite": __version__}
         print(json.dumps({"client": ours, "hosts": [report.fields() for report in reports]}, indent=2))

@@ -66,6 +66,8 @@ pub enum SshError {
     Timeout(u64),
     #[error("the host key {got} is not known for this host; known: {expected}")]
     HostKey { got: String, expected: String },
+    #[error("no {what} algorithm that the ssh configuration allows is supported here: {names}")]
+    Algorithms { what: &'static str, names: String },
     #[error("authentication as {user:?} was refused; tried: {tried}; the server accepts: {accepts}")]
     Authentication { user: String, tried: String, accepts: String },
     #[error("the server refused to run the command {0:?}")]

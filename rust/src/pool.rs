@@ -948,11 +948,10 @@ async fn why_not_started(spec: &NodeSpec, why: SessionError) -> NodeError {
     }
     match tokio::time::timeout(AGAIN, spec.connection.run(&spec.command, Bytes::new())).await {
         Ok(Ok(output)) if output.status.is_some_and(|status| status != 0) && !output.stderr.is_empty() => {
-            let (status, printed) = (output.status.unwrap_or_default(), output.stderr.trim_ascii());
+            let (status, agent) = (output.status.unwrap_or_default(), ssh::shown(&spec.command));
+            let printed = text::lines(output.stderr.trim_ascii(), text::LIMIT);
             NodeError::Other(format!(
-                "{why}. Its agent does not start: `{}` ended with status {status}: {}",
-                spec.command,
-                text::lines(printed, text::LIMIT)
+                "{why}. Its agent does not start: `{agent}` ended with status {status}: {printed}"
             ))
         }
         _ => why.into(),

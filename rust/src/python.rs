@@ -8,7 +8,7 @@
 // pyo3 hands arguments over by value.
 #![allow(clippy::needless_pass_by_value)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -29,7 +29,7 @@ use crate::error::{AgentError, NodeError, SessionError, SshError};
 use crate::frame::{Attempt, MAX_BODY, MAX_PARTS, Message, PROTOCOL};
 use crate::pool::{self, Endpoint, Node, NodeSpec, NodeState};
 use crate::session::{ClientHello, WorkerHello};
-use crate::ssh::{self, Identity, Target, new_key};
+use crate::ssh::{self, Algorithms, Identity, Target, new_key};
 use crate::{server, text, worker};
 
 /// How long a thread that waits for the answer to a note may be deaf to signals.
@@ -256,7 +256,7 @@ impl Pool {
     }
 
     #[allow(clippy::too_many_arguments)] // keyword arguments in Python
-    #[pyo3(signature = (*, endpoint, user, host_keys, revoked, accept_new, identities, timeout))]
+    #[pyo3(signature = (*, endpoint, user, host_keys, revoked, accept_new, identities, timeout, algorithms = None))]
     fn connect(
         slf: Bound<'_, Self>,
         endpoint: At,
@@ -266,6 +266,7 @@ impl Pool {
         accept_new: bool,
         identities: Vec<Proof>,
         timeout: f64,
+        algorithms: Option<HashMap<String, Vec<String>>>,
     ) -> PyResult<Connection> {
         let keys = |lines: Vec<String>| lines.iter().map(|k| public_key(k)).collect::<PyResult<Vec<_>>>();
         let endpoint = match endpoint {
@@ -284,11 +285,16 @@ impl Pool {
                 },
             })
         };
+        let mut lists = algorithms.unwrap_or_default();
+        let mut named = |kind| lists.remove(kind).unwrap_or_default();
+        let algorithms =
+            Algorithms { kex: named("kex"), host_key: named("host_key"), cipher: named("cipher"), mac: named("mac") };
         let target = Target {
             user,
             host_keys: keys(host_keys)?,
             revoked: keys(revoked)?,
             accept_new,
+            algorithms,
             identities: identities.into_iter().map(proof).collect::<PyResult<_>>()?,
             timeout: seconds(timeout)?,
         };

@@ -122,19 +122,22 @@ def refused(lab: Lab, host: Sshd, caplog: pytest.LogCaptureFixture) -> str:
     return str(caught.value)
 
 
+IGNORABLE = {
+    *(0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x2065, 0x3164, *range(0xFE00, 0xFE10), 0xFFA0),
+    *range(0xFFF0, 0xFFF9),
+    *range(0xE0000, 0xE1000),
+}
+"""What Unicode calls default-ignorable, beside the format characters: it takes no room."""
+
+
 def test_every_character_that_does_something_is_escaped():
     """Unicode says which these are; all others stay as they are, and nothing is changed twice."""
-    for code in range(sys.maxunicode + 1):
+    for code in (*range(0x32000), *range(0xE0000, 0xE2000)):  # there is none between
         c = chr(code)
-        hidden = unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs")
+        hidden = code in IGNORABLE or unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs")
         shown = _core.printable(c, lines=False)
-        assert not hidden or shown != c, hex(code)
-        assert (
-            hidden
-            or shown == c
-            or "VARIATION SELECTOR" in unicodedata.name(c, "VARIATION SELECTOR")
-            or shown == (f"\\u{code:04x}")
-        ), hex(code)
+        # What a later Unicode will say of others is not known to every Python.
+        assert (shown != c) is hidden or unicodedata.category(c) == "Cn", hex(code)
         assert _core.printable(shown, lines=False) == shown
     assert _core.printable(b"byte \xe9\n") == "byte \\xe9\n  | "
     assert _core.printable("x" * 9000, 500).endswith("bytes are left out … " + "x" * 218)

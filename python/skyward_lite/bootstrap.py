@@ -376,7 +376,9 @@ def said(stdout: bytes) -> dict[str, list[str]] | None:
         name, _, raw = line.partition(b"=")
         key, value = _core.printable(name, lines=False), _core.printable(raw, lines=False)
         if key in PATHS and value.encode() != raw:
-            raise NodeStartError(f"the {key} that it names cannot be used, because it has unprintable bytes: {value}")
+            raise NodeStartError(
+                f"the {key} that it names cannot be used: it is too long, or has unprintable bytes: {value}"
+            )
         values = found.setdefault(key, [])
         if len(values) < MOST_VALUES:
             values.append(value)

@@ -415,6 +415,18 @@ def test_a_line_without_an_end_is_bounded(monkeypatch):
     assert stream.getvalue().count("x" * 16_384 + "\n") == 3_000
 
 
+def test_many_lines_without_an_end_are_bounded(monkeypatch):
+    """A node that begins a line on a new stream each time costs a bounded memory, and all that it wrote is there."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    printer = Printer(None)
+    for text in (b"x", "é".encode()[:1]):
+        printer.write([("n", 8 * worker + 1, text) for worker in range(1, 40_000)])
+        assert len(printer._kept) <= 16_384
+    printer.close()
+    assert stream.getvalue().count("x") >= 39_999
+
+
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
 def test_bars_below_one_another_take_turns(monkeypatch, tmp_path, stream):
     """As tqdm draws several of one process: in one status line while they run, and each is there in the end."""

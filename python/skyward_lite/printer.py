@@ -31,7 +31,9 @@ WAIT_MS = 1_000
 LONGEST = 1 << 20
 """Bytes of a line that are kept until its end is there."""
 MOST = 16 << 20
-"""Bytes of all lines that are kept."""
+"""Bytes of all lines that are kept, each of which counts for `LEAST` at least."""
+LEAST = 1024
+"""About the memory that the beginning of a line takes with the name of its stream, in bytes."""
 STDOUT, PAUSED, STREAMS = 1, 4, 3
 """In the number of a stream: standard output, the mark of a pause, and the bits of the stream itself. See output.rs."""
 
@@ -95,7 +97,7 @@ class Printer:
 
     def _add(self, source: Source, text: bytes, paused: bool) -> None:
         kept = self._kept.pop(source, b"")
-        self._size -= len(kept)
+        self._size -= max(len(kept), LEAST) if kept else 0
         text = kept + text
         end = text.rfind(b"\n") + 1
         if end:
@@ -105,7 +107,10 @@ class Printer:
         rest = text[end:]
         # Of a line that is written over the last state.
         rest = rest[max(0, rest.rstrip(b"\r").rfind(b"\r")) :]
-        if len(rest) > LONGEST or self._size + len(rest) > MOST:
+        if rest and self._size + max(len(rest), LEAST) > MOST:
+            self._put_beginning(source, rest)
+            rest = b""
+        elif len(rest) > LONGEST:
             rest = self._put_beginning(source, rest)
         elif rest and paused:
             if _can_erase(_out(source)):
@@ -114,7 +119,7 @@ class Printer:
                 rest = self._put_beginning(source, rest)
         if rest:
             self._kept[source] = rest
-            self._size += len(rest)
+            self._size += max(len(rest), LEAST)
 
     def _put_lines(self, source: Source, text: str) -> None:
         first, *others = text.split("\n")

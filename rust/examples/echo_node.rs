@@ -2,7 +2,8 @@
 //!
 //! The worker answers each task with its own parts. The tag says what it does before: 1 waits until the file exists
 //! that its first part names, 2 ends the process with status 3, 3 kills it, 4 writes its parts to standard error, 5
-//! floods that with 16 MiB. 6 answers with 64 MiB instead. 7 sends its parts as a note, and answers with the answer.
+//! floods that with 16 MiB. 6 answers with 64 MiB instead. 7 sends its parts as a note, and answers with the answer. 8
+//! writes its parts to the worker's socket, as if the worker had sent them to the agent.
 //!
 //! An agent that is given a file says that it will soon be gone when that exists.
 
@@ -45,6 +46,10 @@ fn worker() -> Fallible {
                         4 => parts.iter().for_each(|part| drop(std::io::stderr().write_all(part))),
                         5 => (0..1 << 18).for_each(|_| drop(std::io::stderr().write_all(&[b'x'; 63 + 1]))),
                         6 => parts = vec![vec![0; 64 << 20].into()],
+                        8 => {
+                            let socket = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
+                            drop(socket.map(|mut socket| parts.iter().try_for_each(|part| socket.write_all(part))));
+                        }
                         7 => parts = worker.send_note(parts).1.recv().into_iter().collect(),
                         _ => {}
                     }

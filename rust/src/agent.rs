@@ -17,14 +17,18 @@ use tokio::net::{UnixStream, unix::pipe};
 use tokio::sync::Notify;
 
 use crate::crew::{Crew, Doom, GRACE};
-use crate::error::{AgentError, SessionError};
-use crate::frame::{Attempt, Body, Control, Event, MAX_REASON, Message};
+use crate::error::{AgentError, FrameError, SessionError};
+use crate::frame::{Attempt, Body, Control, Event, MAX_REASON, Message, Offer, Tag};
 use crate::queue::{Cancelled, PeerId, Queue};
-use crate::session::{AgentHello, ClientHello, HEARTBEAT, Link, Source, WorkerSpec, hello, lock, read_hello};
+use crate::session::{
+    AgentHello, CREDIT, ClientHello, HEARTBEAT, LEAST_MESSAGE, Link, NOTE_CREDIT, Source, WorkerSpec, hello, lock,
+    read_hello,
+};
 
-/// Bytes of results that may be on their way or unacknowledged at once: the client's credit.
-const CREDIT: usize = 64 * 1024 * 1024;
-/// Bytes of results beyond the credit at which the agent stops reading from its workers.
+/// Tasks that a client may have here at once, and cancelled ones that have not arrived. It sends as many as the slots and
+/// the prefetch, which is at most 65,536, and those that are for this node alone.
+const MAX_TASKS: usize = 1 << 20;
+/// Bytes of results and notes beyond the credit at which the agent stops reading from its workers.
 pub(crate) const BACKLOG: usize = 256 * 1024 * 1024;
 /// How often leases and idle workers are looked at.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
@@ -63,7 +67,13 @@ pub(crate) struct State {
     kept_bytes: usize,
     /// Beyond the credit.
     backlog: VecDeque<Message>,
-    pub(crate) backlog_bytes: usize,
+    backlog_bytes: usize,
+    /// The notes that were sent and are not answered, by number, with the memory that each takes, and the sum of it.
+    notes: HashMap<u64, usize>,
+    notes_bytes: usize,
+    /// Beyond their credit.
+    notes_backlog: VecDeque<Message>,
+    notes_backlog_bytes: usize,
     /// Cancelled before they arrived: control frames overtake messages. One that had ended is forgotten with its
     /// acknowledgement.
     early: HashSet<Attempt>,
@@ -139,6 +149,7 @@ where
     let greeting = tokio::time::timeout(GREETING, source.greeting(&mut events)).await;
     let body = greeting.map_err(|_| SessionError::NotReady(GREETING.as_secs()))??;
     let client: ClientHello = read_hello(&body)?;
+    source.set_max_message(client.worker.max_payload.max(LEAST_MESSAGE));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let differences = differences(&client, &spec);
     let why = if client.python != spec.python {
@@ -197,7 +208,12 @@ where
             break Ok(());
         }
         tokio::select! {
-            read = source.read(&mut events) => if let Err(e) = read { break Err(e.into()); },
+            read = source.read_admitted(&mut events, admit_task) => if let Err(e) = read {
+                // The client learns the reason if it can still read.
+                agent.link.send(|o| o.close(&e.to_string()));
+                farewell(&mut source, &mut writer).await;
+                break Err(e.into());
+            },
             sent = &mut writer => break match sent {
                 Ok(Err(e)) => Err(e.into()),
                 _ => Ok(()),
@@ -253,6 +269,11 @@ fn differences(client: &ClientHello, spec: &AgentSpec) -> Vec<String> {
     client.packages.iter().filter_map(differs).collect()
 }
 
+/// Whether a client's message is to be stored, now that its first chunk is here.
+fn admit_task(offer: &Offer) -> Result<bool, FrameError> {
+    if offer.body == Body::Task { Ok(true) } else { Err(FrameError::BadSequence("a result or a note from a client")) }
+}
+
 /// Let the goodbye reach the client: it closes its end when it has read it.
 async fn farewell<R: AsyncRead + Unpin>(
     source: &mut Source<R>,
@@ -260,7 +281,7 @@ async fn farewell<R: AsyncRead + Unpin>(
 ) {
     let both = async {
         drop(writer.await);
-        while source.read(&mut Vec::new()).await.is_ok() {}
+        while source.read_admitted(&mut Vec::new(), |_| Ok(false)).await.is_ok() {}
     };
     drop(tokio::time::timeout(LAST_WORDS, both).await);
 }
@@ -310,9 +331,15 @@ impl Agent {
                 Event::Message(Body::Task, task) => {
                     if state.early.remove(&task.id) {
                         self.deliver(state, Message::cancelled(task.id));
-                    } else {
+                    } else if state.queue.len() >= MAX_TASKS {
+                        self.end(state, format!("the client sent more than {MAX_TASKS} tasks at once"));
+                    } else if state.queue.attempt(task.id.task).is_none() {
                         state.queue.push(task);
                     }
+                }
+                Event::NoMemory(Body::Task, id, size) => {
+                    let text = format!("node {}: no memory for a task of {size} bytes in its agent", self.node);
+                    self.deliver(state, Message::text(id, Tag::Crashed, text));
                 }
                 Event::Control(Control::Heartbeat { nonce, lease_ms }) => {
                     state.lease = Some(Instant::now() + Duration::from_millis(lease_ms));
@@ -349,6 +376,8 @@ impl Agent {
                     Cancelled::Unknown => self.link.send(|o| o.control(Control::Kept(id))),
                 },
                 Event::Control(Control::NoteAnswer { note, error }) => {
+                    state.notes_bytes -= state.notes.remove(&note).unwrap_or_default();
+                    self.send_notes(state);
                     let number = note & ((1 << NOTE_SHIFT) - 1);
                     if let Ok(worker) = PeerId::try_from(note >> NOTE_SHIFT) {
                         state.crew.tell(worker, Control::NoteAnswer { note: number, error });
@@ -357,7 +386,7 @@ impl Agent {
                 Event::Control(Control::Goodbye(_)) => {
                     state.ending.get_or_insert_with(|| "goodbye".to_owned());
                 }
-                Event::Control(_) | Event::Message(..) => {}
+                Event::Control(_) | Event::Message(..) | Event::Skipped(..) | Event::NoMemory(..) => {}
             }
         }
         self.pump(state);
@@ -368,11 +397,24 @@ impl Agent {
         match state.queue.cancel(id.task) {
             Cancelled::Dropped => self.deliver(state, Message::cancelled(id)),
             Cancelled::Held(worker) => return Some(worker),
+            Cancelled::Unknown if state.early.len() >= MAX_TASKS => {
+                self.end(state, format!("the client cancelled more than {MAX_TASKS} tasks that are not here"));
+            }
             Cancelled::Unknown => {
                 state.early.insert(id);
             }
         }
         None
+    }
+
+    /// Whether a worker's message is to be stored, now that its first chunk is here. A task can write to the socket of its
+    /// worker.
+    pub(crate) fn admit(&self, worker: PeerId, offer: &Offer) -> Result<bool, FrameError> {
+        match offer.body {
+            Body::Task => Err(FrameError::BadSequence("a task from a worker")),
+            Body::Result => Ok(lock(&self.state).queue.holds(worker, offer.id)),
+            Body::Note => Ok(offer.unfinished == 0 || offer.unfinished.saturating_add(offer.size) <= BACKLOG),
+        }
     }
 
     pub(crate) fn on_worker(self: &Arc<Self>, id: PeerId, events: &mut Vec<Event>) {
@@ -382,19 +424,28 @@ impl Agent {
         state.crew.heard(id);
         for event in events.drain(..) {
             match event {
-                Event::Message(Body::Result, result) => {
-                    state.crew.doomed.remove(&result.id);
-                    state.crew.was_useful(id);
-                    if state.queue.done(id, result.id, now) {
-                        state.asked.remove(&result.id);
-                        self.deliver(state, result);
-                    }
+                Event::Message(Body::Result, result) => self.on_result(state, id, result, now),
+                // It is not owed any more, but it ends the task.
+                Event::Skipped(Body::Result, task) => self.on_result(state, id, Message::cancelled(task), now),
+                Event::NoMemory(Body::Result, task, size) => {
+                    let text = format!(
+                        "node {}: the task has ended, but the agent has no memory for its result of {size} bytes",
+                        self.node
+                    );
+                    self.on_result(state, id, Message::text(task, Tag::Crashed, text), now);
                 }
                 Event::Message(Body::Note, mut note) => {
-                    note.id.task |= (id as u64) << NOTE_SHIFT;
-                    self.link.send(|o| o.message(Body::Note, note));
+                    note.id.task = note_number(id, note.id.task);
+                    state.notes_backlog_bytes += note.cost();
+                    state.notes_backlog.push_back(note);
+                    self.send_notes(state);
                 }
-                Event::Control(Control::Hello(_)) => {
+                Event::Skipped(Body::Note, note) | Event::NoMemory(Body::Note, note, _) => {
+                    let error = Bytes::from_static(b"the node has no memory for so many messages at once");
+                    state.crew.tell(id, Control::NoteAnswer { note: note.task, error });
+                }
+                // Only the first one counts.
+                Event::Control(Control::Hello(_)) if !state.crew.was_ready(id) => {
                     if let Some(slots) = state.crew.is_ready(id, self.shape().1) {
                         state.queue.add_peer(id, slots, now);
                     }
@@ -407,29 +458,62 @@ impl Agent {
                 }
                 Event::Control(Control::Returned(task)) => {
                     // It never began: the worker need not be ended for it.
+                    if !state.queue.holds(id, task) {
+                        continue;
+                    }
                     state.crew.doomed.remove(&task);
                     if state.asked.remove(&task) {
-                        if state.queue.holds(id, task) {
-                            state.queue.remove(task.task);
-                            self.link.send(|o| o.control(Control::Returned(task)));
-                        }
+                        state.queue.remove(task.task);
+                        self.link.send(|o| o.control(Control::Returned(task)));
                     } else {
                         state.queue.returned(id, task);
                     }
                 }
                 Event::Control(Control::Kept(task)) => {
                     state.queue.kept(id, task);
-                    if state.asked.remove(&task) {
+                    if state.queue.holds(id, task) && state.asked.remove(&task) {
                         if !state.crew.doomed.contains_key(&task) {
                             state.queue.uncancel(task.task);
                         }
                         self.link.send(|o| o.control(Control::Kept(task)));
                     }
                 }
-                Event::Control(_) | Event::Message(..) => {}
+                Event::Control(_) | Event::Message(..) | Event::Skipped(..) | Event::NoMemory(..) => {}
             }
         }
         self.pump(state);
+    }
+
+    /// A worker has ended a task; its result goes to the client unless the task has ended otherwise before.
+    fn on_result(&self, state: &mut State, worker: PeerId, result: Message, now: Instant) {
+        if state.crew.doomed.get(&result.id).is_some_and(|doom| doom.worker == worker) {
+            state.crew.doomed.remove(&result.id);
+        }
+        state.crew.was_useful(worker);
+        if state.queue.done(worker, result.id, now) {
+            state.asked.remove(&result.id);
+            self.deliver(state, result);
+        }
+    }
+
+    /// Send the notes for which there is credit. One note may always be on its way.
+    fn send_notes(&self, state: &mut State) {
+        while let Some(note) = state.notes_backlog.pop_front() {
+            let cost = note.cost();
+            if state.notes_bytes > 0 && state.notes_bytes.saturating_add(cost) > NOTE_CREDIT {
+                state.notes_backlog.push_front(note);
+                break;
+            }
+            state.notes_backlog_bytes -= cost;
+            // A task that writes to its worker's socket can use a number twice: the client takes each once.
+            if state.notes.insert(note.id.task, cost).is_none() {
+                state.notes_bytes += cost;
+                self.link.send(|o| o.message(Body::Note, note));
+            }
+        }
+        if !state.is_full() {
+            self.relief.notify_waiters();
+        }
     }
 
     /// Send a result, or keep it back until there is credit. One result may always be on its way.
@@ -457,13 +541,23 @@ impl Agent {
             state.backlog_bytes -= result.size();
             self.send_result(state, result);
         }
-        if state.backlog_bytes <= BACKLOG {
+        if !state.is_full() {
             self.relief.notify_waiters();
         }
     }
 }
 
+/// The number that a worker's note has between us and the client.
+fn note_number(worker: PeerId, note: u64) -> u64 {
+    (worker as u64) << NOTE_SHIFT | (note & ((1 << NOTE_SHIFT) - 1))
+}
+
 impl State {
+    /// Whether so much waits for credit that workers are not read from.
+    pub(crate) fn is_full(&self) -> bool {
+        self.backlog_bytes + self.notes_backlog_bytes > BACKLOG
+    }
+
     fn has_credit(&self, size: usize) -> bool {
         self.kept_bytes == 0 || self.kept_bytes.saturating_add(size) <= CREDIT
     }

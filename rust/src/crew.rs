@@ -21,13 +21,13 @@ use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
-use crate::agent::{Agent, BACKLOG, LAST_WORDS, State, TICK};
+use crate::agent::{Agent, LAST_WORDS, State, TICK};
 use crate::error::AgentError;
 use crate::frame::{Attempt, Body, Control, Message, Tag};
 use crate::group::{Group, Left, PAUSE};
 use crate::output::{self, STDERR, STDOUT, forward};
 use crate::queue::PeerId;
-use crate::session::{Link, SUSPECT, Source, WorkerHello, hello, lock};
+use crate::session::{LEAST_MESSAGE, Link, SUSPECT, Source, WorkerHello, hello, lock};
 use crate::table::Table;
 use crate::worker::UNWIND;
 
@@ -146,6 +146,12 @@ impl Crew {
         self.false_starts = 0;
     }
 
+    /// Whether a worker has said before that it can take tasks.
+    #[must_use]
+    pub fn was_ready(&self, worker: PeerId) -> bool {
+        self.members.get(&worker).is_some_and(|member| member.ready)
+    }
+
     /// A worker can take tasks. Its slots, if it shall.
     pub fn is_ready(&mut self, worker: PeerId, slots: usize) -> Option<usize> {
         let member = self.members.get_mut(&worker)?;
@@ -258,11 +264,11 @@ impl Agent {
     ) {
         let (from, to) = socket.into_split();
         let reading = async {
-            let mut source = Source::new(from, usize::MAX);
+            let mut source = Source::new(from, self.work.max_payload.max(LEAST_MESSAGE));
             let mut events = Vec::new();
-            while source.read(&mut events).await.is_ok() {
+            while source.read_admitted(&mut events, |offer| self.admit(id, offer)).await.is_ok() {
                 self.on_worker(id, &mut events);
-                while lock(&self.state).backlog_bytes > BACKLOG {
+                while lock(&self.state).is_full() {
                     // The tick is for a relief between the look and the wait.
                     drop(tokio::time::timeout(TICK, self.relief.notified()).await);
                 }
@@ -495,7 +501,7 @@ impl Agent {
         for worker in overdue {
             self.retire(state, worker);
         }
-        let full = state.backlog_bytes > BACKLOG;
+        let full = state.is_full();
         let crew = &mut state.crew;
         for (id, member) in &mut crew.members {
             // While the backlog is full nobody is listened to.

@@ -44,6 +44,10 @@ pub enum SessionError {
     Goodbye(String),
     #[error("no sign of life for {0} s")]
     Silent(u64),
+    #[error("the far end does not read: answers of more than {} MiB wait to be sent to it", .0 >> 20)]
+    Deaf(usize),
+    #[error("the far end offers {offered} slots where 1 to {asked} were asked for")]
+    Slots { offered: u64, asked: usize },
     #[error("hello of the far end is not readable: {0}")]
     BadHello(String),
     #[error("not ready within {0} s")]

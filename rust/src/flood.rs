@@ -2,12 +2,17 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// Bytes that may wait before some are left out.
 pub const FIRST: usize = 1024 * 1024;
 /// The latest bytes that are kept of what comes beyond.
 pub const LAST: usize = 64 * 1024;
+
+/// What a piece counts for at least, in bytes: about the memory that it takes.
+const PIECE: usize = 256;
+/// Bytes up to which pieces of the same origin become one.
+const MERGED: usize = 16 * 1024;
 
 /// Some output, or, if `left_out` is not 0, the place where so many bytes were left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,13 +22,31 @@ pub struct Piece<F> {
     pub left_out: usize,
 }
 
+impl<F: PartialEq> Piece<F> {
+    fn cost(&self) -> usize {
+        self.text.len().max(PIECE)
+    }
+
+    /// Append another piece to this one; false if they do not belong together.
+    fn merge(&mut self, other: &Self) -> bool {
+        let together = self.text.len() + other.text.len() <= MERGED;
+        if !together || self.from != other.from || self.left_out.max(other.left_out) > 0 {
+            return false;
+        }
+        let mut text = BytesMut::from(std::mem::take(&mut self.text));
+        text.extend_from_slice(&other.text);
+        self.text = text.freeze();
+        true
+    }
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Flood<F> {
     first: VecDeque<Piece<F>>,
     gap: Option<Piece<F>>,
     last: VecDeque<Piece<F>>,
-    /// Bytes of `first`, and of `last`.
+    /// What the pieces of `first` count for, and those of `last`.
     bytes: (usize, usize),
 }
 
@@ -33,21 +56,38 @@ impl<F> Default for Flood<F> {
     }
 }
 
-impl<F> Flood<F> {
+impl<F: PartialEq> Flood<F> {
     /// Let a piece wait behind all others. If that is too much, the oldest are left out that come after the first ones.
     pub fn push(&mut self, piece: Piece<F>) {
-        let size = piece.text.len();
-        if self.last.is_empty() && self.gap.is_none() && self.bytes.0 + size <= FIRST {
-            self.bytes.0 += size;
+        if piece.text.is_empty() && piece.left_out == 0 {
+            return;
+        }
+        let unbroken = self.last.is_empty() && self.gap.is_none();
+        let (pieces, bytes) =
+            if unbroken { (&mut self.first, &mut self.bytes.0) } else { (&mut self.last, &mut self.bytes.1) };
+        if let Some(before) = pieces.back_mut() {
+            let cost = before.cost();
+            if (!unbroken || *bytes + piece.text.len() <= FIRST) && before.merge(&piece) {
+                *bytes += before.cost() - cost;
+                self.leave_out();
+                return;
+            }
+        }
+        if unbroken && self.bytes.0 + piece.cost() <= FIRST {
+            self.bytes.0 += piece.cost();
             self.first.push_back(piece);
             return;
         }
-        self.bytes.1 += size;
+        self.bytes.1 += piece.cost();
         self.last.push_back(piece);
+        self.leave_out();
+    }
+
+    fn leave_out(&mut self) {
         while let Some(piece) = if self.bytes.1 > LAST { self.last.pop_front() } else { None } {
-            self.bytes.1 -= piece.text.len();
+            self.bytes.1 -= piece.cost();
             let before = self.gap.take().map_or(0, |gap| gap.left_out);
-            let left_out = before + piece.left_out + piece.text.len();
+            let left_out = before.saturating_add(piece.left_out).saturating_add(piece.text.len());
             self.gap = Some(Piece { from: piece.from, text: Bytes::new(), left_out });
         }
     }
@@ -63,7 +103,7 @@ impl<F> Flood<F> {
             }
         }
         let piece = self.first.pop_front()?;
-        self.bytes.0 -= piece.text.len();
+        self.bytes.0 -= piece.cost();
         Some(piece)
     }
 

@@ -34,6 +34,8 @@ pub const MAX_BODY: usize = 64 * 1024;
 pub const CHUNK: usize = 32 * 1024 - 64;
 /// Parts of one message (its pickle and the buffers beside it); their lengths fit a single frame.
 pub const MAX_PARTS: usize = 1024;
+/// Payload bytes of a note.
+pub const MAX_NOTE: usize = 16 * 1024 * 1024;
 /// Bytes of the reason in [`Control::Drain`].
 pub const MAX_REASON: usize = 1024;
 /// Messages that may be under assembly at once on one stream.
@@ -42,6 +44,8 @@ const MAX_OPEN: usize = 4096;
 const EAGER: usize = 1024 * 1024;
 /// A part up to this size, in bytes, is copied out of its block.
 const SMALL_PART: usize = 4096;
+/// Bytes of memory that a part takes beside its payload, about.
+const PART_COST: usize = 64;
 /// A block smaller than this is sent raw: lz4's table set-up costs more than it saves.
 const MIN_COMPRESS: usize = 512;
 /// Blocks that are sent unsampled after a run of incompressible ones, at most.
@@ -124,6 +128,12 @@ impl Message {
     pub fn size(&self) -> usize {
         self.parts.iter().map(Bytes::len).sum()
     }
+
+    /// Bytes of memory that the message takes, about: many small parts take more than their payload.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        self.size() + (self.parts.len() + 2) * PART_COST
+    }
 }
 
 /// A frame that is no part of a message.
@@ -164,7 +174,39 @@ pub enum Control {
 pub enum Event {
     Control(Control),
     Message(Body, Message),
+    /// A message that was not admitted has arrived in full; none of it was stored.
+    Skipped(Body, Attempt),
+    /// A message of so many bytes has arrived in full, and there was no memory to store it.
+    NoMemory(Body, Attempt, usize),
 }
+
+impl Event {
+    /// Bytes that arrived for the event, about.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Message(_, message) => message.size(),
+            Self::Control(Control::Output { text: body, .. } | Control::NoteAnswer { error: body, .. }) => body.len(),
+            Self::Control(Control::Acknowledge(ids)) => ids.len() * size_of::<Attempt>(),
+            Self::Control(_) | Self::Skipped(..) | Self::NoMemory(..) => 0,
+        }
+    }
+}
+
+/// What the first of several chunks tells of its message, before any of it is stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer {
+    pub body: Body,
+    pub id: Attempt,
+    /// The message's payload, in bytes.
+    pub size: usize,
+    /// The payload of all admitted messages of this kind that are not complete, in bytes.
+    pub unfinished: usize,
+}
+
+/// Whether a message is to be stored. One that is not is read over and ends as [`Event::Skipped`]; an error ends the
+/// session. Messages of a single chunk are not offered.
+pub type Admit<'a> = dyn FnMut(&Offer) -> Result<bool, FrameError> + Send + 'a;
 
 mod kind {
     pub const HELLO: u8 = 1;
@@ -384,7 +426,18 @@ impl Packer {
 // ---------------------------------------------------------------------------------------------------- decoding
 
 #[derive(Debug)]
+enum Open {
+    Stored(Assembly),
+    /// Of this message `left` more bytes must come; `size` if memory was missing, else it was not admitted.
+    Skipped {
+        left: usize,
+        size: Option<usize>,
+    },
+}
+
+#[derive(Debug)]
 struct Assembly {
+    size: usize,
     tag: u8,
     nanos: u64,
     lens: Vec<usize>,
@@ -401,7 +454,9 @@ pub struct Decoder {
     /// Bytes of the input in which the magic does not begin.
     searched: usize,
     noise: Vec<u8>,
-    open: HashMap<(Body, Attempt), Assembly>,
+    open: HashMap<(Body, Attempt), Open>,
+    /// Payload bytes of stored messages that are not complete: tasks, results, notes.
+    unfinished: (usize, usize, usize),
     max_message: usize,
 }
 
@@ -416,8 +471,14 @@ impl Decoder {
             searched: 0,
             noise: Vec::new(),
             open: HashMap::new(),
+            unfinished: (0, 0, 0),
             max_message,
         }
+    }
+
+    /// Refuse messages of more than `max_message` bytes from now on.
+    pub fn set_max_message(&mut self, max_message: usize) {
+        self.max_message = max_message;
     }
 
     /// Where to append what was read from the stream.
@@ -432,17 +493,25 @@ impl Decoder {
         text::lines(from.trim_ascii(), text::LIMIT)
     }
 
-    /// The next event, or `None` when more bytes are needed.
+    /// The next event, or `None` when more bytes are needed. All messages are admitted.
     ///
     /// # Errors
     /// Any [`FrameError`]: the stream is then unusable and must be closed.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Event>, FrameError> {
+        self.next_admitted(&mut |_| Ok(true))
+    }
+
+    /// As [`Decoder::next`]; `admit` is asked at the first of several chunks whether its message is to be stored.
+    ///
+    /// # Errors
+    /// As [`Decoder::next`], and what `admit` returns.
+    pub fn next_admitted(&mut self, admit: &mut Admit<'_>) -> Result<Option<Event>, FrameError> {
         loop {
             if self.block.is_empty() && !self.next_block()? {
                 return Ok(None);
             }
-            if let Some(event) = self.next_frame()? {
+            if let Some(event) = self.next_frame(admit)? {
                 return Ok(Some(event));
             }
         }
@@ -510,7 +579,7 @@ impl Decoder {
         Ok(true)
     }
 
-    fn next_frame(&mut self) -> Result<Option<Event>, FrameError> {
+    fn next_frame(&mut self, admit: &mut Admit<'_>) -> Result<Option<Event>, FrameError> {
         if self.block.len() < FRAME_HEADER {
             return Err(FrameError::Truncated("frame header"));
         }
@@ -532,13 +601,20 @@ impl Decoder {
             return Err(FrameError::BadFlags(flags));
         }
         let control = match kind {
-            kind::TASK => return self.chunk(Body::Task, id, flags, body),
-            kind::RESULT => return self.chunk(Body::Result, id, flags, body),
-            kind::NOTE => return self.chunk(Body::Note, id, flags, body),
+            kind::TASK => return self.chunk(Body::Task, id, flags, body, admit),
+            kind::RESULT => return self.chunk(Body::Result, id, flags, body, admit),
+            kind::NOTE => return self.chunk(Body::Note, id, flags, body, admit),
             kind::HELLO => return Ok(Some(Event::Control(Control::Hello(body)))),
             kind::GOODBYE => return Ok(Some(Event::Control(Control::Goodbye(body)))),
-            kind::OUTPUT => return Ok(Some(Event::Control(Control::Output { stream: task, text: body }))),
-            kind::NOTE_ANSWER => return Ok(Some(Event::Control(Control::NoteAnswer { note: task, error: body }))),
+            // Copied: a slice of a few bytes would keep the memory of its whole block.
+            kind::OUTPUT => {
+                let text = Bytes::copy_from_slice(&body);
+                return Ok(Some(Event::Control(Control::Output { stream: task, text })));
+            }
+            kind::NOTE_ANSWER => {
+                let error = Bytes::copy_from_slice(&body);
+                return Ok(Some(Event::Control(Control::NoteAnswer { note: task, error })));
+            }
             kind::DRAIN => {
                 if len > MAX_REASON {
                     return Err(FrameError::TooLong { what: "reason", len, cap: MAX_REASON });
@@ -576,9 +652,16 @@ impl Decoder {
         Ok(Some(Event::Control(control)))
     }
 
-    fn chunk(&mut self, kind: Body, id: Attempt, flags: u8, mut body: Bytes) -> Result<Option<Event>, FrameError> {
+    fn chunk(
+        &mut self,
+        kind: Body,
+        id: Attempt,
+        flags: u8,
+        mut body: Bytes,
+        admit: &mut Admit<'_>,
+    ) -> Result<Option<Event>, FrameError> {
         let last = flags & LAST != 0;
-        let mut assembly = if flags & FIRST != 0 {
+        let mut open = if flags & FIRST != 0 {
             if self.open.contains_key(&(kind, id)) {
                 return Err(FrameError::BadSequence("a message begins twice"));
             }
@@ -586,26 +669,59 @@ impl Decoder {
             if kind == Body::Result && assembly.tag > MAX_TAG {
                 return Err(FrameError::BadTag(assembly.tag));
             }
+            if kind == Body::Note && assembly.size > MAX_NOTE {
+                return Err(FrameError::TooLong { what: "note", len: assembly.size, cap: MAX_NOTE });
+            }
             if last {
-                return Self::whole(id, assembly, body).map(|m| Some(Event::Message(kind, m)));
+                return Self::whole(kind, id, assembly, body).map(|m| Some(Event::Message(kind, m)));
             }
             if self.open.len() >= MAX_OPEN {
                 return Err(FrameError::BadSequence("too many unfinished messages"));
             }
-            assembly
+            let (size, unfinished) = (assembly.size, *self.unfinished(kind));
+            if admit(&Offer { body: kind, id, size, unfinished })? {
+                *self.unfinished(kind) += size;
+                Open::Stored(assembly)
+            } else {
+                Open::Skipped { left: size, size: None }
+            }
         } else {
             self.open.remove(&(kind, id)).ok_or(FrameError::BadSequence("a chunk without a beginning"))?
         };
-        assembly.take(&mut body)?;
+        match &mut open {
+            Open::Stored(assembly) => {
+                if !assembly.take(&mut body)? {
+                    let (size, missing) = (assembly.size, assembly.missing());
+                    *self.unfinished(kind) -= size;
+                    let left = missing.checked_sub(body.len()).ok_or(FrameError::BadBody("message"))?;
+                    open = Open::Skipped { left, size: Some(size) };
+                }
+            }
+            Open::Skipped { left, .. } => {
+                *left = left.checked_sub(body.len()).ok_or(FrameError::BadBody("message"))?;
+            }
+        }
         if !last {
-            self.open.insert((kind, id), assembly);
+            self.open.insert((kind, id), open);
             return Ok(None);
         }
-        if assembly.done.len() != assembly.lens.len() {
-            return Err(FrameError::Truncated("message"));
+        Ok(Some(match open {
+            Open::Stored(Assembly { size, tag, nanos, lens, done, .. }) if done.len() == lens.len() => {
+                *self.unfinished(kind) -= size;
+                Event::Message(kind, Message { id, tag, nanos, parts: done })
+            }
+            Open::Skipped { left: 0, size: None } => Event::Skipped(kind, id),
+            Open::Skipped { left: 0, size: Some(size) } => Event::NoMemory(kind, id, size),
+            Open::Stored(_) | Open::Skipped { .. } => return Err(FrameError::Truncated("message")),
+        }))
+    }
+
+    fn unfinished(&mut self, kind: Body) -> &mut usize {
+        match kind {
+            Body::Task => &mut self.unfinished.0,
+            Body::Result => &mut self.unfinished.1,
+            Body::Note => &mut self.unfinished.2,
         }
-        let Assembly { tag, nanos, done, .. } = assembly;
-        Ok(Some(Event::Message(kind, Message { id, tag, nanos, parts: done })))
     }
 
     fn head(&self, body: &mut Bytes) -> Result<Assembly, FrameError> {
@@ -632,38 +748,47 @@ impl Decoder {
         if total > self.max_message {
             return Err(FrameError::TooLong { what: "message", len: total, cap: self.max_message });
         }
-        Ok(Assembly { tag, nanos, done: Vec::with_capacity(count), lens, part: Vec::new() })
+        Ok(Assembly { size: total, tag, nanos, done: Vec::with_capacity(count), lens, part: Vec::new() })
     }
 
     /// A message in a single frame. Its parts are slices of the block, unless they are so small that they would keep
-    /// much more memory alive than they count for.
-    fn whole(id: Attempt, assembly: Assembly, mut body: Bytes) -> Result<Message, FrameError> {
+    /// much more memory alive than they count for. Those of notes are always copied: notes are counted in bytes.
+    fn whole(kind: Body, id: Attempt, assembly: Assembly, mut body: Bytes) -> Result<Message, FrameError> {
         let Assembly { tag, nanos, lens, mut done, .. } = assembly;
+        let small = if kind == Body::Note { usize::MAX } else { SMALL_PART };
         for len in lens {
             if len > body.len() {
                 return Err(FrameError::Truncated("message"));
             }
             let part = body.split_to(len);
-            done.push(if len <= SMALL_PART { Bytes::copy_from_slice(&part) } else { part });
+            done.push(if len <= small { Bytes::copy_from_slice(&part) } else { part });
         }
         if body.is_empty() { Ok(Message { id, tag, nanos, parts: done }) } else { Err(FrameError::BadBody("message")) }
     }
 }
 
 impl Assembly {
-    fn take(&mut self, body: &mut Bytes) -> Result<(), FrameError> {
+    /// Store what came; false if there is no memory for it.
+    fn take(&mut self, body: &mut Bytes) -> Result<bool, FrameError> {
         while let Some(&len) = self.lens.get(self.done.len()) {
-            let now = body.split_to(body.len().min(len - self.part.len()));
-            if self.part.capacity() < self.part.len() + now.len() {
-                let grow = self.part.capacity().max(EAGER).max(now.len()).min(len - self.part.len());
-                self.part.reserve_exact(grow);
+            let now = body.len().min(len - self.part.len());
+            if self.part.capacity() < self.part.len() + now {
+                let grow = self.part.capacity().max(EAGER).max(now).min(len - self.part.len());
+                if self.part.try_reserve_exact(grow).is_err() {
+                    return Ok(false);
+                }
             }
-            self.part.extend_from_slice(&now);
+            self.part.extend_from_slice(&body.split_to(now));
             if self.part.len() < len {
                 break;
             }
             self.done.push(Bytes::from(std::mem::take(&mut self.part)));
         }
-        if body.is_empty() { Ok(()) } else { Err(FrameError::BadBody("message")) }
+        if body.is_empty() { Ok(true) } else { Err(FrameError::BadBody("message")) }
+    }
+
+    /// Bytes that are not stored yet.
+    fn missing(&self) -> usize {
+        self.size - self.part.len() - self.done.iter().map(Bytes::len).sum::<usize>()
     }
 }

@@ -15,13 +15,14 @@ use tokio::net::UnixStream;
 use tokio::runtime;
 use tokio::sync::Notify;
 
-use crate::error::{NodeError, SessionError, SshError};
+use crate::error::{FrameError, NodeError, SessionError, SshError};
 use crate::flood::{Flood, Piece};
-use crate::frame::{Attempt, Body, Control, Event, Message, Tag};
+use crate::frame::{Attempt, Body, Control, Event, Message, Offer, Tag};
 use crate::output::STDERR;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::session::{
-    AgentHello, ClientHello, HEARTBEAT, LEFT_OUT, Link, Outbox, SUSPECT, Source, hello, lock, read_hello,
+    AgentHello, CREDIT, ClientHello, HEARTBEAT, LEAST_MESSAGE, LEFT_OUT, Link, NOTE_CREDIT, Outbox, SUSPECT, Source,
+    hello, lock, read_hello,
 };
 use crate::ssh::{self, Connection, Target};
 use crate::text;
@@ -42,9 +43,8 @@ const SHUTDOWN: Duration = Duration::from_millis(500);
 /// How long a draining node is taken for one that others will replace: as long as nodes have to start. After that, tasks
 /// that wait for any node do not wait for it.
 const HOPE: Duration = Duration::from_secs(600);
-/// Largest message that is taken whatever the user's limit is: an error's text has a bound of its own.
-const LEAST_MESSAGE: usize = 1024 * 1024;
-
+/// Slots that a node may offer at most that was asked for one per core.
+const MAX_CORES: usize = 8192;
 /// Bound on finding out why an agent did not start.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -88,6 +88,8 @@ pub struct Node {
     /// Smallest recent round-trip time of a heartbeat.
     pub rtt: Duration,
     pub hello: Option<AgentHello>,
+    /// Slots that it may offer at most: what was asked for, or its cores.
+    asked: usize,
     link: Arc<Link>,
     /// A session with it was begun.
     begun: bool,
@@ -174,12 +176,44 @@ struct Output {
     closed: bool,
 }
 
-/// What tasks told this process and nobody has taken yet, with the node that each came from. Not bounded by a number of
-/// its own: who sent one waits for its answer before it sends the next.
+/// What tasks told this process and nobody has taken yet, with the node that each came from. A node keeps those back that
+/// are beyond its credit.
 #[derive(Debug, Default)]
 struct Notes {
     waiting: Vec<(PeerId, Message)>,
+    /// Of each node the notes that are not answered yet, by number, with the memory that each takes, and the sum of it.
+    unanswered: HashMap<PeerId, (HashMap<u64, usize>, usize)>,
     closed: bool,
+}
+
+impl Notes {
+    /// Whether a node may send a note that takes so much memory, beside those that are not complete.
+    fn has_credit(&self, from: PeerId, unfinished: usize, cost: usize) -> Result<(), FrameError> {
+        let sum = self.unanswered.get(&from).map_or(0, |(_, sum)| *sum).saturating_add(unfinished);
+        let len = sum.saturating_add(cost);
+        if sum == 0 || len <= NOTE_CREDIT {
+            return Ok(());
+        }
+        Err(FrameError::TooLong { what: "notes without an answer", len, cap: NOTE_CREDIT })
+    }
+
+    fn add(&mut self, from: PeerId, note: Message) -> Result<(), FrameError> {
+        let cost = note.cost();
+        self.has_credit(from, 0, cost)?;
+        let (costs, sum) = self.unanswered.entry(from).or_default();
+        if costs.insert(note.id.task, cost).is_some() {
+            return Err(FrameError::BadSequence("two notes of the same number"));
+        }
+        *sum += cost;
+        self.waiting.push((from, note));
+        Ok(())
+    }
+
+    fn answered(&mut self, from: PeerId, note: u64) {
+        if let Some((costs, sum)) = self.unanswered.get_mut(&from) {
+            *sum -= costs.remove(&note).unwrap_or_default();
+        }
+    }
 }
 
 /// The nodes of one pool.
@@ -242,6 +276,7 @@ impl Pool {
             slots: 0,
             rtt: Duration::MAX,
             hello: None,
+            asked: 0,
             link: Arc::default(),
             begun: false,
             drained: None,
@@ -452,6 +487,7 @@ impl Pool {
 
     /// Tell the sender of a note that it was taken, or why it was not. Nobody hears it if the node is lost.
     pub fn answer_note(&self, from: PeerId, note: u64, error: Bytes) {
+        lock(&self.shared.notes).answered(from, note);
         if let Some(node) = lock(&self.shared.state).nodes.get(from) {
             node.link.send(|o| o.control(Control::NoteAnswer { note, error }));
         }
@@ -578,8 +614,9 @@ impl State {
 
     /// The ends of what waits, if no node will ever take it.
     fn end_if_hopeless(&mut self) -> Vec<(Option<PeerId>, Message)> {
-        let Some(why) = self.hopeless() else { return Vec::new() };
-        let end = |id| (None, Message::text(id, Tag::NodeLost, why.clone()));
+        // The text is shared: there may be a million tasks.
+        let Some(why) = self.hopeless().map(Bytes::from) else { return Vec::new() };
+        let end = |id| (None, Message { parts: vec![why.clone()], ..Message::text(id, Tag::NodeLost, String::new()) });
         self.queue.take_waiting().into_iter().map(end).collect()
     }
 
@@ -623,6 +660,16 @@ impl State {
             Some(Node { name, .. }) => format!("node {name} is not ready"),
             None => format!("there is no node {node}"),
         }
+    }
+
+    /// The end of a task for whose result there is no memory here.
+    fn no_memory(&self, node: PeerId, task: Attempt, size: usize) -> Message {
+        let name = self.nodes.get(node).map_or("", |n| &n.name);
+        let text = format!(
+            "node {name}: the task has ended, but this process has no memory for its result of {size} bytes: free memory, \
+             raise the limit (ulimit -v), or return less"
+        );
+        Message::text(task, Tag::Crashed, text)
     }
 
     fn stage(&mut self, node: PeerId, add: impl FnOnce(&mut Outbox)) {
@@ -729,7 +776,9 @@ impl Shared {
         {
             let mut state = lock(&self.state);
             if let Some(node) = state.nodes.get_mut(id) {
-                node.hello = Some(read_hello(&body)?);
+                let hello: AgentHello = read_hello(&body)?;
+                node.asked = spec.hello.worker.concurrency.unwrap_or(hello.cores.min(MAX_CORES)).max(1);
+                node.hello = Some(hello);
             }
         }
         let started = Instant::now();
@@ -744,7 +793,7 @@ impl Shared {
         loop {
             self.on_node(id, &link, &mut events, started)?;
             tokio::select! {
-                read = source.read(&mut events) => {
+                read = source.read_admitted(&mut events, |offer| self.admit(id, offer)) => {
                     read?;
                     silent = Duration::ZERO;
                 }
@@ -769,11 +818,28 @@ impl Shared {
         }
     }
 
+    /// Whether a message of a node is to be stored, now that its first chunk is here: only results that it owes are.
+    fn admit(&self, from: PeerId, offer: &Offer) -> Result<bool, FrameError> {
+        let len = offer.unfinished.saturating_add(offer.size);
+        match offer.body {
+            Body::Task => Err(FrameError::BadSequence("a task from a node")),
+            Body::Note => lock(&self.notes).has_credit(from, offer.unfinished, offer.size).map(|()| true),
+            // Late or doubled: counted and acknowledged at its end.
+            Body::Result if !lock(&self.state).queue.holds(from, offer.id) => Ok(false),
+            Body::Result if offer.unfinished > 0 && len > CREDIT => {
+                Err(FrameError::TooLong { what: "unfinished results", len, cap: CREDIT })
+            }
+            Body::Result => Ok(true),
+        }
+    }
+
     fn on_node(&self, id: PeerId, link: &Link, events: &mut Vec<Event>, started: Instant) -> Result<(), SessionError> {
         if events.is_empty() {
             return Ok(());
         }
         let mut done = Vec::new();
+        // What comes first is taken even if the session ends with what comes after it.
+        let mut end = Ok(());
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let now = Instant::now();
@@ -796,9 +862,23 @@ impl Shared {
                         link.send(|o| o.acknowledge([result.id]));
                     }
                 }
+                Event::NoMemory(Body::Result, result, size) if state.queue.done(id, result, now) => {
+                    done.push((Some(id), state.no_memory(id, result, size)));
+                }
+                Event::Skipped(Body::Result, result) | Event::NoMemory(Body::Result, result, _) => {
+                    state.stale += 1;
+                    link.send(|o| o.acknowledge([result]));
+                }
                 Event::Message(Body::Note, note) => {
-                    lock(&self.notes).waiting.push((id, note));
+                    if let Err(error) = lock(&self.notes).add(id, note) {
+                        end = Err(error.into());
+                        break;
+                    }
                     self.some_notes.notify_one();
+                }
+                Event::NoMemory(Body::Note, note, size) => {
+                    let error = Bytes::from(format!("the client has no memory for a message of {size} bytes"));
+                    link.send(|o| o.control(Control::NoteAnswer { note: note.task, error }));
                 }
                 Event::Control(Control::Returned(task)) => drop(state.queue.returned(id, task)),
                 Event::Control(Control::Kept(task)) => {
@@ -820,19 +900,9 @@ impl Shared {
                     }
                 }
                 Event::Control(Control::Ready { slots }) => {
-                    let slots = usize::try_from(slots).unwrap_or(1).max(1);
-                    if let Some(node) = state.nodes.get_mut(id)
-                        && node.slots == 0
-                        && matches!(node.state, NodeState::Connecting | NodeState::Draining(_))
-                    {
-                        node.slots = slots;
-                        state.queue.add_peer(id, slots, now);
-                        if node.state == NodeState::Connecting {
-                            node.state = NodeState::Ready;
-                        } else {
-                            state.queue.close_peer(id);
-                        }
-                        self.changed.notify_all();
+                    if let Err(error) = self.on_ready(state, id, slots, now) {
+                        end = Err(error);
+                        break;
                     }
                 }
                 Event::Control(Control::Drain(why)) => {
@@ -847,9 +917,14 @@ impl Shared {
                     }
                 }
                 Event::Control(Control::Goodbye(why)) => {
-                    return Err(SessionError::Goodbye(text::lines(why, text::LIMIT)));
+                    end = Err(SessionError::Goodbye(text::lines(why, text::LIMIT)));
+                    break;
                 }
-                Event::Control(_) | Event::Message(..) => {}
+                Event::Message(Body::Task, _) => {
+                    end = Err(FrameError::BadSequence("a task from a node").into());
+                    break;
+                }
+                Event::Control(_) | Event::Skipped(..) | Event::NoMemory(..) => {}
             }
         }
         done.extend(state.take_cancelled());
@@ -860,6 +935,29 @@ impl Shared {
         }
         drop(guard);
         self.finish(done);
+        end
+    }
+
+    /// A node offers slots: as many as were asked for, or fewer if its workers could not all be started. One that offers
+    /// none or more is broken, and its count could be anything.
+    fn on_ready(&self, state: &mut State, id: PeerId, offered: u64, now: Instant) -> Result<(), SessionError> {
+        let Some(node) = state.nodes.get_mut(id) else { return Ok(()) };
+        let asked = node.asked;
+        let slots = usize::try_from(offered).unwrap_or(usize::MAX);
+        if !(1..=asked).contains(&slots) {
+            return Err(SessionError::Slots { offered, asked });
+        }
+        // A second offer changes nothing.
+        if node.slots == 0 && matches!(node.state, NodeState::Connecting | NodeState::Draining(_)) {
+            node.slots = slots;
+            state.queue.add_peer(id, slots, now);
+            if node.state == NodeState::Connecting {
+                node.state = NodeState::Ready;
+            } else {
+                state.queue.close_peer(id);
+            }
+            self.changed.notify_all();
+        }
         Ok(())
     }
 
@@ -889,15 +987,17 @@ impl Shared {
             (Err(e), None) => NodeState::Lost(e.to_string()),
             (Err(e), Some(notice)) => NodeState::Lost(format!("{e} (it was draining: {notice})")),
         };
-        let why =
-            format!("node {name} was lost: {}", if let NodeState::Lost(why) = &node.state { why } else { "closed" });
+        let why = if let NodeState::Lost(why) = &node.state { why } else { "closed" };
+        // Shared by all its tasks.
+        let why = Bytes::from(format!("node {name} was lost: {why}"));
         let mut lost = Vec::new();
         for task in state.queue.remove_peer(id).into_iter().rev() {
             // A loss that was announced is not held against the task.
             let again =
                 if notice.is_some() { state.queue.requeue(task) } else { state.queue.retry(task, state.attempts) };
             if !again && let Some(message) = state.queue.remove(task) {
-                lost.push((None, Message::text(message.id, Tag::NodeLost, why.clone())));
+                let end = Message::text(message.id, Tag::NodeLost, String::new());
+                lost.push((None, Message { parts: vec![why.clone()], ..end }));
             }
         }
         lost.extend(state.end_if_hopeless());

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyBufferError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 use pyo3::{create_exception, ffi};
@@ -110,8 +110,14 @@ fn snapshot(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     }
     // SAFETY: `view` keeps the memory alive and its size fixed until it is dropped below. Another thread that writes
     // to the array meanwhile races with us as it would with any pickler that copies it.
-    let copy = move || Bytes::copy_from_slice(unsafe { std::slice::from_raw_parts(start as *const u8, len) });
-    Ok(if len <= INLINE { copy() } else { py.detach(copy) })
+    let copy = move || {
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(len)?;
+        copy.extend_from_slice(unsafe { std::slice::from_raw_parts(start as *const u8, len) });
+        Ok(Bytes::from(copy))
+    };
+    let copied: Result<_, std::collections::TryReserveError> = if len <= INLINE { copy() } else { py.detach(copy) };
+    copied.map_err(|_| PyMemoryError::new_err(format!("no memory to send {len} bytes")))
 }
 
 fn parts(head: &Bound<'_, PyAny>, buffers: Option<Vec<Bound<'_, PyAny>>>) -> PyResult<Vec<Bytes>> {

@@ -15,9 +15,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use crate::error::SessionError;
+use crate::error::{FrameError, SessionError};
 use crate::flood::{Flood, Piece};
-use crate::frame::{Attempt, Body, CHUNK, Control, Decoder, Event, Message, Outgoing, Packer, put_preamble};
+use crate::frame::{Attempt, Body, CHUNK, Control, Decoder, Event, Message, Offer, Outgoing, Packer, put_preamble};
 use crate::text;
 
 /// How often each side says that it lives.
@@ -28,6 +28,19 @@ pub const SUSPECT: Duration = Duration::from_secs(10);
 pub(crate) const SLICE: Duration = Duration::from_secs(1);
 /// Default cap of one message's payload, in bytes.
 pub const MAX_MESSAGE: usize = 4 << 30;
+/// Largest message that is taken whatever the user's limit is: an error's text has a bound of its own.
+pub const LEAST_MESSAGE: usize = 1024 * 1024;
+/// Bytes of results that a node may have on their way or unacknowledged at once; beyond it a single one.
+pub const CREDIT: usize = 64 * 1024 * 1024;
+/// Memory of notes, in bytes, that a node may have on their way or unanswered at once; beyond it a single one.
+pub const NOTE_CREDIT: usize = 16 * 1024 * 1024;
+/// Memory of answers, in bytes, that may wait to be sent to a peer. Only a peer that goes on asking and does not read gets
+/// there: a quarter of a million recalls, or a million acknowledgements, are one for each task that it holds, and leave
+/// ahead of all tasks.
+pub const MAX_ANSWERS: usize = 16 * 1024 * 1024;
+/// Events that are handed on before more are decoded, and the bytes of them.
+const BATCH: usize = 1024;
+const BATCH_BYTES: usize = 1024 * 1024;
 /// Raw bytes after which a block is sent.
 const BLOCK: usize = 64 * 1024;
 /// Payload up to which a message is small: it goes ahead of chunks of large ones.
@@ -153,9 +166,24 @@ pub struct Outbox {
     small: VecDeque<Outgoing>,
     large: VecDeque<Outgoing>,
     bytes: usize,
+    /// Memory of the answers that wait in `control` and `acks`.
+    answers: usize,
+    /// The peer asks and does not read: all that waited was dropped, and nothing more is sent.
+    given_up: bool,
     closed: bool,
     raw: Vec<u8>,
     packer: Packer,
+}
+
+/// Memory that a control frame takes, in bytes, if it answers the peer. What this end sends by itself has a bound of its
+/// own: tasks are aborted or cancelled by their caller.
+fn answer_cost(control: &Control) -> usize {
+    let body = match control {
+        Control::NoteAnswer { error, .. } => error.len(),
+        Control::Pulse { .. } | Control::Recall(_) | Control::Returned(_) | Control::Kept(_) => 0,
+        _ => return 0,
+    };
+    size_of::<Control>() + body
 }
 
 impl Default for Outbox {
@@ -168,6 +196,8 @@ impl Default for Outbox {
             small: VecDeque::new(),
             large: VecDeque::new(),
             bytes: 0,
+            answers: 0,
+            given_up: false,
             closed: false,
             raw: Vec::new(),
             packer: Packer::default(),
@@ -178,21 +208,33 @@ impl Default for Outbox {
 impl Outbox {
     /// Send a control frame ahead of all messages.
     pub fn control(&mut self, control: Control) {
-        if !self.closed {
+        if !self.closed && !self.given_up {
+            self.answers += answer_cost(&control);
             self.control.push_back(control);
+            self.give_up_deaf();
+        }
+    }
+
+    /// Drop everything if more answers wait than those of a peer that reads. [`Outbox::fill`] returns the error.
+    fn give_up_deaf(&mut self) {
+        if self.answers > MAX_ANSWERS {
+            *self = Self { given_up: true, ..Self::default() };
         }
     }
 
     /// Acknowledge results. Many become one frame.
     pub fn acknowledge(&mut self, ids: impl IntoIterator<Item = Attempt>) {
-        if !self.closed {
+        if !self.closed && !self.given_up {
+            let before = self.acks.len();
             self.acks.extend(ids);
+            self.answers += (self.acks.len() - before) * size_of::<Attempt>();
+            self.give_up_deaf();
         }
     }
 
     /// Send what tasks wrote to a stream, at most [`LINES`] bytes. If too much waits, some of it is left out.
     pub fn output(&mut self, stream: u64, text: Bytes) {
-        if !self.closed {
+        if !self.closed && !self.given_up {
             self.output.push(Piece { from: stream, text, left_out: 0 });
         }
     }
@@ -208,7 +250,7 @@ impl Outbox {
 
     /// Send a task, a result or a note.
     pub fn message(&mut self, body: Body, message: Message) {
-        if self.closed {
+        if self.closed || self.given_up {
             return;
         }
         let size = message.size();
@@ -250,18 +292,24 @@ impl Outbox {
     /// Append the next block to `out`; false when there was nothing to send.
     ///
     /// # Errors
-    /// [`SessionError::Frame`] if a control frame is over its cap.
+    /// [`SessionError::Frame`] if a control frame is over its cap, [`SessionError::Deaf`] if answers over [`MAX_ANSWERS`]
+    /// waited.
     pub fn fill(&mut self, out: &mut Vec<u8>) -> Result<bool, SessionError> {
+        if self.given_up {
+            return Err(SessionError::Deaf(MAX_ANSWERS));
+        }
         if self.preamble {
             self.preamble = false;
             put_preamble(out);
         }
         self.raw.clear();
         while let Some(control) = if self.raw.len() < BLOCK { self.control.pop_front() } else { None } {
+            self.answers -= answer_cost(&control);
             control.put(&mut self.raw)?;
         }
         if !self.acks.is_empty() && self.raw.len() < BLOCK {
-            let some = self.acks.drain(..self.acks.len().min(ACKS)).collect();
+            let some: Vec<_> = self.acks.drain(..self.acks.len().min(ACKS)).collect();
+            self.answers -= some.len() * size_of::<Attempt>();
             Control::Acknowledge(some).put(&mut self.raw)?;
         }
         if self.raw.len() < BLOCK
@@ -366,46 +414,85 @@ impl Link {
 pub struct Source<R> {
     stream: R,
     decoder: Decoder,
+    /// What was read is perhaps not all decoded.
+    more: bool,
 }
 
 impl<R: AsyncRead + Unpin> Source<R> {
     /// Read from `stream`, refusing messages over `max_message` bytes.
     pub fn new(stream: R, max_message: usize) -> Self {
-        Self { stream, decoder: Decoder::new(max_message) }
+        Self { stream, decoder: Decoder::new(max_message), more: false }
     }
 
-    /// Wait for bytes and append all events that they complete (perhaps none) to `events`.
+    /// Refuse messages over `max_message` bytes from now on.
+    pub fn set_max_message(&mut self, max_message: usize) {
+        self.decoder.set_max_message(max_message);
+    }
+
+    /// Wait for bytes and append the events that they complete (perhaps none) to `events`: at most a batch, the next call
+    /// returns the others. All messages are admitted.
     ///
     /// # Errors
     /// [`SessionError::Ended`] at the end of the stream, [`SessionError::Frame`] if it is not our protocol.
     /// Cancel-safe: no byte is lost if the future is dropped.
     pub async fn read(&mut self, events: &mut Vec<Event>) -> Result<(), SessionError> {
-        let buffer = self.decoder.buffer();
-        buffer.reserve(BLOCK);
-        if self.stream.read_buf(buffer).await? == 0 {
-            return Err(SessionError::Ended(self.decoder.noise()));
+        self.fill(events, BATCH, |_| Ok(true)).await
+    }
+
+    /// As [`Source::read`]; of messages of several chunks only those are stored that `admit` wants, see [`Offer`].
+    ///
+    /// # Errors
+    /// As [`Source::read`], and what `admit` returns.
+    pub async fn read_admitted(
+        &mut self,
+        events: &mut Vec<Event>,
+        admit: impl FnMut(&Offer) -> Result<bool, FrameError> + Send,
+    ) -> Result<(), SessionError> {
+        self.fill(events, BATCH, admit).await
+    }
+
+    async fn fill(
+        &mut self,
+        events: &mut Vec<Event>,
+        most: usize,
+        mut admit: impl FnMut(&Offer) -> Result<bool, FrameError> + Send,
+    ) -> Result<(), SessionError> {
+        if !self.more {
+            let buffer = self.decoder.buffer();
+            buffer.reserve(BLOCK);
+            if self.stream.read_buf(buffer).await? == 0 {
+                return Err(SessionError::Ended(self.decoder.noise()));
+            }
         }
-        while let Some(event) = self.decoder.next()? {
+        self.more = true;
+        let (mut count, mut bytes) = (0, 0);
+        while count < most && bytes < BATCH_BYTES {
+            let Some(event) = self.decoder.next_admitted(&mut admit)? else {
+                self.more = false;
+                break;
+            };
+            count += 1;
+            bytes += event.size();
             events.push(event);
         }
         Ok(())
     }
 
-    /// Wait for the far end's hello and what it sent with it.
+    /// Wait for the far end's hello, which comes first. Of what was sent with it nothing is decoded yet.
     ///
     /// # Errors
     /// As [`Source::read`]; [`SessionError::Goodbye`] if the far end refuses.
     pub async fn greeting(&mut self, rest: &mut Vec<Event>) -> Result<Bytes, SessionError> {
         while rest.is_empty() {
-            self.read(rest).await?;
+            self.fill(rest, 1, |_| Err(FrameError::BadSequence("a message before the hello"))).await?;
         }
         match rest.remove(0) {
             Event::Control(Control::Hello(body)) => Ok(body),
             Event::Control(Control::Goodbye(why)) => Err(SessionError::Goodbye(text::lines(why, text::LIMIT))),
-            Event::Message(..) => Err(SessionError::BadHello("it began with a message".to_owned())),
             Event::Control(other) => {
                 Err(SessionError::BadHello(text::line(format!("it began with {other:?}"), SENTENCE)))
             }
+            _ => Err(SessionError::BadHello("it began with a message".to_owned())),
         }
     }
 }

@@ -652,7 +652,11 @@ fn passed(result: AuthResult, accepts: &mut String) -> bool {
     }
 }
 
-/// A stream whose writes never wait: what the socket does not take at once is kept and sent while reading.
+/// Bytes that are kept for a socket before its owner waits: more than the windows of the SSH channels, so only a server gets
+/// there that has russh answer without end, or that grants windows without measure.
+const MAX_KEPT: usize = 32 * 1024 * 1024;
+
+/// A stream whose writes do not wait: what the socket does not take at once is kept and sent while reading.
 ///
 /// russh writes inside the loop that also reads. Two such ends whose socket buffers are both full wait for each
 /// other for ever; over this stream each goes on reading. What is kept is bounded by the SSH channels' windows. A
@@ -717,6 +721,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Unblocked<S> {
                 Poll::Ready(done) => return Poll::Ready(done),
                 Poll::Pending => self.moved(),
             }
+        }
+        if self.kept.len() >= MAX_KEPT {
+            // The drain above wakes the caller when the socket takes something, or fails at the bound.
+            return Poll::Pending;
         }
         self.kept.extend_from_slice(buf);
         Poll::Ready(Ok(buf.len()))

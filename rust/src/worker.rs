@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::error::SessionError;
-use crate::frame::{Attempt, Body, Control, Decoder, Event, Message};
+use crate::frame::{Attempt, Body, Control, Decoder, Event, Message, Tag};
 use crate::group::{Group, Left, PAUSE};
 use crate::session::{HEARTBEAT, Outbox, WorkerHello, hello, lock, read_hello};
 use crate::table::Table;
@@ -370,6 +370,10 @@ impl Worker {
                         self.shared.task_ready.notify_one();
                     }
                 }
+                Event::NoMemory(Body::Task, id, size) => {
+                    let text = format!("a worker process has no memory for a task of {size} bytes");
+                    self.answer(|outbox| outbox.message(Body::Result, Message::text(id, Tag::Crashed, text)));
+                }
                 Event::Control(Control::Heartbeat { lease_ms, .. }) => {
                     *lock(&self.shared.lease) = Instant::now() + Duration::from_millis(lease_ms);
                 }
@@ -400,7 +404,7 @@ impl Worker {
                     lock(&self.shared.tasks).over = true;
                     self.shared.task_ready.notify_all();
                 }
-                Event::Control(_) | Event::Message(..) => {}
+                Event::Control(_) | Event::Message(..) | Event::Skipped(..) | Event::NoMemory(..) => {}
             }
         }
     }

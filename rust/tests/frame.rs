@@ -4,13 +4,13 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use skyward_lite::error::FrameError;
+use skyward_lite::error::{FrameError, SessionError};
 use skyward_lite::flood::{self, Flood, Piece};
 use skyward_lite::frame::{
-    Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_REASON, Message, Outgoing,
-    PROTOCOL, Packer, Tag, put_preamble,
+    Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_NOTE, MAX_REASON, Message,
+    Outgoing, PROTOCOL, Packer, Tag, put_preamble,
 };
-use skyward_lite::session::{LEFT_OUT, LINES, Outbox};
+use skyward_lite::session::{LEFT_OUT, LINES, Link, MAX_ANSWERS, Outbox, Source};
 
 const CAP: usize = 64 << 20;
 
@@ -205,7 +205,7 @@ fn small_messages_overtake_large_ones() {
         .into_iter()
         .map(|event| match event {
             Event::Message(_, m) => m.id.task,
-            Event::Control(_) => 0,
+            _ => 0,
         })
         .collect();
     assert_eq!(order, [0, 2, 1]);
@@ -345,6 +345,7 @@ malformed! {
     answer_over_the_cap: block(&frame(u32::try_from(MAX_BODY).unwrap() + 1, 17, 0, &[0; 100])) => FrameError::TooLong { .. },
     flag_on_an_answer: block(&frame(0, 17, LAST, &[])) => FrameError::BadFlags(LAST),
     note_without_a_beginning: block(&message_frame(16, LAST, &[1])) => FrameError::BadSequence(_),
+    note_over_the_cap: block(&message_frame(16, FIRST, &head(0, &[MAX_NOTE as u64, 1]))) => FrameError::TooLong { what: "note", .. },
     short_heartbeat: block(&frame(7, 3, 0, &[0; 7])) => FrameError::BadBody("heartbeat"),
     uneven_acknowledgement: block(&frame(11, 6, 0, &[0; 11])) => FrameError::BadBody("acknowledgement"),
     unknown_tag: block(&message_frame(RESULT, FIRST | LAST, &head(77, &[]))) => FrameError::BadTag(77),
@@ -403,6 +404,188 @@ fn declared_sizes_are_not_allocated() {
 
 fn put_preamble_into(decoder: &mut Decoder) {
     decoder.buffer().extend_from_slice(&preamble());
+}
+
+/// A message that is not admitted at its first chunk is read over, checked as any other, and named at its end.
+#[test]
+fn what_is_not_admitted_is_read_over() {
+    let sent = [message(1, &[vec![1; 100_000], vec![]]), message(2, &[vec![2; 100_000]]), message(3, &[vec![3; 10]])];
+    let wire = send(|o| sent.iter().for_each(|m| o.message(Body::Result, m.clone())));
+    let (mut offers, mut events) = (Vec::new(), Vec::new());
+    let mut decoder = Decoder::new(CAP);
+    for piece in wire.chunks(1000) {
+        decoder.buffer().extend_from_slice(piece);
+        let mut admit = |offer: &skyward_lite::frame::Offer| {
+            offers.push((offer.body, offer.id.task, offer.size, offer.unfinished));
+            Ok(offer.id.task == 2)
+        };
+        while let Some(event) = decoder.next_admitted(&mut admit).unwrap() {
+            events.push(event);
+        }
+    }
+    assert_eq!(offers, [(Body::Result, 1, 100_000, 0), (Body::Result, 2, 100_000, 0)], "one chunk is not offered");
+    let skipped = Event::Skipped(Body::Result, sent[0].id);
+    let [_, second, third] = sent;
+    let whole = |m| Event::Message(Body::Result, m);
+    assert_eq!(events, [whole(third), skipped, whole(second)]);
+
+    for (name, lens, chunks, error) in [
+        ("shorter", [10_u64], [5_usize, 4], "truncated message"),
+        ("longer", [10], [5, 6], "wrong length"),
+        ("longer at once", [10], [11, 0], "wrong length"),
+    ] {
+        let first = message_frame(RESULT, FIRST, &[head(0, &lens), vec![0; chunks[0]]].concat());
+        let last = message_frame(RESULT, LAST, &vec![0; chunks[1]]);
+        let mut decoder = Decoder::new(CAP);
+        decoder.buffer().extend_from_slice(&block(&[first, last].concat()));
+        let why = decoder.next_admitted(&mut |_| Ok(false)).expect_err(name).to_string();
+        assert!(why.contains(error), "{name}: {why}");
+    }
+}
+
+/// What is offered comes with the bytes of those that are admitted and not complete, which end with them.
+#[test]
+fn unfinished_messages_are_summed_up() {
+    let mut decoder = Decoder::new(CAP);
+    decoder.buffer().extend_from_slice(&preamble());
+    let mut sums = Vec::new();
+    for (task, flags, size, bytes) in
+        [(1_u64, FIRST, 7, 1), (2, FIRST, 5, 1), (1, LAST, 0, 6), (3, FIRST, 1, 0), (2, LAST, 0, 4), (4, FIRST, 2, 0)]
+    {
+        let body = if flags == FIRST { [head(0, &[size]), vec![0; bytes]].concat() } else { vec![0; bytes] };
+        let mut raw = message_frame(RESULT, flags, &body);
+        raw[8..16].copy_from_slice(&task.to_le_bytes());
+        let mut wire = Vec::new();
+        Packer::default().pack(&raw, &mut wire);
+        decoder.buffer().extend_from_slice(&wire);
+        let mut admit = |offer: &skyward_lite::frame::Offer| {
+            sums.push(offer.unfinished);
+            Ok(true)
+        };
+        assert_eq!(decoder.next_admitted(&mut admit).unwrap().is_some(), flags == LAST);
+    }
+    assert_eq!(sums, [0, 7, 5, 1]);
+}
+
+/// One read returns a bounded batch of events, the next ones the others, and none is lost or waits for more bytes.
+#[test]
+fn events_come_in_batches() {
+    let frames = frame(0, 4, 0, &[]).repeat(16_000);
+    let mut wire = preamble();
+    (0..4).for_each(|_| Packer::default().pack(&frames, &mut wire));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut source = Source::new(&wire[..], CAP);
+        let (mut events, mut seen) = (Vec::new(), 0);
+        while seen < 64_000 {
+            source.read(&mut events).await.unwrap();
+            assert!(events.len() <= 1024, "{}", events.len());
+            seen += events.len();
+            events.clear();
+        }
+        assert!(matches!(source.read(&mut events).await, Err(SessionError::Ended(_))));
+        assert!(seen == 64_000 && events.is_empty());
+    });
+}
+
+/// A peer that goes on asking and does not read is given up with an error; so long it costs a bounded memory. Every peer
+/// may be owed an answer for each of many tasks.
+#[test]
+fn answers_that_nobody_reads_are_bounded() {
+    type Add = fn(&mut Outbox, u64);
+    let id = |task| Attempt { task, attempt: 0 };
+    let adds: [(&str, u64, Add); 5] = [
+        ("acknowledge", 1_000_000, |o, n| o.acknowledge([Attempt { task: n, attempt: 0 }])),
+        ("kept", 150_000, |o, n| o.control(Control::Kept(Attempt { task: n, attempt: 0 }))),
+        ("recall", 150_000, |o, n| o.control(Control::Recall(Attempt { task: n, attempt: 0 }))),
+        ("pulse", 150_000, |o, n| o.control(Control::Pulse { nonce: n })),
+        ("answer", 240, |o, n| o.control(Control::NoteAnswer { note: n, error: Bytes::from(vec![b'x'; MAX_BODY]) })),
+    ];
+    for (name, honest, add) in adds {
+        let mut outbox = Outbox::default();
+        (0..honest).for_each(|n| add(&mut outbox, n));
+        let mut wire = Vec::new();
+        while !outbox.is_empty() {
+            outbox.fill(&mut wire).unwrap();
+        }
+        (0..honest).for_each(|n| add(&mut outbox, n));
+        assert!(!outbox.is_empty(), "{name}: what was sent does not count any more");
+        (0..honest * 8).for_each(|n| add(&mut outbox, n));
+        outbox.message(Body::Task, message(1, &[vec![0; 100]]));
+        outbox.output(
+            1,
+            Bytes::from_static(
+                b"line
+",
+            ),
+        );
+        assert!(outbox.is_empty() && outbox.bytes() == 0, "{name}: nothing is kept for a peer that is given up");
+        let why = outbox.fill(&mut Vec::new()).unwrap_err().to_string();
+        assert!(why.contains(&format!("does not read: answers of more than {} MiB", MAX_ANSWERS >> 20)), "{why}");
+    }
+    // What this end does by itself does not count.
+    let mut outbox = Outbox::default();
+    (0..1_000_000).for_each(|n| outbox.control(Control::Abort(id(n))));
+    assert!(outbox.fill(&mut Vec::new()).unwrap());
+}
+
+/// The loop that sends to a peer that reads slowly ends with the error, and not only when the peer has read.
+#[test]
+fn a_link_to_a_deaf_peer_ends() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (far, near) = tokio::io::duplex(1 << 20);
+        let link = Link::default();
+        let asking = async {
+            loop {
+                link.send(|o| o.acknowledge((0..10_000).map(|task| Attempt { task, attempt: 0 })));
+                tokio::task::yield_now().await;
+            }
+        };
+        let slowly = async {
+            let (mut from, _to) = tokio::io::split(far);
+            let mut some = [0; 1000];
+            loop {
+                tokio::io::AsyncReadExt::read(&mut from, &mut some).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let ended = tokio::select! {
+            ended = link.run(near, None) => ended,
+            () = asking => unreachable!(),
+            () = slowly => unreachable!(),
+        };
+        assert!(matches!(ended, Err(SessionError::Deaf(MAX_ANSWERS))), "{ended:?}");
+    });
+}
+
+/// Output of many streams at once, in pieces however small, is bounded in memory; pieces of one stream become one.
+#[test]
+fn small_pieces_of_output_count() {
+    let count = |next: &mut dyn FnMut(u64) -> (u64, &'static [u8])| {
+        let mut flood = Flood::default();
+        for n in 0..1_000_000 {
+            let (from, text) = next(n);
+            flood.push(Piece { from, text: Bytes::from_static(text), left_out: 0 });
+        }
+        let (mut pieces, mut bytes, mut left_out) = (0, 0, 0);
+        while let Some(piece) = flood.pop() {
+            pieces += 1;
+            bytes += piece.text.len();
+            left_out += piece.left_out;
+        }
+        (pieces, bytes, left_out)
+    };
+    assert_eq!(count(&mut |n| (n, b"")), (0, 0, 0));
+    let (pieces, bytes, left_out) = count(&mut |n| (n, b"x"));
+    assert!(pieces <= 1 + (flood::FIRST + flood::LAST) / 256, "{pieces}");
+    assert_eq!(bytes + left_out, 1_000_000);
+    let (pieces, bytes, left_out) = count(&mut |_| (1, b"x"));
+    assert_eq!((bytes, left_out), (1_000_000, 0), "no more is left out than must be");
+    assert!(pieces <= 1_000_000 / LINES + 1, "{pieces}");
+    let (pieces, bytes, left_out) = count(&mut |_| (1, b"xxx"));
+    assert!((flood::FIRST..=flood::FIRST + flood::LAST).contains(&bytes) && pieces < 100, "{bytes} {pieces}");
+    assert_eq!(bytes + left_out, 3_000_000);
 }
 
 /// Output is bounded, goes in small frames between the messages, and what is left out is its middle, and counted.

@@ -17,10 +17,10 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey};
 use russh::server::{Auth, VerifiedPublicKey};
 use skyward_lite::agent::{self, AgentSpec};
-use skyward_lite::frame::{Attempt, Body, Control, Event, Message, Tag};
+use skyward_lite::frame::{Attempt, Body, Control, Event, Message, Outgoing, Packer, Tag};
 use skyward_lite::pool::{Endpoint, LANE_SHIFT, Node, NodeSpec, NodeState, Pool};
 use skyward_lite::server;
-use skyward_lite::session::{self, ClientHello, Link, MAX_MESSAGE, Source, WorkerSpec};
+use skyward_lite::session::{self, ClientHello, Link, MAX_MESSAGE, NOTE_CREDIT, Source, WorkerSpec};
 use skyward_lite::ssh::{Algorithms, Identity, Target, new_key};
 
 /// Bound on everything here: a hang is a failure with a name.
@@ -1062,6 +1062,138 @@ fn an_answer_that_comes_too_late_goes_to_nobody() {
         let Some(Event::Message(_, last)) = client.seen.iter().rfind(|event| result(event)) else { panic!() };
         assert_eq!((last.id.task, &last.parts[..]), (1, &[Bytes::from_static(b"to the second")][..]));
     });
+}
+
+/// A task that writes frames to its worker's socket before it ends.
+fn forging(n: u64, frames: impl FnOnce(&mut Vec<u8>)) -> Message {
+    let (mut raw, mut wire) = (Vec::new(), Vec::new());
+    frames(&mut raw);
+    Packer::default().pack(&raw, &mut wire);
+    task(n, 8, vec![Bytes::from(wire)])
+}
+
+fn result(event: &Event) -> bool {
+    matches!(event, Event::Message(Body::Result, _))
+}
+
+/// What a task says in its worker's name ends no task of another worker, and lifts no abort.
+#[test]
+fn forged_answers_count_for_their_worker_only() {
+    run(async {
+        let gate = Gate::new("forged");
+        let mut client = Raw::connect(hello(2, true)).await;
+        client.submit(gate.task(0));
+        client.submit(task(1, 0, vec![]));
+        client.until(1, result).await;
+        gate.wait_for(0);
+        let id = Attempt { task: 0, attempt: 0 };
+        let forged = |raw: &mut Vec<u8>| {
+            Outgoing::new(Body::Result, task(0, Tag::Returned as u8, vec![Bytes::from_static(b"forged")]))
+                .put_chunk(raw);
+            Control::Kept(id).put(raw).unwrap();
+            Control::Returned(id).put(raw).unwrap();
+        };
+        client.link.send(|o| o.control(Control::Abort(id)));
+        client.submit(forging(2, forged));
+        client.until(3, result).await;
+        let ended = client.ended();
+        assert!(ended.contains(&(0, Tag::Cancelled as u8)) && ended.contains(&(2, Tag::Returned as u8)), "{ended:?}");
+        client.submit(task(3, 0, vec![]));
+        client.until(4, result).await;
+    });
+}
+
+/// A worker that says once more that it is ready still holds what it held: its death is noticed for all of it.
+#[test]
+fn a_second_hello_of_a_worker_changes_nothing() {
+    run(async {
+        let gate = Gate::new("hello again");
+        let mut client = Raw::connect(hello(2, false)).await;
+        client.submit(gate.task(0));
+        client.submit(forging(1, |raw| Control::Hello(Bytes::from_static(b"1")).put(raw).unwrap()));
+        client.until(1, result).await;
+        client.submit(task(2, 3, vec![]));
+        client.until(2, result).await;
+        gate.open();
+        client.until(3, result).await;
+        let ended = [(1, Tag::Returned as u8), (2, Tag::Crashed as u8), (0, Tag::Returned as u8)];
+        assert_eq!(client.ended(), ended);
+    });
+}
+
+/// A worker that sends a task, or the beginning of a large result that it does not owe, stores nothing in the agent.
+#[test]
+fn a_worker_cannot_fill_the_agent() {
+    run(async {
+        let mut client = Raw::connect(hello(1, false)).await;
+        let large = |body, n| {
+            move |raw: &mut Vec<u8>| {
+                let message = task(n, 0, vec![Bytes::from(vec![0; 1 << 20])]);
+                assert!(!Outgoing::new(body, message).put_chunk(raw));
+            }
+        };
+        client.submit(forging(0, large(Body::Result, 7)));
+        client.until(1, result).await;
+        assert_eq!(client.ended(), [(0, Tag::Returned as u8)]);
+        client.submit(forging(1, large(Body::Task, 7)));
+        client.until(2, result).await;
+        assert_eq!(client.ended()[1], (1, Tag::Crashed as u8));
+        client.submit(task(2, 0, vec![]));
+        client.until(3, result).await;
+    });
+}
+
+/// Notes beyond the credit wait in the node until the client has answered the ones before, and then all arrive.
+#[test]
+fn notes_wait_for_their_credit() {
+    run(async {
+        let note = |event: &Event| matches!(event, Event::Message(Body::Note, _));
+        let mut client = Raw::connect(hello(3, false)).await;
+        (0..3).for_each(|n| client.submit(task(n, 7, vec![Bytes::from(vec![n as u8; NOTE_CREDIT / 2])])));
+        for n in 1..=3 {
+            client.until(n, note).await;
+            client.heartbeats().await;
+            let notes: Vec<_> = client.seen.iter().filter(|event| note(event)).cloned().collect();
+            assert_eq!(notes.len(), n, "only one at once");
+            let Some(Event::Message(_, last)) = notes.last() else { panic!() };
+            let answer = Control::NoteAnswer { note: last.id.task, error: Bytes::new() };
+            client.link.send(|o| o.control(answer));
+        }
+        client.until(3, result).await;
+    });
+}
+
+/// A client that sends what no client sends is told why its agent ends.
+#[test]
+fn an_agent_ends_when_its_client_is_broken() {
+    type Send = fn(&Link);
+    let part = |n: u64, size: usize| task(n, 0, vec![Bytes::from(vec![0; size])]);
+    let cases: [(&str, Send); 4] = [
+        ("a result or a note from a client", |link| {
+            link.send(|o| o.message(Body::Result, task(0, 0, vec![noise(1 << 20)])));
+        }),
+        ("a result or a note from a client", |link| {
+            link.send(|o| o.message(Body::Note, task(0, 0, vec![noise(1 << 20)])));
+        }),
+        ("message of 3145728 bytes", |link| link.send(|o| o.message(Body::Task, task(0, 0, vec![noise(3 << 20)])))),
+        ("cancelled more than 1048576 tasks", |link| {
+            link.send(|o| (0..=1 << 20).for_each(|n| o.control(Control::Cancel(Attempt { task: n, attempt: 0 }))));
+        }),
+    ];
+    for (why, send) in cases {
+        run(async {
+            let mut hello = hello(1, false);
+            hello.worker.max_payload = 2 << 20;
+            let mut client = Raw::connect(hello).await;
+            client.submit(part(100, 2 << 20));
+            client.until(1, result).await;
+            send(&client.link);
+            client.until(1, |event| matches!(event, Event::Control(Control::Goodbye(_)))).await;
+            let Some(Event::Control(Control::Goodbye(said))) = client.seen.last() else { panic!() };
+            let said = String::from_utf8_lossy(said);
+            assert!(said.contains(why), "{said}");
+        });
+    }
 }
 
 /// A task for one node runs there, however busy it is, and fails with it.

@@ -336,6 +336,7 @@ def test_a_server_that_nobody_has_verified(said):
         thread.join(20)
     core.close()
     assert is_harmless(str(caught.value.args[0])), caught.value
+    assert ("CRITICAL" in str(caught.value)) is (ODD.encode() in said), caught.value
 
 
 def test_a_terminal_without_these_characters(lab):

@@ -300,7 +300,7 @@ NEEDED = 200
 """Megabytes without which a build is not begun."""
 PATHS = ("root", "machine", "python", "uv")
 """What a host says that goes into the commands it is sent."""
-MOST_VALUES = 100
+MOST_VALUES = 1000
 """Values of one key that are read; a host may print one without an end."""
 
 

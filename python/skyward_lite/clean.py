@@ -83,6 +83,11 @@ def _one(core: _core.Pool, host: Host, provider: SSH, seconds: int, dry_run: boo
         machine.end(time.monotonic() + 1.0)
     found = [_found(kind, line) for kind in ("gone", "kept", "stuck") for line in said.get(kind, [])]
     problems = said.get("unsafe", [])
+    if any(len(lines) == bootstrap.MOST_VALUES for lines in said.values()):
+        problems = [
+            *problems,
+            f"there are more than the {bootstrap.MOST_VALUES} that are listed: clean it again",
+        ]
     if status or None in found:
         problems = [*problems, f"it could not be cleaned (status {status}): {printed[-1000:] or 'no reason'}"]
     return Cleaned(host.address, tuple(sorted(filter(None, found), key=lambda one: one.path)), tuple(problems))

@@ -105,8 +105,9 @@ def test_a_path_that_is_none_is_refused(field, path):
         bootstrap.interpreter(facts, "env-x")
 
 
-def test_a_strange_uname_runs_nothing(tmp_path):
+def test_a_strange_uname_runs_nothing(tmp_path, monkeypatch):
     """The probe takes it for text."""
+    monkeypatch.setattr(bootstrap, "FALLBACKS", (str(tmp_path),))
     (tmp_path / "uname").write_text(f"#!/bin/sh\necho '\"; touch {tmp_path}/ran; $(touch {tmp_path}/ran)'\n")
     (tmp_path / "uname").chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}

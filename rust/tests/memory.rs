@@ -14,7 +14,7 @@ use skyward_lite::frame::{Attempt, Control, MAX_BLOCK, Message, Packer, Tag, put
 use skyward_lite::pool::{Endpoint, NodeSpec, NodeState, Pool};
 use skyward_lite::server;
 use skyward_lite::session::{self, AgentHello, ClientHello, MAX_MESSAGE, WorkerSpec};
-use skyward_lite::ssh::{Identity, Target, new_key};
+use skyward_lite::ssh::{Algorithms, Identity, Target, new_key};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bound on everything here.
@@ -172,6 +172,7 @@ fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: Scri
         host_keys: vec![host_public],
         revoked: Vec::new(),
         accept_new: false,
+        algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(user_key))],
         timeout: Duration::from_secs(20),
     };

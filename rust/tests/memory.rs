@@ -341,7 +341,7 @@ fn a_flood_of_notes_costs_little() {
 /// Control frames cost nothing, and nothing is kept of what comes before the hello.
 #[test]
 fn control_frames_cost_nothing() {
-    let before = ("output before the hello", "it began with another control frame");
+    let before = ("output before the hello", "it began with Output");
     cost_little(&[before, ("acknowledgements", OVER)]);
     for kind in [3, 4, 7, 8, 9, 10, 13, 17] {
         cost_little(&[(&format!("control {kind}"), OVER)]);

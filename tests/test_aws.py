@@ -273,7 +273,7 @@ def client(
     return subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
-def command(cloud: Cloud, *arguments: str) -> str:
+def command(cloud: Cloud, *arguments: str, status: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "skyward_lite", *arguments],
         env={**os.environ, **cloud.env},
@@ -281,7 +281,7 @@ def command(cloud: Cloud, *arguments: str) -> str:
         text=True,
         timeout=50,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -438,7 +438,7 @@ def test_what_cannot_be_ended_is_said(cloud, caplog):
 
 
 def test_reap_leaves_the_living_alone(cloud):
-    """And ends what has expired, whoever's it is; a run that is named is ended in any case."""
+    """Also if they have let their expiry pass; a run that is named is ended in any case."""
     with pool(2):
         assert "lives, and is left alone" in command(cloud, "reap")
         assert all(i.alive() for i in cloud.instances())
@@ -446,9 +446,11 @@ def test_reap_leaves_the_living_alone(cloud):
         tag = [{"Key": "skyward-lite:expires", "Value": "2020-01-01T00:00:00+00:00"}]
         groups = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": ["skyward-lite:run"]}])
         cloud.ec2().create_tags(Resources=[*ids, groups["SecurityGroups"][0]["GroupId"]], Tags=tag)
-        assert "expired at 2020-01-01" in command(cloud, "reap", "--dry-run")
+        listed = command(cloud, "reap", "--region", "us-east-1", status=1)
+        assert "expired at 2020-01-01T00:00:00+00:00, but its client, a process of this machine, lives" in listed
         assert all(i.alive() for i in cloud.instances())
-        assert "ended" in command(cloud, "reap", "--region", "us-east-1")
+        (run,) = set(re.findall(r"--run (\w+)`", listed))
+        assert "ended" in command(cloud, "reap", "--region", "us-east-1", "--run", run)
         # The pool lives, and asks for others in their place.
         assert {i.state() for i in cloud.instances()[:2]} == {"terminated"}
 

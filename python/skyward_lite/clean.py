@@ -57,7 +57,7 @@ def clean(provider: SSH, *, everything: bool, dry_run: bool) -> int:
         jobs = [functools.partial(_one, core, host, provider, seconds, dry_run) for host in provider.hosts]
         for cleaned in doctor.in_order(jobs):
             for problem in cleaned.problems:
-                print(f"{cleaned.host}: {problem}", file=sys.stderr)
+                print(f"{cleaned.host}: {_core.printable(problem)}", file=sys.stderr)
             for found in cleaned.found:
                 print(f"{cleaned.host}: {found.line(dry_run=dry_run)}", flush=True)
             if not cleaned.found and not cleaned.problems:

@@ -1,8 +1,8 @@
 """`python -m skyward_lite reap`: end what EC2 still has of runs that are over.
 
 Everything that `sky.AWS()` makes says in its tags whose it is and until when. What has expired, or belongs to a process
-of this machine that has ended, is ended here; what lives is left alone. What does not say it so that it is certain is
-listed, with the command that ends it.
+of this machine that has ended, is ended here; what lives is left alone. Where the tags leave it open whether a run is
+over, its things are listed, with the command that ends them.
 
 find → judge → end         what there is; what of it is over, which the tags alone decide; its end
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
-import shlex
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,8 +28,8 @@ from .providers.run import EXPIRES, OWNER, PROCESS, RUN
 SECONDS = 300.0
 """Bound on ending everything in a region."""
 LIVING = ["pending", "running", "stopping", "stopped", "shutting-down"]
-CLOCKS = datetime.timedelta(minutes=5)
-"""By how much the clocks of a client and of this machine may differ: AWS refuses calls from those further off."""
+CLOCKS = datetime.timedelta(minutes=10)
+"""By how much the clocks of a client and of this machine may differ: AWS refuses calls whose time is 5 minutes off."""
 LATEST = datetime.timedelta(seconds=MAX_TTL) + CLOCKS
 """How far off an expiry can be."""
 FEW = 5
@@ -103,26 +103,29 @@ def read_tags(listed: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return tags
 
 
-def judge(
-    things: Sequence[Thing], now: datetime.datetime, is_gone: Callable[[str], bool] = owner.is_gone
-) -> list[Verdict]:
+def judge(things: Sequence[Thing], now: datetime.datetime, fate: Callable[[str], str] = owner.fate) -> list[Verdict]:
     """Return what the tags of a run's things say of each.
 
     The latest expiry counts for all: one call moves it on, and may not have come to its end.
     """
     expiries = [_expiry(thing.tags, now) for thing in things]
-    readable = [expires for expires in expiries if isinstance(expires, datetime.datetime)]
+    latest = max((expires for expires in expiries if isinstance(expires, datetime.datetime)), default=now)
+    expired = f"expired at {latest.isoformat(timespec='seconds')}"
     clients = {thing.tags[PROCESS] for thing in things if thing.tags.get(PROCESS)}
-    # Tags that contradict one another say nothing of a client.
-    gone = clients if len(clients) == 1 and is_gone(*clients) else set()
+    fates = {fate(client) for client in clients}
+    # Tags that contradict one another do not say that a client is gone.
+    gone = clients if len(clients) == 1 and fates == {"gone"} else set()
     verdicts = []
     for thing, expires in zip(things, expiries, strict=True):
         if thing.tags.get(PROCESS) in gone:
             verdicts.append(Verdict("over", "its client, a process of this machine, has ended"))
         elif isinstance(expires, str):
             verdicts.append(Verdict("unclear", expires))
-        elif now > max(readable) + CLOCKS:
-            verdicts.append(Verdict("over", f"expired at {max(readable).isoformat(timespec='seconds')}"))
+        elif now > latest + CLOCKS and "lives" in fates:
+            # After a sleep of this machine, say, before the client has moved the expiry on.
+            verdicts.append(Verdict("unclear", f"{expired}, but its client, a process of this machine, lives"))
+        elif now > latest + CLOCKS:
+            verdicts.append(Verdict("over", expired))
         else:
             verdicts.append(Verdict("lives"))
     stay = [t.name for t, v in zip(things, verdicts, strict=True) if t.kind == "instance" and v.state != "over"]
@@ -160,10 +163,14 @@ def end(clients: ec2.Clients, things: Sequence[Thing], deadline: float) -> None:
     def names(kind: str) -> list[str]:
         return [thing.name for thing in things if thing.kind == kind]
 
-    if names("spot request"):
-        clients.call("cancel_spot_instance_requests", SpotInstanceRequestIds=names("spot request"))
-    if names("instance"):
-        terminate(clients, names("instance"), [], deadline)
+    try:
+        # Before the instances, of which a request could launch another one.
+        if names("spot request"):
+            clients.call("cancel_spot_instance_requests", SpotInstanceRequestIds=names("spot request"))
+    finally:
+        # Also if requests cannot be cancelled: instances cost most.
+        if names("instance"):
+            terminate(clients, names("instance"), [], deadline)
     removals: list[tuple[str, str, str]] = [
         ("network interface", "delete_network_interface", "NetworkInterfaceId"),
         ("volume", "delete_volume", "VolumeId"),
@@ -262,11 +269,12 @@ def _count(things: Sequence[Thing]) -> str:
 
 def _command(region: str, run: str, things: Sequence[Thing]) -> str:
     """Return what ends things of which it is unknown whether they live."""
-    if len(run) >= LEAST_ID and _shown(run) == run:
-        return f"`python -m skyward_lite reap --region {region} --run {shlex.quote(run)}` ends it"
+    if len(run) >= LEAST_ID and re.fullmatch(r"\w[\w.-]*", run, re.ASCII):
+        return f"`python -m skyward_lite reap --region {region} --run {run}` ends all of this run"
     instances = [thing.name for thing in things if thing.kind == "instance"]
     if instances:
-        return f"`aws ec2 terminate-instances --region {region} --instance-ids {' '.join(instances)}` ends it"
+        ends = "ends it" if len(instances) == 1 else "ends them"
+        return f"`aws ec2 terminate-instances --region {region} --instance-ids {' '.join(instances)}` {ends}"
     return "its run's id cannot be typed: remove it with AWS's own tools"
 
 

@@ -98,11 +98,17 @@ class Clients:
         try:
             import boto3
             from botocore.config import Config
+            from botocore.exceptions import BotoCoreError
         except ImportError as error:
             raise NodeStartError(
                 f"sky.AWS() needs boto3, which is not installed here ({error}): pip install 'skyward_lite[aws]'"
             ) from error
-        session = boto3.Session(region_name=region)
+        try:
+            self._make(boto3.Session(region_name=region), Config)
+        except BotoCoreError as error:
+            raise NodeStartError(f"AWS's configuration cannot be used: {_said(error)}") from error
+
+    def _make(self, session: Any, config: Callable[..., Any]) -> None:
         if session.region_name is None:
             raise NodeStartError(
                 'no AWS region: say AWS(region="eu-west-1"), set AWS_DEFAULT_REGION, or run `aws configure`'
@@ -112,20 +118,20 @@ class Clients:
         try:
             found = session.get_credentials() is not None
         except Exception as error:
-            raise NodeStartError(f"AWS's credentials could not be had: {error}") from error
+            raise NodeStartError(f"AWS's credentials could not be had: {_said(error)}") from error
         if not found:
             raise NodeStartError(
                 "no AWS credentials: run `aws configure` or `aws sso login`, set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY"
             )
-        patient = Config(retries={"mode": "standard", "total_max_attempts": 8}, connect_timeout=10, read_timeout=60)
+        patient = config(retries={"mode": "standard", "total_max_attempts": 8}, connect_timeout=10, read_timeout=60)
         # Its attempts are ours: want of capacity looks to botocore like a fault that is worth waiting for.
-        once = Config(retries={"mode": "standard", "total_max_attempts": 1}, connect_timeout=10, read_timeout=60)
+        once = config(retries={"mode": "standard", "total_max_attempts": 1}, connect_timeout=10, read_timeout=60)
         self.ec2 = session.client("ec2", config=patient)
         self.launcher = session.client("ec2", config=once)
         self.ssm = session.client("ssm", config=patient)
         # Prices of all regions are at a few of them.
-        hurried = Config(retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=5, read_timeout=20)
+        hurried = config(retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=5, read_timeout=20)
         self.pricing = session.client("pricing", region_name="us-east-1", config=hurried)
 
     def call(self, operation: str, /, **parameters: Any) -> Any:
@@ -179,9 +185,14 @@ def _transient(error: BaseException) -> bool:
     return not code(error) or code(error) in BUSY or (status >= 500 and code(error) not in NO_CAPACITY)
 
 
+def _said(error: BaseException) -> str:
+    """Return an error's text as it may be shown: AWS has written it, or a program that fetches credentials."""
+    return _core.printable(str(error), lines=False)
+
+
 def in_words(error: BaseException, operation: str, region: str, kind: str = "") -> str:
     """Say what an error of botocore's means, and what to do."""
-    what, said = code(error), _core.printable(str(error), lines=False)
+    what, said = code(error), _said(error)
     action = operation if ":" in operation else f"ec2:{operation.title().replace('_', '')}"
     if what in DENIED:
         return f"these credentials may not do {action} in {region}; the README has the policy. AWS said: {said}"

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import uuid
 from pathlib import Path
+from typing import Literal
 
 
 def name() -> str:
@@ -27,24 +28,26 @@ def process() -> str:
     return f"{machine()} {os.getpid()} {_started(os.getpid())}"
 
 
-def is_gone(tag: str) -> bool:
-    """Return whether the process of a tag has certainly ended: only that of this very machine can be known to.
+def fate(tag: str) -> Literal["lives", "gone", "unknown"]:
+    """Return what became of the process of a tag, as far as that is certain: it is for those of this very machine.
 
     Whoever may tag can write anything into a tag: one that `process` would not have written says nothing.
     """
     found = re.fullmatch(r"([0-9a-f]{16}) ([1-9][0-9]{0,8}) (\S*)", tag)
     if found is None or found[1] != machine():
-        return False
+        return "unknown"
     pid, started = int(found[2]), found[3]
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return True
+        return "gone"
     except OSError:
         pass  # somebody else's: the id was given anew, perhaps
     now = _started(pid)
     # Where a start could not be told, the process that has the number now may be the same one.
-    return "" not in (now, started) and now != started
+    if "" in (now, started):
+        return "unknown"
+    return "lives" if now == started else "gone"
 
 
 @functools.cache

@@ -444,8 +444,9 @@ def _own_address() -> str:
         with urllib.request.urlopen(CHECK_IP, timeout=10) as answer:
             address = ipaddress.ip_address(answer.read(100).decode().strip())
     except (OSError, ValueError) as error:
+        said = _core.printable(str(error), lines=False)
         raise NodeStartError(
-            f"this machine's public address could not be found out ({CHECK_IP}: {error}): say from where SSH is "
+            f"this machine's public address could not be found out ({CHECK_IP}: {said}): say from where SSH is "
             'allowed, as in AWS(ssh_from="203.0.113.7/32")'
         ) from error
     return f"{address}/{address.max_prefixlen}"

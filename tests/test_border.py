@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import shlex
 import socket
 import struct
 import subprocess
@@ -16,9 +14,11 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+import fakes
 import pytest
 import skyward_lite as sky
 from conftest import eventually
+from fake_agent import MAGIC, PROTOCOL, block, frame
 from lab import Lab, Sshd, opened
 from skyward_lite import Image, _core, bootstrap
 from skyward_lite._version import PYTHON
@@ -27,57 +27,7 @@ from test_check import check
 FORGED = "2026-01-01 00:00:00 CRITICAL root: pwned"
 HOSTILE = f"\x1b]0;title\x07\x1b[2J50 %\r\n{FORGED}\n\u202etxt\u2066\u2028\u200b\x9b31m\U000e0041\x85\x00"
 """Escape sequences, a line for the log, and characters that hide or turn round what is read."""
-HELLO = {"version": "0", "python": "3", "epoch": "1", "cores": 1, "pid": 1, "differences": []}
-KINDS = {"hello": 1, "ready": 2, "goodbye": 5, "drain": 15}
-
-# An agent that says `first` at once, and each of `answers` when a task has come, or the wish to cancel one: frames as
-# they are, or a tag and a text, as how the task ended.
-AGENT = r"""
-import os, struct, sys
-first, *answers = sys.argv[1:]
-os.write(1, bytes.fromhex(first))
-rest = b""
-def take(n):
-    global rest
-    while len(rest) < n:
-        more = os.read(0, 65536)
-        if not more:
-            os._exit(0)
-        rest += more
-    taken, rest = rest[:n], rest[n:]
-    return taken
-take(20)
-while True:
-    size, _ = struct.unpack("<II", take(8))
-    block = take(size & ~(1 << 31))
-    while block and not size >> 31:
-        length, kind, flags, attempt, task = struct.unpack_from("<IBBHQ", block)
-        block = block[16 + length:]
-        if kind in (7, 11) and answers:
-            tag, _, text = answers.pop(0).partition(":")
-            said = bytes.fromhex(text)
-            if tag:
-                head = struct.pack("<BBHQQ", int(tag), 0, 1, 0, len(said)) + said
-                frame = struct.pack("<IBBHQ", len(head), 12, 3, attempt, task) + head
-                said = struct.pack("<II", len(frame), len(frame)) + frame
-            os.write(1, said)
-"""
-
-
-def frame(kind: str, body: bytes = b"", number: int = 0) -> bytes:
-    """Return a frame, in a block of its own."""
-    raw = struct.pack("<IBBHQ", len(body), KINDS[kind], 0, 0, number) + body
-    return struct.pack("<II", len(raw), len(raw)) + raw
-
-
-def preamble() -> bytes:
-    """Return what a session begins with."""
-    return b"\0SKYWARD-LITE\r\n\0" + struct.pack("<I", _core.PROTOCOL)
-
-
-def hello(**fields: object) -> bytes:
-    """Return the beginning of a session, up to an agent's hello."""
-    return preamble() + frame("hello", json.dumps({**HELLO, **fields}).encode())
+WORDS = Path(__file__).with_name("fake_words.py")
 
 
 def is_harmless(text: str) -> bool:
@@ -97,27 +47,28 @@ def fake_python(host: Sshd, script: str) -> None:
     """Let a host have its environment, whose interpreter is a shell script."""
     host.furnish(Image())
     (python,) = host.cache.glob("skyward_lite/*/bin/python")
-    python.unlink()  # a link to this interpreter
     python.write_text(f"#!/bin/sh\n{script}\n")
-    python.chmod(0o755)
 
 
-def agent(host: Sshd, first: bytes, *answers: tuple[int | None, bytes]) -> None:
-    """Let a host have an agent that says this."""
-    file = host.directory / "agent.py"
-    file.write_text(AGENT)
-    words = [f"{'' if tag is None else tag}:{said.hex()}" for tag, said in answers]
-    fake_python(host, f"exec {shlex.join([sys.executable, str(file), first.hex(), *words])}")
+def fake(behaviour: str, **args: object) -> sky.ComputePool:
+    """Make a pool of one node, with a behaviour of `fake_words.py`."""
+    options: dict[str, object] = {"plugins": [], "start_timeout": 20.0}
+    return fakes.pool(f"{WORDS}:{behaviour}", good=0, options=options, **args)
 
 
-def pool(lab: Lab, host: Sshd) -> sky.ComputePool:
+def opening(kind: str, body: bytes) -> bytes:
+    """Return the beginning of a session, up to its first frame."""
+    return MAGIC + struct.pack("<I", PROTOCOL) + block(frame(kind, body))
+
+
+def on_host(lab: Lab, host: Sshd) -> sky.ComputePool:
     """Make a pool of one host."""
     return sky.pool(sky.SSH(host.name, config=lab.config), plugins=[], start_timeout=20.0)
 
 
-def refused(lab: Lab, host: Sshd, caplog: pytest.LogCaptureFixture) -> str:
-    """Return why a pool of this host does not start."""
-    with pytest.raises(sky.NodeStartError) as caught, pool(lab, host):
+def refused(pool: sky.ComputePool, caplog: pytest.LogCaptureFixture) -> str:
+    """Return why a pool does not start."""
+    with pytest.raises(sky.NodeStartError) as caught, pool:
         pass
     assert all(is_harmless(record.getMessage()) for record in caplog.records)
     return str(caught.value)
@@ -144,34 +95,46 @@ def test_every_character_that_does_something_is_escaped():
     assert _core.printable("x" * 9000, 500).endswith("bytes are left out … " + "x" * 218)
 
 
-@pytest.mark.parametrize("door", ["noise", "end", "goodbye", "hello", "field", "stderr"])
-def test_an_agent_that_does_not_start(lab, caplog, door):
-    """What it says in place of a hello is in the error, made harmless."""
-    host = lab.host()
-    said = HOSTILE.encode()
-    first = {
-        "noise": said + b"." * (1 << 17),
-        "end": said + b"\xff\xfe",
-        "goodbye": preamble() + frame("goodbye", said),
-        "hello": preamble() + frame("drain", said[:1000]),
-        "field": hello(cores=HOSTILE),
-        "stderr": b"",
-    }[door]
-    file = host.directory / "said"
-    file.write_bytes(said if door == "stderr" else first)
-    fake_python(host, f"cat {file} >&2; exit 3" if door == "stderr" else f"cat {file}")
-    text = refused(lab, host, caplog)
+@pytest.mark.parametrize(
+    ("behaviour", "args"),
+    [
+        ("begins", {"first": opening("goodbye", HOSTILE.encode()).hex()}),
+        ("begins", {"first": opening("drain", HOSTILE.encode()).hex()}),
+        ("says", {"hello": {"cores": HOSTILE}, "answers": []}),
+    ],
+    ids=["goodbye", "drain", "field"],
+)
+def test_an_agent_without_a_good_hello(caplog, behaviour, args):
+    """What it sends in place of one is in the error, made harmless."""
+    text = refused(fake(behaviour, **args), caplog)
     assert "CRITICAL" in text
     assert is_harmless(text), text
 
 
-def test_what_a_node_says_of_itself(lab, caplog):
-    """Differences in its hello, the reason for which it drains and its goodbye are in the log, made harmless."""
+@pytest.mark.parametrize(
+    ("more", "then"),
+    [(b"\xff\xfe", ""), (b"." * (1 << 17), ""), (b"\xff\xfe", ">&2; exit 3")],
+    ids=["end", "noise", "stderr"],
+)
+def test_a_program_that_is_no_agent(lab, caplog, more, then):
+    """What it prints is in the error, made harmless."""
     host = lab.host()
-    first = hello(differences=[HOSTILE, "x" * 50_000] + ["many"] * 200)
+    file = host.directory / "said"
+    file.write_bytes(HOSTILE.encode() + more)
+    fake_python(host, f"cat {file} {then}")
+    text = refused(on_host(lab, host), caplog)
+    assert "CRITICAL" in text
+    assert is_harmless(text), text
+
+
+def test_what_a_node_says_of_itself(caplog):
+    """Differences in its hello, the reason for which it drains and its goodbye are in the log, made harmless."""
+    hello = {"differences": [HOSTILE, "x" * 50_000] + ["many"] * 200}
     answers = [frame("drain", HOSTILE.encode()), frame("goodbye", (HOSTILE + "y" * 20_000).encode())]
-    agent(host, first + frame("ready", number=1), *((None, answer) for answer in answers))
-    with caplog.at_level(logging.INFO, "skyward_lite"), pool(lab, host) as opened_pool:
+    with (
+        caplog.at_level(logging.INFO, "skyward_lite"),
+        fake("says", hello=hello, answers=[block(answer).hex() for answer in answers]) as opened_pool,
+    ):
         future = opened_pool.submit(len, "")
         assert eventually(lambda: "takes no more tasks" in caplog.text, 20)
         (node,) = opened_pool.status().nodes
@@ -193,20 +156,21 @@ def test_what_a_node_says_of_itself(lab, caplog):
         assert len(message) < 20_000
 
 
-@pytest.mark.parametrize(
-    ("tag", "error"),
-    [(2, sky.WorkerCrashedError), (4, sky.NodeLostError), (5, sky.TaskTimeoutError), (6, sky.RemoteError)],
-)
-def test_how_a_task_ended(lab, tag, error):
+def test_how_a_task_ended():
     """The end of standard error of a crashed worker, and whatever else is said of an end, is harmless and bounded."""
-    host = lab.host()
-    agent(host, hello() + frame("ready", number=1), (tag, f"it died:\n{HOSTILE}{'x' * 20_000}".encode()))
-    with pool(lab, host) as opened_pool:
-        caught = opened_pool.submit(len, "").exception(20)
-    assert type(caught) is error
-    assert "CRITICAL" in str(caught)
-    assert is_harmless(str(caught))
-    assert len(str(caught)) < 17_000
+    ends = {
+        "crashed": sky.WorkerCrashedError,
+        "node_lost": sky.NodeLostError,
+        "timed_out": sky.TaskTimeoutError,
+        "partial": sky.RemoteError,
+    }
+    with fake("ends", tags=list(ends), text=f"it died:\n{HOSTILE}{'x' * 20_000}") as opened_pool:
+        for error in ends.values():
+            caught = opened_pool.submit(len, "").exception(20)
+            assert type(caught) is error
+            assert "CRITICAL" in str(caught)
+            assert is_harmless(str(caught))
+            assert len(str(caught)) < 17_000
 
 
 def test_what_the_users_function_raises_is_its_own(shared_pool):
@@ -230,7 +194,7 @@ def test_what_pip_prints(lab, tmp_path, caplog):
         f'#!/bin/sh\ncase "$*" in *sys.version_info*) echo {PYTHON};; *import*) ;; *) cat {said} >&2; exit 9;; esac\n'
     )
     python.chmod(0o755)
-    text = refused(lab, lab.host(env={"PATH": f"{tools}:/usr/bin:/bin"}), caplog)
+    text = refused(on_host(lab, lab.host(env={"PATH": f"{tools}:/usr/bin:/bin"})), caplog)
     assert "its environment could not be made" in text
     assert f"\n  | {FORGED}\n  | no such package" in text
     assert is_harmless(text), text
@@ -243,7 +207,7 @@ def test_a_forced_command_and_a_proxy(lab, caplog):
     forced = lab.host(f"ForceCommand cat {said}", f"Banner {said}")
     behind = lab.host(ssh_options=(f"ProxyCommand cat {said} >&2",))
     for host in (forced, behind):
-        text = refused(lab, host, caplog)
+        text = refused(on_host(lab, host), caplog)
         assert "CRITICAL" in text
         assert is_harmless(text), text
         status, shown = check(lab, host.name)

@@ -51,10 +51,23 @@ def plain(lab: Lab, *options: str, known: bool = True, **env: str) -> Sshd:
     return lab.host(*options, known=known, env={"HOME": str(home), **env})
 
 
-def check(lab: Lab, *arguments: str) -> tuple[int, str]:
+def program(settings: str) -> tuple[str, str]:
+    """Return what lets an interpreter be the command, with other settings."""
+    return (
+        "-c",
+        f"import sys; from skyward_lite import __main__, bootstrap, doctor; {settings}; sys.exit(__main__.main())",
+    )
+
+
+COMMAND = ("-m", "skyward_lite")
+QUICK = program("doctor.SIZES = (1 << 16,)")
+"""The command, but that it measures speed with a few bytes."""
+
+
+def check(lab: Lab, *arguments: str, command: tuple[str, str] = QUICK) -> tuple[int, str]:
     """Run the command: its exit status and what it printed."""
-    command = [sys.executable, "-m", "skyward_lite", "check", "--config", lab.config, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    line = [sys.executable, *command, "check", "--config", lab.config, *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=50, check=False)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout + done.stderr
 
@@ -77,7 +90,7 @@ def python() -> str:
 def test_a_host_that_can_be_used(lab):
     """Every step is there, with its figures; nothing but the cache directory is made."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
-    status, text = check(lab, "--json", host.name)
+    status, text = check(lab, "--json", host.name, command=COMMAND)
     said = json.loads(text)
     assert status == 0, text
     assert said["client"]["skyward_lite"] == sky.__version__
@@ -321,10 +334,7 @@ def test_hosts_that_answer_nonsense(lab):
 def test_hosts_that_never_come_to_an_end(lab):
     """They are given up after a bound, and reported beside the others."""
     names = answering(lab, SILENT)
-    bounds = "doctor.COMMAND_SECONDS = bootstrap.PROBE_SECONDS = 1.0"
-    program = f"import sys; from skyward_lite import __main__, bootstrap, doctor; {bounds}; sys.exit(__main__.main())"
-    command = [sys.executable, "-c", program, "check", "--config", lab.config, *names]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.count("CANNOT be used") == 3
-    assert done.stdout.count("not done within 1 s") == 2
+    status, text = check(lab, *names, command=program("doctor.COMMAND_SECONDS = bootstrap.PROBE_SECONDS = 1.0"))
+    assert status == 1
+    assert text.count("CANNOT be used") == 3
+    assert text.count("not done within 1 s") == 2

@@ -17,7 +17,7 @@ DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 DENY_CHECK := $(DENY) --manifest-path rust/Cargo.toml --config rust/deny.toml
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-rust test-python conformance lint audit format bench chaos searches fuzz build system clean
+.PHONY: all demo test test-rust test-python conformance lint lint-code lint-crates audit format bench chaos searches fuzz build system clean
 
 all: lint test
 
@@ -64,7 +64,10 @@ $(DENY):
 	env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 \
 	  $(CARGO) install --quiet --locked --debug cargo-deny --version $(DENY_VERSION) --root $(patsubst %/bin/cargo-deny,%,$@)
 
-lint: $(STAMP) $(DENY)
+# The crates come last: without a network cargo-deny cannot be built, and all else is known by then.
+lint: lint-code lint-crates
+
+lint-code: $(STAMP)
 	$(CARGO) fmt --manifest-path rust/Cargo.toml --check
 	$(CARGO) clippy $(MANIFEST) --release --all-targets -- -D warnings
 	$(CARGO) clippy $(MANIFEST) --release --features python -- -D warnings
@@ -73,6 +76,8 @@ lint: $(STAMP) $(DENY)
 	$(BIN)/mypy
 	$(BIN)/basedpyright --project pyproject.toml
 	$(BIN)/codespell
+
+lint-crates: $(DENY)
 	$(CARGO) fetch --quiet $(MANIFEST)
 	$(DENY_CHECK) --frozen check bans licenses sources
 

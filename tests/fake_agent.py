@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import queue
+import random
 import runpy
 import struct
 import sys
@@ -410,14 +411,14 @@ def idle(agent: Agent) -> None:
     agent.serve()
 
 
-def silent(agent: Agent, hello: bool = True, ready: bool = True) -> None:
-    """Say nothing at all, or nothing after the hello, or nothing after it is ready: no heartbeat is answered."""
+def silent(agent: Agent, hello: bool = True, ready: bool = True, seconds: float = 1e6) -> None:
+    """Say nothing at all, or nothing after the hello, or nothing after it is ready, for so long: not to heartbeats."""
     agent.alive = False
     if hello:
         agent.hello()
     if ready:
         agent.ready()
-    agent.sleep()
+    agent.sleep(seconds)
 
 
 def says(agent: Agent, kind: str | int, body: str = "", task: int = 0, attempt: int = 0, flags: int = 0) -> None:
@@ -455,6 +456,85 @@ def floods(
     by = time.monotonic() + seconds
     while time.monotonic() < by:
         agent.write(data)
+
+
+def babbles(agent: Agent, how: str, seed: int = 1, seconds: float = 1e6) -> None:
+    """Send nonsense from the first task on, for so many seconds.
+
+    `how`: "bytes" (no block at all), "blocks" (of bytes that are no frames), "frames" (of any kind, with any fields and
+    bodies), "lz4" (blocks that do not unpack), "opened" (messages that begin and do not end), "unasked" (results of
+    tasks that nobody sent), "notes" (of any number).
+    """
+    rng = random.Random(seed)
+    agent.begin()
+    agent.until("task")
+    by = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < by:
+        number += 1
+        if how == "bytes":
+            agent.write(rng.randbytes(1000))
+        elif how == "blocks":
+            agent.write(block(rng.randbytes(1000)))
+        elif how == "lz4":
+            agent.write(compressed(bytes(MAX_BLOCK), rng.randbytes(1000)))
+        elif how == "frames":
+            body = rng.randbytes(rng.choice([0, 8, 10, 40, 1000]))
+            flags = rng.choice([0, 0, 0, FIRST, LAST, FIRST | LAST, 255])
+            task = rng.choice([0, 1, number, 1 << 40, rng.getrandbits(64)])
+            agent.send(frame(rng.randrange(256), body, task=task, attempt=rng.choice([0, 1, 65535]), flags=flags))
+        elif how == "opened":
+            head = struct.pack("<BBHQ", 0, 0, 1, 0) + struct.pack("<Q", 1 << 20) + bytes(100)
+            agent.send(frame("result", head, task=number, flags=FIRST))
+        elif how == "unasked":
+            agent.send(*message("result", [bytes(100_000)], task=number))
+        elif how == "notes":
+            agent.send(*message("note", [bytes(100_000)], task=number))
+
+
+def hands_back(agent: Agent) -> None:
+    """Give every task back at once, unasked."""
+    agent.begin()
+    agent.serve(task=agent.give_back)
+
+
+def ignores(agent: Agent, kinds: list[str]) -> None:
+    """Take tasks and begin none, and answer nothing of these kinds."""
+    agent.begin()
+    agent.serve(**dict.fromkeys(kinds, lambda one: None))
+
+
+def ends(agent: Agent, tag: str) -> None:
+    """End every task with this tag."""
+    agent.begin()
+    agent.serve(task=lambda one: agent.result(one, [b"the fake node says so"], tag))
+
+
+def drains(agent: Agent) -> None:
+    """Say that the node will soon be gone, with the first task, and keep what it has."""
+    agent.begin()
+    agent.until("task")
+    agent.send(frame("drain", b"it says so"))
+    agent.serve(recall=lambda one: agent.send(frame("kept", **one.id)))
+
+
+def drips(agent: Agent, pause: float = 0.2) -> None:
+    """Send one byte of a block after the other, and answer no heartbeat."""
+    agent.alive = False
+    agent.begin()
+    agent.until("task")
+    for byte in block(frame("output", bytes(MAX_BODY - 1))):
+        agent.write(bytes([byte]))
+        time.sleep(pause)
+
+
+def answers_and_leaves(agent: Agent) -> None:
+    """Say in one block that the worker of the first task died, and goodbye."""
+    agent.begin()
+    one = agent.until("task")
+    said = message("result", [b"the fake node says so"], tag="crashed", **one.id)
+    agent.send(*said, frame("goodbye", b"and leaves"))
+    agent.sleep()
 
 
 def main() -> None:

@@ -72,6 +72,9 @@ class Fakes(sky.Local):
         super().__init__(good + len(behaviours))
         self.good = good
         self.lab = lab
+        if lab is None:
+            # Before any node waits for its client.
+            embedded_server()
         self.shares_files = lab is None
         self.journals = [journals() / f"journal-{uuid.uuid4().hex}" for _ in behaviours]
         self.commands = []

@@ -99,7 +99,8 @@ pub struct Message {
     pub id: Attempt,
     /// On a result: a [`Tag`]. On a task: how the worker shall read the pickle, which only it knows.
     pub tag: u8,
-    /// On a result: how long the function ran, in nanoseconds, by the worker's clock.
+    /// On a result: how long the function ran, in nanoseconds, by the worker's clock. On a task: how long all of it may
+    /// run, zero for as long as it likes; the client's own note, in case that its node does not end it.
     pub nanos: u64,
     /// The pickle, then its out-of-band buffers.
     pub parts: Vec<Bytes>,
@@ -401,6 +402,7 @@ pub struct Decoder {
     searched: usize,
     noise: Vec<u8>,
     open: HashMap<(Body, Attempt), Assembly>,
+    results: u64,
     max_message: usize,
 }
 
@@ -415,6 +417,7 @@ impl Decoder {
             searched: 0,
             noise: Vec::new(),
             open: HashMap::new(),
+            results: 0,
             max_message,
         }
     }
@@ -429,6 +432,12 @@ impl Decoder {
     pub fn noise(&self) -> String {
         let from = if self.greeted { &self.noise[..] } else { &self.input[..] };
         String::from_utf8_lossy(from.get(..from.len().min(2048)).unwrap_or_default()).trim().to_owned()
+    }
+
+    /// Bytes of results that came, unfinished ones too.
+    #[must_use]
+    pub fn results(&self) -> u64 {
+        self.results
     }
 
     /// The next event, or `None` when more bytes are needed.
@@ -577,6 +586,9 @@ impl Decoder {
 
     fn chunk(&mut self, kind: Body, id: Attempt, flags: u8, mut body: Bytes) -> Result<Option<Event>, FrameError> {
         let last = flags & LAST != 0;
+        if kind == Body::Result {
+            self.results += body.len() as u64;
+        }
         let mut assembly = if flags & FIRST != 0 {
             if self.open.contains_key(&(kind, id)) {
                 return Err(FrameError::BadSequence("a message begins twice"));

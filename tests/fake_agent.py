@@ -1,0 +1,552 @@
+"""An agent that speaks the protocol and does what a script says: for tests of what a client does with a bad node.
+
+It is a program and a library without anything of ours in it: `rust/src/frame.rs` says what the wire looks like, and
+this file writes it once more. `fakes.py` starts it as a node's agent, with a line of JSON as its first argument:
+
+    {"behaviour": "silent", "args": {...}, "journal": "/path"}
+
+A behaviour is a function of this file, or of another one ("path.py:name"), that takes an `Agent` and the arguments.
+When it is called, nothing has been sent yet; when it returns, the process ends. What the agent hears and does is
+written to the journal, a line each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import random
+import runpy
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+MAGIC = b"\0SKYWARD-LITE\r\n\0"
+PROTOCOL = 2
+MAX_BLOCK = 256 * 1024
+MAX_BODY = 64 * 1024
+CHUNK = 32 * 1024 - 64
+LZ4 = 1 << 31
+FIRST, LAST = 1, 2
+
+KINDS = {
+    "hello": 1,
+    "ready": 2,
+    "heartbeat": 3,
+    "pulse": 4,
+    "goodbye": 5,
+    "acknowledge": 6,
+    "cancel": 7,
+    "recall": 8,
+    "returned": 9,
+    "kept": 10,
+    "task": 11,
+    "result": 12,
+    "abort": 13,
+    "output": 14,
+    "drain": 15,
+    "note": 16,
+    "note_answer": 17,
+}
+NAMES = {number: name for name, number in KINDS.items()}
+TAGS = {"returned": 0, "raised": 1, "crashed": 2, "cancelled": 3, "node_lost": 4, "timed_out": 5, "partial": 6}
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def frame(kind: str | int, body: bytes = b"", *, task: int = 0, attempt: int = 0, flags: int = 0) -> bytes:
+    """Return one frame. Numbers that do not fit their field are cut, so that any can be said."""
+    number = KINDS[kind] if isinstance(kind, str) else kind
+    return struct.pack("<IBBHQ", len(body), number, flags, attempt & 0xFFFF, task & (1 << 64) - 1) + body
+
+
+def message(
+    kind: str | int, parts: list[bytes], *, task: int = 0, attempt: int = 0, tag: int | str = 0, nanos: int = 0
+) -> Iterator[bytes]:
+    """Yield the frames of a task, a result or a note."""
+    number = TAGS[tag] if isinstance(tag, str) else tag
+    head = struct.pack("<BBHQ", number, 0, len(parts), nanos) + b"".join(struct.pack("<Q", len(p)) for p in parts)
+    payload = b"".join(parts)
+    pieces = [payload[at : at + CHUNK] for at in range(0, len(payload), CHUNK)] or [b""]
+    for place, piece in enumerate(pieces):
+        flags = (FIRST if place == 0 else 0) | (LAST if place == len(pieces) - 1 else 0)
+        yield frame(kind, (head if place == 0 else b"") + piece, task=task, attempt=attempt, flags=flags)
+
+
+def acknowledgement(ids: list[tuple[int, int]]) -> bytes:
+    """Return the frame that acknowledges these (task, attempt)."""
+    return frame("acknowledge", b"".join(struct.pack("<QH", *one) for one in ids))
+
+
+def block(raw: bytes) -> bytes:
+    """Return a block that is not compressed."""
+    return struct.pack("<II", len(raw), len(raw)) + raw
+
+
+def compressed(raw: bytes, wire: bytes) -> bytes:
+    """Return a block whose compressed bytes are `wire`."""
+    return struct.pack("<II", len(wire) | LZ4, len(raw)) + wire
+
+
+def repeated(unit: bytes, count: int) -> bytes:
+    """Return a block of `count` times the same bytes, compressed to little more than one of them."""
+    raw = unit * count
+    match = len(raw) - len(unit) - len(unit)
+    if match < 16:
+        return block(raw)
+    # Literals, a match that repeats them, and literals again: lz4's last sequence must be of those.
+    wire = _sequence(unit, len(unit), match) + _sequence(unit, None, 0)
+    return compressed(raw, wire)
+
+
+def _sequence(literals: bytes, offset: int | None, match: int) -> bytes:
+    def more(rest: int) -> bytes:
+        return b"\xff" * (rest // 255) + bytes([rest % 255])
+
+    count, extra = len(literals), 0 if offset is None else match - 4
+    out = bytes([min(count, 15) << 4 | min(extra, 15)])
+    out += more(count - 15) if count >= 15 else b""
+    out += literals
+    if offset is not None:
+        out += struct.pack("<H", offset) + (more(extra - 15) if extra >= 15 else b"")
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+@dataclass
+class Frame:
+    """What the client sent: a control frame, or a whole message."""
+
+    kind: str
+    task: int
+    attempt: int
+    body: bytes = b""
+    """Of a control frame."""
+    parts: list[bytes] = field(default_factory=list)
+    """Of a message."""
+    tag: int = 0
+
+    @property
+    def id(self) -> dict[str, int]:
+        """What names the task in an answer."""
+        return {"task": self.task, "attempt": self.attempt}
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.task} {self.attempt}"
+
+
+def unpack_lz4(wire: bytes, size: int) -> bytes:
+    """Return what an lz4 block says."""
+    out, at = bytearray(), 0
+
+    def length(nibble: int) -> int:
+        nonlocal at
+        total = nibble
+        while nibble == 15:
+            byte = wire[at]
+            at += 1
+            total += byte
+            if byte != 255:
+                break
+        return total
+
+    while at < len(wire):
+        token = wire[at]
+        at += 1
+        literals = length(token >> 4)
+        out += wire[at : at + literals]
+        at += literals
+        if at >= len(wire):
+            break
+        offset = wire[at] | wire[at + 1] << 8
+        at += 2
+        left = length(token & 15) + 4
+        while left > 0:
+            piece = out[-offset:][:left] if offset >= left else out[-offset:]
+            out += piece
+            left -= len(piece)
+    assert len(out) == size, "the client's block is not readable"
+    return bytes(out)
+
+
+class Stream:
+    """What comes out of a descriptor: frames, at last none."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.rest = bytearray()
+        self.open: dict[tuple[str, int, int], tuple[int, list[int], bytearray]] = {}
+
+    def take(self, count: int) -> bytes:
+        """Return so many bytes. Raises EOFError."""
+        while len(self.rest) < count:
+            more = os.read(self.fd, 1 << 18)
+            if not more:
+                raise EOFError
+            self.rest += more
+        taken = bytes(self.rest[:count])
+        del self.rest[:count]
+        return taken
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield all frames until the end of the stream."""
+        with contextlib.suppress(EOFError):
+            assert self.take(16) == MAGIC, "the client does not speak our protocol"
+            assert self.take(4) == struct.pack("<I", PROTOCOL), "the client has another version of the protocol"
+            while True:
+                wire, size = struct.unpack("<II", self.take(8))
+                raw = self.take(wire & ~LZ4)
+                yield from self._split(unpack_lz4(raw, size) if wire & LZ4 else raw)
+
+    def _split(self, raw: bytes) -> Iterator[Frame]:
+        at = 0
+        while at < len(raw):
+            length, number, flags, attempt, task = struct.unpack_from("<IBBHQ", raw, at)
+            body = raw[at + 16 : at + 16 + length]
+            at += 16 + length
+            kind = NAMES[number]
+            if kind not in ("task", "result", "note"):
+                yield Frame(kind, task, attempt, body)
+                continue
+            key = (kind, task, attempt)
+            if flags & FIRST:
+                tag, _, count, _ = struct.unpack_from("<BBHQ", body)
+                lengths = list(struct.unpack_from(f"<{count}Q", body, 12))
+                self.open[key] = (tag, lengths, bytearray())
+                body = body[12 + 8 * count :]
+            self.open[key][2].extend(body)
+            if flags & LAST:
+                tag, lengths, whole = self.open.pop(key)
+                parts, start = [], 0
+                for one in lengths:
+                    parts.append(bytes(whole[start : start + one]))
+                    start += one
+                yield Frame(kind, task, attempt, parts=parts, tag=tag)
+
+
+# ----------------------------------------------------------------------------------------------------------- the agent
+
+
+class Agent:
+    """One end of a session, as a node's agent.
+
+    A thread reads all that the client sends for as long as the process lives, and ends the process at the end of the
+    stream. It answers heartbeats while `alive` is set.
+    """
+
+    def __init__(self, reading: int, writing: int, journal: str | None = None) -> None:
+        self.stream = Stream(reading)
+        self.writing = writing
+        self.alive = True
+        self.held: dict[tuple[int, int], Frame] = {}
+        """The tasks that came and were not answered, by (task, attempt)."""
+        self.client: dict[str, Any] = {}
+        """The client's hello."""
+        self._journal = open(journal, "a", buffering=1) if journal else None  # noqa: SIM115 (open for good)
+        self._inbox: queue.Queue[Frame] = queue.Queue()
+        self._urgent: list[bytes] = []
+        self._lock = threading.Lock()
+        self._greeted = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def note(self, line: object) -> None:
+        """Write a line to the journal."""
+        if self._journal is not None:
+            self._journal.write(f"{line}\n")
+
+    def _read(self) -> None:
+        try:
+            for one in self.stream.frames():
+                if one.kind == "heartbeat":
+                    if self.alive:
+                        self._urgent.append(block(frame("pulse", task=one.task)))
+                        self._flush()
+                    continue
+                self.note(one)
+                self._inbox.put(one)
+        except BaseException as error:
+            self.note(f"error {error!r}")
+        finally:
+            self.note("end of stream")
+            os._exit(0)
+
+    def _flush(self) -> None:
+        # Whoever writes at the moment takes it along.
+        while self._urgent and self._lock.acquire(blocking=False):
+            try:
+                self._write(b"")
+            finally:
+                self._lock.release()
+
+    def _write(self, data: bytes) -> None:
+        urgent = [self._urgent.pop(0) for _ in range(len(self._urgent))]
+        view = memoryview(b"".join([*urgent, data]))
+        try:
+            while view:
+                view = view[os.write(self.writing, view) :]
+        except OSError:
+            self.note("the client does not read any more")
+            os._exit(0)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        with self._lock:
+            self._write(data)
+        self._flush()
+
+    def send(self, *frames: bytes) -> None:
+        """Send frames, in as many blocks as they need."""
+        raw = b""
+        for one in frames:
+            if len(raw) + len(one) > MAX_BLOCK:
+                self.write(block(raw))
+                raw = b""
+            raw += one
+        self.write(block(raw))
+
+    def preamble(self) -> None:
+        """Send what opens the stream."""
+        self.write(MAGIC + struct.pack("<I", PROTOCOL))
+
+    def hello(self, **changes: object) -> None:
+        """Wait for the client's hello and answer it, with these fields changed."""
+        one = self._inbox.get()
+        assert one.kind == "hello", one
+        self.client = json.loads(one.body)
+        answer = {
+            "version": self.client["version"],
+            "python": self.client["python"],
+            "epoch": "fake",
+            "cores": 1,
+            "pid": os.getpid(),
+            "differences": [],
+            **changes,
+        }
+        self.preamble()
+        self.send(frame("hello", json.dumps(answer).encode()))
+
+    @property
+    def slots(self) -> int:
+        """What the client asked for."""
+        return self.client["worker"]["concurrency"] or 1
+
+    def ready(self, slots: int | None = None) -> None:
+        """Say that tasks may come."""
+        self.send(frame("ready", task=self.slots if slots is None else slots))
+
+    def begin(self) -> None:
+        """Say hello, and that tasks may come."""
+        self.hello()
+        self.ready()
+
+    def next(self, seconds: float | None = None) -> Frame | None:
+        """Wait for the next frame but heartbeats; None if there is none for so long."""
+        try:
+            one = self._inbox.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if one.kind == "task":
+            self.held[one.task, one.attempt] = one
+        return one
+
+    def until(self, *kinds: str) -> Frame:
+        """Wait for a frame of one of these kinds, and pass over the others."""
+        while True:
+            one = self.next()
+            assert one is not None
+            if one.kind in kinds:
+                return one
+
+    def result(self, one: Frame, parts: list[bytes] | None = None, tag: int | str = "returned") -> None:
+        """End the task that a frame is about."""
+        self.held.pop((one.task, one.attempt), None)
+        self.send(*message("result", parts or [], tag=tag, **one.id))
+
+    def give_back(self, one: Frame) -> None:
+        """Answer a recall as an agent does that runs nothing."""
+        here = self.held.pop((one.task, one.attempt), None)
+        self.send(frame("kept" if here is None else "returned", **one.id))
+
+    def drop(self, one: Frame) -> None:
+        """Answer a cancel or an abort as an agent does that runs nothing."""
+        self.result(one, tag="cancelled")
+
+    def leave(self, why: bytes = b"goodbye") -> None:
+        """Say goodbye, and wait for the end of the stream."""
+        self.send(frame("goodbye", why))
+        self.sleep()
+
+    def sleep(self, seconds: float = 1e6) -> None:
+        """Go on reading and do nothing else."""
+        time.sleep(seconds)
+
+    def serve(self, seconds: float | None = None, **answers: Callable[[Frame], object]) -> None:
+        """Do what an agent does whose workers begin nothing, but for the kinds in `answers`; so long, or for good."""
+        usual: dict[str, Callable[[Frame], object]] = {
+            "recall": self.give_back,
+            "cancel": self.drop,
+            "abort": self.drop,
+            "goodbye": lambda one: self.leave(),
+        }
+        by = None if seconds is None else time.monotonic() + seconds
+        while (left := None if by is None else by - time.monotonic()) is None or left > 0:
+            one = self.next(left)
+            if one is not None:
+                {**usual, **answers}.get(one.kind, lambda one: None)(one)
+
+
+# ---------------------------------------------------------------------------------------------------------- behaviours
+
+
+def idle(agent: Agent) -> None:
+    """Take tasks and begin none, and answer whatever is asked, as an honest agent whose workers are busy."""
+    agent.begin()
+    agent.serve()
+
+
+def silent(agent: Agent, hello: bool = True, ready: bool = True, seconds: float = 1e6) -> None:
+    """Say nothing at all, or nothing after the hello, or nothing after it is ready, for so long: not to heartbeats."""
+    agent.alive = False
+    if hello:
+        agent.hello()
+    if ready:
+        agent.ready()
+    agent.sleep(seconds)
+
+
+def says(agent: Agent, kind: str | int, body: str = "", task: int = 0, attempt: int = 0, flags: int = 0) -> None:
+    """Say one frame when the first task has come, and go on as an honest agent."""
+    agent.begin()
+    agent.until("task")
+    agent.send(frame(kind, bytes.fromhex(body), task=task, attempt=attempt, flags=flags))
+    agent.serve()
+
+
+def floods(
+    agent: Agent,
+    kind: str | int,
+    body: str = "",
+    task: int = 0,
+    attempt: int = 0,
+    flags: int = 0,
+    count: int = 0,
+    seconds: float = 1e6,
+    times: int = 0,
+) -> None:
+    """Repeat one frame (its body in hexadecimal digits) from the first task on, `count` of them in a compressed block.
+
+    So many blocks, if `times` says so, and then it goes on as an honest agent; or for so many seconds, and it ends.
+    """
+    agent.begin()
+    agent.until("task")
+    one = frame(kind, bytes.fromhex(body), task=task, attempt=attempt, flags=flags)
+    # What is longer than a match of lz4 can reach back is not compressed.
+    data = repeated(one, count or MAX_BLOCK // len(one)) if len(one) < 1 << 16 else block(one)
+    if times:
+        for _ in range(times):
+            agent.write(data)
+        agent.serve()
+    by = time.monotonic() + seconds
+    while time.monotonic() < by:
+        agent.write(data)
+
+
+def babbles(agent: Agent, how: str, seed: int = 1, seconds: float = 1e6) -> None:
+    """Send nonsense from the first task on, for so many seconds.
+
+    `how`: "bytes" (no block at all), "blocks" (of bytes that are no frames), "frames" (of any kind, with any fields and
+    bodies), "lz4" (blocks that do not unpack), "opened" (messages that begin and do not end), "unasked" (results of
+    tasks that nobody sent), "notes" (of any number).
+    """
+    rng = random.Random(seed)
+    agent.begin()
+    agent.until("task")
+    by = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < by:
+        number += 1
+        if how == "bytes":
+            agent.write(rng.randbytes(1000))
+        elif how == "blocks":
+            agent.write(block(rng.randbytes(1000)))
+        elif how == "lz4":
+            agent.write(compressed(bytes(MAX_BLOCK), rng.randbytes(1000)))
+        elif how == "frames":
+            body = rng.randbytes(rng.choice([0, 8, 10, 40, 1000]))
+            flags = rng.choice([0, 0, 0, FIRST, LAST, FIRST | LAST, 255])
+            task = rng.choice([0, 1, number, 1 << 40, rng.getrandbits(64)])
+            agent.send(frame(rng.randrange(256), body, task=task, attempt=rng.choice([0, 1, 65535]), flags=flags))
+        elif how == "opened":
+            head = struct.pack("<BBHQ", 0, 0, 1, 0) + struct.pack("<Q", 1 << 20) + bytes(100)
+            agent.send(frame("result", head, task=number, flags=FIRST))
+        elif how == "unasked":
+            agent.send(*message("result", [bytes(100_000)], task=number))
+        elif how == "notes":
+            agent.send(*message("note", [bytes(100_000)], task=number))
+
+
+def hands_back(agent: Agent) -> None:
+    """Give every task back at once, unasked."""
+    agent.begin()
+    agent.serve(task=agent.give_back)
+
+
+def ignores(agent: Agent, kinds: list[str]) -> None:
+    """Take tasks and begin none, and answer nothing of these kinds."""
+    agent.begin()
+    agent.serve(**dict.fromkeys(kinds, lambda one: None))
+
+
+def ends(agent: Agent, tag: str) -> None:
+    """End every task with this tag."""
+    agent.begin()
+    agent.serve(task=lambda one: agent.result(one, [b"the fake node says so"], tag))
+
+
+def drains(agent: Agent) -> None:
+    """Say that the node will soon be gone, with the first task, and keep what it has."""
+    agent.begin()
+    agent.until("task")
+    agent.send(frame("drain", b"it says so"))
+    agent.serve(recall=lambda one: agent.send(frame("kept", **one.id)))
+
+
+def drips(agent: Agent, pause: float = 0.2) -> None:
+    """Send one byte of a block after the other, and answer no heartbeat."""
+    agent.alive = False
+    agent.begin()
+    agent.until("task")
+    for byte in block(frame("output", bytes(MAX_BODY - 1))):
+        agent.write(bytes([byte]))
+        time.sleep(pause)
+
+
+def answers_and_leaves(agent: Agent) -> None:
+    """Say in one block that the worker of the first task died, and goodbye."""
+    agent.begin()
+    one = agent.until("task")
+    said = message("result", [b"the fake node says so"], tag="crashed", **one.id)
+    agent.send(*said, frame("goodbye", b"and leaves"))
+    agent.sleep()
+
+
+def main() -> None:
+    """Be the agent that the command line asks for. What follows its first argument is the starter's own."""
+    wanted = json.loads(sys.argv[1])
+    file, _, name = wanted["behaviour"].rpartition(":")
+    behaviour = runpy.run_path(file)[name] if file else globals()[name]
+    reading, writing = os.dup(0), os.dup(1)
+    # What is printed by mistake must not get between the frames.
+    os.dup2(2, 1)
+    behaviour(Agent(reading, writing, wanted.get("journal")), **wanted.get("args", {}))
+
+
+if __name__ == "__main__":
+    main()

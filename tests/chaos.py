@@ -17,6 +17,7 @@ import os
 import random
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -277,6 +278,8 @@ print(json.dumps([wrong, took, left, grown, node.state, node.reason]))
 
 MESSAGE = (b"\0" * 12).hex()
 """The head of a message without parts."""
+FULL = struct.pack("<BBHQQ16000x", 0, 0, 1, 0, 16000).hex()
+"""A message with one part."""
 FLOODS: dict[str, dict[str, object]] = {
     "hello": {"body": b"{}".hex()},
     "ready": {"task": 2},
@@ -301,7 +304,8 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
     **{f"floods of {kind}": ("floods", {"kind": kind, **one}) for kind, one in FLOODS.items()},
     **{f"floods of kind {kind}": ("floods", {"kind": kind}) for kind in (0, 18, 99, 255)},
     "floods of output, full": ("floods", {"kind": "output", "task": 1, "body": (b"x" * 16383 + b"\n").hex()}),
-    "floods of notes, full": ("floods", {"kind": "note", "flags": 3, "body": MESSAGE + (b"\0" * 16000).hex()}),
+    "floods of results, full": ("floods", {"kind": "result", "flags": 3, "body": FULL}),
+    "floods of notes, full": ("floods", {"kind": "note", "flags": 3, "body": FULL}),
     **{
         f"nonsense: {how}": ("babbles", {"how": how})
         for how in ("bytes", "blocks", "lz4", "frames", "opened", "unasked", "notes")

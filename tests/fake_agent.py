@@ -528,6 +528,14 @@ def drips(agent: Agent, pause: float = 0.2) -> None:
         time.sleep(pause)
 
 
+def keeps_anothers(agent: Agent, task: int) -> None:
+    """Say of another node's task that it is running here, when asked to drop one, print a line, and leave."""
+    agent.begin()
+    agent.until("cancel")
+    agent.send(frame("kept", task=task), frame("output", b"it is mine\n", task=1))
+    agent.leave()
+
+
 def answers_and_leaves(agent: Agent) -> None:
     """Say in one block that the worker of the first task died, and goodbye."""
     agent.begin()

@@ -14,6 +14,9 @@ use crate::session::HEARTBEAT;
 /// Bytes of results per heartbeat from which on a node is busy sending: 8 KB/s, below which no link is of use.
 const PROGRESS: u64 = 16 * 1024;
 
+/// Heartbeats that a node may send between two of ours. While this process is stopped those of a day may gather.
+const HEARTBEATS: u32 = 1 << 16;
+
 /// How long a node may take. The defaults are what pools have; tests have less patience.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
@@ -67,6 +70,9 @@ pub struct Liveness {
     unanswered: VecDeque<u64>,
     /// Without an answer, and after which heartbeat it was asked.
     asked: HashMap<(u64, Ask), (Attempt, u64)>,
+    /// Answers that may still come, also to what is no more of interest.
+    answers: u64,
+    heartbeats: u32,
     /// The oldest task when it was last looked at, and the heartbeat since which the node ended none.
     oldest: Option<(u64, u64)>,
     /// The heartbeat after which it said that it will soon be gone.
@@ -87,6 +93,8 @@ impl Liveness {
             sent: 0,
             unanswered: VecDeque::new(),
             asked: HashMap::new(),
+            answers: 0,
+            heartbeats: 0,
             oldest: None,
             drained: None,
             results: 0,
@@ -102,6 +110,7 @@ impl Liveness {
     /// A heartbeat of this number is sent.
     pub fn beat(&mut self, nonce: u64) {
         self.sent += 1;
+        self.heartbeats = 0;
         self.unanswered.push_back(nonce);
     }
 
@@ -117,7 +126,23 @@ impl Liveness {
 
     /// The node is asked this.
     pub fn ask(&mut self, ask: Ask, id: Attempt) {
+        self.answers += 1;
         self.asked.insert((id.task, ask), (id, self.sent));
+    }
+
+    /// It answers a question, whichever; false if there was none.
+    #[must_use]
+    pub fn answer(&mut self) -> bool {
+        let left = self.answers.checked_sub(1);
+        self.answers = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// It sends a heartbeat of its own; false if it floods us with them.
+    #[must_use]
+    pub fn heartbeat(&mut self) -> bool {
+        self.heartbeats += 1;
+        self.heartbeats <= HEARTBEATS
     }
 
     /// It says that it keeps the task, which is running; whether the task will go on to its own end.
@@ -132,9 +157,10 @@ impl Liveness {
         self.oldest = None;
     }
 
-    /// It says that it will soon be gone.
-    pub fn drains(&mut self) {
-        self.drained.get_or_insert(self.sent);
+    /// It says that it will soon be gone; false if it has said so.
+    #[must_use]
+    pub fn drains(&mut self) -> bool {
+        self.drained.replace(self.sent).is_none()
     }
 
     /// Look at what the node owes, before each heartbeat. `uploading`: whether tasks are on their way to it; `results`: the

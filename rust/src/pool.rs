@@ -656,9 +656,7 @@ impl State {
 
     /// A node answers a heartbeat; they are numbered by the microseconds of its session, of which it is now this one.
     fn pulse(&mut self, id: PeerId, nonce: u64, now: Duration) -> Result<(), SessionError> {
-        if self.lives.get_mut(&id).is_some_and(|life| !life.pulse(nonce)) {
-            return Err(SessionError::Unasked("answered a heartbeat that it was not sent"));
-        }
+        self.expects(id, |life| life.pulse(nonce), "answered a heartbeat that it was not sent")?;
         let rtt = now.saturating_sub(Duration::from_micros(nonce));
         if let Some(node) = self.nodes.get_mut(id) {
             // The least of all, let rise slowly: a heartbeat behind a burst says nothing of the network.
@@ -668,17 +666,28 @@ impl State {
         Ok(())
     }
 
+    /// A node sends something that it may not always send.
+    fn expects(
+        &mut self,
+        node: PeerId,
+        right: impl Fn(&mut Liveness) -> bool,
+        what: &'static str,
+    ) -> Result<(), SessionError> {
+        let wrong = self.lives.get_mut(&node).is_some_and(|life| !right(life));
+        if wrong { Err(SessionError::Unasked(what)) } else { Ok(()) }
+    }
+
     /// A node gives a task back.
     fn returned(&mut self, node: PeerId, id: Attempt) -> Result<(), SessionError> {
-        if self.queue.holds(node, id) && !self.queue.is_asked_back(node, id) {
-            return Err(SessionError::Unasked("gave a task back"));
-        }
+        let asked = self.queue.is_asked_back(node, id) || !self.queue.holds(node, id);
+        self.expects(node, |life| life.answer() && asked, "gave a task back")?;
         self.queue.returned(node, id);
         Ok(())
     }
 
     /// A node keeps a task, which is running there. Of what another node holds it knows nothing.
-    fn kept(&mut self, node: PeerId, id: Attempt) {
+    fn kept(&mut self, node: PeerId, id: Attempt) -> Result<(), SessionError> {
+        self.expects(node, Liveness::answer, "said that it keeps a task")?;
         if self.queue.holds(node, id) {
             self.queue.kept(node, id);
             if self.lives.get_mut(&node).is_none_or(|life| life.kept(id)) {
@@ -686,6 +695,7 @@ impl State {
                 self.awaited.remove(&id.task);
             }
         }
+        Ok(())
     }
 
     /// Whether a node may say that this is how a task ended.
@@ -991,7 +1001,7 @@ impl Shared {
                     link.send(|o| o.control(Control::NoteAnswer { note: note.task, error }));
                 }
                 Event::Control(Control::Returned(task)) => end = state.returned(id, task),
-                Event::Control(Control::Kept(task)) => state.kept(id, task),
+                Event::Control(Control::Kept(task)) => end = state.kept(id, task),
                 Event::Control(Control::Output { stream, text }) => {
                     if let Some(node) = state.nodes.get(id) {
                         self.print(&node.name, stream, text);
@@ -1000,14 +1010,12 @@ impl Shared {
                 Event::Control(Control::Pulse { nonce }) => end = state.pulse(id, nonce, now - started),
                 Event::Control(Control::Ready { slots }) => end = self.on_ready(state, id, slots, now),
                 Event::Control(Control::Drain(why)) => {
+                    end = state.expects(id, Liveness::drains, "said twice that it will soon be gone");
                     if let Some(node) = state.nodes.get_mut(id)
                         && matches!(node.state, NodeState::Connecting | NodeState::Ready)
                     {
                         node.state = NodeState::Draining(String::from_utf8_lossy(&why).into_owned());
                         node.drained = Some(now);
-                        if let Some(life) = state.lives.get_mut(&id) {
-                            life.drains();
-                        }
                         let tasks = state.queue.close_peer(id);
                         state.recall(id, tasks);
                         self.changed.notify_all();
@@ -1016,7 +1024,10 @@ impl Shared {
                 Event::Control(Control::Goodbye(why)) => {
                     end = Err(SessionError::Goodbye(String::from_utf8_lossy(&why).into_owned()));
                 }
-                Event::Control(Control::Heartbeat { .. }) | Event::Skipped(..) | Event::NoMemory(..) => {}
+                Event::Control(Control::Heartbeat { .. }) => {
+                    end = state.expects(id, Liveness::heartbeat, "sent more heartbeats than it has time for");
+                }
+                Event::Skipped(..) | Event::NoMemory(..) => {}
                 Event::Control(_) | Event::Message(..) => end = Err(SessionError::Unasked("sent what a client sends")),
             }
         }
@@ -1043,8 +1054,10 @@ impl Shared {
         if !(1..=asked).contains(&slots) {
             return Err(SessionError::Slots { offered, asked });
         }
-        // A second offer changes nothing.
-        if node.slots == 0 && matches!(node.state, NodeState::Connecting | NodeState::Draining(_)) {
+        if node.slots > 0 {
+            return Err(SessionError::Unasked("became ready twice"));
+        }
+        if matches!(node.state, NodeState::Connecting | NodeState::Draining(_)) {
             node.slots = slots;
             state.queue.add_peer(id, slots, now);
             if node.state == NodeState::Connecting {

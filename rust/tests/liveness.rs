@@ -100,6 +100,20 @@ fn what_is_kept_is_answered() {
     assert!(node.beats(1, true).is_err());
 }
 
+/// There are no more answers than questions, and heartbeats do not come in floods.
+#[test]
+fn answers_are_counted() {
+    let mut node = Node::new();
+    assert!(!node.life.answer());
+    node.life.ask(Ask::Recall, ID);
+    node.life.ask(Ask::Cancel, ID);
+    assert!(node.life.answer() && node.life.answer() && !node.life.answer());
+    assert!((0..1 << 16).all(|_| node.life.heartbeat()));
+    assert!(!node.life.heartbeat());
+    node.beats(1, true).unwrap();
+    assert!(node.life.heartbeat());
+}
+
 /// What was answered by the task's end is owed no more.
 #[test]
 fn what_ended_is_not_owed() {
@@ -152,7 +166,8 @@ fn tasks_must_end() {
 #[test]
 fn a_draining_node_ends() {
     let mut node = Node::new();
-    node.life.drains();
+    assert!(node.life.drains());
+    assert!(!node.life.drains(), "it says so once");
     node.beats(1000, true).unwrap();
     node.oldest = Some((1, Duration::ZERO));
     assert!(matches!(node.beats(1, true), Err(SessionError::StillThere(600))));

@@ -12,9 +12,12 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CARGO := cargo
 FUZZ_SECONDS ?= 60
+DENY_VERSION := 0.20.2
+DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+DENY_CHECK := $(DENY) --manifest-path rust/Cargo.toml --config rust/deny.toml
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-rust test-python conformance lint format bench chaos searches fuzz build system clean
+.PHONY: all demo test test-rust test-python conformance lint audit format bench chaos searches fuzz build system clean
 
 all: lint test
 
@@ -57,7 +60,12 @@ test-python: build
 conformance: build
 	$(BIN)/python tests/conformance/run.py --cache $(CACHE)/conformance
 
-lint: $(STAMP)
+# Without optimization it is built in a minute, which its checks do not take longer for.
+$(DENY):
+	env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 \
+	  $(CARGO) install --quiet --locked --debug cargo-deny --version $(DENY_VERSION) --root $(patsubst %/bin/cargo-deny,%,$@)
+
+lint: $(STAMP) $(DENY)
 	$(CARGO) fmt --manifest-path rust/Cargo.toml --check
 	$(CARGO) clippy $(MANIFEST) --release --all-targets -- -D warnings
 	$(CARGO) clippy $(MANIFEST) --release --features python -- -D warnings
@@ -66,6 +74,18 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/basedpyright --project pyproject.toml
 	$(BIN)/codespell
+	$(CARGO) fetch --quiet $(MANIFEST)
+	$(DENY_CHECK) --frozen check bans licenses sources
+
+# Known vulnerabilities, for which the databases of RustSec (on GitHub) and PyPI are asked: in the crates, and in the
+# oldest and the newest packages that pyproject.toml admits.
+audit: $(STAMP) $(DENY)
+	$(BIN)/python -m pip install --quiet --group audit
+	$(DENY_CHECK) --locked check
+	for which in lowest-direct highest; do \
+	  pinned=$(CACHE)/audit-$$which.txt; \
+	  $(BIN)/uv pip compile --quiet --all-extras --generate-hashes --resolution $$which -o $$pinned pyproject.toml && \
+	  $(BIN)/pip-audit --strict --disable-pip -r $$pinned || exit 1; done
 
 format: $(STAMP)
 	$(CARGO) fmt --manifest-path rust/Cargo.toml

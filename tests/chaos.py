@@ -1,4 +1,5 @@
-"""Deaths of workers, interrupted clients and hostile nodes. `make chaos` runs many, the tests a few.
+"""Deaths of workers, interrupted clients, hostile nodes, and host keys as ssh sees them. `make chaos` runs many, the tests a
+few.
 
 Each round prints nothing unless it fails; the last line of each part gives the counts.
 """
@@ -13,6 +14,7 @@ import functools
 import io
 import itertools
 import json
+import logging
 import os
 import random
 import resource
@@ -20,10 +22,12 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import known_hosts_cases
 import skyward_lite as sky
 
 HANG = 10.0
@@ -358,10 +362,29 @@ def hostile(seconds: float, rows: Iterable[str] = ROWS, tell: Callable[[str], ob
     return failures
 
 
+# ------------------------------------------------------------------------------------------------ host keys
+
+
+def host_keys(rounds: int, seed: int) -> list[str]:
+    """Compare `rounds` known_hosts files and configurations with ssh, and all that have a name; what went wrong."""
+
+    def chosen(bench: known_hosts_cases.Bench) -> list[known_hosts_cases.Case]:
+        return [*known_hosts_cases.named(bench), *known_hosts_cases.generated(rounds, seed)(bench)]
+
+    logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # each new key that is recorded is logged
+    with tempfile.TemporaryDirectory() as directory:
+        threads = os.cpu_count() or 1
+        failures, stricter, accepted = known_hosts_cases.compare(Path(directory), chosen, threads)
+    print(f"host keys: {accepted} accepted by ssh and by us; accepted by ssh alone: {dict(stricter)}")
+    return failures
+
+
 def main() -> None:
     """Run everything and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=500, help="deaths of workers; a tenth as many interruptions")
+    parser.add_argument(
+        "--rounds", type=int, default=500, help="deaths of workers; more of the cheap rounds, fewer of the others"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20, help="of each hostile node")
     parser.add_argument("--only", default="", help="the parts whose name contains this")
@@ -370,6 +393,7 @@ def main() -> None:
     parts: list[tuple[str, int, Callable[[int, int], list[str]]]] = [
         ("deaths of workers", options.rounds, crashes),
         ("Ctrl-C at a client", few, interruptions),
+        ("known_hosts and configurations against ssh", 6 * options.rounds, host_keys),
         ("SIGTERM at a client", few, lambda n, seed: interruptions(n, seed, signal.SIGTERM)),
         (
             "hostile node",

@@ -120,10 +120,17 @@ class Sshd:
         """Let it have the image's environment: this interpreter, instead of one that is built."""
         root = self.cache / "skyward_lite" / f"{bootstrap.name(image)}-{os.uname().machine}"
         (root / "bin").mkdir(parents=True)
+        base = Path(sys._base_executable)  # type: ignore[attr-defined]
+        (root / "bin/python3").symlink_to(base)
+        # No link to this interpreter, which a test that writes another one here would overwrite.
         python = root / "bin/python"
-        package = Path(sky.__file__).parent.parent
-        python.write_text(f"#!/bin/sh\nexport PYTHONPATH='{package}'\nexec '{sys.executable}' \"$@\"\n")
+        python.write_text(f"#!/bin/sh\nexec '{root}/bin/python3' \"$@\"\n")
         python.chmod(0o755)
+        (root / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
+        packages = root / f"lib/python{bootstrap.PYTHON}/site-packages"
+        packages.mkdir(parents=True)
+        there = [Path(sky.__file__).parent.parent, *(path for path in sys.path if path.endswith("-packages"))]
+        (packages / "lab.pth").write_text("".join(f"{path}\n" for path in there))
         (root / "ready").touch()
 
     def kill(self) -> None:

@@ -44,6 +44,7 @@ TOOLS = [
     "df",
     "awk",
     "sleep",
+    *("date", "ls", "stat", "touch"),
 ]
 
 
@@ -106,14 +107,19 @@ def wheelhouse(tmp_path_factory) -> Path:
 
 
 def test_the_environment_is_made_once(lab, caplog):
-    """The second pool finds it, and works as the first did; nothing else is left beside it."""
+    """The second pool finds it, and works as the first did; nothing else is left beside it, nor what nothing used."""
     host = lab.host()
+    for name in ("env-old-x86_64", "sent-old"):
+        old = host.cache / "skyward_lite" / name
+        old.mkdir(parents=True)
+        os.utime(old, (0, 0))
     for said in ("its environment took", "the environment is there"):
         caplog.clear()
         with caplog.at_level(logging.INFO, "skyward_lite"), open_pool(lab, host) as pool:
             assert pool.submit(sum, [1, 2]).result(20) == 3
             assert str(host.cache) in pool.submit(eval, "__import__('sys').executable").result(20)
         assert said in caplog.text
+    assert [path.name for path in (host.cache / "skyward_lite").glob("sent-*/*")] == ["bundle.zip"]
     assert environments(host) == [f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}"]
 
 
@@ -190,7 +196,7 @@ def test_an_agent_that_does_not_start_says_why(lab):
     for file in (host.cache / "skyward_lite").glob("env-*/lib/python*/site-packages/skyward_lite/agent.py"):
         file.unlink()
     said = refusal(lab, host)
-    assert "Its agent does not start: `exec " in said
+    assert "Its agent does not start: `/" in said
     assert "ended with status 1: " in said
     assert "No module named skyward_lite.agent" in said
 
@@ -244,7 +250,7 @@ def test_a_failing_requirement_is_said(lab, wheelhouse):
     host = lab.host()
     said = refusal(lab, host, sky.Image(pip=["labpackage==9"], wheelhouse=str(wheelhouse)))
     assert "pip install" in said
-    assert "labpackage==9` ended with status 1" in said
+    assert "private/requirements` for labpackage==9 ended with status 1" in said
     assert "No matching distribution found for labpackage==9" in said
     assert environments(host) == []
 
@@ -353,20 +359,25 @@ def test_a_host_without_python_is_refused(lab, few):
     assert environments(host) == []
 
 
-def without_ensurepip(directory: Path) -> Path:
-    """Make a directory that, on PYTHONPATH, does what Debian does without its python3-venv."""
-    broken = directory / "broken"
-    broken.mkdir()
-    (broken / "ensurepip.py").write_text("raise ImportError('not here')\n")
-    return broken
+def without_ensurepip(directory: Path, python: Path) -> None:
+    """Make `python` an interpreter that lacks what Debian's lacks without its python3-venv."""
+    place = directory / "broken"
+    packages = place / f"lib/python{bootstrap.PYTHON}/site-packages"
+    packages.mkdir(parents=True)
+    (packages / "broken.pth").write_text("import sys; sys.modules['ensurepip'] = None\n")
+    base = Path(sys._base_executable)  # type: ignore[attr-defined]
+    (place / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
+    (place / "bin").mkdir()
+    (place / "bin/python").symlink_to(base)
+    python.write_text(f"#!/bin/sh\nexec '{place}/bin/python' \"$@\"\n")
+    python.chmod(0o755)
 
 
 def test_a_python_that_makes_no_environments_is_refused(lab, few, tmp_path):
     """Debian's without its python3-venv: the package is named."""
-    broken = without_ensurepip(tmp_path)
     python = few / f"python{bootstrap.PYTHON}"
-    python.symlink_to(sys.executable)
-    host = lab.host(env={"PATH": str(few), "PYTHONPATH": str(broken)})
+    without_ensurepip(tmp_path, python)
+    host = lab.host(env={"PATH": str(few)})
     assert f"{python} cannot make environments: install python{bootstrap.PYTHON}-venv" in refusal(lab, host)
 
 
@@ -383,8 +394,7 @@ def test_uv_provides_what_is_missing(lab, few, tmp_path, wheelhouse, lacks):
             (place / part).symlink_to(Path(sys.base_prefix, part))
     else:
         place = Path(sys.base_prefix)
-        env["PYTHONPATH"] = str(without_ensurepip(tmp_path))
-        (few / f"python{bootstrap.PYTHON}").symlink_to(place / "bin" / f"python{bootstrap.PYTHON}")
+        without_ensurepip(tmp_path, few / f"python{bootstrap.PYTHON}")
     host = lab.host(env=env)
     with open_pool(lab, host, sky.Image(pip=["labpackage==1.0"], wheelhouse=str(wheelhouse))) as pool:
         assert pool.submit(eval, "__import__('labpackage').answer").result(20) == 42

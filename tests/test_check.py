@@ -15,10 +15,26 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from lab import Lab, Sshd, keygen
-from skyward_lite import doctor
+from skyward_lite import bootstrap, doctor
 from skyward_lite._version import PYTHON
 
-TOOLS = ("sh", "awk", "cat", "chmod", "cut", "df", "getconf", "head", "id", "mkdir", "nproc", "rm", "true", "uname")
+TOOLS = (
+    "sh",
+    "awk",
+    "cat",
+    "chmod",
+    "cut",
+    "df",
+    "getconf",
+    "head",
+    "id",
+    "ls",
+    "mkdir",
+    "nproc",
+    "rm",
+    "true",
+    "uname",
+)
 
 
 @pytest.fixture
@@ -115,7 +131,7 @@ def test_an_unknown_key(lab):
 
 def test_a_key_that_is_written_nowhere(lab):
     """It is taken, as that is what the configuration says, and so it is called."""
-    options = ("UserKnownHostsFile none", "GlobalKnownHostsFile none", "StrictHostKeyChecking no")
+    options = ("UserKnownHostsFile /dev/null", "GlobalKnownHostsFile none", "StrictHostKeyChecking no")
     host = plain(lab, known=False, PATH=f"{python()}:/usr/bin:/bin")
     lab.extra[host.name] = list(options)
     lab.write()
@@ -249,3 +265,66 @@ def test_wrong_usage(arguments):
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert "usage: " in done.stderr
+
+
+MARKED = f"echo '{bootstrap.MARK}'"
+NONSENSE = {
+    "garbage": "head -c 200000 /dev/urandom",
+    "marked-garbage": f"{MARKED}; head -c 200000 /dev/urandom",
+    "nothing": "exit 0",
+    "no-fields": MARKED,
+    "half-a-line": f"{MARKED}; printf 'shell=/bin/sh\\nsystem=Linux\\nroot=/tm'",
+    "long-numbers": (
+        f"n=$(head -c 100000 /dev/zero | tr '\\0' 9); {MARKED}; for key in cores memory available group_memory files "
+        "free; do echo $key=$n; done; echo libc=glibc $n.$n; echo system=Linux; echo root=/tmp; echo machine=x86_64"
+    ),
+    "odd-numbers": (
+        f"{MARKED}; for key in cores memory available group_memory files free; do echo $key=²; done; "
+        "echo libc=glibc ...; echo system=Linux; echo root=/tmp; echo machine=x86_64"
+    ),
+    "deep": f"{MARKED}; for key in shell root; do echo \"$key=$(head -c 100000 /dev/zero | tr '\\0' '[')\"; done",
+    "many-keys": f"{MARKED}; seq -f '%.0f=x' 50000; yes found=x | head -n 50000",
+    "forged": f"{MARKED}; echo system=Linux; echo machine=x86_64; echo root=/nowhere; echo ready=yes; echo shell=none",
+    "a-status": "exit 3",
+    "cut-off": f"{MARKED}; kill -9 $PPID",
+}
+
+
+SILENT = {"endless": f"{MARKED}; exec yes cores=1", "hang": "exec sleep 60", "nothing": "exit 0"}
+
+
+def answering(lab: Lab, answers: dict[str, str]) -> list[str]:
+    """Start hosts that answer our scripts so, and run nothing else; their names."""
+    for name, script in answers.items():
+        file = lab.directory / f"answer-{name}"
+        file.write_text(f"[ \"$SSH_ORIGINAL_COMMAND\" = '{bootstrap.COMMAND}' ] || exit 1\n{script}\n")
+        lab.host(f"ForceCommand sh {file}", name=name)
+    return list(answers)
+
+
+def test_hosts_that_answer_nonsense(lab):
+    """Each has a report of bounded length that says that it cannot be used, and the good one has its own."""
+    bad = answering(lab, NONSENSE)
+    good = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
+    status, text = check(lab, "--json", *bad, good.name)
+    assert status == 1
+    reports = json.loads(text)["hosts"]
+    assert [report["host"] for report in reports] == [*bad, good.name]
+    for report in reports[:-1]:
+        failed = [step["step"] for step in report["steps"] if step["status"] == "fail"]
+        assert failed, report
+        assert "check" not in failed, report  # what was not foreseen
+        assert len(json.dumps(report)) < 50_000
+    assert reports[-1]["usable"] is True, reports[-1]
+
+
+def test_hosts_that_never_come_to_an_end(lab):
+    """They are given up after a bound, and reported beside the others."""
+    names = answering(lab, SILENT)
+    bounds = "doctor.COMMAND_SECONDS = bootstrap.PROBE_SECONDS = 1.0"
+    program = f"import sys; from skyward_lite import __main__, bootstrap, doctor; {bounds}; sys.exit(__main__.main())"
+    command = [sys.executable, "-c", program, "check", "--config", lab.config, *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.count("CANNOT be used") == 3
+    assert done.stdout.count("not done within 1 s") == 2

@@ -259,6 +259,15 @@ def test_a_new_port_of_a_known_host_is_new_and_not_changed(lab, both, say, anoth
     assert len(lab.known_hosts.read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("strict", ["accept-new", "no"])
+def test_new_keys_of_the_configuration_need_a_file(lab, both, say, strict):
+    """With `UserKnownHostsFile none` ssh trusts no new key; with /dev/null it trusts each."""
+    say(ssh_options=("UserKnownHostsFile none", f"StrictHostKeyChecking {strict}"))
+    assert "is not in any known_hosts file" in refused(lab, both)
+    say(ssh_options=("UserKnownHostsFile /dev/null", f"StrictHostKeyChecking {strict}"))
+    accepted(lab, both)
+
+
 @pytest.mark.parametrize("strict", ["accept-new", "no", "yes", "ask"])
 def test_strict_host_key_checking_is_heeded(lab, both, say, another, strict):
     """The configuration can trust new keys too; a changed one it cannot, here."""

@@ -506,12 +506,3 @@ def test_what_is_not_what_a_parameter_takes_is_named(wrong, says):
     """With what was probably meant."""
     with pytest.raises(TypeError, match=says):
         sky.pool(**wrong)
-
-
-@pytest.mark.parametrize("wrong", [{"concurrency": 2.5}, {"concurrency": True}, {"retries": 1.5}, {"max_payload": 1e6}])
-def test_a_worker_takes_whole_numbers(wrong):
-    """Here, and not when the nodes start."""
-    with pytest.raises(TypeError, match="a whole number"):
-        sky.Worker(**wrong)
-    with pytest.raises(ValueError, match="at least 1 byte"):
-        sky.Worker(max_payload=0)

@@ -171,8 +171,12 @@ def test_certificates_for_the_agents_keys_serve(lab, door, keys, tmp_path, where
     """They may be in the agent, too, or in a file where only the agent can sign."""
     key = keygen(tmp_path / "short-lived")
     sign = ["ssh-keygen", "-q", "-s", keys.authority, "-I", "me", "-n", getpass.getuser(), f"{key}.pub"]
+    # Comments may be in any encoding: the one of the key in the agent, and the one of the certificate.
+    comment = ["ssh-keygen", "-q", "-c", "-C", b"b\xfcro\x85\x0c", "-f", key]
+    subprocess.run(comment, check=True, capture_output=True)
     subprocess.run(sign, check=True, capture_output=True)
     certificate = Path(f"{key}-cert.pub")
+    assert b"b\xfcro" in certificate.read_bytes()
     away = certificate.rename(tmp_path / "away") if where != "agent" else certificate
     env = {**os.environ, "SSH_AUTH_SOCK": str(keys.agent)}
     subprocess.run(["ssh-add", "-q", key], env=env, check=True)
@@ -522,7 +526,7 @@ def test_a_proxy_command_that_stalls_is_ended(lab, host):
 def test_options_that_are_not_heeded_are_said(lab, host, caplog):
     """At INFO, and only those that could matter."""
     configure(
-        lab, host, "Ciphers aes256-ctr", "BindAddress 127.0.0.1", "ForwardAgent yes", "SendEnv LANG", "LogLevel DEBUG"
+        lab, host, "AddressFamily inet", "BindAddress 127.0.0.1", "ForwardAgent yes", "SendEnv LANG", "LogLevel DEBUG"
     )
     try:
         with caplog.at_level(logging.INFO, "skyward_lite"):
@@ -530,9 +534,122 @@ def test_options_that_are_not_heeded_are_said(lab, host, caplog):
     finally:
         configure(lab, host)
     assert [r.getMessage() for r in caplog.records] == [
-        f"{host.name}: ssh's options bindaddress, ciphers are set and not heeded"
+        f"{host.name}: ssh's options addressfamily, bindaddress are set and not heeded"
     ]
     caplog.clear()
     with caplog.at_level(logging.INFO, "skyward_lite"):
         connect(lab, host.name)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("line", "consequence"),
+    [
+        ("CheckHostIP yes", "addresses are not compared"),
+        ("KnownHostsCommand /bin/true", "lists, or revokes, is not known"),
+        ("PubkeyAcceptedAlgorithms ssh-ed25519", "your keys also sign"),
+    ],
+)
+def test_restrictions_that_are_not_applied_are_a_warning(lab, host, line, consequence):
+    """It names the host, the option, its value, what follows and what to do."""
+    option, value = line.split()
+    configure(lab, host, line)
+    try:
+        with pytest.warns(UserWarning, match=consequence) as caught:
+            connect(lab, host.name)
+    finally:
+        configure(lab, host)
+    (warning,) = caught
+    said = str(warning.message)
+    assert said.startswith(f"{host.name}: the ssh configuration sets {option.lower()} to {value!r}")
+    assert "Remedy: " in said
+
+
+def test_values_that_restrict_nothing_are_no_warning(lab, host):
+    """A policy of the whole system may set an option to what we use anyway."""
+    configure(lab, host, "PubkeyAcceptedAlgorithms -ssh-rsa", "CheckHostIP no", "CASignatureAlgorithms ssh-ed25519")
+    try:
+        connect(lab, host.name)
+    finally:
+        configure(lab, host)
+
+
+@pytest.mark.parametrize("end", ["\f", "\v", "\r", "\x1c", "\u2028", "\0"])
+def test_public_keys_are_read_by_ssh_rules(tmp_path, end):
+    """Only a newline ends a line, and a NUL hides the rest of it; a file is the first key in it."""
+    one, two = (Path(f"{keygen(tmp_path / name)}.pub").read_text().split()[:2] for name in ("one", "two"))
+    first, second = " ".join(one), " ".join(two)
+    file = tmp_path / "file.pub"
+    for text, expected in {
+        f"# comment{end}{first}\n{second}\n": second,
+        f"x{end}{first}\n{second} me\n": second,
+        f"{first} me{end}{second}": first,
+        f"-----BEGIN{end}{first}\n{second}": None,
+        f"{one[0]}{end}{one[1]}": None,
+    }.items():
+        file.write_text(text, newline="")
+        assert openssh.public(str(file)) == expected, text
+
+
+@pytest.fixture(scope="module")
+def talkative(lab) -> Sshd:
+    """A host that logs what was negotiated."""
+    return lab.host("LogLevel DEBUG1", kinds=("ed25519", "rsa"))
+
+
+@pytest.mark.parametrize(
+    ("line", "logged"),
+    [
+        ("Ciphers aes128-ctr", "cipher: aes128-ctr"),
+        ("MACs hmac-sha2-512", "MAC: hmac-sha2-512 "),
+        ("KexAlgorithms diffie-hellman-group16-sha512", "kex: algorithm: diffie-hellman-group16-sha512"),
+        ("HostKeyAlgorithms rsa-sha2-256", "kex: host key algorithm: rsa-sha2-256"),
+    ],
+)
+def test_algorithms_of_the_configuration_are_used(lab, talkative, line, logged):
+    """What the user restricts is not offered otherwise."""
+    with lab.known_hosts.open("a") as file:
+        file.write(talkative.known("rsa") + "\n")
+    configure(lab, talkative, "Ciphers aes256-ctr" if line.startswith("MACs") else "", line)
+    start = len(talkative.said())
+    connect(lab, talkative.name)
+    assert logged in talkative.said()[start:]
+
+
+def test_algorithms_that_are_not_supported_are_named(lab, talkative):
+    """Nothing else is used in their place."""
+    configure(lab, talkative, "MACs umac-64@openssh.com")
+    with pytest.raises(sky.NodeStartError, match="no MAC algorithm that the ssh configuration allows.*umac-64"):
+        connect(lab, talkative.name)
+
+
+@pytest.mark.parametrize("line", ["PubkeyAuthentication no", "PreferredAuthentications password,gssapi-with-mic"])
+def test_public_keys_that_are_turned_off_are_not_used(lab, talkative, tmp_path, line):
+    """As with ssh, the host does not hear of our keys: nobody connects to it."""
+    configure(lab, talkative, line, f"ProxyCommand touch {tmp_path}/connected")
+    with pytest.raises(sky.NodeStartError, match=r"turns public keys off for .*allow them"):
+        connect(lab, talkative.name)
+    assert not (tmp_path / "connected").exists()
+
+
+def test_short_rsa_keys_are_refused(lab, talkative):
+    """RequiredRSASize counts for the keys of hosts, known or new; a short one is not recorded."""
+    short = ("RequiredRSASize 4096", "HostKeyAlgorithms rsa-sha2-512")
+    for more in ((), ("StrictHostKeyChecking accept-new", f"UserKnownHostsFile {lab.directory}/short_rsa")):
+        configure(lab, talkative, *short, *more)
+        assert not ssh(lab, talkative.name)
+        with pytest.raises(sky.NodeStartError, match="RequiredRSASize 4096"):
+            connect(lab, talkative.name)
+    assert not (lab.directory / "short_rsa").exists()
+
+
+def test_short_rsa_keys_of_ours_are_not_tried(lab, door, keys):
+    """RequiredRSASize counts for our own keys too."""
+    for size, good in (("2048", True), ("4096", False)):
+        configure(lab, door, f"RequiredRSASize {size}", f"IdentityFile {keys.good['rsa']}")
+        assert ssh(lab, door.name) == good
+        if good:
+            connect(lab, door.name)
+        else:
+            with pytest.raises(sky.NodeStartError, match="authentication"):
+                connect(lab, door.name)

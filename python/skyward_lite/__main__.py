@@ -1,12 +1,14 @@
 """The commands.
 
 `python -m skyward_lite check me@lab1 lab2`: what works with these hosts, what does not, and what to do.
+`python -m skyward_lite clean me@lab1 lab2`: remove the environments there that nothing uses.
 `python -m skyward_lite reap`: end what EC2 still has of runs that are over.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -27,29 +29,57 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("--accept-new", action="store_true", help="trust hosts that are not known, and record them")
     check.add_argument("--python", metavar="PATH", help="an interpreter on the hosts that is used as it is")
     check.add_argument("--json", action="store_true", help="print one JSON object")
+    clean = commands.add_parser(
+        "clean",
+        help="remove the environments on hosts that nothing uses",
+        description="Remove environments, and files that were sent for them, that no pool has used for 30 days. A host "
+        "does so by itself whenever it builds an environment.",
+        epilog="Exit status: 0 if nothing is left of these, 1 if something is or could not be looked at.",
+    )
+    clean.add_argument("hosts", nargs="+", metavar="host", help="name, user@name, name:port or [address]:port")
+    clean.add_argument("--config", metavar="FILE", help="an ssh configuration instead of your own, as by ssh -F")
+    clean.add_argument("--all", action="store_true", help="also what was used lately, but not within the last hour")
+    clean.add_argument("--dry-run", action="store_true", help="list only")
     reap = commands.add_parser(
         "reap",
         help="end what EC2 still has of runs that are over",
         description="List what sky.AWS() made, and end what has expired or belongs to a process of this machine that "
-        "has ended. What lives is left alone.",
-        epilog="Exit status: 0 if nothing is left of these, 1 if something is or could not be looked at.",
+        "has ended. What lives is left alone, and so is what does not say in its tags whether it does: that is listed "
+        "with its reason and the command that ends it.",
+        epilog="Exit status: 0 if nothing is left but what lives, 1 if something is or could not be looked at.",
     )
     reap.add_argument("--region", action="append", metavar="NAME", help="instead of the default one; may be repeated")
     reap.add_argument("--dry-run", action="store_true", help="list only")
-    reap.add_argument("--run", metavar="ID", help="end this run, whose id begins so, also if it lives; no other")
+    reap.add_argument("--run", metavar="ID", help="end the run whose id begins so, also if it lives; no other")
     check.set_defaults(do=_check)
+    clean.set_defaults(do=_clean)
     reap.set_defaults(do=_reap)
+    for stream in (sys.stdout, sys.stderr):
+        # What hosts say may have characters that a terminal's encoding has not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     said = parser.parse_args(arguments)
     status: int = said.do(parser, said)
     return status
 
 
 def _reap(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
-    from .reap import reap
+    from .reap import LEAST_ID, reap
 
-    if said.run is not None and len(said.run) < 6:
-        parser.error("--run: at least 6 characters of the run's id, as listed by --dry-run")
+    if said.run is not None and len(said.run) < LEAST_ID:
+        parser.error(f"--run: at least {LEAST_ID} characters of the run's id, as listed by --dry-run")
     return reap(said.region or [None], dry_run=said.dry_run, only=said.run)
+
+
+def _clean(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
+    from . import clean
+    from .providers.ssh import SSH
+
+    try:
+        provider = SSH(*said.hosts, config=said.config)
+    except ValueError as error:
+        parser.error(str(error))
+    return clean.clean(provider, everything=said.all, dry_run=said.dry_run)
 
 
 def _check(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:

@@ -57,8 +57,12 @@ class Pool:
         accept_new: bool,
         identities: list[_Identity],
         timeout: float,
+        algorithms: dict[str, list[str]] | None = None,
     ) -> Connection:
         """Connect to the SSH server at a socket, which is given away, or at a host and port. Waits, `timeout` seconds.
+
+        `algorithms`: what is offered, by OpenSSH's names, for "kex", "host_key", "cipher" and "mac"; our own choice for
+        those that are missing or empty.
 
         Raises `CoreError`, whose second argument says what it is about: "host key", "authentication", "closed" or "".
         """
@@ -186,6 +190,14 @@ def serve(spec: dict[str, object], *, reading: int, writing: int) -> None:
     """Be an agent for the client behind two sockets or pipes, which are given away, until it is done.
 
     Raises `CoreError`.
+    """
+
+def printable(said: str | bytes, limit: int = 4000, *, lines: bool = True) -> str:
+    """Return what a node, a host or a cloud says as it may be shown in an error, a log line or on a terminal.
+
+    Control, bidirectional and invisible characters and bytes that are not UTF-8 are escaped. Line ends stay, and each
+    further line begins with "  | ", so that none can be taken for a line of the log; without `lines` they are escaped,
+    too. Of more than `limit` bytes the beginning and the end are kept. Applied to its own result it changes nothing.
     """
 
 def drain(reason: str) -> bool:

@@ -9,17 +9,24 @@ The work is done in Rust (`agent.rs`); this is how it is started.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import pathlib
 import re
 import signal
 import sys
+import threading
+import time
 
 from . import _core
 from ._stdin import take_socket
 from ._version import PYTHON, __version__
 from .nesting import AGENT
+
+MARK_SECONDS = 300.0
+"""Between two marks of use: a fraction of what counts as recent where environments are removed (bootstrap.py)."""
 
 _DISTRIBUTION = re.compile(r"(.+?)-([^-]+)(?:-.*)?\.(?:dist-info|egg-info)")
 
@@ -82,10 +89,21 @@ def stdio(alive: str | None = None, spot: bool = False) -> None:
         from . import _ec2_node
 
         _ec2_node.begin(alive, spot=spot)
+    mark = pathlib.Path(sys.prefix, "ready")
+    if mark.is_file():
+        threading.Thread(target=_mark_use, args=(mark,), name="mark", daemon=True).start()
     writing = os.dup(1)
     # Whatever prints in this process must not get between the frames.
     os.dup2(2, 1)
     _core.serve(spec(), reading=take_socket(), writing=writing)
+
+
+def _mark_use(mark: pathlib.Path) -> None:
+    """Show by the time of a file, for as long as this process lives, that its environment is in use."""
+    while True:
+        with contextlib.suppress(OSError):
+            os.utime(mark)
+        time.sleep(MARK_SECONDS)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from joblib import parallel_config, register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
-from . import batches, payload
+from . import batches, checks, payload
 from .batch import NAME
 from .compute_pool import ComputePool, outcome
 from .errors import PayloadTooLargeError, PoolClosedError, SkywardError
@@ -298,8 +298,9 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         if inner_max_num_threads is not None:
             self.inner_max_num_threads: int | None = inner_max_num_threads
-        if self.inner_max_num_threads is not None and self.inner_max_num_threads < 1:
-            raise ValueError(f"inner_max_num_threads={self.inner_max_num_threads}: at least 1, or None")
+        if self.inner_max_num_threads is not None:
+            inner, most = self.inner_max_num_threads, checks.MAX_CONCURRENCY
+            checks.whole("Parallel", "inner_max_num_threads", inner, 1, most, "None for the cores divided by the slots")
         self.call = _Call(0 if workers >= self.pool._wanted_slots() else workers)
         rtt = max((node.rtt or 0.0 for node in self.pool.nodes()), default=0.0)
         # A batch should last for the way there and back, so that the next one is there when it ends.

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar
 
-from . import _core, blame, messages, modules, nesting, payload, plugins
+from . import _core, blame, checks, messages, modules, nesting, payload, plugins
 from ._signals import held
 from ._version import PYTHON, __version__
 from .errors import (
@@ -59,8 +59,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("skyward_lite")
 
-MAX_SECONDS = 366 * 24 * 3600.0
-"""Largest bound that a user can ask for."""
+MAX_PAYLOAD = 1 << 40
+"""Largest `Worker(max_payload=)`, in bytes: more than a machine's memory."""
 WATCH_MS = 1_000
 """Bound on one wait for a node's fate; closing wakes the waiting thread at once."""
 POLL_MS = 50
@@ -71,15 +71,19 @@ REPLACEMENTS = 3
 """How many nodes may be asked for in the place of lost ones and of those that did not come up, per wanted one."""
 CANCEL_MS = 1_000
 """Bound on waiting for a node's word whether a task could still be cancelled."""
+MAX_TEXT = 16_000
+"""Bytes of why a node does not start, and of what a node says of the end of a task, which may tell of several nodes."""
 MAX_SETUP = 32 * 1024
 """Bytes of pickled plugin hooks that fit a hello."""
+MAX_SIZE = 1_000_000
+"""Largest `pool(vcpus=)` and `pool(memory_gb=)`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
     """How each node runs tasks.
 
-    `concurrency`: tasks at once on a node; None means one per core of the node.
+    `concurrency`: tasks at once on a node, at most 4,096; None means one per core of the node.
     `executor`: "thread" for one process of so many threads, "process" for so many processes, each of which runs its
     tasks on its main thread. A process of several threads runs no task on its main thread, so signal handlers cannot
     be set there; what its tasks share, and what they do not, is in the README.
@@ -87,7 +91,7 @@ class Worker:
     `task_timeout`: seconds that one call may run before its node ends it, with its process, and it fails with
     `TaskTimeoutError`; None for no limit. Looked at five times a second. Other tasks of that process run on for up to
     3 s, and those that do not end in that time run again.
-    `max_payload`: largest pickled task or result, in bytes.
+    `max_payload`: largest pickled task or result, in bytes; at most 1 TiB.
     """
 
     concurrency: int | None = None
@@ -97,20 +101,17 @@ class Worker:
     task_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "retries", "max_payload"):
-            value = getattr(self, name)
-            if type(value) is not int and not (value is None and name == "concurrency"):
-                raise TypeError(f"Worker({name}={value!r}): a whole number")
-        if self.concurrency is not None and self.concurrency < 1:
-            raise ValueError(f"Worker(concurrency={self.concurrency}): at least 1, or None for one per core")
+        if self.concurrency is not None:
+            most = checks.MAX_CONCURRENCY
+            slots = checks.whole("Worker", "concurrency", self.concurrency, 1, most, "None for one per core")
+            object.__setattr__(self, "concurrency", slots)
         if self.executor not in ("thread", "process"):
-            raise ValueError(f'Worker(executor={self.executor!r}): "thread" or "process"')
-        if self.max_payload < 1:
-            raise ValueError(f"Worker(max_payload={self.max_payload}): at least 1 byte")
-        if not 0 <= self.retries <= 1000:
-            raise ValueError(f"Worker(retries={self.retries}): 0 to 1000")
-        if self.task_timeout is not None and not 0 < self.task_timeout <= MAX_SECONDS:
-            raise ValueError(f"Worker(task_timeout={self.task_timeout}): more than 0 seconds and at most a year")
+            raise ValueError(f'Worker(executor={checks.shown(self.executor)}): "thread" or "process"')
+        object.__setattr__(self, "retries", checks.whole("Worker", "retries", self.retries, 0, 1000))
+        most = checks.whole("Worker", "max_payload", self.max_payload, 1, MAX_PAYLOAD)
+        object.__setattr__(self, "max_payload", most)
+        if self.task_timeout is not None:
+            object.__setattr__(self, "task_timeout", checks.seconds("Worker", "task_timeout", self.task_timeout))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,8 @@ class Node:
     """What is known of a node: its name, its slots and its round-trip time in seconds.
 
     `state` is one of "connecting", "ready", "draining", "lost" and "closed". A draining node will soon be gone: it ends
-    what it runs and takes nothing more. `reason` says why it is draining or lost.
+    what it runs and takes nothing more. `reason` says why it is draining or lost; where those are the node's own words,
+    they can be shown on any terminal.
     """
 
     name: str
@@ -151,12 +153,14 @@ def outcome(tag: int, head: Any, buffers: Any, first: int | None = None) -> Any:
         try:
             return payload.loads(head, buffers)
         except Exception as why:
-            raise RemoteError(f"the task's result cannot be rebuilt here: {type(why).__name__}: {why}") from why
+            reason = _core.printable(f"{type(why).__name__}: {why}")
+            raise RemoteError(f"the task's result cannot be rebuilt here: {reason}") from why
     if tag == payload.RAISED:
         raise payload.load_exception(head, buffers, first)
     if tag == payload.CANCELLED:
         raise CancelledError("the task was cancelled")
-    raise _ENDS[tag](bytes(head).decode(errors="replace"))
+    # The node's own words, as those of `NodeLostError` may be, too.
+    raise _ENDS.get(tag, RemoteError)(_core.printable(bytes(head), MAX_TEXT))
 
 
 _ENDS = {
@@ -239,20 +243,15 @@ class ComputePool(Executor):
         _check_types(provider, worker, image, plugins)
         self.provider = Local() if provider is None else provider
         self.min_nodes, self.nodes_wanted = _node_counts(nodes, self.provider)
-        for name, size in (("vcpus", vcpus), ("memory_gb", memory_gb)):
-            if size is not None and not size > 0:
-                raise ValueError(f"pool({name}={size}): more than 0, or None for what the provider has")
-        self.vcpus, self.memory_gb = vcpus, memory_gb
+        self.vcpus = None if vcpus is None else checks.whole("pool", "vcpus", vcpus, 1, MAX_SIZE)
+        self.memory_gb = None if memory_gb is None else checks.number("pool", "memory_gb", memory_gb, MAX_SIZE, "GB")
         self.worker = Worker() if worker is None else worker
         self.image = Image() if image is None else image
         self.plugins = (_default_plugin(),) if plugins is None else tuple(plugins)
-        for name, seconds in (("lease", lease), ("connect_timeout", connect_timeout), ("start_timeout", start_timeout)):
-            if not 0 < seconds <= MAX_SECONDS:
-                raise ValueError(f"pool({name}={seconds}): more than 0 seconds and at most a year")
-        self._lease = lease
-        self._connect_timeout = connect_timeout
-        self._start_timeout = start_timeout
-        self._strict_env = strict_env
+        self._lease = checks.seconds("pool", "lease", lease)
+        self._connect_timeout = checks.seconds("pool", "connect_timeout", connect_timeout)
+        self._start_timeout = checks.seconds("pool", "start_timeout", start_timeout)
+        self._strict_env = checks.switch("pool", "strict_env", strict_env)
         self._run = uuid.uuid4().hex
         self._hash_seed = _hash_seed(self._run)
         self._core = _core.Pool(self.worker.retries + 1, self.worker.max_payload)
@@ -402,9 +401,9 @@ class ComputePool(Executor):
             opened = machine.open(self._core)
             self._core.start_node(node, opened.connection, opened.command, hello(machine), self._start_timeout)
         except (NodeStartError, _core.CoreError, OSError) as error:
-            self._core.fail_node(node, str(error))
+            self._core.fail_node(node, _core.printable(str(error), MAX_TEXT))
         except BaseException as error:
-            self._core.fail_node(node, f"{type(error).__name__}: {error}")
+            self._core.fail_node(node, _core.printable(f"{type(error).__name__}: {error}", MAX_TEXT))
             # What a machine is let go of under one's hands raises anything.
             if self._state == "open":
                 raise
@@ -700,10 +699,9 @@ class ComputePool(Executor):
         `chunksize` calls travel as one task. At most `buffersize` results are computed ahead of the consumer (None:
         all). `timeout` counts from this call, in seconds; `TimeoutError` afterwards.
         """
-        if chunksize < 1:
-            raise ValueError(f"chunksize={chunksize}: at least 1")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError(f"buffersize={buffersize}: at least 1, or None")
+        chunksize = checks.whole("map", "chunksize", chunksize, 1, sys.maxsize)
+        if buffersize is not None:
+            buffersize = checks.whole("map", "buffersize", buffersize, 1, sys.maxsize, "None for all results")
         deadline = None if timeout is None else time.monotonic() + timeout
         calls = zip(*iterables, strict=False)
         chunks: Iterator[tuple[tuple[Any, ...], ...]] = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
@@ -870,13 +868,13 @@ def _node_counts(nodes: int | tuple[int, int] | None, provider: Provider) -> tup
     """Give (minimum, wanted)."""
     if nodes is None:
         nodes = provider.nodes or 1
-    least, wanted = nodes if isinstance(nodes, tuple) and len(nodes) == 2 else (nodes, nodes)
-    if type(least) is not int or type(wanted) is not int:
-        raise TypeError(f"pool(nodes={nodes!r}): a whole number, or two: (least, wanted)")
+    counts = nodes if isinstance(nodes, tuple) and len(nodes) == 2 else (nodes, nodes)
+    either = "two: (least, wanted)"
+    least, wanted = (checks.whole("pool", "nodes", count, 1, checks.MAX_NODES, either) for count in counts)
     if provider.nodes is not None and wanted != provider.nodes:
         raise ValueError(f"pool(nodes={nodes}) and {provider!r} disagree: say the number of nodes once")
-    if not 1 <= least <= wanted:
-        raise ValueError(f"nodes={nodes}: a number of at least 1, or (least, wanted) with 1 <= least <= wanted")
+    if least > wanted:
+        raise ValueError(f"pool(nodes={nodes}): (least, wanted) with least <= wanted")
     return least, wanted
 
 

@@ -21,16 +21,19 @@ import statistics
 import sys
 import threading
 import time
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
-from . import _core, bootstrap, plugins
+from . import _core, bootstrap, credentials, plugins
 from ._version import PYTHON, __version__
 from .errors import NodeStartError
 from .image import Image, installed
 from .providers import Wanted
 from .providers import ssh as provider_ssh
-from .providers.openssh import Config, known, parse, resolve
+from .providers.openssh import Config, known, parse, resolve, warnings_of
 from .providers.ssh import SSH, SSHMachine
+
+T = TypeVar("T")
 
 AT_ONCE = 32
 """Hosts that are checked at once."""
@@ -44,6 +47,8 @@ ROUNDS = 5
 SIZES = (1 << 20, 4 << 20, 16 << 20)
 """Bytes sent each way, growing until they take LONG seconds."""
 LONG = 0.5
+SPEED_SECONDS = 15.0
+"""Bound on measuring the round trip, and on measuring each way: other hosts wait for their turn."""
 PACKAGES = ("skyward_lite", "cloudpickle", "joblib")
 FEW_FILES = 1024
 
@@ -62,7 +67,7 @@ echo "processes=$(ulimit -u 2>/dev/null || ulimit -p 2>/dev/null)"
 
 VERSIONS = r"""
 echo '@MARK@'
-exec @PYTHON@ -P - <<'PYTHON_ENDS_HERE'
+exec @PYTHON@ @HOW@ - <<'PYTHON_ENDS_HERE'
 from importlib import metadata
 for name in @NAMES@:
     try:
@@ -97,13 +102,13 @@ class Report:
         return all(step.status != "fail" for step in self.steps)
 
     def ok(self, step: str, text: str, **figures: float | str | None) -> None:
-        self.steps.append(Step(step, "ok", text, figures=figures))
+        self.steps.append(Step(step, "ok", _core.printable(text), figures=figures))
 
     def note(self, step: str, text: str, fix: str = "") -> None:
-        self.steps.append(Step(step, "note", text, fix))
+        self.steps.append(Step(step, "note", _core.printable(text), fix))
 
     def fail(self, step: str, text: str, fix: str) -> None:
-        self.steps.append(Step(step, "fail", text, fix))
+        self.steps.append(Step(step, "fail", _core.printable(text), fix))
 
     def lines(self) -> str:
         """Give the report for people."""
@@ -180,6 +185,10 @@ class _Check:
             self.report.fail("connection", str(error.args[0]), "see the server's log; try again")
         except NodeStartError as error:
             self.report.fail("shell", str(error), f"look at what `ssh {self.machine.name} 'exec sh -s'` does")
+        except Exception as error:
+            # Whatever one host has answered, the others are to be reported.
+            what = f"its answers could not be made sense of: {type(error).__name__}: {error}"
+            self.report.fail("check", what, "look at what its login shell prints; this is a fault of `check`, too")
         finally:
             self.machine.end(time.monotonic() + 1.0)
         return self.report
@@ -210,17 +219,20 @@ class _Check:
         except NodeStartError as error:
             self.report.fail("resolve", str(error), f"`ssh -G {name}` must print a configuration")
             return None
-        way = f", through `{config.proxy.removeprefix('exec ')}`" if config.proxy else ""
+        proxy = None if config.proxy is None else credentials.mask(config.proxy)
+        way = f", through `{proxy.removeprefix('exec ')}`" if proxy else ""
         self.report.ok(
             "resolve",
             f"{config.user}@{config.hostname}, port {config.port}{way}",
             hostname=config.hostname,
             port=config.port,
             user=config.user,
-            proxy=config.proxy,
+            proxy=proxy,
         )
         if config.unheeded:
             self.report.note("resolve", f"ssh's options {', '.join(config.unheeded)} are set and not heeded")
+        for sentence in warnings_of(config, name):
+            self.report.note("resolve", sentence)
         return config
 
     def _reach(self, config: Config) -> bool:
@@ -261,7 +273,9 @@ class _Check:
     def _refused(self, error: NodeStartError, config: Config, is_known: bool) -> None:
         name, cause = self.machine.name, error.__cause__
         about = cause.args[1] if isinstance(cause, _core.CoreError) and len(cause.args) > 1 else ""
-        if about == "host key" and "revoked" in str(cause):
+        if not config.public_keys:
+            self.report.fail("authentication", str(error), "PubkeyAuthentication yes, and publickey among the methods")
+        elif about == "host key" and "revoked" in str(cause):
             self.report.fail("host key", str(error), "this key is marked as revoked: give the host a new one")
         elif about == "host key" and is_known:
             self.report.fail("host key", str(error), f"find out why; then `ssh-keygen -R '{config.key_name}'`")
@@ -282,26 +296,23 @@ class _Check:
         said, _, _ = self.machine._run(connection, bootstrap._fill(DETAILS).encode(), COMMAND_SECONDS)
         took = time.perf_counter() - began
         details = {key: values[0] for key, values in said.items()}
-        self.report.ok("shell", f"{details['shell']} runs our scripts, the first in {_ms(took)}", script_ms=took * 1000)
+        shell = details.get("shell", "an unknown shell")
+        self.report.ok("shell", f"{shell} runs our scripts, the first in {_ms(took)}", script_ms=took * 1000)
         return details
 
     def _system(self, connection: _core.Connection) -> bootstrap.Facts:
         image = self.machine.wanted.image
-        facts = self._probe(connection, bootstrap.name(image))
+        facts = self.machine._probe(connection, bootstrap.name(image))
         if facts.ready:
             # What has its environment is not asked for the rest; what has not is.
-            facts = dataclasses.replace(self._probe(connection, "none"), ready=True, root=facts.root)
+            facts = dataclasses.replace(self.machine._probe(connection, "none"), ready=True, root=facts.root)
         libc = f"glibc {'.'.join(map(str, facts.libc))}" if facts.libc else "no glibc"
-        text = f"{facts.system}, {facts.machine}, {libc}"
+        text = f"{facts.system or 'unknown'}, {facts.machine or 'unknown architecture'}, {libc}"
         if facts.system == "Linux":
             self.report.ok("system", text, system=facts.system, machine=facts.machine)
         else:
             self.report.fail("system", text, "nodes run Linux")
         return facts
-
-    def _probe(self, connection: _core.Connection, env: str) -> bootstrap.Facts:
-        said, _, _ = self.machine._run(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
-        return bootstrap.facts(said)
 
     def _given(self, connection: _core.Connection, python: str) -> str | None:
         try:
@@ -361,7 +372,9 @@ class _Check:
             self.report.note("cache", f"not the first choice:{facts.why}".rstrip(";"))
 
     def _versions(self, connection: _core.Connection, python: str) -> None:
-        script = bootstrap._fill(VERSIONS, PYTHON=shlex.quote(python), NAMES=repr(PACKAGES))
+        # As its agent would be started.
+        how = "-I" if self.machine.python is None else "-P"
+        script = bootstrap._fill(VERSIONS, PYTHON=shlex.quote(python), HOW=how, NAMES=repr(PACKAGES))
         said, _, printed = self.machine._run(connection, script.encode(), COMMAND_SECONDS)
         theirs = {name: said.get(name, [""])[0] for name in PACKAGES}
         ours = {name: __version__ if name == "skyward_lite" else installed(name) for name in PACKAGES}
@@ -380,7 +393,7 @@ class _Check:
     def _size(self, details: dict[str, str]) -> None:
         cores, memory = _number(details, "cores"), _number(details, "memory")
         available, group = _number(details, "available"), _number(details, "group_memory")
-        parts = [details.get("release", ""), f"{cores or 'unknown'} cores"]
+        parts = [details.get("release") or "an unknown system", f"{cores or 'unknown'} cores"]
         if memory:
             parts.append(f"{memory / 1e6:.1f} GB memory" + (f", {available / 1e6:.1f} available" if available else ""))
         if details.get("load"):
@@ -391,19 +404,24 @@ class _Check:
             self.report.note("limits", f"the session's control group allows {group / 1e9:.1f} GB memory")
         files = _number(details, "files")
         self.report.ok(
-            "limits", f"open files {details.get('files')}, processes {details.get('processes')}", open_files=files
+            "limits",
+            f"open files {details.get('files', 'unknown')}, processes {details.get('processes', 'unknown')}",
+            open_files=files,
         )
         if files is not None and files < FEW_FILES:
             self.report.note("limits", f"only {files} open files", "raise `ulimit -n` for sessions there")
 
     def _speed(self, connection: _core.Connection) -> None:
-        times = []
-        for _ in range(ROUNDS):
+        times: list[float] = []
+        while len(times) < ROUNDS and sum(times) < SPEED_SECONDS:
             began = time.perf_counter()
-            connection.run("true", b"", COMMAND_SECONDS)
+            status, _, _ = connection.run("true", b"", SPEED_SECONDS)
             times.append(time.perf_counter() - began)
+            if status != 0:
+                self.report.note("round trip", f"not measured: `true` ended with status {status}")
+                return
         command = statistics.median(times)
-        text = f"{_ms(command)}, median of {ROUNDS} times `true`, the login shell's start included"
+        text = f"{_ms(command)}, median of {len(times)} times `true`, the login shell's start included"
         self.report.ok("round trip", text, command_ms=command * 1000)
         # Random bytes, which no proxy compresses.
         data = os.urandom(SIZES[-1])
@@ -417,17 +435,22 @@ class _Check:
         self, connection: _core.Connection, step: str, ways: list[tuple[str, int, bytes]], command: float
     ) -> None:
         size, took = 0, 0.0
+        until = time.monotonic() + SPEED_SECONDS
         for line, size, stdin in ways:
             began = time.perf_counter()
+            bound = max(1.0, until - time.monotonic())
             try:
-                status, _, _ = connection.run(line, stdin, COMMAND_SECONDS)
+                status, came, _ = connection.run(line, stdin, bound)
             except _core.CoreError as error:
-                rate = size / 1e6 / COMMAND_SECONDS
+                rate = size / 1e6 / bound
                 self.report.note(step, f"less than {rate:.3f} MB/s: {error.args[0]}", "is the line that slow?")
                 return
             took = time.perf_counter() - began
-            if status:
+            if status != 0:
                 self.report.note(step, f"not measured: `{line}` ended with status {status}")
+                return
+            if not stdin and len(came) < SIZES[0]:
+                self.report.note(step, f"not measured: of {size:,} bytes that `{line}` should print {len(came):,} came")
                 return
             if took - command > LONG:
                 break
@@ -454,8 +477,7 @@ def _offers(config: Config) -> str:
 
 
 def _number(details: dict[str, str], key: str) -> int | None:
-    text = details.get(key, "")
-    return int(text) if text.isdigit() else None
+    return bootstrap.number(details.get(key, ""))
 
 
 def _ms(seconds: float) -> str:
@@ -468,9 +490,9 @@ def _image() -> Image:
     return Image() if transform is None else transform(Image())
 
 
-def check(provider: SSH, *, as_json: bool = False) -> int:
-    """Check the provider's hosts, print what was found, and give the exit status: 0 if all can be used, else 1."""
-    wanted = Wanted(
+def wanted(provider: SSH) -> Wanted:
+    """Return what a pool with these hosts would want that is told nothing else."""
+    return Wanted(
         nodes=len(provider.hosts),
         least=0,
         image=_image(),
@@ -478,21 +500,33 @@ def check(provider: SSH, *, as_json: bool = False) -> int:
         memory_gb=None,
         connect_timeout=CONNECT_SECONDS,
     )
-    core, line = _core.Pool(1, 1 << 20), threading.Lock()
-    workers = concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(provider.hosts)))
-    reports = []
+
+
+def in_order(jobs: Sequence[Callable[[], T]]) -> Iterator[T]:
+    """Run the jobs, AT_ONCE at a time, and yield their results in order. Ctrl-C is heard meanwhile."""
+    workers = concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(jobs)))
     try:
-        checks = [_Check(_Patient(host, provider, wanted), core, line) for host in provider.hosts]
-        for future in [workers.submit(one.run) for one in checks]:
+        for future in [workers.submit(job) for job in jobs]:
             while not future.done():
                 concurrent.futures.wait([future], POLL_SECONDS)
-            reports.append(future.result())
-            if not as_json:
-                print(reports[-1].lines(), flush=True)
+            yield future.result()
     finally:
-        # What still runs here was interrupted; what waits in the core ends with it.
-        core.close()
+        # What still runs was interrupted; its waits end with the core that it uses.
         workers.shutdown(wait=False, cancel_futures=True)
+
+
+def check(provider: SSH, *, as_json: bool = False) -> int:
+    """Check the provider's hosts, print what was found, and give the exit status: 0 if all can be used, else 1."""
+    core, line = _core.Pool(1, 1 << 20), threading.Lock()
+    reports = []
+    try:
+        checks = [_Check(_Patient(host, provider, wanted(provider)), core, line) for host in provider.hosts]
+        for report in in_order([one.run for one in checks]):
+            reports.append(report)
+            if not as_json:
+                print(report.lines(), flush=True)
+    finally:
+        core.close()
     if as_json:
         ours = {"python": PYTHON} | {name: installed(name) for name in PACKAGES} | {"skyward_lite": __version__}
         print(json.dumps({"client": ours, "hosts": [report.fields() for report in reports]}, indent=2))

@@ -1,4 +1,8 @@
-"""The one tree of exceptions. Builtins are used where they fit (ValueError, TimeoutError, CancelledError)."""
+"""The one tree of exceptions. Builtins are used where they fit (ValueError, TimeoutError, CancelledError).
+
+What a node, a host or a cloud said is in their texts as `_core.printable` returns it: it does nothing on a terminal,
+and no line of it can be taken for one of the log. What the user's functions raise is theirs, and comes as it is.
+"""
 
 from __future__ import annotations
 

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
+from . import credentials
 from ._version import PYTHON
 
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*(?:==\s*([^\s;,*]+)(?=\s*(?:[;,]|$)))?")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Image:
     """The environment of a node.
 
@@ -26,6 +27,9 @@ class Image:
     `wheel`: a wheel of skyward_lite for nodes on which the client's own does not run.
 
     A node that uses an interpreter as it is (`Local`, `SSH(python=)`) verifies `pip` and installs nothing.
+
+    Credentials may stand in `index_url` and in the URLs of `pip` (percent-encoded): they reach pip and git on a node
+    through files that only the user may read, and are shown nowhere.
     """
 
     python: str | None = None
@@ -41,8 +45,12 @@ class Image:
         for name in ("pip", "apt", "includes"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise TypeError(f"Image({name}=...) takes a list: {name}=[{value!r}]")
+                raise TypeError(f"Image({name}=...) takes a list: {name}=[{credentials.mask(value)!r}]")
             object.__setattr__(self, name, tuple(str(item) for item in value))
+        object.__setattr__(self, "pip", tuple(_checked_requirement(item) for item in self.pip))
+        object.__setattr__(self, "apt", tuple(_checked_package(item) for item in self.apt))
+        if self.index_url is not None:
+            object.__setattr__(self, "index_url", _checked_index(str(self.index_url)))
         if self.python is not None and self.python != PYTHON:
             raise ValueError(
                 f"Image(python={self.python!r}): nodes need the client's Python, which is {PYTHON}: functions that one "
@@ -56,6 +64,28 @@ class Image:
             if not os.path.exists(path):
                 raise FileNotFoundError(f"Image: there is no {path}")
         object.__setattr__(self, "env", {str(k): str(v) for k, v in self.env.items()})
+        for name, value in self.env.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(
+                    f'Image(env={{{name!r}: ...}}): a name is not empty and has no "=", and neither has NUL'
+                )
+
+    def __repr__(self) -> str:
+        """Return the fields, without credentials and without the values of `env`."""
+        shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        shown["pip"] = self.masked_pip()
+        shown["env"] = dict.fromkeys(self.env, credentials.MASKED)
+        if self.index_url is not None:
+            shown["index_url"] = credentials.mask(self.index_url)
+        return f"Image({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def masked_pip(self) -> tuple[str, ...]:
+        """Return the requirements without credentials, to be shown."""
+        return tuple(credentials.mask(requirement) for requirement in self.pip)
+
+    def secrets(self) -> frozenset[str]:
+        """Return what must not be shown of what pip and git print."""
+        return frozenset().union(*(credentials.secrets(text) for text in (*self.pip, self.index_url or "")))
 
     def with_pip(self, *requirements: str) -> Image:
         """Give this image with further requirements, each listed once."""
@@ -84,18 +114,66 @@ class Image:
         Names and exact versions (`==`) are checked; other specifiers only for the name.
         """
         problems = []
-        for requirement in self.pip:
+        for requirement, shown in zip(self.pip, self.masked_pip(), strict=True):
             match = _REQUIREMENT.match(requirement)
             if match is None:
-                problems.append(f"{requirement!r} is not a requirement that pip would understand")
+                problems.append(f"{shown!r} is not a requirement that pip would understand")
                 continue
             name, wanted = match.groups()
             found = installed(name)
             if found is None:
-                problems.append(f"{requirement} is not installed")
+                problems.append(f"{shown} is not installed")
             elif wanted is not None and found != wanted:
-                problems.append(f"{requirement} is wanted, {found} is installed")
+                problems.append(f"{shown} is wanted, {found} is installed")
         return problems
+
+
+def _checked_requirement(text: str) -> str:
+    """Return a requirement that is one line of a requirements file, and no option of pip's. Raises `ValueError`."""
+    requirement = _checked("pip", text)
+    if requirement.startswith("#") or re.search(r"\s#", requirement) or requirement.endswith("\\"):
+        raise ValueError(f"Image(pip=[{credentials.mask(text)!r}]): a requirement has no comment and no line after it")
+    try:
+        credentials.split(requirement)
+    except ValueError as error:
+        raise ValueError(f"Image(pip=...): {error}") from None
+    return requirement
+
+
+def _checked_package(text: str) -> str:
+    """Return the name of a package of apt's, which installs it. Raises `ValueError`."""
+    name = _checked("apt", text)
+    if name.endswith("-") or any(character.isspace() for character in name):
+        raise ValueError(
+            f'Image(apt=[{text!r}]): the name of one package, which does not end with "-" (apt removes then)'
+        )
+    return name
+
+
+def _checked_index(text: str) -> str:
+    """Return the URL of an index. Raises `ValueError`."""
+    url = _checked("index_url", text)
+    if any(character.isspace() for character in url):
+        raise ValueError(f"Image(index_url={credentials.mask(text)!r}): a URL has no blanks in it")
+    try:
+        credentials.split(url)
+    except ValueError as error:
+        raise ValueError(f"Image(index_url=...): {error}") from None
+    return url
+
+
+def _checked(field: str, text: str) -> str:
+    """Return the text without blanks around it, if it is something and no option. Raises `ValueError`."""
+    stripped = text.strip(" \t")
+    shown = credentials.mask(text)
+    shown = f"Image({field}={shown!r})" if field == "index_url" else f"Image({field}=[{shown!r}])"
+    if not stripped:
+        raise ValueError(f"{shown}: it is empty")
+    if stripped.startswith("-"):
+        raise ValueError(f'{shown}: it begins with "-", and options are not taken here')
+    if not all(character.isprintable() or character == "\t" for character in stripped):
+        raise ValueError(f"{shown}: it contains a line end or another control character")
+    return stripped
 
 
 def installed(package: str) -> str | None:

@@ -9,6 +9,9 @@ parts. So the beginning of a line is kept, for each worker and stream, until its
 - of a line that is written over with `\\r`, as progress bars do, the last state: on a terminal and in a notebook as a
   status line about twice a second; elsewhere when the line ends;
 - a line of more than 1 MiB in parts of that length, and other workers' lines may then come between them.
+
+What tasks print is theirs: it is written as it is, with its colours and whatever else a terminal obeys. What a node
+says of itself goes another way, into errors and the log, and is made harmless there (`_core.printable`).
 """
 
 from __future__ import annotations

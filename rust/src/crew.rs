@@ -18,14 +18,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rustix::process::Pid;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use crate::agent::{Agent, LAST_WORDS, State, TICK};
 use crate::error::AgentError;
 use crate::frame::{Attempt, Body, Control, Message, Tag};
-use crate::group::{self, Left};
+use crate::group::{Group, Left, PAUSE};
 use crate::output::{self, STDERR, STDOUT, forward};
 use crate::queue::PeerId;
 use crate::session::{LEAST_MESSAGE, Link, SUSPECT, Source, WorkerHello, hello, lock};
@@ -74,6 +73,7 @@ struct Member {
     ready: bool,
     link: Arc<Link>,
     pid: u32,
+    group: Group,
     table: Table,
     /// Ticks since it was heard; `None` before the first time.
     silent: Option<u32>,
@@ -191,7 +191,7 @@ impl Crew {
 
     fn kill(&self, worker: PeerId) {
         if let Some(member) = self.members.get(&worker) {
-            kill(member.pid);
+            member.group.kill_leader();
         }
     }
 }
@@ -243,9 +243,12 @@ impl Agent {
         }
         let pid = child.id().unwrap_or_default();
         let link_ = Arc::clone(&link);
-        let member = Member { role, ready: false, link: link_, pid, table, silent: None, useful: false, tail };
+        let group = Group::of(pid);
+        let group_ = group.clone();
+        let member =
+            Member { role, ready: false, link: link_, pid, group: group_, table, silent: None, useful: false, tail };
         state.crew.members.insert(id, member);
-        tokio::spawn(Arc::clone(self).tend(id, child, ours, link, outlets));
+        tokio::spawn(Arc::clone(self).tend(id, child, group, ours, link, outlets));
         Ok(())
     }
 
@@ -254,11 +257,11 @@ impl Agent {
         self: Arc<Self>,
         id: PeerId,
         mut child: Child,
+        group: Group,
         socket: UnixStream,
         link: Arc<Link>,
         mut outlets: tokio::task::JoinSet<()>,
     ) {
-        let pid = child.id().unwrap_or_default();
         let (from, to) = socket.into_split();
         let reading = async {
             let mut source = Source::new(from, self.work.max_payload.max(LEAST_MESSAGE));
@@ -286,11 +289,11 @@ impl Agent {
         let status = if let Some(status) = early {
             Ok(status)
         } else {
-            kill(pid);
+            group.kill_leader();
             tokio::time::timeout(LAST_WORDS, child.wait()).await
         };
         // With the group the last copies of that end are closed; what it still sent can be read to the end.
-        end_group(pid).await;
+        end_group(&group).await;
         if !all_read {
             drop(tokio::time::timeout(LAST_WORDS, reading).await);
         }
@@ -505,13 +508,13 @@ impl Agent {
             if let (Some(silent), false) = (&mut member.silent, full) {
                 *silent += 1;
                 if is_silent(*silent) {
-                    kill(member.pid);
+                    member.group.kill_leader();
                 }
             }
             if let Role::Retired(since) = member.role
                 && (since + BYSTANDERS <= now || state.queue.held(*id).all(|task| crew.doomed.contains_key(&task)))
             {
-                kill(member.pid);
+                member.group.kill_leader();
             }
         }
         let spares: Vec<_> = crew.members.iter().filter(|(_, m)| m.role == Role::Spare).map(|(id, _)| *id).collect();
@@ -542,7 +545,7 @@ impl Agent {
                 if used || self.work.unwind {
                     member.link.send(|o| o.control(Control::Goodbye(Bytes::new())));
                 } else {
-                    kill(member.pid);
+                    member.group.kill_leader();
                 }
             }
         }
@@ -556,12 +559,12 @@ impl Agent {
             let mut state = lock(&self.state);
             state.crew.over = true;
             for member in state.crew.members.values() {
-                kill(member.pid);
+                member.group.kill_leader();
             }
         }
         self.crew_ended(LAST_WORDS).await;
         // What could not be ended until now does not have to be waited for.
-        lock(&self.state).crew.members.values().filter_map(|member| process(member.pid)).for_each(group::kill);
+        lock(&self.state).crew.members.values().for_each(|member| member.group.kill());
     }
 
     async fn crew_ended(&self, bound: Duration) {
@@ -588,26 +591,20 @@ fn is_silent(ticks: u32) -> bool {
     TICK * ticks > SUSPECT
 }
 
-/// Kill a worker. Whoever tends it ends what it has left in its group.
-fn kill(pid: u32) {
-    process(pid).into_iter().for_each(group::kill_leader);
-}
-
 /// End what a worker has started, now that it has ended.
-async fn end_group(pid: u32) {
-    let Some(leader) = process(pid) else { return };
-    for round in 0..group::ROUNDS + group::TRACKERS {
-        match group::sweep(leader) {
-            Left::Nothing => return,
-            Left::Others if round >= group::ROUNDS => break,
-            Left::Others | Left::Trackers => tokio::time::sleep(group::PAUSE).await,
+async fn end_group(group: &Group) {
+    let begun = Instant::now();
+    loop {
+        let left = group.sweep();
+        if left == Left::Nothing {
+            return;
         }
+        if begun.elapsed() >= left.bound() {
+            group.kill();
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
     }
-    group::kill(leader);
-}
-
-fn process(pid: u32) -> Option<Pid> {
-    i32::try_from(pid).ok().filter(|p| *p > 1).and_then(Pid::from_raw)
 }
 
 /// How many processes the kernel has ended for want of memory: in our control group if that counts, else at all.

@@ -2,10 +2,12 @@
 
 use std::io;
 
+use crate::text;
+
 /// The peer's bytes are not our protocol. The stream is closed; nothing was allocated for the bad part.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    #[error("no protocol magic within the first {skipped} bytes; the far end printed: {text:?}")]
+    #[error("no protocol magic within the first {skipped} bytes; the far end printed: {text}")]
     NoMagic { skipped: usize, text: String },
     #[error("protocol version {theirs} on the far end, {ours} here: install the same skyward_lite on both")]
     Version { ours: u32, theirs: u32 },
@@ -80,6 +82,8 @@ pub enum SshError {
     Timeout(u64),
     #[error("the host key {got} is not known for this host; known: {expected}")]
     HostKey { got: String, expected: String },
+    #[error("no {what} algorithm that the ssh configuration allows is supported here: {names}")]
+    Algorithms { what: &'static str, names: String },
     #[error("authentication as {user:?} was refused; tried: {tried}; the server accepts: {accepts}")]
     Authentication { user: String, tried: String, accepts: String },
     #[error("the server refused to run the command {0:?}")]
@@ -96,7 +100,8 @@ impl From<russh::Error> for SshError {
     fn from(error: russh::Error) -> Self {
         match error {
             russh::Error::IO(io) => Self::Io(io),
-            other => Self::Protocol(other.to_string()),
+            // Some of its errors have the server's own words.
+            other => Self::Protocol(text::lines(other.to_string(), text::LIMIT)),
         }
     }
 }

@@ -18,6 +18,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use lz4_flex::block as lz4;
 
 use crate::error::FrameError;
+use crate::text;
 
 /// Marks where our protocol begins in a stream that a login shell may have written to before.
 pub const MAGIC: [u8; 16] = *b"\0SKYWARD-LITE\r\n\0";
@@ -492,7 +493,7 @@ impl Decoder {
     #[must_use]
     pub fn noise(&self) -> String {
         let from = if self.greeted { &self.noise[..] } else { &self.input[..] };
-        String::from_utf8_lossy(from.get(..from.len().min(2048)).unwrap_or_default()).trim().to_owned()
+        text::lines(from.trim_ascii(), text::LIMIT)
     }
 
     /// Bytes of results that came, unfinished ones too, without those that were not admitted.

@@ -3,83 +3,214 @@
 //! What has moved to a group or session of its own, as `timeout` and `setsid` do, is found by its parents. Only a daemon,
 //! whose parent has ended, is on its own.
 //!
-//! Python's resource trackers, of multiprocessing and of loky, are in it too. They remove the shared memory and the
-//! temporary files of processes that could not do so, when the last of these has ended: they are left out, and end by
-//! themselves.
+//! Python's resource trackers, of multiprocessing and of loky, are among what tasks start. They remove the shared memory
+//! and the temporary files of processes that could not do so, when the last of these has ended, and then end by
+//! themselves. So they are killed only if they live on for longer than [`TRACKERS`]. They are known by their whole
+//! command line. A program that imitates one gains that time and no more.
 
-use std::time::Duration;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, getpgid, kill_process, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, Signal, getpgid, getpid, kill_process, kill_process_group, test_kill_process_group};
+
+use crate::session::lock;
 
 /// Pause between two rounds.
 pub const PAUSE: Duration = Duration::from_millis(5);
-/// Rounds in which all should have ended: what is killed ends as soon as it leaves the kernel.
-pub const ROUNDS: usize = 40;
-/// Rounds that resource trackers get then.
-pub const TRACKERS: usize = 100;
+/// How long all but trackers may take to end: what is killed ends as soon as it leaves the kernel.
+const OTHERS: Duration = Duration::from_millis(200);
+/// How long trackers may take to clear up once all others have ended.
+const TRACKERS: Duration = Duration::from_secs(2);
+/// How long a process that becomes another program may be without a command line. One that hides its own is killed then.
+const EXEC: Duration = Duration::from_millis(100);
+/// The modules whose `main` is a tracker.
+const MODULES: [&str; 3] = [
+    "multiprocessing.resource_tracker",
+    "loky.backend.resource_tracker",
+    "joblib.externals.loky.backend.resource_tracker",
+];
+/// Waits until the processes in its arguments have ended, at most the seconds in the first; then kills them and the
+/// group that it leads.
+const WAIT: &str = "\
+import os, sys, time
+
+def lives(pid):
+    try:
+        with open(f'/proc/{pid}/stat', 'rb') as stat:
+            return stat.read().rpartition(b') ')[2][:1] not in b'ZX'
+    except OSError:
+        return False
+
+until = time.monotonic() + float(sys.argv[1])
+pids = [int(pid) for pid in sys.argv[2:]]
+while any(map(lives, pids)) and time.monotonic() < until:
+    time.sleep(0.01)
+for pid in filter(lives, pids):
+    try:
+        os.kill(pid, 9)
+    except OSError:
+        pass
+os.killpg(0, 9)
+";
 
 /// What a round found alive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Left {
     Nothing,
     Trackers,
     Others,
 }
 
-/// One round: kill everything in the group, but if there are resource trackers these and this process. What is being
-/// started meanwhile is then found by the next one.
-#[must_use]
-pub fn sweep(group: Pid) -> Left {
-    if test_kill_process_group(group).is_err() {
-        return Left::Nothing;
-    }
-    let Some(members) = members(group) else {
-        kill(group);
-        return Left::Nothing;
-    };
-    if !members.iter().any(|(_, tracker)| *tracker) {
-        // At once, so that nothing can be started meanwhile.
-        kill(group);
-        return if members.is_empty() { Left::Nothing } else { Left::Others };
-    }
-    let mut left = Left::Trackers;
-    for (pid, tracker) in members {
-        if !tracker && pid != rustix::process::getpid() {
-            left = Left::Others;
-            // Gone already: fine.
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    }
-    left
-}
-
-/// Kill the leader of a group, and those of its descendants that have left the group.
-pub fn kill_leader(leader: Pid) {
-    // So that it starts nothing more meanwhile. Gone already: fine.
-    let _ = kill_process(leader, Signal::STOP);
-    kill_escaped(leader);
-    let _ = kill_process(leader, Signal::KILL);
-}
-
-/// Kill those descendants of the leader of a group that have left the group.
-pub fn kill_escaped(leader: Pid) {
-    let mut family = vec![leader];
-    let mut at = 0;
-    while let Some(parent) = family.get(at) {
-        let children = children(*parent);
-        family.extend(children);
-        at += 1;
-    }
-    for pid in family {
-        if getpgid(Some(pid)).is_ok_and(|group| group != leader) && !is_tracker(pid) {
-            let _ = kill_process(pid, Signal::KILL);
+impl Left {
+    /// How long after the first round this may be left.
+    #[must_use]
+    pub fn bound(self) -> Duration {
+        match self {
+            Self::Nothing => Duration::ZERO,
+            Self::Trackers => TRACKERS,
+            Self::Others => OTHERS,
         }
     }
 }
 
-/// Kill everything in the group.
-pub fn kill(group: Pid) {
-    let _ = kill_process_group(group, Signal::KILL);
+/// The group of one worker.
+#[derive(Debug, Clone)]
+pub struct Group {
+    leader: Option<Pid>,
+    /// Trackers outside of the group that were seen when the rest of the worker's descendants there was killed.
+    trackers: Arc<Mutex<Vec<Pid>>>,
+}
+
+impl Group {
+    /// The group of the worker that has this process id. If there can be no such process, nothing is ever done to it.
+    #[must_use]
+    pub fn of(leader: u32) -> Self {
+        let leader = i32::try_from(leader).ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
+        Self { leader, trackers: Arc::default() }
+    }
+
+    /// The group that this process belongs to, and leads.
+    #[must_use]
+    pub fn own() -> Self {
+        Self { leader: Some(rustix::process::getpgrp()), trackers: Arc::default() }
+    }
+
+    /// One round: kill everything in the group, but if there are resource trackers these and this process. What is being
+    /// started meanwhile is then found by the next one.
+    #[must_use]
+    pub fn sweep(&self) -> Left {
+        let Some(group) = self.leader else { return Left::Nothing };
+        let outside = if self.trackers_outside().is_empty() { Left::Nothing } else { Left::Trackers };
+        if test_kill_process_group(group).is_err() {
+            return outside;
+        }
+        let Some(members) = members(group) else {
+            self.kill();
+            return Left::Nothing;
+        };
+        if outside == Left::Nothing && !members.iter().any(|(_, tracker)| *tracker) {
+            // At once, so that nothing can be started meanwhile.
+            self.kill();
+            return if members.is_empty() { Left::Nothing } else { Left::Others };
+        }
+        let mut left = outside;
+        for (pid, tracker) in members {
+            if tracker {
+                left = left.max(Left::Trackers);
+            } else if pid != getpid() {
+                left = Left::Others;
+                // Gone already: fine.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        left
+    }
+
+    /// Kill the leader, and those of its descendants that have left the group.
+    pub fn kill_leader(&self) {
+        let Some(leader) = self.leader else { return };
+        // So that it starts nothing more meanwhile. Gone already: fine.
+        let _ = kill_process(leader, Signal::STOP);
+        self.kill_escaped();
+        let _ = kill_process(leader, Signal::KILL);
+    }
+
+    /// Kill those descendants of the leader that have left the group.
+    pub fn kill_escaped(&self) {
+        let Some(leader) = self.leader else { return };
+        let mut family = vec![leader];
+        let mut at = 0;
+        while let Some(parent) = family.get(at) {
+            let children = children(*parent);
+            family.extend(children);
+            at += 1;
+        }
+        for pid in family {
+            if getpgid(Some(pid)).is_ok_and(|group| group != leader) {
+                if is_tracker(pid) {
+                    lock(&self.trackers).push(pid);
+                } else {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+            }
+        }
+    }
+
+    /// Wait for the trackers outside of the group, and kill those that are left then.
+    pub fn end_outside(&self) {
+        let begun = Instant::now();
+        while !self.trackers_outside().is_empty() && begun.elapsed() < TRACKERS {
+            std::thread::sleep(PAUSE);
+        }
+        self.kill_outside();
+    }
+
+    fn kill_outside(&self) {
+        for pid in self.trackers_outside() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// Kill everything: the group, and the trackers outside of it.
+    pub fn kill(&self) {
+        self.kill_outside();
+        if let Some(group) = self.leader {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+
+    /// Wait for the trackers and kill all that is left then, this process too.
+    ///
+    /// They wait for this process in turn, because it holds the pipe on which they listen: it becomes another program,
+    /// which has nothing open.
+    pub fn end_with_trackers(&self) -> ! {
+        let inside = self.leader.and_then(members).unwrap_or_default();
+        let mut trackers = self.trackers_outside();
+        trackers.extend(inside.iter().filter(|(_, tracker)| *tracker).map(|(pid, _)| *pid));
+        if let (false, Ok(python)) = (trackers.is_empty(), std::env::current_exe()) {
+            // Isolated, and without an environment: no task has a say in what this program does.
+            let failed = Command::new(python)
+                .args(["-I", "-S", "-c", WAIT, &TRACKERS.as_secs_f64().to_string()])
+                .args(trackers.iter().map(|pid| pid.as_raw_nonzero().to_string()))
+                .env_clear()
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .exec();
+            drop(failed);
+        }
+        let _ = kill_process(getpid(), Signal::KILL);
+        std::process::exit(1);
+    }
+
+    /// Those that live. A process that has come to the number of one that ended is none.
+    fn trackers_outside(&self) -> Vec<Pid> {
+        let mut trackers = lock(&self.trackers);
+        trackers.retain(|pid| is_tracker(*pid));
+        trackers.clone()
+    }
 }
 
 /// The living processes of a group, and whether each is a resource tracker; `None` if the system does not say.
@@ -102,9 +233,53 @@ fn members(group: Pid) -> Option<Vec<(Pid, bool)>> {
     Some(members)
 }
 
+#[cfg(not(target_os = "linux"))]
+fn members(_: Pid) -> Option<Vec<(Pid, bool)>> {
+    None
+}
+
+/// Whether a process is a resource tracker. One that has ended is none: a zombie has no command line.
 fn is_tracker(pid: Pid) -> bool {
-    let command = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-    String::from_utf8_lossy(&command).contains("resource_tracker")
+    let read = |file: &str| std::fs::read(format!("/proc/{}/{file}", pid.as_raw_nonzero())).unwrap_or_default();
+    let begun = Instant::now();
+    loop {
+        let command = read("cmdline");
+        if !command.is_empty() {
+            return tracks(&String::from_utf8_lossy(&command));
+        }
+        // A process that lives and has no command line is perhaps in the midst of execve(2), and its parent goes on.
+        let stat = read("stat");
+        let state = stat.rsplit(|byte| *byte == b')').next().and_then(|fields| fields.get(1)).copied();
+        if matches!(state, None | Some(b'Z' | b'X')) || begun.elapsed() >= EXEC {
+            return false;
+        }
+        std::thread::sleep(PAUSE / 10);
+    }
+}
+
+/// Whether a command line, each argument ended by a zero byte, is that of a resource tracker:
+/// `python [flags of the interpreter] -c "from MODULE import main;main(5)"`. That of loky has a space before `main` and
+/// says whether it is verbose.
+#[must_use]
+pub fn tracks(command: &str) -> bool {
+    let arguments: Vec<&str> = command.strip_suffix('\0').unwrap_or(command).split('\0').collect();
+    let [_program, flags @ .., "-c", code] = arguments.as_slice() else { return false };
+    // -X has its value in an argument of its own.
+    let mut flags = flags.iter();
+    while let Some(flag) = flags.next() {
+        if !flag.starts_with('-') || (*flag == "-X" && flags.next().is_none()) {
+            return false;
+        }
+    }
+    let Some((module, call)) = code.strip_prefix("from ").and_then(|code| code.split_once(" import main;")) else {
+        return false;
+    };
+    let Some(values) = call.trim_start().strip_prefix("main(").and_then(|call| call.strip_suffix(')')) else {
+        return false;
+    };
+    let (pipe, verbose) = values.split_once(", ").unwrap_or((values, "0"));
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    MODULES.contains(&module) && number(pipe) && (number(verbose) || matches!(verbose, "True" | "False"))
 }
 
 /// The processes that each thread of a process has started; nothing if the system does not say.
@@ -113,9 +288,4 @@ fn children(parent: Pid) -> Vec<Pid> {
     let lists = tasks.into_iter().flatten().flatten().map(|task| std::fs::read_to_string(task.path().join("children")));
     let pids = |list: String| list.split(' ').filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect::<Vec<_>>();
     lists.flatten().flat_map(pids).collect()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn members(_: Pid) -> Option<Vec<(Pid, bool)>> {
-    None
 }

@@ -12,15 +12,15 @@
 //! 4. [`session`] says in which order things are sent, who the two ends are, and when one of them is gone.
 //! 5. [`frame`] is the wire: blocks, frames, chunks, lz4, and every cap. It is pure and fuzzed.
 //! 6. [`ssh`] is the client's end of the encrypted connection, [`server`] the embedded far end that `Local()` uses
-//!    where another node has OpenSSH's `sshd`.
+//!    where another node has OpenSSH's `sshd`. [`identities`] reads the user's keys as OpenSSH keeps them.
 //! 7. [`agent`] is the node: it runs no user code, hands tasks out and keeps results until the client has acknowledged
 //!    them. When it learns that it will soon be gone it says so ([`agent::drain`]). `crew` is what it does with its
 //!    worker processes: it starts, follows, blames and replaces them. [`output`] sends on what they print
-//!    ([`flood`] bounds it here and at the client), and `group` is what ends with each of them.
+//!    ([`flood`] bounds it here and at the client), and [`group`] is what ends with each of them.
 //! 8. [`worker`] is the part of a worker process that needs no GIL: reading, writing, and ending the process group
 //!    when the agent is gone or the lease is over. [`table`] is where it notes what it runs, for the agent to read.
 //!
-//! [`error`] has one type per stage. Nothing here waits without a bound: connecting has `connect_timeout`, a silent
+//! [`error`] has one type per stage; [`text`] makes harmless what a node says before it is shown. Nothing here waits without a bound: connecting has `connect_timeout`, a silent
 //! peer is lost after [`session::SUSPECT`], a write that blocks for as long fails, and a node works on without its
 //! client no longer than the lease.
 
@@ -29,7 +29,8 @@ mod crew;
 pub mod error;
 pub mod flood;
 pub mod frame;
-mod group;
+pub mod group;
+pub mod identities;
 pub mod liveness;
 pub mod output;
 pub mod pool;
@@ -40,4 +41,5 @@ pub mod server;
 pub mod session;
 pub mod ssh;
 pub mod table;
+pub mod text;
 pub mod worker;

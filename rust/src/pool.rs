@@ -26,6 +26,7 @@ use crate::session::{
     read_hello,
 };
 use crate::ssh::{self, Connection, Target};
+use crate::text;
 
 /// How often idle nodes are looked at while nothing else happens.
 const TICK: Duration = Duration::from_millis(200);
@@ -1014,7 +1015,7 @@ impl Shared {
                     if let Some(node) = state.nodes.get_mut(id)
                         && matches!(node.state, NodeState::Connecting | NodeState::Ready)
                     {
-                        node.state = NodeState::Draining(String::from_utf8_lossy(&why).into_owned());
+                        node.state = NodeState::Draining(text::lines(why, text::LIMIT));
                         node.drained = Some(now);
                         let tasks = state.queue.close_peer(id);
                         state.recall(id, tasks);
@@ -1022,7 +1023,7 @@ impl Shared {
                     }
                 }
                 Event::Control(Control::Goodbye(why)) => {
-                    end = Err(SessionError::Goodbye(String::from_utf8_lossy(&why).into_owned()));
+                    end = Err(SessionError::Goodbye(text::lines(why, text::LIMIT)));
                 }
                 Event::Control(Control::Heartbeat { .. }) => {
                     end = state.expects(id, Liveness::heartbeat, "sent more heartbeats than it has time for");
@@ -1158,12 +1159,10 @@ async fn why_not_started(spec: &NodeSpec, why: SessionError) -> NodeError {
     }
     match tokio::time::timeout(AGAIN, spec.connection.run(&spec.command, Bytes::new())).await {
         Ok(Ok(output)) if output.status.is_some_and(|status| status != 0) && !output.stderr.is_empty() => {
-            let printed = String::from_utf8_lossy(&output.stderr);
-            let (status, printed) = (output.status.unwrap_or_default(), printed.trim());
-            let tail: String = printed.chars().skip(printed.chars().count().saturating_sub(1000)).collect();
+            let (status, agent) = (output.status.unwrap_or_default(), ssh::shown(&spec.command));
+            let printed = text::lines(output.stderr.trim_ascii(), text::LIMIT);
             NodeError::Other(format!(
-                "{why}. Its agent does not start: `{}` ended with status {status}: {tail}",
-                spec.command
+                "{why}. Its agent does not start: `{agent}` ended with status {status}: {printed}"
             ))
         }
         _ => why.into(),

@@ -8,7 +8,7 @@
 // pyo3 hands arguments over by value.
 #![allow(clippy::needless_pass_by_value)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -19,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 use pyo3::{create_exception, ffi};
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PublicKey};
@@ -30,8 +30,8 @@ use crate::frame::{Attempt, MAX_BODY, MAX_PARTS, Message, PROTOCOL};
 use crate::liveness::Timing;
 use crate::pool::{self, Endpoint, Node, NodeSpec, NodeState};
 use crate::session::{ClientHello, WorkerHello};
-use crate::ssh::{self, Identity, Target, new_key};
-use crate::{server, worker};
+use crate::ssh::{self, Algorithms, Identity, Target, new_key};
+use crate::{server, text, worker};
 
 /// How long a thread that waits for the answer to a note may be deaf to signals.
 const SLICE: Duration = Duration::from_millis(100);
@@ -133,6 +133,17 @@ fn parts(head: &Bound<'_, PyAny>, buffers: Option<Vec<Bound<'_, PyAny>>>) -> PyR
 #[pyfunction]
 fn address(data: &Bound<'_, PyAny>) -> PyResult<usize> {
     Ok(PyBuffer::<u8>::get(data)?.buf_ptr() as usize)
+}
+
+/// What a node or a cloud says, as it may be shown.
+#[pyfunction]
+#[pyo3(signature = (said, limit=text::LIMIT, *, lines=true))]
+fn printable(said: &Bound<'_, PyAny>, limit: usize, lines: bool) -> PyResult<String> {
+    let show = if lines { text::lines::<&[u8]> } else { text::line::<&[u8]> };
+    Ok(match said.cast::<PyString>() {
+        Ok(said) => show(said.to_string_lossy().as_bytes(), limit),
+        Err(_) => show(said.extract::<&[u8]>()?, limit),
+    })
 }
 
 fn core_error(error: impl std::fmt::Display) -> PyErr {
@@ -258,7 +269,7 @@ impl Pool {
     }
 
     #[allow(clippy::too_many_arguments)] // keyword arguments in Python
-    #[pyo3(signature = (*, endpoint, user, host_keys, revoked, accept_new, identities, timeout))]
+    #[pyo3(signature = (*, endpoint, user, host_keys, revoked, accept_new, identities, timeout, algorithms = None))]
     fn connect(
         slf: Bound<'_, Self>,
         endpoint: At,
@@ -268,6 +279,7 @@ impl Pool {
         accept_new: bool,
         identities: Vec<Proof>,
         timeout: f64,
+        algorithms: Option<HashMap<String, Vec<String>>>,
     ) -> PyResult<Connection> {
         let keys = |lines: Vec<String>| lines.iter().map(|k| public_key(k)).collect::<PyResult<Vec<_>>>();
         let endpoint = match endpoint {
@@ -286,11 +298,16 @@ impl Pool {
                 },
             })
         };
+        let mut lists = algorithms.unwrap_or_default();
+        let mut named = |kind| lists.remove(kind).unwrap_or_default();
+        let algorithms =
+            Algorithms { kex: named("kex"), host_key: named("host_key"), cipher: named("cipher"), mac: named("mac") };
         let target = Target {
             user,
             host_keys: keys(host_keys)?,
             revoked: keys(revoked)?,
             accept_new,
+            algorithms,
             identities: identities.into_iter().map(proof).collect::<PyResult<_>>()?,
             timeout: seconds(timeout)?,
         };
@@ -649,7 +666,9 @@ fn drain(py: Python<'_>, reason: &str) -> bool {
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::{Buffer, Connection, CoreError, Pool, Worker, address, drain, generate_key, serve, serve_embedded};
+    use super::{
+        Buffer, Connection, CoreError, Pool, Worker, address, drain, generate_key, printable, serve, serve_embedded,
+    };
     #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
 }

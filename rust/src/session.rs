@@ -11,13 +11,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use crate::error::{FrameError, SessionError};
 use crate::flood::{Flood, Piece};
 use crate::frame::{Attempt, Body, CHUNK, Control, Decoder, Event, Message, Offer, Outgoing, Packer, put_preamble};
+use crate::text;
 
 /// How often each side says that it lives.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -48,6 +49,9 @@ const SMALL: usize = 16 * 1024;
 pub(crate) const WRITE: usize = 32 * 1024;
 /// Acknowledgements in one frame, so that it fits a block.
 const ACKS: usize = 4096;
+/// Bytes of a sentence that a node says, and how many of them are shown.
+const SENTENCE: usize = 500;
+const SENTENCES: usize = 100;
 /// Bytes of output in one frame, and in one block.
 pub const LINES: usize = 16 * 1024;
 /// The stream of an output frame whose text is a number: so many bytes of output are left out here.
@@ -110,6 +114,7 @@ pub struct AgentHello {
     pub cores: usize,
     pub pid: u32,
     /// What the client has and this node has not, or in another version; a sentence each.
+    #[serde(deserialize_with = "read_sentences")]
     pub differences: Vec<String>,
 }
 
@@ -121,6 +126,17 @@ pub struct WorkerHello {
     pub slots: usize,
     pub lease_ms: u64,
     pub work: WorkerSpec,
+}
+
+/// Read what a node says in sentences, as it may be shown.
+fn read_sentences<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let said: Vec<String> = Vec::deserialize(from)?;
+    let more = said.len().saturating_sub(SENTENCES);
+    let mut shown: Vec<String> = said.iter().take(SENTENCES).map(|one| text::line(one, SENTENCE)).collect();
+    if more > 0 {
+        shown.push(format!("and {more} more"));
+    }
+    Ok(shown)
 }
 
 /// Write a hello as a control frame.
@@ -137,7 +153,7 @@ pub fn hello<T: Serialize>(value: &T) -> Result<Control, SessionError> {
 /// # Errors
 /// [`SessionError::BadHello`] if a field is missing or of another type.
 pub fn read_hello<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, SessionError> {
-    serde_json::from_slice(body).map_err(|e| SessionError::BadHello(e.to_string()))
+    serde_json::from_slice(body).map_err(|e| SessionError::BadHello(text::line(e.to_string(), SENTENCE)))
 }
 
 /// What one end has yet to send.
@@ -482,10 +498,10 @@ impl<R: AsyncRead + Unpin> Source<R> {
         }
         match rest.remove(0) {
             Event::Control(Control::Hello(body)) => Ok(body),
-            Event::Control(Control::Goodbye(why)) => {
-                Err(SessionError::Goodbye(String::from_utf8_lossy(&why).into_owned()))
+            Event::Control(Control::Goodbye(why)) => Err(SessionError::Goodbye(text::lines(why, text::LIMIT))),
+            Event::Control(other) => {
+                Err(SessionError::BadHello(text::line(format!("it began with {other:?}"), SENTENCE)))
             }
-            Event::Control(_) => Err(SessionError::BadHello("it began with another control frame".to_owned())),
             _ => Err(SessionError::BadHello("it began with a message".to_owned())),
         }
     }

@@ -15,16 +15,18 @@ use russh::keys::agent::client::AgentClient;
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{
     Algorithm, Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
-    load_openssh_certificate, load_secret_key,
+    load_secret_key,
 };
 use russh::{AgentAuthError, Signer};
-use russh::{Channel, ChannelMsg, ChannelStream, Preferred};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelStream, Preferred};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::error::SshError;
+use crate::identities;
 use crate::session::{SLICE, SUSPECT, WRITE, lock};
+use crate::text;
 
 /// Bytes that the far end may send on a channel before we grant more. OpenSSH's own is 2 MiB: 25 MB/s at 80 ms.
 pub const CHANNEL_WINDOW: u32 = 16 * 1024 * 1024;
@@ -34,9 +36,58 @@ pub const MAX_OUTPUT: usize = 1024 * 1024;
 const CIPHERS: &[russh::cipher::Name] =
     &[russh::cipher::AES_256_GCM, russh::cipher::CHACHA20_POLY1305, russh::cipher::AES_256_CTR];
 
+/// What a key exchange is called beside the real ones: announcements of what we can do.
+const ANNOUNCED: &[russh::kex::Name] =
+    &[russh::kex::EXTENSION_SUPPORT_AS_CLIENT, russh::kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
+/// Channels that a server may try to open on one connection before the connection is closed. None is granted.
+const MAX_OPENED: u32 = 64;
+
 /// Our preferences for both ends.
 pub(crate) fn preferred() -> Preferred {
-    Preferred { cipher: Cow::Borrowed(CIPHERS), ..Preferred::default() }
+    let mut all = Preferred { cipher: Cow::Borrowed(CIPHERS), ..Preferred::default() };
+    // OpenSSH takes no host's word for it any more if that is signed with SHA-1.
+    all.key.to_mut().retain(|algorithm| *algorithm != Algorithm::Rsa { hash: None });
+    all
+}
+
+/// Algorithms to offer, by OpenSSH's names, the preferred one first. An empty list stands for our own preferences; a name
+/// that is not supported is left out.
+#[derive(Clone, Default)]
+pub struct Algorithms {
+    pub kex: Vec<String>,
+    /// For signatures of the host. If empty, those of the known keys.
+    pub host_key: Vec<String>,
+    pub cipher: Vec<String>,
+    pub mac: Vec<String>,
+}
+
+impl Algorithms {
+    /// Our preferences, with the lists that are given in their place.
+    fn preferred(&self) -> Result<Preferred, SshError> {
+        let mut all = preferred();
+        if !self.kex.is_empty() {
+            let mut kex = supported("key exchange", &self.kex, |name| russh::kex::Name::try_from(name).ok())?;
+            kex.extend_from_slice(ANNOUNCED);
+            all.kex = Cow::Owned(kex);
+        }
+        if !self.host_key.is_empty() {
+            all.key = Cow::Owned(supported("host key", &self.host_key, |name| Algorithm::new(name).ok())?);
+        }
+        if !self.cipher.is_empty() {
+            all.cipher =
+                Cow::Owned(supported("cipher", &self.cipher, |name| russh::cipher::Name::try_from(name).ok())?);
+        }
+        if !self.mac.is_empty() {
+            all.mac = Cow::Owned(supported("MAC", &self.mac, |name| russh::mac::Name::try_from(name).ok())?);
+        }
+        Ok(all)
+    }
+}
+
+/// Those of the names that are supported; an error if none is.
+fn supported<T>(what: &'static str, names: &[String], find: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, SshError> {
+    let found: Vec<_> = names.iter().filter_map(|name| find(name)).collect();
+    if found.is_empty() { Err(SshError::Algorithms { what, names: names.join(", ") }) } else { Ok(found) }
 }
 
 /// Whom to connect to, and as whom.
@@ -49,6 +100,8 @@ pub struct Target {
     pub revoked: Vec<PublicKey>,
     /// Without known keys, whether any other may be shown: the caller sees it in [`Connection::host_key`].
     pub accept_new: bool,
+    /// What may be used, where that is not left to us.
+    pub algorithms: Algorithms,
     /// What to prove with who we are, in the order in which it is tried.
     pub identities: Vec<Identity>,
     /// Bound on connection, key exchange and authentication together.
@@ -84,6 +137,12 @@ pub struct Connection {
     pub host_key: PublicKey,
 }
 
+/// The part of a command that is shown in errors: what follows " -- ", if that is there. What is before it is a check of
+/// the host, which tells a reader nothing.
+pub(crate) fn shown(command: &str) -> &str {
+    command.rsplit_once(" -- ").map_or(command, |(_, program)| program)
+}
+
 /// What a command that has ended left.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Output {
@@ -98,6 +157,8 @@ struct Verifier {
     revoked: Vec<PublicKey>,
     accept_new: bool,
     shown: Arc<Mutex<Shown>>,
+    /// Channels that the server has tried to open.
+    opened: u32,
 }
 
 #[derive(Default)]
@@ -127,10 +188,112 @@ impl client::Handler for Verifier {
         };
         Ok(good)
     }
+
+    // A server has no channel to open to us: nothing is forwarded, and what it opens nobody would read. Dropping `_reply`
+    // refuses the channel. russh's own handlers would accept all kinds but the unknown ones.
+
+    async fn server_channel_open_session(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _host: &str,
+        _port: u32,
+        _originator: &str,
+        _originator_port: u32,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _path: &str,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _address: &str,
+        _port: u32,
+        _originator: &str,
+        _originator_port: u32,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _path: &str,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _originator: &str,
+        _originator_port: u32,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+
+    /// Only over the bound an unknown kind goes on to the handler below, which can close the connection.
+    async fn should_accept_unknown_server_channel(&mut self, _id: ChannelId, _kind: &str) -> bool {
+        self.refuse_channel().is_err()
+    }
+
+    async fn server_channel_open_unknown(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        self.refuse_channel()
+    }
+}
+
+impl Verifier {
+    /// Count a channel that the server tries to open. An error, which closes the connection, once they are too many: our
+    /// refusals would fill the memory if the server did not read them.
+    fn refuse_channel(&mut self) -> Result<(), russh::Error> {
+        self.opened = self.opened.saturating_add(1);
+        if self.opened > MAX_OPENED { Err(russh::Error::Inconsistent) } else { Ok(()) }
+    }
 }
 
 fn fingerprint(key: &PublicKey) -> String {
-    format!("{} {}", key.algorithm(), key.fingerprint(HashAlg::Sha256))
+    // The name of an algorithm that we do not know is the server's to choose.
+    text::line(format!("{} {}", key.algorithm(), key.fingerprint(HashAlg::Sha256)), text::LIMIT)
 }
 
 fn algorithms(keys: &[PublicKey]) -> Vec<Algorithm> {
@@ -193,10 +356,9 @@ async fn open<S>(stream: S, target: &Target) -> Result<Connection, SshError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let offered = algorithms(&target.host_keys);
-    let mut preferred = preferred();
-    if !offered.is_empty() {
-        preferred.key = Cow::Owned(offered);
+    let mut preferred = target.algorithms.preferred()?;
+    if target.algorithms.host_key.is_empty() && !target.host_keys.is_empty() {
+        preferred.key = Cow::Owned(algorithms(&target.host_keys));
     }
     let config = client::Config { window_size: CHANNEL_WINDOW, preferred, ..client::Config::default() };
     let shown = Arc::<Mutex<Shown>>::default();
@@ -205,6 +367,7 @@ where
         revoked: target.revoked.clone(),
         accept_new: target.accept_new,
         shown: Arc::clone(&shown),
+        opened: 0,
     };
     let connected = client::connect_stream(Arc::new(config), Unblocked::new(stream, Some(SUSPECT)), verifier).await;
     let seen = std::mem::take(&mut *lock(&shown));
@@ -214,7 +377,8 @@ where
         (Ok(_), Shown::Nothing) => return Err(SshError::Protocol("the host showed no key".to_owned())),
         // Only the types of the known keys were offered: the host has none of these.
         (Err(russh::Error::NoCommonAlgo { kind: russh::AlgorithmKind::Key, theirs, .. }), _) => {
-            return Err(SshError::HostKey { got: theirs.join(", "), expected: expected(target) });
+            let got = text::line(theirs.join(", "), text::LIMIT);
+            return Err(SshError::HostKey { got, expected: expected(target) });
         }
         // Without a word: a server that is asked too often, or that is only starting.
         (Err(russh::Error::Disconnect), Shown::Nothing) => return Err(SshError::HungUp("end of stream".to_owned())),
@@ -282,7 +446,7 @@ impl Connection {
                             continue;
                         }
                     };
-                    let certificate = certificate.as_ref().and_then(|path| load_openssh_certificate(path).ok());
+                    let certificate = certificate.as_ref().and_then(|path| identities::certificate(path));
                     for certificate in certificate.into_iter().map(Some).chain([None]) {
                         if self.authenticate_with(&target.user, &key, certificate, accepts).await? {
                             return Ok(true);
@@ -295,7 +459,7 @@ impl Connection {
                         tried.push(format!("no agent answers at {}", socket.display()));
                         continue;
                     };
-                    let held = match agent.request_identities().await {
+                    let held = match identities::held(socket).await {
                         Ok(held) => held,
                         Err(why) => {
                             tried.push(format!("the agent at {} failed: {why}", socket.display()));
@@ -347,9 +511,13 @@ impl Connection {
         Ok(passed(result, accepts))
     }
 
-    /// The hash with which a key of this kind signs.
+    /// The hash with which a key of this kind signs. With RSA never SHA-1, as OpenSSH: a server that does not say what it
+    /// takes may take SHA-512.
     async fn hash(&self, algorithm: Algorithm) -> Result<Option<HashAlg>, SshError> {
-        Ok(if algorithm.is_rsa() { self.handle.best_supported_rsa_hash().await?.flatten() } else { None })
+        if !algorithm.is_rsa() {
+            return Ok(None);
+        }
+        Ok(Some(self.handle.best_supported_rsa_hash().await?.flatten().unwrap_or(HashAlg::Sha512)))
     }
 
     async fn begin(&self, command: &str) -> Result<Channel<client::Msg>, SshError> {
@@ -367,7 +535,7 @@ impl Connection {
             match channel.wait().await {
                 Some(ChannelMsg::Success) => return Ok(channel),
                 Some(ChannelMsg::WindowAdjusted { .. }) => {}
-                _ => return Err(SshError::Exec(command.to_owned())),
+                _ => return Err(SshError::Exec(shown(command).to_owned())),
             }
         }
     }
@@ -425,7 +593,7 @@ fn offers(
     only: bool,
     certificates: &[PathBuf],
 ) -> Vec<(Option<Certificate>, PublicKey)> {
-    let files: Vec<_> = certificates.iter().filter_map(|path| load_openssh_certificate(path).ok()).collect();
+    let files: Vec<_> = certificates.iter().filter_map(|path| identities::certificate(path)).collect();
     let mut keys: Vec<PublicKey> = Vec::new();
     for key in held.iter().map(|identity| identity.public_key().into_owned()) {
         if keys.iter().all(|other| other.key_data() != key.key_data()) {

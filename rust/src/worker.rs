@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use crate::error::SessionError;
 use crate::frame::{Attempt, Body, Control, Decoder, Event, Message, Tag};
-use crate::group::{self, Left};
+use crate::group::{Group, Left, PAUSE};
 use crate::session::{HEARTBEAT, Outbox, WorkerHello, hello, lock, read_hello};
 use crate::table::Table;
 
@@ -115,19 +115,16 @@ pub struct Worker {
 
 /// End this process group, children and grandchildren included. There is nobody left to report to.
 fn end_group() -> ! {
-    let own = rustix::process::getpgrp();
-    group::kill_escaped(own);
-    let mut rounds = 0;
-    while group::sweep(own) == Left::Others {
-        rounds += 1;
-        if rounds == group::ROUNDS {
-            group::kill(own);
+    let group = Group::own();
+    group.kill_escaped();
+    let begun = Instant::now();
+    while group.sweep() == Left::Others {
+        if begun.elapsed() >= Left::Others.bound() {
+            group.kill();
         }
-        thread::sleep(group::PAUSE);
+        thread::sleep(PAUSE);
     }
-    // The trackers are waiting for this process.
-    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-    std::process::exit(1);
+    group.end_with_trackers()
 }
 
 /// Say why this process ends, for the error that names its death. Where the agent is gone nobody reads it.
@@ -281,10 +278,13 @@ impl Worker {
         self.shared.table.stop(slot);
     }
 
-    /// Kill what this process's tasks have started and what has moved to a group of its own. After the end of this
-    /// process nobody could find it any more; what is in the group is found by the agent.
+    /// Kill what this process's tasks have started and what has moved to a group of its own, and wait for the resource
+    /// trackers there. After the end of this process nobody could find them any more; what is in the group is found by
+    /// the agent.
     pub fn end_escaped() {
-        group::kill_escaped(rustix::process::getpgrp());
+        let group = Group::own();
+        group.kill_escaped();
+        group.end_outside();
     }
 
     /// Whether no task will come any more: undo the setup and end, within [`UNWIND`].

@@ -14,7 +14,7 @@ use skyward_lite::frame::{Attempt, Control, MAX_BLOCK, Message, Packer, Tag, put
 use skyward_lite::pool::{Endpoint, NodeSpec, NodeState, Pool};
 use skyward_lite::server;
 use skyward_lite::session::{self, AgentHello, ClientHello, MAX_MESSAGE, WorkerSpec};
-use skyward_lite::ssh::{Identity, Target, new_key};
+use skyward_lite::ssh::{Algorithms, Identity, Target, new_key};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bound on everything here.
@@ -172,6 +172,7 @@ fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: Scri
         host_keys: vec![host_public],
         revoked: Vec::new(),
         accept_new: false,
+        algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(user_key))],
         timeout: Duration::from_secs(20),
     };
@@ -341,7 +342,7 @@ fn a_flood_of_notes_costs_little() {
 /// Control frames cost nothing, and nothing is kept of what comes before the hello.
 #[test]
 fn control_frames_cost_nothing() {
-    let before = ("output before the hello", "it began with another control frame");
+    let before = ("output before the hello", "it began with Output");
     cost_little(&[before, ("acknowledgements", "not asked for"), ("control 3", "not asked for")]);
     // Whether the node is lost at the first one is another question.
     cost_little(&[("control 9", ""), ("control 10", "")]);

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use russh::keys::ssh_key::LineEnding;
-use russh::keys::{PrivateKey, PublicKey};
+use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey};
+use russh::server::{Auth, VerifiedPublicKey};
 use skyward_lite::agent::{self, AgentSpec};
 use skyward_lite::frame::{Attempt, Body, Control, Event, Message, Outgoing, Packer, Tag};
 use skyward_lite::pool::{Endpoint, LANE_SHIFT, Node, NodeSpec, NodeState, Pool};
 use skyward_lite::server;
 use skyward_lite::session::{self, ClientHello, Link, MAX_MESSAGE, NOTE_CREDIT, Source, WorkerSpec};
-use skyward_lite::ssh::{Identity, Target, new_key};
+use skyward_lite::ssh::{Algorithms, Identity, Target, new_key};
 
 /// Bound on everything here: a hang is a failure with a name.
 const BOUND: Duration = Duration::from_secs(60);
@@ -79,6 +80,7 @@ fn spec(endpoint: Endpoint, key: PrivateKey, host_keys: Vec<PublicKey>, hello: C
         host_keys,
         revoked: Vec::new(),
         accept_new: false,
+        algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(key))],
         timeout: Duration::from_secs(20),
     };
@@ -389,6 +391,50 @@ fn new_and_revoked_host_keys() {
             Err(why) => assert!(!good && why.to_string().contains("host key"), "{why}"),
         }
     }
+}
+
+/// A server that notes with which algorithms a client signs, and lets nobody in.
+struct Noting(std::sync::mpsc::Sender<Algorithm>);
+
+impl russh::server::Handler for Noting {
+    type Error = russh::Error;
+
+    async fn auth_publickey(&mut self, _user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
+        drop(self.0.send(key.algorithm.clone()));
+        Ok(Auth::reject())
+    }
+}
+
+/// An RSA key signs with SHA-2, even for a server that says it takes no such signature.
+#[test]
+fn rsa_keys_never_sign_with_sha1() {
+    let file = std::env::temp_dir().join(format!("skyward-rsa-{}", std::process::id()));
+    let keygen = Command::new("ssh-keygen").args(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f"]).arg(&file).status();
+    assert!(keygen.unwrap().success());
+    for announced in [vec![Algorithm::Ed25519], vec![Algorithm::Ed25519, Algorithm::Rsa { hash: None }]] {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let host_key = new_key().unwrap();
+        let user_key = russh::keys::load_secret_key(&file, None).unwrap();
+        let far = spec(Endpoint::Socket(ours), user_key, vec![host_key.public_key().clone()], hello(1, false));
+        let (note, noted) = std::sync::mpsc::channel();
+        let server = std::thread::spawn(move || {
+            let preferred = russh::Preferred { key: announced.into(), ..russh::Preferred::default() };
+            let keys = vec![host_key];
+            let config = russh::server::Config { keys, preferred, ..russh::server::Config::default() };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            drop(runtime.block_on(async {
+                let socket = tokio::net::UnixStream::from_std(theirs).unwrap();
+                russh::server::run_stream(Arc::new(config), socket, Noting(note)).await?.await
+            }));
+        });
+        let refused = Pool::new(3, MAX_MESSAGE).unwrap().connect(far.endpoint, far.target);
+        assert!(refused.is_err());
+        server.join().unwrap();
+        assert_eq!(noted.iter().collect::<Vec<_>>(), [Algorithm::Rsa { hash: Some(HashAlg::Sha512) }]);
+    }
+    std::fs::remove_file(file.with_extension("pub")).unwrap();
+    std::fs::remove_file(file).unwrap();
 }
 
 /// Commands run beside a session, with input, both streams and their exit status.

@@ -13,13 +13,20 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from .. import checks
 from .._signals import held
 from . import Cost, Machine, Provider, Wanted, ec2
 from .instance import Instance
 from .run import LEASE_TAGS, Run
 
+MAX_TTL = 30 * 24 * 3600.0
+"""Largest `ttl`, `orphan_timeout` and `boot_timeout`, in seconds."""
 TERMINATED = 300.0
 """Seconds for which `terminated` is waited for."""
+MAX_DISK_GB = 65_536
+"""Largest EBS volume there is: 64 TiB."""
+MAX_DOLLARS = 1e9
+"""Largest `AWS(max_hourly_cost=)`."""
 
 
 class AWS(Provider):
@@ -73,11 +80,6 @@ class AWS(Provider):
             raise ValueError(f'AWS(architecture={architecture!r}): "x86_64", "arm64" or None')
         if ami is not None and not ami.startswith(("ami-", "/")) and ami not in ec2.IMAGES:
             raise ValueError(f'AWS(ami={ami!r}): "ami-…", the path of a parameter, or one of {", ".join(ec2.IMAGES)}')
-        for name, seconds in (("ttl", ttl), ("orphan_timeout", orphan_timeout), ("boot_timeout", boot_timeout)):
-            if not 1 <= seconds <= 30 * 24 * 3600:
-                raise ValueError(f"AWS({name}={seconds}): 1 second to 30 days")
-        if max_hourly_cost is not None and not max_hourly_cost > 0:
-            raise ValueError(f"AWS(max_hourly_cost={max_hourly_cost}): dollars per hour, more than 0")
         if ssh_from is not None:
             ipaddress.ip_network(ssh_from)  # ValueError names it
         reserved = [key for key in tags or {} if key.startswith((LEASE_TAGS, "aws:"))]
@@ -91,13 +93,15 @@ class AWS(Provider):
         self.security_group = security_group
         self.iam_profile = iam_profile
         self.ssh_from = ssh_from
-        self.ttl = ttl
-        self.orphan_timeout = orphan_timeout
+        self.ttl = checks.seconds("AWS", "ttl", ttl, least=1, most=MAX_TTL)
+        self.orphan_timeout = checks.seconds("AWS", "orphan_timeout", orphan_timeout, least=1, most=MAX_TTL)
         self.tags = dict(tags or {})
+        if max_hourly_cost is not None:
+            max_hourly_cost = checks.number("AWS", "max_hourly_cost", max_hourly_cost, MAX_DOLLARS, "dollars per hour")
         self.max_hourly_cost = max_hourly_cost
         self.architecture = architecture
-        self.disk_gb = disk_gb
-        self.boot_timeout = boot_timeout
+        self.disk_gb = checks.whole("AWS", "disk_gb", disk_gb, 1, MAX_DISK_GB)
+        self.boot_timeout = checks.seconds("AWS", "boot_timeout", boot_timeout, least=1, most=MAX_TTL)
 
     def __repr__(self) -> str:
         return f"AWS(region={self.region!r})"

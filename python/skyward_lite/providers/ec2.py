@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+from .. import _core
 from ..errors import NodeStartError
 
 log = logging.getLogger("skyward_lite")
@@ -142,7 +143,8 @@ class Clients:
 def code(error: BaseException) -> str:
     """Give the code of an error of AWS's; empty for another."""
     response = getattr(error, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    said = str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    return _core.printable(said, 256, lines=False)
 
 
 class words:  # noqa: N801 (used as a function)
@@ -179,7 +181,7 @@ def _transient(error: BaseException) -> bool:
 
 def in_words(error: BaseException, operation: str, region: str, kind: str = "") -> str:
     """Say what an error of botocore's means, and what to do."""
-    what, said = code(error), str(error)
+    what, said = code(error), _core.printable(str(error), lines=False)
     action = operation if ":" in operation else f"ec2:{operation.title().replace('_', '')}"
     if what in DENIED:
         return f"these credentials may not do {action} in {region}; the README has the policy. AWS said: {said}"

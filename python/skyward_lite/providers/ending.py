@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
@@ -38,17 +37,27 @@ def terminate(clients: ec2.Clients, living: Sequence[str], ended: Sequence[str],
 
 
 def ask(clients: ec2.Clients, ids: Sequence[str]) -> None:
-    """Ask for the end of instances. What EC2 does not know is passed over: it is gone, or will be known later."""
+    """Ask for the end of instances. What EC2 does not know is passed over: it is gone, or will be known later.
+
+    One that cannot be terminated, as it is protected, makes the call fail for all: the others are asked for alone.
+    Raises `NodeStartError` for those that cannot.
+    """
+    failed = []
     for some in batches(ids, 500):
         try:
             clients.call("terminate_instances", InstanceIds=list(some))
         except ec2.AWSError as error:
-            if error.code != "InvalidInstanceID.NotFound":
+            unknown = error.code == "InvalidInstanceID.NotFound"
+            if not unknown and (len(some) == 1 or error.transient or error.code in ec2.DENIED | ec2.BAD_CREDENTIALS):
                 raise
-            # One that is not known makes the whole call fail.
             for one in some:
-                with contextlib.suppress(ec2.AWSError):
+                try:
                     clients.call("terminate_instances", InstanceIds=[one])
+                except ec2.AWSError as its_own:
+                    if its_own.code != "InvalidInstanceID.NotFound":
+                        failed.append(f"{one}: {its_own}")
+    if failed:
+        raise NodeStartError("; ".join(failed))
 
 
 def remove_group(clients: ec2.Clients, group: str, deadline: float, young: float = 0.0) -> None:

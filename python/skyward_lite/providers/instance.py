@@ -81,7 +81,8 @@ class Instance(RemoteMachine):
         state = states.get(self.name, {})
         if state.get("State", {}).get("Name") not in ("shutting-down", "terminated", "stopping", "stopped"):
             return ""
-        return str(state.get("StateReason", {}).get("Message") or state.get("StateTransitionReason") or "no reason")
+        why = state.get("StateReason", {}).get("Message") or state.get("StateTransitionReason") or "no reason"
+        return _core.printable(str(why), lines=False)
 
     def connect(self, core: _core.Pool) -> _core.Connection:
         deadline = time.monotonic() + self.run.provider.boot_timeout
@@ -91,7 +92,7 @@ class Instance(RemoteMachine):
         said, status, printed = self._run(first, bootstrap._fill(user_data.ROTATE).encode(), ROTATE_SECONDS)
         keys = said.get("key", [""])
         if status or not keys[0]:
-            raise NodeStartError(f"it could not make its own host key: status {status}: {printed[-1000:]}")
+            raise NodeStartError(f"it could not make its own host key: status {status}: {printed}")
         self.host_key = keys[0]
         del first
         # The server's new listener may not be there yet.
@@ -164,8 +165,7 @@ class Instance(RemoteMachine):
         log.info("%s: installing Python %s", self.name, PYTHON)
         script = bootstrap._fill(self.prelude + user_data.FURNISH, PYTHON=PYTHON).encode()
         _, status, printed = self._run(connection, script, FURNISH_SECONDS)
-        said, _, _ = self._run(connection, bootstrap.probe("none"), bootstrap.PROBE_SECONDS)
-        found = bootstrap.facts(said)
+        found = self._probe(connection, "none")
         if status or not ((found.python and found.venv) or found.uv):
-            raise NodeStartError(f"Python {PYTHON} could not be installed there (status {status}): {printed[-1000:]}")
+            raise NodeStartError(f"Python {PYTHON} could not be installed there (status {status}): {printed}")
         return dataclasses.replace(found, root=facts.root)

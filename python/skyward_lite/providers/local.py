@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 
-from .. import _core, nesting
+from .. import _core, checks, nesting
 from .._signals import held
 from ..errors import NodeStartError
 from . import Machine, Opened, Provider, Wanted
@@ -32,9 +32,7 @@ class Local(Provider):
     shares_files = True
 
     def __init__(self, nodes: int | None = None) -> None:
-        if nodes is not None and nodes < 1:
-            raise ValueError(f"Local(nodes={nodes}): at least 1 node is needed")
-        self.nodes = nodes
+        self.nodes = None if nodes is None else checks.whole("Local", "nodes", nodes, 1, checks.MAX_NODES)
 
     def __repr__(self) -> str:
         return f"Local(nodes={self.nodes})"

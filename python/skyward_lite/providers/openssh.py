@@ -1,6 +1,6 @@
 """What OpenSSH's own tools say of a host: `ssh -G` its configuration, `ssh-keygen -F` its known keys.
 
-Only their output is read here, so that a host is what it is for `ssh`.
+Only their output is read here, so that a host is what it is for `ssh`. It is read as bytes (public_keys.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import threading
 from pathlib import Path
 
 from ..errors import NodeStartError
+from . import public_keys
 
 MAGIC = b"openssh-key-v1\0"
 TOOL_SECONDS = 20.0
@@ -33,30 +34,46 @@ _UNSAFE = re.compile(r"[\s'\"`$\\;&<>|(){}\[\]]")
 
 HEEDED = frozenset(
     {
-        *("certificatefile", "connecttimeout", "globalknownhostsfile", "hashknownhosts", "host", "hostkeyalias"),
-        *("hostname", "identitiesonly", "identityagent", "identityfile", "port", "proxycommand", "proxyjump"),
-        *("revokedhostkeys", "stricthostkeychecking", "user", "userknownhostsfile"),
+        *("certificatefile", "ciphers", "connecttimeout", "globalknownhostsfile", "hashknownhosts", "host"),
+        *("hostkeyalgorithms", "hostkeyalias", "hostname", "identitiesonly", "identityagent", "identityfile"),
+        *("kexalgorithms", "macs", "port", "preferredauthentications", "proxycommand", "proxyjump"),
+        *("pubkeyauthentication", "requiredrsasize", "revokedhostkeys", "stricthostkeychecking", "user"),
+        "userknownhostsfile",
     }
 )
 """Options that mean for us what they mean for ssh."""
-
-TYPES = frozenset(
-    {
-        *("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
-        *("sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"),
-    }
-)
-"""Of public keys that we can use."""
 
 BESIDE = re.compile(
     # Forwarding, terminals, shared connections, other ways to authenticate, and what is only shown or logged.
     "(gateway|stream|dynamic|local|remote|exiton|clearall)?forward.*|.*x11.*|xauth.*|gatewayports|streamlocal.*|tunnel.*"
     "|control.*|permit.*|sendenv|setenv|requesttty|escapechar|enableescape.*|sessiontype|remotecommand|stdinnull|fork.*"
     "|batchmode|password.*|numberofpassword.*|kbdinteractive.*|hostbased.*|gssapi.*|enablesshkeysign|addkeystoagent"
-    "|updatehostkeys|visualhostkey|fingerprinthash|log.*|syslog.*|tcpkeepalive|serveralive.*|proxyusefdpass|checkhostip"
-    "|canonical.*|ipqos|compression|tag|nohostauthenticationforlocalhost|pubkeyauthentication|connectionattempts"
+    "|updatehostkeys|visualhostkey|fingerprinthash|log.*|syslog.*|tcpkeepalive|serveralive.*|proxyusefdpass"
+    "|canonical.*|ipqos|compression|tag|nohostauthenticationforlocalhost|connectionattempts|casignaturealgorithms"
 )
 """Options that do not matter to what we do, or whose part `ssh -G` has already done."""
+
+RESTRICTING = {
+    "checkhostip": (
+        "the keys that are known for the host's addresses are not compared with the key that it shows",
+        "name the host by its address, or set CheckHostIP no for it",
+    ),
+    "knownhostscommand": (
+        "a key that this command lists, or revokes, is not known to skyward_lite",
+        "list these keys in a file of UserKnownHostsFile as well",
+    ),
+    "pubkeyacceptedalgorithms": (
+        "your keys also sign with the algorithms that it leaves out",
+        "name the key to use with IdentityFile and IdentitiesOnly yes",
+    ),
+}
+"""Options that restrict what ssh trusts or uses, and that we do not apply: what follows from that, and what to do."""
+
+HOST_KEY_ALGORITHMS = {
+    **{name: name for name in public_keys.TYPES if name != "ssh-rsa"},
+    **dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"), "ssh-rsa"),
+}
+"""Algorithms with which a host may prove that it has its key: the type of the key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,22 +123,25 @@ class Config:
     """StrictHostKeyChecking, in the words of `ssh -G`: "true", "false", "ask" or "accept-new"."""
     hashed: bool
     connect_timeout: float | None
+    algorithms: dict[str, list[str]]
+    """Of "kex", "cipher" and "mac", those that the user has restricted: the algorithms that may be used."""
+    host_key_algorithms: tuple[str, ...]
+    """What may prove the host's key, of what we support."""
+    known_first: bool
+    """Whether the host is asked for a key of a type that is known for it; else for what the list above names first."""
+    rsa_bits: int
+    """Bits that RSA keys must have."""
+    public_keys: bool
+    """Whether public keys may prove who we are."""
     unheeded: tuple[str, ...]
-    """Options that are set and that we do not heed."""
+    """Options that are set and that we do not apply."""
+    missed: dict[str, str]
+    """Those of them that restrict what ssh trusts or uses, with their values."""
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
+def _run(*command: str) -> subprocess.CompletedProcess[bytes]:
     try:
-        # Comments beside keys may be in any encoding.
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            timeout=TOOL_SECONDS,
-            check=False,
-        )
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TOOL_SECONDS, check=False)
     except FileNotFoundError:
         raise NodeStartError(
             f"{command[0]} is not installed here: SSH() asks it about hosts (openssh-client)"
@@ -133,10 +153,11 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 def _options(*arguments: str) -> dict[str, list[str]]:
     done = _run("ssh", "-G", *arguments)
     if done.returncode:
-        raise NodeStartError(f"{shlex.join(['ssh', '-G', *arguments])}: {done.stderr.strip()}")
+        said = done.stderr.decode(errors="replace").strip()
+        raise NodeStartError(f"{shlex.join(['ssh', '-G', *arguments])}: {said}")
     found: dict[str, list[str]] = {}
-    for line in done.stdout.splitlines():
-        key, _, value = line.partition(" ")
+    for line in public_keys.lines(done.stdout):
+        key, _, value = os.fsdecode(line).partition(" ")
         found.setdefault(key.lower(), []).append(value)
     return found
 
@@ -176,10 +197,12 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         return re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], ""), filled(text))
 
     def files(key: str) -> tuple[str, ...]:
-        named = options.get(key, [])
-        if key.endswith("knownhostsfile"):
-            named = [name for value in named for name in _names(value)]
-        return tuple(_home(expand(name)) for name in named if name != "none")
+        return tuple(_home(expand(name)) for name in options.get(key, []) if name != "none")
+
+    def known_hosts(key: str) -> tuple[str, ...]:
+        # `ssh -G` has filled in the tokens where ssh does so: %%h is by now a file that is called %h.
+        named = [name for value in options.get(key, []) for name in _names(value)]
+        return tuple(_home(name) for name in named if name != "none")
 
     agent = one("identityagent", "SSH_AUTH_SOCK")
     if agent == "SSH_AUTH_SOCK":
@@ -187,6 +210,17 @@ def resolve(to: Destination, file: str | None = None) -> Config:
     elif agent.startswith("$") and not agent.startswith("${"):
         agent = os.environ.get(agent[1:], "none")
     timeout = one("connecttimeout", "none")
+
+    def algorithms(key: str) -> list[str]:
+        return [name for name in one(key).split(",") if name]
+
+    def changed(key: str) -> bool:
+        return options.get(key) != plain.get(key)
+
+    lists = {"kex": "kexalgorithms", "cipher": "ciphers", "mac": "macs"}
+    host_keys, usual = algorithms("hostkeyalgorithms"), plain.get("hostkeyalgorithms", [""])[0].split(",")
+    methods = algorithms("preferredauthentications")
+    unheeded = sorted(key for key in options if _matters(key) and changed(key))
     return Config(
         hostname=hostname,
         port=port,
@@ -197,14 +231,65 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         agent=None if agent == "none" or not agent else _home(expand(agent)),
         identities_only=one("identitiesonly") == "yes",
         proxy=_jumps(one("proxyjump", "none"), hostname, port, other) or _command(filled(one("proxycommand", "none"))),
-        known_hosts=files("userknownhostsfile") + files("globalknownhostsfile"),
-        new_keys=next(iter(files("userknownhostsfile")), None),
-        revoked=files("revokedhostkeys"),
+        known_hosts=known_hosts("userknownhostsfile") + known_hosts("globalknownhostsfile"),
+        new_keys=next(iter(known_hosts("userknownhostsfile")), None),
+        # ssh (9.2) takes the name as it is, without a ~ or tokens.
+        revoked=tuple(name for name in options.get("revokedhostkeys", []) if name != "none"),
         strict=one("stricthostkeychecking", "ask"),
         hashed=one("hashknownhosts") == "yes",
         connect_timeout=float(timeout) if timeout.isdigit() else None,
-        unheeded=tuple(sorted(key for key in options if _matters(key) and options[key] != plain.get(key))),
+        algorithms={kind: algorithms(key) for kind, key in lists.items() if changed(key)},
+        host_key_algorithms=tuple(name for name in host_keys if name in HOST_KEY_ALGORITHMS),
+        # As ssh has it: a list of the user's own is taken as it is, unless it only adds to the usual one.
+        known_first=host_keys[: len(usual)] == usual,
+        rsa_bits=int(one("requiredrsasize", "0")),
+        public_keys=one("pubkeyauthentication") not in ("no", "false") and (not methods or "publickey" in methods),
+        unheeded=tuple(unheeded),
+        missed={key: one(key) for key in unheeded if key in RESTRICTING and _restricts(key, one(key))},
     )
+
+
+def _restricts(key: str, value: str) -> bool:
+    """Return whether an option of `RESTRICTING` makes a difference with this value."""
+    if key == "pubkeyacceptedalgorithms":
+        # Policies of whole systems set it, and usually name all that we use.
+        return not {*HOST_KEY_ALGORITHMS} - {"ssh-rsa"} <= set(value.split(","))
+    return value not in ("no", "none")
+
+
+def warnings_of(config: Config, host: str) -> list[str]:
+    """Return a sentence for each option that restricts ssh and is not applied here."""
+    sentences = []
+    for key, value in config.missed.items():
+        consequence, remedy = RESTRICTING[key]
+        shown = value if len(value) <= 100 else f"{value[:100]}..."
+        sentences.append(
+            f"{host}: the ssh configuration sets {key} to {shown!r}, which skyward_lite does not apply: {consequence}. "
+            f"Remedy: {remedy}"
+        )
+    return sentences
+
+
+def offer(config: Config, known: Known) -> list[str]:
+    """Return the algorithms to ask the host's key for, as ssh does. Raises `NodeStartError` if none is left."""
+    types = {key.partition(" ")[0] for key in known.keys}
+    names = [
+        name
+        for name in config.host_key_algorithms
+        if not types or not config.known_first or HOST_KEY_ALGORITHMS[name] in types
+    ]
+    if not names:
+        raise NodeStartError(
+            f"HostKeyAlgorithms in the ssh configuration allows no key of {config.key_name} that is known "
+            f"({', '.join(sorted(types)) or 'none'}) and supported: add its type to HostKeyAlgorithms"
+        )
+    return names
+
+
+def too_short(config: Config, key: str) -> bool:
+    """Return whether a public key in one line is an RSA key with fewer bits than RequiredRSASize asks for."""
+    read = public_keys.read(key.encode())
+    return read is not None and (read.rsa_bits or config.rsa_bits) < config.rsa_bits
 
 
 def _matters(key: str) -> bool:
@@ -218,12 +303,21 @@ def _home(path: str) -> str:
 
 
 def _names(value: str) -> list[str]:
-    """Split a list of files that `ssh -G` does not quote: the longest that exist, so that names may have spaces."""
+    """Split a list of files that `ssh -G` does not quote: the longest that exist, so that names may have spaces.
+
+    Raises `NodeStartError` where files exist for more than one way to split: which one ssh reads is then unknown.
+    """
     words, names = value.split(" "), []
     while words:
         ends = (end for end in range(len(words), 0, -1) if end == 1 or os.path.exists(_home(" ".join(words[:end]))))
         end = next(ends)
-        names.append(" ".join(words[:end]))
+        name = " ".join(words[:end])
+        if end > 1 and any(os.path.isfile(_home(word)) for word in words[:end]):
+            raise NodeStartError(
+                f"{value!r} in the ssh configuration names known_hosts files in more than one way, for {name!r} exists "
+                "and so does a part of it: use names without spaces"
+            )
+        names.append(name)
         words = words[end:]
     return [name for name in names if name]
 
@@ -246,45 +340,41 @@ def _command(command: str) -> str | None:
 
 
 def public(file: str) -> str | None:
-    """Read a file that holds a public key in OpenSSH's one-line format; None if it does not."""
+    """Return the public key in a file of OpenSSH's one-line format: its first line that is one. None without one."""
     try:
-        words = Path(file).read_text("utf-8", errors="replace").split()
+        data = Path(file).read_bytes()
     except OSError:
         return None
-    return _key(*words[:2]) if len(words) > 1 else None
+    for line in public_keys.lines(data):
+        if line.startswith(b"-----BEGIN"):
+            break  # a private key
+        if line and not line.startswith(b"#") and (key := public_keys.read(line)) is not None:
+            return key.line if key.usable else None
+    return None
 
 
 def public_half(file: str) -> str | None:
-    """Read the public key in a private key's file in OpenSSH's format, where a passphrase does not hide it."""
+    """Return the public key in a private key's file in OpenSSH's format, where a passphrase does not hide it."""
     try:
-        text = Path(file).read_text("ascii")
-        data = base64.b64decode("".join(text.split("-----")[2].split()))
-        at = len(MAGIC)
-        # Cipher, KDF, its options; the number of keys; the first one. PROTOCOL.key of OpenSSH.
-        for _ in range(3):
-            at += 4 + int.from_bytes(data[at : at + 4], "big")
-        at += 4
-        blob = data[at + 4 : at + 4 + int.from_bytes(data[at : at + 4], "big")]
-        kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")].decode("ascii")
+        data = base64.b64decode(b"".join(Path(file).read_bytes().split(b"-----")[2].split()))
     except (OSError, ValueError, IndexError):
         return None
-    return _key(kind, base64.b64encode(blob).decode()) if data.startswith(MAGIC) else None
-
-
-def _key(kind: str, blob: str) -> str | None:
-    """Give a public key in one line; None for what is broken or of a type that we do not have."""
-    try:
-        data = base64.b64decode(blob, validate=True)
-    except ValueError:
-        return None
-    begin = len(kind).to_bytes(4, "big") + kind.encode()
-    return f"{kind} {blob}" if kind in TYPES and data.startswith(begin) and len(data) > len(begin) + 32 else None
+    at = len(MAGIC)
+    # Cipher, KDF, its options; the number of keys; the first one. PROTOCOL.key of OpenSSH.
+    for _ in range(3):
+        at += 4 + int.from_bytes(data[at : at + 4], "big")
+    at += 4
+    blob = data[at + 4 : at + 4 + int.from_bytes(data[at : at + 4], "big")]
+    kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")]
+    key = public_keys.read(kind + b" " + base64.b64encode(blob)) if data.startswith(MAGIC) else None
+    return key.line if key is not None and key.usable else None
 
 
 def certifies(certificate: str, file: str) -> bool:
-    """Say whether a certificate is for the key in a file, whose name need not tell."""
-    printed = re.search(r"Public key: .*(SHA256:\S+)", _run("ssh-keygen", "-L", "-f", certificate).stdout)
-    return printed is not None and printed[1] in _run("ssh-keygen", "-l", "-f", file).stdout.split()
+    """Return whether a certificate is for the key in a file, whose name need not tell."""
+    printed = re.search(rb"^ +Public key: \S+ (SHA256:\S+)", _run("ssh-keygen", "-L", "-f", certificate).stdout, re.M)
+    # Its length in bits, its fingerprint, and a comment of any content.
+    return printed is not None and printed[1] in public_keys.words(_run("ssh-keygen", "-l", "-f", file).stdout, 2)[1:2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,13 +387,15 @@ class Known:
     revoked: tuple[str, ...]
     authorities: tuple[str, ...]
     """Where a certificate authority is named for it: file and line."""
+    others: tuple[str, ...]
+    """Where a key of a type that we cannot use is known for it: file and line. Such a host is known, and not new."""
     unreadable: tuple[str, ...]
 
 
 def known(config: Config) -> Known:
     """Ask `ssh-keygen -F` about the host's key: hashed names, wildcards, negations and markers are its business."""
     found = _known(config, config.key_name)
-    if not found.keys and config.key_name == f"[{config.hostname}]:{config.port}":
+    if not (found.keys or found.others) and config.key_name == f"[{config.hostname}]:{config.port}":
         plain = _known(config, config.hostname)
         found = dataclasses.replace(found, portless=plain.keys, revoked=found.revoked + plain.revoked)
     return dataclasses.replace(found, revoked=found.revoked + _revoked(config))
@@ -316,49 +408,91 @@ def _revoked(config: Config) -> tuple[str, ...]:
         try:
             data = Path(file).read_bytes()
         except OSError as error:
-            raise NodeStartError(f"RevokedHostKeys {file} cannot be read, so no host is trusted: {error}") from error
+            literal = ". To ssh, ~ and % mean nothing in this name: write it out" if re.search("[~%$]", file) else ""
+            raise NodeStartError(
+                f"RevokedHostKeys {file} cannot be read, so no host is trusted: {error}{literal}"
+            ) from error
         if data.startswith(b"SSHKRL"):
             raise NodeStartError(
                 f"RevokedHostKeys {file} is a key revocation list (KRL), which is not supported: "
                 "a text file with a public key a line is"
             )
-        for words in map(str.split, data.decode(errors="replace").splitlines()):
-            if len(words) >= 2 and (key := _key(words[0], words[1])) is not None:
-                keys.append(key)
+        for number, line in enumerate(public_keys.lines(data), 1):
+            text = line.lstrip(b" \t")
+            if not text or text.startswith(b"#"):
+                continue
+            key = public_keys.read(text)
+            if key is None or not key.usable:
+                raise NodeStartError(
+                    f"RevokedHostKeys {file}, line {number}, is no public key of the types that are supported, so no "
+                    "host is trusted: correct the line or remove it"
+                )
+            keys.append(key.line)
     return tuple(keys)
 
 
+_FOUND = re.compile(rb"# Host .* found: line (\d+) ?(CA|REVOKED)?", re.DOTALL)
+"""What `ssh-keygen -F` prints before each line that it has found."""
+
+
+_CUT_NAMES = re.compile(rb"^[ \t]*(?:@[^ \t\n\0]*[ \t]+[^ \t\n\0]+|[^ \t\n\0#@][^ \t\n\0]*)\0", re.MULTILINE)
+"""A line whose names, after a marker or without one, are ended by a NUL."""
+
+
+def _refuse_cut_names(file: str) -> None:
+    """Raise `NodeStartError` where ssh would find a key, or a revoked one, that `ssh-keygen -F` does not show.
+
+    A NUL hides the rest of a line, but after a line's names ssh (9.2) steps over it and reads on.
+    """
+    try:
+        data = Path(file).read_bytes()
+    except OSError:
+        return
+    cut = _CUT_NAMES.search(data) if b"\0" in data else None
+    if cut is not None:
+        number = data.count(b"\n", 0, cut.start()) + 1
+        raise NodeStartError(
+            f"{file}, line {number}, has a NUL after its names, so no host is trusted: remove the line"
+        )
+
+
 def _known(config: Config, name: str) -> Known:
-    keys, revoked, authorities, unreadable = [], [], [], []
+    keys, revoked, authorities, others, unreadable = [], [], [], [], []
     for file in config.known_hosts:
         if not os.path.lexists(file):
             continue
         if not os.access(file, os.R_OK):
             unreadable.append(file)
             continue
-        number = ""
+        _refuse_cut_names(file)
         asked = _run("ssh-keygen", "-F", name, "-f", file)
         if asked.returncode > 1:
             unreadable.append(file)
-        for line in asked.stdout.splitlines():
-            if line.startswith("#"):
-                match = re.search(r"found: line (\d+)", line)
-                number = match[1] if match else number
-                continue
-            words = line.split()
-            marker = words.pop(0) if words and words[0].startswith("@") else ""
-            if len(words) < 3:
-                continue
-            key = _key(words[1], words[2])
+        printed = public_keys.lines(asked.stdout)
+        # Two lines each: where it was found, and the line itself, which may look like anything.
+        for header, line in zip(printed[::2], printed[1::2], strict=False):
+            found = _FOUND.fullmatch(header)
+            if found is None:
+                unreadable.append(file)
+                break
+            marker = found[2]
+            # The line's words: a marker, if there is one; the names; the key.
+            rest = public_keys.words(line, 2 if marker else 1)[-1]
+            at = f"{file}:{found[1].decode()}"
+            key = public_keys.read(rest)
             if key is None:
                 continue
-            if marker == "@revoked":
-                revoked.append(key)
-            elif marker == "@cert-authority":
-                authorities.append(f"{file}:{number}")
+            if marker == b"REVOKED":
+                if key.plain.usable:
+                    revoked.append(key.plain.line)
+            elif marker == b"CA":
+                authorities.append(at)
+            elif key.usable:
+                keys.append(key.line)
             else:
-                keys.append(key)
-    return Known(tuple(dict.fromkeys(keys)), (), tuple(revoked), tuple(authorities), tuple(unreadable))
+                others.append(f"{at} ({key.type})")
+    unreadable = list(dict.fromkeys(unreadable))
+    return Known(tuple(dict.fromkeys(keys)), (), tuple(revoked), tuple(authorities), tuple(others), tuple(unreadable))
 
 
 def record(config: Config, key: str) -> str:
@@ -368,7 +502,7 @@ def record(config: Config, key: str) -> str:
     name = config.key_name
     if config.hashed:
         salt = os.urandom(20)
-        digest = hmac.new(salt, name.encode(), hashlib.sha1).digest()
+        digest = hmac.new(salt, os.fsencode(name), hashlib.sha1).digest()
         name = "|1|" + "|".join(base64.b64encode(part).decode() for part in (salt, digest))
     file = Path(config.new_keys)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -377,5 +511,5 @@ def record(config: Config, key: str) -> str:
         size = os.fstat(fd).st_size
         # A last line without its end must not take ours with it.
         end = "\n" if size and os.pread(fd, 1, size - 1) != b"\n" else ""
-        opened.write(f"{end}{name} {' '.join(key.split()[:2])}\n".encode())
+        opened.write(os.fsencode(f"{end}{name} {' '.join(key.split()[:2])}\n"))
     return str(file)

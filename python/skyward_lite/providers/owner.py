@@ -6,6 +6,7 @@ import functools
 import getpass
 import hashlib
 import os
+import re
 import socket
 import subprocess
 import uuid
@@ -27,19 +28,23 @@ def process() -> str:
 
 
 def is_gone(tag: str) -> bool:
-    """Say whether the process of a tag has certainly ended: only that of this very machine can be known to."""
-    where, _, rest = tag.partition(" ")
-    pid, _, started = rest.partition(" ")
-    if where != machine() or not pid.isdigit():
+    """Return whether the process of a tag has certainly ended: only that of this very machine can be known to.
+
+    Whoever may tag can write anything into a tag: one that `process` would not have written says nothing.
+    """
+    found = re.fullmatch(r"([0-9a-f]{16}) ([1-9][0-9]{0,8}) (\S*)", tag)
+    if found is None or found[1] != machine():
         return False
+    pid, started = int(found[2]), found[3]
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except OSError:
         pass  # somebody else's: the id was given anew, perhaps
-    now = _started(int(pid))
-    return now not in ("", started)
+    now = _started(pid)
+    # Where a start could not be told, the process that has the number now may be the same one.
+    return "" not in (now, started) and now != started
 
 
 @functools.cache
@@ -70,7 +75,8 @@ def machine() -> str:
 def _started(pid: int) -> str:
     """Say when a process started; empty if that cannot be said."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # Between parentheses is the program's name, in whatever bytes.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode("ascii").split()
     except OSError:
         if os.path.isdir("/proc/self"):
             return ""

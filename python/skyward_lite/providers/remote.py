@@ -14,7 +14,7 @@ import logging
 import shlex
 import time
 
-from .. import _core, bootstrap
+from .. import _core, bootstrap, credentials
 from ..errors import NodeStartError
 from . import Machine, Opened, Wanted
 
@@ -47,50 +47,72 @@ class RemoteMachine(Machine):
 
     def open(self, core: _core.Pool) -> Opened:
         connection = self.connect(core)
-        python = self._environment(connection) if self.python is None else self._verified(connection, self.python)
+        if self.python is None:
+            return Opened(connection, bootstrap.agent(self._environment(connection), self.agent))
+        python = self._verified(connection, self.python)
         return Opened(connection, f"exec {shlex.quote(python)} -P -m skyward_lite.agent {self.agent}")
 
     def _run(self, connection: _core.Connection, script: bytes, bound: float) -> tuple[dict[str, list[str]], int, str]:
         """Run one of our scripts: what it said, its exit status and its standard error."""
         status, stdout, stderr = connection.run(bootstrap.COMMAND, script, bound)
         said = bootstrap.said(stdout)
-        printed = stderr.decode(errors="replace").strip()
+        printed = self._shown(stderr)
         if said is None:
-            seen = (stdout.decode(errors="replace") + printed).strip()[:1000]
+            seen = self._shown(b"\n".join((stdout, stderr)), 1000)
             raise NodeStartError(
                 f"`{bootstrap.COMMAND}` does not run there (status {status}): the server may force a command of its "
                 f"own (ForceCommand), or the account has no shell. It printed: {seen or 'nothing'}"
             )
         return said, 255 if status is None else status, printed
 
+    def _shown(self, printed: bytes, limit: int = 4000) -> str:
+        """Return what a host printed as it may be shown: without credentials, and harmless to a terminal or a log."""
+        # Masked before anything is cut off: half a URL would not be known for one.
+        text = credentials.mask(printed.decode(errors="backslashreplace").strip(), self.wanted.image.secrets())
+        return _core.printable(text, limit)
+
+    def _probe(self, connection: _core.Connection, env: str) -> bootstrap.Facts:
+        """Find out what the host has, and whether it has this environment."""
+        said, status, printed = self._run(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
+        if status:
+            raise NodeStartError(f"the script that looks at it ended with status {status}: {printed or 'no reason'}")
+        return bootstrap.facts(said)
+
     def _environment(self, connection: _core.Connection) -> str:
         """Find or make the image's environment; its interpreter."""
         image = self.wanted.image
         env = bootstrap.name(image)
-        said, _, _ = self._run(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
-        facts = bootstrap.facts(said)
-        python = bootstrap.interpreter(facts, env)
+        facts = self._probe(connection, env)
         if facts.ready:
+            python = bootstrap.interpreter(facts, env)
             log.info("%s: the environment is there: %s", self.name, python)
             return python
         if facts.system != "Linux":
             raise NodeStartError(f"it runs {facts.system or 'an unknown system'}: nodes run Linux")
         facts = self.furnish(connection, facts)
+        bootstrap.check_room(facts)
+        if bootstrap.UNSAFE_TEXT in facts.why:
+            log.warning("%s: its environment is made in %s, because%s", self.name, facts.root, facts.why.rstrip(";"))
         began = time.monotonic()
-        log.info("%s: making its environment: %s", self.name, ", ".join(image.pip) or "nothing beside skyward_lite")
+        listed = ", ".join(image.masked_pip()) or "nothing beside skyward_lite"
+        log.info("%s: making its environment in %s: %s", self.name, facts.root, listed)
         uploads = {}
         for kind, name, data in bootstrap.files(facts, image):
             uploads[kind] = self._upload(connection, facts.root, name, data)
         script = self.prelude.encode() + bootstrap.build(facts, image, env, uploads)
         said, status, printed = self._run(connection, script, bootstrap.BUILD_SECONDS)
         if status:
-            failed = said.get("failed", [""])[0].partition(" ")[2]
+            failed = credentials.mask(said.get("failed", [""])[0].partition(" ")[2])
+            # Which requirements they were is in a file that is gone.
+            asked = f" for {', '.join(image.masked_pip())}" if failed.endswith("/requirements") else ""
             raise NodeStartError(
-                f"its environment could not be made: {f'`{failed}`' if failed else 'the script'} ended with status "
-                f"{status}:\n{printed[-2000:]}"
+                f"its environment could not be made: {f'`{failed}`' if failed else 'the script'}{asked} ended with "
+                f"status {status}:\n  | {printed}"
             )
+        for line in said.get("gone", []):
+            log.info("%s: removed what nothing had used for a long time: %s", self.name, line.split(" ", 2)[-1])
         log.info("%s: its environment took %.1f s", self.name, time.monotonic() - began)
-        return python
+        return bootstrap.interpreter(facts, env)
 
     def _upload(self, connection: _core.Connection, root: str, name: str, data: bytes) -> str:
         """Send a file, unless the host has it; where it is there."""
@@ -102,22 +124,28 @@ class RemoteMachine(Machine):
             # Hosts may share the directory, and have the same process ids.
             f"to={shlex.quote(name)} new=$to.$(uname -n).$$; "
             # What was cut off ends like what is complete: the size tells.
-            f'whole() {{ [ -f "$1" ] && [ $(wc -c <"$1") -eq {len(data)} ]; }}; whole "$to" && exit 0; '
+            f'whole() {{ [ -f "$1" ] && [ $(wc -c <"$1") -eq {len(data)} ]; }}; '
+            # The time of the directory tells when it was last used.
+            'if whole "$to"; then touch . 2>/dev/null; exit 0; fi; '
             'cat >"$new" && whole "$new" && mv "$new" "$to" && exit 0; rm -f "$new"; exit 1'
         )
         status, _, stderr = connection.run(f"sh -c {shlex.quote(script)}", data, UPLOAD_SECONDS)
         if status:
-            raise NodeStartError(f"{path} could not be written there: {stderr.decode(errors='replace').strip()}")
+            raise NodeStartError(f"{path} could not be written there: {self._shown(stderr)}")
         return path
 
     def _verified(self, connection: _core.Connection, python: str) -> str:
         """Check that an interpreter can be used as it is."""
         said, status, printed = self._run(connection, bootstrap.verify(python, self.wanted.image), 60.0)
         if status:
-            raise NodeStartError(f"{python} cannot be used: {printed[-1000:] or f'status {status}'}")
+            raise NodeStartError(f"{python} cannot be used: {printed or f'status {status}'}")
         problems = said.get("problem", [])
         if problems:
             raise NodeStartError(
                 f"{python} does not meet the image, and SSH(python=) installs nothing: {'; '.join(problems)}"
+            )
+        if not said.get("python"):
+            raise NodeStartError(
+                f"{python} cannot be used: it did not say where it is. It printed: {printed or 'nothing'}"
             )
         return said["python"][0]

@@ -383,8 +383,8 @@ class Run:
         except Exception as error:
             log.error(
                 "EC2 run %s in %s may not be over: %s. Its instances end themselves within %.0f s; "
-                "`python -m skyward_lite reap --region %s` ends them now",
-                *(self.id, self.clients.region, error, self.provider.orphan_timeout, self.clients.region),
+                "`python -m skyward_lite reap --region %s --run %s` ends them now",
+                *(self.id, self.clients.region, error, self.provider.orphan_timeout, self.clients.region, self.id),
             )
 
     def _end(self, deadline: float) -> None:

@@ -17,9 +17,10 @@ import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
-from .. import _core
+from .. import _core, checks, credentials
 from ..errors import NodeStartError
 from . import Machine, Provider, Wanted, openssh
 from .remote import RemoteMachine
@@ -44,9 +45,26 @@ class Host:
     python: str | None = None
 
     def __post_init__(self) -> None:
+        user, _, place = self.address.rpartition("@")
+        name, colon, _ = user.removeprefix("ssh://").partition(":")
+        if colon:
+            shown = f"{name}:{credentials.MASKED}@{place}"
+            raise ValueError(f"SSH({shown!r}): no password is used, set up a key with `ssh-copy-id {name}@{place}`")
         openssh.parse(self.address)
-        if self.concurrency is not None and self.concurrency < 1:
-            raise ValueError(f"Host({self.address!r}, concurrency={self.concurrency}): at least 1, or None")
+        if _core.printable(self.address, lines=False) != self.address:
+            raise ValueError(f"Host({self.address!r}): its name has characters that cannot be seen")
+        _check_python(self.python)
+        if self.concurrency is not None:
+            name, otherwise = f"{self.address!r}, concurrency", "None for what Worker(concurrency=) says"
+            slots = checks.whole("Host", name, self.concurrency, 1, checks.MAX_CONCURRENCY, otherwise)
+            object.__setattr__(self, "concurrency", slots)
+
+
+def _check_python(path: str | None) -> str | None:
+    """Return an interpreter's path on a host. Raise `ValueError` for what a shell would take for something else."""
+    if path is not None and (not path or path.startswith("-") or not path.isprintable()):
+        raise ValueError(f"SSH(python={path!r}): the path of an interpreter on the hosts")
+    return path
 
 
 class SSH(Provider):
@@ -54,7 +72,8 @@ class SSH(Provider):
 
     `hosts`: "name", "user@name", "name:port", "[address]:port", or `Host(...)`.
     `accept_new`: whether a host that no known_hosts file names is trusted with the key that it shows, which is then
-    recorded, as `StrictHostKeyChecking accept-new` does. A host whose key has changed is refused always.
+    recorded, as `StrictHostKeyChecking accept-new` does. Like an option on ssh's command line it comes before what the
+    configuration says. A host whose key has changed is refused always.
     `python`: an interpreter on the hosts that is used as it is: it is verified, and nothing is installed.
     `config`: an ssh configuration file that is used instead of the user's own, as by `ssh -F`.
     """
@@ -68,8 +87,8 @@ class SSH(Provider):
         twice = {host.address for host in self.hosts if [h.address for h in self.hosts].count(host.address) > 1}
         if twice:
             raise ValueError(f"SSH() names a host twice: {', '.join(sorted(twice))}. Use Host(..., concurrency=)")
-        self.accept_new = accept_new
-        self.python = python
+        self.accept_new = checks.switch("SSH", "accept_new", accept_new)
+        self.python = _check_python(python)
         self.config = config
         self.nodes = len(self.hosts)
 
@@ -106,22 +125,43 @@ class SSHMachine(RemoteMachine):
         config = openssh.resolve(openssh.parse(self.name), self.config)
         if config.unheeded:
             log.info("%s: ssh's options %s are set and not heeded", self.name, ", ".join(config.unheeded))
+        for sentence in openssh.warnings_of(config, self.name):
+            warnings.warn(sentence, UserWarning, stacklevel=2)
         return self.connect_to(core, config)
 
     def connect_to(self, core: _core.Pool, config: openssh.Config) -> _core.Connection:
         """Connect as the configuration says. Raises `NodeStartError`."""
+        if not config.public_keys:
+            raise NodeStartError(
+                f"the ssh configuration turns public keys off for {self.name} (PubkeyAuthentication or "
+                "PreferredAuthentications), and skyward_lite knows no other way to prove who you are: allow them for it"
+            )
         known = openssh.known(config)
-        accept_new = self.accept_new or config.strict in ("accept-new", "false")
+        # ssh's own new keys need a file to be recorded in; `accept_new=True` was said here, and does not.
+        accept_new = self.accept_new or (config.strict in ("accept-new", "false") and config.new_keys is not None)
         if known.authorities and not (known.keys or known.portless):
             raise NodeStartError(
                 f"{config.key_name} is known only by a certificate authority ({', '.join(known.authorities)}), and "
                 f"host certificates are not supported: add the host's own key to {config.new_keys or 'a file'}"
+            )
+        if known.others and not known.keys:
+            raise NodeStartError(
+                f"{config.key_name} is known only by keys of types that are not supported ({', '.join(known.others)}), "
+                f"so it is not trusted: add another key of the host to {config.new_keys or 'a known_hosts file'}"
             )
         if known.unreadable and accept_new and not known.keys:
             raise NodeStartError(
                 f"{', '.join(known.unreadable)} cannot be read, so whether the key of {config.key_name} is new is "
                 "unknown, and it is not accepted: make the file readable"
             )
+        offered = openssh.offer(config, known)
+        # Where any new key will do, the host shall show the one that it likes best.
+        trusted = known.keys or (() if accept_new else known.portless)
+        good = [key for key in trusted if not openssh.too_short(config, key)]
+        types = {openssh.HOST_KEY_ALGORITHMS[name] for name in offered}
+        shown = [key for key in trusted if key.partition(" ")[0] in types]
+        if shown and not set(shown) & set(good):
+            raise self._short(config)
         timeout = config.connect_timeout or self.wanted.connect_timeout
         connection = None
         while connection is None:
@@ -129,17 +169,19 @@ class SSHMachine(RemoteMachine):
                 connection = core.connect(
                     endpoint=self._endpoint(config),
                     user=config.user,
-                    # Where any new key will do, the host shall show the one that it likes best.
-                    host_keys=list(known.keys or (() if accept_new else known.portless)),
+                    host_keys=good,
                     revoked=list(known.revoked),
-                    accept_new=accept_new,
+                    accept_new=accept_new and not known.keys,
                     identities=_identities(config),
                     timeout=timeout,
+                    algorithms={**config.algorithms, "host_key": offered},
                 )
             except _core.CoreError as error:
                 why = self._why(error, config, known, accept_new)
                 if not self._again(error, config):
                     raise NodeStartError(why) from error
+        if openssh.too_short(config, connection.host_key):
+            raise self._short(config)
         if not known.keys and connection.host_key not in known.portless:
             try:
                 file = openssh.record(config, connection.host_key)
@@ -147,6 +189,12 @@ class SSHMachine(RemoteMachine):
             except OSError as error:
                 log.warning("%s: its new key %s could not be recorded: %s", self.name, connection.host_key, error)
         return connection
+
+    def _short(self, config: openssh.Config) -> NodeStartError:
+        return NodeStartError(
+            f"the RSA key of {config.key_name} has fewer bits than the ssh configuration asks for "
+            f"(RequiredRSASize {config.rsa_bits}): the host must get a longer key, or one of another type"
+        )
 
     def _again(self, error: _core.CoreError, config: openssh.Config) -> bool:
         """Say whether to try once more, after a while: only if too many were connecting at once (MaxStartups).
@@ -167,7 +215,7 @@ class SSHMachine(RemoteMachine):
         if self.log.closed:
             return ""  # the pool is being left
         self.log.seek(0)
-        return self.log.read(4096).decode(errors="replace").strip()
+        return _core.printable(self.log.read(4096).strip())
 
     def _endpoint(self, config: openssh.Config) -> int | tuple[str, int]:
         """Give what `connect` takes: a socket that leads to the host, or its name and port."""
@@ -193,9 +241,10 @@ class SSHMachine(RemoteMachine):
         if about == "host key" and "is revoked" in text:
             return f"{text} in {files}: the host must get another key, and nothing here is to be done"
         if about == "host key" and known.keys:
+            chosen = "" if config.known_first else ". HostKeyAlgorithms decides which of its keys the host shows"
             return (
                 f"{text}. Either somebody is between here and {config.key_name}, or its key has changed: if you know "
-                f"that it has, `ssh-keygen -R '{config.key_name}'` forgets the old one"
+                f"that it has, `ssh-keygen -R '{config.key_name}'` forgets the old one{chosen}"
             )
         if about == "host key" and not accept_new:
             unreadable = f" (not readable: {', '.join(known.unreadable)})" if known.unreadable else ""
@@ -211,7 +260,7 @@ class SSHMachine(RemoteMachine):
                 "failed logins (PerSourcePenalties), or be no SSH server"
             )
         printed = self._printed()
-        return f"{text}; the proxy command printed: {printed}" if printed else text
+        return f"{text}; the proxy command printed: {credentials.mask(printed)}" if printed else text
 
     def end(self, deadline: float) -> None:
         """Let go of the proxy command, which ends with its connection."""
@@ -242,6 +291,9 @@ def _identities(config: openssh.Config) -> list[str | tuple[str, str | None] | t
     for file in config.identity_files:
         if openssh.public(file) is not None:
             continue  # a public key names one of the agent's
+        key = openssh.public_half(file) or openssh.public(f"{file}.pub")
+        if key is not None and openssh.too_short(config, key):
+            continue
         certificates = [c for c in config.certificates if openssh.certifies(c, file)]
         beside = f"{file}-cert.pub"
         identities.append((file, next((c for c in [*certificates, beside] if Path(c).exists()), None)))

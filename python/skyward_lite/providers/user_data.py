@@ -66,7 +66,7 @@ printf 'key=%s\n' "$(cat /etc/ssh/ssh_host_ed25519_key.pub)"
 FURNISH = r"""
 minor=@PYTHON@
 echo '@MARK@'
-can() { "python$minor" -c 'import venv, ensurepip' </dev/null 2>/dev/null; }
+can() { "python$minor" -I -c 'import venv, ensurepip' </dev/null 2>/dev/null; }
 if command -v dnf >/dev/null; then
   sudo -n dnf install -q -y "python$minor" "python$minor-pip" </dev/null >&2
 elif command -v apt-get >/dev/null; then

@@ -1,0 +1,121 @@
+"""Credentials in URLs: masked in whatever can be read, and taken out of what a command line would show."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+# Patterns are compiled at their first use: each worker imports this, and few need them. Those for any text begin with a
+# literal, and repeat nothing without a bound at many places: hosts print any text, and none may take long.
+_USERINFO = r"://([^\s/?#]*)@"
+"""A password may contain "@": what follows the last one before the path is the host."""
+_SLASHED = r"://[^\s/?#@:\[]{0,250}:(?!\d{0,6}(?:[/?#\s'\"`,;)\]>]|$))[^\s@]{0,250}@"
+"""A password with "/", "?" or "#" in it, which no program reads as the user meant it: what follows ":" is no port."""
+_VALUE = r"=([^&#\s'\"]+)"
+_PARAMETER = r"(?i)[?&][^=&#\s'\"]*(?:token|secret|passw(?:or)?d|signature|credential|api[-_]?key|sig)$"
+"""What stands before the value of a URL's parameter that says by its name that its value is secret."""
+_URL = r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s/?#]*)@([^\s/?#@]*)"
+_BEFORE = 60
+"""Characters before a match that are looked at: more than a scheme or a parameter's name has."""
+_PLAIN = 4
+"""Characters below which a secret is masked only where it stands in a URL: it would be part of many words."""
+
+MASKED = "***"
+
+
+class Login(NamedTuple):
+    """Who one is for a URL. `password` is None where the URL has no colon: then `user` may be a token."""
+
+    user: str
+    password: str | None
+
+
+class Split(NamedTuple):
+    """A text with one URL that has credentials, taken apart."""
+
+    before: str
+    scheme: str
+    login: Login
+    host: str
+    """With its port."""
+    after: str
+
+    @property
+    def bare(self) -> str:
+        """The text without its credentials."""
+        return f"{self.before}{self.scheme}://{self.host}{self.after}"
+
+    @property
+    def quoted(self) -> str:
+        """The text with its credentials percent-encoded, so that every program finds the same host in it."""
+        user, password = self.login
+        userinfo = quote(user, safe="") + ("" if password is None else f":{quote(password, safe='')}")
+        return f"{self.before}{self.scheme}://{userinfo}@{self.host}{self.after}"
+
+
+def mask(text: str, secrets: frozenset[str] = frozenset()) -> str:
+    """Return the text without the credentials of any URL in it, and without these secrets."""
+    text = re.sub(_USERINFO, _masked, text)
+    text = re.sub(_SLASHED, f"://{MASKED}@", text)
+    text = re.sub(_VALUE, _masked_parameter, text)
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, MASKED)
+    return text
+
+
+def _masked(match: re.Match[str]) -> str:
+    scheme = re.search("[A-Za-z0-9+.-]*$", _before(match))
+    # The user of a repository's SSH server ("git") is an address, and ssh takes no password from a URL.
+    if scheme is not None and scheme[0].rpartition("+")[2].lower() == "ssh" and ":" not in match[1]:
+        return match[0]
+    return f"://{MASKED}@"
+
+
+def _masked_parameter(match: re.Match[str]) -> str:
+    return match[0] if re.search(_PARAMETER, _before(match)) is None else f"={MASKED}"
+
+
+def _before(match: re.Match[str]) -> str:
+    return match.string[max(0, match.start() - _BEFORE) : match.start()]
+
+
+def split(text: str) -> Split | None:
+    """Take a requirement or a URL with credentials apart; None if it has none.
+
+    Raises `ValueError`, without the credentials, for those that cannot be kept off the nodes' command lines.
+    """
+    if re.search(_SLASHED, re.sub(_USERINFO, _masked, text)):
+        raise ValueError(f'{mask(text)}: percent-encode "/", "?" and "#" in a user name or a password: %2F, %3F, %23')
+    match = re.search(_URL, text)
+    if match is None or re.sub(_USERINFO, _masked, match[0]) == match[0]:
+        return None
+    scheme, userinfo, host = match.groups()
+    if scheme.lower() not in ("http", "https", "git+http", "git+https"):
+        raise ValueError(
+            f"{mask(text)}: credentials can be given for http, https, git+http and git+https only: with {scheme} they "
+            "would be seen in the node's list of processes"
+        )
+    if re.search(_URL, text[match.end() :]):
+        raise ValueError(f"{mask(text)}: one URL with credentials at most")
+    user, colon, password = userinfo.partition(":")
+    login = Login(unquote(user), unquote(password) if colon else None)
+    if any(not character.isprintable() for part in login for character in part or ""):
+        raise ValueError(f"{mask(text)}: its user name or its password contains a control character")
+    return Split(text[: match.start()], scheme.lower(), login, host, text[match.end() :])
+
+
+def bare(text: str) -> str:
+    """Return a requirement or a URL without its credentials."""
+    found = split(text)
+    return text if found is None else found.bare
+
+
+def secrets(text: str) -> frozenset[str]:
+    """Return what must not be shown of a requirement or a URL, as it is sent and as it is written."""
+    found = split(text)
+    if found is None:
+        return frozenset()
+    user, password = found.login
+    secret = password or user
+    return frozenset(one for one in (secret, quote(secret, safe="")) if len(one) >= _PLAIN)

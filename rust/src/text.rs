@@ -1,0 +1,145 @@
+//! The border that a node's text crosses on its way into an error, a log line or a terminal. Pure.
+//!
+//! Whatever a host, an agent or a cloud says of itself is shown to a person: why a node was lost, what pip printed, what
+//! a tag holds. [`lines`] and [`line`] make it harmless: no escape sequence reaches the terminal, no invisible character
+//! changes what is read, no line of it can be taken for a line of the log, and its length is bounded. The Python side
+//! calls the same code, as `_core.printable`. What tasks print does not come here: it is theirs, as it is.
+
+use std::collections::VecDeque;
+
+/// Bytes of one text, where nothing else is said.
+pub const LIMIT: usize = 4000;
+/// What each line of a text begins with, but for its first, which stands behind words of ours.
+pub const GUTTER: &str = "  | ";
+/// Room for the note that says how much is left out.
+const NOTE: usize = 64;
+/// A smaller limit than this would leave nothing but that note.
+const LEAST: usize = 4 * NOTE;
+
+/// Return a text of several lines, of at most `limit` bytes: its printable characters, and its line ends, after each
+/// of which stands [`GUTTER`]. Everything else is escaped as Python does it, also bytes that are not UTF-8.
+///
+/// Of what is too long the beginning and the end are kept. Applied to its own result it changes nothing.
+#[must_use]
+pub fn lines<T: AsRef<[u8]>>(text: T, limit: usize) -> String {
+    printable(text.as_ref(), limit.max(LEAST), true)
+}
+
+/// As [`lines`], for what is to stay on one line: line ends are escaped, too.
+#[must_use]
+pub fn line<T: AsRef<[u8]>>(text: T, limit: usize) -> String {
+    printable(text.as_ref(), limit.max(LEAST), false)
+}
+
+fn printable(text: &[u8], limit: usize, several: bool) -> String {
+    let mut whole = String::new();
+    if each(text, several, |_, shown| fits(&mut whole, shown, limit)) {
+        return whole;
+    }
+    let room = (limit - NOTE) / 2;
+    let (mut head, mut taken) = (String::new(), 0);
+    each(text, several, |size, shown| {
+        taken += size;
+        let more = fits(&mut head, shown, room);
+        taken -= if more { 0 } else { size };
+        more
+    });
+    let rest = text.get(taken..).unwrap_or_default();
+    // No part of a text is shown with less than half of its bytes. A character that is cut in two is left out.
+    let mut end = rest.get(rest.len().saturating_sub(2 * room)..).unwrap_or_default();
+    while let Some((0x80..=0xbf, others)) = end.split_first() {
+        end = others;
+    }
+    let (mut tail, mut kept, mut length) = (VecDeque::new(), 0, 0);
+    each(end, several, |size, shown| {
+        tail.push_back((size, shown.to_owned()));
+        kept += size;
+        length += shown.len();
+        while length > room
+            && let Some((size, shown)) = tail.pop_front()
+        {
+            kept -= size;
+            length -= shown.len();
+        }
+        true
+    });
+    let tail: String = tail.into_iter().map(|(_, shown)| shown).collect();
+    format!("{head} … {} bytes are left out … {tail}", rest.len() - kept)
+}
+
+/// Append what has room; false if it has not.
+fn fits(to: &mut String, shown: &str, room: usize) -> bool {
+    let fits = to.len() + shown.len() <= room;
+    if fits {
+        to.push_str(shown);
+    }
+    fits
+}
+
+/// Go through a text: of each character, or byte that is none, its size and how it is shown. False if `take` was.
+fn each(text: &[u8], several: bool, mut take: impl FnMut(usize, &str) -> bool) -> bool {
+    let mut shown = String::new();
+    for chunk in text.utf8_chunks() {
+        let mut rest = chunk.valid().chars();
+        while let Some(c) = rest.next() {
+            shown.clear();
+            let mut size = c.len_utf8();
+            let ends = several && (c == '\n' || (c == '\r' && rest.as_str().starts_with('\n')));
+            if ends {
+                if c == '\r' {
+                    rest.next();
+                    size += 1;
+                }
+                shown.push('\n');
+                if !rest.as_str().starts_with(GUTTER) {
+                    shown.push_str(GUTTER);
+                }
+            } else if is_hidden(c) {
+                shown.push_str(&escaped(c));
+            } else {
+                shown.push(c);
+            }
+            if !take(size, &shown) {
+                return false;
+            }
+        }
+        for byte in chunk.invalid() {
+            if !take(1, &format!("\\x{byte:02x}")) {
+                return false;
+            }
+        }
+    }
+    true
+}
+
+fn escaped(c: char) -> String {
+    match (c, u32::from(c)) {
+        ('\n', _) => "\\n".to_owned(),
+        ('\r', _) => "\\r".to_owned(),
+        ('\t', _) => "\\t".to_owned(),
+        (_, code @ 0..=0xff) => format!("\\x{code:02x}"),
+        (_, code @ 0x100..=0xffff) => format!("\\u{code:04x}"),
+        (_, code) => format!("\\U{code:08x}"),
+    }
+}
+
+/// Whether a character moves the cursor, changes the order or the look of others, or is not seen: Unicode's categories
+/// Cc, Cf, Zl and Zp, and the characters that it calls default-ignorable.
+fn is_hidden(c: char) -> bool {
+    matches!(c,
+        // Controls of ASCII and of ISO 6429, which begin escape sequences.
+        '\0'..='\x1f' | '\x7f'..='\u{9f}'
+        // Soft hyphen, joiners, fillers and variation selectors, which take no room.
+        | '\u{ad}' | '\u{34f}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+        // Signs that Arabic, Syriac and Kaithi put around numbers and words.
+        | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
+        | '\u{110bd}' | '\u{110cd}'
+        // Zero-width characters, marks of direction; line and paragraph separators; overrides and isolates.
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        // Annotations; the format controls of hieroglyphs, of shorthand and of music.
+        | '\u{fff0}'..='\u{fffb}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}'
+        // Tags, which spell text that nobody sees, and further variation selectors.
+        | '\u{e0000}'..='\u{e0fff}')
+}

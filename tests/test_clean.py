@@ -1,0 +1,162 @@
+"""What nothing uses is removed from hosts after a while, or by `python -m skyward_lite clean`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import skyward_lite as sky
+from lab import Lab
+from skyward_lite import bootstrap, clean
+from skyward_lite.__main__ import main
+
+DAY = 86400
+ARCHITECTURE = platform.machine()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    lab = Lab(tmp_path)
+    yield lab
+    lab.close()
+
+
+def environment(root: Path, name: str, *, unused: float, complete: bool = True) -> Path:
+    """Make what looks like an environment that was last used so many seconds ago."""
+    path = root / name
+    (path / "bin").mkdir(parents=True)
+    if complete:
+        (path / "ready").touch()
+    for one in (*path.iterdir(), path):
+        os.utime(one, (time.time() - unused,) * 2)
+    return path
+
+
+def sweep(root: Path, seconds: int, *, dry_run: bool = False, **env: str) -> dict[str, str]:
+    """Run the script as a host would: what became of each thing in the cache directory."""
+    env = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(root.parent), "HOME": "/dev/null", **env}
+    script = bootstrap.clean(seconds, dry_run=dry_run)
+    done = subprocess.run(["sh", "-s"], input=script, env=env, capture_output=True, timeout=30, check=True)
+    said = bootstrap.said(done.stdout)
+    assert said is not None
+    found = [(kind, clean._found(kind, line)) for kind, lines in said.items() if kind != "" for line in lines]
+    return {Path(one.path).name: kind for kind, one in found if one is not None and one.path.startswith(f"{root}/")}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch) -> Path:
+    """A cache directory, and no other."""
+    monkeypatch.setattr(bootstrap, "FALLBACKS", (str(tmp_path / "none"),))
+    root = tmp_path / "cache" / "skyward_lite"
+    root.mkdir(parents=True)
+    return root
+
+
+def holder(pid: int) -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{platform.node()} {boot} {pid}"
+
+
+def test_what_was_not_used_for_a_while_is_removed(root):
+    """Environments and files that were sent; what was never complete goes after an hour, what is not ours never."""
+    environment(root, "env-old-x", unused=31 * DAY)
+    environment(root, "env-new-x", unused=29 * DAY)
+    environment(root, "sent-old", unused=31 * DAY, complete=False)
+    environment(root, "sent-new", unused=29 * DAY, complete=False)
+    environment(root, "env-new-x.tmp.1", unused=2 * 3600, complete=False)
+    environment(root, "env-late-x.tmp.1", unused=1800, complete=False)
+    environment(root, "target", unused=99 * DAY)
+    (root / "machine-id").touch()
+    gone = {"env-old-x", "sent-old", "env-new-x.tmp.1"}
+    decided = dict.fromkeys(gone, "gone") | dict.fromkeys(("env-new-x", "sent-new", "env-late-x.tmp.1"), "kept")
+    before = set(os.listdir(root))
+    assert sweep(root, bootstrap.UNUSED_SECONDS, dry_run=True) == decided
+    assert set(os.listdir(root)) == before
+    assert sweep(root, bootstrap.UNUSED_SECONDS) == decided
+    assert set(os.listdir(root)) == before - gone
+    assert sweep(root, bootstrap.RECENT_SECONDS) == {
+        "env-new-x": "gone",
+        "sent-new": "gone",
+        "env-late-x.tmp.1": "kept",
+    }
+
+
+def test_what_a_build_uses_is_kept(root):
+    """A running one, or one of another host, of which nothing is known; that of a dead process is none."""
+    environment(root, "env-a-x.tmp.7", unused=31 * DAY, complete=False)
+    environment(root, "env-b-x", unused=31 * DAY)
+    environment(root, "sent-a", unused=31 * DAY, complete=False)
+    lock = root / "env-a-x.lock"
+    for pid, kept in ((os.getpid(), True), (None, True), (2**22 + 1, False)):
+        lock.unlink(missing_ok=True)
+        lock.symlink_to("elsewhere boot 1" if pid is None else holder(pid))
+        decided = sweep(root, bootstrap.UNUSED_SECONDS, dry_run=True)
+        assert decided == {
+            "env-a-x.tmp.7": "kept" if kept else "gone",
+            "env-b-x": "gone",
+            "sent-a": "kept" if kept else "gone",
+        }
+
+
+def test_what_cannot_be_removed_is_said(root, tmp_path):
+    """It stays as it is."""
+    old = environment(root, "env-old-x", unused=31 * DAY)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "mv").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "mv").chmod(0o755)
+    assert sweep(root, bootstrap.UNUSED_SECONDS, PATH=f"{tools}:{os.environ['PATH']}") == {"env-old-x": "stuck"}
+    assert (old / "ready").exists()
+
+
+def test_a_start_marks_its_environment(lab):
+    """The probe that finds it does, and so does the agent that runs in it."""
+    host = lab.host()
+    host.furnish(sky.Image())
+    root = host.cache / "skyward_lite"
+    (python,) = root.glob("env-*/bin/python")
+    mark = python.parent.parent / "ready"
+    os.utime(mark, (0, 0))
+    command = bootstrap.agent(str(python), "stdio")
+    subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+    assert time.time() - mark.stat().st_mtime < 3600
+    os.utime(mark, (0, 0))
+    env = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(host.cache)}
+    script = bootstrap.probe(bootstrap.name(sky.Image()))
+    assert b"ready=yes" in subprocess.run(["sh", "-s"], input=script, env=env, capture_output=True, check=True).stdout
+    assert time.time() - mark.stat().st_mtime < 3600
+
+
+def test_the_command(lab, monkeypatch, capsys):
+    """Each host is cleaned, and what becomes of each thing is said; one that cannot be reached makes the status 1."""
+    monkeypatch.setattr(bootstrap, "FALLBACKS", (str(lab.directory),))
+    host, empty = lab.host(), lab.host()
+    root = host.cache / "skyward_lite"
+    old = environment(root, "env-old-x", unused=31 * DAY)
+    new = environment(root, "env-new-x", unused=3 * DAY)
+    host.furnish(sky.Image())
+    start = ["clean", "--config", lab.config]
+    assert main([*start, "--dry-run", host.name, empty.name]) == 0
+    text = capsys.readouterr().out
+    assert f"{host.name}: {old}: 0.0 MB, used 31 days ago: would be removed\n" in text
+    assert f"{host.name}: {new}: 0.0 MB, used 3 days ago: kept\n" in text
+    assert text.endswith(f"{empty.name}: nothing of skyward_lite's\n")
+    bad = lab.host("AuthorizedKeysFile none")
+    assert main([*start, "--all", host.name, bad.name]) == 1
+    text, error = capsys.readouterr()
+    assert (text.count(": removed\n"), error.startswith(f"{bad.name}: ")) == (2, True)
+    assert [path.name for path in root.iterdir()] == [f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["-x"], ["--all"], ["host", "host"], ["a b"]])
+def test_wrong_usage(arguments):
+    """The exit status is 2, and something is said."""
+    line = [sys.executable, "-m", "skyward_lite", "clean", *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, "usage: " in done.stderr) == (2, True)

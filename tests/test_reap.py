@@ -1,0 +1,266 @@
+"""`reap` ends what is certainly over, lists what is not, and no tag that anybody can write stops it."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import subprocess
+import sys
+import uuid
+from typing import Any
+
+import pytest
+import skyward_lite as sky
+from cloud import Cloud, aws
+from skyward_lite import reap
+from skyward_lite.providers import ec2, owner
+from skyward_lite.reap import Thing, judge
+from test_border import FORGED, HOSTILE, is_harmless
+
+NOW = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)
+AMI = "ami-12c6146b"
+ELSEWHERE = "0123456789abcdef 4711 1234"
+PAST, FUTURE = "2026-06-01T11:00:00+00:00", "2026-06-01T13:00:00+00:00"
+UNREADABLE = [
+    *("", "soon", "2026-06-01T11:00:00", "2026-06-01", "9999-12-31T23:59:59-23:59", "2999-01-01T00:00:00+00:00"),
+    *("0", "1e9", "1" * 256, "2026-06-01T11:00:00+99:00", "\ud800", "2026-06-01T11:00:00\x00+00:00"),
+]
+
+
+def thing(kind: str = "instance", name: str = "i-1", **tags: str) -> Thing:
+    """Make a thing of a run, with these tags."""
+    return Thing(kind, name, {f"skyward-lite:{key}": value for key, value in tags.items()})
+
+
+def states(*things: Thing, gone: tuple[str, ...] = ()) -> list[str]:
+    """Return what is said of things of one run, where these clients are gone."""
+    return [verdict.state for verdict in judge(things, NOW, gone.__contains__)]
+
+
+def ended_process() -> str:
+    """Return the tag of a process of this machine that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    return f"{owner.machine()} {process.pid} 1"
+
+
+# ---------------------------------------------------------------------------------------------------- the tags
+
+
+def test_what_is_certain():
+    """What has expired is over, whoever's it is, and so is what belongs to a client that is gone; the rest lives."""
+    assert states(thing(expires=PAST, process=ELSEWHERE)) == ["over"]
+    assert states(thing(expires=FUTURE, process=ELSEWHERE)) == ["lives"]
+    assert states(thing(expires=FUTURE, process="gone"), gone=("gone",)) == ["over"]
+    assert states(thing(process="gone"), gone=("gone",)) == ["over"]
+    just = (NOW - datetime.timedelta(minutes=1)).isoformat()
+    assert states(thing(expires=just, process=ELSEWHERE)) == ["lives"]  # clocks differ
+
+
+def test_the_latest_expiry_counts():
+    """One call moves it on for all, and may not have reached each."""
+    assert states(thing(expires=PAST), thing("volume", "vol-1", expires=FUTURE)) == ["lives", "lives"]
+
+
+@pytest.mark.parametrize("expires", UNREADABLE)
+def test_an_expiry_that_cannot_be_read(expires):
+    """It says nothing, neither that the instance is over nor anything of the others."""
+    odd = thing(expires=expires, process=ELSEWHERE)
+    assert states(odd, thing(name="i-2", expires=PAST)) == ["unclear", "over"]
+    assert states(odd, thing(name="i-2", expires=FUTURE)) == ["unclear", "lives"]
+
+
+def test_a_tag_of_two_values():
+    """It has neither."""
+    listed = [{"Key": "skyward-lite:expires", "Value": value} for value in (PAST, PAST, FUTURE)]
+    assert states(Thing("instance", "i-1", reap.read_tags(listed))) == ["unclear"]
+    assert states(Thing("instance", "i-1", reap.read_tags(listed[:2]))) == ["over"]
+    assert reap.read_tags([{"Key": "alone"}, {}]) == {"alone": "", "": ""}
+
+
+def test_no_expiry():
+    """Without one an instance of another owner may live."""
+    assert states(thing(process=ELSEWHERE)) == ["unclear"]
+    assert states(thing()) == ["unclear"]
+
+
+def test_tags_that_contradict_one_another():
+    """Of two clients of one run neither says anything."""
+    assert (
+        states(thing(expires=FUTURE, process="gone"), thing(expires=FUTURE, process="b"), gone=("gone",))
+        == ["lives"] * 2
+    )
+    assert states(thing(process="gone"), thing(name="i-2"), gone=("gone",)) == ["over", "unclear"]
+
+
+def test_a_group_that_may_be_in_use():
+    """It stays while an instance does that is not certainly over: its end would be waited for in vain."""
+    group = thing("security group", "sg-1", expires=PAST)
+    assert states(group, thing(expires="soon")) == ["unclear", "unclear"]
+    assert states(group, thing(expires=PAST)) == ["over", "over"]
+
+
+@pytest.mark.parametrize("pid", ["²", "0", "-1", "01", "9" * 30, "1" * 5000, "1 2", "", "1\n"])
+def test_a_process_that_was_never_one(pid):
+    """It is not gone: nobody of ours has written that."""
+    assert not owner.is_gone(f"{owner.machine()} {pid} 1")
+
+
+def test_a_process_of_this_machine():
+    """It is gone when it has ended; one of which no start is known may be the one that has its number now."""
+    assert owner.is_gone(ended_process())
+    assert not owner.is_gone(owner.process())
+    assert not owner.is_gone(owner.process().rpartition(" ")[0] + " ")
+
+
+def test_a_program_with_any_name(tmp_path):
+    """A process whose name is no text is looked at all the same."""
+    script = "import sys; open('/proc/self/comm', 'wb').write(b'\\xff) R 1'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert owner.is_gone(f"{owner.machine()} {process.pid} 1")
+        assert not owner.is_gone(f"{owner.machine()} {process.pid} {owner._started(process.pid)}")
+        process.kill()
+
+
+# ---------------------------------------------------------------------------------------------------- EC2
+
+
+_clients = functools.cache(ec2.Clients)
+
+
+@pytest.fixture(autouse=True)
+def clients(monkeypatch):
+    """Each command has boto3's clients, which take it half a second to make: once will do."""
+    monkeypatch.setattr(ec2, "Clients", _clients)
+
+
+def launch(cloud: Cloud, run: str, **tags: str) -> str:
+    """Let the region have an instance with these tags; its id."""
+    ec2 = cloud.ec2()
+    every = {"skyward-lite:run": run, **{f"skyward-lite:{key}": value for key, value in tags.items()}}
+    listed = [{"Key": key, "Value": value} for key, value in every.items()]
+    subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+    made = ec2.run_instances(
+        ImageId=AMI,
+        NetworkInterfaces=[{"DeviceIndex": 0, "SubnetId": subnet, "DeleteOnTermination": True}],
+        MinCount=1,
+        MaxCount=1,
+        TagSpecifications=[{"ResourceType": "instance", "Tags": listed}],
+    )
+    name: str = made["Instances"][0]["InstanceId"]
+    return name
+
+
+def state(cloud: Cloud, name: str) -> str:
+    """Return how an instance stands."""
+    (reservation,) = cloud.ec2().describe_instances(InstanceIds=[name])["Reservations"]
+    found: str = reservation["Instances"][0]["State"]["Name"]
+    return found
+
+
+def make_group(cloud: Cloud, run: str, **tags: str) -> str:
+    """Let the region have a security group with these tags; its id."""
+    every = {"skyward-lite:run": run, **{f"skyward-lite:{key}": value for key, value in tags.items()}}
+    listed = [{"Key": key, "Value": value} for key, value in every.items()]
+    made: dict[str, Any] = cloud.ec2().create_security_group(
+        GroupName=f"skyward-lite-{run}",
+        Description="a test's",
+        TagSpecifications=[{"ResourceType": "security-group", "Tags": listed}],
+    )
+    group: str = made["GroupId"]
+    return group
+
+
+def test_it_ends_what_is_over_and_lists_the_rest(cloud, capsys):
+    """No instance stops it; each that may live is named with the reason and the command, which then ends it."""
+    runs = [uuid.uuid4().hex for _ in range(3)]
+    old = "2020-01-01T00:00:00+00:00"
+    over = launch(cloud, runs[0], owner="me@here", process=ELSEWHERE, expires=old)
+    group = make_group(cloud, runs[0], process=ELSEWHERE, expires=old)
+    ours = launch(cloud, runs[1], process=ended_process())
+    odd = {
+        expires: launch(cloud, runs[2], owner="other@there", expires=expires)
+        for expires in ("2020-01-01T00:00:00", "soon")
+    }
+    bare = launch(cloud, runs[2], process=ELSEWHERE)
+    assert reap.reap([None], dry_run=True) == 1
+    assert {state(cloud, name) for name in (over, ours, bare, *odd.values())} == {"running"}
+    capsys.readouterr()
+    assert reap.reap(["us-east-1"], dry_run=False) == 1
+    shown = capsys.readouterr().out
+    assert [state(cloud, name) for name in (over, ours)] == ["terminated", "terminated"]
+    assert [state(cloud, name) for name in (bare, *odd.values())] == ["running"] * 3
+    assert group not in cloud.leftovers().get("groups", [])
+    lines = [line for line in shown.splitlines() if runs[2] in line]
+    assert len(lines) == 3
+    for name, why in ((odd["soon"], "'soon', cannot be read"), (bare, "no expiry")):
+        (line,) = [line for line in lines if name in line]
+        assert why in line
+        assert f"`python -m skyward_lite reap --region us-east-1 --run {runs[2]}` ends it" in line
+    assert reap.reap(["us-east-1"], dry_run=False, only=runs[2][:8]) == 0
+    assert {state(cloud, name) for name in (bare, *odd.values())} == {"terminated"}
+
+
+def test_hostile_tags(cloud, capsys):
+    """They are shown, and do nothing; what cannot be typed is ended by AWS's own command."""
+    # XML has no other control characters, C1's apart.
+    text = HOSTILE.translate(dict.fromkeys(map(ord, "\x00\x07\x1b")))
+    name = launch(cloud, text[:200], owner=text, process=text, expires=text)
+    short = launch(cloud, "", owner=FORGED)
+    assert reap.reap([None], dry_run=False) == 1
+    shown = capsys.readouterr()
+    assert shown.out.count("CRITICAL") >= 2
+    assert all(is_harmless(line) for line in shown.out.splitlines())
+    assert f"aws ec2 terminate-instances --region us-east-1 --instance-ids {name}" in shown.out
+    assert f"--instance-ids {short}" in shown.out
+    cloud.ec2().terminate_instances(InstanceIds=[name, short])
+
+
+def test_a_run_that_is_named(cloud, capsys):
+    """It alone is ended; a beginning that several runs share is refused, and one that none has is said."""
+    later = "2026-12-31T00:00:00+00:00"
+    names = [launch(cloud, run, expires=later) for run in ("abcdef-one", "abcdef-two", "abcdef")]
+    assert reap.reap([None], dry_run=False, only="abcdef-") == 1
+    assert "may mean abcdef-one, abcdef-two" in capsys.readouterr().err
+    assert reap.reap([None], dry_run=False, only="abcdefg") == 1
+    assert "no run" in capsys.readouterr().err
+    assert {state(cloud, name) for name in names} == {"running"}
+    assert reap.reap([None], dry_run=False, only="abcdef") == 0
+    assert [state(cloud, name) for name in names] == ["running", "running", "terminated"]
+    cloud.ec2().terminate_instances(InstanceIds=names[:2])
+
+
+def test_an_instance_that_cannot_be_terminated(cloud, capsys):
+    """It is named; the others of its run, and other runs, are ended."""
+    old = "2020-01-01T00:00:00+00:00"
+    names = [launch(cloud, run, expires=old) for run in ("protected", "protected", "protected2")]
+    cloud.ec2().modify_instance_attribute(InstanceId=names[0], DisableApiTermination={"Value": True})
+    assert reap.reap([None], dry_run=False) == 1
+    assert names[0] in capsys.readouterr().err
+    assert [state(cloud, name) for name in names] == ["running", "terminated", "terminated"]
+    cloud.ec2().modify_instance_attribute(InstanceId=names[0], DisableApiTermination={"Value": False})
+    assert reap.reap([None], dry_run=False) == 0
+
+
+def test_what_cannot_be_listed(cloud, capsys):
+    """Of a kind that these credentials may not list the reason is said; instances are ended all the same."""
+    name = launch(cloud, "a-run-that-is-over", expires="2020-01-01T00:00:00+00:00")
+    cloud.fail("DescribeVolumes", "UnauthorizedOperation")
+    assert reap.reap([None], dry_run=False) == 1
+    assert "DescribeVolumes" in capsys.readouterr().err
+    assert state(cloud, name) == "terminated"
+
+
+def test_texts_of_aws(cloud):
+    """The code and the message of an error, and why EC2 ended an instance, are harmless in what a pool raises."""
+    text = HOSTILE.translate(dict.fromkeys(map(ord, "\x00\x07\x1b")))
+    cloud.fail("DescribeSubnets", "Odd\x85Code", text)
+    cloud.sshd = False
+    cloud.ends = {0: ("Client.Odd", text)}
+    for _ in range(2):
+        with pytest.raises(sky.NodeStartError) as caught, sky.pool(aws(), plugins=[], start_timeout=20.0):
+            pass
+        assert "CRITICAL" in str(caught.value)
+        assert is_harmless(str(caught.value))

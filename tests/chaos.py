@@ -1,5 +1,6 @@
-"""Deaths of workers, interrupted clients, hostile nodes, and host keys as ssh sees them. `make chaos` runs many, the tests a
-few.
+"""Deaths of workers, interrupted clients, hostile nodes, and host keys as ssh sees them.
+
+`make chaos` runs many, the tests a few.
 
 Each round prints nothing unless it fails; the last line of each part gives the counts.
 """

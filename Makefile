@@ -53,6 +53,7 @@ test-rust: $(STAMP) system
 
 # Two at a time: most of them wait for other processes. A file's tests share what they started, and stay together.
 test-python: build
+	$(CARGO) build $(MANIFEST) --release --quiet --examples
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # joblib's own tests of Parallel, with skyward in the place of loky: the oldest joblib and the newest, both executors.

@@ -26,7 +26,9 @@ def ours() -> dict[int, str]:
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             command = (directory / "cmdline").read_bytes()
-            if b"skyward_lite." in command and mark in (directory / "environ").read_bytes():
+            if (b"skyward_lite." in command or b"fake_agent" in command) and mark in (
+                directory / "environ"
+            ).read_bytes():
                 found[int(directory.name)] = command.replace(b"\0", b" ").decode()
         except OSError:
             continue  # it ended meanwhile

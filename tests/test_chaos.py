@@ -17,3 +17,8 @@ def test_deaths_of_workers():
 def test_interrupted_clients(number):
     """At some moments: nothing is left, and after Ctrl-C the interpreter is usable."""
     assert chaos.interruptions(3, seed=7, number=number) == []
+
+
+def test_hostile_nodes():
+    """A flood, nonsense and silence beside a good node: the call is right, memory bounded, the block left in time."""
+    assert chaos.hostile(1.0, ["floods of pulse", "nonsense: frames", "silence"]) == []

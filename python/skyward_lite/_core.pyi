@@ -37,7 +37,8 @@ class Connection:
 class Pool:
     """The nodes of one pool, the queue in front of them and the finished tasks behind."""
 
-    def __init__(self, attempts: int, max_payload: int) -> None: ...
+    def __init__(self, attempts: int, max_payload: int, timing: tuple[float, float, float] | None = None) -> None:
+        """`timing`: seconds between heartbeats, for an answer, and for the end of what a draining node runs."""
     def add_node(self, name: str) -> int:
         """Count a node in that is to be connected to; its number in `nodes`. What waits then runs there, too."""
     def expect(self, count: int) -> None:
@@ -75,12 +76,13 @@ class Pool:
     def wait_for_change(self, seen: list[str], bound_ms: int) -> None:
         """Wait until a node is not in the state that it had in `seen`, in the nodes' order; at most `bound_ms`."""
     def submit(
-        self, task: int, kind: int, head: bytes, buffers: list[Any] | None = None, node: int | None = None
+        self, task: int, kind: int, head: bytes, buffers: list[Any] | None, node: int | None, nanos: int
     ) -> bool:
         """Append a task. Copies the payload; never waits. It comes out of `finished` of its lane exactly once.
 
         The bits of its number from the 40th on are its lane, which is open; lane 0 always is.
         It goes to the node of that index in `nodes`, or to any if that is None.
+        `nanos`: how long all of it may run; its node is lost that holds it for much longer. 0 for as long as it likes.
         False if `finished` has already said that no more will come.
         """
     def end(self, task: int) -> bool:

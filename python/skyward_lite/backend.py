@@ -366,7 +366,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             batch.error = _unsendable(error)
             lane.end(batch)
         else:
-            batch.task = lane.send(batch, kind, head, buffers)
+            batch.task = lane.send(batch, kind, head, buffers, None, 1 if items is None else len(items))
             if batch.call.aborted:
                 # While it was pickled; whoever aborted found no task yet.
                 lane.abort(batch.task)

@@ -657,7 +657,7 @@ class ComputePool(Executor):
         """Run `fn` over a chunk of arguments, as a batch: each call is a task's to plugins and to the time limit."""
         self._check_submit()
         encoded = self._encode_batch([(fn, args, {}) for args in chunk])
-        return self._future(*encoded, kind=payload.BATCH, first=first)
+        return self._future(*encoded, kind=payload.BATCH, first=first, calls=len(chunk))
 
     def _encode_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         self._check_submit()
@@ -679,10 +679,11 @@ class ComputePool(Executor):
         node: int | None = None,
         kind: int = payload.CALL,
         first: int | None = None,
+        calls: int = 1,
     ) -> Future[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; its future."""
         future: _PoolFuture[Any] = _PoolFuture(self, first)
-        future._task = self._futures.send(future, kind, head, buffers, node)
+        future._task = self._futures.send(future, kind, head, buffers, node, calls)
         return future
 
     def map(

@@ -25,6 +25,8 @@ SHIFT: Final = 40
 LANES: Final = 1 << 24
 """Lanes that a pool can have at once."""
 CLOSED: Final = "this pool is closed: tasks are sent inside its with block"
+MAX_NANOS: Final = 2**63
+"""Bound on what a task is said to run for, in nanoseconds; it fits the wire."""
 SETTLE_MS: Final = 1_000
 """Bound on one wait for finished tasks; closing wakes the waiting thread at once."""
 
@@ -54,6 +56,7 @@ class Lane:
         self._pool = pool
         self._number = number
         self._desert = desert
+        self._nanos = int((pool.worker.task_timeout or 0) * 1e9)
         # 0 is the task of what has none yet.
         self._tasks = itertools.count((number << SHIFT) + 1)
         self._over = False
@@ -91,11 +94,20 @@ class Lane:
             self.left = self._desert(leaving)
         return bool(self.calls) and not self.left
 
-    def send(self, call: Call, kind: int, head: bytes, buffers: payload.Buffers, node: int | None = None) -> int:
-        """Append a task to the queue, for any node or for the one of that number in `nodes()`; the task's number."""
+    def send(
+        self,
+        call: Call,
+        kind: int,
+        head: bytes,
+        buffers: payload.Buffers,
+        node: int | None = None,
+        calls: int = 1,
+    ) -> int:
+        """Append a task of so many calls to the queue; its number. `node`: that one's number in `nodes()`, or any."""
         task = next(self._tasks)
         self.calls[task] = managers.Keeping(call) if managers.unclaimed else call
-        self._accepted(task, self._pool._core.submit(task, kind, head, buffers, node))
+        nanos = self._nanos and min(self._nanos * calls, MAX_NANOS)
+        self._accepted(task, self._pool._core.submit(task, kind, head, buffers, node, nanos))
         return task
 
     def end(self, call: Call) -> None:

@@ -22,7 +22,7 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use crate::agent::{Agent, LAST_WORDS, State, TICK};
-use crate::error::AgentError;
+use crate::error::{AgentError, FrameError, SessionError};
 use crate::frame::{Attempt, Body, Control, Message, Tag};
 use crate::group::{Group, Left, PAUSE};
 use crate::output::{self, STDERR, STDOUT, forward};
@@ -266,8 +266,12 @@ impl Agent {
         let reading = async {
             let mut source = Source::new(from, self.work.max_payload.max(LEAST_MESSAGE));
             let mut events = Vec::new();
-            while source.read_admitted(&mut events, |offer| self.admit(id, offer)).await.is_ok() {
-                self.on_worker(id, &mut events);
+            loop {
+                match source.read_admitted(&mut events, |offer| self.admit(id, offer)).await {
+                    Err(SessionError::Frame(nonsense)) => break Some(nonsense),
+                    Err(_) => break None,
+                    Ok(()) => self.on_worker(id, &mut events),
+                }
                 while lock(&self.state).is_full() {
                     // The tick is for a relief between the look and the wait.
                     drop(tokio::time::timeout(TICK, self.relief.notified()).await);
@@ -276,9 +280,11 @@ impl Agent {
         };
         tokio::pin!(reading);
         let mut all_read = false;
+        let mut nonsense = None;
         let early = tokio::select! {
-            () = &mut reading => {
+            end = &mut reading => {
                 all_read = true;
+                nonsense = end;
                 None
             }
             // A write that fails or blocks for too long: the process is dead or stopped.
@@ -298,10 +304,11 @@ impl Agent {
             drop(tokio::time::timeout(LAST_WORDS, reading).await);
         }
         drop(tokio::time::timeout(LAST_OUTPUT, async { while outlets.join_next().await.is_some() {} }).await);
-        self.worker_ended(id, status.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())));
+        self.worker_ended(id, status.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())), nonsense.as_ref());
     }
 
-    fn worker_ended(self: &Arc<Self>, id: PeerId, status: io::Result<ExitStatus>) {
+    /// A worker has ended. `nonsense`: it was ended because of what came over its socket, which a task can write to.
+    fn worker_ended(self: &Arc<Self>, id: PeerId, status: io::Result<ExitStatus>, nonsense: Option<&FrameError>) {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let Some(member) = state.crew.members.remove(&id) else { return };
@@ -311,16 +318,26 @@ impl Agent {
         if state.crew.over {
             return;
         }
-        let what = self.obituary(&mut state.crew, &member, status);
+        let what = match nonsense {
+            None => self.obituary(&mut state.crew, &member, status),
+            Some(error) => format!(
+                "node {}: worker process {} was ended because what it sent cannot be read ({error}), perhaps a task wrote \
+                 to its socket",
+                self.node, member.pid
+            ),
+        };
+        // What it had to say after the nonsense is unknown: each task that can have begun may have written it.
+        let began: Vec<_> = held.iter().take(if nonsense.is_some() { self.shape().1 } else { 0 }).copied().collect();
         // A worker that died of a task did something, and one that died idle may have been killed. One that dies before
         // it gets to its first task will do so again.
-        let false_start = !member.useful && running.is_empty() && !(member.ready && held.is_empty());
+        let idle = running.is_empty() && began.is_empty();
+        let false_start = !member.useful && idle && !(member.ready && held.is_empty());
         let mut suspects = Vec::new();
         for task in held.into_iter().rev() {
             let attempt = state.queue.attempt(task).filter(|a| !doomed.contains(a));
-            let ran = running.iter().find(|(ran, _)| Some(*ran) == attempt);
-            match ran {
-                Some((_, age)) if !matches!(member.role, Role::Retired(_)) => suspects.push((*age, task)),
+            let ran = running.iter().find(|(ran, _)| Some(*ran) == attempt).map(|(_, age)| *age);
+            match ran.or_else(|| attempt.filter(|_| began.contains(&task)).map(|_| Duration::ZERO)) {
+                Some(age) if !matches!(member.role, Role::Retired(_)) => suspects.push((age, task)),
                 // One that was cancelled ends with this.
                 _ => {
                     state.queue.requeue(task);

@@ -52,6 +52,18 @@ pub enum SessionError {
     BadHello(String),
     #[error("not ready within {0} s")]
     NotReady(u64),
+    #[error("it did what it was not asked for: it {0}; its agent is broken, or no skyward_lite agent")]
+    Unasked(&'static str),
+    #[error("it answered no heartbeat for {0} s, though something came from it")]
+    Unanswered(u64),
+    #[error("it was asked {asked} and has not answered for {seconds} s")]
+    NoAnswer { asked: &'static str, seconds: u64 },
+    #[error(
+        "its tasks ended neither by themselves nor by Worker(task_timeout=): none for {seconds} s, and one may run {limit} s"
+    )]
+    NoResult { seconds: u64, limit: f64 },
+    #[error("it said that it will soon be gone, and {0} s later it had still not ended its tasks")]
+    StillThere(u64),
 }
 
 fn printed(noise: &str) -> String {

@@ -104,7 +104,8 @@ pub struct Message {
     pub id: Attempt,
     /// On a result: a [`Tag`]. On a task: how the worker shall read the pickle, which only it knows.
     pub tag: u8,
-    /// On a result: how long the function ran, in nanoseconds, by the worker's clock.
+    /// On a result: how long the function ran, in nanoseconds, by the worker's clock. On a task: how long all of it may
+    /// run, zero for as long as it likes; the client's own note, in case that its node does not end it.
     pub nanos: u64,
     /// The pickle, then its out-of-band buffers.
     pub parts: Vec<Bytes>,
@@ -457,6 +458,7 @@ pub struct Decoder {
     open: HashMap<(Body, Attempt), Open>,
     /// Payload bytes of stored messages that are not complete: tasks, results, notes.
     unfinished: (usize, usize, usize),
+    results: u64,
     max_message: usize,
 }
 
@@ -472,6 +474,7 @@ impl Decoder {
             noise: Vec::new(),
             open: HashMap::new(),
             unfinished: (0, 0, 0),
+            results: 0,
             max_message,
         }
     }
@@ -491,6 +494,12 @@ impl Decoder {
     pub fn noise(&self) -> String {
         let from = if self.greeted { &self.noise[..] } else { &self.input[..] };
         text::lines(from.trim_ascii(), text::LIMIT)
+    }
+
+    /// Bytes of results that came, unfinished ones too, without those that were not admitted.
+    #[must_use]
+    pub fn results(&self) -> u64 {
+        self.results
     }
 
     /// The next event, or `None` when more bytes are needed. All messages are admitted.
@@ -661,6 +670,7 @@ impl Decoder {
         admit: &mut Admit<'_>,
     ) -> Result<Option<Event>, FrameError> {
         let last = flags & LAST != 0;
+        let came = if kind == Body::Result { body.len() as u64 } else { 0 };
         let mut open = if flags & FIRST != 0 {
             if self.open.contains_key(&(kind, id)) {
                 return Err(FrameError::BadSequence("a message begins twice"));
@@ -673,6 +683,7 @@ impl Decoder {
                 return Err(FrameError::TooLong { what: "note", len: assembly.size, cap: MAX_NOTE });
             }
             if last {
+                self.results += came;
                 return Self::whole(kind, id, assembly, body).map(|m| Some(Event::Message(kind, m)));
             }
             if self.open.len() >= MAX_OPEN {
@@ -690,6 +701,7 @@ impl Decoder {
         };
         match &mut open {
             Open::Stored(assembly) => {
+                self.results += came;
                 if !assembly.take(&mut body)? {
                     let (size, missing) = (assembly.size, assembly.missing());
                     *self.unfinished(kind) -= size;

@@ -8,6 +8,7 @@
 //!    ended, lane by lane: futures have one, each call of `Parallel` another. One I/O thread serves all nodes; callers'
 //!    threads never wait for it.
 //! 3. [`queue`] says which peer gets which task. It is pure, and used twice: nodes at the client, workers in the agent.
+//!    [`liveness`] says when a node has not done for too long what it was asked.
 //! 4. [`session`] says in which order things are sent, who the two ends are, and when one of them is gone.
 //! 5. [`frame`] is the wire: blocks, frames, chunks, lz4, and every cap. It is pure and fuzzed.
 //! 6. [`ssh`] is the client's end of the encrypted connection, [`server`] the embedded far end that `Local()` uses
@@ -30,6 +31,7 @@ pub mod flood;
 pub mod frame;
 pub mod group;
 pub mod identities;
+pub mod liveness;
 pub mod output;
 pub mod pool;
 #[cfg(feature = "python")]

@@ -18,11 +18,12 @@ use tokio::sync::Notify;
 use crate::error::{FrameError, NodeError, SessionError, SshError};
 use crate::flood::{Flood, Piece};
 use crate::frame::{Attempt, Body, Control, Event, Message, Offer, Tag};
+use crate::liveness::{Ask, Liveness, Timing};
 use crate::output::STDERR;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::session::{
-    AgentHello, CREDIT, ClientHello, HEARTBEAT, LEAST_MESSAGE, LEFT_OUT, Link, NOTE_CREDIT, Outbox, SUSPECT, Source,
-    hello, lock, read_hello,
+    AgentHello, CREDIT, ClientHello, LEAST_MESSAGE, LEFT_OUT, Link, NOTE_CREDIT, Outbox, SUSPECT, Source, hello, lock,
+    read_hello,
 };
 use crate::ssh::{self, Connection, Target};
 use crate::text;
@@ -132,6 +133,9 @@ struct State {
     /// The thread that takes from each lane, and when it did or submitted something last.
     settlers: HashMap<u64, (ThreadId, Instant)>,
     attempts: u16,
+    timing: Timing,
+    /// Of the nodes that have a session.
+    lives: HashMap<PeerId, Liveness>,
 }
 
 #[derive(Debug)]
@@ -232,6 +236,14 @@ impl Pool {
     /// # Errors
     /// When the I/O thread cannot be started.
     pub fn new(attempts: u16, max_message: usize) -> io::Result<Self> {
+        Self::with_timing(attempts, max_message, Timing::default())
+    }
+
+    /// As [`Pool::new`], with other bounds on what nodes answer.
+    ///
+    /// # Errors
+    /// As [`Pool::new`].
+    pub fn with_timing(attempts: u16, max_message: usize, timing: Timing) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue: Queue::default(),
@@ -244,6 +256,8 @@ impl Pool {
                 corked: 0,
                 settlers: HashMap::new(),
                 attempts: attempts.max(1),
+                timing,
+                lives: HashMap::new(),
             }),
             changed: Condvar::new(),
             finished: Mutex::default(),
@@ -414,9 +428,8 @@ impl Pool {
             Cancelled::Unknown => return false,
             Cancelled::Held(node) => {
                 let Some(id) = state.queue.attempt(task) else { return false };
-                if let Some(node) = state.nodes.get(node) {
-                    node.link.send(|o| o.control(Control::Cancel(id)));
-                }
+                state.ask(node, Ask::Cancel, id);
+                state.flush();
             }
         }
         if bound.is_zero() {
@@ -438,8 +451,9 @@ impl Pool {
                 self.shared.finish([(None, Message::cancelled(Attempt { task, attempt: 0 }))]);
             }
             Cancelled::Held(node) => {
-                if let (Some(node), Some(id)) = (state.nodes.get(node), state.queue.attempt(task)) {
-                    node.link.send(|o| o.control(Control::Abort(id)));
+                if let Some(id) = state.queue.attempt(task) {
+                    state.ask(node, Ask::Abort, id);
+                    state.flush();
                 }
             }
             Cancelled::Unknown => {}
@@ -623,8 +637,78 @@ impl State {
     /// Stage the wish to have these back. The last one first: as they come back, each goes ahead of those before it.
     fn recall(&mut self, node: PeerId, tasks: Vec<Attempt>) {
         for id in tasks.into_iter().rev() {
-            self.stage(node, |o| o.control(Control::Recall(id)));
+            self.ask(node, Ask::Recall, id);
         }
+    }
+
+    /// Stage a question about a task, whose answer is due from now on; [`State::flush`] must follow.
+    fn ask(&mut self, node: PeerId, ask: Ask, id: Attempt) {
+        if let Some(life) = self.lives.get_mut(&node) {
+            life.ask(ask, id);
+        }
+        self.stage(node, |o| {
+            o.control(match ask {
+                Ask::Recall => Control::Recall(id),
+                Ask::Cancel => Control::Cancel(id),
+                Ask::Abort => Control::Abort(id),
+            });
+        });
+    }
+
+    /// A node answers a heartbeat; they are numbered by the microseconds of its session, of which it is now this one.
+    fn pulse(&mut self, id: PeerId, nonce: u64, now: Duration) -> Result<(), SessionError> {
+        self.expects(id, |life| life.pulse(nonce), "answered a heartbeat that it was not sent")?;
+        let rtt = now.saturating_sub(Duration::from_micros(nonce));
+        if let Some(node) = self.nodes.get_mut(id) {
+            // The least of all, let rise slowly: a heartbeat behind a burst says nothing of the network.
+            node.rtt = rtt.min(node.rtt.saturating_mul(2));
+            self.queue.set_rtt(id, node.rtt);
+        }
+        Ok(())
+    }
+
+    /// A node sends something that it may not always send.
+    fn expects(
+        &mut self,
+        node: PeerId,
+        right: impl Fn(&mut Liveness) -> bool,
+        what: &'static str,
+    ) -> Result<(), SessionError> {
+        let wrong = self.lives.get_mut(&node).is_some_and(|life| !right(life));
+        if wrong { Err(SessionError::Unasked(what)) } else { Ok(()) }
+    }
+
+    /// A node gives a task back.
+    fn returned(&mut self, node: PeerId, id: Attempt) -> Result<(), SessionError> {
+        let asked = self.queue.is_asked_back(node, id) || !self.queue.holds(node, id);
+        self.expects(node, |life| life.answer() && asked, "gave a task back")?;
+        self.queue.returned(node, id);
+        Ok(())
+    }
+
+    /// A node keeps a task, which is running there. Of what another node holds it knows nothing.
+    fn kept(&mut self, node: PeerId, id: Attempt) -> Result<(), SessionError> {
+        self.expects(node, Liveness::answer, "said that it keeps a task")?;
+        if self.queue.holds(node, id) {
+            self.queue.kept(node, id);
+            if self.lives.get_mut(&node).is_none_or(|life| life.kept(id)) {
+                self.queue.uncancel(id.task);
+                self.awaited.remove(&id.task);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a node may say that this is how a task ended.
+    fn may_end(&self, node: PeerId, result: &Message, timed: bool) -> Result<(), SessionError> {
+        let wrong = match result.tag {
+            tag if tag == Tag::Cancelled as u8 && !self.queue.is_droppable(result.id.task) => "dropped a task",
+            tag if tag == Tag::NodeLost as u8 => "said of a task that its node is lost",
+            tag if tag == Tag::TimedOut as u8 && !timed => "ended a task for its time, which has no limit",
+            _ => return Ok(()),
+        };
+        // What it does not hold is stale, whatever it says.
+        if self.queue.holds(node, result.id) { Err(SessionError::Unasked(wrong)) } else { Ok(()) }
     }
 
     /// Ask draining nodes again for what they have not ended: a task that was still on its way when it was asked for was
@@ -687,7 +771,7 @@ impl State {
         if self.nodes.len() > 1 {
             let now = Instant::now();
             while let Some((node, id)) = self.queue.steal(now) {
-                self.stage(node, |o| o.control(Control::Recall(id)));
+                self.ask(node, Ask::Recall, id);
             }
         }
     }
@@ -782,8 +866,14 @@ impl Shared {
             }
         }
         let started = Instant::now();
-        // Several to a lease: one that is late ends nothing.
-        let every = HEARTBEAT.min(Duration::from_millis(spec.hello.lease_ms / 4 + 1));
+        let timed = spec.hello.worker.task_timeout_ms.is_some();
+        let every = {
+            let mut state = lock(&self.state);
+            let life = Liveness::new(state.timing, Duration::from_millis(spec.hello.lease_ms));
+            let every = life.every();
+            state.lives.insert(id, life);
+            every
+        };
         let mut heartbeat = tokio::time::interval(every);
         // Silence is counted in heartbeats, not by the clock: a client that was stopped itself hears first what came
         // meanwhile.
@@ -791,7 +881,7 @@ impl Shared {
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut said_goodbye = false;
         loop {
-            self.on_node(id, &link, &mut events, started)?;
+            self.on_node(id, &link, &mut events, started, timed)?;
             tokio::select! {
                 read = source.read_admitted(&mut events, |offer| self.admit(id, offer)) => {
                     read?;
@@ -812,7 +902,7 @@ impl Shared {
                         return Err(SessionError::NotReady(bound.as_secs()).into());
                     }
                     let nonce = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    link.send(|o| o.control(Control::Heartbeat { nonce, lease_ms: spec.hello.lease_ms }));
+                    self.beat(id, &link, source.results(), Control::Heartbeat { nonce, lease_ms: spec.hello.lease_ms })?;
                 }
             }
         }
@@ -833,25 +923,58 @@ impl Shared {
         }
     }
 
-    fn on_node(&self, id: PeerId, link: &Link, events: &mut Vec<Event>, started: Instant) -> Result<(), SessionError> {
+    /// Send the next heartbeat to a node that did in time what it was to do.
+    fn beat(&self, id: PeerId, link: &Link, results: u64, heartbeat: Control) -> Result<(), SessionError> {
+        let mut guard = lock(&self.state);
+        let State { lives, queue, .. } = &mut *guard;
+        if let (Some(life), Control::Heartbeat { nonce, .. }) = (lives.get_mut(&id), &heartbeat) {
+            let oldest = queue.oldest(id).map(|(number, nanos)| (number, Duration::from_nanos(nanos)));
+            life.check(oldest, link.is_busy(), results, |attempt, ask| match ask {
+                Ask::Recall => queue.is_asked_back(id, attempt),
+                Ask::Cancel | Ask::Abort => queue.is_to_drop(id, attempt),
+            })?;
+            life.beat(*nonce);
+        }
+        // Under the lock: what is asked from now on comes after it.
+        link.send(|o| o.control(heartbeat));
+        Ok(())
+    }
+
+    fn on_node(
+        &self,
+        id: PeerId,
+        link: &Link,
+        events: &mut Vec<Event>,
+        started: Instant,
+        timed: bool,
+    ) -> Result<(), SessionError> {
         if events.is_empty() {
             return Ok(());
         }
         let mut done = Vec::new();
-        // What comes first is taken even if the session ends with what comes after it.
-        let mut end = Ok(());
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let now = Instant::now();
         let awaited = !state.awaited.is_empty();
+        // What came before a frame that ends the session counts.
+        let mut end = Ok(());
+        let mut helped = false;
         for event in events.drain(..) {
+            if end.is_err() {
+                break;
+            }
             match event {
                 Event::Message(Body::Result, result) => {
+                    if let Err(why) = state.may_end(id, &result, timed) {
+                        end = Err(why);
+                        continue;
+                    }
                     // A machine that shuts down ends its workers, perhaps before its agent: no fault of the task's.
                     let doomed = || matches!(state.nodes.get(id).map(|n| &n.state), Some(NodeState::Draining(_)));
                     if result.tag == Tag::Crashed as u8 && doomed() && state.queue.returned(id, result.id) {
                         link.send(|o| o.acknowledge([result.id]));
                     } else if state.queue.done(id, result.id, now) {
+                        helped = true;
                         if result.tag == Tag::Cancelled as u8 && state.was_awaited(result.id) {
                             link.send(|o| o.acknowledge([result.id]));
                         } else {
@@ -863,6 +986,7 @@ impl Shared {
                     }
                 }
                 Event::NoMemory(Body::Result, result, size) if state.queue.done(id, result, now) => {
+                    helped = true;
                     done.push((Some(id), state.no_memory(id, result, size)));
                 }
                 Event::Skipped(Body::Result, result) | Event::NoMemory(Body::Result, result, _) => {
@@ -870,42 +994,24 @@ impl Shared {
                     link.send(|o| o.acknowledge([result]));
                 }
                 Event::Message(Body::Note, note) => {
-                    if let Err(error) = lock(&self.notes).add(id, note) {
-                        end = Err(error.into());
-                        break;
-                    }
+                    end = lock(&self.notes).add(id, note).map_err(SessionError::from);
                     self.some_notes.notify_one();
                 }
                 Event::NoMemory(Body::Note, note, size) => {
                     let error = Bytes::from(format!("the client has no memory for a message of {size} bytes"));
                     link.send(|o| o.control(Control::NoteAnswer { note: note.task, error }));
                 }
-                Event::Control(Control::Returned(task)) => drop(state.queue.returned(id, task)),
-                Event::Control(Control::Kept(task)) => {
-                    state.queue.kept(id, task);
-                    state.queue.uncancel(task.task);
-                    state.awaited.remove(&task.task);
-                }
+                Event::Control(Control::Returned(task)) => end = state.returned(id, task),
+                Event::Control(Control::Kept(task)) => end = state.kept(id, task),
                 Event::Control(Control::Output { stream, text }) => {
                     if let Some(node) = state.nodes.get(id) {
                         self.print(&node.name, stream, text);
                     }
                 }
-                Event::Control(Control::Pulse { nonce }) => {
-                    let rtt = (now - started).saturating_sub(Duration::from_micros(nonce));
-                    if let Some(node) = state.nodes.get_mut(id) {
-                        // The least of all, let rise slowly: a heartbeat behind a burst says nothing of the network.
-                        node.rtt = rtt.min(node.rtt.saturating_mul(2));
-                        state.queue.set_rtt(id, node.rtt);
-                    }
-                }
-                Event::Control(Control::Ready { slots }) => {
-                    if let Err(error) = self.on_ready(state, id, slots, now) {
-                        end = Err(error);
-                        break;
-                    }
-                }
+                Event::Control(Control::Pulse { nonce }) => end = state.pulse(id, nonce, now - started),
+                Event::Control(Control::Ready { slots }) => end = self.on_ready(state, id, slots, now),
                 Event::Control(Control::Drain(why)) => {
+                    end = state.expects(id, Liveness::drains, "said twice that it will soon be gone");
                     if let Some(node) = state.nodes.get_mut(id)
                         && matches!(node.state, NodeState::Connecting | NodeState::Ready)
                     {
@@ -918,14 +1024,16 @@ impl Shared {
                 }
                 Event::Control(Control::Goodbye(why)) => {
                     end = Err(SessionError::Goodbye(text::lines(why, text::LIMIT)));
-                    break;
                 }
-                Event::Message(Body::Task, _) => {
-                    end = Err(FrameError::BadSequence("a task from a node").into());
-                    break;
+                Event::Control(Control::Heartbeat { .. }) => {
+                    end = state.expects(id, Liveness::heartbeat, "sent more heartbeats than it has time for");
                 }
-                Event::Control(_) | Event::Skipped(..) | Event::NoMemory(..) => {}
+                Event::Skipped(..) | Event::NoMemory(..) => {}
+                Event::Control(_) | Event::Message(..) => end = Err(SessionError::Unasked("sent what a client sends")),
             }
+        }
+        if helped && let Some(life) = state.lives.get_mut(&id) {
+            life.helped();
         }
         done.extend(state.take_cancelled());
         state.pump();
@@ -947,8 +1055,10 @@ impl Shared {
         if !(1..=asked).contains(&slots) {
             return Err(SessionError::Slots { offered, asked });
         }
-        // A second offer changes nothing.
-        if node.slots == 0 && matches!(node.state, NodeState::Connecting | NodeState::Draining(_)) {
+        if node.slots > 0 {
+            return Err(SessionError::Unasked("became ready twice"));
+        }
+        if matches!(node.state, NodeState::Connecting | NodeState::Draining(_)) {
             node.slots = slots;
             state.queue.add_peer(id, slots, now);
             if node.state == NodeState::Connecting {
@@ -978,6 +1088,7 @@ impl Shared {
         let state = &mut *guard;
         let Some(node) = state.nodes.get_mut(id) else { return };
         let name = node.name.clone();
+        state.lives.remove(&id);
         // What was not sent is not kept.
         node.link.send(|o| o.close("the node was lost"));
         let notice = if let NodeState::Draining(why) = &node.state { Some(why.clone()) } else { None };

@@ -27,6 +27,7 @@ use russh::keys::{PrivateKey, PublicKey};
 use crate::agent::{self, AgentSpec};
 use crate::error::{AgentError, NodeError, SessionError, SshError};
 use crate::frame::{Attempt, MAX_BODY, MAX_PARTS, Message, PROTOCOL};
+use crate::liveness::Timing;
 use crate::pool::{self, Endpoint, Node, NodeSpec, NodeState};
 use crate::session::{ClientHello, WorkerHello};
 use crate::ssh::{self, Algorithms, Identity, Target, new_key};
@@ -247,9 +248,15 @@ fn describe<'py>(py: Python<'py>, nodes: &[Node]) -> PyResult<Bound<'py, PyList>
 #[pymethods]
 impl Pool {
     #[new]
-    #[pyo3(signature = (attempts, max_payload))]
-    fn new(attempts: u16, max_payload: usize) -> PyResult<Self> {
-        let inner = pool::Pool::new(attempts, max_payload).map_err(PyOSError::new_err)?;
+    #[pyo3(signature = (attempts, max_payload, timing=None))]
+    fn new(attempts: u16, max_payload: usize, timing: Option<(f64, f64, f64)>) -> PyResult<Self> {
+        let timing = match timing {
+            Some((heartbeat, answer, drain)) => {
+                Timing { heartbeat: seconds(heartbeat)?, answer: seconds(answer)?, drain: seconds(drain)? }
+            }
+            None => Timing::default(),
+        };
+        let inner = pool::Pool::with_timing(attempts, max_payload, timing).map_err(PyOSError::new_err)?;
         Ok(Self { inner })
     }
 
@@ -353,7 +360,7 @@ impl Pool {
         py.detach(|| self.inner.wait_for_change(&seen, Duration::from_millis(bound_ms)));
     }
 
-    #[pyo3(signature = (task, kind, head, buffers=None, node=None))]
+    #[pyo3(signature = (task, kind, head, buffers, node, nanos))]
     fn submit(
         &self,
         task: u64,
@@ -361,9 +368,10 @@ impl Pool {
         head: &Bound<'_, PyAny>,
         buffers: Option<Vec<Bound<'_, PyAny>>>,
         node: Option<usize>,
+        nanos: u64,
     ) -> PyResult<bool> {
         let parts = parts(head, buffers)?;
-        Ok(self.inner.submit(Message { id: Attempt { task, attempt: 0 }, tag: kind, nanos: 0, parts }, node))
+        Ok(self.inner.submit(Message { id: Attempt { task, attempt: 0 }, tag: kind, nanos, parts }, node))
     }
 
     #[pyo3(signature = (task, bound_ms))]

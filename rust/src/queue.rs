@@ -47,6 +47,14 @@ struct Entry {
     pinned: bool,
     /// Its holder was told to drop it: if it comes back unstarted, or its holder is lost, that is its end.
     cancelled: bool,
+    /// A holder was ever told so: it may say that it was dropped.
+    droppable: bool,
+}
+
+impl Entry {
+    fn new(message: Message, size: usize, place: Place, pinned: bool) -> Self {
+        Self { message, size, place, recall: Recall::NotAsked, pinned, cancelled: false, droppable: false }
+    }
 }
 
 #[derive(Debug)]
@@ -264,7 +272,7 @@ impl Queue {
         let task = message.id.task;
         let size = message.size();
         let place = Place::Waiting;
-        let entry = Entry { message, size, place, recall: Recall::NotAsked, pinned: false, cancelled: false };
+        let entry = Entry::new(message, size, place, false);
         self.tasks.insert(task, entry);
         self.fifo.push_back(task);
         self.waiting += 1;
@@ -276,7 +284,7 @@ impl Queue {
         let task = message.id.task;
         let size = message.size();
         let place = Place::Orphan;
-        let entry = Entry { message, size, place, recall: Recall::NotAsked, pinned: true, cancelled: false };
+        let entry = Entry::new(message, size, place, true);
         self.tasks.insert(task, entry);
         self.give(peer, task)
     }
@@ -396,6 +404,31 @@ impl Queue {
             .is_some_and(|e| e.message.id == id && matches!(e.place, Place::Held(holder, _) if holder == peer))
     }
 
+    /// Whether this peer holds this attempt and was asked for it back, and has not answered.
+    #[must_use]
+    pub fn is_asked_back(&self, peer: PeerId, id: Attempt) -> bool {
+        self.holds(peer, id) && self.tasks.get(&id.task).is_some_and(|e| e.recall == Recall::Asked)
+    }
+
+    /// Whether this peer holds this attempt and was told to drop it.
+    #[must_use]
+    pub fn is_to_drop(&self, peer: PeerId, id: Attempt) -> bool {
+        self.holds(peer, id) && self.tasks.get(&id.task).is_some_and(|e| e.cancelled)
+    }
+
+    /// Whether whoever holds a task may say that it was dropped: it was told so, if only in vain.
+    #[must_use]
+    pub fn is_droppable(&self, task: u64) -> bool {
+        self.tasks.get(&task).is_some_and(|e| e.droppable)
+    }
+
+    /// The oldest task that a peer holds: its place in the order of sending, and what its sender says of it in `nanos`.
+    #[must_use]
+    pub fn oldest(&self, peer: PeerId) -> Option<(u64, u64)> {
+        let (number, task) = self.peers.get(&peer)?.held.first_key_value()?;
+        self.tasks.get(task).map(|e| (*number, e.message.nanos))
+    }
+
     /// Forget a task wherever it is; its message, if it was known.
     pub fn remove(&mut self, task: u64) -> Option<Message> {
         if self.tasks.get(&task)?.place == Place::Waiting {
@@ -433,8 +466,9 @@ impl Queue {
     pub fn cancel(&mut self, task: u64) -> Cancelled {
         match self.tasks.get_mut(&task) {
             None => Cancelled::Unknown,
-            Some(Entry { place: Place::Held(peer, _), cancelled, .. }) => {
+            Some(Entry { place: Place::Held(peer, _), cancelled, droppable, .. }) => {
                 *cancelled = true;
+                *droppable = true;
                 Cancelled::Held(*peer)
             }
             Some(_) => {

@@ -363,6 +363,11 @@ impl Link {
         add(&mut lock(&self.outbox));
     }
 
+    /// Whether messages wait to be sent.
+    pub fn is_busy(&self) -> bool {
+        lock(&self.outbox).bytes() > 0
+    }
+
     /// Wake the sender.
     pub fn flush(&self) {
         self.wake.notify_one();
@@ -476,6 +481,11 @@ impl<R: AsyncRead + Unpin> Source<R> {
             events.push(event);
         }
         Ok(())
+    }
+
+    /// Bytes of results that came, unfinished ones too.
+    pub fn results(&self) -> u64 {
+        self.decoder.results()
     }
 
     /// Wait for the far end's hello, which comes first. Of what was sent with it nothing is decoded yet.

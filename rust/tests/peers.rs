@@ -898,7 +898,8 @@ impl Raw {
     async fn until(&mut self, count: usize, such: impl Fn(&Event) -> bool) {
         let read = async {
             while self.seen.iter().filter(|event| such(event)).count() < count {
-                self.source.read(&mut self.seen).await.unwrap();
+                let read = self.source.read(&mut self.seen).await;
+                assert!(read.is_ok(), "{read:?} after {:?}", self.seen.last());
             }
         };
         tokio::time::timeout(BOUND, read).await.expect("nothing came");

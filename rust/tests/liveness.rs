@@ -1,0 +1,174 @@
+//! What nodes owe the client, without a socket and without a clock.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use skyward_lite::error::SessionError;
+use skyward_lite::frame::Attempt;
+use skyward_lite::liveness::{Ask, Liveness, Oldest, Timing};
+
+const TIMING: Timing =
+    Timing { heartbeat: Duration::from_secs(2), answer: Duration::from_secs(60), drain: Duration::from_secs(600) };
+/// Heartbeats in the bound on an answer.
+const ANSWER: u64 = 30;
+const ID: Attempt = Attempt { task: 7, attempt: 0 };
+
+/// A node that answers each heartbeat before the next one.
+struct Node {
+    life: Liveness,
+    nonce: u64,
+    results: u64,
+    oldest: Option<Oldest>,
+    uploading: bool,
+}
+
+impl Node {
+    fn new() -> Self {
+        let life = Liveness::new(TIMING, Duration::from_secs(60));
+        Self { life, nonce: 0, results: 0, oldest: None, uploading: false }
+    }
+
+    /// So many heartbeats are sent, and answered if `answered`.
+    fn beats(&mut self, count: u64, answered: bool) -> Result<(), SessionError> {
+        for _ in 0..count {
+            self.life.check(self.oldest, self.uploading, self.results, |_, _| true)?;
+            self.nonce += 1;
+            self.life.beat(self.nonce);
+            if answered {
+                assert!(self.life.pulse(self.nonce));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The heartbeats are answered in order, each once, and no others are.
+#[test]
+fn only_what_was_sent_is_answered() {
+    let mut life = Node::new().life;
+    assert!(!life.pulse(0));
+    (1..4).for_each(|nonce| life.beat(nonce));
+    assert!(!life.pulse(2));
+    assert!(life.pulse(1) && life.pulse(2) && !life.pulse(2) && life.pulse(3));
+    assert!(!life.pulse(3));
+}
+
+/// A node that answers no heartbeat is lost after the bound, or after its lease if that is longer.
+#[test]
+fn heartbeats_must_be_answered() {
+    let mut node = Node::new();
+    node.beats(ANSWER, false).unwrap();
+    assert!(matches!(node.beats(1, false), Err(SessionError::Unanswered(60))));
+    let mut patient = Node { life: Liveness::new(TIMING, Duration::from_secs(120)), ..Node::new() };
+    patient.beats(2 * ANSWER, false).unwrap();
+    assert!(patient.beats(1, false).is_err());
+    let mut bounded = Node { life: Liveness::new(TIMING, Duration::from_secs(86_400)), ..Node::new() };
+    bounded.beats(300, false).unwrap();
+    assert!(matches!(bounded.beats(1, false), Err(SessionError::Unanswered(600))));
+}
+
+/// Each question has a bound that is counted in answered heartbeats.
+#[test]
+fn questions_must_be_answered() {
+    for ask in [Ask::Recall, Ask::Cancel, Ask::Abort] {
+        let mut node = Node::new();
+        node.beats(3, true).unwrap();
+        node.life.ask(ask, ID);
+        // While nothing is answered, nothing shows that the question was read.
+        node.beats(ANSWER - 1, false).unwrap();
+        (4..3 + ANSWER).for_each(|nonce| assert!(node.life.pulse(nonce)));
+        node.beats(1, true).unwrap();
+        assert!(matches!(node.beats(1, true), Err(SessionError::NoAnswer { seconds: 60, .. })), "{ask:?}");
+    }
+}
+
+/// A task that is kept answers a recall and a cancel, but no abort; asked again, it owes another answer.
+#[test]
+fn what_is_kept_is_answered() {
+    let mut node = Node::new();
+    node.life.ask(Ask::Recall, ID);
+    node.life.ask(Ask::Cancel, ID);
+    node.beats(20, true).unwrap();
+    assert!(node.life.kept(ID));
+    node.life.ask(Ask::Recall, ID);
+    node.beats(20, true).unwrap();
+    assert!(node.life.kept(ID));
+    node.beats(100, true).unwrap();
+    node.life.ask(Ask::Abort, ID);
+    assert!(!node.life.kept(ID));
+    node.beats(ANSWER, true).unwrap();
+    assert!(node.beats(1, true).is_err());
+}
+
+/// There are no more answers than questions, and heartbeats do not come in floods.
+#[test]
+fn answers_are_counted() {
+    let mut node = Node::new();
+    assert!(!node.life.answer());
+    node.life.ask(Ask::Recall, ID);
+    node.life.ask(Ask::Cancel, ID);
+    assert!(node.life.answer() && node.life.answer() && !node.life.answer());
+    assert!((0..1 << 16).all(|_| node.life.heartbeat()));
+    assert!(!node.life.heartbeat());
+    node.beats(1, true).unwrap();
+    assert!(node.life.heartbeat());
+}
+
+/// What was answered by the task's end is owed no more.
+#[test]
+fn what_ended_is_not_owed() {
+    let mut node = Node::new();
+    node.life.ask(Ask::Abort, ID);
+    node.life.check(None, false, 0, |_, _| false).unwrap();
+    node.beats(10 * ANSWER, true).unwrap();
+}
+
+/// Bytes on their way in either direction may be what an answer waits behind; a recall is answered ahead of them.
+#[test]
+fn a_busy_link_is_waited_for() {
+    let mut node = Node::new();
+    node.life.ask(Ask::Abort, ID);
+    for _ in 0..3 * ANSWER {
+        node.results += 20_000;
+        node.beats(1, true).unwrap();
+    }
+    node.uploading = true;
+    node.beats(3 * ANSWER, true).unwrap();
+    node.life.ask(Ask::Recall, Attempt { task: 8, attempt: 0 });
+    assert!(node.beats(ANSWER + 1, true).is_err());
+}
+
+/// A node is lost that ends nothing for twice as long as its oldest task may run, and an answer takes; not without limit.
+#[test]
+fn tasks_must_end() {
+    let limit = Duration::from_secs(100);
+    let bound = 2 * 50 + ANSWER;
+    let mut node = Node::new();
+    node.oldest = Some((1, Duration::ZERO));
+    node.beats(10 * bound, true).unwrap();
+    node.oldest = Some((2, limit));
+    node.beats(bound, true).unwrap();
+    node.life.helped();
+    node.beats(bound, true).unwrap();
+    node.oldest = Some((3, limit));
+    node.beats(bound, true).unwrap();
+    node.uploading = true;
+    node.beats(bound, true).unwrap();
+    node.uploading = false;
+    node.oldest = None;
+    node.beats(bound, true).unwrap();
+    node.oldest = Some((4, limit));
+    node.beats(bound, true).unwrap();
+    assert!(matches!(node.beats(1, true), Err(SessionError::NoResult { seconds: 260, .. })));
+}
+
+/// A node that said that it will soon be gone is lost if it still has tasks after the bound, and left alone if not.
+#[test]
+fn a_draining_node_ends() {
+    let mut node = Node::new();
+    assert!(node.life.drains());
+    assert!(!node.life.drains(), "it says so once");
+    node.beats(1000, true).unwrap();
+    node.oldest = Some((1, Duration::ZERO));
+    assert!(matches!(node.beats(1, true), Err(SessionError::StillThere(600))));
+}

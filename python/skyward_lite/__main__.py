@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         description="List what sky.AWS() made, and end what has expired or belongs to a process of this machine that "
         "has ended. What lives is left alone, and so is what does not say in its tags whether it does: that is listed "
         "with its reason and the command that ends it.",
-        epilog="Exit status: 0 if nothing is left but what lives, 1 if something is or could not be looked at.",
+        epilog="Exit status: 0 if nothing is left but what lives (with --dry-run: and what would be ended), 1 if "
+        "something is or could not be looked at, 2 for wrong usage.",
     )
     reap.add_argument("--region", action="append", metavar="NAME", help="instead of the default one; may be repeated")
     reap.add_argument("--dry-run", action="store_true", help="list only")

@@ -26,7 +26,7 @@ from .providers.ending import remove_group, terminate
 from .providers.run import EXPIRES, OWNER, PROCESS, RUN
 
 SECONDS = 300.0
-"""Bound on ending everything in a region."""
+"""Bound on ending what is over of one run."""
 LIVING = ["pending", "running", "stopping", "stopped", "shutting-down"]
 CLOCKS = datetime.timedelta(minutes=10)
 """By how much the clocks of a client and of this machine may differ: AWS refuses calls whose time is 5 minutes off."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import struct
 import subprocess
 import sys
 import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fakes
@@ -52,7 +53,8 @@ def fake_python(host: Sshd, script: str) -> None:
 
 def fake(behaviour: str, **args: object) -> sky.ComputePool:
     """Make a pool of one node, with a behaviour of `fake_words.py`."""
-    options: dict[str, object] = {"plugins": [], "start_timeout": 20.0}
+    worker = sky.Worker(concurrency=1, task_timeout=100.0)
+    options: dict[str, object] = {"plugins": [], "start_timeout": 20.0, "worker": worker}
     return fakes.pool(f"{WORDS}:{behaviour}", good=0, options=options, **args)
 
 
@@ -111,6 +113,16 @@ def test_an_agent_without_a_good_hello(caplog, behaviour, args):
     assert is_harmless(text), text
 
 
+def test_two_nodes_that_do_not_start(caplog):
+    """Where one has said several lines, each node begins a line of its own, which no node can forge."""
+    said = b"one\nfake-1 is ready"
+    behaviour = (f"{WORDS}:begins", {"first": opening("goodbye", said).hex()})
+    provider = fakes.Fakes(behaviour, behaviour, good=0)
+    text = refused(sky.pool(provider, nodes=(1, 2), plugins=[], start_timeout=20.0), caplog)
+    assert text.count("one\n  | fake-1 is ready") == 2
+    assert re.findall(r"^fake-1 is (\w+)", text, re.MULTILINE) == ["lost"]
+
+
 @pytest.mark.parametrize(
     ("more", "then"),
     [(b"\xff\xfe", ""), (b"." * (1 << 17), ""), (b"\xff\xfe", ">&2; exit 3")],
@@ -160,7 +172,6 @@ def test_how_a_task_ended():
     """The end of standard error of a crashed worker, and whatever else is said of an end, is harmless and bounded."""
     ends = {
         "crashed": sky.WorkerCrashedError,
-        "node_lost": sky.NodeLostError,
         "timed_out": sky.TaskTimeoutError,
         "partial": sky.RemoteError,
     }
@@ -245,6 +256,22 @@ def test_what_a_script_of_ours_printed():
             bootstrap.said(begin + name.encode() + b"=/a\xffb\n")
 
 
+@contextlib.contextmanager
+def serving(answer: Callable[[socket.socket], None]) -> Iterator[socket.socket]:
+    """Have a server that answers one connection so; the other end may hang up meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            one, _ = server.accept()
+            with one, contextlib.suppress(OSError):
+                answer(one)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server
+        thread.join(20)
+
+
 def key_exchange(*names: str) -> bytes:
     """Return a server's first SSH packet, with its names of algorithms: key exchange, host key, cipher."""
     kex, key, cipher = names
@@ -274,30 +301,23 @@ def test_a_server_that_nobody_has_verified(said):
     """What it calls itself and its algorithms is harmless in the error: anybody can be there."""
     core = _core.Pool(1, 1)
     private, public = _core.generate_key()
-    with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def serve() -> None:
-            one, _ = server.accept()
-            # The client hangs up when it likes.
-            with one, contextlib.suppress(OSError):
-                one.sendall(said)
-                one.shutdown(socket.SHUT_WR)
-                while one.recv(1 << 16):
-                    pass
+    def answer(one: socket.socket) -> None:
+        one.sendall(said)
+        one.shutdown(socket.SHUT_WR)
+        while one.recv(1 << 16):
+            pass
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        with pytest.raises(_core.CoreError) as caught:
-            core.connect(
-                endpoint=server.getsockname(),
-                user="anybody",
-                host_keys=[public],
-                revoked=[],
-                accept_new=False,
-                identities=[private],
-                timeout=20.0,
-            )
-        thread.join(20)
+    with serving(answer) as server, pytest.raises(_core.CoreError) as caught:
+        core.connect(
+            endpoint=server.getsockname(),
+            user="anybody",
+            host_keys=[public],
+            revoked=[],
+            accept_new=False,
+            identities=[private],
+            timeout=20.0,
+        )
     core.close()
     assert is_harmless(str(caught.value.args[0])), caught.value
     assert ("CRITICAL" in str(caught.value)) is (ODD.encode() in said), caught.value

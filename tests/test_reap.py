@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import socket
 import subprocess
 import sys
 import time
@@ -14,9 +15,9 @@ import pytest
 import skyward_lite as sky
 from cloud import Cloud, aws
 from skyward_lite import reap
-from skyward_lite.providers import ec2, owner
+from skyward_lite.providers import ec2, owner, run
 from skyward_lite.reap import Thing, judge
-from test_border import FORGED, HOSTILE, is_harmless
+from test_border import FORGED, HOSTILE, is_harmless, serving
 
 NOW = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)
 AMI = "ami-12c6146b"
@@ -296,6 +297,20 @@ def test_a_configuration_that_cannot_be_used(tmp_path, monkeypatch, capsys, prof
     shown = capsys.readouterr().err
     assert why in shown
     assert all(is_harmless(line) for line in shown.splitlines())
+
+
+def test_an_address_that_cannot_be_found_out(monkeypatch):
+    """What the server said that was asked for it is harmless in the error."""
+
+    def answer(one: socket.socket) -> None:
+        one.recv(1 << 16)
+        one.sendall(b"HTTP/1.0 500 \x1b[2J CRITICAL\x9b31m\r\n\r\n")
+
+    with serving(answer) as server:
+        monkeypatch.setattr(run, "CHECK_IP", "http://{}:{}".format(*server.getsockname()))
+        with pytest.raises(sky.NodeStartError, match="CRITICAL") as caught:
+            run._own_address()
+    assert is_harmless(str(caught.value))
 
 
 def test_texts_of_aws(cloud):

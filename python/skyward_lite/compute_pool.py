@@ -530,7 +530,9 @@ class ComputePool(Executor):
             if sum(node.state == "ready" for node in nodes) >= self.min_nodes:
                 return
             if hopeful < self.min_nodes or time.monotonic() > deadline:
-                why = "; ".join(f"{n.name} is {n.state}" + (f": {n.reason}" if n.reason else "") for n in nodes)
+                whys = [f"{n.name} is {n.state}" + (f": {n.reason}" if n.reason else "") for n in nodes]
+                # What follows several lines of one node begins a line of its own.
+                why = ("\n" if any("\n" in why for why in whys) else "; ").join(whys)
                 raise NodeStartError(f"{self.min_nodes} ready nodes are needed, but {why}")
             self._core.wait_for_change([node.state for node in nodes], POLL_MS)
 

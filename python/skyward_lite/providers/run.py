@@ -14,6 +14,7 @@ import logging
 import math
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
@@ -444,6 +445,8 @@ def _own_address() -> str:
         with urllib.request.urlopen(CHECK_IP, timeout=10) as answer:
             address = ipaddress.ip_address(answer.read(100).decode().strip())
     except (OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         said = _core.printable(str(error), lines=False)
         raise NodeStartError(
             f"this machine's public address could not be found out ({CHECK_IP}: {said}): say from where SSH is "

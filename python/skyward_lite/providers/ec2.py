@@ -106,7 +106,7 @@ class Clients:
         try:
             self._make(boto3.Session(region_name=region), Config)
         except BotoCoreError as error:
-            raise NodeStartError(f"AWS's configuration cannot be used: {_said(error)}") from error
+            raise NodeStartError(f"AWS's configuration cannot be used: {_said(error)}") from None
 
     def _make(self, session: Any, config: Callable[..., Any]) -> None:
         if session.region_name is None:
@@ -118,7 +118,7 @@ class Clients:
         try:
             found = session.get_credentials() is not None
         except Exception as error:
-            raise NodeStartError(f"AWS's credentials could not be had: {_said(error)}") from error
+            raise NodeStartError(f"AWS's credentials could not be had: {_said(error)}") from None
         if not found:
             raise NodeStartError(
                 "no AWS credentials: run `aws configure` or `aws sso login`, set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
@@ -154,7 +154,10 @@ def code(error: BaseException) -> str:
 
 
 class words:  # noqa: N801 (used as a function)
-    """Turn botocore's errors within the block into `NodeStartError`s that say what to do."""
+    """Turn botocore's errors within the block into `NodeStartError`s that say what to do.
+
+    These have no cause: a traceback would show AWS's words as they are.
+    """
 
     def __init__(self, operation: str, region: str, kind: str = "") -> None:
         self.operation = operation
@@ -167,7 +170,7 @@ class words:  # noqa: N801 (used as a function)
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and type(error).__module__.partition(".")[0] in ("botocore", "boto3"):
             text = in_words(error, self.operation, self.region, self.kind)
-            raise AWSError(text, code(error), _transient(error)) from error
+            raise AWSError(text, code(error), _transient(error)) from None
 
 
 class AWSError(NodeStartError):

@@ -451,5 +451,5 @@ def _own_address() -> str:
         raise NodeStartError(
             f"this machine's public address could not be found out ({CHECK_IP}: {said}): say from where SSH is "
             'allowed, as in AWS(ssh_from="203.0.113.7/32")'
-        ) from error
+        ) from None
     return f"{address}/{address.max_prefixlen}"

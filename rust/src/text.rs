@@ -45,7 +45,8 @@ fn printable(text: &[u8], limit: usize, several: bool) -> String {
         more
     });
     let rest = text.get(taken..).unwrap_or_default();
-    // No part of a text is shown with less than half of its bytes. A character that is cut in two is left out.
+    // At most two bytes, as `\r\n`, are shown as one: the last `2 * room` fill the room. Of these, what is left of a
+    // character that began before them is left out.
     let mut end = rest.get(rest.len().saturating_sub(2 * room)..).unwrap_or_default();
     while let Some((0x80..=0xbf, others)) = end.split_first() {
         end = others;

@@ -447,7 +447,7 @@ def test_reap_leaves_the_living_alone(cloud):
         groups = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": ["skyward-lite:run"]}])
         cloud.ec2().create_tags(Resources=[*ids, groups["SecurityGroups"][0]["GroupId"]], Tags=tag)
         listed = command(cloud, "reap", "--region", "us-east-1", status=1)
-        assert "expired at 2020-01-01T00:00:00+00:00, but its client, a process of this machine, lives" in listed
+        assert "expired at 2020-01-01T00:00:00+00:00, but its client, a process of this machine, has" in listed
         assert all(i.alive() for i in cloud.instances())
         (run,) = set(re.findall(r"--run (\w+)`", listed))
         assert "ended" in command(cloud, "reap", "--region", "us-east-1", "--run", run)

@@ -123,7 +123,7 @@ def judge(things: Sequence[Thing], now: datetime.datetime, fate: Callable[[str],
             verdicts.append(Verdict("unclear", expires))
         elif now > latest + CLOCKS and "lives" in fates:
             # After a sleep of this machine, say, before the client has moved the expiry on.
-            verdicts.append(Verdict("unclear", f"{expired}, but its client, a process of this machine, lives"))
+            verdicts.append(Verdict("unclear", f"{expired}, but its client, a process of this machine, has not ended"))
         elif now > latest + CLOCKS:
             verdicts.append(Verdict("over", expired))
         else:

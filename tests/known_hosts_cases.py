@@ -287,6 +287,10 @@ def named(bench: Bench) -> Iterator[Case]:
         both = b"[node.example]:2222 " + line + b"\n" + host + good + b"\n"
         yield Case("another type at this port", "ed25519", port, {"known_hosts": both})
         yield Case("another type, new port", "ed25519", port + new, {"known_hosts": both})
+    for alias in (b"[node.example]:2222", b"node.example"):
+        # Only without an alias is the name without the port looked for too.
+        lines = port + b"HostKeyAlias " + alias + b"\n"
+        yield Case("an alias with the port", "ed25519", lines, {"known_hosts": host + good + b"\n"})
     for line in (bench.certificates["ed25519"], b"ssh-ed25519 " + bench.certificates["ed25519"].split()[1]):
         yield Case(
             "a revoked certificate", "ed25519", b"", {"known_hosts": b"@revoked * " + line + b"\n" + host + good}
@@ -322,6 +326,14 @@ def named(bench: Bench) -> Iterator[Case]:
         yield Case(
             f"no RevokedHostKeys {value!r}", "ed25519", b"RevokedHostKeys " + value, {"known_hosts": host + good}
         )
+    for value, files in {
+        b'"@DIR@/a b"': ["a"],
+        b'"@DIR@/a b" "@DIR@/c d"': ["c"],
+        b'"@DIR@/a b/known_hosts" "@DIR@/a b/known_hosts2"': ["a b/known_hosts2"],
+        b'"@DIR@/a  b c"': ["a  b"],
+    }.items():
+        # A file that is missing is not a part of its name.
+        yield Case(f"missing {value!r}", "ed25519", b"UserKnownHostsFile " + value, dict.fromkeys(files, host + good))
 
 
 def _fields(*fields: bytes) -> bytes:

@@ -66,7 +66,6 @@ class Keys:
         self.good = {kind: keygen(directory / kind, kind) for kind in ("ed25519", "ecdsa", "rsa")}
         self.wrong = [keygen(directory / f"wrong{number}") for number in range(3)]
         self.locked = keygen(directory / "locked")
-        self.certified = keygen(directory / "certified")
         self.authority = keygen(directory / "authority")
         self.authorized = directory / "authorized"
         self.authorized.write_text(
@@ -166,10 +165,10 @@ def test_the_agents_key_is_known_by_its_private_file_too(lab, door, keys, tmp_pa
     assert "ssh-add" not in str(caught.value)
 
 
-@pytest.mark.parametrize("where", ["agent", "beside", "CertificateFile"])
-def test_certificates_for_the_agents_keys_serve(lab, door, keys, tmp_path, where):
+@pytest.mark.parametrize(("kind", "where"), [("rsa", "agent"), ("ed25519", "beside"), ("rsa", "CertificateFile")])
+def test_certificates_for_the_agents_keys_serve(lab, door, keys, tmp_path, kind, where):
     """They may be in the agent, too, or in a file where only the agent can sign."""
-    key = keygen(tmp_path / "short-lived")
+    key = keygen(tmp_path / "short-lived", kind)
     sign = ["ssh-keygen", "-q", "-s", keys.authority, "-I", "me", "-n", getpass.getuser(), f"{key}.pub"]
     # Comments may be in any encoding: the one of the key in the agent, and the one of the certificate.
     comment = ["ssh-keygen", "-q", "-c", "-C", b"b\xfcro\x85\x0c", "-f", key]
@@ -224,20 +223,21 @@ def test_too_many_keys_are_told_from_a_fault(lab, door, keys):
         connect(lab, door.name)
 
 
-@pytest.mark.parametrize("name", ["certified-cert.pub", "any name.pub"])
-def test_a_certificate_serves(lab, door, keys, name):
+@pytest.mark.parametrize(
+    ("kind", "name"), [("ed25519", "key-cert.pub"), ("rsa", "key-cert.pub"), ("ecdsa", "any name.pub")]
+)
+def test_a_certificate_serves(lab, door, keys, tmp_path, kind, name):
     """A user certificate is found beside its key, or where CertificateFile says, whatever it is called."""
-    sign = ["ssh-keygen", "-q", "-s", keys.authority, "-I", "me", "-n", getpass.getuser(), f"{keys.certified}.pub"]
+    key = keygen(tmp_path / "key", kind)
+    sign = ["ssh-keygen", "-q", "-s", keys.authority, "-I", "me", "-n", getpass.getuser(), f"{key}.pub"]
     subprocess.run(sign, check=True, capture_output=True)
-    beside, file = Path(f"{keys.certified}-cert.pub"), keys.directory / name
+    beside, file = Path(f"{key}-cert.pub"), tmp_path / name
     beside.rename(file)
-    configure(lab, door, f"IdentityFile {keys.certified}", *([f'CertificateFile "{file}"'] if file != beside else []))
-    try:
-        assert ssh(lab, door.name)
-        connect(lab, door.name)
-    finally:
-        file.unlink()
-    with pytest.raises(sky.NodeStartError, match=f"{keys.certified} "):
+    configure(lab, door, f"IdentityFile {key}", *([f'CertificateFile "{file}"'] if file != beside else []))
+    assert ssh(lab, door.name)
+    connect(lab, door.name)
+    file.unlink()
+    with pytest.raises(sky.NodeStartError, match=f"{key} "):
         connect(lab, door.name)
 
 

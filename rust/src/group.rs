@@ -35,22 +35,26 @@ const MODULES: [&str; 3] = [
     "joblib.externals.loky.backend.resource_tracker",
 ];
 /// Waits until the processes in its arguments have ended, at most the seconds in the first; then kills them and the
-/// group that it leads.
+/// group that it leads. A process that has come to the number of one of them began at another time, and lives on.
 const WAIT: &str = "\
 import os, sys, time
 
-def lives(pid):
+def begun(pid):
     try:
         with open(f'/proc/{pid}/stat', 'rb') as stat:
-            return stat.read().rpartition(b') ')[2][:1] not in b'ZX'
+            state, *fields = stat.read().rpartition(b') ')[2].split()
     except OSError:
-        return False
+        return None
+    return None if state in b'ZX' else fields[18]
+
+def left():
+    return [pid for pid, when in trackers.items() if when and begun(pid) == when]
 
 until = time.monotonic() + float(sys.argv[1])
-pids = [int(pid) for pid in sys.argv[2:]]
-while any(map(lives, pids)) and time.monotonic() < until:
+trackers = {int(pid): begun(pid) for pid in sys.argv[2:]}
+while left() and time.monotonic() < until:
     time.sleep(0.01)
-for pid in filter(lives, pids):
+for pid in left():
     try:
         os.kill(pid, 9)
     except OSError:

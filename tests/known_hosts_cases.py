@@ -45,7 +45,7 @@ STRICTER = {
     "public keys are off": (r"turns public keys off", b"(PUBKEY|PREFERRED)AUTHENTICATION"),
     "an algorithm that is not supported": (r"that the ssh configuration allows is supported", b"CIPHERS|MACS|KEX"),
     "HostKeyAlgorithms removes some": (r"HostKeyAlgorithms decides|, which is revoked", b"HOSTKEYALGORITHMS.*-"),
-    "names of files that can be split in several ways": (r"in more than one way", b"@DIR@/A B"),
+    "names of files that can be split in several ways": (r"in more than one way", b"@DIR@/(A B|SOME WORDS)"),
 }
 """Why we refuse what ssh accepts: a reason, what our error says then, and what is in the case in capitals."""
 
@@ -395,7 +395,11 @@ class Maker:
             lines.append(self.option(b"HostName", rng.choice([b"real.example", b"%h.x", b"REAL.example", b"10.0.0.7"])))
             names += [b"real.example", name.encode().lower() + b".x", b"10.0.0.7"]
         if some(0.2):
-            lines.append(self.option(b"HostKeyAlias", rng.choice([b"alias", b"ALIAS", b"al-ias.x", b"node.example"])))
+            lines.append(
+                self.option(
+                    b"HostKeyAlias", rng.choice([b"alias", b"ALIAS", b"al-ias.x", b"node.example", b"[alias]:2222"])
+                )
+            )
             names += [b"alias", b"al-ias.x"]
         if some(0.5):
             values = [b"accept-new"] * 4 + [b"yes", b"no", b"ask", b"off"]
@@ -426,6 +430,8 @@ class Maker:
             more = {
                 b"@DIR@/two @DIR@/known_hosts": ["two"],
                 b'"@DIR@/two words" @DIR@/known_hosts': ["two words"],
+                b'"@DIR@/other words" "@DIR@/more words"': [],
+                b'"@DIR@/some words"  "@DIR@/more words"': ["some"],
                 b"@DIR@/%h @DIR@/known_hosts": ["node.example", "%h"],
                 b"@DIR@/%%h @DIR@/known_hosts": ["%h", "%%h"],
                 b"@DIR@/k-%k": ["k-alias", "k-node.example", "k-%k"],

@@ -45,7 +45,7 @@ STRICTER = {
     "public keys are off": (r"turns public keys off", b"(PUBKEY|PREFERRED)AUTHENTICATION"),
     "an algorithm that is not supported": (r"that the ssh configuration allows is supported", b"CIPHERS|MACS|KEX"),
     "HostKeyAlgorithms removes some": (r"HostKeyAlgorithms decides|, which is revoked", b"HOSTKEYALGORITHMS.*-"),
-    "names of files that can be split in several ways": (r"in more than one way", b"@DIR@/A B"),
+    "names of files that can be split in several ways": (r"in more than one way", b"@DIR@/(A B|SOME WORDS)"),
 }
 """Why we refuse what ssh accepts: a reason, what our error says then, and what is in the case in capitals."""
 
@@ -287,6 +287,10 @@ def named(bench: Bench) -> Iterator[Case]:
         both = b"[node.example]:2222 " + line + b"\n" + host + good + b"\n"
         yield Case("another type at this port", "ed25519", port, {"known_hosts": both})
         yield Case("another type, new port", "ed25519", port + new, {"known_hosts": both})
+    for alias in (b"[node.example]:2222", b"node.example"):
+        # Only without an alias is the name without the port looked for too.
+        lines = port + b"HostKeyAlias " + alias + b"\n"
+        yield Case("an alias with the port", "ed25519", lines, {"known_hosts": host + good + b"\n"})
     for line in (bench.certificates["ed25519"], b"ssh-ed25519 " + bench.certificates["ed25519"].split()[1]):
         yield Case(
             "a revoked certificate", "ed25519", b"", {"known_hosts": b"@revoked * " + line + b"\n" + host + good}
@@ -322,6 +326,14 @@ def named(bench: Bench) -> Iterator[Case]:
         yield Case(
             f"no RevokedHostKeys {value!r}", "ed25519", b"RevokedHostKeys " + value, {"known_hosts": host + good}
         )
+    for value, files in {
+        b'"@DIR@/a b"': ["a"],
+        b'"@DIR@/a b" "@DIR@/c d"': ["c"],
+        b'"@DIR@/a b/known_hosts" "@DIR@/a b/known_hosts2"': ["a b/known_hosts2"],
+        b'"@DIR@/a  b c"': ["a  b"],
+    }.items():
+        # A file that is missing is not a part of its name.
+        yield Case(f"missing {value!r}", "ed25519", b"UserKnownHostsFile " + value, dict.fromkeys(files, host + good))
 
 
 def _fields(*fields: bytes) -> bytes:
@@ -383,7 +395,11 @@ class Maker:
             lines.append(self.option(b"HostName", rng.choice([b"real.example", b"%h.x", b"REAL.example", b"10.0.0.7"])))
             names += [b"real.example", name.encode().lower() + b".x", b"10.0.0.7"]
         if some(0.2):
-            lines.append(self.option(b"HostKeyAlias", rng.choice([b"alias", b"ALIAS", b"al-ias.x", b"node.example"])))
+            lines.append(
+                self.option(
+                    b"HostKeyAlias", rng.choice([b"alias", b"ALIAS", b"al-ias.x", b"node.example", b"[alias]:2222"])
+                )
+            )
             names += [b"alias", b"al-ias.x"]
         if some(0.5):
             values = [b"accept-new"] * 4 + [b"yes", b"no", b"ask", b"off"]
@@ -414,6 +430,8 @@ class Maker:
             more = {
                 b"@DIR@/two @DIR@/known_hosts": ["two"],
                 b'"@DIR@/two words" @DIR@/known_hosts': ["two words"],
+                b'"@DIR@/other words" "@DIR@/more words"': [],
+                b'"@DIR@/some words"  "@DIR@/more words"': ["some"],
                 b"@DIR@/%h @DIR@/known_hosts": ["node.example", "%h"],
                 b"@DIR@/%%h @DIR@/known_hosts": ["%h", "%%h"],
                 b"@DIR@/k-%k": ["k-alias", "k-node.example", "k-%k"],

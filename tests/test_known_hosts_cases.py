@@ -10,7 +10,8 @@ def few(bench: Bench) -> list[Case]:
     """Return the cases that went wrong once, with some of their neighbours, and some generated ones."""
     named = list(cases.named(bench))
     first = sum(any(repr(end) in case.what for end in cases.SEPARATORS[:3]) for case in named)
-    return named[:first] + named[first::6] + cases.generated(12, seed=7)(bench)
+    chosen = named[:first] + [case for case in named if case.what.startswith(("an alias", "missing "))]
+    return chosen + named[first::6] + cases.generated(12, seed=7)(bench)
 
 
 def test_what_ssh_refuses_is_refused(tmp_path):

@@ -66,7 +66,6 @@ class Keys:
         self.good = {kind: keygen(directory / kind, kind) for kind in ("ed25519", "ecdsa", "rsa")}
         self.wrong = [keygen(directory / f"wrong{number}") for number in range(3)]
         self.locked = keygen(directory / "locked")
-        self.certified = keygen(directory / "certified")
         self.authority = keygen(directory / "authority")
         self.authorized = directory / "authorized"
         self.authorized.write_text(
@@ -166,10 +165,10 @@ def test_the_agents_key_is_known_by_its_private_file_too(lab, door, keys, tmp_pa
     assert "ssh-add" not in str(caught.value)
 
 
-@pytest.mark.parametrize("where", ["agent", "beside", "CertificateFile"])
-def test_certificates_for_the_agents_keys_serve(lab, door, keys, tmp_path, where):
+@pytest.mark.parametrize(("kind", "where"), [("rsa", "agent"), ("ed25519", "beside"), ("rsa", "CertificateFile")])
+def test_certificates_for_the_agents_keys_serve(lab, door, keys, tmp_path, kind, where):
     """They may be in the agent, too, or in a file where only the agent can sign."""
-    key = keygen(tmp_path / "short-lived")
+    key = keygen(tmp_path / "short-lived", kind)
     sign = ["ssh-keygen", "-q", "-s", keys.authority, "-I", "me", "-n", getpass.getuser(), f"{key}.pub"]
     # Comments may be in any encoding: the one of the key in the agent, and the one of the certificate.
     comment = ["ssh-keygen", "-q", "-c", "-C", b"b\xfcro\x85\x0c", "-f", key]
@@ -224,20 +223,21 @@ def test_too_many_keys_are_told_from_a_fault(lab, door, keys):
         connect(lab, door.name)
 
 
-@pytest.mark.parametrize("name", ["certified-cert.pub", "any name.pub"])
-def test_a_certificate_serves(lab, door, keys, name):
+@pytest.mark.parametrize(
+    ("kind", "name"), [("ed25519", "key-cert.pub"), ("rsa", "key-cert.pub"), ("ecdsa", "any name.pub")]
+)
+def test_a_certificate_serves(lab, door, keys, tmp_path, kind, name):
     """A user certificate is found beside its key, or where CertificateFile says, whatever it is called."""
-    sign = ["ssh-keygen", "-q", "-s", keys.authority, "-I", "me", "-n", getpass.getuser(), f"{keys.certified}.pub"]
+    key = keygen(tmp_path / "key", kind)
+    sign = ["ssh-keygen", "-q", "-s", keys.authority, "-I", "me", "-n", getpass.getuser(), f"{key}.pub"]
     subprocess.run(sign, check=True, capture_output=True)
-    beside, file = Path(f"{keys.certified}-cert.pub"), keys.directory / name
+    beside, file = Path(f"{key}-cert.pub"), tmp_path / name
     beside.rename(file)
-    configure(lab, door, f"IdentityFile {keys.certified}", *([f'CertificateFile "{file}"'] if file != beside else []))
-    try:
-        assert ssh(lab, door.name)
-        connect(lab, door.name)
-    finally:
-        file.unlink()
-    with pytest.raises(sky.NodeStartError, match=f"{keys.certified} "):
+    configure(lab, door, f"IdentityFile {key}", *([f'CertificateFile "{file}"'] if file != beside else []))
+    assert ssh(lab, door.name)
+    connect(lab, door.name)
+    file.unlink()
+    with pytest.raises(sky.NodeStartError, match=f"{key} "):
         connect(lab, door.name)
 
 
@@ -542,36 +542,56 @@ def test_options_that_are_not_heeded_are_said(lab, host, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    ("line", "consequence"),
-    [
-        ("CheckHostIP yes", "addresses are not compared"),
-        ("KnownHostsCommand /bin/true", "lists, or revokes, is not known"),
-        ("PubkeyAcceptedAlgorithms ssh-ed25519", "your keys also sign"),
-    ],
-)
-def test_restrictions_that_are_not_applied_are_a_warning(lab, host, line, consequence):
-    """It names the host, the option, its value, what follows and what to do."""
+RESTRICTIONS = {
+    "CheckHostIP yes": "addresses are not compared",
+    "KnownHostsCommand /bin/true": "lists, or revokes, is not known",
+    "PubkeyAcceptedAlgorithms ssh-ed25519": "your keys also sign",
+}
+
+
+def warned(tmp_path: Path, host: str, *lines: str) -> list[str]:
+    """Return what is said of the restrictions in a configuration."""
+    config = tmp_path / "config"
+    config.write_text("".join(f"{line}\n" for line in lines))
+    return openssh.warnings_of(openssh.resolve(openssh.parse(host), str(config)), host)
+
+
+@pytest.mark.parametrize(("line", "consequence"), RESTRICTIONS.items())
+def test_restrictions_that_are_not_applied_are_said(tmp_path, line, consequence):
+    """What is said names the host, the option, its value, what follows and what to do."""
     option, value = line.split()
-    configure(lab, host, line)
-    try:
-        with pytest.warns(UserWarning, match=consequence) as caught:
-            connect(lab, host.name)
-    finally:
-        configure(lab, host)
-    (warning,) = caught
-    said = str(warning.message)
-    assert said.startswith(f"{host.name}: the ssh configuration sets {option.lower()} to {value!r}")
+    (said,) = warned(tmp_path, "node.example", line)
+    assert said.startswith(f"node.example: the ssh configuration sets {option.lower()} to {value!r}")
+    assert consequence in said
     assert "Remedy: " in said
 
 
-def test_values_that_restrict_nothing_are_no_warning(lab, host):
-    """A policy of the whole system may set an option to what we use anyway."""
-    configure(lab, host, "PubkeyAcceptedAlgorithms -ssh-rsa", "CheckHostIP no", "CASignatureAlgorithms ssh-ed25519")
+def test_restrictions_that_are_not_applied_are_logged_as_warnings(lab, host, caplog):
+    """The node is there all the same: with warnings as errors too, as in these tests."""
+    configure(lab, host, *RESTRICTIONS)
     try:
-        connect(lab, host.name)
+        with caplog.at_level(logging.WARNING, "skyward_lite"):
+            connect(lab, host.name)
     finally:
         configure(lab, host)
+    said = "".join(record.getMessage() for record in caplog.records)
+    assert f"{host.name}: the ssh configuration sets knownhostscommand" in said
+
+
+def test_restrictions_that_make_no_difference_are_not_said(tmp_path):
+    """A policy of the whole system may name all that is used; and after the remedy nothing is said any more."""
+    key, other = keygen(tmp_path / "key"), keygen(tmp_path / "other", "rsa")
+    policy = "PubkeyAcceptedAlgorithms ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,ssh-ed25519"
+    for host, *lines in (
+        ("node", "CheckHostIP no", "CASignatureAlgorithms ssh-ed25519", "PubkeyAcceptedAlgorithms -ssh-rsa"),
+        ("node", f"{policy},rsa-sha2-512"),
+        ("node", policy, f"IdentityFile {key}", "IdentitiesOnly yes"),
+        ("192.0.2.7", "CheckHostIP yes"),
+        ("node", "CheckHostIP yes", "HostName 2001:db8::7"),
+        ("node", "CheckHostIP yes", "ProxyCommand nc %h %p"),
+    ):
+        assert warned(tmp_path, host, *lines) == [], lines
+    assert warned(tmp_path, "node", policy, f"IdentityFile {key}", f"IdentityFile {other}", "IdentitiesOnly yes")
 
 
 @pytest.mark.parametrize("end", ["\f", "\v", "\r", "\x1c", "\u2028", "\0"])

@@ -37,16 +37,21 @@ def start(folder):
     ], os.getppid()
 
 
+def interrupt(how, agent):
+    """Kill the agent, or have a call of joblib's aborted; or do nothing, where the block is left."""
+    if how == "agent":
+        os.kill(agent, signal.SIGKILL)
+    elif how == "abort":
+        with pytest.raises((TimeoutError, multiprocessing.TimeoutError)):
+            Parallel(n_jobs=2, timeout=0.1)(delayed(time.sleep)(60) for _ in range(2))
+
+
 @pytest.mark.parametrize(("end", "executor"), [("leave", "thread"), ("agent", "process"), ("abort", "process")])
 def test_nothing_survives_by_its_name(tmp_path, end, executor):
     """Programs that mention resource trackers, and trackers that do not end, are killed with their task's worker."""
     with sky.pool(worker=sky.Worker(concurrency=1, executor=executor)) as pool:
         pids, agent = pool.submit(start, str(tmp_path)).result(20)
-        if end == "agent":
-            os.kill(agent, signal.SIGKILL)
-        elif end == "abort":
-            with pytest.raises((TimeoutError, multiprocessing.TimeoutError)):
-                Parallel(n_jobs=2, timeout=0.1)(delayed(time.sleep)(60) for _ in range(2))
+        interrupt(end, agent)
         if end != "leave":
             assert eventually(lambda: all(map(has_ended, pids)), 20)
     assert eventually(lambda: all(map(has_ended, pids)), 20)
@@ -89,11 +94,7 @@ def test_trackers_in_other_sessions_get_to_clear_up(end):
     with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
         name, pids, agent = pool.submit(share_elsewhere).result(20)
         assert Path(f"/dev/shm/{name}").exists()
-        if end == "agent":
-            os.kill(agent, signal.SIGKILL)
-        elif end == "abort":
-            with pytest.raises((TimeoutError, multiprocessing.TimeoutError)):
-                Parallel(n_jobs=2, timeout=0.1)(delayed(time.sleep)(60) for _ in range(2))
+        interrupt(end, agent)
         if end != "leave":
             assert eventually(lambda: not Path(f"/dev/shm/{name}").exists() and all(map(has_ended, pids)), 20)
     assert eventually(lambda: not Path(f"/dev/shm/{name}").exists() and all(map(has_ended, pids)), 20)

@@ -23,8 +23,11 @@ pub const PAUSE: Duration = Duration::from_millis(5);
 const OTHERS: Duration = Duration::from_millis(200);
 /// How long trackers may take to clear up once all others have ended.
 const TRACKERS: Duration = Duration::from_secs(2);
-/// How long a process that becomes another program may be without a command line. One that hides its own is killed then.
+/// How long a round waits for the command lines of processes that are becoming other programs. One that hides its own is
+/// killed then.
 const EXEC: Duration = Duration::from_millis(100);
+/// The flag in `/proc/PID/stat` of a process that is ending.
+const PF_EXITING: u32 = 4;
 /// The modules whose `main` is a tracker.
 const MODULES: [&str; 3] = [
     "multiprocessing.resource_tracker",
@@ -32,22 +35,26 @@ const MODULES: [&str; 3] = [
     "joblib.externals.loky.backend.resource_tracker",
 ];
 /// Waits until the processes in its arguments have ended, at most the seconds in the first; then kills them and the
-/// group that it leads.
+/// group that it leads. A process that has come to the number of one of them began at another time, and lives on.
 const WAIT: &str = "\
 import os, sys, time
 
-def lives(pid):
+def begun(pid):
     try:
         with open(f'/proc/{pid}/stat', 'rb') as stat:
-            return stat.read().rpartition(b') ')[2][:1] not in b'ZX'
+            state, *fields = stat.read().rpartition(b') ')[2].split()
     except OSError:
-        return False
+        return None
+    return None if state in b'ZX' else fields[18]
+
+def left():
+    return [pid for pid, when in trackers.items() if when and begun(pid) == when]
 
 until = time.monotonic() + float(sys.argv[1])
-pids = [int(pid) for pid in sys.argv[2:]]
-while any(map(lives, pids)) and time.monotonic() < until:
+trackers = {int(pid): begun(pid) for pid in sys.argv[2:]}
+while left() and time.monotonic() < until:
     time.sleep(0.01)
-for pid in filter(lives, pids):
+for pid in left():
     try:
         os.kill(pid, 9)
     except OSError:
@@ -147,9 +154,10 @@ impl Group {
             family.extend(children);
             at += 1;
         }
+        let until = Instant::now() + EXEC;
         for pid in family {
             if getpgid(Some(pid)).is_ok_and(|group| group != leader) {
-                if is_tracker(pid) {
+                if is_tracker(pid, until) {
                     lock(&self.trackers).push(pid);
                 } else {
                     let _ = kill_process(pid, Signal::KILL);
@@ -208,7 +216,8 @@ impl Group {
     /// Those that live. A process that has come to the number of one that ended is none.
     fn trackers_outside(&self) -> Vec<Pid> {
         let mut trackers = lock(&self.trackers);
-        trackers.retain(|pid| is_tracker(*pid));
+        let until = Instant::now() + EXEC;
+        trackers.retain(|pid| is_tracker(*pid, until));
         trackers.clone()
     }
 }
@@ -217,6 +226,7 @@ impl Group {
 #[cfg(target_os = "linux")]
 fn members(group: Pid) -> Option<Vec<(Pid, bool)>> {
     let mut members = Vec::new();
+    let until = Instant::now() + EXEC;
     for entry in std::fs::read_dir("/proc").ok()?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
             continue;
@@ -227,7 +237,7 @@ fn members(group: Pid) -> Option<Vec<(Pid, bool)>> {
         let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
         let (state, of) = (fields.next(), fields.nth(1).and_then(|group| group.parse().ok()));
         if of == Some(group.as_raw_nonzero().get()) && !matches!(state, Some("Z" | "X")) {
-            members.push((pid, is_tracker(pid)));
+            members.push((pid, is_tracker(pid, until)));
         }
     }
     Some(members)
@@ -238,23 +248,30 @@ fn members(_: Pid) -> Option<Vec<(Pid, bool)>> {
     None
 }
 
-/// Whether a process is a resource tracker. One that has ended is none: a zombie has no command line.
-fn is_tracker(pid: Pid) -> bool {
+/// Whether a process is a resource tracker. One that has ended is none: it has no command line.
+fn is_tracker(pid: Pid, until: Instant) -> bool {
     let read = |file: &str| std::fs::read(format!("/proc/{}/{file}", pid.as_raw_nonzero())).unwrap_or_default();
-    let begun = Instant::now();
     loop {
         let command = read("cmdline");
         if !command.is_empty() {
             return tracks(&String::from_utf8_lossy(&command));
         }
-        // A process that lives and has no command line is perhaps in the midst of execve(2), and its parent goes on.
-        let stat = read("stat");
-        let state = stat.rsplit(|byte| *byte == b')').next().and_then(|fields| fields.get(1)).copied();
-        if matches!(state, None | Some(b'Z' | b'X')) || begun.elapsed() >= EXEC {
+        // Without a command line a process is perhaps in the midst of execve(2), and its parent goes on already. Or it is
+        // ending, which takes long where it has much memory.
+        if is_ending(&read("stat")) || Instant::now() >= until {
             return false;
         }
         std::thread::sleep(PAUSE / 10);
     }
+}
+
+/// Whether a `/proc/PID/stat` is of a process that is ending or has ended: pid (name) state parent group session terminal
+/// its-group flags …
+fn is_ending(stat: &[u8]) -> bool {
+    let stat = String::from_utf8_lossy(stat);
+    let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let (state, flags) = (fields.next(), fields.nth(5).and_then(|flags| flags.parse::<u32>().ok()));
+    matches!(state, Some("Z" | "X")) || flags.is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
 /// Whether a command line, each argument ended by a zero byte, is that of a resource tracker:
@@ -288,4 +305,20 @@ fn children(parent: Pid) -> Vec<Pid> {
     let lists = tasks.into_iter().flatten().flatten().map(|task| std::fs::read_to_string(task.path().join("children")));
     let pids = |list: String| list.split(' ').filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect::<Vec<_>>();
     lists.flatten().flat_map(pids).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_ending;
+
+    /// A process that frees its memory, a zombie and one that is gone are ending; one that runs or waits is not,
+    /// whatever its name.
+    #[test]
+    fn ending_processes() {
+        for ending in [&b"7 (python) R 1 7 7 0 -1 4195332 0"[..], b"7 (a) R 1 ) Z 1 7 7 0 -1 4194304 0", b"", b"7 (a"] {
+            assert!(is_ending(ending));
+        }
+        assert!(!is_ending(b"7 (a) Z 4 ) R 1 7 7 0 -1 4194304 0"));
+        assert!(!is_ending(&std::fs::read("/proc/self/stat").unwrap_or_default()));
+    }
 }

@@ -12,7 +12,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use russh::client::{self, AuthResult};
 use russh::keys::agent::AgentIdentity;
 use russh::keys::agent::client::AgentClient;
-use russh::keys::ssh_key::private::Ed25519Keypair;
+use russh::keys::signature::Signer as _;
+use russh::keys::ssh_encoding::Encode;
+use russh::keys::ssh_key::Error;
+use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
 use russh::keys::{
     Algorithm, Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
     load_secret_key,
@@ -501,10 +504,17 @@ impl Connection {
         certificate: Option<Certificate>,
         accepts: &mut String,
     ) -> Result<bool, SshError> {
+        let hash = self.hash(key.algorithm()).await?;
         let result = if let Some(certificate) = certificate {
-            self.handle.authenticate_openssh_cert(user, Arc::clone(key), certificate).await?
+            // russh's own way to sign for a certificate with a key names SHA-1 if that is an RSA key.
+            let mut signer = OfKey(key);
+            match self.handle.authenticate_certificate_with(user, certificate, hash, &mut signer).await {
+                Ok(AuthResult::Failure { .. }) | Err(AgentAuthError::Send(_)) if self.handle.is_closed() => {
+                    return Err(SshError::Protocol("the connection was closed".to_owned()));
+                }
+                result => result.map_err(|why| SshError::Key(why.to_string()))?,
+            }
         } else {
-            let hash = self.hash(key.algorithm()).await?;
             let key = PrivateKeyWithHashAlg::new(Arc::clone(key), hash);
             self.handle.authenticate_publickey(user, key).await?
         };
@@ -642,6 +652,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Signer for OfAgent<'_, S> {
     }
 }
 
+/// A private key that signs for its certificate.
+struct OfKey<'a>(&'a PrivateKey);
+
+impl Signer for OfKey<'_> {
+    type Error = AgentAuthError;
+
+    async fn auth_sign(
+        &mut self,
+        _identity: &AgentIdentity,
+        hash: Option<HashAlg>,
+        mut data: Vec<u8>,
+    ) -> Result<Vec<u8>, Self::Error> {
+        let signed = match self.0.key_data() {
+            KeypairData::Rsa(pair) => (pair, hash).try_sign(&data),
+            pair => pair.try_sign(&data),
+        };
+        let signature = signed.map_err(Error::from).and_then(Vec::try_from).map_err(russh::keys::Error::from)?;
+        signature.encode(&mut data).map_err(russh::keys::Error::from)?;
+        Ok(data)
+    }
+}
+
 fn passed(result: AuthResult, accepts: &mut String) -> bool {
     match result {
         AuthResult::Success => true,
@@ -659,8 +691,8 @@ const MAX_KEPT: usize = 32 * 1024 * 1024;
 /// A stream whose writes do not wait: what the socket does not take at once is kept and sent while reading.
 ///
 /// russh writes inside the loop that also reads. Two such ends whose socket buffers are both full wait for each
-/// other for ever; over this stream each goes on reading. What is kept is bounded by the SSH channels' windows. A
-/// socket that takes nothing for a set time is an error, which russh has no bound for.
+/// other for ever; over this stream each goes on reading, until [`MAX_KEPT`] bytes are kept. A socket that takes nothing
+/// for a set time is an error, which russh has no bound for.
 #[derive(Debug)]
 pub struct Unblocked<S> {
     inner: S,

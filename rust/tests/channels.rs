@@ -11,7 +11,8 @@ use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicK
 use russh::{Channel, ChannelId, client};
 use skyward_lite::pool::{Endpoint, Pool};
 use skyward_lite::session::MAX_MESSAGE;
-use skyward_lite::ssh::{Algorithms, Identity, Target, new_key};
+use skyward_lite::ssh::{Algorithms, CHANNEL_WINDOW, Identity, Target, Unblocked, new_key};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 /// Bound on everything here: a hang is a failure with a name.
@@ -125,6 +126,27 @@ fn channels_that_a_server_opens_are_refused() {
 #[test]
 fn a_server_that_opens_channels_for_ever_is_left() {
     assert!(outcomes(1000).is_err());
+}
+
+/// What is kept for a peer that reads nothing is bounded, and the connection ends.
+#[test]
+fn what_a_peer_does_not_read_is_not_kept_without_a_bound() {
+    let writing = async {
+        let (ours, _theirs) = tokio::io::duplex(1024);
+        let mut stream = Unblocked::new(ours, Some(Duration::from_secs(1)));
+        let (piece, mut taken) = (vec![0; 1 << 20], 0);
+        loop {
+            match stream.write(&piece).await {
+                Ok(more) => taken += more,
+                Err(why) => break (taken, why.kind()),
+            }
+            assert!(taken <= 64 << 20);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (taken, why) = runtime.block_on(async { tokio::time::timeout(BOUND, writing).await.unwrap() });
+    assert!(taken >= 2 * CHANNEL_WINDOW as usize, "the windows of channels have room");
+    assert_eq!(why, std::io::ErrorKind::TimedOut);
 }
 
 struct Anything;

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import hmac
+import ipaddress
 import os
 import pwd
 import re
@@ -75,6 +76,9 @@ HOST_KEY_ALGORITHMS = {
 }
 """Algorithms with which a host may prove that it has its key: the type of the key."""
 
+_COMMON_TYPES = frozenset(kind for kind in public_keys.TYPES if not kind.startswith("sk-"))
+"""Types of keys that users have, but for keys in hardware, which the policies of some systems leave out."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Destination:
@@ -106,6 +110,8 @@ class Config:
     user: str
     key_name: str
     """The name under which its key is known."""
+    portless: str | None
+    """The name under which its key may be known instead if none is known at its port; None if there is no such name."""
     identity_files: tuple[str, ...]
     certificates: tuple[str, ...]
     agent: str | None
@@ -136,7 +142,7 @@ class Config:
     unheeded: tuple[str, ...]
     """Options that are set and that we do not apply."""
     missed: dict[str, str]
-    """Those of them that restrict what ssh trusts or uses, with their values."""
+    """Those of them that can restrict what ssh trusts or uses, with their values."""
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[bytes]:
@@ -226,6 +232,7 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         port=port,
         user=user,
         key_name=alias or (hostname if port == 22 else f"[{hostname}]:{port}"),
+        portless=None if alias or port == 22 else hostname,
         identity_files=files("identityfile"),
         certificates=files("certificatefile"),
         agent=None if agent == "none" or not agent else _home(expand(agent)),
@@ -245,22 +252,37 @@ def resolve(to: Destination, file: str | None = None) -> Config:
         rsa_bits=int(one("requiredrsasize", "0")),
         public_keys=one("pubkeyauthentication") not in ("no", "false") and (not methods or "publickey" in methods),
         unheeded=tuple(unheeded),
-        missed={key: one(key) for key in unheeded if key in RESTRICTING and _restricts(key, one(key))},
+        missed={key: one(key) for key in unheeded if key in RESTRICTING},
     )
 
 
-def _restricts(key: str, value: str) -> bool:
-    """Return whether an option of `RESTRICTING` makes a difference with this value."""
+def _restricts(config: Config, key: str, value: str) -> bool:
+    """Return whether an option of `RESTRICTING` makes a difference with this value for this host."""
     if key == "pubkeyacceptedalgorithms":
-        # Policies of whole systems set it, and usually name all that we use.
-        return not {*HOST_KEY_ALGORITHMS} - {"ssh-rsa"} <= set(value.split(","))
+        # Policies of whole systems set it, and usually name all that is used.
+        accepted = {HOST_KEY_ALGORITHMS.get(name) for name in value.split(",") if name != "ssh-rsa"}
+        files = [public(file) or public_half(file) or public(f"{file}.pub") for file in config.identity_files]
+        ours = {key.partition(" ")[0] for key in files if key}
+        return not (ours if config.identities_only else _COMMON_TYPES) <= accepted
+    if key == "checkhostip" and (config.proxy is not None or _is_address(config.hostname)):
+        return False  # nor does ssh apply it there
     return value not in ("no", "none")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def warnings_of(config: Config, host: str) -> list[str]:
     """Return a sentence for each option that restricts ssh and is not applied here."""
     sentences = []
     for key, value in config.missed.items():
+        if not _restricts(config, key, value):
+            continue
         consequence, remedy = RESTRICTING[key]
         shown = value if len(value) <= 100 else f"{value[:100]}..."
         sentences.append(
@@ -303,23 +325,24 @@ def _home(path: str) -> str:
 
 
 def _names(value: str) -> list[str]:
-    """Split a list of files that `ssh -G` does not quote: the longest that exist, so that names may have spaces.
+    """Split a list of files that `ssh -G` does not quote: a name begins at a / or ~, and may have spaces.
 
-    Raises `NodeStartError` where files exist for more than one way to split: which one ssh reads is then unknown.
+    Raises `NodeStartError` where a part of such a name is a file: whether ssh reads one file or more is then unknown.
     """
-    words, names = value.split(" "), []
-    while words:
-        ends = (end for end in range(len(words), 0, -1) if end == 1 or os.path.exists(_home(" ".join(words[:end]))))
-        end = next(ends)
-        name = " ".join(words[:end])
-        if end > 1 and any(os.path.isfile(_home(word)) for word in words[:end]):
+    groups: list[list[str]] = []
+    for word in value.split(" "):
+        if not groups or word.startswith(("/", "~")):
+            groups.append([])
+        groups[-1].append(word)
+    for words in groups:
+        size = len(words)
+        parts = (words[begin:end] for begin in range(size) for end in range(begin + 1, size + 1) if end - begin < size)
+        if any(os.path.isfile(_home(" ".join(part))) for part in parts):
             raise NodeStartError(
-                f"{value!r} in the ssh configuration names known_hosts files in more than one way, for {name!r} exists "
-                "and so does a part of it: use names without spaces"
+                f"{value!r} in the ssh configuration names known_hosts files in more than one way, for a part of "
+                f"{' '.join(words)!r} exists: use full paths without spaces"
             )
-        names.append(name)
-        words = words[end:]
-    return [name for name in names if name]
+    return [name for name in map(" ".join, groups) if name]
 
 
 def _jumps(jumps: str, hostname: str, port: int, options: list[str]) -> str | None:
@@ -395,8 +418,8 @@ class Known:
 def known(config: Config) -> Known:
     """Ask `ssh-keygen -F` about the host's key: hashed names, wildcards, negations and markers are its business."""
     found = _known(config, config.key_name)
-    if not (found.keys or found.others) and config.key_name == f"[{config.hostname}]:{config.port}":
-        plain = _known(config, config.hostname)
+    if config.portless is not None and not (found.keys or found.others):
+        plain = _known(config, config.portless)
         found = dataclasses.replace(found, portless=plain.keys, revoked=found.revoked + plain.revoked)
     return dataclasses.replace(found, revoked=found.revoked + _revoked(config))
 

@@ -17,7 +17,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 from .. import _core, checks, credentials
@@ -126,7 +125,7 @@ class SSHMachine(RemoteMachine):
         if config.unheeded:
             log.info("%s: ssh's options %s are set and not heeded", self.name, ", ".join(config.unheeded))
         for sentence in openssh.warnings_of(config, self.name):
-            warnings.warn(sentence, UserWarning, stacklevel=2)
+            log.warning("%s", sentence)
         return self.connect_to(core, config)
 
     def connect_to(self, core: _core.Pool, config: openssh.Config) -> _core.Connection:

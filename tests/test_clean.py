@@ -104,6 +104,30 @@ def test_what_a_build_uses_is_kept(root):
         }
 
 
+def test_a_host_that_is_gone_protects_nothing_for_ever(root):
+    """Its lock stays where a home directory is shared; from a day on it is known to be nobody's."""
+    environment(root, "env-a-x.tmp.7", unused=31 * DAY, complete=False)
+    environment(root, "sent-a", unused=31 * DAY, complete=False)
+    lock = root / "env-a-x.lock"
+    lock.symlink_to("elsewhere boot 1")
+    assert set(sweep(root, bootstrap.UNUSED_SECONDS, dry_run=True).values()) == {"kept"}
+    os.utime(lock, (time.time() - 2 * DAY,) * 2, follow_symlinks=False)
+    assert sweep(root, bootstrap.UNUSED_SECONDS) == {"env-a-x.tmp.7": "gone", "sent-a": "gone"}
+
+
+def test_the_file_servers_clock_counts(root, tmp_path):
+    """A host whose clock is a year ahead removes nothing that others use; names may have blanks."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "date").write_text(f"#!/bin/sh\necho {int(time.time()) + 365 * DAY}\n")
+    (tools / "date").chmod(0o755)
+    environment(root, "env-new-x", unused=DAY)
+    strange = environment(root, "env-a  b'$(x)*-x", unused=40 * DAY)
+    (root / "env-link-x").symlink_to(tmp_path)
+    assert sweep(root, bootstrap.UNUSED_SECONDS, PATH=f"{tools}:{os.environ['PATH']}")["env-new-x"] == "kept"
+    assert (strange.exists(), sorted(os.listdir(root))) == (False, ["env-link-x", "env-new-x"])
+
+
 def test_what_cannot_be_removed_is_said(root, tmp_path):
     """It stays as it is."""
     old = environment(root, "env-old-x", unused=31 * DAY)

@@ -315,10 +315,32 @@ def test_an_image_shows_no_secret():
         {"index_url": f"{url} "[:-1] + "\0"},
         {"index_url": f"https://user:{TOKEN}/a@host"},
         {"index_url": f"ftp://user:{TOKEN}@host"},
+        {"wheelhouse": url},
+        {"includes": [url]},
+        {"apt": [f"{url} a"]},
+        {"python": url},
     ):
-        with pytest.raises((ValueError, TypeError)) as caught:
+        with pytest.raises((ValueError, TypeError, FileNotFoundError)) as caught:
             Image(**wrong)
         assert TOKEN not in "".join(map(str, [caught.value, caught.value.__cause__]))
+    for mistaken in ({"image": url}, {"image": [url]}, {"provider": url}):
+        with pytest.raises(TypeError) as caught:
+            sky.pool(**mistaken)
+        assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("login", "hidden"),
+    [
+        ("user:s%2fcret", {"s/cret", "s%2Fcret"}),
+        (f"{TOKEN}{OTHER}:x-oauth-basic", {f"{TOKEN}{OTHER}", "x-oauth-basic"}),
+        (f"{TOKEN}:", {TOKEN}),
+        ("user:abc", set()),
+    ],
+)
+def test_what_a_host_prints_of_credentials_is_masked(login, hidden):
+    """As they are sent and as they are written, also outside of a URL; a short one would be part of many words."""
+    assert credentials.secrets(f"https://{login}@host") == hidden
 
 
 def test_a_new_token_makes_no_other_environment():

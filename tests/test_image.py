@@ -52,6 +52,33 @@ def test_requirements_that_pip_takes_are_taken():
     assert sky.Image(apt=["libc6:arm64=2.1-1", "g++", "a/b"]).apt == ("libc6:arm64=2.1-1", "g++", "a/b")
 
 
+def test_options_of_pip_have_another_place():
+    """The error names the configuration file in which a further index can be set."""
+    with pytest.raises(ValueError, match=r"--extra-index-url.*configuration file in the node's home directory"):
+        sky.Image(pip=["--extra-index-url=http://host", "a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "relative"),
+    [
+        *(
+            (text, True)
+            for text in ("./a", "../a-1.whl", ".", "wheels/a-1.whl", "a-1.0-py3-none-any.whl", "a-1.tar.gz")
+        ),
+        *((text, True) for text in ("src/a[b,c]", "a-1.ZIP[b]", "a b/c.whl"[2:], "a-1.whl; python_version > '3'")),
+        *((text, False) for text in ("/a/b.whl", "~/a.whl", "${HOME}/a", "a", "a.b>=1", "a @ https://host/b/c.whl")),
+        *(
+            (text, False)
+            for text in ("a@https://host/c.whl", "https://host/c.whl", "file:///a/b.whl", "git+ssh://g@h/a")
+        ),
+        *((text, False) for text in ("a @ file:///b/c.whl", "a[b,c]", "zip", "a; extra == 'x/y'", "a-zip==1.0")),
+    ],
+)
+def test_relative_paths_are_of_the_home_directory(text, relative):
+    """As before builds ran elsewhere; all that pip takes for a path is known for one."""
+    assert installer._requirement(text) == (f"${{HOME}}/{text}" if relative else text)
+
+
 @pytest.mark.parametrize("env", [{"": "a"}, {"a=b": "c"}, {"a\0": "b"}, {"a": "b\0"}])
 def test_variables_that_no_process_can_have_are_refused(env):
     """Their values are not shown."""

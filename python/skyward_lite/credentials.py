@@ -20,6 +20,8 @@ _BEFORE = 60
 """Characters before a match that are looked at: more than a scheme or a parameter's name has."""
 _PLAIN = 4
 """Characters below which a secret is masked only where it stands in a URL: it would be part of many words."""
+_TOKEN = 20
+"""Characters from which on a user name may be a token."""
 
 MASKED = "***"
 
@@ -117,5 +119,6 @@ def secrets(text: str) -> frozenset[str]:
     if found is None:
         return frozenset()
     user, password = found.login
-    secret = password or user
-    return frozenset(one for one in (secret, quote(secret, safe="")) if len(one) >= _PLAIN)
+    # Some sites take "token:x-oauth-basic".
+    parts = [password or user, *([user] if len(user) >= _TOKEN else [])]
+    return frozenset(one for part in parts for one in (part, quote(part, safe="")) if len(one) >= _PLAIN)

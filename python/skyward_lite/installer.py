@@ -19,6 +19,9 @@ from .image import Image
 PRIVATE = '"$tmp"/private'
 """The directory of these files, as a word of the build's script."""
 
+_RELATIVE = r"(?i)\.|[^\s:;/~$][^\s:;/]*/|[^\s:;/]+\.(?:whl|zip|tar\.gz|tgz|tar\.bz2)(?:$|[\s\[;])"
+"""What a path begins with that is not absolute, as pip knows it: no name of a package has "/", nor ends like a file."""
+
 _END = "== end of file =="
 """No line of the files is this."""
 
@@ -72,7 +75,7 @@ def _requirement(text: str) -> str:
     if split is not None:
         return split.bare if split.scheme.startswith("git+") else split.quoted
     # A path from the home directory, in which the build does not run; both installers know variables in these files.
-    return f"${{HOME}}/{text}" if text.startswith(("./", "../")) else text
+    return f"${{HOME}}/{text}" if re.match(_RELATIVE, text) else text
 
 
 def _file(name: str, content: list[str], *, append: bool = False) -> str:

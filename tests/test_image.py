@@ -187,6 +187,14 @@ def test_what_git_is_answered(prompt, answer, tmp_path):
     assert "secret" not in Path(tmp_path / "private" / "requirements").read_text()
 
 
+def test_a_host_is_written_in_small_letters():
+    """Not every pip finds a host in a netrc file that is written there in another way than in its URL."""
+    image = sky.Image(index_url="https://user:secret@Host.Example:8443/Simple")
+    lines, pip = installer.lines(image, "pip", uv=False)
+    assert pip == "pip --index-url https://host.example:8443/Simple"
+    assert 'machine host.example login "user" password "secret"\n' in "\n".join(lines)
+
+
 def test_what_is_filled_in_stays_as_it_is():
     """A user name or a password that looks like a place in a script is one no less."""
     image = sky.Image(pip=["git+https://@MARK@:%40STEPS%40@host/a"])

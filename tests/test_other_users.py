@@ -90,7 +90,7 @@ def test_another_users_link_is_refused(place, sticky):
     as_other(f"ln -s {target} {root}")
     facts = probe()
     assert (facts.root, f"{root} is not safe from other users: it is a symbolic link" in facts.why) == ("", True)
-    with pytest.raises(sky.NodeStartError, match="it is a symbolic link"):
+    with pytest.raises(sky.NodeStartError, match="it is a symbolic link; make one this user.s alone"):
         bootstrap.check_room(facts)
 
 

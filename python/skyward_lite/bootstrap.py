@@ -430,13 +430,17 @@ def interpreter(facts: Facts, env: str) -> str:
     return f"{facts.root}/{env}-{facts.machine}/bin/python"
 
 
+def remedy(facts: Facts) -> str:
+    """Return what to do about directories that were not taken."""
+    unsafe = UNSAFE_TEXT in facts.why
+    alone = "make one this user's alone (chmod go-w, and remove what others left in it), " if unsafe else ""
+    return f"{alone}free some space, or set XDG_CACHE_HOME for sessions there"
+
+
 def check_room(facts: Facts) -> None:
     """Raise `NodeStartError` if the host has no place for an environment."""
     if not facts.root:
-        alone = " make one this user's alone (chmod go-w)," if UNSAFE_TEXT in facts.why else ""
-        raise NodeStartError(
-            f"there is no directory for the environment:{facts.why}{alone} free some space, or set XDG_CACHE_HOME"
-        )
+        raise NodeStartError(f"there is no directory for the environment:{facts.why} {remedy(facts)}")
     _check(facts)
     if facts.free is not None and facts.free < NEEDED:
         raise NodeStartError(f"{facts.root} has {facts.free} MB left, and {NEEDED} MB are needed")

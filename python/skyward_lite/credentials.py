@@ -104,7 +104,8 @@ def split(text: str) -> Split | None:
     login = Login(unquote(user), unquote(password) if colon else None)
     if any(not character.isprintable() for part in login for character in part or ""):
         raise ValueError(f"{mask(text)}: its user name or its password contains a control character")
-    return Split(text[: match.start()], scheme.lower(), login, host, text[match.end() :])
+    # Older versions of pip look a host up in a netrc file as it is written.
+    return Split(text[: match.start()], scheme.lower(), login, host.lower(), text[match.end() :])
 
 
 def bare(text: str) -> str:

@@ -92,7 +92,8 @@ class RemoteMachine(Machine):
         facts = self.furnish(connection, facts)
         bootstrap.check_room(facts)
         if bootstrap.UNSAFE_TEXT in facts.why:
-            log.warning("%s: its environment is made in %s, because%s", self.name, facts.root, facts.why.rstrip(";"))
+            why = f"{facts.why} {bootstrap.remedy(facts)}"
+            log.warning("%s: its environment is made in %s, because%s", self.name, facts.root, why)
         began = time.monotonic()
         listed = ", ".join(image.masked_pip()) or "nothing beside skyward_lite"
         log.info("%s: making its environment in %s: %s", self.name, facts.root, listed)

@@ -88,14 +88,19 @@ def test_what_was_not_used_for_a_while_is_removed(root):
 
 
 def test_what_a_build_uses_is_kept(root):
-    """A running one, or one of another host, of which nothing is known; that of a dead process is none."""
+    """A running one, or one of another host, of which nothing is known; that of a dead process is none.
+
+    Neither is one from before this host was started: its process id may be another's by now.
+    """
     environment(root, "env-a-x.tmp.7", unused=31 * DAY, complete=False)
     environment(root, "env-b-x", unused=31 * DAY)
     environment(root, "sent-a", unused=31 * DAY, complete=False)
     lock = root / "env-a-x.lock"
-    for pid, kept in ((os.getpid(), True), (None, True), (2**22 + 1, False)):
+    before = f"{platform.node()} another-boot {os.getpid()}"
+    holders = [(holder(os.getpid()), True), ("elsewhere boot 1", True), (holder(2**22 + 1), False), (before, False)]
+    for who, kept in holders:
         lock.unlink(missing_ok=True)
-        lock.symlink_to("elsewhere boot 1" if pid is None else holder(pid))
+        lock.symlink_to(who)
         decided = sweep(root, bootstrap.UNUSED_SECONDS, dry_run=True)
         assert decided == {
             "env-a-x.tmp.7": "kept" if kept else "gone",

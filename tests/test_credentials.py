@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import http.server
 import logging
 import os
 import pickle
 import subprocess
+import sys
 import tarfile
 import threading
+import traceback
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 import uv
-from lab import Lab
+from lab import Lab, machine
 from skyward_lite import bootstrap, credentials
 from skyward_lite.image import Image
 from test_bootstrap import make_wheel, open_pool, refusal, without_ensurepip
@@ -231,6 +234,22 @@ def test_credentials_are_on_no_command_line(lab, site, tmp_path, installer):
         assert [pool.submit(eval, f"__import__({name!r}).answer").result(20) for name in names] == [42, 46, 46, 46]
     assert "/simple/labbackend/" in site.paths
     assert leaks(host.directory) == []
+
+
+def test_no_variable_of_a_failed_build_has_credentials(lab, tmp_path):
+    """Programs that report errors often show the variables of each frame."""
+    image = sky.Image(index_url=f"http://{ENCODED}@127.0.0.1:9/simple", pip=[f"git+http://{TOKEN}@127.0.0.1:9/a"])
+    python = tmp_path / f"python{bootstrap.PYTHON}"
+    python.write_text(f"#!/bin/sh\n[ \"$2 $3\" = '-m venv' ] && exit 1\nexec '{sys.executable}' \"$@\"\n")
+    python.chmod(0o755)
+    with machine(lab, lab.host(env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).name) as (one, core):
+        one.wanted = dataclasses.replace(one.wanted, image=image)
+        with pytest.raises(sky.NodeStartError) as caught:
+            one.open(core)
+    told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    frames = "".join(line for line in told.format() if "/skyward_lite/" in line)
+    assert "_environment" in frames
+    assert not any(secret in frames for secret in secrets())
 
 
 @pytest.mark.usefixtures("unmasked")

@@ -100,8 +100,10 @@ class RemoteMachine(Machine):
         uploads = {}
         for kind, name, data in bootstrap.files(facts, image):
             uploads[kind] = self._upload(connection, facts.root, name, data)
-        script = self.prelude.encode() + bootstrap.build(facts, image, env, uploads)
-        said, status, printed = self._run(connection, script, bootstrap.BUILD_SECONDS)
+        # Not in a variable: the script has the credentials, and what reports errors may show variables.
+        said, status, printed = self._run(
+            connection, self.prelude.encode() + bootstrap.build(facts, image, env, uploads), bootstrap.BUILD_SECONDS
+        )
         if status:
             failed = credentials.mask(said.get("failed", [""])[0].partition(" ")[2])
             # Which requirements they were is in a file that is gone.

@@ -173,11 +173,12 @@ SWEEP = r"""
 discard() {
   gone=${1%/*}/.gone.$$.${1##*/}
   mv "$1" "$gone" || return 1
-  # Used just now: then its mark is another.
+  # Its mark has changed since it was looked at: something uses it.
   if [ "$(stat -c %Y "$gone$2")" != "$3" ]; then mv "$gone" "$1"; return 2; fi
   rm -rf "$gone"
 }
-# Removes from the directory $1 what nothing has used for $2 s; with $3=list it only says so, with $3=both it does both.
+# Removes what nothing has used for $2 s from the directory $1, and prints what became of all that is there.
+# With $3=list it removes nothing; with no $3 it does not take the time to find out sizes.
 sweep() {
   # By the clock that sets the times of files, which is a file server's where hosts share the directory.
   new=$1/.try.now.$$ building=

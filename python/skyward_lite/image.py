@@ -138,10 +138,6 @@ def _checked_requirement(text: str) -> str:
     requirement = _checked("pip", text)
     if requirement.startswith("#") or re.search(r"\s#", requirement) or requirement.endswith("\\"):
         raise ValueError(f"Image(pip=[{credentials.mask(text)!r}]): a requirement has no comment and no line after it")
-    try:
-        credentials.split(requirement)
-    except ValueError as error:
-        raise ValueError(f"Image(pip=...): {error}") from None
     return requirement
 
 
@@ -161,15 +157,14 @@ def _checked_index(text: str) -> str:
     url = _checked("index_url", text)
     if any(character.isspace() for character in url):
         raise ValueError(f"Image(index_url={credentials.mask(text)!r}): a URL has no blanks in it")
-    try:
-        credentials.split(url)
-    except ValueError as error:
-        raise ValueError(f"Image(index_url=...): {error}") from None
     return url
 
 
 def _checked(field: str, text: str) -> str:
-    """Return the text without blanks around it, if it is something and no option. Raises `ValueError`."""
+    """Return the text without blanks around it, if it is something and no option. Raises `ValueError`.
+
+    Credentials in it are such as can be kept off command lines.
+    """
     stripped = text.strip(" \t")
     shown = credentials.mask(text)
     shown = f"Image({field}={shown!r})" if field == "index_url" else f"Image({field}=[{shown!r}])"
@@ -179,6 +174,11 @@ def _checked(field: str, text: str) -> str:
         raise ValueError(f'{shown}: it begins with "-", and options are not taken here{_INSTEAD.get(field, "")}')
     if not all(character.isprintable() or character == "\t" for character in stripped):
         raise ValueError(f"{shown}: it contains a line end or another control character")
+    if field != "apt":
+        try:
+            credentials.split(stripped)
+        except ValueError as error:
+            raise ValueError(f"Image({field}=...): {error}") from None
     return stripped
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import netrc
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,30 @@ def test_what_git_is_answered(prompt, answer, tmp_path):
     done = subprocess.run(["sh", "-c", script, "sh", prompt], capture_output=True, text=True, timeout=10, check=False)
     assert done.stdout == (f"{answer}\n" if answer else "")
     assert "secret" not in Path(tmp_path / "private" / "requirements").read_text()
+
+
+@pytest.mark.parametrize(("user", "answer"), [("name", "kept:one"), ("a-token", ""), ("name:", ""), ("name:x", "x")])
+def test_a_user_without_a_password_may_have_one_on_the_node(user, answer, tmp_path):
+    """As in the URLs that some sites show for cloning: git's own configuration there, or a netrc file, has it."""
+    (tmp_path / ".gitconfig").write_text("[credential]\n  helper = store\n")
+    (tmp_path / ".git-credentials").write_text("https://other:two@host\nhttps://name:kept%3Aone@host\n")
+    (tmp_path / ".netrc").write_text("machine host login name password kept:one\n")
+    image = sky.Image(pip=[f"git+https://{user}@host/team/a.git"], index_url=f"https://{user}@host/simple")
+    lines, _ = installer.lines(image, "pip", uv=False)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    script = "\n".join([f"tmp='{tmp_path}'", *lines, '"$GIT_ASKPASS" "$1"'])
+    prompt = f"Password for 'https://{user.partition(':')[0]}@host/team/a.git': "
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = ["sh", "-c", script, "sh", prompt]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout.strip() == answer
+    login = netrc.netrc(tmp_path / "private/netrc").authenticators("host")
+    assert login is not None
+    if ":" in user:
+        assert (login[0], login[2]) == (user.partition(":")[0], answer)
+    else:
+        assert (login[0], login[2]) == ("name", "kept:one")
 
 
 def test_a_host_is_written_in_small_letters():

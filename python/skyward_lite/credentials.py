@@ -10,8 +10,8 @@ from urllib.parse import quote, unquote
 # literal, and repeat nothing without a bound at many places: hosts print any text, and none may take long.
 _USERINFO = r"://([^\s/?#]*)@"
 """A password may contain "@": what follows the last one before the path is the host."""
-_SLASHED = r"://[^\s/?#@:\[]{0,250}:(?!\d{0,6}(?:[/?#\s'\"`,;)\]>]|$))[^\s@]{0,250}@"
-"""A password with "/", "?" or "#" in it, which no program reads as the user meant it: what follows ":" is no port."""
+_SLASHED = r"://[^\s/?#@:\[]{0,250}:(?!\d{0,6}(?:[/?#\s'\"`,;)\]>]|$))[^\r\n@]{0,250}@"
+"""A password with "/", "?", "#" or a blank in it, which no program reads as meant: what follows ":" is no port."""
 _VALUE = r"=([^&#\s'\"]+)"
 _PARAMETER = r"(?i)[?&][^=&#\s'\"]*(?:token|secret|passw(?:or)?d|signature|credential|api[-_]?key|sig)$"
 """What stands before the value of a URL's parameter that says by its name that its value is secret."""
@@ -88,7 +88,7 @@ def split(text: str) -> Split | None:
     Raises `ValueError`, without the credentials, for those that cannot be kept off the nodes' command lines.
     """
     if re.search(_SLASHED, re.sub(_USERINFO, _masked, text)):
-        raise ValueError(f'{mask(text)}: percent-encode "/", "?" and "#" in a user name or a password: %2F, %3F, %23')
+        raise ValueError(f'{mask(text)}: percent-encode "/", "?", "#" and blanks in a password: %2F, %3F, %23, %20')
     match = re.search(_URL, text)
     if match is None or re.sub(_USERINFO, _masked, match[0]) == match[0]:
         return None

@@ -169,7 +169,7 @@ def _checked(field: str, text: str) -> str:
     shown = credentials.mask(text)
     shown = f"Image({field}={shown!r})" if field == "index_url" else f"Image({field}=[{shown!r}])"
     if not stripped:
-        raise ValueError(f"{shown}: it is empty")
+        raise ValueError(f"{shown}: it is empty" + (" (None stands for PyPI)" if field == "index_url" else ""))
     if stripped.startswith("-"):
         raise ValueError(f'{shown}: it begins with "-", and options are not taken here{_INSTEAD.get(field, "")}')
     if not all(character.isprintable() or character == "\t" for character in stripped):

@@ -164,22 +164,10 @@ def test_a_killed_builders_lock_is_broken(lab):
         assert environments(host) == [f"{env}-{ARCHITECTURE}"]
 
 
-def test_a_lock_from_before_a_boot_is_broken(lab):
-    """Its process id may be another's by now."""
-    host = lab.host()
-    root = host.cache / "skyward_lite"
-    root.mkdir()
-    env = f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}"
-    (root / f"{env}.lock").symlink_to(f"{platform.node()} another-boot {os.getpid()}")
-    with opened(lab, host.name):
-        assert environments(host) == [env]
-
-
 def test_an_environment_whose_python_is_gone_is_made_anew(lab):
     """As after an update of the system."""
     host = lab.host()
-    with opened(lab, host.name):
-        pass
+    host.furnish(sky.Image())
     (env,) = environments(host)
     python = host.cache / "skyward_lite" / env / "bin" / "python"
     python.unlink()
@@ -191,10 +179,9 @@ def test_an_environment_whose_python_is_gone_is_made_anew(lab):
 def test_an_agent_that_does_not_start_says_why(lab):
     """In its own words, with its exit status."""
     host = lab.host()
-    with opened(lab, host.name):
-        pass
-    for file in (host.cache / "skyward_lite").glob("env-*/lib/python*/site-packages/skyward_lite/agent.py"):
-        file.unlink()
+    host.furnish(sky.Image())
+    (python,) = (host.cache / "skyward_lite").glob("env-*/bin/python")
+    python.write_text("#!/bin/sh\necho 'No module named skyward_lite.agent' >&2\nexit 1\n")
     said = refusal(lab, host)
     assert "Its agent does not start: `/" in said
     assert "ended with status 1: " in said

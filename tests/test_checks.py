@@ -16,22 +16,21 @@ def map_with(**parameters):
     return pool.map(abs, [1], **parameters)
 
 
+COUNTS = [
+    (sky.Worker, "concurrency"),
+    (sky.Worker, "max_payload"),
+    (sky.Local, "nodes"),
+    (sky.pool, "nodes"),
+    (sky.pool, "vcpus"),
+    (sky.AWS, "disk_gb"),
+    (lambda **given: sky.Host("lab", **given), "concurrency"),
+]
+RETRIES = (sky.Worker, "retries")
+SIZES = [(map_with, "chunksize"), (map_with, "buffersize")]
+
+
 @pytest.mark.parametrize("value", [True, 2.5, 2.0, "2", b"2", math.nan, [2]])
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (sky.Worker, "concurrency"),
-        (sky.Worker, "retries"),
-        (sky.Worker, "max_payload"),
-        (sky.Local, "nodes"),
-        (sky.pool, "nodes"),
-        (sky.pool, "vcpus"),
-        (sky.AWS, "disk_gb"),
-        (lambda **given: sky.Host("lab", **given), "concurrency"),
-        (map_with, "chunksize"),
-        (map_with, "buffersize"),
-    ],
-)
+@pytest.mark.parametrize(("make", "name"), [*COUNTS, RETRIES, *SIZES])
 def test_whole_numbers_are_whole_numbers(make, name, value):
     """Also where a truth value or a float would do by accident."""
     with pytest.raises(TypeError, match=f"{name}=.*: a whole number"):
@@ -39,19 +38,7 @@ def test_whole_numbers_are_whole_numbers(make, name, value):
 
 
 @pytest.mark.parametrize("value", [2**60, 2**63, 2**64, huge])
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (sky.Worker, "concurrency"),
-        (sky.Worker, "retries"),
-        (sky.Worker, "max_payload"),
-        (sky.Local, "nodes"),
-        (sky.pool, "nodes"),
-        (sky.pool, "vcpus"),
-        (sky.AWS, "disk_gb"),
-        (lambda **given: sky.Host("lab", **given), "concurrency"),
-    ],
-)
+@pytest.mark.parametrize(("make", "name"), [*COUNTS, RETRIES])
 def test_numbers_have_an_upper_bound(make, name, value):
     """An absurd number is refused at once, and not by a node minutes later."""
     with pytest.raises(ValueError, match=f"{name}=.*: at most [0-9,]+"):
@@ -59,19 +46,7 @@ def test_numbers_have_an_upper_bound(make, name, value):
 
 
 @pytest.mark.parametrize("value", [0, -1, minus_huge])
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (sky.Worker, "concurrency"),
-        (sky.Worker, "max_payload"),
-        (sky.Local, "nodes"),
-        (sky.pool, "nodes"),
-        (sky.pool, "vcpus"),
-        (sky.AWS, "disk_gb"),
-        (map_with, "chunksize"),
-        (map_with, "buffersize"),
-    ],
-)
+@pytest.mark.parametrize(("make", "name"), [*COUNTS, *SIZES])
 def test_numbers_have_a_lower_bound(make, name, value):
     """Nothing is asked for zero times."""
     with pytest.raises(ValueError, match=f"{name}=.*: at least 1"):

@@ -88,20 +88,49 @@ def test_what_was_not_used_for_a_while_is_removed(root):
 
 
 def test_what_a_build_uses_is_kept(root):
-    """A running one, or one of another host, of which nothing is known; that of a dead process is none."""
+    """A running one, or one of another host, of which nothing is known; that of a dead process is none.
+
+    Neither is one from before this host was started: its process id may be another's by now.
+    """
     environment(root, "env-a-x.tmp.7", unused=31 * DAY, complete=False)
     environment(root, "env-b-x", unused=31 * DAY)
     environment(root, "sent-a", unused=31 * DAY, complete=False)
     lock = root / "env-a-x.lock"
-    for pid, kept in ((os.getpid(), True), (None, True), (2**22 + 1, False)):
+    before = f"{platform.node()} another-boot {os.getpid()}"
+    holders = [(holder(os.getpid()), True), ("elsewhere boot 1", True), (holder(2**22 + 1), False), (before, False)]
+    for who, kept in holders:
         lock.unlink(missing_ok=True)
-        lock.symlink_to("elsewhere boot 1" if pid is None else holder(pid))
+        lock.symlink_to(who)
         decided = sweep(root, bootstrap.UNUSED_SECONDS, dry_run=True)
         assert decided == {
             "env-a-x.tmp.7": "kept" if kept else "gone",
             "env-b-x": "gone",
             "sent-a": "kept" if kept else "gone",
         }
+
+
+def test_a_host_that_is_gone_protects_nothing_for_ever(root):
+    """Its lock stays where a home directory is shared; from a day on it is known to be nobody's."""
+    environment(root, "env-a-x.tmp.7", unused=31 * DAY, complete=False)
+    environment(root, "sent-a", unused=31 * DAY, complete=False)
+    lock = root / "env-a-x.lock"
+    lock.symlink_to("elsewhere boot 1")
+    assert set(sweep(root, bootstrap.UNUSED_SECONDS, dry_run=True).values()) == {"kept"}
+    os.utime(lock, (time.time() - 2 * DAY,) * 2, follow_symlinks=False)
+    assert sweep(root, bootstrap.UNUSED_SECONDS) == {"env-a-x.tmp.7": "gone", "sent-a": "gone"}
+
+
+def test_the_file_servers_clock_counts(root, tmp_path):
+    """A host whose clock is a year ahead removes nothing that others use; names may have blanks."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "date").write_text(f"#!/bin/sh\necho {int(time.time()) + 365 * DAY}\n")
+    (tools / "date").chmod(0o755)
+    environment(root, "env-new-x", unused=DAY)
+    strange = environment(root, "env-a  b'$(x)*-x", unused=40 * DAY)
+    (root / "env-link-x").symlink_to(tmp_path)
+    assert sweep(root, bootstrap.UNUSED_SECONDS, PATH=f"{tools}:{os.environ['PATH']}")["env-new-x"] == "kept"
+    assert (strange.exists(), sorted(os.listdir(root))) == (False, ["env-link-x", "env-new-x"])
 
 
 def test_what_cannot_be_removed_is_said(root, tmp_path):

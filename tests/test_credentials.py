@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import http.server
 import logging
 import os
 import pickle
 import subprocess
+import sys
 import tarfile
 import threading
+import traceback
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 import uv
-from lab import Lab
+from lab import Lab, machine
 from skyward_lite import bootstrap, credentials
 from skyward_lite.image import Image
 from test_bootstrap import make_wheel, open_pool, refusal, without_ensurepip
@@ -233,6 +236,22 @@ def test_credentials_are_on_no_command_line(lab, site, tmp_path, installer):
     assert leaks(host.directory) == []
 
 
+def test_no_variable_of_a_failed_build_has_credentials(lab, tmp_path):
+    """Programs that report errors often show the variables of each frame."""
+    image = sky.Image(index_url=f"http://{ENCODED}@127.0.0.1:9/simple", pip=[f"git+http://{TOKEN}@127.0.0.1:9/a"])
+    python = tmp_path / f"python{bootstrap.PYTHON}"
+    python.write_text(f"#!/bin/sh\n[ \"$2 $3\" = '-m venv' ] && exit 1\nexec '{sys.executable}' \"$@\"\n")
+    python.chmod(0o755)
+    with machine(lab, lab.host(env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).name) as (one, core):
+        one.wanted = dataclasses.replace(one.wanted, image=image)
+        with pytest.raises(sky.NodeStartError) as caught:
+            one.open(core)
+    told = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    frames = "".join(line for line in told.format() if "/skyward_lite/" in line)
+    assert "_environment" in frames
+    assert not any(secret in frames for secret in secrets())
+
+
 @pytest.mark.usefixtures("unmasked")
 def test_what_fails_is_said_without_credentials(lab, site, tmp_path):
     """Of an index, of a file and of a repository; whether the host quotes them or we do."""
@@ -263,6 +282,8 @@ def test_what_fails_is_said_without_credentials(lab, site, tmp_path):
         ("https://user:s@cret@host/a@v1", "https://***@host/a@v1"),
         ("https://user:sec/ret@host/a", "https://***@host/a"),
         ("https://user:sec?r#t@host/a", "https://***@host/a"),
+        ("https://user:sec ret@host/a", "https://***@host/a"),
+        ("https://host: me@home, http://host:80 me@home", "https://host: me@home, http://host:80 me@home"),
         ("GIT+HTTPS://user:secret@host/a.git@v1#egg=a", "GIT+HTTPS://***@host/a.git@v1#egg=a"),
         ("http://a:b@h 'https://c:d@i', (ftp://e@j)", "http://***@h 'https://***@i', (ftp://***@j)"),
         ("--extra-index-url=https://user:secret@[::1]:80/", "--extra-index-url=https://***@[::1]:80/"),
@@ -309,16 +330,39 @@ def test_an_image_shows_no_secret():
         {"pip": [f"--extra-index-url={url}"]},
         {"pip": [f"{url}\n"]},
         {"pip": [f"hg+{url}"]},
+        {"pip": [f"a @ https://user:a {TOKEN}@host/a.whl"]},
         {"pip": [f"git+ssh://git:{TOKEN}@host/a"]},
         {"pip": [f"{url} {url}"]},
         {"pip": [f"{url} # a"]},
         {"index_url": f"{url} "[:-1] + "\0"},
         {"index_url": f"https://user:{TOKEN}/a@host"},
         {"index_url": f"ftp://user:{TOKEN}@host"},
+        {"wheelhouse": url},
+        {"includes": [url]},
+        {"apt": [f"{url} a"]},
+        {"python": url},
     ):
-        with pytest.raises((ValueError, TypeError)) as caught:
+        with pytest.raises((ValueError, TypeError, FileNotFoundError)) as caught:
             Image(**wrong)
         assert TOKEN not in "".join(map(str, [caught.value, caught.value.__cause__]))
+    for mistaken in ({"image": url}, {"image": [url]}, {"provider": url}):
+        with pytest.raises(TypeError) as caught:
+            sky.pool(**mistaken)
+        assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("login", "hidden"),
+    [
+        ("user:s%2fcret", {"s/cret", "s%2Fcret"}),
+        (f"{TOKEN}{OTHER}:x-oauth-basic", {f"{TOKEN}{OTHER}", "x-oauth-basic"}),
+        (f"{TOKEN}:", {TOKEN}),
+        ("user:abc", set()),
+    ],
+)
+def test_what_a_host_prints_of_credentials_is_masked(login, hidden):
+    """As they are sent and as they are written, also outside of a URL; a short one would be part of many words."""
+    assert credentials.secrets(f"https://{login}@host") == hidden
 
 
 def test_a_new_token_makes_no_other_environment():

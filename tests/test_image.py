@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import netrc
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,33 @@ def test_requirements_that_pip_takes_are_taken():
     ]
     assert sky.Image(pip=[f" {text}\t" for text in texts]).pip == tuple(texts)
     assert sky.Image(apt=["libc6:arm64=2.1-1", "g++", "a/b"]).apt == ("libc6:arm64=2.1-1", "g++", "a/b")
+
+
+def test_options_of_pip_have_another_place():
+    """The error names the configuration file in which a further index can be set."""
+    with pytest.raises(ValueError, match=r"--extra-index-url.*configuration file in the node's home directory"):
+        sky.Image(pip=["--extra-index-url=http://host", "a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "relative"),
+    [
+        *(
+            (text, True)
+            for text in ("./a", "../a-1.whl", ".", "wheels/a-1.whl", "a-1.0-py3-none-any.whl", "a-1.tar.gz")
+        ),
+        *((text, True) for text in ("src/a[b,c]", "a-1.ZIP[b]", "a b/c.whl"[2:], "a-1.whl; python_version > '3'")),
+        *((text, False) for text in ("/a/b.whl", "~/a.whl", "${HOME}/a", "a", "a.b>=1", "a @ https://host/b/c.whl")),
+        *(
+            (text, False)
+            for text in ("a@https://host/c.whl", "https://host/c.whl", "file:///a/b.whl", "git+ssh://g@h/a")
+        ),
+        *((text, False) for text in ("a @ file:///b/c.whl", "a[b,c]", "zip", "a; extra == 'x/y'", "a-zip==1.0")),
+    ],
+)
+def test_relative_paths_are_of_the_home_directory(text, relative):
+    """As before builds ran elsewhere; all that pip takes for a path is known for one."""
+    assert installer._requirement(text) == (f"${{HOME}}/{text}" if relative else text)
 
 
 @pytest.mark.parametrize("env", [{"": "a"}, {"a=b": "c"}, {"a\0": "b"}, {"a": "b\0"}])
@@ -158,6 +187,38 @@ def test_what_git_is_answered(prompt, answer, tmp_path):
     done = subprocess.run(["sh", "-c", script, "sh", prompt], capture_output=True, text=True, timeout=10, check=False)
     assert done.stdout == (f"{answer}\n" if answer else "")
     assert "secret" not in Path(tmp_path / "private" / "requirements").read_text()
+
+
+@pytest.mark.parametrize(("user", "answer"), [("name", "kept:one"), ("a-token", ""), ("name:", ""), ("name:x", "x")])
+def test_a_user_without_a_password_may_have_one_on_the_node(user, answer, tmp_path):
+    """As in the URLs that some sites show for cloning: git's own configuration there, or a netrc file, has it."""
+    (tmp_path / ".gitconfig").write_text("[credential]\n  helper = store\n")
+    (tmp_path / ".git-credentials").write_text("https://other:two@host\nhttps://name:kept%3Aone@host\n")
+    (tmp_path / ".netrc").write_text("machine host login name password kept:one\n")
+    image = sky.Image(pip=[f"git+https://{user}@host/team/a.git"], index_url=f"https://{user}@host/simple")
+    lines, _ = installer.lines(image, "pip", uv=False)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    script = "\n".join([f"tmp='{tmp_path}'", *lines, '"$GIT_ASKPASS" "$1"'])
+    prompt = f"Password for 'https://{user.partition(':')[0]}@host/team/a.git': "
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = ["sh", "-c", script, "sh", prompt]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout.strip() == answer
+    login = netrc.netrc(tmp_path / "private/netrc").authenticators("host")
+    assert login is not None
+    if ":" in user:
+        assert (login[0], login[2]) == (user.partition(":")[0], answer)
+    else:
+        assert (login[0], login[2]) == ("name", "kept:one")
+
+
+def test_a_host_is_written_in_small_letters():
+    """Not every pip finds a host in a netrc file that is written there in another way than in its URL."""
+    image = sky.Image(index_url="https://user:secret@Host.Example:8443/Simple")
+    lines, pip = installer.lines(image, "pip", uv=False)
+    assert pip == "pip --index-url https://host.example:8443/Simple"
+    assert 'machine host.example login "user" password "secret"\n' in "\n".join(lines)
 
 
 def test_what_is_filled_in_stays_as_it_is():

@@ -9,6 +9,7 @@ import platform
 import pwd
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -89,7 +90,7 @@ def test_another_users_link_is_refused(place, sticky):
     as_other(f"ln -s {target} {root}")
     facts = probe()
     assert (facts.root, f"{root} is not safe from other users: it is a symbolic link" in facts.why) == ("", True)
-    with pytest.raises(sky.NodeStartError, match="it is a symbolic link"):
+    with pytest.raises(sky.NodeStartError, match="it is a symbolic link; make one this user.s alone"):
         bootstrap.check_room(facts)
 
 
@@ -142,6 +143,36 @@ def test_a_cache_directory_that_others_may_write_to(place, sticky):
     root.chmod(0o1777)
     facts = probe(XDG_CACHE_HOME=str(place))
     assert f"{root} may be written to by everybody" in facts.why
+
+
+@as_root
+def test_what_others_left_is_not_run(place, sticky):
+    """Also when its directory has been made this user's alone since: what is in it tells who could write there."""
+    root, ran = place / "cache" / "skyward_lite", place / "ran"
+    root.mkdir(parents=True)
+    root.chmod(0o777)
+    python = environment(root, ran)
+    shutil.chown(python.parent.parent, OTHER)
+    root.chmod(0o755)
+    reason = f"something in {root} belongs to user {pwd.getpwnam(OTHER).pw_uid}"
+    facts = probe(XDG_CACHE_HOME=str(root.parent))
+    assert (facts.root, reason in facts.why) == (str(sticky / "skyward_lite-0"), True)
+    done = subprocess.run(["sh", "-c", bootstrap.agent(str(python), "stdio")], capture_output=True, timeout=20)
+    assert (done.returncode, reason in done.stderr.decode(), ran.exists()) == (77, True, False)
+
+
+def test_an_access_list_is_no_group_of_ones_own(place, sticky):
+    """With one, the bits of the group are those of everybody whom it names."""
+    above = place / "above"
+    (above / "cache").mkdir(parents=True)
+    # Of acl(5): version 2, then tag, permissions and id of the owner, a user, the group, the mask and all others.
+    entries = [(1, 7, -1), (2, 7, pwd.getpwnam(OTHER).pw_uid), (4, 5, -1), (16, 7, -1), (32, 5, -1)]
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(above, "system.posix_acl_access", packed)
+    except OSError as error:
+        pytest.skip(f"no access lists here: {error}")
+    assert f"{above} may be written to by those in its access list" in probe(XDG_CACHE_HOME=str(above / "cache")).why
 
 
 def test_a_link_of_ones_own_is_followed(place, sticky):

@@ -41,28 +41,30 @@ whole() { [ -f "$1/ready" ] && [ -x "$1/bin/python" ]; }
 UNSAFE = r"""
 unsafe() {
   [ "$(cd -P "$1" 2>/dev/null && pwd -P)" = "$1" ] || { echo "$1 is not the real path of a directory"; return; };
-  path=$1 me=$(id -u);
+  path=$1 directory=$1 me=$(id -u);
   set --;
   while [ -n "$path" ]; do set -- "$path" "$@"; path=${path%/*}; done;
-  LC_ALL=C ls -ldn / "$@" 2>/dev/null | {
+  { LC_ALL=C ls -ldn / "$@"; LC_ALL=C ls -lnA "$directory"; } 2>/dev/null | {
     name=/ system= other=;
     while read -r mode _ owner group _; do
+      [ "$mode" != total ] || { [ -z "$name" ] && continue || break; };
       [ "$system" ] || system=$owner;
       case " 0 $me $system " in *" $owner "*) ;; *) other="belongs to user $owner"; break;; esac;
+      [ "$name" ] || continue;
       [ $# -gt 0 ] || [ "$owner" = "$me" ] || { other="belongs to user $owner"; break; };
       case $mode in
         d???????w*) other="may be written to by everybody";;
+        d????w*+) other="may be written to by those in its access list";;
         d????w*) [ "$group" = "$(id -g)" ] && [ "$(id -gn)" = "$(id -un)" ] || other="may be written to by its group";;
         d*) ;;
         *) other="is no directory";;
       esac;
       case $mode in ?????????[tT]*) [ $# -eq 0 ] || other=;; esac;
       [ -z "$other" ] || break;
-      [ $# -gt 0 ] || { name=; break; };
-      name=$1;
-      shift;
+      name=;
+      [ $# -eq 0 ] || { name=$1; shift; };
     done;
-    [ -z "$name" ] || echo "$name ${other:-cannot be looked at}";
+    [ -z "$name$other" ] || echo "${name:-something in $directory} ${other:-cannot be looked at}";
   };
 };
 """
@@ -70,7 +72,8 @@ unsafe() {
 
 The directory must be this user's. What is above it must belong to this user or to the system (root, or the owner of
 "/"), and only these may write there: but in a directory with the sticky bit, as /tmp, nobody can rename another user's.
-A group that has its user's name is taken for the user's own. Of a path with line ends in it nothing is known, and it is
+What is in it must belong to these, too: while others could write there, they may have left an environment of theirs.
+A group that has its user's name is taken for the user's own. Of a name with line ends nothing is known, and it is
 unsafe. The text becomes part of one word of any login shell: it has no quote, no backslash and no exclamation mark.
 """
 
@@ -170,15 +173,21 @@ SWEEP = r"""
 discard() {
   gone=${1%/*}/.gone.$$.${1##*/}
   mv "$1" "$gone" || return 1
-  # Used just now: then its mark is another.
+  # Its mark has changed since it was looked at: something uses it.
   if [ "$(stat -c %Y "$gone$2")" != "$3" ]; then mv "$gone" "$1"; return 2; fi
   rm -rf "$gone"
 }
-# Removes from the directory $1 what nothing has used for $2 s; with $3=list it only says so, with $3=both it does both.
+# Removes what nothing has used for $2 s from the directory $1, and prints what became of all that is there.
+# With $3=list it removes nothing; with no $3 it does not take the time to find out sizes.
 sweep() {
-  now=$(date +%s) building=
+  # By the clock that sets the times of files, which is a file server's where hosts share the directory.
+  new=$1/.try.now.$$ building=
+  now=$(touch "$new" 2>/dev/null && stat -c %Y "$new") || now=$(date +%s)
+  rm -f "$new"
   for path in "$1"/env-*.lock; do
-    if [ -L "$path" ] && ! dead "$(readlink "$path")"; then building="$building ${path##*/} "; fi
+    [ -L "$path" ] && ! dead "$(readlink "$path")" || continue
+    # A host that holds a lock for longer than any build takes is gone.
+    last=$(stat -c %Y "$path" 2>/dev/null) && [ "$((now - last))" -lt @LOCKED@ ] && building="$building ${path##*/} "
   done
   for path in "$1"/env-* "$1"/sent-* "$1"/.gone.* "$1"/.try.*; do
     name=${path##*/} limit=$2 mark=
@@ -293,6 +302,8 @@ BUILD_SECONDS = 3600.0
 PROBE_SECONDS = 30.0
 UNUSED_SECONDS = 30 * 24 * 3600
 """Environments and files that were not used for longer are removed from a host by the next build there."""
+LOCKED_SECONDS = 24 * 3600
+"""Age from which on a lock no longer protects what a build uses: no client lets a build run for so long."""
 RECENT_SECONDS = 3600
 """What was used within this time counts as in use: a running agent marks its environment more often."""
 CLEAN_SECONDS = 300.0
@@ -357,6 +368,7 @@ def clean(seconds: int, *, dry_run: bool) -> bytes:
 def _fill(script: str, **values: str) -> str:
     fallbacks = " ".join(f'"{directory}/skyward_lite-$(id -u)"' for directory in FALLBACKS)
     ours = {"MARK": MARK, "UNSAFE": UNSAFE_TEXT, "FALLBACKS": fallbacks, "RECENT": str(RECENT_SECONDS)}
+    ours |= {"LOCKED": str(LOCKED_SECONDS)}
     values = {**ours, **values}
     # At once, so that nothing is replaced in what is filled in: a password may look like a place to fill.
     return re.sub("@([A-Z]+)@", lambda place: values.get(place[1], place[0]), script)
@@ -419,13 +431,17 @@ def interpreter(facts: Facts, env: str) -> str:
     return f"{facts.root}/{env}-{facts.machine}/bin/python"
 
 
+def remedy(facts: Facts) -> str:
+    """Return what to do about directories that were not taken."""
+    unsafe = UNSAFE_TEXT in facts.why
+    alone = "make one this user's alone (chmod go-w, and remove what others left in it), " if unsafe else ""
+    return f"{alone}free some space, or set XDG_CACHE_HOME for sessions there"
+
+
 def check_room(facts: Facts) -> None:
     """Raise `NodeStartError` if the host has no place for an environment."""
     if not facts.root:
-        alone = " make one this user's alone (chmod go-w)," if UNSAFE_TEXT in facts.why else ""
-        raise NodeStartError(
-            f"there is no directory for the environment:{facts.why}{alone} free some space, or set XDG_CACHE_HOME"
-        )
+        raise NodeStartError(f"there is no directory for the environment:{facts.why} {remedy(facts)}")
     _check(facts)
     if facts.free is not None and facts.free < NEEDED:
         raise NodeStartError(f"{facts.root} has {facts.free} MB left, and {NEEDED} MB are needed")

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar
 
-from . import _core, blame, checks, messages, modules, nesting, payload, plugins
+from . import _core, blame, checks, credentials, messages, modules, nesting, payload, plugins
 from ._signals import held
 from ._version import PYTHON, __version__
 from .errors import (
@@ -852,11 +852,12 @@ def _distributions() -> Mapping[str, list[str]]:
 def _check_types(provider: object, worker: object, image: object, plugins: Any) -> None:
     """Raise `TypeError` for what is not what its parameter takes, with what was probably meant."""
     if provider is not None and not isinstance(provider, Provider):
-        raise TypeError(f"pool(provider={provider!r}): a provider, such as sky.Local(nodes=2) or sky.SSH('me@lab1')")
+        shown = credentials.mask(repr(provider))
+        raise TypeError(f"pool(provider={shown}): a provider, such as sky.Local(nodes=2) or sky.SSH('me@lab1')")
     if worker is not None and not isinstance(worker, Worker):
         raise TypeError(f"pool(worker={worker!r}): a sky.Worker, such as sky.Worker(concurrency=4)")
     if image is not None and not isinstance(image, Image):
-        raise TypeError(f"pool(image={image!r}): a sky.Image, such as sky.Image(pip=['numpy'])")
+        raise TypeError(f"pool(image={credentials.mask(repr(image))}): a sky.Image, such as sky.Image(pip=['numpy'])")
     several = plugins is None or isinstance(plugins, Sequence)
     if not several or not all(isinstance(plugin, Plugin) for plugin in plugins or ()):
         raise TypeError(f"pool(plugins={plugins!r}): a list of plugins, such as [sky.plugins.joblib()]")

@@ -10,8 +10,8 @@ from urllib.parse import quote, unquote
 # literal, and repeat nothing without a bound at many places: hosts print any text, and none may take long.
 _USERINFO = r"://([^\s/?#]*)@"
 """A password may contain "@": what follows the last one before the path is the host."""
-_SLASHED = r"://[^\s/?#@:\[]{0,250}:(?!\d{0,6}(?:[/?#\s'\"`,;)\]>]|$))[^\s@]{0,250}@"
-"""A password with "/", "?" or "#" in it, which no program reads as the user meant it: what follows ":" is no port."""
+_SLASHED = r"://[^\s/?#@:\[]{0,250}:(?!\d{0,6}(?:[/?#\s'\"`,;)\]>]|$))[^\r\n@]{0,250}@"
+"""A password with "/", "?", "#" or a blank in it, which no program reads as meant: what follows ":" is no port."""
 _VALUE = r"=([^&#\s'\"]+)"
 _PARAMETER = r"(?i)[?&][^=&#\s'\"]*(?:token|secret|passw(?:or)?d|signature|credential|api[-_]?key|sig)$"
 """What stands before the value of a URL's parameter that says by its name that its value is secret."""
@@ -20,6 +20,8 @@ _BEFORE = 60
 """Characters before a match that are looked at: more than a scheme or a parameter's name has."""
 _PLAIN = 4
 """Characters below which a secret is masked only where it stands in a URL: it would be part of many words."""
+_TOKEN = 20
+"""Characters from which on a user name may be a token."""
 
 MASKED = "***"
 
@@ -86,7 +88,7 @@ def split(text: str) -> Split | None:
     Raises `ValueError`, without the credentials, for those that cannot be kept off the nodes' command lines.
     """
     if re.search(_SLASHED, re.sub(_USERINFO, _masked, text)):
-        raise ValueError(f'{mask(text)}: percent-encode "/", "?" and "#" in a user name or a password: %2F, %3F, %23')
+        raise ValueError(f'{mask(text)}: percent-encode "/", "?", "#" and blanks in a password: %2F, %3F, %23, %20')
     match = re.search(_URL, text)
     if match is None or re.sub(_USERINFO, _masked, match[0]) == match[0]:
         return None
@@ -102,7 +104,8 @@ def split(text: str) -> Split | None:
     login = Login(unquote(user), unquote(password) if colon else None)
     if any(not character.isprintable() for part in login for character in part or ""):
         raise ValueError(f"{mask(text)}: its user name or its password contains a control character")
-    return Split(text[: match.start()], scheme.lower(), login, host, text[match.end() :])
+    # Older versions of pip look a host up in a netrc file as it is written.
+    return Split(text[: match.start()], scheme.lower(), login, host.lower(), text[match.end() :])
 
 
 def bare(text: str) -> str:
@@ -117,5 +120,6 @@ def secrets(text: str) -> frozenset[str]:
     if found is None:
         return frozenset()
     user, password = found.login
-    secret = password or user
-    return frozenset(one for one in (secret, quote(secret, safe="")) if len(one) >= _PLAIN)
+    # Some sites take "token:x-oauth-basic".
+    parts = [password or user, *([user] if len(user) >= _TOKEN else [])]
+    return frozenset(one for part in parts for one in (part, quote(part, safe="")) if len(one) >= _PLAIN)

@@ -360,7 +360,7 @@ class _Check:
         return None
 
     def _cache(self, facts: bootstrap.Facts) -> None:
-        fix = "free some space, or set XDG_CACHE_HOME for sessions there"
+        fix = bootstrap.remedy(facts)
         if not facts.root:
             self.report.fail("cache", f"there is no directory for the environment:{facts.why}", fix)
         elif facts.free is not None and facts.free < bootstrap.NEEDED and not facts.ready:

@@ -7,8 +7,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
-from . import credentials
+from . import checks, credentials
 from ._version import PYTHON
+
+_INSTEAD = {
+    "pip": "; write them into pip's or uv's configuration file in the node's home directory (extra-index-url, say)",
+}
+"""Where options may stand that a field does not take."""
 
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*(?:==\s*([^\s;,*]+)(?=\s*(?:[;,]|$)))?")
 
@@ -53,8 +58,8 @@ class Image:
             object.__setattr__(self, "index_url", _checked_index(str(self.index_url)))
         if self.python is not None and self.python != PYTHON:
             raise ValueError(
-                f"Image(python={self.python!r}): nodes need the client's Python, which is {PYTHON}: functions that one "
-                "version pickled do not run in another"
+                f"Image(python={checks.shown(self.python)}): nodes need the client's Python, which is {PYTHON}: "
+                "functions that one version pickled do not run in another"
             )
         for name in ("wheelhouse", "wheel"):
             path = getattr(self, name)
@@ -62,7 +67,7 @@ class Image:
                 object.__setattr__(self, name, str(path))
         for path in (*self.includes, *filter(None, [self.wheelhouse, self.wheel])):
             if not os.path.exists(path):
-                raise FileNotFoundError(f"Image: there is no {path}")
+                raise FileNotFoundError(f"Image: there is no {credentials.mask(str(path))}")
         object.__setattr__(self, "env", {str(k): str(v) for k, v in self.env.items()})
         for name, value in self.env.items():
             if not name or "=" in name or "\0" in name + value:
@@ -133,10 +138,6 @@ def _checked_requirement(text: str) -> str:
     requirement = _checked("pip", text)
     if requirement.startswith("#") or re.search(r"\s#", requirement) or requirement.endswith("\\"):
         raise ValueError(f"Image(pip=[{credentials.mask(text)!r}]): a requirement has no comment and no line after it")
-    try:
-        credentials.split(requirement)
-    except ValueError as error:
-        raise ValueError(f"Image(pip=...): {error}") from None
     return requirement
 
 
@@ -144,8 +145,9 @@ def _checked_package(text: str) -> str:
     """Return the name of a package of apt's, which installs it. Raises `ValueError`."""
     name = _checked("apt", text)
     if name.endswith("-") or any(character.isspace() for character in name):
+        shown = credentials.mask(text)
         raise ValueError(
-            f'Image(apt=[{text!r}]): the name of one package, which does not end with "-" (apt removes then)'
+            f'Image(apt=[{shown!r}]): the name of one package, which does not end with "-" (apt removes then)'
         )
     return name
 
@@ -155,24 +157,28 @@ def _checked_index(text: str) -> str:
     url = _checked("index_url", text)
     if any(character.isspace() for character in url):
         raise ValueError(f"Image(index_url={credentials.mask(text)!r}): a URL has no blanks in it")
-    try:
-        credentials.split(url)
-    except ValueError as error:
-        raise ValueError(f"Image(index_url=...): {error}") from None
     return url
 
 
 def _checked(field: str, text: str) -> str:
-    """Return the text without blanks around it, if it is something and no option. Raises `ValueError`."""
+    """Return the text without blanks around it, if it is something and no option. Raises `ValueError`.
+
+    Credentials in it are such as can be kept off command lines.
+    """
     stripped = text.strip(" \t")
     shown = credentials.mask(text)
     shown = f"Image({field}={shown!r})" if field == "index_url" else f"Image({field}=[{shown!r}])"
     if not stripped:
-        raise ValueError(f"{shown}: it is empty")
+        raise ValueError(f"{shown}: it is empty" + (" (None stands for PyPI)" if field == "index_url" else ""))
     if stripped.startswith("-"):
-        raise ValueError(f'{shown}: it begins with "-", and options are not taken here')
+        raise ValueError(f'{shown}: it begins with "-", and options are not taken here{_INSTEAD.get(field, "")}')
     if not all(character.isprintable() or character == "\t" for character in stripped):
         raise ValueError(f"{shown}: it contains a line end or another control character")
+    if field != "apt":
+        try:
+            credentials.split(stripped)
+        except ValueError as error:
+            raise ValueError(f"Image({field}=...): {error}") from None
     return stripped
 
 

@@ -19,6 +19,9 @@ from .image import Image
 PRIVATE = '"$tmp"/private'
 """The directory of these files, as a word of the build's script."""
 
+_RELATIVE = r"(?i)\.|[^\s:;/~$][^\s:;/]*/|[^\s:;/]+\.(?:whl|zip|tar\.gz|tgz|tar\.bz2)(?:$|[\s\[;])"
+"""What a path begins with that is not absolute, as pip knows it: no name of a package has "/", nor ends like a file."""
+
 _END = "== end of file =="
 """No line of the files is this."""
 
@@ -26,7 +29,7 @@ _NETRC = r"""
 theirs=${NETRC:-${HOME:-/dev/null}/.netrc}
 # What the user has there counts too, if Python can read it: one bad line would hide the rest.
 if "$tmp/bin/python" -I -c 'import netrc, sys; netrc.netrc(sys.argv[1])' "$theirs" </dev/null 2>/dev/null; then
-  cat "$theirs" >"$tmp/private/netrc" && echo >>"$tmp/private/netrc"
+  cat "$theirs" >>"$tmp/private/netrc" && echo >>"$tmp/private/netrc"
 fi
 """
 
@@ -62,7 +65,9 @@ def lines(image: Image, pip: str, *, uv: bool) -> tuple[list[str], str]:
         return [*script, f"export PIP_INDEX_URL={shlex.quote(index.quoted)}"], pip
     user, password = index.login
     entry = f"machine {host} login {_token(user)} password {_token(password or '')}"
-    script += [_NETRC, _file("netrc", [entry], append=True), 'export NETRC="$tmp/private/netrc"']
+    # The last entry of a host counts. Where there is no password, the user may have one there for that name.
+    entries = [_NETRC, _file("netrc", [entry], append=True)]
+    script += [*(entries if password is not None else reversed(entries)), 'export NETRC="$tmp/private/netrc"']
     return script, f"{pip} --index-url {shlex.quote(index.bare)}"
 
 
@@ -72,7 +77,7 @@ def _requirement(text: str) -> str:
     if split is not None:
         return split.bare if split.scheme.startswith("git+") else split.quoted
     # A path from the home directory, in which the build does not run; both installers know variables in these files.
-    return f"${{HOME}}/{text}" if text.startswith(("./", "../")) else text
+    return f"${{HOME}}/{text}" if re.match(_RELATIVE, text) else text
 
 
 def _file(name: str, content: list[str], *, append: bool = False) -> str:
@@ -96,6 +101,13 @@ authority=${rest%%/*}
 path=${rest#"$authority"}
 path=${path%/}
 site=${url%%://*}://${authority##*@}
+# A user name without a password is a token, unless the user's own configuration of git has a password for that name.
+stored() (
+  unset GIT_CONFIG_COUNT
+  export GIT_ASKPASS=true
+  { printf 'protocol=%s\nhost=%s\npath=%s\nusername=' "${site%%://*}" "${site#*://}" "${path#/}"; cat; echo; } |
+    git credential fill 2>/dev/null | sed -n 's/^password=//p'
+)
 answer() {
   case $1 in
 """
@@ -113,8 +125,10 @@ def _git(repositories: list[Split]) -> list[str]:
     answers = []
     # Git before 2.31 does not name the repository, and a repository's submodules are elsewhere on its host.
     for place, split in {**sites, **logins}.items():
-        for prompt, answer in (("Username", split.login.user), ("Password", split.login.password or "")):
-            answers.append(f"{shlex.quote(f'{prompt} {place}')}) cat <<'= end ='\n{answer}\n= end =\n;;")
+        user, password = split.login
+        found = ("stored", user) if password is None else ("cat", password)
+        for prompt, (command, text) in (("Username", ("cat", user)), ("Password", found)):
+            answers.append(f"{shlex.quote(f'{prompt} {place}')}) {command} <<'= end ='\n{text}\n= end =\n;;")
     ask = '  *) return 1 ;;\nesac\n}\nanswer "${1%% *} $site${path%.git}" || answer "${1%% *} $site"'
     script = [_file("askpass", [_ANSWER.rstrip("\n"), *answers, ask])]
     script += ['chmod 700 "$tmp/private/askpass"', _ASK]

@@ -92,15 +92,18 @@ class RemoteMachine(Machine):
         facts = self.furnish(connection, facts)
         bootstrap.check_room(facts)
         if bootstrap.UNSAFE_TEXT in facts.why:
-            log.warning("%s: its environment is made in %s, because%s", self.name, facts.root, facts.why.rstrip(";"))
+            why = f"{facts.why} {bootstrap.remedy(facts)}"
+            log.warning("%s: its environment is made in %s, because%s", self.name, facts.root, why)
         began = time.monotonic()
         listed = ", ".join(image.masked_pip()) or "nothing beside skyward_lite"
         log.info("%s: making its environment in %s: %s", self.name, facts.root, listed)
         uploads = {}
         for kind, name, data in bootstrap.files(facts, image):
             uploads[kind] = self._upload(connection, facts.root, name, data)
-        script = self.prelude.encode() + bootstrap.build(facts, image, env, uploads)
-        said, status, printed = self._run(connection, script, bootstrap.BUILD_SECONDS)
+        # Not in a variable: the script has the credentials, and what reports errors may show variables.
+        said, status, printed = self._run(
+            connection, self.prelude.encode() + bootstrap.build(facts, image, env, uploads), bootstrap.BUILD_SECONDS
+        )
         if status:
             failed = credentials.mask(said.get("failed", [""])[0].partition(" ")[2])
             # Which requirements they were is in a file that is gone.

@@ -170,9 +170,11 @@ def test_no_limit_costs_nothing(shared_pool):
     """Without the parameter, the batch that travels is the same as ever."""
     sent = []
 
-    def spy(lane, call, kind, head, buffers, send=Lane.send):
+    send = Lane.send
+
+    def spy(lane, call, kind, head, *more):
         sent.append(pickle.loads(head))
-        return send(lane, call, kind, head, buffers)
+        return send(lane, call, kind, head, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Lane, "send", spy)

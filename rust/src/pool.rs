@@ -982,6 +982,9 @@ impl Shared {
                         }
                     } else {
                         state.stale += 1;
+                        if let Some(life) = state.lives.get_mut(&id) {
+                            life.stale(result.cost());
+                        }
                         link.send(|o| o.acknowledge([result.id]));
                     }
                 }
@@ -1060,6 +1063,7 @@ impl Shared {
         }
         if matches!(node.state, NodeState::Connecting | NodeState::Draining(_)) {
             node.slots = slots;
+            state.lives.entry(id).and_modify(Liveness::ready);
             state.queue.add_peer(id, slots, now);
             if node.state == NodeState::Connecting {
                 node.state = NodeState::Ready;

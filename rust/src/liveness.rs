@@ -8,7 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::error::SessionError;
-use crate::frame::Attempt;
+use crate::frame::{Attempt, Message, Tag};
+use crate::queue::{PeerId, Queue};
 use crate::session::HEARTBEAT;
 
 /// Bytes of results per heartbeat from which on a node is busy sending: 8 KB/s, below which no link is of use.
@@ -167,6 +168,39 @@ impl Liveness {
         !self.asked.contains_key(&(id.task, Ask::Abort))
     }
 
+    /// It gives a task back.
+    ///
+    /// # Errors
+    /// [`SessionError::Unasked`] if it was not asked for it.
+    pub fn returned(&mut self, queue: &mut Queue, node: PeerId, id: Attempt) -> Result<(), SessionError> {
+        let asked = queue.is_asked_back(node, id) || !queue.holds(node, id);
+        if !(self.answer() && asked) {
+            return Err(SessionError::Unasked("gave a task back"));
+        }
+        queue.returned(node, id);
+        Ok(())
+    }
+
+    /// It keeps a task, which is running there. Whether that goes on to its own end; of what another node holds it knows
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`SessionError::Unasked`] if it was asked nothing.
+    pub fn keeps(&mut self, queue: &mut Queue, node: PeerId, id: Attempt) -> Result<bool, SessionError> {
+        if !self.answer() {
+            return Err(SessionError::Unasked("said that it keeps a task"));
+        }
+        if !queue.holds(node, id) {
+            return Ok(false);
+        }
+        queue.kept(node, id);
+        let goes_on = self.kept(id);
+        if goes_on {
+            queue.uncancel(id.task);
+        }
+        Ok(goes_on)
+    }
+
     /// It ended a task.
     pub fn helped(&mut self) {
         self.oldest = None;
@@ -225,7 +259,7 @@ impl Liveness {
             Some((same, since)) if same == number && !busy && !limit.is_zero() => {
                 // Twice: the node counts from when the task began, and not while it waits for an import; a task whose
                 // process died of another one begins anew, when another process has started.
-                let bound = (limit.saturating_add(self.start)).saturating_mul(2).saturating_add(self.timing.answer);
+                let bound = limit.saturating_add(self.start).saturating_mul(2).saturating_add(self.timing.answer);
                 if answered >= since + self.beats(bound) {
                     return Err(SessionError::NoResult { seconds: bound.as_secs(), limit: limit.as_secs_f64() });
                 }
@@ -239,4 +273,19 @@ impl Liveness {
     fn beats(&self, time: Duration) -> u64 {
         u64::try_from(time.as_millis().div_ceil(self.every.as_millis().max(1))).unwrap_or(u64::MAX).max(1)
     }
+}
+
+/// Look at how a node says that a task ended.
+///
+/// # Errors
+/// [`SessionError::Unasked`] if it may not say so.
+pub fn may_end(queue: &Queue, node: PeerId, result: &Message, timed: bool) -> Result<(), SessionError> {
+    let wrong = match result.tag {
+        tag if tag == Tag::Cancelled as u8 && !queue.is_droppable(result.id.task) => "dropped a task",
+        tag if tag == Tag::NodeLost as u8 => "said of a task that its node is lost",
+        tag if tag == Tag::TimedOut as u8 && !timed => "ended a task for its time, which has no limit",
+        _ => return Ok(()),
+    };
+    // What it does not hold is stale, whatever it says.
+    if queue.holds(node, result.id) { Err(SessionError::Unasked(wrong)) } else { Ok(()) }
 }

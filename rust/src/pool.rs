@@ -1065,8 +1065,13 @@ impl Shared {
         } else {
             Piece { from, text, left_out: 0 }
         };
-        lock(&self.output).waiting.push(piece);
-        self.some_output.notify_one();
+        let mut output = lock(&self.output);
+        let was_empty = output.waiting.is_empty();
+        output.waiting.push(piece);
+        // Whoever takes it waits only if there was none; and a flood of empty pieces wakes nobody.
+        if was_empty && !output.waiting.is_empty() {
+            self.some_output.notify_one();
+        }
     }
 
     fn node_ended(&self, id: PeerId, end: Result<(), NodeError>) {

@@ -103,6 +103,7 @@ bench: build system
 
 # Deaths of workers, and clients interrupted at seeded moments: CHAOS="--rounds 500 --seed 1".
 chaos: build
+	$(CARGO) build $(MANIFEST) --release --quiet --example embedded_server
 	$(BIN)/python tests/chaos.py $(CHAOS)
 
 # Ten rounds of grid searches at once against a serial run; the tests have two.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -79,6 +81,18 @@ def refusal_in_a_fork(use: Callable[[], object]) -> str:
         said = pipe.read()
     os.waitpid(pid, 0)
     return said
+
+
+def pytest_collection_finish() -> None:
+    """Build the program that stands before fake nodes, if a test may need it: it takes longer than a test may."""
+    if {"fakes", "chaos"} & sys.modules.keys():
+        import fakes
+
+        try:
+            fakes.embedded_server()
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = f"fake nodes need rust/examples/embedded_server.rs, which cannot be built: {error}; run `make test`"
+            raise pytest.UsageError(why) from error
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,7 @@
-"""Nodes that speak the protocol and do not help: what a pool does with them. `fake_agent.py` is their agent."""
+"""Nodes that speak the protocol and do not help: what a pool does with them. `fake_agent.py` is their agent.
+
+The last tests are of honest nodes, which are not lost for what looks alike.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from joblib import Parallel, delayed
 from lab import Lab
 from skyward_lite import _core
 
-TIMING = (0.05, 1.5, 2.0)
+TIMING = (0.05, 1.5, 1.5)
 """Seconds between heartbeats, for an answer, and for the end of what a draining node runs, here."""
 
 
@@ -71,9 +74,9 @@ BAD = {
     "it said twice that it will soon be gone": ("floods", {"kind": "drain", "count": 2, "times": 1}),
     "it said that it keeps a task": ("floods", {"kind": "kept", "task": 1, "count": 99, "times": 1}),
     "it sent more heartbeats than it has time for": ("floods", {"kind": "heartbeat", "body": "00" * 8, "times": 7}),
-    "it said that it will soon be gone, and 2 s later": ("drains", {}),
-    "it answered no heartbeat for 2 s, though something came": ("drips", {}),
-    "none for 2 s, and one may run 0.5 s": ("idle", {}),
+    "it said that it will soon be gone, and 1 s later": ("drains", {}),
+    "it answered no heartbeat for 3 s, though something came": ("drips", {}),
+    " s, and one may run 0.5 s": ("idle", {}),
 }
 """Why a node is lost, and the behaviour that it is lost for."""
 
@@ -160,3 +163,61 @@ def test_what_came_before_a_goodbye_counts():
         pytest.raises(sky.WorkerCrashedError, match="the fake node says so"),
     ):
         pool.submit(pow, 2, 2).result(20)
+
+
+def waits_for(gate, started):
+    """Make a task that names its process in the directory `started` and waits until `gate` exists."""
+
+    def wait(number):
+        (started / f"{os.getpid()}-{number}").touch()
+        while not gate.exists():
+            time.sleep(0.01)
+        return number
+
+    return wait
+
+
+def test_a_task_that_its_agent_takes_back_can_be_dropped_at_the_same_time(tmp_path):
+    """An agent that replaces a worker asks it for what waits there; what the client cancels then is dropped."""
+    with sky.pool(sky.Local(1), worker=sky.Worker(concurrency=2)) as pool:
+        wait = waits_for(tmp_path / "gate", tmp_path)
+        running = [pool.submit(wait, number) for number in range(2)]
+        assert eventually(lambda: len(list(tmp_path.iterdir())) == 2, 20)
+        waiting = [pool.submit(abs, -number) for number in range(2)]
+        worker = int(next(tmp_path.iterdir()).name.partition("-")[0])
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            pool._futures.abort(running[0]._task)
+            # Both run in the worker that takes its place: the first one when the stopped worker has been asked for what
+            # waits there, the second one when the agent has heard of the cancel.
+            assert pool._future(*pool._encode_call(abs, (-1,), {}), node=0).result(20) == 1
+            pool._futures.cancel(waiting[1]._task)
+            assert pool._future(*pool._encode_call(abs, (-1,), {}), node=0).result(20) == 1
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert eventually(waiting[1].cancelled, 20)
+        assert waiting[0].result(20) == 0
+        assert pool.nodes()[0].state == "ready"
+        (tmp_path / "gate").touch()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_task_that_runs_again_alone_is_kept(tmp_path):
+    """A worker that dies before it answers a cancel: its agent says that the tasks that ran there go on."""
+    with sky.pool(sky.Local(1), worker=sky.Worker(concurrency=2, retries=0)) as pool:
+        wait = waits_for(tmp_path / "gate", tmp_path)
+        running = [pool.submit(wait, number) for number in range(2)]
+        assert eventually(lambda: len(list(tmp_path.iterdir())) == 2, 20)
+        worker = int(next(tmp_path.iterdir()).name.partition("-")[0])
+        os.kill(worker, signal.SIGSTOP)
+        pool._futures.cancel(running[0]._task)
+        # The agent has heard that when it has dropped a task that waits there, behind those that wait in the worker.
+        others = [pool._future(*pool._encode_call(abs, (-1,), {}), node=0) for _ in range(3)]
+        pool._futures.cancel(others[2]._task)
+        assert eventually(others[2].cancelled, 20)
+        os.kill(worker, signal.SIGKILL)
+        assert eventually(lambda: len(list(tmp_path.iterdir())) == 4, 20)
+        # The bound on an answer passes, with some to spare.
+        assert not eventually(lambda: pool.nodes()[0].state != "ready", 1.5 * TIMING[1])
+        (tmp_path / "gate").touch()
+        assert [future.result(20) for future in running] == [0, 1]

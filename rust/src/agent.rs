@@ -462,7 +462,8 @@ impl Agent {
                         continue;
                     }
                     state.crew.doomed.remove(&task);
-                    if state.asked.remove(&task) {
+                    // What was also to be dropped ends here.
+                    if state.asked.remove(&task) && !state.queue.is_to_drop(id, task) {
                         state.queue.remove(task.task);
                         self.link.send(|o| o.control(Control::Returned(task)));
                     } else {

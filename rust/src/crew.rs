@@ -337,7 +337,14 @@ impl Agent {
             let attempt = state.queue.attempt(task).filter(|a| !doomed.contains(a));
             let ran = running.iter().find(|(ran, _)| Some(*ran) == attempt).map(|(_, age)| *age);
             match ran.or_else(|| attempt.filter(|_| began.contains(&task)).map(|_| Duration::ZERO)) {
-                Some(age) if !matches!(member.role, Role::Retired(_)) => suspects.push((age, task)),
+                Some(age) if !matches!(member.role, Role::Retired(_)) => {
+                    // The client asked for it back or to drop it, and the worker has not answered.
+                    if let Some(id) = attempt.filter(|id| state.asked.remove(id)) {
+                        state.queue.uncancel(task);
+                        self.link.send(|o| o.control(Control::Kept(id)));
+                    }
+                    suspects.push((age, task));
+                }
                 // One that was cancelled ends with this.
                 _ => {
                     state.queue.requeue(task);

@@ -8,7 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::error::SessionError;
-use crate::frame::Attempt;
+use crate::frame::{Attempt, Message, Tag};
+use crate::queue::{PeerId, Queue};
 use crate::session::HEARTBEAT;
 
 /// Bytes of results per heartbeat from which on a node is busy sending: 8 KB/s, below which no link is of use.
@@ -54,7 +55,8 @@ impl Ask {
     }
 }
 
-/// The oldest task that a node holds: its place in the order of sending, and how long it may run (zero: for ever).
+/// The place in the order of sending of the oldest task that a node holds, and how long one of its tasks may run at most
+/// (zero: for ever).
 pub type Oldest = (u64, Duration);
 
 /// See the module's text. One for each session with a node.
@@ -64,6 +66,8 @@ pub struct Liveness {
     every: Duration,
     /// Bound on the answer to a heartbeat.
     pulse: Duration,
+    /// How long its workers took to start.
+    start: Duration,
     /// Heartbeats that were sent.
     sent: u64,
     /// Those of them without an answer: their numbers, the oldest first.
@@ -88,8 +92,10 @@ impl Liveness {
             timing,
             // Several to a lease: one that is late ends nothing.
             every: timing.heartbeat.min(lease / 4).max(Duration::from_millis(1)),
-            // Whoever asks for a long lease has a link on which a heartbeat may take long.
-            pulse: timing.answer.max(lease.min(timing.drain)),
+            // A user who asks for a long lease has a link on which a heartbeat may take long. Twice: the heartbeat may
+            // wait behind an upload, and its answer behind results.
+            pulse: timing.answer.max(lease.min(timing.drain)).saturating_mul(2),
+            start: Duration::ZERO,
             sent: 0,
             unanswered: VecDeque::new(),
             asked: HashMap::new(),
@@ -105,6 +111,16 @@ impl Liveness {
     #[must_use]
     pub fn every(&self) -> Duration {
         self.every
+    }
+
+    /// Its workers have started.
+    pub fn ready(&mut self) {
+        self.start = self.every.saturating_mul(u32::try_from(self.sent).unwrap_or(u32::MAX));
+    }
+
+    /// It sent the result of a task that it does not hold, of so many bytes: that is no progress.
+    pub fn stale(&mut self, bytes: usize) {
+        self.results = self.results.saturating_add(bytes as u64);
     }
 
     /// A heartbeat of this number is sent.
@@ -152,6 +168,39 @@ impl Liveness {
         !self.asked.contains_key(&(id.task, Ask::Abort))
     }
 
+    /// It gives a task back.
+    ///
+    /// # Errors
+    /// [`SessionError::Unasked`] if it was not asked for it.
+    pub fn returned(&mut self, queue: &mut Queue, node: PeerId, id: Attempt) -> Result<(), SessionError> {
+        let asked = queue.is_asked_back(node, id) || !queue.holds(node, id);
+        if !(self.answer() && asked) {
+            return Err(SessionError::Unasked("gave a task back"));
+        }
+        queue.returned(node, id);
+        Ok(())
+    }
+
+    /// It keeps a task, which is running there. Whether that goes on to its own end; of what another node holds it knows
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`SessionError::Unasked`] if it was asked nothing.
+    pub fn keeps(&mut self, queue: &mut Queue, node: PeerId, id: Attempt) -> Result<bool, SessionError> {
+        if !self.answer() {
+            return Err(SessionError::Unasked("said that it keeps a task"));
+        }
+        if !queue.holds(node, id) {
+            return Ok(false);
+        }
+        queue.kept(node, id);
+        let goes_on = self.kept(id);
+        if goes_on {
+            queue.uncancel(id.task);
+        }
+        Ok(goes_on)
+    }
+
     /// It ended a task.
     pub fn helped(&mut self) {
         self.oldest = None;
@@ -178,14 +227,16 @@ impl Liveness {
         if self.unanswered.len() as u64 >= self.beats(self.pulse) {
             return Err(SessionError::Unanswered(self.pulse.as_secs()));
         }
-        let busy = uploading || results >= self.results.saturating_add(PROGRESS);
+        let sending = results >= self.results.saturating_add(PROGRESS);
+        let busy = uploading || sending;
         self.results = results;
         let (sent, answered) = (self.sent, self.sent.saturating_sub(self.unanswered.len() as u64));
         let in_time = self.beats(self.timing.answer);
         let mut late = None;
         self.asked.retain(|&(_, ask), (id, since)| {
-            if busy && ask != Ask::Recall {
-                // The answer may be a task's result, or come when the task has arrived.
+            // An agent that has too many results to send does not hear its workers. And the answer to a cancel or an abort
+            // may come when the task has arrived.
+            if sending || (uploading && ask != Ask::Recall) {
                 *since = sent;
             }
             let open = owes(*id, ask);
@@ -207,8 +258,8 @@ impl Liveness {
         match self.oldest {
             Some((same, since)) if same == number && !busy && !limit.is_zero() => {
                 // Twice: the node counts from when the task began, and not while it waits for an import; a task whose
-                // process died of another one begins anew.
-                let bound = limit.saturating_mul(2).saturating_add(self.timing.answer);
+                // process died of another one begins anew, when another process has started.
+                let bound = limit.saturating_add(self.start).saturating_mul(2).saturating_add(self.timing.answer);
                 if answered >= since + self.beats(bound) {
                     return Err(SessionError::NoResult { seconds: bound.as_secs(), limit: limit.as_secs_f64() });
                 }
@@ -222,4 +273,19 @@ impl Liveness {
     fn beats(&self, time: Duration) -> u64 {
         u64::try_from(time.as_millis().div_ceil(self.every.as_millis().max(1))).unwrap_or(u64::MAX).max(1)
     }
+}
+
+/// Look at how a node says that a task ended.
+///
+/// # Errors
+/// [`SessionError::Unasked`] if it may not say so.
+pub fn may_end(queue: &Queue, node: PeerId, result: &Message, timed: bool) -> Result<(), SessionError> {
+    let wrong = match result.tag {
+        tag if tag == Tag::Cancelled as u8 && !queue.is_droppable(result.id.task) => "dropped a task",
+        tag if tag == Tag::NodeLost as u8 => "said of a task that its node is lost",
+        tag if tag == Tag::TimedOut as u8 && !timed => "ended a task for its time, which has no limit",
+        _ => return Ok(()),
+    };
+    // What it does not hold is stale, whatever it says.
+    if queue.holds(node, result.id) { Err(SessionError::Unasked(wrong)) } else { Ok(()) }
 }

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use crate::error::{FrameError, NodeError, SessionError, SshError};
 use crate::flood::{Flood, Piece};
 use crate::frame::{Attempt, Body, Control, Event, Message, Offer, Tag};
-use crate::liveness::{Ask, Liveness, Timing};
+use crate::liveness::{Ask, Liveness, Timing, may_end};
 use crate::output::STDERR;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::session::{
@@ -680,35 +680,17 @@ impl State {
 
     /// A node gives a task back.
     fn returned(&mut self, node: PeerId, id: Attempt) -> Result<(), SessionError> {
-        let asked = self.queue.is_asked_back(node, id) || !self.queue.holds(node, id);
-        self.expects(node, |life| life.answer() && asked, "gave a task back")?;
-        self.queue.returned(node, id);
-        Ok(())
+        let Some(life) = self.lives.get_mut(&node) else { return Ok(()) };
+        life.returned(&mut self.queue, node, id)
     }
 
-    /// A node keeps a task, which is running there. Of what another node holds it knows nothing.
+    /// A node keeps a task.
     fn kept(&mut self, node: PeerId, id: Attempt) -> Result<(), SessionError> {
-        self.expects(node, Liveness::answer, "said that it keeps a task")?;
-        if self.queue.holds(node, id) {
-            self.queue.kept(node, id);
-            if self.lives.get_mut(&node).is_none_or(|life| life.kept(id)) {
-                self.queue.uncancel(id.task);
-                self.awaited.remove(&id.task);
-            }
+        let Some(life) = self.lives.get_mut(&node) else { return Ok(()) };
+        if life.keeps(&mut self.queue, node, id)? {
+            self.awaited.remove(&id.task);
         }
         Ok(())
-    }
-
-    /// Whether a node may say that this is how a task ended.
-    fn may_end(&self, node: PeerId, result: &Message, timed: bool) -> Result<(), SessionError> {
-        let wrong = match result.tag {
-            tag if tag == Tag::Cancelled as u8 && !self.queue.is_droppable(result.id.task) => "dropped a task",
-            tag if tag == Tag::NodeLost as u8 => "said of a task that its node is lost",
-            tag if tag == Tag::TimedOut as u8 && !timed => "ended a task for its time, which has no limit",
-            _ => return Ok(()),
-        };
-        // What it does not hold is stale, whatever it says.
-        if self.queue.holds(node, result.id) { Err(SessionError::Unasked(wrong)) } else { Ok(()) }
     }
 
     /// Ask draining nodes again for what they have not ended: a task that was still on its way when it was asked for was
@@ -965,7 +947,7 @@ impl Shared {
             }
             match event {
                 Event::Message(Body::Result, result) => {
-                    if let Err(why) = state.may_end(id, &result, timed) {
+                    if let Err(why) = may_end(&state.queue, id, &result, timed) {
                         end = Err(why);
                         continue;
                     }
@@ -982,6 +964,9 @@ impl Shared {
                         }
                     } else {
                         state.stale += 1;
+                        if let Some(life) = state.lives.get_mut(&id) {
+                            life.stale(result.cost());
+                        }
                         link.send(|o| o.acknowledge([result.id]));
                     }
                 }
@@ -1060,6 +1045,7 @@ impl Shared {
         }
         if matches!(node.state, NodeState::Connecting | NodeState::Draining(_)) {
             node.slots = slots;
+            state.lives.entry(id).and_modify(Liveness::ready);
             state.queue.add_peer(id, slots, now);
             if node.state == NodeState::Connecting {
                 node.state = NodeState::Ready;
@@ -1079,8 +1065,13 @@ impl Shared {
         } else {
             Piece { from, text, left_out: 0 }
         };
-        lock(&self.output).waiting.push(piece);
-        self.some_output.notify_one();
+        let mut output = lock(&self.output);
+        let was_empty = output.waiting.is_empty();
+        output.waiting.push(piece);
+        // Whoever takes it waits only if there was none; and a flood of empty pieces wakes nobody.
+        if was_empty && !output.waiting.is_empty() {
+            self.some_output.notify_one();
+        }
     }
 
     fn node_ended(&self, id: PeerId, end: Result<(), NodeError>) {

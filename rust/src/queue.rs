@@ -422,11 +422,16 @@ impl Queue {
         self.tasks.get(&task).is_some_and(|e| e.droppable)
     }
 
-    /// The oldest task that a peer holds: its place in the order of sending, and what its sender says of it in `nanos`.
+    /// The place in the order of sending of the oldest task that a peer holds, and the most that the sender says in `nanos`
+    /// of one that it holds. What is said of the oldest is 0 if that is said of all.
     #[must_use]
     pub fn oldest(&self, peer: PeerId) -> Option<(u64, u64)> {
-        let (number, task) = self.peers.get(&peer)?.held.first_key_value()?;
-        self.tasks.get(task).map(|e| (*number, e.message.nanos))
+        let held = &self.peers.get(&peer)?.held;
+        let (number, oldest) = held.first_key_value()?;
+        let nanos = |task| self.tasks.get(task).map(|e: &Entry| e.message.nanos);
+        // It may wait there for a longer one, which arrived before it.
+        let most = if nanos(oldest)? == 0 { 0 } else { held.values().filter_map(nanos).max()? };
+        Some((*number, most))
     }
 
     /// Forget a task wherever it is; its message, if it was known.

@@ -53,18 +53,18 @@ fn only_what_was_sent_is_answered() {
     assert!(!life.pulse(3));
 }
 
-/// A node that answers no heartbeat is lost after the bound, or after its lease if that is longer.
+/// A node that answers no heartbeat is lost after twice the bound, or twice its lease if that is longer.
 #[test]
 fn heartbeats_must_be_answered() {
     let mut node = Node::new();
-    node.beats(ANSWER, false).unwrap();
-    assert!(matches!(node.beats(1, false), Err(SessionError::Unanswered(60))));
+    node.beats(2 * ANSWER, false).unwrap();
+    assert!(matches!(node.beats(1, false), Err(SessionError::Unanswered(120))));
     let mut patient = Node { life: Liveness::new(TIMING, Duration::from_secs(120)), ..Node::new() };
-    patient.beats(2 * ANSWER, false).unwrap();
+    patient.beats(4 * ANSWER, false).unwrap();
     assert!(patient.beats(1, false).is_err());
     let mut bounded = Node { life: Liveness::new(TIMING, Duration::from_secs(86_400)), ..Node::new() };
-    bounded.beats(300, false).unwrap();
-    assert!(matches!(bounded.beats(1, false), Err(SessionError::Unanswered(600))));
+    bounded.beats(600, false).unwrap();
+    assert!(matches!(bounded.beats(1, false), Err(SessionError::Unanswered(1200))));
 }
 
 /// Each question has a bound that is counted in answered heartbeats.
@@ -123,15 +123,18 @@ fn what_ended_is_not_owed() {
     node.beats(10 * ANSWER, true).unwrap();
 }
 
-/// Bytes on their way in either direction may be what an answer waits behind; a recall is answered ahead of them.
+/// Bytes on their way in either direction may be what an answer waits behind; a recall is read ahead of tasks.
 #[test]
 fn a_busy_link_is_waited_for() {
     let mut node = Node::new();
+    node.life.ask(Ask::Recall, ID);
     node.life.ask(Ask::Abort, ID);
     for _ in 0..3 * ANSWER {
         node.results += 20_000;
         node.beats(1, true).unwrap();
     }
+    assert!(node.life.kept(Attempt { task: 9, attempt: 0 }));
+    node.life.kept(ID);
     node.uploading = true;
     node.beats(3 * ANSWER, true).unwrap();
     node.life.ask(Ask::Recall, Attempt { task: 8, attempt: 0 });
@@ -160,6 +163,30 @@ fn tasks_must_end() {
     node.oldest = Some((4, limit));
     node.beats(bound, true).unwrap();
     assert!(matches!(node.beats(1, true), Err(SessionError::NoResult { seconds: 260, .. })));
+}
+
+/// Results that nobody waits for are no progress.
+#[test]
+fn stale_results_are_not_waited_for() {
+    let mut node = Node::new();
+    node.life.ask(Ask::Recall, ID);
+    let late = (0..=ANSWER).find_map(|_| {
+        node.results += 20_000;
+        node.life.stale(20_000);
+        node.beats(1, true).err()
+    });
+    assert!(matches!(late, Some(SessionError::NoAnswer { .. })));
+}
+
+/// A node whose workers take long to start may take as long to replace them.
+#[test]
+fn slow_starts_are_waited_for() {
+    let mut node = Node::new();
+    node.beats(90, true).unwrap();
+    node.life.ready();
+    node.oldest = Some((1, Duration::from_secs(10)));
+    node.beats(2 * (5 + 90) + ANSWER, true).unwrap();
+    assert!(matches!(node.beats(1, true), Err(SessionError::NoResult { seconds: 440, .. })));
 }
 
 /// A node that said that it will soon be gone is lost if it still has tasks after the bound, and left alone if not.

@@ -299,6 +299,22 @@ proptest! {
     }
 }
 
+/// The oldest task may wait behind a longer one that overtook it, and is given as long.
+#[test]
+fn the_oldest_task_is_given_the_longest_time() {
+    let mut queue = queue(&[(1, 2)], 0);
+    for (n, nanos) in [(0, 5), (1, 90), (2, 7)] {
+        queue.push(Message { nanos, ..task(n) });
+    }
+    assert_eq!(queue.oldest(1), None);
+    assign_all(&mut queue);
+    assert_eq!(queue.oldest(1), Some((1, 90)));
+    assert!(queue.done(1, id(1), Instant::now()));
+    assert_eq!(queue.oldest(1), Some((1, 7)));
+    assert!(queue.done(1, id(0), Instant::now()));
+    assert_eq!(queue.oldest(1), Some((3, 7)));
+}
+
 /// A closed peer keeps what it has, is asked for it, and takes nothing but what it is given by name.
 #[test]
 fn closed_peers_take_nothing_more() {

@@ -2,7 +2,8 @@
 //!
 //! Time is counted in heartbeats that the node has answered. Control frames keep their order, so a node that answers a
 //! heartbeat has read what it was asked before; and while this process is stopped, or what it sends waits behind an
-//! upload, no time passes for the node.
+//! upload, no time passes for the node. Its answers may wait for minutes behind results that a slow link takes in: while
+//! those arrive, the answer to a heartbeat is not overdue.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -78,6 +79,8 @@ pub struct Liveness {
     /// The heartbeat after which it said that it will soon be gone.
     drained: Option<u64>,
     results: u64,
+    /// The heartbeat at which results were last seen to arrive.
+    arrived: u64,
 }
 
 impl Liveness {
@@ -98,6 +101,7 @@ impl Liveness {
             oldest: None,
             drained: None,
             results: 0,
+            arrived: 0,
         }
     }
 
@@ -175,12 +179,17 @@ impl Liveness {
         results: u64,
         owes: impl Fn(Attempt, Ask) -> bool,
     ) -> Result<(), SessionError> {
-        if self.unanswered.len() as u64 >= self.beats(self.pulse) {
+        let arriving = results >= self.results.saturating_add(PROGRESS);
+        if arriving {
+            self.arrived = self.sent;
+        }
+        let (waiting, quiet) = (self.unanswered.len() as u64, self.sent - self.arrived);
+        if waiting.min(quiet) >= self.beats(self.pulse) {
             return Err(SessionError::Unanswered(self.pulse.as_secs()));
         }
-        let busy = uploading || results >= self.results.saturating_add(PROGRESS);
+        let busy = uploading || arriving;
         self.results = results;
-        let (sent, answered) = (self.sent, self.sent.saturating_sub(self.unanswered.len() as u64));
+        let (sent, answered) = (self.sent, self.sent.saturating_sub(waiting));
         let in_time = self.beats(self.timing.answer);
         let mut late = None;
         self.asked.retain(|&(_, ask), (id, since)| {

@@ -3,7 +3,7 @@
 //! The worker answers each task with its own parts. The tag says what it does before: 1 waits until the file exists
 //! that its first part names, 2 ends the process with status 3, 3 kills it, 4 writes its parts to standard error, 5
 //! floods that with 16 MiB. 6 answers with 64 MiB instead. 7 sends its parts as a note, and answers with the answer. 8
-//! writes its parts to the worker's socket, as if the worker had sent them to the agent.
+//! writes its parts to the worker's socket, as if the worker had sent them to the agent. 9 is as 7, with 15 MiB.
 //!
 //! An agent that is given a file says that it will soon be gone when that exists.
 
@@ -51,6 +51,10 @@ fn worker() -> Fallible {
                             drop(socket.map(|mut socket| parts.iter().try_for_each(|part| socket.write_all(part))));
                         }
                         7 => parts = worker.send_note(parts).1.recv().into_iter().collect(),
+                        9 => {
+                            let note = vec![vec![0; 15 << 20].into()];
+                            parts = worker.send_note(note).1.recv().into_iter().collect();
+                        }
                         _ => {}
                     }
                     worker.finish(Message { id, tag: Tag::Returned as u8, nanos, parts });

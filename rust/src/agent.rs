@@ -4,6 +4,7 @@
 //! everything that it started when the client says goodbye, is gone, or has let its lease run out. What it does with
 //! its worker processes is in `crew.rs`.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -316,6 +317,12 @@ impl Agent {
         if rustix::process::getppid() != parent {
             self.end(&mut state, "the process that started the agent is gone".to_owned());
         }
+        if state.is_full() {
+            // The workers' answers may be minutes away.
+            for id in std::mem::take(&mut state.asked) {
+                self.keep(&mut state, id);
+            }
+        }
         self.look_after_crew(&mut state);
         self.pump(&mut state);
     }
@@ -331,7 +338,7 @@ impl Agent {
                 Event::Message(Body::Task, task) => {
                     if state.early.remove(&task.id) {
                         self.deliver(state, Message::cancelled(task.id));
-                    } else if state.queue.len() >= MAX_TASKS {
+                    } else if state.queue.len() + state.kept.len() + state.backlog.len() >= MAX_TASKS {
                         self.end(state, format!("the client sent more than {MAX_TASKS} tasks at once"));
                     } else if state.queue.attempt(task.id.task).is_none() {
                         state.queue.push(task);
@@ -350,15 +357,14 @@ impl Agent {
                     for id in ids {
                         state.early.remove(&id);
                         if let Some(message) = state.kept.remove(&id) {
-                            state.kept_bytes -= message.size();
+                            state.kept_bytes -= message.cost();
                         }
                     }
                     self.send_backlog(state);
                 }
                 Event::Control(Control::Cancel(id)) => {
                     if let Some(worker) = self.drop_task(state, id) {
-                        state.asked.insert(id);
-                        state.crew.tell(worker, Control::Cancel(id));
+                        self.ask(state, worker, Control::Cancel(id), id);
                     }
                 }
                 Event::Control(Control::Abort(id)) => {
@@ -369,10 +375,7 @@ impl Agent {
                 }
                 Event::Control(Control::Recall(id)) => match state.queue.give_up(id.task) {
                     Cancelled::Dropped => self.link.send(|o| o.control(Control::Returned(id))),
-                    Cancelled::Held(worker) => {
-                        state.asked.insert(id);
-                        state.crew.tell(worker, Control::Recall(id));
-                    }
+                    Cancelled::Held(worker) => self.ask(state, worker, Control::Recall(id), id),
                     Cancelled::Unknown => self.link.send(|o| o.control(Control::Kept(id))),
                 },
                 Event::Control(Control::NoteAnswer { note, error }) => {
@@ -405,6 +408,24 @@ impl Agent {
             }
         }
         None
+    }
+
+    /// Ask a worker about a task for the client. While workers are not read from their answers would come too late.
+    fn ask(&self, state: &mut State, worker: PeerId, question: Control, id: Attempt) {
+        if state.is_full() {
+            self.keep(state, id);
+        } else {
+            state.asked.insert(id);
+            state.crew.tell(worker, question);
+        }
+    }
+
+    /// Tell the client that a task is kept, which a worker holds.
+    fn keep(&self, state: &mut State, id: Attempt) {
+        if !state.crew.doomed.contains_key(&id) {
+            state.queue.uncancel(id.task);
+        }
+        self.link.send(|o| o.control(Control::Kept(id)));
     }
 
     /// Whether a worker's message is to be stored, now that its first chunk is here. A task can write to the socket of its
@@ -473,10 +494,7 @@ impl Agent {
                 Event::Control(Control::Kept(task)) => {
                     state.queue.kept(id, task);
                     if state.queue.holds(id, task) && state.asked.remove(&task) {
-                        if !state.crew.doomed.contains_key(&task) {
-                            state.queue.uncancel(task.task);
-                        }
-                        self.link.send(|o| o.control(Control::Kept(task)));
+                        self.keep(state, task);
                     }
                 }
                 Event::Control(_) | Event::Message(..) | Event::Skipped(..) | Event::NoMemory(..) => {}
@@ -507,7 +525,8 @@ impl Agent {
             }
             state.notes_backlog_bytes -= cost;
             // A task that writes to its worker's socket can use a number twice: the client takes each once.
-            if state.notes.insert(note.id.task, cost).is_none() {
+            if let Entry::Vacant(new) = state.notes.entry(note.id.task) {
+                new.insert(cost);
                 state.notes_bytes += cost;
                 self.link.send(|o| o.message(Body::Note, note));
             }
@@ -519,27 +538,29 @@ impl Agent {
 
     /// Send a result, or keep it back until there is credit. One result may always be on its way.
     pub(crate) fn deliver(&self, state: &mut State, result: Message) {
-        if state.backlog.is_empty() && state.has_credit(result.size()) {
+        if state.backlog.is_empty() && state.has_credit(result.cost()) {
             self.send_result(state, result);
         } else {
-            state.backlog_bytes += result.size();
+            state.backlog_bytes += result.cost();
             state.backlog.push_back(result);
         }
     }
 
     fn send_result(&self, state: &mut State, result: Message) {
-        state.kept_bytes += result.size();
-        state.kept.insert(result.id, result.clone());
+        state.kept_bytes += result.cost();
+        if let Some(before) = state.kept.insert(result.id, result.clone()) {
+            state.kept_bytes -= before.cost();
+        }
         self.link.send(|o| o.message(Body::Result, result));
     }
 
     fn send_backlog(&self, state: &mut State) {
         while let Some(result) = state.backlog.pop_front() {
-            if !state.has_credit(result.size()) {
+            if !state.has_credit(result.cost()) {
                 state.backlog.push_front(result);
                 break;
             }
-            state.backlog_bytes -= result.size();
+            state.backlog_bytes -= result.cost();
             self.send_result(state, result);
         }
         if !state.is_full() {
@@ -559,8 +580,8 @@ impl State {
         self.backlog_bytes + self.notes_backlog_bytes > BACKLOG
     }
 
-    fn has_credit(&self, size: usize) -> bool {
-        self.kept_bytes == 0 || self.kept_bytes.saturating_add(size) <= CREDIT
+    fn has_credit(&self, cost: usize) -> bool {
+        self.kept_bytes == 0 || self.kept_bytes.saturating_add(cost) <= CREDIT
     }
 
     /// Send waiting tasks to workers with room, or ask some back for idle ones.

@@ -39,7 +39,7 @@ pub const MAX_NOTE: usize = 16 * 1024 * 1024;
 /// Bytes of the reason in [`Control::Drain`].
 pub const MAX_REASON: usize = 1024;
 /// Messages that may be under assembly at once on one stream.
-const MAX_OPEN: usize = 4096;
+pub const MAX_OPEN: usize = 4096;
 /// Memory set aside for a part before its bytes arrive; beyond it a part grows with what really came.
 const EAGER: usize = 1024 * 1024;
 /// A part up to this size, in bytes, is copied out of its block.

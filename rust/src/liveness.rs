@@ -2,7 +2,8 @@
 //!
 //! Time is counted in heartbeats that the node has answered. Control frames keep their order, so a node that answers a
 //! heartbeat has read what it was asked before; and while this process is stopped, or what it sends waits behind an
-//! upload, no time passes for the node.
+//! upload, no time passes for the node. Its answers may wait for minutes behind results that a slow link takes in: while
+//! those arrive, the answer to a heartbeat is not overdue.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::frame::{Attempt, Message, Tag};
 use crate::queue::{PeerId, Queue};
 use crate::session::HEARTBEAT;
 
-/// Bytes of results per heartbeat from which on a node is busy sending: 8 KB/s, below which no link is of use.
+/// Bytes of results per heartbeat from which on a node is busy arriving: 8 KB/s, below which no link is of use.
 const PROGRESS: u64 = 16 * 1024;
 
 /// Heartbeats that a node may send between two of ours. While this process is stopped those of a day may gather.
@@ -55,7 +56,7 @@ impl Ask {
     }
 }
 
-/// The place in the order of sending of the oldest task that a node holds, and how long one of its tasks may run at most
+/// The place in the order of arriving of the oldest task that a node holds, and how long one of its tasks may run at most
 /// (zero: for ever).
 pub type Oldest = (u64, Duration);
 
@@ -82,6 +83,8 @@ pub struct Liveness {
     /// The heartbeat after which it said that it will soon be gone.
     drained: Option<u64>,
     results: u64,
+    /// The heartbeat at which results were last seen to arrive.
+    arrived: u64,
 }
 
 impl Liveness {
@@ -104,6 +107,7 @@ impl Liveness {
             oldest: None,
             drained: None,
             results: 0,
+            arrived: 0,
         }
     }
 
@@ -224,19 +228,23 @@ impl Liveness {
         results: u64,
         owes: impl Fn(Attempt, Ask) -> bool,
     ) -> Result<(), SessionError> {
-        if self.unanswered.len() as u64 >= self.beats(self.pulse) {
+        let arriving = results >= self.results.saturating_add(PROGRESS);
+        if arriving {
+            self.arrived = self.sent;
+        }
+        let (waiting, quiet) = (self.unanswered.len() as u64, self.sent - self.arrived);
+        if waiting.min(quiet) >= self.beats(self.pulse) {
             return Err(SessionError::Unanswered(self.pulse.as_secs()));
         }
-        let sending = results >= self.results.saturating_add(PROGRESS);
-        let busy = uploading || sending;
+        let busy = uploading || arriving;
         self.results = results;
-        let (sent, answered) = (self.sent, self.sent.saturating_sub(self.unanswered.len() as u64));
+        let (sent, answered) = (self.sent, self.sent.saturating_sub(waiting));
         let in_time = self.beats(self.timing.answer);
         let mut late = None;
         self.asked.retain(|&(_, ask), (id, since)| {
             // An agent that has too many results to send does not hear its workers. And the answer to a cancel or an abort
             // may come when the task has arrived.
-            if sending || (uploading && ask != Ask::Recall) {
+            if arriving || (uploading && ask != Ask::Recall) {
                 *since = sent;
             }
             let open = owes(*id, ask);

@@ -1075,6 +1075,8 @@ impl Shared {
     }
 
     fn node_ended(&self, id: PeerId, end: Result<(), NodeError>) {
+        // Nobody is left to hear the answers.
+        lock(&self.notes).unanswered.remove(&id);
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let Some(node) = state.nodes.get_mut(id) else { return };

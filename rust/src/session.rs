@@ -17,7 +17,9 @@ use tokio::sync::Notify;
 
 use crate::error::{FrameError, SessionError};
 use crate::flood::{Flood, Piece};
-use crate::frame::{Attempt, Body, CHUNK, Control, Decoder, Event, Message, Offer, Outgoing, Packer, put_preamble};
+use crate::frame::{
+    Attempt, Body, CHUNK, Control, Decoder, Event, MAX_OPEN, Message, Offer, Outgoing, Packer, put_preamble,
+};
 use crate::text;
 
 /// How often each side says that it lives.
@@ -45,6 +47,9 @@ const BATCH_BYTES: usize = 1024 * 1024;
 const BLOCK: usize = 64 * 1024;
 /// Payload up to which a message is small: it goes ahead of chunks of large ones.
 const SMALL: usize = 16 * 1024;
+/// Large messages that are sent in turns; others wait until one of them has been sent. The receiver refuses more than
+/// [`MAX_OPEN`] at once.
+const TURNS: usize = MAX_OPEN / 4;
 /// Bytes in one write to a stream. Larger writes to a russh channel can straddle a rekey (russh #761).
 pub(crate) const WRITE: usize = 32 * 1024;
 /// Acknowledgements in one frame, so that it fits a block.
@@ -164,7 +169,10 @@ pub struct Outbox {
     acks: Vec<Attempt>,
     output: Flood<u64>,
     small: VecDeque<Outgoing>,
+    /// Of these a chunk each in turn.
     large: VecDeque<Outgoing>,
+    /// Large ones whose turns have not come.
+    later: VecDeque<Outgoing>,
     bytes: usize,
     /// Memory of the answers that wait in `control` and `acks`.
     answers: usize,
@@ -195,6 +203,7 @@ impl Default for Outbox {
             output: Flood::default(),
             small: VecDeque::new(),
             large: VecDeque::new(),
+            later: VecDeque::new(),
             bytes: 0,
             answers: 0,
             given_up: false,
@@ -255,7 +264,11 @@ impl Outbox {
         }
         let size = message.size();
         self.bytes += size;
-        let queue = if size <= SMALL { &mut self.small } else { &mut self.large };
+        let queue = match size {
+            ..=SMALL => &mut self.small,
+            _ if self.large.len() < TURNS => &mut self.large,
+            _ => &mut self.later,
+        };
         queue.push_back(Outgoing::new(body, message));
     }
 
@@ -264,6 +277,7 @@ impl Outbox {
         if !self.closed {
             self.small.clear();
             self.large.clear();
+            self.later.clear();
             self.bytes = 0;
             while let Some(output) = self.next_output() {
                 self.control.push_back(output);
@@ -327,9 +341,7 @@ impl Outbox {
             let before = large.left;
             let last = large.put_chunk(&mut self.raw);
             self.bytes -= before - large.left;
-            if !last {
-                self.large.push_back(large);
-            }
+            self.large.extend(if last { self.later.pop_front() } else { Some(large) });
         }
         if self.raw.is_empty() {
             return Ok(!out.is_empty());

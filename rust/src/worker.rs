@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use crate::error::SessionError;
 use crate::frame::{Attempt, Body, Control, Decoder, Event, Message, Tag};
 use crate::group::{Group, Left, PAUSE};
-use crate::session::{HEARTBEAT, Outbox, WorkerHello, hello, lock, read_hello};
+use crate::session::{HEARTBEAT, NOTE_CREDIT, Outbox, WorkerHello, hello, lock, read_hello};
 use crate::table::Table;
 
 /// Bytes of results that wait to be sent before a finishing thread has to wait itself.
@@ -79,11 +79,33 @@ struct Results {
     together: usize,
 }
 
-/// The notes that were sent and are not answered yet.
+/// The notes that are not answered yet.
 #[derive(Debug, Default)]
 struct Notes {
-    sent: u64,
+    numbers: u64,
+    /// Where the answers come out.
     awaited: HashMap<u64, SyncSender<Bytes>>,
+    /// Beyond the credit.
+    waiting: VecDeque<Message>,
+    /// The memory that each takes that was sent, and the sum of it.
+    sent: HashMap<u64, usize>,
+    bytes: usize,
+}
+
+impl Notes {
+    /// Take those for which there is credit, to be sent. One note may always be on its way.
+    fn take(&mut self) -> Vec<Message> {
+        let mut notes = Vec::new();
+        while let Some(cost) = self.waiting.front().map(Message::cost)
+            && (self.bytes == 0 || self.bytes.saturating_add(cost) <= NOTE_CREDIT)
+            && let Some(note) = self.waiting.pop_front()
+        {
+            self.bytes += cost;
+            self.sent.insert(note.id.task, cost);
+            notes.push(note);
+        }
+        notes
+    }
 }
 
 thread_local! {
@@ -253,19 +275,29 @@ impl Worker {
         let (answered, answer) = sync_channel(1);
         let number = {
             let mut notes = lock(&self.shared.notes);
-            notes.sent += 1;
-            let number = notes.sent;
+            notes.numbers += 1;
+            let number = notes.numbers;
             notes.awaited.insert(number, answered);
+            notes.waiting.push_back(Message { id: Attempt { task: number, attempt: 0 }, tag: 0, nanos: 0, parts });
             number
         };
-        let note = Message { id: Attempt { task: number, attempt: 0 }, tag: 0, nanos: 0, parts };
-        self.answer(|outbox| outbox.message(Body::Note, note));
+        self.send_notes();
         (number, answer)
     }
 
-    /// Wait no more for the answer to a note.
+    /// Send the notes for which there is credit: the agent takes only so many at once.
+    fn send_notes(&self) {
+        let notes = lock(&self.shared.notes).take();
+        if !notes.is_empty() {
+            self.answer(|outbox| notes.into_iter().for_each(|note| outbox.message(Body::Note, note)));
+        }
+    }
+
+    /// Wait no more for the answer to a note, which is not sent if it was not.
     pub fn forget_note(&self, number: u64) {
-        lock(&self.shared.notes).awaited.remove(&number);
+        let mut notes = lock(&self.shared.notes);
+        notes.awaited.remove(&number);
+        notes.waiting.retain(|note| note.id.task != number);
     }
 
     /// Let the time of what this slot runs begin anew: it goes on to the next call of a batch.
@@ -395,9 +427,13 @@ impl Worker {
                     self.answer(|outbox| outbox.control(answer));
                 }
                 Event::Control(Control::NoteAnswer { note, error }) => {
-                    if let Some(answered) = lock(&self.shared.notes).awaited.remove(&note) {
+                    let mut notes = lock(&self.shared.notes);
+                    notes.bytes -= notes.sent.remove(&note).unwrap_or_default();
+                    if let Some(answered) = notes.awaited.remove(&note) {
                         drop(answered.try_send(error));
                     }
+                    drop(notes);
+                    self.send_notes();
                 }
                 Event::Control(Control::Goodbye(_)) => {
                     *lock(&self.shared.lease) = Instant::now() + UNWIND;

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use skyward_lite::error::{FrameError, SessionError};
 use skyward_lite::flood::{self, Flood, Piece};
 use skyward_lite::frame::{
-    Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_NOTE, MAX_REASON, Message,
-    Outgoing, PROTOCOL, Packer, Tag, put_preamble,
+    Attempt, Body, CHUNK, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_NOTE, MAX_OPEN,
+    MAX_REASON, Message, Outgoing, PROTOCOL, Packer, Tag, put_preamble,
 };
 use skyward_lite::session::{LEFT_OUT, LINES, Link, MAX_ANSWERS, Outbox, Source};
 
@@ -220,6 +220,24 @@ fn large_messages_are_interleaved() {
     });
     let Event::Message(_, first) = &decode(&wire, 4096).unwrap()[0] else { panic!() };
     assert_eq!(first.id.task, 2);
+}
+
+/// However many large messages wait, no more are under way at once than the receiver takes, and all arrive.
+#[test]
+fn many_large_messages_take_turns() {
+    let part = Bytes::from(vec![0; CHUNK + 1]);
+    let count = MAX_OPEN as u64 + 1;
+    let wire = send(|o| {
+        (0..count).for_each(|n| o.message(Body::Task, Message { parts: vec![part.clone()], ..message(n, &[]) }));
+    });
+    let mut decoder = Decoder::new(CAP);
+    decoder.buffer().extend_from_slice(&wire);
+    let mut came = 0;
+    while let Some(event) = decoder.next().unwrap() {
+        assert!(matches!(event, Event::Message(_, message) if message.id.task == came && message.parts[0] == part));
+        came += 1;
+    }
+    assert_eq!(came, count);
 }
 
 /// Compressible data shrinks on the wire; incompressible data grows by headers only.

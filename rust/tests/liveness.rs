@@ -67,6 +67,24 @@ fn heartbeats_must_be_answered() {
     assert!(matches!(bounded.beats(1, false), Err(SessionError::Unanswered(1200))));
 }
 
+/// Answers that wait behind results on a slow link are not overdue while those arrive, and for the bound after that.
+#[test]
+fn answers_may_wait_behind_results() {
+    let mut node = Node::new();
+    for _ in 0..3 * ANSWER {
+        node.results += 16 * 1024;
+        node.beats(1, false).unwrap();
+    }
+    node.beats(2 * ANSWER - 1, false).unwrap();
+    assert!(matches!(node.beats(1, false), Err(SessionError::Unanswered(120))));
+    let mut trickling = Node::new();
+    for _ in 0..2 * ANSWER {
+        trickling.results += 16 * 1024 - 1;
+        trickling.beats(1, false).unwrap();
+    }
+    assert!(trickling.beats(1, false).is_err());
+}
+
 /// Each question has a bound that is counted in answered heartbeats.
 #[test]
 fn questions_must_be_answered() {

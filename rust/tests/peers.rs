@@ -1153,10 +1153,85 @@ fn notes_wait_for_their_credit() {
         (0..3).for_each(|n| client.submit(task(n, 7, vec![Bytes::from(vec![n as u8; NOTE_CREDIT / 2])])));
         for n in 1..=3 {
             client.until(n, note).await;
-            client.heartbeats().await;
+            if n == 1 {
+                client.heartbeats().await;
+            }
             let notes: Vec<_> = client.seen.iter().filter(|event| note(event)).cloned().collect();
             assert_eq!(notes.len(), n, "only one at once");
             let Some(Event::Message(_, last)) = notes.last() else { panic!() };
+            let answer = Control::NoteAnswer { note: last.id.task, error: Bytes::new() };
+            client.link.send(|o| o.control(answer));
+        }
+        client.until(3, result).await;
+    });
+}
+
+/// The threads of one worker can all send their largest note at once.
+#[test]
+fn many_large_notes_at_once_are_all_taken() {
+    let pool = ready(vec![embedded(hello(20, false), "3.11")]);
+    (0..20).for_each(|n| submit(&pool, task(n, 9, vec![])));
+    let mut taken = 0;
+    while taken < 20 {
+        let notes = pool.notes(BOUND).expect("closed");
+        assert!(!notes.is_empty(), "{taken} notes came");
+        taken += notes.len();
+        for (node, note) in notes {
+            pool.answer_note(node, note.id.task, Bytes::new());
+        }
+    }
+    let ends = collect(&pool, 20);
+    assert!(ends.values().all(|end| end.parts == [Bytes::new()]), "{ends:?}");
+}
+
+/// While so many results wait for the client that the agent reads from no worker, its questions are answered all the same.
+#[test]
+fn an_agent_that_is_full_answers() {
+    run(async {
+        let gate = Gate::new("full");
+        let mut client = Raw::connect(hello(2, false)).await;
+        client.submit(gate.task(0));
+        (1..=6).for_each(|n| client.submit(task(n, 6, vec![])));
+        (7..=8).for_each(|n| client.submit(task(n, 4, vec![Bytes::from(format!("{n}"))])));
+        // The last one begins when its worker has sent five results, of which the client has credit for one.
+        let last =
+            |event: &Event| matches!(event, Event::Control(Control::Output { text, .. }) if text.ends_with(b"8"));
+        client.until(1, last).await;
+        let id = Attempt { task: 0, attempt: 0 };
+        for n in 1..=50 {
+            client.link.send(|o| o.control(if n % 2 == 0 { Control::Cancel(id) } else { Control::Recall(id) }));
+            client.until(n, |event| *event == Event::Control(Control::Kept(id))).await;
+        }
+        gate.open();
+        for n in 1..=9 {
+            client.until(n, result).await;
+            let ended: Vec<_> = client.ended().into_iter().map(|(task, _)| Attempt { task, attempt: 0 }).collect();
+            client.link.send(|o| o.acknowledge(ended));
+        }
+        assert!(client.ended().iter().all(|(_, tag)| *tag == Tag::Returned as u8), "{:?}", client.ended());
+    });
+}
+
+/// A note that a task sends twice under one number is counted once.
+#[test]
+fn a_doubled_note_is_counted_once() {
+    run(async {
+        let note = |event: &Event| matches!(event, Event::Message(Body::Note, _));
+        let mut client = Raw::connect(hello(1, false)).await;
+        let mut raw = Vec::new();
+        for size in [1, 1000] {
+            Outgoing::new(Body::Note, task(99, 0, vec![Bytes::from(vec![0; size])])).put_chunk(&mut raw);
+        }
+        let mut wire = Vec::new();
+        Packer::default().pack(&raw, &mut wire);
+        client.submit(task(0, 8, vec![Bytes::from(wire)]));
+        client.submit(task(1, 7, vec![Bytes::new()]));
+        client.submit(task(2, 7, vec![Bytes::new()]));
+        for n in 1..=3 {
+            client.until(n, note).await;
+            let Some(Event::Message(_, last)) = client.seen.iter().filter(|event| note(event)).nth(n - 1) else {
+                panic!()
+            };
             let answer = Control::NoteAnswer { note: last.id.task, error: Bytes::new() };
             client.link.send(|o| o.control(answer));
         }

@@ -40,7 +40,7 @@ LEAST_ID = 6
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """Something that a region has, and its tags, which whoever may tag can have written."""
+    """Something that a region has, and its tags, which anybody who may tag resources can have written."""
 
     kind: str
     name: str

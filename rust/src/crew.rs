@@ -268,7 +268,11 @@ impl Agent {
             let mut events = Vec::new();
             loop {
                 match source.read_admitted(&mut events, |offer| self.admit(id, offer)).await {
-                    Err(SessionError::Frame(nonsense)) => break Some(nonsense),
+                    Err(SessionError::Frame(nonsense)) => {
+                        // Results that came before the nonsense count, and their tasks are not blamed for it.
+                        self.on_worker(id, &mut events);
+                        break Some(nonsense);
+                    }
                     Err(_) => break None,
                     Ok(()) => self.on_worker(id, &mut events),
                 }

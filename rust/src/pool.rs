@@ -866,7 +866,11 @@ impl Shared {
             self.on_node(id, &link, &mut events, started, timed)?;
             tokio::select! {
                 read = source.read_admitted(&mut events, |offer| self.admit(id, offer)) => {
-                    read?;
+                    if let Err(why) = read {
+                        // Results that came before the nonsense count.
+                        self.on_node(id, &link, &mut events, started, timed)?;
+                        return Err(why.into());
+                    }
                     silent = Duration::ZERO;
                 }
                 // Not the end: what tasks wrote is still to come, and then the node's own goodbye.

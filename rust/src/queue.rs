@@ -416,7 +416,7 @@ impl Queue {
         self.holds(peer, id) && self.tasks.get(&id.task).is_some_and(|e| e.cancelled)
     }
 
-    /// Whether whoever holds a task may say that it was dropped: it was told so, if only in vain.
+    /// Whether the peer that holds a task may say that the task was dropped: a holder was told to drop it, if only in vain.
     #[must_use]
     pub fn is_droppable(&self, task: u64) -> bool {
         self.tasks.get(&task).is_some_and(|e| e.droppable)

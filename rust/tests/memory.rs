@@ -381,11 +381,22 @@ fn slots_are_those_that_were_asked_for() {
 /// A result that comes just before the goodbye is its task's end.
 #[test]
 fn a_result_before_the_goodbye_counts() {
+    a_result_counts_before(|raw| Control::Goodbye(Bytes::from_static(b"and out")).put(raw).unwrap());
+}
+
+/// A result that comes just before a frame of an unknown kind is its task's end.
+#[test]
+fn a_result_before_nonsense_counts() {
+    a_result_counts_before(|raw| frame(raw, 99, 0, 0, &[]));
+}
+
+/// A task ends with its result if the same read has an end of the session behind it.
+fn a_result_counts_before(end: impl FnOnce(&mut Vec<u8>)) {
     let pool = Pool::new(1, MAX_MESSAGE).unwrap();
     let (submitted, go) = std::sync::mpsc::channel::<()>();
     let mut raw = Vec::new();
     frame(&mut raw, RESULT, FIRST | LAST, 0, &head(&[3], 3));
-    Control::Goodbye(Bytes::from_static(b"and out")).put(&mut raw).unwrap();
+    end(&mut raw);
     add_hostile(
         &pool,
         Some(1),

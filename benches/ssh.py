@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import skyward_lite as sky
 from lab import Lab, Sshd
-from skyward_lite import _core, bootstrap
-from skyward_lite.providers import Wanted, openssh
+from skyward_lite import _core
+from skyward_lite.environment import build as bootstrap
+from skyward_lite.providers import NodeRequest, openssh
 from skyward_lite.providers.ssh import Host, SSHMachine
 
 PATH = f"{os.path.dirname(os.path.realpath(sys.executable))}:/usr/local/bin:/usr/bin:/bin"
@@ -139,7 +140,7 @@ def cached(lab: Lab, rounds: int, smoke: bool) -> None:
 
 def machine(lab: Lab, name: str) -> SSHMachine:
     """Give a host as a pool makes it."""
-    wanted = Wanted(nodes=1, least=1, image=NOTHING, vcpus=None, memory_gb=None, connect_timeout=20)
+    wanted = NodeRequest(nodes=1, least=1, image=NOTHING, vcpus=None, memory_gb=None, connect_timeout=20)
     return SSHMachine(Host(name), sky.SSH(name, config=lab.config), wanted)
 
 

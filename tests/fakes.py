@@ -24,7 +24,7 @@ from pathlib import Path
 import fake_agent
 import skyward_lite as sky
 from lab import Lab
-from skyward_lite.providers import Machine, Wanted
+from skyward_lite.providers import Machine, NodeRequest
 from skyward_lite.providers.local import LocalMachine
 from skyward_lite.providers.ssh import SSHMachine
 
@@ -93,7 +93,7 @@ class Fakes(sky.Local):
     def __repr__(self) -> str:
         return f"Fakes({len(self.commands)}, good={self.good})"
 
-    def start(self, wanted: Wanted, machines: list[Machine]) -> None:
+    def start(self, wanted: NodeRequest, machines: list[Machine]) -> None:
         for number in range(self.good):
             machines.append(LocalMachine(f"good-{number}", wanted.connect_timeout))
         for number, command in enumerate(self.commands):
@@ -105,7 +105,7 @@ class Fakes(sky.Local):
                 host.furnish(wanted.image)
                 (python,) = host.cache.glob("skyward_lite/*/bin/python")
                 lines = python.read_text().splitlines()
-                fake = f'case "$*" in *skyward_lite.agent*) exec {shlex.join(command)};; esac'
+                fake = f'case "$*" in *skyward_lite.node.agent*) exec {shlex.join(command)};; esac'
                 python.write_text("\n".join([lines[0], fake, *lines[1:], ""]))
                 sky.SSH(host.name, config=self.lab.config).start(wanted, machines)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import skyward_lite as sky
 from lab import SSHD, keygen
 from skyward_lite import SSH, Image, _core
-from skyward_lite.providers import Machine, Wanted
+from skyward_lite.providers import Machine, NodeRequest
 from skyward_lite.providers.ssh import SSHMachine
 
 KINDS = {"ed25519": "ssh-ed25519", "ecdsa": "ecdsa-sha2-nistp256", "rsa": "ssh-rsa"}
@@ -157,7 +157,7 @@ class Bench:
     def _ours(self, case: Case, config: Path) -> Verdict:
         provider = SSH(case.name, config=str(config))
         machines: list[Machine] = []
-        provider.start(Wanted(1, 1, Image(), None, None, 20.0), machines)
+        provider.start(NodeRequest(1, 1, Image(), None, None, 20.0), machines)
         (one,) = machines
         assert isinstance(one, SSHMachine)
         try:

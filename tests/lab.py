@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import skyward_lite as sky
-from skyward_lite import SSH, Image, _core, bootstrap
-from skyward_lite.providers import Machine, Opened, Wanted
+from skyward_lite import SSH, Image, _core
+from skyward_lite.environment import build as bootstrap
+from skyward_lite.providers import Machine, NodeRequest, PreparedMachine
 from skyward_lite.providers.ssh import SSHMachine
 
 SSHD = next((p for p in ("/usr/sbin/sshd", "/usr/bin/sshd") if Path(p).exists()), "sshd")
@@ -214,7 +215,7 @@ def machine(
     machines: list[Machine] = []
     core = _core.Pool(1, 1 << 30)
     try:
-        provider.start(Wanted(1, 1, Image(), None, None, timeout), machines)
+        provider.start(NodeRequest(1, 1, Image(), None, None, timeout), machines)
         (one,) = machines
         assert isinstance(one, SSHMachine)
         yield one, core
@@ -224,7 +225,7 @@ def machine(
 
 
 @contextlib.contextmanager
-def opened(lab: Lab, name: str, **options: Any) -> Iterator[Opened]:
+def opened(lab: Lab, name: str, **options: Any) -> Iterator[PreparedMachine]:
     """Connect to a host and see that it has its environment."""
     with machine(lab, name, **options) as (one, core):
         yield one.open(core)

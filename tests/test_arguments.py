@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-from skyward_lite import payload
+from skyward_lite.pickling import payload
 
 CALLS = 12
 SMALL = np.zeros(3)

@@ -13,8 +13,8 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
-from skyward_lite import arrays, payload
-from skyward_lite.route import Route
+from skyward_lite.pickling import arrays, payload
+from skyward_lite.pickling.route import Route
 
 HERE = Route(shares_files=True, to_client=False)
 ELSEWHERE = Route(shares_files=False, to_client=False)

@@ -19,7 +19,9 @@ import test_original_page as page
 from cloud import HERE, README, Call, Cloud, actions, allowed, aws, pool
 from conftest import eventually
 from joblib import Parallel, delayed
-from skyward_lite.providers import Machine, Wanted, run, user_data
+from skyward_lite.providers import Machine, NodeRequest
+from skyward_lite.providers.aws.provider import boot as user_data
+from skyward_lite.providers.aws.provider import run
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"
@@ -462,7 +464,7 @@ def test_a_hundred_nodes_take_few_calls(cloud):
     """At most 0.2 a node, from the first look to the last."""
     cloud.sshd = False
     provider, machines = aws(), list[Machine]()
-    wanted = Wanted(nodes=100, least=100, image=sky.Image(), vcpus=2, memory_gb=None, connect_timeout=1.0)
+    wanted = NodeRequest(nodes=100, least=100, image=sky.Image(), vcpus=2, memory_gb=None, connect_timeout=1.0)
     provider.start(wanted, machines)
     assert len(machines) == 100
     one = machines[0].run  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ import pytest
 import skyward_lite as sky
 from conftest import eventually, refusal_in_a_fork
 from joblib import Parallel, delayed, parallel_config
-from skyward_lite.backend import SkywardBackend
+from skyward_lite.client.joblib_backend import SkywardBackend
 
 JOBLIB = tuple(int(part) for part in joblib.__version__.split(".")[:2])
 
@@ -413,7 +413,7 @@ def test_calls_leave_no_thread():
     """A call's thread ends with the call, also if that failed, was aborted or could not begin."""
 
     def settling():
-        return [thread for thread in threading.enumerate() if thread.name.startswith("skyward-settle-")]
+        return [thread for thread in threading.enumerate() if thread.name.startswith("skyward-resolve-")]
 
     with sky.pool(worker=sky.Worker(concurrency=2)):
         before = len(settling())

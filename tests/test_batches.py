@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-from skyward_lite import batches
-from skyward_lite.backend import SkywardBackend
+from skyward_lite.client import joblib_batches as batches
+from skyward_lite.client.joblib_backend import SkywardBackend
 
 JOBLIB = tuple(int(part) for part in joblib.__version__.split(".")[:2])
 

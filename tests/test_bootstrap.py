@@ -23,7 +23,7 @@ import skyward_lite as sky
 import uv
 from conftest import eventually
 from lab import Lab, Sshd, opened
-from skyward_lite import bootstrap
+from skyward_lite.environment import build as bootstrap
 
 OFFLINE = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1"}
 ARCHITECTURE = platform.machine()
@@ -181,11 +181,11 @@ def test_an_agent_that_does_not_start_says_why(lab):
     host = lab.host()
     host.furnish(sky.Image())
     (python,) = (host.cache / "skyward_lite").glob("env-*/bin/python")
-    python.write_text("#!/bin/sh\necho 'No module named skyward_lite.agent' >&2\nexit 1\n")
+    python.write_text("#!/bin/sh\necho 'No module named skyward_lite.node.agent' >&2\nexit 1\n")
     said = refusal(lab, host)
     assert "Its agent does not start: `/" in said
     assert "ended with status 1: " in said
-    assert "No module named skyward_lite.agent" in said
+    assert "No module named skyward_lite.node.agent" in said
 
 
 def test_a_build_ends_with_its_client(lab):

@@ -22,8 +22,9 @@ import skyward_lite as sky
 from conftest import eventually
 from fake_agent import MAGIC, PROTOCOL, block, frame
 from lab import Lab, Sshd, opened
-from skyward_lite import Image, _core, bootstrap
+from skyward_lite import Image, _core
 from skyward_lite._version import PYTHON
+from skyward_lite.environment import build as bootstrap
 from test_check import check
 
 FORGED = "2026-01-01 00:00:00 CRITICAL root: pwned"

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from lab import Lab, Sshd, keygen
-from skyward_lite import bootstrap, doctor
 from skyward_lite._version import PYTHON
+from skyward_lite.cli import check as doctor
+from skyward_lite.environment import build as bootstrap
 
 TOOLS = (
     "sh",
@@ -55,7 +56,9 @@ def program(settings: str) -> tuple[str, str]:
     """Return what lets an interpreter be the command, with other settings."""
     return (
         "-c",
-        f"import sys; from skyward_lite import __main__, bootstrap, doctor; {settings}; sys.exit(__main__.main())",
+        "import sys; from skyward_lite import __main__; from skyward_lite.cli import check as doctor; "
+        "from skyward_lite.environment import build as bootstrap; "
+        f"{settings}; sys.exit(__main__.main())",
     )
 
 

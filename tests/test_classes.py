@@ -19,8 +19,8 @@ import pyarrow as pa
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-from skyward_lite import payload
-from skyward_lite.route import Route
+from skyward_lite.pickling import payload
+from skyward_lite.pickling.route import Route
 
 T = TypeVar("T")
 
@@ -305,7 +305,7 @@ def test_definitions_are_the_same_bytes_each_time():
 
 def test_what_is_kept_of_classes_is_bounded():
     """A program that makes a class for each task does not fill its workers."""
-    from skyward_lite import classes
+    from skyward_lite.pickling import classes
 
     kept = classes._Latest()
     for number in range(3 * classes.MAX_KEPT):

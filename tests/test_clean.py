@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from lab import Lab
-from skyward_lite import bootstrap, clean
 from skyward_lite.__main__ import main
+from skyward_lite.cli import clean
+from skyward_lite.environment import build as bootstrap
 
 DAY = 86400
 ARCHITECTURE = platform.machine()

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-from skyward_lite import payload
-from skyward_lite.calls import _result
+from skyward_lite.client.lazy import _result
+from skyward_lite.pickling import payload
 
 HERE = threading.Lock()
 """A global that cannot be pickled: a function that is sent with its module's globals fails."""

@@ -22,7 +22,8 @@ import pytest
 import skyward_lite as sky
 import uv
 from lab import Lab, machine
-from skyward_lite import bootstrap, credentials
+from skyward_lite import credentials
+from skyward_lite.environment import build as bootstrap
 from skyward_lite.image import Image
 from test_bootstrap import make_wheel, open_pool, refusal, without_ensurepip
 

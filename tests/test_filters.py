@@ -23,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
-from skyward_lite import filters, payload
+from skyward_lite.pickling import filters, payload
 
 HIDDEN = ["pytest", "_pytest", "boto3", "botocore"]
 
@@ -163,7 +163,7 @@ def test_categories_that_no_import_finds_travel_by_value(encoder):
         level = 3
 
     head, buffers = encoder.dumps(LocalWarning)
-    assert b"skyward_lite.filters" not in head
+    assert b"skyward_lite.pickling.filters" not in head
     assert payload.loads(head, buffers).level == 3
 
 
@@ -248,7 +248,7 @@ def test_registered_modules_still_go_by_value(encoder, made_up, monkeypatch):
         head, _ = encoder.dumps(made_up.SdkWarning)
     finally:
         cloudpickle.unregister_pickle_by_value(made_up)
-    assert b"skyward_lite.filters" not in head
+    assert b"skyward_lite.pickling.filters" not in head
 
 
 def test_objects_that_claim_to_be_classes_travel(encoder):

@@ -120,7 +120,7 @@ def test_a_wait_for_an_import_is_not_the_tasks_time(modules):
         import threading
 
         import hold
-        from skyward_lite import first_imports
+        from skyward_lite.node import first_imports
 
         def stay():
             hold.held.set()

@@ -23,26 +23,26 @@ def test_importing_the_package_imports_next_to_nothing():
     """What is heavy is imported where it is used; the package's own names when they are asked for."""
     modules = imported("import skyward_lite")
     assert "skyward_lite" in modules
-    assert not modules & {*HEAVY, "cloudpickle", "typing", "skyward_lite.compute_pool"}
+    assert not modules & {*HEAVY, "cloudpickle", "typing", "skyward_lite.client.pool"}
 
 
 def test_naming_the_pool_imports_nothing_heavy():
     """Neither do the names themselves: joblib comes with the pool's start, importlib.metadata with its image."""
     modules = imported("import skyward_lite as sky\nsky.pool(sky.Local(2)), sky.compute")
-    assert {"cloudpickle", "skyward_lite.compute_pool"} <= modules
+    assert {"cloudpickle", "skyward_lite.client.pool"} <= modules
     assert not modules & HEAVY
 
 
 def test_the_nodes_processes_import_no_more_than_they_need():
     """The agent unpickles nothing; the worker has no pool."""
-    assert not imported("import skyward_lite.agent") & {*HEAVY, "cloudpickle", "typing"}
-    assert not imported("import skyward_lite.worker") & {*HEAVY, "skyward_lite.compute_pool"}
+    assert not imported("import skyward_lite.node.agent") & {*HEAVY, "cloudpickle", "typing"}
+    assert not imported("import skyward_lite.node.worker") & {*HEAVY, "skyward_lite.client.pool"}
 
 
 @pytest.mark.parametrize("room", ["calls", "compute_pool", "errors", "image", "payload", "plugins", "providers.local"])
 def test_any_module_may_be_imported_first(room):
     """As unpickling does in a worker; then the package's names are there too."""
-    assert "skyward_lite.compute_pool" in imported(f"import skyward_lite.{room}, skyward_lite as sky\nsky.pool")
+    assert "skyward_lite.client.pool" in imported(f"import skyward_lite.{room}, skyward_lite as sky\nsky.pool")
 
 
 def test_the_package_has_the_names_that_it_lists():

@@ -11,8 +11,8 @@ import joblib
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed, parallel_config
-from skyward_lite.batch import run_limited
-from skyward_lite.lane import Lane
+from skyward_lite.client.completions import CompletionQueue
+from skyward_lite.node.batch import run_limited
 
 JOBLIB = tuple(int(part) for part in joblib.__version__.split(".")[:2])
 
@@ -170,14 +170,14 @@ def test_no_limit_costs_nothing(shared_pool):
     """Without the parameter, the batch that travels is the same as ever."""
     sent = []
 
-    send = Lane.send
+    send = CompletionQueue.send
 
     def spy(lane, call, kind, head, *more):
         sent.append(pickle.loads(head))
         return send(lane, call, kind, head, *more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lane, "send", spy)
+        patch.setattr(CompletionQueue, "send", spy)
         Parallel(n_jobs=2)(delayed(abs)(i) for i in range(1))
     assert sent == [[(abs, (0,), {})]]
 

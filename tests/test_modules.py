@@ -20,7 +20,8 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
-from skyward_lite import modules, nesting
+from skyward_lite import nesting
+from skyward_lite.pickling import modules
 
 SOURCE = """
     import threading

@@ -24,8 +24,8 @@ from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.svm import SVC
-from skyward_lite.backend import SkywardBackend, around_client
-from skyward_lite.providers import Machine, Wanted
+from skyward_lite.client.joblib_backend import SkywardBackend, around_client
+from skyward_lite.providers import Machine, NodeRequest
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ class Metered(sky.Local):
 
     count = 0
 
-    def start(self, wanted: Wanted, hosts: list[Machine]) -> None:
+    def start(self, wanted: NodeRequest, hosts: list[Machine]) -> None:
         super().start(wanted, hosts)
         for host in hosts:
             agent = host.socket

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from lab import Lab
-from skyward_lite import bootstrap
+from skyward_lite.environment import build as bootstrap
 
 ENV = "env-x"
 ARCHITECTURE = platform.machine()
@@ -193,7 +193,7 @@ def test_what_has_changed_since_is_seen(place, sticky):
     shells = [shell for shell in map(shutil.which, SHELLS) if shell]
     for shell in shells:
         subprocess.run([shell, "-c", command], check=True, timeout=20)
-        assert ran.read_text() == "-P -m skyward_lite.agent stdio\n"
+        assert ran.read_text() == "-P -m skyward_lite.node.agent stdio\n"
         ran.unlink()
     able = dataclasses.replace(facts, python=sys.executable, venv=True)
     built = bootstrap.build(able, sky.Image(), ENV, {"bundle": "/none"})

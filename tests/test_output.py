@@ -18,7 +18,7 @@ import pytest
 import skyward_lite as sky
 from conftest import eventually
 from lab import Lab
-from skyward_lite.printer import LONGEST, Printer
+from skyward_lite.client.output import LONGEST, Printer
 
 
 def chat(text):

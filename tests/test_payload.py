@@ -8,7 +8,8 @@ import threading
 
 import numpy as np
 import pytest
-from skyward_lite import PayloadTooLargeError, RemoteError, RemoteTraceback, payload
+from skyward_lite import PayloadTooLargeError, RemoteError, RemoteTraceback
+from skyward_lite.pickling import payload
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import skyward_lite as sky
 from conftest import ours, refusal_in_a_fork
-from skyward_lite import compute_pool
+from skyward_lite.client import pool as compute_pool
 
 
 def gate(path: str, value: int) -> int:

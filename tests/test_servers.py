@@ -17,7 +17,7 @@ import pytest
 import skyward_lite as sky
 from conftest import eventually
 from lab import Lab, Sshd, run
-from skyward_lite import bootstrap
+from skyward_lite.environment import build as bootstrap
 
 root_only = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("useradd"), reason="making users needs root and useradd"

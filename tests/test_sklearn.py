@@ -54,7 +54,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils import parallel
-from skyward_lite.lane import Lane
+from skyward_lite.client.completions import CompletionQueue
 from threadpoolctl import threadpool_limits
 
 X, Y = load_iris(return_X_y=True)
@@ -313,13 +313,13 @@ def spied(request):
         pytest.MonkeyPatch.context() as patch,
         sky.pool(worker=worker, image=image, plugins=[sky.plugins.sklearn()]) as pool,
     ):
-        spied, send = Spied(pool), Lane.send
+        spied, send = Spied(pool), CompletionQueue.send
 
         def count(*task):
             spied.sent += 1
             return send(*task)
 
-        patch.setattr(Lane, "send", count)
+        patch.setattr(CompletionQueue, "send", count)
         yield spied
 
 

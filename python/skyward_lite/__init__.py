@@ -19,8 +19,8 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from . import errors, messages, plugins
-    from .calls import ComputeFunction, LazyCall, LazyGroup, compute, gather
-    from .compute_pool import ComputePool, Node, Status, Worker, pool
+    from .client.lazy import ComputeFunction, LazyCall, LazyGroup, compute, gather
+    from .client.pool import ComputePool, Node, Status, Worker, pool
     from .errors import (
         MessageError,
         NodeLostError,
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from .image import Image
     from .plugins import Plugin, WorkerInfo
     from .providers import Cost, Provider
-    from .providers.aws import AWS
+    from .providers.aws.provider import AWS
     from .providers.local import Local
     from .providers.ssh import SSH, Host
 else:
     # The names above are imported when the first of them is asked for. The agent and the worker, whose modules are in
     # this package too, start sooner without the client's part.
     _HOMES = (
-        *("calls", "compute_pool", "errors", "image", "plugins"),
+        *("client.lazy", "client.pool", "errors", "image", "plugins"),
         *("providers", "providers.local", "providers.ssh", "providers.aws"),
     )
 
@@ -100,7 +100,7 @@ __all__ = [
 
 
 def _backend(**parameters):  # type: ignore[no-untyped-def]
-    from .backend import SkywardBackend
+    from .client.joblib_backend import SkywardBackend
 
     return SkywardBackend(**parameters)
 

@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _reap(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
-    from .reap import LEAST_ID, reap
+    from .cli.reap import LEAST_ID, reap
 
     if said.run is not None and len(said.run) < LEAST_ID:
         parser.error(f"--run: at least {LEAST_ID} characters of the run's id, as listed by --dry-run")
@@ -73,7 +73,7 @@ def _reap(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
 
 
 def _clean(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
-    from . import clean
+    from .cli import clean
     from .providers.ssh import SSH
 
     try:
@@ -84,7 +84,7 @@ def _clean(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
 
 
 def _check(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
-    from . import doctor
+    from .cli import check as doctor
     from .providers.ssh import SSH
 
     try:

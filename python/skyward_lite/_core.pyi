@@ -76,7 +76,7 @@ class Pool:
     def wait_for_change(self, seen: list[str], bound_ms: int) -> None:
         """Wait until a node is not in the state that it had in `seen`, in the nodes' order; at most `bound_ms`."""
     def submit(
-        self, task: int, kind: int, head: bytes, buffers: list[Any] | None, node: int | None, nanos: int
+        self, task: int, kind: int, pickled: bytes, buffers: list[Any] | None, node: int | None, nanos: int
     ) -> bool:
         """Append a task. Copies the payload; never waits. It comes out of `finished` of its lane exactly once.
 
@@ -107,8 +107,8 @@ class Pool:
         """
     def answer_note(self, node: int, note: int, error: bytes) -> None:
         """Tell a note's sender that the note was taken, or in `error` why not. Nobody hears it if the node is lost."""
-    def open_lane(self, lane: int) -> None: ...
-    def close_lane(self, lane: int) -> None:
+    def open_queue(self, lane: int) -> None: ...
+    def close_queue(self, lane: int) -> None:
         """Let go of a lane all of whose tasks have ended."""
     def wake(self, lane: int) -> None:
         """Let whoever waits for tasks of this lane return, with none if there is none."""
@@ -154,7 +154,7 @@ class Worker:
     @staticmethod
     def current() -> int:
         """Return the number of the task that the calling thread took last; 0 for a thread that takes none."""
-    def note(self, head: bytes, buffers: list[Any] | None, bound_ms: int) -> bytes | None:
+    def note(self, pickled: bytes, buffers: list[Any] | None, bound_ms: int) -> bytes | None:
         """Tell the client something and wait for its answer: b"" if it was taken, else why not; None after `bound_ms`.
 
         Signals are handled meanwhile: what a handler raises is raised here.
@@ -169,7 +169,7 @@ class Worker:
         attempt: int,
         tag: int,
         nanos: int,
-        head: bytes | memoryview,
+        pickled: bytes | memoryview,
         buffers: list[Any] | None = None,
     ) -> None:
         """Hand in a result, if that has not been done. Copies the payload; waits while more than 64 MiB are unsent."""

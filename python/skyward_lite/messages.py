@@ -22,12 +22,13 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from . import _core, payload
+from . import _core
 from .errors import MessageError, PayloadTooLargeError
-from .route import Route
+from .pickling import payload
+from .pickling.route import Route
 
 if TYPE_CHECKING:
-    from .compute_pool import ComputePool
+    from .client.pool import ComputePool
 
 Listener = Callable[[Any], object]
 
@@ -105,17 +106,17 @@ def send_home(address: str, message: object) -> None:
     if task != _sent.task:
         _sent.task, _sent.count = task, 0
     _sent.count += 1
-    head, buffers = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True)).dumps(
+    pickled, buffers = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True)).dumps(
         (address, task, _sent.count, message)
     )
-    size = payload.size(head, buffers)
+    size = payload.size(pickled, buffers)
     if size > LIMIT:
         raise PayloadTooLargeError(
             f"a message of {size:,} bytes for {address!r} is over the limit of {LIMIT:,}: send it in parts, or return "
             "it as a part of the task's result"
         )
     wait_ms = max(LEAST_WAIT_MS, worker.lease_ms)
-    error = worker.note(head, buffers, wait_ms)
+    error = worker.note(pickled, buffers, wait_ms)
     if error is None:
         raise MessageError(
             f"node {worker.node}: the client did not answer a message for {address!r} within {wait_ms / 1000:.0f} s: a "
@@ -146,27 +147,27 @@ def _take_all(pool: ComputePool) -> None:
     core = pool._core
     taken: dict[int, int] = {}
     many = MANY
-    head: Any
+    pickled: Any
     buffers: Any
     while (notes := core.notes(WAIT_MS)) is not None:
-        for node, (note, _, _, _, head, buffers) in notes:
-            core.answer_note(node, note, _take(head, buffers, taken).encode(errors="replace")[:MAX_ERROR])
+        for node, (note, _, _, _, pickled, buffers) in notes:
+            core.answer_note(node, note, _take(pickled, buffers, taken).encode(errors="replace")[:MAX_ERROR])
         # While this thread waits for the next message it must not keep the last one's memory.
         del notes
-        head = buffers = None
+        pickled = buffers = None
         if len(taken) > many:
             for task in [task for task in taken if not pool._is_pending(task)]:
                 del taken[task]
             many = max(MANY, 2 * len(taken))
 
 
-def _take(head: Any, buffers: Any, taken: dict[int, int]) -> str:
+def _take(pickled: Any, buffers: Any, taken: dict[int, int]) -> str:
     """Call the listener of one message; return why that failed, or nothing.
 
     `taken` has for each task how many of its messages were taken.
     """
     try:
-        address, task, count, message = payload.loads(head, buffers)
+        address, task, count, message = payload.loads(pickled, buffers)
     except BaseException as error:
         return f"it cannot be rebuilt there: {_text(error)}"
     if task and count <= taken.get(task, 0):

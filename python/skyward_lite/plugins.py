@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .image import Image, installed
 
 if TYPE_CHECKING:
-    from .compute_pool import ComputePool
+    from .client.pool import ComputePool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,6 @@ def _with_joblib(image: Image, version: str | None) -> Image:
 
 def _joblib_backend(pool: ComputePool) -> AbstractContextManager[object]:
     # Not at the module's head: importing joblib takes 0.1–0.4 s. By now `preload` has done it.
-    from . import backend
+    from .client import joblib_backend as backend
 
     return backend.around_client(pool)

@@ -1,6 +1,6 @@
 //! A node without Python, for the tests: an agent on its standard input and output, and the worker that it starts.
 //!
-//! The worker answers each task with its own parts. The tag says what it does before: 1 waits until the file exists
+//! The worker answers each task with its own parts. The code says what it does before: 1 waits until the file exists
 //! that its first part names, 2 ends the process with status 3, 3 kills it, 4 writes its parts to standard error, 5
 //! floods that with 16 MiB. 6 answers with 64 MiB instead. 7 sends its parts as a note, and answers with the answer. 8
 //! writes its parts to the worker's socket, as if the worker had sent them to the agent. 9 is as 7, with 15 MiB.
@@ -12,9 +12,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use skyward_lite::agent::{self, AgentSpec};
-use skyward_lite::frame::{Message, Tag};
-use skyward_lite::worker::Worker;
+use skyward_lite::node::agent::{self, AgentSpec};
+use skyward_lite::node::worker::Worker;
+use skyward_lite::wire::{Message, Outcome};
 
 type Fallible = Result<(), Box<dyn std::error::Error>>;
 
@@ -26,13 +26,13 @@ fn worker() -> Fallible {
             let worker = worker.clone();
             std::thread::spawn(move || {
                 loop {
-                    let Some(Message { id, tag, nanos, mut parts }) = worker.next(slot, Duration::from_secs(1)) else {
+                    let Some(Message { id, code, nanos, mut parts }) = worker.next(slot, Duration::from_secs(1)) else {
                         if worker.over() {
                             break;
                         }
                         continue;
                     };
-                    match tag {
+                    match code {
                         1 => {
                             let gate =
                                 parts.first().map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();
@@ -57,7 +57,7 @@ fn worker() -> Fallible {
                         }
                         _ => {}
                     }
-                    worker.finish(Message { id, tag: Tag::Returned as u8, nanos, parts });
+                    worker.finish(Message { id, code: Outcome::Returned as u8, nanos, parts });
                 }
             })
         })

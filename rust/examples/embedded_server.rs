@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use russh::keys::{PrivateKey, PublicKey};
 use serde::Deserialize;
-use skyward_lite::server;
+use skyward_lite::transport::server;
 use tokio::process::Command;
 
 #[derive(Deserialize)]

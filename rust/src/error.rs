@@ -23,7 +23,7 @@ pub enum FrameError {
     UnknownKind(u8),
     #[error("frame flags {0:#04x} are not defined here")]
     BadFlags(u8),
-    #[error("unknown message tag {0}")]
+    #[error("unknown message code {0}")]
     BadTag(u8),
     #[error("{0} with a body of the wrong length")]
     BadBody(&'static str),

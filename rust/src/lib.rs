@@ -21,25 +21,15 @@
 //!    when the agent is gone or the lease is over. [`table`] is where it notes what it runs, for the agent to read.
 //!
 //! [`error`] has one type per stage; [`text`] makes harmless what a node says before it is shown. Nothing here waits without a bound: connecting has `connect_timeout`, a silent
-//! peer is lost after [`session::SUSPECT`], a write that blocks for as long fails, and a node works on without its
+//! peer is lost after [`session::PEER_TIMEOUT`], a write that blocks for as long fails, and a node works on without its
 //! client no longer than the lease.
 
-pub mod agent;
-mod crew;
+pub mod client;
 pub mod error;
-pub mod flood;
-pub mod frame;
-pub mod group;
-pub mod identities;
-pub mod liveness;
-pub mod output;
-pub mod pool;
+pub mod node;
 #[cfg(feature = "python")]
 mod python;
 pub mod queue;
-pub mod server;
-pub mod session;
-pub mod ssh;
-pub mod table;
 pub mod text;
-pub mod worker;
+pub mod transport;
+pub mod wire;

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::frame::{Attempt, Message};
+use crate::wire::{Attempt, Message};
 
 /// Bytes of prefetched payload (beyond the tasks that fill its slots) that a peer may hold.
 pub const WINDOW: usize = 64 * 1024 * 1024;
@@ -137,7 +137,7 @@ impl Queue {
     /// A queue whose peers answer in no time. One that runs a single task gets nothing in advance before its rate shows
     /// that this pays: behind a long task it would wait while others become free.
     #[must_use]
-    pub fn near() -> Self {
+    pub fn local() -> Self {
         Self { near: true, ..Self::default() }
     }
 

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, client};
-use skyward_lite::pool::{Endpoint, Pool};
-use skyward_lite::session::MAX_MESSAGE;
-use skyward_lite::ssh::{Algorithms, CHANNEL_WINDOW, Identity, Target, Unblocked, new_key};
+use skyward_lite::client::pool::{Endpoint, Pool};
+use skyward_lite::transport::ssh::{Algorithms, BufferedWrites, CHANNEL_WINDOW, Identity, Target, new_key};
+use skyward_lite::wire::MAX_MESSAGE;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
@@ -133,7 +133,7 @@ fn a_server_that_opens_channels_for_ever_is_left() {
 fn what_a_peer_does_not_read_is_not_kept_without_a_bound() {
     let writing = async {
         let (ours, _theirs) = tokio::io::duplex(1024);
-        let mut stream = Unblocked::new(ours, Some(Duration::from_secs(1)));
+        let mut stream = BufferedWrites::new(ours, Some(Duration::from_secs(1)));
         let (piece, mut taken) = (vec![0; 1 << 20], 0);
         loop {
             match stream.write(&piece).await {
@@ -166,7 +166,7 @@ fn the_embedded_server_grants_one_session() {
     let (host_key, user_key): (PrivateKey, PrivateKey) = (new_key().unwrap(), new_key().unwrap());
     let authorized = user_key.public_key().clone();
     on_a_thread(async move {
-        let accepted = skyward_lite::server::accept(tokio_socket(theirs), host_key, authorized, BOUND).await;
+        let accepted = skyward_lite::transport::server::accept(tokio_socket(theirs), host_key, authorized, BOUND).await;
         drop(accepted);
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -5,18 +5,18 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use skyward_lite::error::{FrameError, SessionError};
-use skyward_lite::flood::{self, Flood, Piece};
-use skyward_lite::frame::{
+use skyward_lite::wire::flood::{self, Flood, Piece};
+use skyward_lite::wire::{
     Attempt, Body, CHUNK, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_NOTE, MAX_OPEN,
-    MAX_REASON, Message, Outgoing, PROTOCOL, Packer, Tag, put_preamble,
+    MAX_REASON, Message, Outcome, Outgoing, PROTOCOL, Packer, put_preamble,
 };
-use skyward_lite::session::{LEFT_OUT, LINES, Link, MAX_ANSWERS, Outbox, Source};
+use skyward_lite::wire::{EventReader, FrameSender, LEFT_OUT, LINES, MAX_ANSWERS, Outbox};
 
 const CAP: usize = 64 << 20;
 
 fn message(task: u64, parts: &[Vec<u8>]) -> Message {
     let parts = parts.iter().map(|p| Bytes::from(p.clone())).collect();
-    Message { id: Attempt { task, attempt: 1 }, tag: 0, nanos: 7, parts }
+    Message { id: Attempt { task, attempt: 1 }, code: 0, nanos: 7, parts }
 }
 
 fn send(fill: impl FnOnce(&mut Outbox)) -> Vec<u8> {
@@ -62,8 +62,8 @@ fn frame(len: u32, kind: u8, flags: u8, body: &[u8]) -> Vec<u8> {
     raw
 }
 
-fn head(tag: u8, lens: &[u64]) -> Vec<u8> {
-    let mut head = vec![tag, 0];
+fn head(code: u8, lens: &[u64]) -> Vec<u8> {
+    let mut head = vec![code, 0];
     head.extend(u16::try_from(lens.len()).unwrap().to_le_bytes());
     head.extend(0_u64.to_le_bytes());
     for len in lens {
@@ -143,8 +143,8 @@ fn control_frames_survive_the_wire() {
         Control::Abort(id),
         Control::Output { stream: 2, text: Bytes::from_static(b"line\n") },
         Control::Recall(id),
-        Control::Returned(id),
-        Control::Kept(id),
+        Control::GivenBack(id),
+        Control::RecallRefused(id),
         Control::Drain(Bytes::from(vec![b'x'; MAX_REASON])),
         Control::NoteAnswer { note: u64::MAX, error: Bytes::from_static(b"no listener") },
         Control::NoteAnswer { note: 1, error: Bytes::new() },
@@ -303,7 +303,7 @@ fn the_corpus_is_current() {
     let mut seeds = all_malformed();
     seeds.push(("valid_small", send(|o| o.message(Body::Task, message(1, &[b"abc".to_vec(), vec![]])))));
     seeds.push(("valid_large", send(|o| o.message(Body::Result, message(1, &[vec![7; 100_000]])))));
-    let partial = Message { tag: Tag::Partial as u8, ..message(1, &[b"abc".to_vec()]) };
+    let partial = Message { code: Outcome::Partial as u8, ..message(1, &[b"abc".to_vec()]) };
     seeds.push(("valid_partial", send(|o| o.message(Body::Result, partial))));
     seeds.push(("valid_output", send(|o| o.output(2, Bytes::from_static(b"one\ntwo\n")))));
     seeds.push(("valid_control", send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 2 }))));
@@ -433,7 +433,7 @@ fn what_is_not_admitted_is_read_over() {
     let mut decoder = Decoder::new(CAP);
     for piece in wire.chunks(1000) {
         decoder.buffer().extend_from_slice(piece);
-        let mut admit = |offer: &skyward_lite::frame::Offer| {
+        let mut admit = |offer: &skyward_lite::wire::Offer| {
             offers.push((offer.body, offer.id.task, offer.size, offer.unfinished));
             Ok(offer.id.task == 2)
         };
@@ -476,7 +476,7 @@ fn unfinished_messages_are_summed_up() {
         let mut wire = Vec::new();
         Packer::default().pack(&raw, &mut wire);
         decoder.buffer().extend_from_slice(&wire);
-        let mut admit = |offer: &skyward_lite::frame::Offer| {
+        let mut admit = |offer: &skyward_lite::wire::Offer| {
             sums.push(offer.unfinished);
             Ok(true)
         };
@@ -493,7 +493,7 @@ fn events_come_in_batches() {
     (0..4).for_each(|_| Packer::default().pack(&frames, &mut wire));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let mut source = Source::new(&wire[..], CAP);
+        let mut source = EventReader::new(&wire[..], CAP);
         let (mut events, mut seen) = (Vec::new(), 0);
         while seen < 64_000 {
             source.read(&mut events).await.unwrap();
@@ -514,7 +514,7 @@ fn answers_that_nobody_reads_are_bounded() {
     let id = |task| Attempt { task, attempt: 0 };
     let adds: [(&str, u64, Add); 5] = [
         ("acknowledge", 1_000_000, |o, n| o.acknowledge([Attempt { task: n, attempt: 0 }])),
-        ("kept", 150_000, |o, n| o.control(Control::Kept(Attempt { task: n, attempt: 0 }))),
+        ("kept", 150_000, |o, n| o.control(Control::RecallRefused(Attempt { task: n, attempt: 0 }))),
         ("recall", 150_000, |o, n| o.control(Control::Recall(Attempt { task: n, attempt: 0 }))),
         ("pulse", 150_000, |o, n| o.control(Control::Pulse { nonce: n })),
         ("answer", 240, |o, n| o.control(Control::NoteAnswer { note: n, error: Bytes::from(vec![b'x'; MAX_BODY]) })),
@@ -553,7 +553,7 @@ fn a_link_to_a_deaf_peer_ends() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (far, near) = tokio::io::duplex(1 << 20);
-        let link = Link::default();
+        let link = FrameSender::default();
         let asking = async {
             loop {
                 link.send(|o| o.acknowledge((0..10_000).map(|task| Attempt { task, attempt: 0 })));

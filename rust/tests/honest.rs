@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use skyward_lite::client::liveness::{Ask, Liveness, Timing, may_end};
 use skyward_lite::error::SessionError;
-use skyward_lite::frame::{Attempt, Message, Tag};
-use skyward_lite::liveness::{Ask, Liveness, Timing, may_end};
 use skyward_lite::queue::{Cancelled, PeerId, Queue};
+use skyward_lite::wire::{Attempt, Message, Outcome};
 
 const TIMING: Timing =
     Timing { heartbeat: Duration::from_secs(2), answer: Duration::from_secs(20), drain: Duration::from_secs(600) };
@@ -49,11 +49,11 @@ fn key(id: Attempt) -> (u64, u16) {
 }
 
 impl Agent {
-    fn end(&mut self, id: Attempt, tag: Tag) {
+    fn end(&mut self, id: Attempt, code: Outcome) {
         self.waiting.retain(|one| *one != id);
         self.running.retain(|one| *one != id);
         self.asked.remove(&key(id));
-        self.said.push_back(Said::End(Message { id, tag: tag as u8, nanos: 0, parts: Vec::new() }));
+        self.said.push_back(Said::End(Message { id, code: code as u8, nanos: 0, parts: Vec::new() }));
     }
 
     /// Read a control frame. `near`: what waits is at the agent, not in a worker.
@@ -69,7 +69,7 @@ impl Agent {
                 }
                 let doomed: Vec<_> = self.aborted.iter().filter(|id| self.running.contains(id)).copied().collect();
                 for id in doomed {
-                    self.end(id, Tag::Cancelled);
+                    self.end(id, Outcome::Cancelled);
                 }
             }
             Some(Told::Ask(ask, id)) => {
@@ -82,7 +82,7 @@ impl Agent {
                     }
                     Ask::Recall if waits || self.running.contains(&id) => drop(self.asked.insert(key(id), self.beats)),
                     Ask::Recall => self.said.push_back(Said::Kept(id)),
-                    Ask::Cancel | Ask::Abort if waits && near => self.end(id, Tag::Cancelled),
+                    Ask::Cancel | Ask::Abort if waits && near => self.end(id, Outcome::Cancelled),
                     Ask::Cancel | Ask::Abort if waits || self.running.contains(&id) => {
                         self.dropped.insert(id);
                         if ask == Ask::Abort {
@@ -110,7 +110,7 @@ impl Agent {
             }
             self.said.push_back(Said::Kept(id));
         } else if self.dropped.contains(&id) {
-            self.end(id, Tag::Cancelled);
+            self.end(id, Outcome::Cancelled);
         } else {
             self.waiting.retain(|one| *one != id);
             self.said.push_back(Said::Returned(id));
@@ -120,7 +120,7 @@ impl Agent {
     fn arrive(&mut self) {
         let Some(id) = self.arriving.pop_front() else { return };
         if self.early.remove(&id) {
-            self.end(id, Tag::Cancelled);
+            self.end(id, Outcome::Cancelled);
         } else {
             self.waiting.push(id);
         }
@@ -237,7 +237,7 @@ impl Client {
                 let waiting = std::mem::take(&mut agent.waiting);
                 agent.running.extend(waiting);
                 if let Some(&id) = agent.running.first() {
-                    agent.end(id, Tag::Returned);
+                    agent.end(id, Outcome::Returned);
                 }
                 while !self.lives[&node].1.said.is_empty() {
                     self.hear(node, now)?;
@@ -277,7 +277,7 @@ proptest! {
             match step {
                 0..=2 => for _ in 0..=pick % 6 {
                     let id = Attempt { task: client.tasks, attempt: 0 };
-                    client.queue.push(Message { id, tag: 0, nanos: 0, parts: Vec::new() });
+                    client.queue.push(Message { id, code: 0, nanos: 0, parts: Vec::new() });
                     client.tasks += 1;
                 },
                 3..=5 => client.pump(now),
@@ -285,7 +285,7 @@ proptest! {
                 10..=12 => agent.arrive(),
                 13..=15 => if let Some(id) = agent.waiting.pop() { agent.running.push(id) },
                 16 | 17 => if let Some(&id) = agent.running.get(pick % agent.running.len().max(1)) {
-                    agent.end(id, if agent.aborted.contains(&id) { Tag::Cancelled } else { Tag::Returned });
+                    agent.end(id, if agent.aborted.contains(&id) { Outcome::Cancelled } else { Outcome::Returned });
                 },
                 18 | 19 => if let Some(&(task, attempt)) = agent.asked.keys().nth(pick % agent.asked.len().max(1)) {
                     agent.answer(Attempt { task, attempt });

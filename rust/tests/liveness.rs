@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use skyward_lite::client::liveness::{Ask, Liveness, Oldest, Timing};
 use skyward_lite::error::SessionError;
-use skyward_lite::frame::Attempt;
-use skyward_lite::liveness::{Ask, Liveness, Oldest, Timing};
+use skyward_lite::wire::Attempt;
 
 const TIMING: Timing =
     Timing { heartbeat: Duration::from_secs(2), answer: Duration::from_secs(60), drain: Duration::from_secs(600) };

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use skyward_lite::frame::{Attempt, Control, MAX_BLOCK, Message, Packer, Tag, put_preamble};
-use skyward_lite::pool::{Endpoint, NodeSpec, NodeState, Pool};
-use skyward_lite::server;
-use skyward_lite::session::{self, AgentHello, ClientHello, MAX_MESSAGE, WorkerSpec};
-use skyward_lite::ssh::{Algorithms, Identity, Target, new_key};
+use skyward_lite::client::pool::{Endpoint, NodeSpec, NodeState, Pool};
+use skyward_lite::transport::server;
+use skyward_lite::transport::ssh::{Algorithms, Identity, Target, new_key};
+use skyward_lite::wire::{self, AgentHello, ClientHello, MAX_MESSAGE, WorkerSpec};
+use skyward_lite::wire::{Attempt, Control, MAX_BLOCK, Message, Outcome, Packer, put_preamble};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bound on everything here.
@@ -133,7 +133,7 @@ fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: Scri
                     differences: Vec::new(),
                 };
                 let mut begin = Vec::new();
-                session::hello(&hello).unwrap().put(&mut begin).unwrap();
+                wire::hello(&hello).unwrap().put(&mut begin).unwrap();
                 if let Some(slots) = opening.slots {
                     frame(&mut begin, READY, 0, slots, &[]);
                 }
@@ -406,14 +406,14 @@ fn a_result_counts_before(end: impl FnOnce(&mut Vec<u8>)) {
     submit_when_ready(&pool, 0);
     submitted.send(()).unwrap();
     let ended = pool.finished(0, BOUND).unwrap();
-    assert_eq!(ended.iter().map(|m| (m.id.task, m.tag)).collect::<Vec<_>>(), [(0, Tag::Returned as u8)]);
+    assert_eq!(ended.iter().map(|m| (m.id.task, m.code)).collect::<Vec<_>>(), [(0, Outcome::Returned as u8)]);
 }
 
 /// Submit a task when the first node is ready, which takes it then.
 fn submit_when_ready(pool: &Pool, task: u64) {
     pool.wait_for_change(&["connecting"], BOUND);
     assert_eq!(pool.nodes()[0].state, NodeState::Ready);
-    pool.submit(Message { id: Attempt { task, attempt: 0 }, tag: 0, nanos: 0, parts: Vec::new() }, Some(0));
+    pool.submit(Message { id: Attempt { task, attempt: 0 }, code: 0, nanos: 0, parts: Vec::new() }, Some(0));
 }
 
 /// Results that are owed may be large, but not several at once beyond the credit.
@@ -446,7 +446,7 @@ fn a_client_without_memory() {
     while ended.len() < 2 {
         ended.extend(pool.finished(0, BOUND).unwrap());
     }
-    assert_eq!((ended[0].tag, ended[1].tag), (Tag::Crashed as u8, Tag::Returned as u8), "{ended:?}");
+    assert_eq!((ended[0].code, ended[1].code), (Outcome::Crashed as u8, Outcome::Returned as u8), "{ended:?}");
     println!("{}", String::from_utf8_lossy(&ended[0].parts[0]));
 }
 

@@ -1,7 +1,7 @@
 //! Where the lines that workers write end, and what is kept of those that are written over.
 
 use bytes::BytesMut;
-use skyward_lite::output::{Sent, overwrite, take_back, whole_lines};
+use skyward_lite::node::stdio::{Sent, overwrite, take_back, whole_lines};
 
 /// Only the last state of a line that is written over is kept, whether `\r` stands before each state or behind it.
 #[test]

@@ -16,12 +16,12 @@ use bytes::Bytes;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey};
 use russh::server::{Auth, VerifiedPublicKey};
-use skyward_lite::agent::{self, AgentSpec};
-use skyward_lite::frame::{Attempt, Body, Control, Event, Message, Outgoing, Packer, Tag};
-use skyward_lite::pool::{Endpoint, LANE_SHIFT, Node, NodeSpec, NodeState, Pool};
-use skyward_lite::server;
-use skyward_lite::session::{self, ClientHello, Link, MAX_MESSAGE, NOTE_CREDIT, Source, WorkerSpec};
-use skyward_lite::ssh::{Algorithms, Identity, Target, new_key};
+use skyward_lite::client::pool::{Endpoint, Node, NodeSpec, NodeState, Pool, QUEUE_SHIFT};
+use skyward_lite::node::agent::{self, AgentSpec};
+use skyward_lite::transport::server;
+use skyward_lite::transport::ssh::{Algorithms, Identity, Target, new_key};
+use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender, MAX_MESSAGE, NOTE_CREDIT, WorkerSpec};
+use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Outcome, Outgoing, Packer};
 
 /// Bound on everything here: a hang is a failure with a name.
 const BOUND: Duration = Duration::from_secs(60);
@@ -221,8 +221,8 @@ fn lost(spec: Far) -> String {
     }
 }
 
-fn task(n: u64, tag: u8, parts: Vec<Bytes>) -> Message {
-    Message { id: Attempt { task: n, attempt: 0 }, tag, nanos: 0, parts }
+fn task(n: u64, code: u8, parts: Vec<Bytes>) -> Message {
+    Message { id: Attempt { task: n, attempt: 0 }, code, nanos: 0, parts }
 }
 
 /// Holds tasks up in their worker until it is opened.
@@ -285,7 +285,7 @@ fn echoes(pool: &Pool) {
         |n: u64| vec![Bytes::from(n.to_string()), Bytes::from(vec![7; (n as usize % 7) * 30_000]), Bytes::new()];
     (0..500).for_each(|n| submit(pool, task(n, 0, parts(n))));
     for (n, message) in collect(pool, 500) {
-        assert_eq!(message.tag, Tag::Returned as u8);
+        assert_eq!(message.code, Outcome::Returned as u8);
         assert_eq!(message.parts, parts(n));
     }
 }
@@ -546,15 +546,15 @@ fn other_packages_are_told() {
 fn a_dead_worker_is_named_and_replaced() {
     for processes in [false, true] {
         let pool = ready(vec![embedded(hello(1, processes), "3.11")]);
-        for (n, (tag, says)) in [(2, "status 3"), (3, "SIGABRT")].into_iter().enumerate() {
+        for (n, (code, says)) in [(2, "status 3"), (3, "SIGABRT")].into_iter().enumerate() {
             let n = n as u64 * 2;
-            submit(&pool, task(n, tag, vec![]));
+            submit(&pool, task(n, code, vec![]));
             submit(&pool, task(n + 1, 0, vec![Bytes::from_static(b"later")]));
             let ended = collect(&pool, 2);
             let crash = &ended[&n];
-            assert_eq!(crash.tag, Tag::Crashed as u8);
+            assert_eq!(crash.code, Outcome::Crashed as u8);
             assert!(String::from_utf8_lossy(&crash.parts[0]).contains(says), "{crash:?}");
-            assert_eq!(ended[&(n + 1)].tag, Tag::Returned as u8);
+            assert_eq!(ended[&(n + 1)].code, Outcome::Returned as u8);
         }
     }
 }
@@ -595,24 +595,24 @@ fn a_lost_nodes_tasks_run_elsewhere() {
         n.slots == 2 && (n.state == NodeState::Ready) == n.hello.as_ref().is_some_and(|h| h.epoch == "1")
     });
     gate.open();
-    assert!(collect(&pool, 8).values().all(|m| m.tag == Tag::Returned as u8));
+    assert!(collect(&pool, 8).values().all(|m| m.code == Outcome::Returned as u8));
 
     let gate = Gate::new("all lost");
     let pool = ready(vec![sshd.node(hello(2, false))]);
     (0..8).for_each(|n| submit(&pool, gate.task(n)));
     cut(&sshd);
     let ended = collect(&pool, 8);
-    assert!(ended.values().all(|m| m.tag == Tag::NodeLost as u8), "{ended:?}");
+    assert!(ended.values().all(|m| m.code == Outcome::NodeLost as u8), "{ended:?}");
     submit(&pool, task(9, 0, vec![]));
-    assert_eq!(collect(&pool, 1)[&9].tag, Tag::NodeLost as u8);
+    assert_eq!(collect(&pool, 1)[&9].code, Outcome::NodeLost as u8);
 }
 
 /// Whoever takes from one lane is not held up by another from which nobody takes, whatever waits there.
 #[test]
 fn lanes_do_not_wait_for_one_another() {
-    const LANE: u64 = 1 << LANE_SHIFT;
+    const LANE: u64 = 1 << QUEUE_SHIFT;
     let pool = ready(vec![embedded(hello(2, false), "3.11")]);
-    pool.open_lane(1);
+    pool.open_queue(1);
     // More than the node may send before it is thanked.
     let large = noise(16 << 20);
     (0..6).for_each(|n| submit(&pool, task(LANE + n, 0, vec![large.clone()])));
@@ -634,7 +634,7 @@ fn lanes_do_not_wait_for_one_another() {
         assert!(!messages.is_empty(), "{ended} came");
         ended += messages.len();
     }
-    pool.close_lane(1);
+    pool.close_queue(1);
     assert_eq!(pool.finished(1, BOUND), None);
     assert_eq!(pool.counts(), (0, 0));
 }
@@ -659,7 +659,7 @@ fn a_draining_node_takes_nothing_more() {
     assert_eq!(moved, [2, 3, 4, 7].into());
     assert!(pool.finished(0, Duration::from_millis(500)).unwrap().is_empty(), "the others wait for the running one");
     gate.open();
-    assert!(collect(&pool, 3).values().all(|m| m.tag == Tag::Returned as u8));
+    assert!(collect(&pool, 3).values().all(|m| m.code == Outcome::Returned as u8));
     assert_eq!(pool.counts(), (0, 0));
     pool.close();
     assert!(pool.nodes().iter().all(|n| n.state == NodeState::Closed), "{:?}", pool.nodes());
@@ -680,13 +680,13 @@ fn an_announced_loss_is_not_charged() {
     pool.expect(1);
     cut(&sshd);
     let ended = collect(&pool, 1);
-    assert_eq!(ended[&6].tag, Tag::NodeLost as u8, "it was for that node only");
+    assert_eq!(ended[&6].code, Outcome::NodeLost as u8, "it was for that node only");
     let why = String::from_utf8_lossy(&ended[&6].parts[0]).into_owned();
     assert!(why.contains("it was draining: notice"), "{why}");
     add(&pool, embedded(hello(2, false), "3.11"));
     pool.expect(0);
     gate.open();
-    assert!(collect(&pool, 6).values().all(|m| m.tag == Tag::Returned as u8));
+    assert!(collect(&pool, 6).values().all(|m| m.code == Outcome::Returned as u8));
 }
 
 /// A node that gets its notice before it was ready is never one.
@@ -701,14 +701,14 @@ fn a_node_may_drain_before_it_is_ready() {
     await_state(&pool, 0, |s| matches!(s, NodeState::Draining(_)));
     // It may have been ready for a moment, if it started fast.
     add(&pool, embedded(hello(2, false), "3.11"));
-    assert_eq!(collect(&pool, 1)[&0].tag, Tag::Returned as u8);
+    assert_eq!(collect(&pool, 1)[&0].code, Outcome::Returned as u8);
     let by = Instant::now() + BOUND;
     while pool.nodes()[0].slots == 0 {
         assert!(Instant::now() < by, "{:?}", pool.nodes());
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(pool.submit(task(1, 0, vec![]), Some(0)));
-    assert_eq!(collect(&pool, 1)[&1].tag, Tag::Returned as u8);
+    assert_eq!(collect(&pool, 1)[&1].code, Outcome::Returned as u8);
 }
 
 /// While nodes are expected nothing fails for want of one; when none is any more, everything that waits does, at once.
@@ -726,11 +726,11 @@ fn tasks_wait_for_expected_nodes() {
     assert!(pool.finished(0, Duration::from_millis(300)).unwrap().is_empty());
     pool.expect(0);
     let ended = collect(&pool, 4);
-    assert!(ended.values().all(|m| m.tag == Tag::NodeLost as u8), "{ended:?}");
+    assert!(ended.values().all(|m| m.code == Outcome::NodeLost as u8), "{ended:?}");
     // A node may still be added, and then there is hope again.
     add(&pool, embedded(hello(1, false), "3.11"));
     submit(&pool, task(4, 0, vec![]));
-    assert_eq!(collect(&pool, 1)[&4].tag, Tag::Returned as u8);
+    assert_eq!(collect(&pool, 1)[&4].code, Outcome::Returned as u8);
 
     // Draining nodes are hope only until they are lost.
     let pool = ready(vec![draining(&sshd, 1, &notice)]);
@@ -739,7 +739,7 @@ fn tasks_wait_for_expected_nodes() {
     submit(&pool, task(5, 0, vec![]));
     assert!(pool.finished(0, Duration::from_millis(300)).unwrap().is_empty());
     cut(&sshd);
-    assert_eq!(collect(&pool, 1)[&5].tag, Tag::NodeLost as u8);
+    assert_eq!(collect(&pool, 1)[&5].code, Outcome::NodeLost as u8);
     pool.close();
     assert_eq!(pool.add_node("late".to_owned()), 1);
     assert_eq!(state(&pool, 1), NodeState::Closed);
@@ -758,10 +758,10 @@ fn cancelled_tasks_do_not_start() {
     // Half of them with the node's answer, half of them without.
     assert!((2..6).all(|n| pool.cancel(n, BOUND)));
     let dropped = (6..10).filter(|&n| pool.cancel(n, Duration::ZERO)).count();
-    assert!(collect(&pool, 4 - dropped).values().all(|m| m.tag == Tag::Cancelled as u8));
+    assert!(collect(&pool, 4 - dropped).values().all(|m| m.code == Outcome::Cancelled as u8));
     assert!(!pool.cancel(1, BOUND), "it is running");
     gate.open();
-    assert_eq!(collect(&pool, 1)[&1].tag, Tag::Returned as u8);
+    assert_eq!(collect(&pool, 1)[&1].code, Outcome::Returned as u8);
     assert_eq!(pool.counts(), (0, 0));
 }
 
@@ -777,10 +777,10 @@ fn aborted_tasks_are_ended() {
         submit(&pool, task(2, 0, vec![]));
         pool.abort(0);
         let ended = collect(&pool, if slots == 1 { 1 } else { 2 });
-        assert_eq!(ended[&0].tag, Tag::Cancelled as u8, "{slots} {processes}");
+        assert_eq!(ended[&0].code, Outcome::Cancelled as u8, "{slots} {processes}");
         other.open();
         let ended = collect(&pool, if slots == 1 { 2 } else { 1 });
-        assert_eq!(ended[&1].tag, Tag::Returned as u8);
+        assert_eq!(ended[&1].code, Outcome::Returned as u8);
         assert_eq!(pool.counts(), (0, 0));
     }
 }
@@ -795,14 +795,14 @@ fn bystanders_of_a_crash_run_again_alone() {
     submit(&pool, task(2, 3, vec![]));
     submit(&pool, task(3, 0, vec![]));
     let ended = collect(&pool, 2);
-    assert_eq!(ended[&3].tag, Tag::Returned as u8);
-    assert_eq!(ended[&2].tag, Tag::Crashed as u8);
+    assert_eq!(ended[&3].code, Outcome::Returned as u8);
+    assert_eq!(ended[&2].code, Outcome::Crashed as u8);
     let text = String::from_utf8_lossy(&ended[&2].parts[0]).into_owned();
     assert!(text.contains("node tested") && text.contains("SIGABRT"), "{text}");
     gate.open();
-    assert!(collect(&pool, 2).values().all(|m| m.tag == Tag::Returned as u8));
+    assert!(collect(&pool, 2).values().all(|m| m.code == Outcome::Returned as u8));
     submit(&pool, task(4, 0, vec![]));
-    assert_eq!(collect(&pool, 1)[&4].tag, Tag::Returned as u8);
+    assert_eq!(collect(&pool, 1)[&4].code, Outcome::Returned as u8);
 }
 
 /// A worker that a shell script starts; `$0` is the program that it is to run, `$1` a file to log its starts in.
@@ -843,7 +843,7 @@ fn suspects_get_each_a_process_and_no_more() {
     await_starts(&log, 3);
     gate.open();
     let ended = collect(&pool, 8);
-    assert_eq!(ended.values().filter(|m| m.tag == Tag::Returned as u8).count(), 7);
+    assert_eq!(ended.values().filter(|m| m.code == Outcome::Returned as u8).count(), 7);
     // Perhaps there was a spare, and one was started after the second crash.
     assert!(starts(&log) <= 2 + 8 + 2, "{} workers were started", starts(&log));
 }
@@ -860,18 +860,18 @@ fn suspects_do_not_wait_for_what_cannot_start() {
     crash(&pool, &gate, 3);
     let ended = collect(&pool, 4);
     for message in ended.values() {
-        assert_eq!(message.tag, Tag::Crashed as u8);
+        assert_eq!(message.code, Outcome::Crashed as u8);
         let text = String::from_utf8_lossy(&message.parts[0]);
         assert!(text.contains("node tested") && text.contains("status 7"), "{text}");
     }
     submit(&pool, task(9, 0, vec![]));
-    assert_eq!(collect(&pool, 1)[&9].tag, Tag::Returned as u8);
+    assert_eq!(collect(&pool, 1)[&9].code, Outcome::Returned as u8);
 }
 
 /// A client that says what it is told, and an agent in the same thread.
 struct Raw {
-    link: Arc<Link>,
-    source: Source<tokio::io::ReadHalf<tokio::io::DuplexStream>>,
+    link: Arc<FrameSender>,
+    source: EventReader<tokio::io::ReadHalf<tokio::io::DuplexStream>>,
     seen: Vec<Event>,
 }
 
@@ -881,11 +881,11 @@ impl Raw {
         let (from, to) = tokio::io::split(theirs);
         tokio::spawn(agent::run(from, to, agent_spec("3.11")));
         let (from, to) = tokio::io::split(ours);
-        let link = Arc::new(Link::default());
+        let link = Arc::new(FrameSender::default());
         let sender = Arc::clone(&link);
         tokio::spawn(async move { sender.run(to, None).await });
-        link.send(|o| o.control(session::hello(&hello).unwrap()));
-        let mut raw = Self { link, source: Source::new(from, MAX_MESSAGE), seen: Vec::new() };
+        link.send(|o| o.control(wire::hello(&hello).unwrap()));
+        let mut raw = Self { link, source: EventReader::new(from, MAX_MESSAGE), seen: Vec::new() };
         raw.source.greeting(&mut raw.seen).await.unwrap();
         raw
     }
@@ -913,7 +913,7 @@ impl Raw {
 
     fn ended(&self) -> Vec<(u64, u8)> {
         let result = |event: &Event| match event {
-            Event::Message(Body::Result, message) => Some((message.id.task, message.tag)),
+            Event::Message(Body::Result, message) => Some((message.id.task, message.code)),
             _ => None,
         };
         self.seen.iter().filter_map(result).collect()
@@ -949,11 +949,11 @@ fn an_abort_that_crosses_a_recall_ends_no_worker() {
         client.until(2, result).await;
         client.heartbeats().await;
         // Another worker would have run the last one.
-        let dropped = (3, Tag::Cancelled as u8);
-        assert_eq!(client.ended(), [(0, Tag::Returned as u8), dropped]);
+        let dropped = (3, Outcome::Cancelled as u8);
+        assert_eq!(client.ended(), [(0, Outcome::Returned as u8), dropped]);
         gate.open();
         client.until(5, result).await;
-        let returned = |end: &&(u64, u8)| end.1 == Tag::Returned as u8;
+        let returned = |end: &&(u64, u8)| end.1 == Outcome::Returned as u8;
         assert_eq!(client.ended().iter().filter(returned).count(), 4, "{:?}", client.ended());
     });
 }
@@ -978,7 +978,7 @@ fn a_result_that_waits_is_not_late() {
             taken += ids.len();
             client.link.send(|o| o.acknowledge(ids));
         }
-        assert!(client.ended().iter().all(|(_, tag)| *tag == Tag::Returned as u8), "{:?}", client.ended());
+        assert!(client.ended().iter().all(|(_, code)| *code == Outcome::Returned as u8), "{:?}", client.ended());
     });
 }
 
@@ -991,9 +991,9 @@ fn late_tasks_are_ended() {
         hello.worker.task_timeout_ms = Some(300);
         let pool = ready(vec![embedded(hello, "3.11")]);
         submit(&pool, gate.task(0));
-        assert_eq!(collect(&pool, 1)[&0].tag, Tag::TimedOut as u8);
+        assert_eq!(collect(&pool, 1)[&0].code, Outcome::TimedOut as u8);
         submit(&pool, task(1, 0, vec![]));
-        assert_eq!(collect(&pool, 1)[&1].tag, Tag::Returned as u8);
+        assert_eq!(collect(&pool, 1)[&1].code, Outcome::Returned as u8);
     }
 }
 
@@ -1003,7 +1003,7 @@ fn output_is_forwarded() {
     let pool = ready(vec![embedded(hello(1, false), "3.11")]);
     submit(&pool, task(0, 4, vec![Bytes::from_static(b"one\ntwo\nhalf")]));
     submit(&pool, task(1, 5, vec![]));
-    assert_eq!(collect(&pool, 2)[&0].tag, Tag::Returned as u8);
+    assert_eq!(collect(&pool, 2)[&0].code, Outcome::Returned as u8);
     pool.close();
     let mut text = Vec::new();
     while let Some(lines) = pool.output(BOUND) {
@@ -1091,16 +1091,19 @@ fn forged_answers_count_for_their_worker_only() {
         gate.wait_for(0);
         let id = Attempt { task: 0, attempt: 0 };
         let forged = |raw: &mut Vec<u8>| {
-            Outgoing::new(Body::Result, task(0, Tag::Returned as u8, vec![Bytes::from_static(b"forged")]))
+            Outgoing::new(Body::Result, task(0, Outcome::Returned as u8, vec![Bytes::from_static(b"forged")]))
                 .put_chunk(raw);
-            Control::Kept(id).put(raw).unwrap();
-            Control::Returned(id).put(raw).unwrap();
+            Control::RecallRefused(id).put(raw).unwrap();
+            Control::GivenBack(id).put(raw).unwrap();
         };
         client.link.send(|o| o.control(Control::Abort(id)));
         client.submit(forging(2, forged));
         client.until(3, result).await;
         let ended = client.ended();
-        assert!(ended.contains(&(0, Tag::Cancelled as u8)) && ended.contains(&(2, Tag::Returned as u8)), "{ended:?}");
+        assert!(
+            ended.contains(&(0, Outcome::Cancelled as u8)) && ended.contains(&(2, Outcome::Returned as u8)),
+            "{ended:?}"
+        );
         client.submit(task(3, 0, vec![]));
         client.until(4, result).await;
     });
@@ -1119,7 +1122,7 @@ fn a_second_hello_of_a_worker_changes_nothing() {
         client.until(2, result).await;
         gate.open();
         client.until(3, result).await;
-        let ended = [(1, Tag::Returned as u8), (2, Tag::Crashed as u8), (0, Tag::Returned as u8)];
+        let ended = [(1, Outcome::Returned as u8), (2, Outcome::Crashed as u8), (0, Outcome::Returned as u8)];
         assert_eq!(client.ended(), ended);
     });
 }
@@ -1137,10 +1140,10 @@ fn a_worker_cannot_fill_the_agent() {
         };
         client.submit(forging(0, large(Body::Result, 7)));
         client.until(1, result).await;
-        assert_eq!(client.ended(), [(0, Tag::Returned as u8)]);
+        assert_eq!(client.ended(), [(0, Outcome::Returned as u8)]);
         client.submit(forging(1, large(Body::Task, 7)));
         client.until(2, result).await;
-        assert_eq!(client.ended()[1], (1, Tag::Crashed as u8));
+        assert_eq!(client.ended()[1], (1, Outcome::Crashed as u8));
         client.submit(task(2, 0, vec![]));
         client.until(3, result).await;
     });
@@ -1202,7 +1205,7 @@ fn an_agent_that_is_full_answers() {
         let id = Attempt { task: 0, attempt: 0 };
         for n in 1..=50 {
             client.link.send(|o| o.control(if n % 2 == 0 { Control::Cancel(id) } else { Control::Recall(id) }));
-            client.until(n, |event| *event == Event::Control(Control::Kept(id))).await;
+            client.until(n, |event| *event == Event::Control(Control::RecallRefused(id))).await;
         }
         gate.open();
         for n in 1..=9 {
@@ -1210,7 +1213,7 @@ fn an_agent_that_is_full_answers() {
             let ended: Vec<_> = client.ended().into_iter().map(|(task, _)| Attempt { task, attempt: 0 }).collect();
             client.link.send(|o| o.acknowledge(ended));
         }
-        assert!(client.ended().iter().all(|(_, tag)| *tag == Tag::Returned as u8), "{:?}", client.ended());
+        assert!(client.ended().iter().all(|(_, code)| *code == Outcome::Returned as u8), "{:?}", client.ended());
     });
 }
 
@@ -1244,7 +1247,7 @@ fn a_doubled_note_is_counted_once() {
 /// A client that sends what no client sends is told why its agent ends.
 #[test]
 fn an_agent_ends_when_its_client_is_broken() {
-    type Send = fn(&Link);
+    type Send = fn(&FrameSender);
     let part = |n: u64, size: usize| task(n, 0, vec![Bytes::from(vec![0; size])]);
     let cases: [(&str, Send); 4] = [
         ("a result or a note from a client", |link| {
@@ -1284,9 +1287,9 @@ fn pinned_tasks_stay() {
     (4..8).for_each(|n| submit(&pool, task(n, 0, vec![])));
     assert_eq!(collect(&pool, 4).into_keys().collect::<std::collections::BTreeSet<_>>(), (4..8).collect());
     gate.open();
-    assert!(collect(&pool, 4).values().all(|m| m.tag == Tag::Returned as u8));
+    assert!(collect(&pool, 4).values().all(|m| m.code == Outcome::Returned as u8));
     assert!(pool.submit(task(9, 0, vec![]), Some(7)));
-    assert_eq!(collect(&pool, 1)[&9].tag, Tag::NodeLost as u8);
+    assert_eq!(collect(&pool, 1)[&9].code, Outcome::NodeLost as u8);
 }
 
 /// An idle node gets what a loaded one has not started.
@@ -1301,7 +1304,7 @@ fn work_moves_to_an_idle_node() {
     let moved = collect(&pool, 2);
     assert!(moved.contains_key(&2) && moved.contains_key(&3), "{moved:?}");
     gate.open();
-    assert!(collect(&pool, 2).values().all(|m| m.tag == Tag::Returned as u8));
+    assert!(collect(&pool, 2).values().all(|m| m.code == Outcome::Returned as u8));
     assert_eq!(pool.counts(), (0, 0));
 }
 
@@ -1314,7 +1317,7 @@ fn closing_ends_every_task() {
     pool.close();
     let ended = pool.finished(0, Duration::ZERO).unwrap();
     assert_eq!(ended.len(), 5);
-    assert!(ended.iter().all(|m| m.tag == Tag::Cancelled as u8));
+    assert!(ended.iter().all(|m| m.code == Outcome::Cancelled as u8));
     assert_eq!(pool.finished(0, Duration::ZERO), None);
     assert!(pool.nodes().iter().all(|n| n.state == NodeState::Closed), "{:?}", pool.nodes());
 }

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use skyward_lite::frame::{Attempt, Message};
 use skyward_lite::queue::{Cancelled, Queue, WINDOW};
+use skyward_lite::wire::{Attempt, Message};
 
 fn id(task: u64) -> Attempt {
     Attempt { task, attempt: 0 }
 }
 
 fn task(n: u64) -> Message {
-    Message { id: id(n), tag: 0, nanos: 0, parts: vec![Bytes::from_static(b"x")] }
+    Message { id: id(n), code: 0, nanos: 0, parts: vec![Bytes::from_static(b"x")] }
 }
 
 fn queue(peers: &[(usize, usize)], tasks: u64) -> Queue {
@@ -433,14 +433,14 @@ fn what_was_not_cancelled_in_time_goes_on() {
 #[test]
 fn nothing_waits_behind_a_long_task_of_a_near_peer() {
     let start = Instant::now();
-    let mut queue = Queue::near();
+    let mut queue = Queue::local();
     queue.add_peer(1, 1, start);
     queue.add_peer(2, 4, start);
     (0..20).for_each(|n| queue.push(task(n)));
     let held = assign_all(&mut queue);
     assert_eq!(held.iter().filter(|(peer, _)| *peer == 1).count(), 1);
     assert_eq!(held.iter().filter(|(peer, _)| *peer == 2).count(), 8);
-    let mut queue = Queue::near();
+    let mut queue = Queue::local();
     queue.add_peer(1, 1, start);
     (0..2000).for_each(|n| queue.push(task(n)));
     let mut now = start;

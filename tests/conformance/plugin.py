@@ -30,7 +30,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
     import worker_side
     from in_pool import CONCURRENCY
     from joblib.parallel import register_parallel_backend
-    from skyward_lite.backend import NAME, SkywardBackend
+    from skyward_lite.client.joblib_backend import NAME, SkywardBackend
 
     executor = config.getoption("--executor")
     os.environ["SKYWARD_CONFORMANCE_EXECUTOR"] = executor
@@ -54,7 +54,7 @@ def not_applicable(executor: str) -> dict[str, tuple[re.Pattern[str], str]]:
 
 def is_ours(item: pytest.Item) -> bool:
     """Say whether a case involves our backend: it names it, or none."""
-    from skyward_lite.backend import SkywardBackend
+    from skyward_lite.client.joblib_backend import SkywardBackend
 
     params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
     backends = [value for name, value in params.items() if name.endswith("backend")]

@@ -37,7 +37,7 @@ EPILOGUE = """
 
 # ---- appended by skyward_lite's tests/conformance/run.py
 from in_pool import check_subprocess_call
-from skyward_lite.backend import SkywardBackend
+from skyward_lite.client.joblib_backend import SkywardBackend
 """
 
 

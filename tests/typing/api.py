@@ -11,7 +11,14 @@ from concurrent.futures import Executor, Future
 from typing import Any, assert_type
 
 import skyward_lite as sky
-from skyward_lite import ComputePool, compute, errors, gather, plugins, pool
+from skyward_lite import (
+    ComputePool,
+    compute,
+    errors,
+    gather,
+    plugins,
+    pool,
+)
 
 
 def f(x: int, y: str = "") -> float:

@@ -10,7 +10,7 @@ from ..image import Image
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class NodeRequest:
     """What a pool asks its provider for.
 
     `vcpus` and `memory_gb` are what each node must have at least. A provider that cannot choose its machines uses them
@@ -27,7 +27,7 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class PreparedMachine:
     """A machine that is connected to and has its environment: the command that starts the agent there."""
 
     connection: _core.Connection
@@ -54,7 +54,7 @@ class Machine(abc.ABC):
     """Whether it sees this machine's files, so that the client's import path means something there."""
 
     @abc.abstractmethod
-    def open(self, core: _core.Pool) -> Opened:
+    def open(self, core: _core.Pool) -> PreparedMachine:
         """Connect, and prepare what the agent needs. Each machine has a thread for this, and may wait.
 
         Raises `NodeStartError` or `CoreError`: the machine is then left out, for that reason.
@@ -82,7 +82,7 @@ class Provider(abc.ABC):
     """Whether what it starts would go on without this process: then SIGTERM, too, leaves the pool in order."""
 
     @abc.abstractmethod
-    def start(self, wanted: Wanted, machines: list[Machine]) -> None:
+    def start(self, wanted: NodeRequest, machines: list[Machine]) -> None:
         """Name the machines, and begin to start them. Raises `NodeStartError` for what none could ever satisfy.
 
         Each is appended to `machines` as soon as there is something to end, so that the caller can end what was started

@@ -14,7 +14,7 @@ import time
 from .. import _core, checks, nesting
 from .._signals import held
 from ..errors import NodeStartError
-from . import Machine, Opened, Provider, Wanted
+from . import Machine, NodeRequest, PreparedMachine, Provider
 
 log = logging.getLogger("skyward_lite")
 
@@ -37,7 +37,7 @@ class Local(Provider):
     def __repr__(self) -> str:
         return f"Local(nodes={self.nodes})"
 
-    def start(self, wanted: Wanted, machines: list[Machine]) -> None:
+    def start(self, wanted: NodeRequest, machines: list[Machine]) -> None:
         problems = wanted.image.missing()
         if problems:
             raise NodeStartError(
@@ -68,7 +68,7 @@ class LocalMachine(Machine):
     """An agent process of this machine, with the keys made for it."""
 
     shares_files = True
-    program: tuple[str, ...] = ("-m", "skyward_lite.agent")
+    program: tuple[str, ...] = ("-m", "skyward_lite.node.agent")
     """What the interpreter is told to run as the agent."""
 
     def __init__(self, name: str, timeout: float) -> None:
@@ -97,7 +97,7 @@ class LocalMachine(Machine):
             # What has ended already is found by `open`.
             self.socket.sendall(json.dumps(keys).encode() + b"\n")
 
-    def open(self, core: _core.Pool) -> Opened:
+    def open(self, core: _core.Pool) -> PreparedMachine:
         try:
             connection = core.connect(
                 endpoint=self.socket.detach(),
@@ -110,7 +110,7 @@ class LocalMachine(Machine):
             )
         except _core.CoreError as error:
             raise NodeStartError(self._why(str(error.args[0]))) from error
-        return Opened(connection, "agent")
+        return PreparedMachine(connection, "agent")
 
     def _why(self, error: str) -> str:
         """Say what became of an agent that did not answer."""

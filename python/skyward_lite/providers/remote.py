@@ -14,9 +14,10 @@ import logging
 import shlex
 import time
 
-from .. import _core, bootstrap, credentials
+from .. import _core, credentials
+from ..environment import build as bootstrap
 from ..errors import NodeStartError
-from . import Machine, Opened, Wanted
+from . import Machine, NodeRequest, PreparedMachine
 
 log = logging.getLogger("skyward_lite")
 
@@ -32,7 +33,7 @@ class RemoteMachine(Machine):
     agent = "stdio"
     """How the agent is started there: its arguments."""
 
-    def __init__(self, name: str, wanted: Wanted, python: str | None = None) -> None:
+    def __init__(self, name: str, wanted: NodeRequest, python: str | None = None) -> None:
         self.name = name
         self.wanted = wanted
         self.python = python
@@ -45,12 +46,12 @@ class RemoteMachine(Machine):
         """Get what making an environment needs, where that is ours to do; what the host has then."""
         return facts
 
-    def open(self, core: _core.Pool) -> Opened:
+    def open(self, core: _core.Pool) -> PreparedMachine:
         connection = self.connect(core)
         if self.python is None:
-            return Opened(connection, bootstrap.agent(self._environment(connection), self.agent))
+            return PreparedMachine(connection, bootstrap.agent(self._environment(connection), self.agent))
         python = self._verified(connection, self.python)
-        return Opened(connection, f"exec {shlex.quote(python)} -P -m skyward_lite.agent {self.agent}")
+        return PreparedMachine(connection, f"exec {shlex.quote(python)} -P -m skyward_lite.node.agent {self.agent}")
 
     def _run(self, connection: _core.Connection, script: bytes, bound: float) -> tuple[dict[str, list[str]], int, str]:
         """Run one of our scripts: what it said, its exit status and its standard error."""

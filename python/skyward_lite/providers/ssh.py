@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .. import _core, checks, credentials
 from ..errors import NodeStartError
-from . import Machine, Provider, Wanted, openssh
+from . import Machine, NodeRequest, Provider, openssh
 from .remote import RemoteMachine
 
 log = logging.getLogger("skyward_lite")
@@ -94,7 +94,7 @@ class SSH(Provider):
     def __repr__(self) -> str:
         return f"SSH({', '.join(repr(host.address) for host in self.hosts)})"
 
-    def start(self, wanted: Wanted, machines: list[Machine]) -> None:
+    def start(self, wanted: NodeRequest, machines: list[Machine]) -> None:
         machines.extend(SSHMachine(host, self, wanted) for host in self.hosts[: wanted.nodes])
 
     def stop(self, machines: list[Machine], timeout: float) -> None:
@@ -107,7 +107,7 @@ class SSH(Provider):
 class SSHMachine(RemoteMachine):
     """A host, on its way to being a node."""
 
-    def __init__(self, host: Host, provider: SSH, wanted: Wanted) -> None:
+    def __init__(self, host: Host, provider: SSH, wanted: NodeRequest) -> None:
         super().__init__(host.address, wanted, host.python or provider.python)
         self.concurrency = host.concurrency
         self.accept_new = provider.accept_new

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use skyward_lite::frame::Decoder;
+use skyward_lite::wire::Decoder;
 
 fuzz_target!(|data: &[u8]| {
     // The first byte says how the rest is cut.

@@ -1,0 +1,1 @@
+"""How a bare host gets the environment of an image."""

@@ -1,0 +1,1 @@
+"""What runs on a node. Nothing here imports `client`."""

@@ -1,0 +1,1 @@
+"""Calls, values and exceptions to bytes and back, at both ends."""

@@ -1,0 +1,204 @@
+"""What an error is about: the value that cannot be pickled, by the path that leads to it, and the call that raised."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import reprlib
+import time
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from ..errors import PayloadTooLargeError
+from . import payload
+
+MAX_TRIALS: Final = 2_000
+"""Values that are tried before the search for the one that cannot be pickled is given up."""
+MAX_SECONDS: Final = 5.0
+"""Bound on that search."""
+MAX_CALL: Final = 200
+"""Characters of a call in a note."""
+
+Part = tuple[str, Any]
+"""A value and how it is reached from the one that it is a part of."""
+
+_repr = reprlib.Repr()
+_repr.maxother = _repr.maxstring = 60
+
+
+def place(node: str, kind: int, call: Any, position: int) -> payload.Place:
+    """Return where an exception was raised: at this call, or at the one of this position in a batch."""
+    if kind == payload.BATCH and call is not None:
+        # An exception that comes from outside may come just after the last call.
+        call = call.current if isinstance(call, payload.Calls) else call[min(position, len(call) - 1)]
+    return payload.Place(node, position if kind == payload.BATCH else None, "" if call is None else shown(call))
+
+
+def place_of_result(
+    error: Exception, node: str, kind: int, call: Any, value: Any, encoder: payload.Encoder
+) -> payload.Place:
+    """Return which call has a result that cannot be sent, and say so in the error's text."""
+    before = "the result cannot be sent: "
+    if kind != payload.BATCH:
+        explain(error, [("the result", value)], encoder, before)
+        return place(node, kind, call, 0)
+    search = _Search(encoder)
+    position = next((number for number, each in enumerate(value) if search.fails(each)), None)
+    if position is None:
+        # Each of them can be sent: it is all together that cannot.
+        explain(error, [], encoder, before)
+        return payload.Place(node, None, f"the results of {len(value)} calls")
+    explain(error, [("the result", value[position])], encoder, before)
+    known = not isinstance(call, payload.Calls)
+    return payload.Place(node, position, shown(call[position]) if known else "its result")
+
+
+def shown(call: payload.Triple) -> str:
+    """Return a call as it is written, shortened. Never raises."""
+    try:
+        function, args, kwargs = call
+        parts = [*map(_repr.repr, args), *(f"{name}={_repr.repr(value)}" for name, value in kwargs.items())]
+        text = f"{_name(function)}({', '.join(parts)})"
+    except BaseException:
+        return "a call that cannot be shown"
+    return text if len(text) <= MAX_CALL else f"{text[:MAX_CALL]}…"
+
+
+def explain(error: Exception, parts: Iterable[Part], encoder: payload.Encoder, before: str = "") -> None:
+    """Say in the text of an error of pickling which value it is about: the one among the parts that fails by itself."""
+    if not (len(error.args) == 1 and isinstance(error.args[0], str)):
+        return
+    path = "" if isinstance(error, PayloadTooLargeError) else _Search(encoder).path(parts)
+    error.args = (f"{before}{error.args[0]}{f' ({path})' if path else ''}",)
+
+
+def of_calls(calls: Sequence[payload.Triple]) -> Iterator[Part]:
+    """Yield the parts of calls."""
+    for function, args, kwargs in calls:
+        name = _name(function)
+        yield f"the function {name}", function
+        for number, value in enumerate(args):
+            yield f"argument {number} of {name}", value
+        for key, value in kwargs.items():
+            yield f"argument {key!r} of {name}", value
+
+
+def _name(function: Any) -> str:
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    if not isinstance(name, str):
+        name = type(function).__qualname__
+    name = name.rpartition("<locals>.")[2]
+    # The function behind a compute function.
+    return name if name == "local" else name.removesuffix(".local")
+
+
+_ATTRIBUTE: Final = (".", "[")
+"""How the label of a part begins that continues the one before."""
+
+
+class _Search:
+    """Finds what cannot be pickled by trying the parts of what cannot."""
+
+    def __init__(self, encoder: payload.Encoder) -> None:
+        self._limit, self._route = encoder.limit, encoder.route
+        self._until = time.monotonic() + MAX_SECONDS
+        self._trials = 0
+        self._seen: set[int] = set()
+
+    def path(self, parts: Iterable[Part]) -> str:
+        """Return the way to the innermost part that fails; nothing if none does by itself."""
+        way, before = "", ""
+        while (bad := next((part for part in parts if self.fails(part[1])), None)) is not None:
+            label, value = bad
+            if before.startswith("the function ") and not label.startswith(_ATTRIBUTE):
+                # The label names the function as well.
+                way = label
+            else:
+                continues = before.startswith(_ATTRIBUTE) and label.startswith(_ATTRIBUTE)
+                way += label if continues or not way else f", {label}"
+            before = label
+            parts = _parts(value)
+        return way
+
+    def fails(self, value: Any) -> bool:
+        """Return whether a value cannot be pickled; false for one that was asked for before, or when time is up."""
+        if id(value) in self._seen or self._trials >= MAX_TRIALS or time.monotonic() > self._until:
+            return False
+        self._seen.add(id(value))
+        self._trials += 1
+        try:
+            payload.Encoder(self._limit, self._route).dumps(value)
+        except PayloadTooLargeError:
+            return False
+        except Exception:
+            return True
+        return False
+
+
+def _parts(value: Any) -> Iterator[Part]:
+    """Yield what a value is pickled by."""
+    if isinstance(value, types.FunctionType):
+        yield from _parts_of_function(value)
+    elif isinstance(value, types.MethodType):
+        yield ".__self__", value.__self__
+        yield ".__func__", value.__func__
+    elif isinstance(value, functools.partial):
+        yield ".func", value.func
+        yield from ((f".args[{number}]", each) for number, each in enumerate(value.args))
+        yield from ((f".keywords[{key!r}]", each) for key, each in value.keywords.items())
+    elif isinstance(value, dict):
+        yield from ((f"[{_repr.repr(key)}]", each) for key, each in value.items())
+        yield from ((f"key {_repr.repr(key)}", key) for key in value)
+    elif isinstance(value, list | tuple):
+        yield from ((f"[{number}]", each) for number, each in enumerate(value))
+    elif isinstance(value, set | frozenset):
+        yield from (("an element", each) for each in value)
+    elif isinstance(value, type):
+        yield from ((f".{name}", each) for name, each in vars(value).items() if name not in ("__dict__", "__weakref__"))
+    else:
+        yield from _parts_of_object(value)
+
+
+def _parts_of_function(function: types.FunctionType) -> Iterator[Part]:
+    code, name = function.__code__, _name(function)
+    for variable in code.co_names:
+        if variable in function.__globals__:
+            yield f"global {variable!r} of {name}", function.__globals__[variable]
+    for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield f"{variable!r} in the closure of {name}", cell.cell_contents
+        except ValueError:
+            continue  # not assigned yet
+    for number, default in enumerate(function.__defaults__ or ()):
+        yield f"default {number} of {name}", default
+    for key, default in (function.__kwdefaults__ or {}).items():
+        yield f"default of {key!r} of {name}", default
+    yield from ((f".{key}", each) for key, each in vars(function).items())
+    for constant in code.co_consts:
+        # What functions within it use.
+        if isinstance(constant, types.CodeType):
+            for variable in constant.co_names:
+                if variable in function.__globals__:
+                    yield f"global {variable!r} of {name}", function.__globals__[variable]
+
+
+def _parts_of_object(value: Any) -> Iterator[Part]:
+    try:
+        reduced = value.__reduce_ex__(5)
+    except (Exception, pickle.PicklingError):
+        return
+    if not isinstance(reduced, tuple):
+        return
+    _, args, state, items, pairs = (*reduced[:5], None, None, None, None)[:5]
+    for each in args or ():
+        if each is not type(value):
+            yield "what it is made from", each
+    states = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+    for each in states:
+        if isinstance(each, dict):
+            yield from ((f".{key}", inner) for key, inner in each.items())
+        elif each is not None:
+            yield "its state", each
+    yield from ((f"[{number}]", each) for number, each in enumerate(items or ()))
+    yield from ((f"[{_repr.repr(key)}]", each) for key, each in pairs or ())

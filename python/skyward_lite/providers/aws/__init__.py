@@ -1,0 +1,3 @@
+"""`AWS()`: EC2 instances of this run's own."""
+
+from .provider import AWS as AWS

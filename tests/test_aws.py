@@ -20,8 +20,8 @@ from cloud import HERE, README, Call, Cloud, actions, allowed, aws, pool
 from conftest import eventually
 from joblib import Parallel, delayed
 from skyward_lite.providers import Machine, NodeRequest
-from skyward_lite.providers.aws.provider import boot as user_data
-from skyward_lite.providers.aws.provider import run
+from skyward_lite.providers.aws import boot as user_data
+from skyward_lite.providers.aws import run
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"

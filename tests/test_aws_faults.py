@@ -17,8 +17,8 @@ import skyward_lite as sky
 from cloud import aws, launches, pool
 from conftest import eventually
 from skyward_lite.environment import build as bootstrap
-from skyward_lite.providers.aws.provider import api as ec2
-from skyward_lite.providers.aws.provider import run
+from skyward_lite.providers.aws import api as ec2
+from skyward_lite.providers.aws import run
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"

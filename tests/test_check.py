@@ -56,9 +56,11 @@ def program(settings: str) -> tuple[str, str]:
     """Return what lets an interpreter be the command, with other settings."""
     return (
         "-c",
-        "import sys; from skyward_lite import __main__; from skyward_lite.cli import check as doctor; "
-        "from skyward_lite.environment import build as bootstrap; "
-        f"{settings}; sys.exit(__main__.main())",
+        (
+            "import sys; from skyward_lite import __main__; from skyward_lite.cli import check as doctor; "
+            "from skyward_lite.environment import build as bootstrap; "
+            f"{settings}; sys.exit(__main__.main())"
+        ),
     )
 
 

@@ -19,7 +19,8 @@ from skyward_lite.providers.local import LocalMachine
 
 AGENT = """
 import os, sys, threading, time
-from skyward_lite import _core, agent
+from skyward_lite import _core
+from skyward_lite.node import agent
 
 def watch(notice):
     assert not _core.drain("nobody is there yet")

@@ -39,7 +39,9 @@ def test_the_nodes_processes_import_no_more_than_they_need():
     assert not imported("import skyward_lite.node.worker") & {*HEAVY, "skyward_lite.client.pool"}
 
 
-@pytest.mark.parametrize("room", ["calls", "compute_pool", "errors", "image", "payload", "plugins", "providers.local"])
+@pytest.mark.parametrize(
+    "room", ["client.lazy", "client.pool", "errors", "image", "pickling.payload", "plugins", "providers.local"]
+)
 def test_any_module_may_be_imported_first(room):
     """As unpickling does in a worker; then the package's names are there too."""
     assert "skyward_lite.client.pool" in imported(f"import skyward_lite.{room}, skyward_lite as sky\nsky.pool")

@@ -17,9 +17,9 @@ import skyward_lite as sky
 from cloud import Cloud, aws
 from skyward_lite.cli import reap
 from skyward_lite.cli.reap import Thing, judge
-from skyward_lite.providers.aws.provider import api as ec2
-from skyward_lite.providers.aws.provider import run
-from skyward_lite.providers.aws.provider import tags as owner
+from skyward_lite.providers.aws import api as ec2
+from skyward_lite.providers.aws import run
+from skyward_lite.providers.aws import tags as owner
 from test_border import FORGED, HOSTILE, is_harmless, serving
 
 NOW = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)

@@ -240,7 +240,8 @@ def test_an_argument_that_cannot_be_rebuilt_fails_where_its_turn_is(pool):
 COLLECTED = """
 import gc
 import numpy as np
-from skyward_lite import PayloadTooLargeError, payload
+from skyward_lite import PayloadTooLargeError
+from skyward_lite.pickling import payload
 
 encoder = payload.Encoder(1 << 16)
 for _ in range(300):

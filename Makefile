@@ -58,7 +58,7 @@ test-python: build
 
 # joblib's own tests of Parallel, with skyward in the place of loky: the oldest joblib and the newest, both executors.
 conformance: build
-	$(BIN)/python tests/conformance/run.py --cache $(CACHE)/conformance
+	$(BIN)/python tests/parallel/conformance/run.py --cache $(CACHE)/conformance
 
 # Without optimization it is built in a minute, which its checks do not take longer for.
 $(DENY):
@@ -104,11 +104,11 @@ bench: build system
 # Deaths of workers, and clients interrupted at seeded moments: CHAOS="--rounds 500 --seed 1".
 chaos: build
 	$(CARGO) build $(MANIFEST) --release --quiet --example embedded_server
-	$(BIN)/python tests/chaos.py $(CHAOS)
+	$(BIN)/python tests/support/chaos.py $(CHAOS)
 
 # Ten rounds of grid searches at once against a serial run; the tests have two.
 searches: build
-	ROUNDS=10 $(BIN)/python -m pytest tests/test_searches.py
+	ROUNDS=10 $(BIN)/python -m pytest tests/parallel/test_searches.py
 
 # Fuzz the frame decoder for FUZZ_SECONDS. libFuzzer needs a flag that stable Rust hides behind RUSTC_BOOTSTRAP.
 fuzz:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from conftest import eventually
+from processes import eventually
 
 
 def on_main_thread():

@@ -19,9 +19,9 @@ from pathlib import Path
 import fakes
 import pytest
 import skyward_lite as sky
-from conftest import eventually
 from fake_agent import MAGIC, PROTOCOL, block, frame
 from lab import Lab, Sshd, opened
+from processes import eventually
 from skyward_lite import Image, _core
 from skyward_lite._version import PYTHON
 from skyward_lite.environment import build as bootstrap
@@ -30,7 +30,7 @@ from test_check import check
 FORGED = "2026-01-01 00:00:00 CRITICAL root: pwned"
 HOSTILE = f"\x1b]0;title\x07\x1b[2J50 %\r\n{FORGED}\n\u202etxt\u2066\u2028\u200b\x9b31m\U000e0041\x85\x00"
 """Escape sequences, a line for the log, and characters that hide or turn round what is read."""
-WORDS = Path(__file__).with_name("fake_words.py")
+WORDS = Path(fakes.__file__).with_name("fake_words.py")
 
 
 def is_harmless(text: str) -> bool:

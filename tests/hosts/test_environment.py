@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 import uv
-from conftest import eventually
 from lab import Lab, Sshd, opened
+from processes import eventually
 from skyward_lite.environment import build as bootstrap
 
 OFFLINE = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1"}

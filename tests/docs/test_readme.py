@@ -9,7 +9,7 @@ import joblib
 import skyward_lite as sky
 from lab import Lab
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent.parent / "README.md").read_text(), re.DOTALL)
 
 
 def run(block: str, names: dict[str, object]) -> dict[str, object]:

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import fakes
 import pytest
 import skyward_lite as sky
-from conftest import eventually
 from joblib import Parallel, delayed
 from lab import Lab
+from processes import eventually
 from skyward_lite import _core
 
 TIMING = (0.05, 1.5, 1.5)

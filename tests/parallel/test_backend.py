@@ -17,8 +17,8 @@ import joblib
 import numpy as np
 import pytest
 import skyward_lite as sky
-from conftest import eventually, refusal_in_a_fork
 from joblib import Parallel, delayed, parallel_config
+from processes import eventually, refusal_in_a_fork
 from skyward_lite.client.joblib_backend import SkywardBackend
 
 JOBLIB = tuple(int(part) for part in joblib.__version__.split(".")[:2])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from conftest import eventually, has_ended
 from lab import Lab
+from processes import eventually, has_ended
 
 MODULE = """
 import atexit, os, tempfile, threading, weakref

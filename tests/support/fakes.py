@@ -38,7 +38,7 @@ def embedded_server() -> str:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyward_lite/target"
     target = os.environ.get("CARGO_TARGET_DIR") or str(cache)
     program = Path(target) / "release/examples/embedded_server"
-    rust = HERE.parent / "rust"
+    rust = HERE.parent.parent / "rust"
     sources = [rust / "Cargo.lock", *rust.glob("src/*.rs"), rust / "examples/embedded_server.rs"]
     # `make test` and `make chaos` have built it; cargo would wait here for whatever else it builds.
     if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):

@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import skyward_lite as sky
-from conftest import eventually, has_ended
 from joblib import Parallel, delayed
+from processes import eventually, has_ended
 
 SLEEP = "import time; time.sleep(600)"
 
@@ -60,7 +61,7 @@ def test_nothing_survives_by_its_name(tmp_path, end, executor):
 def test_nothing_survives_its_client_by_its_name(tmp_path):
     """A client that is killed leaves no such program behind either."""
     script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(processes.__file__).parent)]!r}\n"
         "import os, time, skyward_lite as sky, test_trackers\n"
         "with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:\n"
         f"    pids, _ = pool.submit(test_trackers.start, {str(tmp_path)!r}).result(20)\n"

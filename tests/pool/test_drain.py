@@ -13,8 +13,8 @@ import time
 import joblib
 import pytest
 import skyward_lite as sky
-from conftest import eventually
 from joblib import Parallel, delayed
+from processes import eventually
 from skyward_lite.providers.local import LocalMachine
 
 AGENT = """

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import lab as the_lab
 import pytest
 import skyward_lite as sky
 from lab import Lab, Sshd, connect, keygen, ssh
@@ -370,7 +371,7 @@ def test_all_addresses_of_a_name_are_tried(lab, host, tmp_path):
     hosts.write_text(f"127.0.9.9 twice\n{host.address} twice\n")
     configure(lab, host, "HostName twice", f"HostKeyAlias [{host.address}]:{host.port}", "ConnectTimeout 2")
     script = (
-        f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; import lab, socket, types\n"
+        f"import sys; sys.path[:0] = {[str(Path(the_lab.__file__).parent)]!r}; import lab, socket, types\n"
         f"found = [a[4][0] for a in socket.getaddrinfo('twice', {host.port}, type=socket.SOCK_STREAM)]\n"
         f"assert found == ['127.0.9.9', {host.address!r}], found\n"
         f"print(lab.connect(types.SimpleNamespace(config={lab.config!r}), {host.name!r}))"

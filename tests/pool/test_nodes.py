@@ -13,9 +13,9 @@ from pathlib import Path
 import joblib
 import pytest
 import skyward_lite as sky
-from conftest import eventually
 from joblib import Parallel, delayed
 from lab import Lab
+from processes import eventually
 from skyward_lite.providers.local import LocalMachine
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from conftest import eventually
 from lab import Lab
+from processes import eventually
 from skyward_lite.client.output import LONGEST, Printer
 
 

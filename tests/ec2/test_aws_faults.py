@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import skyward_lite as sky
 from cloud import aws, launches, pool
-from conftest import eventually
+from processes import eventually
 from skyward_lite.environment import build as bootstrap
 from skyward_lite.providers.aws import api as ec2
 from skyward_lite.providers.aws import run

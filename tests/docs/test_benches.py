@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHES = Path(__file__).parent.parent / "benches"
+BENCHES = Path(__file__).parent.parent.parent / "benches"
 
 
 @pytest.mark.parametrize(

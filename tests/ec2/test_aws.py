@@ -17,8 +17,8 @@ import pytest
 import skyward_lite as sky
 import test_original_page as page
 from cloud import HERE, README, Call, Cloud, actions, allowed, aws, pool
-from conftest import eventually
 from joblib import Parallel, delayed
+from processes import eventually
 from skyward_lite.providers import Machine, NodeRequest
 from skyward_lite.providers.aws import boot as user_data
 from skyward_lite.providers.aws import run

@@ -35,7 +35,7 @@ SUBSTITUTIONS = (
 )
 EPILOGUE = """
 
-# ---- appended by skyward_lite's tests/conformance/run.py
+# ---- appended by skyward_lite's tests/parallel/conformance/run.py
 from in_pool import check_subprocess_call
 from skyward_lite.client.joblib_backend import SkywardBackend
 """

@@ -744,7 +744,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 # ---------------------------------------------------------------------------------------------------- clients
 
 HERE = "127.0.0.1/32"
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent.parent / "README.md"
 
 
 def aws(**options: object) -> sky.AWS:

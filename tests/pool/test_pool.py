@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import skyward_lite as sky
-from conftest import ours, refusal_in_a_fork
+from processes import ours, refusal_in_a_fork
 from skyward_lite.client import pool as compute_pool
 
 

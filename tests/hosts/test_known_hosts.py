@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from conftest import eventually
 from lab import Lab, Sshd, connect, keygen, ssh
+from processes import eventually
 
 OTHER = "[other.example]:22"
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import skyward_lite as sky
-from conftest import eventually
 from lab import Lab
+from processes import eventually
 from skyward_lite import messages
 
 

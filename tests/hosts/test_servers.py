@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from conftest import eventually
 from lab import Lab, Sshd, run
+from processes import eventually
 from skyward_lite.environment import build as bootstrap
 
 root_only = pytest.mark.skipif(

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from conftest import MARK, eventually, has_ended, ours
 from joblib import Parallel, delayed
+from processes import MARK, eventually, has_ended, ours
 
 
 def die(how):

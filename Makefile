@@ -17,7 +17,7 @@ DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 DENY_CHECK := $(DENY) --manifest-path rust/Cargo.toml --config rust/deny.toml
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-rust test-python conformance lint lint-code lint-crates audit format bench chaos searches fuzz build system clean
+.PHONY: all demo test test-rust test-python conformance lint lint-code lint-house lint-crates audit format bench chaos searches fuzz build system clean
 
 all: lint test
 
@@ -77,6 +77,11 @@ lint-code: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/basedpyright --project pyproject.toml
 	$(BIN)/codespell
+
+# The rules of the house: directions of imports, sizes, private names.
+lint-house: $(STAMP)
+	$(BIN)/lint-imports
+	$(BIN)/python tests/support/house.py
 
 lint-crates: $(DENY)
 	$(CARGO) fetch --quiet $(MANIFEST)

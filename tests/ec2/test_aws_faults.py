@@ -421,7 +421,7 @@ def test_an_image_for_which_there_is_no_python(cloud):
 
 def test_nodes_of_another_architecture(cloud, tmp_path):
     """A client's own package is not for them: `Image(wheel=)` is what they get."""
-    from test_bootstrap import own_wheel
+    from test_environment import own_wheel
 
     cloud.machine = "aarch64"
     image = sky.Image(wheel=str(own_wheel(tmp_path)))

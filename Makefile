@@ -17,7 +17,7 @@ DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 DENY_CHECK := $(DENY) --manifest-path rust/Cargo.toml --config rust/deny.toml
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-rust test-python conformance lint lint-code lint-crates audit format bench chaos searches fuzz build system clean
+.PHONY: all demo test test-rust test-python conformance lint lint-code lint-house lint-crates audit format bench chaos searches fuzz build system clean
 
 all: lint test
 
@@ -58,7 +58,7 @@ test-python: build
 
 # joblib's own tests of Parallel, with skyward in the place of loky: the oldest joblib and the newest, both executors.
 conformance: build
-	$(BIN)/python tests/conformance/run.py --cache $(CACHE)/conformance
+	$(BIN)/python tests/parallel/conformance/run.py --cache $(CACHE)/conformance
 
 # Without optimization it is built in a minute, which its checks do not take longer for.
 $(DENY):
@@ -77,6 +77,11 @@ lint-code: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/basedpyright --project pyproject.toml
 	$(BIN)/codespell
+
+# The rules of the house: directions of imports, sizes, private names.
+lint-house: $(STAMP)
+	$(BIN)/lint-imports
+	$(BIN)/python tests/support/house.py
 
 lint-crates: $(DENY)
 	$(CARGO) fetch --quiet $(MANIFEST)
@@ -104,11 +109,11 @@ bench: build system
 # Deaths of workers, and clients interrupted at seeded moments: CHAOS="--rounds 500 --seed 1".
 chaos: build
 	$(CARGO) build $(MANIFEST) --release --quiet --example embedded_server
-	$(BIN)/python tests/chaos.py $(CHAOS)
+	$(BIN)/python tests/support/chaos.py $(CHAOS)
 
 # Ten rounds of grid searches at once against a serial run; the tests have two.
 searches: build
-	ROUNDS=10 $(BIN)/python -m pytest tests/test_searches.py
+	ROUNDS=10 $(BIN)/python -m pytest tests/parallel/test_searches.py
 
 # Fuzz the frame decoder for FUZZ_SECONDS. libFuzzer needs a flag that stable Rust hides behind RUSTC_BOOTSTRAP.
 fuzz:

@@ -1,0 +1,23 @@
+"""The demo and the benches run; their figures are for `make demo` and `make bench` to print."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHES = Path(__file__).parent.parent.parent / "benches"
+
+
+@pytest.mark.parametrize(
+    ("script", "says"), [("demo.py", "equal the serial run's"), ("bench.py", "skyward_lite is"), ("ssh.py", "× ssh")]
+)
+def test_smoke(script, says):
+    """With few tasks, and with its own checks of the results."""
+    command = [sys.executable, str(BENCHES / script), "--smoke"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+    assert done.stderr == ""

@@ -1,0 +1,457 @@
+"""A bare host gets the environment of an image: once, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import logging
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import skyward_lite as sky
+import uv
+from lab import Lab, Sshd, opened
+from processes import eventually
+from skyward_lite.environment import build as bootstrap
+
+OFFLINE = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1"}
+ARCHITECTURE = platform.machine()
+TOOLS = [
+    "sh",
+    "mkdir",
+    "rm",
+    "mv",
+    "cat",
+    "wc",
+    "chmod",
+    "ln",
+    "readlink",
+    "rmdir",
+    "id",
+    "uname",
+    "getconf",
+    "df",
+    "awk",
+    "sleep",
+    *("date", "ls", "stat", "touch"),
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("bootstrap"))
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def built(lab) -> Sshd:
+    """A host that has the environment of the plain image."""
+    host = lab.host()
+    with opened(lab, host.name):
+        pass
+    return host
+
+
+def open_pool(lab: Lab, host: Sshd, image: sky.Image | None = None) -> sky.ComputePool:
+    provider = sky.SSH(host.name, config=lab.config)
+    return sky.pool(provider, image=image or sky.Image(), worker=sky.Worker(concurrency=1), plugins=[])
+
+
+def refusal(lab: Lab, host: Sshd, image: sky.Image | None = None) -> str:
+    with pytest.raises(sky.NodeStartError) as caught:
+        open_pool(lab, host, image).__enter__()
+    return str(caught.value)
+
+
+def environments(host: Sshd) -> list[str]:
+    """List what is in the host's cache beside what was sent there."""
+    root = host.cache / "skyward_lite"
+    return sorted(path.name for path in root.iterdir() if not path.name.startswith("sent-")) if root.exists() else []
+
+
+def make_wheel(directory: Path, name: str, version: str, files: dict[str, bytes]) -> Path:
+    """Make a wheel that pip installs."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    path = directory / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, data in files.items():
+            archive.writestr(file, data)
+        archive.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheelhouse(tmp_path_factory) -> Path:
+    """Wheels of a package that no index has."""
+    directory = tmp_path_factory.mktemp("wheels") / "wheel house"
+    directory.mkdir()
+    make_wheel(directory, "labpackage", "1.0", {"labpackage.py": b"answer = 42\n"})
+    return directory
+
+
+def test_the_environment_is_made_once(lab, caplog):
+    """The second pool finds it, and works as the first did; nothing else is left beside it, nor what nothing used."""
+    host = lab.host()
+    for name in ("env-old-x86_64", "sent-old"):
+        old = host.cache / "skyward_lite" / name
+        old.mkdir(parents=True)
+        os.utime(old, (0, 0))
+    for said in ("its environment took", "the environment is there"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "skyward_lite"), open_pool(lab, host) as pool:
+            assert pool.submit(sum, [1, 2]).result(20) == 3
+            assert str(host.cache) in pool.submit(eval, "__import__('sys').executable").result(20)
+        assert said in caplog.text
+    assert [path.name for path in (host.cache / "skyward_lite").glob("sent-*/*")] == ["bundle.zip"]
+    assert environments(host) == [f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}"]
+
+
+def test_two_at_the_same_time_make_one(lab):
+    """Both work; the later one waits for the other's and does not make its own."""
+    host = lab.host()
+    made = []
+
+    def one() -> None:
+        with opened(lab, host.name):
+            made.extend(path.stat().st_ino for path in (host.cache / "skyward_lite").glob("env-*") if path.is_dir())
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(50)
+    assert len(made) == 2
+    assert len(set(made)) == 1
+    assert len(environments(host)) == 1
+
+
+def test_a_killed_builders_lock_is_broken(lab):
+    """What it left is removed, and the environment is made."""
+    host = lab.host()
+    root = host.cache / "skyward_lite"
+    root.mkdir()
+    said = {"root": [str(root)], "system": ["Linux"], "machine": [ARCHITECTURE], "python": [sys.executable]}
+    image, env = sky.Image(), bootstrap.name(sky.Image())
+    script = bootstrap.build(bootstrap.facts({**said, "venv": ["yes"]}), image, env, {"bundle": "/nonexistent"})
+    builder = subprocess.Popen(["sh", "-s"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0)
+    assert builder.stdin is not None
+    builder.stdin.write(script)
+    builder.stdin.flush()
+    lock = root / f"{env}-{ARCHITECTURE}.lock"
+    assert eventually(lambda: lock.is_symlink() and list(root.glob("*.tmp.*")), 10)
+    os.killpg(builder.pid, signal.SIGKILL)
+    builder.wait(10)
+    builder.stdin.close()
+    assert lock.is_symlink()
+    with opened(lab, host.name):
+        assert environments(host) == [f"{env}-{ARCHITECTURE}"]
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(lab):
+    """As after an update of the system."""
+    host = lab.host()
+    host.furnish(sky.Image())
+    (env,) = environments(host)
+    python = host.cache / "skyward_lite" / env / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/nowhere/python")
+    with open_pool(lab, host) as pool:
+        assert pool.submit(sum, [1, 2]).result(20) == 3
+
+
+def test_an_agent_that_does_not_start_says_why(lab):
+    """In its own words, with its exit status."""
+    host = lab.host()
+    host.furnish(sky.Image())
+    (python,) = (host.cache / "skyward_lite").glob("env-*/bin/python")
+    python.write_text("#!/bin/sh\necho 'No module named skyward_lite.node.agent' >&2\nexit 1\n")
+    said = refusal(lab, host)
+    assert "Its agent does not start: `/" in said
+    assert "ended with status 1: " in said
+    assert "No module named skyward_lite.node.agent" in said
+
+
+def test_a_build_ends_with_its_client(lab):
+    """Nothing is left of it, also if it was waiting for an index that does not answer."""
+    host = lab.host()
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        image = sky.Image(pip=["labpackage"], index_url=f"http://127.0.0.1:{index.getsockname()[1]}/simple")
+        options = {"image": image, "plugins": [], "start_timeout": 5}
+        with pytest.raises(sky.NodeStartError, match="is connecting"):
+            sky.pool(sky.SSH(host.name, config=lab.config), **options).__enter__()
+        asked, _ = index.accept()
+        with asked:
+            asked.settimeout(20)
+            while asked.recv(4096):
+                pass  # what pip asked for; then its end
+        assert eventually(lambda: environments(host) == [], 10)
+
+
+def test_a_lock_of_another_machine_is_waited_for(lab, monkeypatch):
+    """In a home that machines share its holder cannot be looked at: it is named in the end, and so is the lock."""
+    monkeypatch.setattr(bootstrap, "PATIENCE", 1)
+    host = lab.host()
+    root = host.cache / "skyward_lite"
+    root.mkdir()
+    lock = root / f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}.lock"
+    lock.symlink_to("elsewhere 17")
+    said = refusal(lab, host)
+    assert "another client (elsewhere 17)" in said
+    assert f"remove {lock}" in said
+    assert environments(host) == [lock.name]
+
+
+def test_a_lock_that_was_free_for_a_moment_is_waited_for(lab, tmp_path, monkeypatch):
+    """It was found taken, then nobody had it, then somebody had it again."""
+    monkeypatch.setattr(bootstrap, "PATIENCE", 4)
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    (busy / "readlink").write_text("#!/bin/sh\n")
+    (busy / "readlink").chmod(0o755)
+    host = lab.host(env={"PATH": f"{busy}:{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"})
+    root = host.cache / "skyward_lite"
+    root.mkdir()
+    (root / f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}.lock").symlink_to("elsewhere 17")
+    assert "has been building" in refusal(lab, host)
+
+
+def test_a_failing_requirement_is_said(lab, wheelhouse):
+    """The command, its exit status and its standard error; nothing half-installed is left."""
+    host = lab.host()
+    said = refusal(lab, host, sky.Image(pip=["labpackage==9"], wheelhouse=str(wheelhouse)))
+    assert "pip install" in said
+    assert "private/requirements` for labpackage==9 ended with status 1" in said
+    assert "No matching distribution found for labpackage==9" in said
+    assert environments(host) == []
+
+
+def test_all_that_an_image_can_have(lab, wheelhouse, tmp_path):
+    """Wheels without a network, modules and packages of the user's, and variables of the workers' environment."""
+    module, package = tmp_path / "labmodule.py", tmp_path / "labtree"
+    module.write_text("answer = 43\n")
+    (package / "sub").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "sub" / "__init__.py").write_text("answer = 44\n")
+    (package / "data file.txt").write_text("45")
+    host = lab.host(env=OFFLINE)
+    image = sky.Image(
+        pip=["labpackage==1.0"],
+        wheelhouse=str(wheelhouse),
+        includes=[str(module), str(package) + "/"],
+        env={"LAB_VARIABLE": "a 'b' $c\n\"d\""},
+    )
+
+    def look() -> tuple[object, ...]:
+        found = [importlib.import_module(name) for name in ("labpackage", "labmodule", "labtree.sub")]
+        beside = Path(found[2].__file__ or "").parent.parent / "data file.txt"
+        return (*(m.answer for m in found), beside.read_text(), os.environ["LAB_VARIABLE"])
+
+    with open_pool(lab, host, image) as pool:
+        assert pool.submit(look).result(20) == (42, 43, 44, "45", "a 'b' $c\n\"d\"")
+    (env,) = environments(host)
+    assert not (host.cache / "skyward_lite" / env / "wheels").exists()
+    other = sky.Image(
+        env={"LAB_VARIABLE": "other"}, pip=image.pip, wheelhouse=image.wheelhouse, includes=image.includes
+    )
+    assert bootstrap.name(other) == bootstrap.name(image)
+
+
+def test_environments_are_named_by_what_they_are_made_of(tmp_path, wheelhouse):
+    """Whatever changes what is installed gives another name."""
+    module = tmp_path / "labmodule.py"
+    module.write_text("a = 1\n")
+    images = [
+        sky.Image(),
+        sky.Image(pip=["a"]),
+        sky.Image(pip=["a", "b"]),
+        sky.Image(pip=["a"], index_url="http://127.0.0.1/"),
+        sky.Image(pip=["a"], wheelhouse=str(wheelhouse)),
+        sky.Image(apt=["a"]),
+        sky.Image(includes=[str(module)]),
+    ]
+    names = [bootstrap.name(image) for image in images]
+    module.write_text("a = 2\n")
+    names.append(bootstrap.name(images[-1]))
+    assert len(set(names)) == len(names)
+    assert bootstrap.name(sky.Image(pip=["b", "a"])) == names[2]
+
+
+def own_wheel(directory: Path) -> Path:
+    """Make a wheel of this very package, and of what it needs."""
+    with zipfile.ZipFile(io.BytesIO(bootstrap.bundle())) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if ".dist-info" not in name}
+    return make_wheel(directory, "skyward_lite", sky.__version__, files)
+
+
+def test_a_wheel_of_ones_own_is_installed(lab, tmp_path):
+    """`Image(wheel=)` is for nodes on which the client's own package does not run."""
+    wheel = own_wheel(tmp_path)
+    host = lab.host(env=OFFLINE)
+    with open_pool(lab, host, sky.Image(wheel=str(wheel))) as pool:
+        assert pool.submit(sum, [1, 2]).result(20) == 3
+
+
+def test_a_file_is_sent_once(lab, built):
+    """The next environment there needs only what is new."""
+    sent = {path: path.stat().st_ino for path in (built.cache / "skyward_lite").glob("sent-*/*")}
+    assert [path.name for path in sent] == ["bundle.zip"]
+    assert "no-such" in refusal(lab, built, sky.Image(pip=["./no-such.whl"]))
+    assert {path: path.stat().st_ino for path in (built.cache / "skyward_lite").glob("sent-*/*")} == sent
+
+
+def test_a_file_that_was_cut_off_is_sent_again(lab):
+    """A client that died in the middle left part of it."""
+    host = lab.host()
+    sent = host.cache / "skyward_lite" / f"sent-{bootstrap._digest(bootstrap.bundle())[:16]}"
+    sent.mkdir(parents=True)
+    (sent / "bundle.zip").write_bytes(bootstrap.bundle()[:1000])
+    with opened(lab, host.name):
+        assert (sent / "bundle.zip").read_bytes() == bootstrap.bundle()
+
+
+@pytest.fixture
+def few(tmp_path) -> Path:
+    """A directory with the programs that a host has, and no Python."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    for tool in TOOLS:
+        (directory / tool).symlink_to(shutil.which(tool, path="/usr/bin:/bin") or "/nonexistent")
+    return directory
+
+
+def test_a_host_without_python_is_refused(lab, few):
+    """The version that it needs is named, and what would help."""
+    if any(Path(f"{place}/python{bootstrap.PYTHON}").exists() for place in ("/usr/local/bin", "/opt/python/bin")):
+        pytest.skip("this machine has a Python in a place that is always looked at")
+    host = lab.host(env={"PATH": str(few)})
+    said = refusal(lab, host)
+    assert f"no Python {bootstrap.PYTHON}, which is the client's, and no uv" in said
+    assert environments(host) == []
+
+
+def without_ensurepip(directory: Path, python: Path) -> None:
+    """Make `python` an interpreter that lacks what Debian's lacks without its python3-venv."""
+    place = directory / "broken"
+    packages = place / f"lib/python{bootstrap.PYTHON}/site-packages"
+    packages.mkdir(parents=True)
+    (packages / "broken.pth").write_text("import sys; sys.modules['ensurepip'] = None\n")
+    base = Path(sys._base_executable)  # type: ignore[attr-defined]
+    (place / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
+    (place / "bin").mkdir()
+    (place / "bin/python").symlink_to(base)
+    python.write_text(f"#!/bin/sh\nexec '{place}/bin/python' \"$@\"\n")
+    python.chmod(0o755)
+
+
+def test_a_python_that_makes_no_environments_is_refused(lab, few, tmp_path):
+    """Debian's without its python3-venv: the package is named."""
+    python = few / f"python{bootstrap.PYTHON}"
+    without_ensurepip(tmp_path, python)
+    host = lab.host(env={"PATH": str(few)})
+    assert f"{python} cannot make environments: install python{bootstrap.PYTHON}-venv" in refusal(lab, host)
+
+
+@pytest.mark.parametrize("lacks", ["Python", "ensurepip"])
+def test_uv_provides_what_is_missing(lab, few, tmp_path, wheelhouse, lacks):
+    """A Python of the right version, or the means to make an environment with the one there is."""
+    env = {"PATH": str(few), "UV_PYTHON_INSTALL_DIR": str(tmp_path / "pythons")}
+    (few / "uv").symlink_to(uv.find_uv_bin())
+    if lacks == "Python":
+        # As uv would unpack it.
+        place = tmp_path / "pythons" / f"cpython-{platform.python_version()}-linux-{ARCHITECTURE}-gnu"
+        place.mkdir(parents=True)
+        for part in ("bin", "lib", "include"):
+            (place / part).symlink_to(Path(sys.base_prefix, part))
+    else:
+        place = Path(sys.base_prefix)
+        without_ensurepip(tmp_path, few / f"python{bootstrap.PYTHON}")
+    host = lab.host(env=env)
+    with open_pool(lab, host, sky.Image(pip=["labpackage==1.0"], wheelhouse=str(wheelhouse))) as pool:
+        assert pool.submit(eval, "__import__('labpackage').answer").result(20) == 42
+        made_with = pool.submit(eval, "__import__('sys').base_prefix").result(20)
+    assert Path(made_with).resolve() == place.resolve()
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(lab, tmp_path):
+    """The host's own text says why."""
+    if os.getuid() != 0:
+        pytest.skip("a small disk needs root")
+    host = lab.host()
+    root = host.cache / "skyward_lite"
+    root.mkdir()
+    # The room is looked at before: here it is gone after that, for the directory of what is sent.
+    digest = bootstrap._digest(bootstrap.bundle())[:16]
+    sent = root / f"sent-{digest}"
+    sent.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", sent], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        said = refusal(lab, host)
+        assert "could not be written there: " in said
+        assert "No space left" in said
+        assert list(sent.iterdir()) == []
+    finally:
+        subprocess.run(["umount", sent], check=True)
+
+
+# ------------------------------------------------------------------------------------------------ scripts
+
+
+FACTS = bootstrap.facts(
+    {
+        "root": ["/a 'b' $c/x"],
+        "system": ["Linux"],
+        "machine": [ARCHITECTURE],
+        "libc": ["glibc 99.9"],
+        "python": ["/usr/bin/python"],
+        "venv": ["yes"],
+        "free": ["999999999"],
+    }
+)
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
+def test_scripts_are_plain_sh(shell, tmp_path, wheelhouse):
+    """Every shell that may be a system's sh can read them, and shellcheck has nothing against them."""
+    path = shutil.which(shell)
+    if path is None:
+        pytest.skip(f"no {shell} here")
+    image = sky.Image(pip=["a>=1"], apt=["b"], wheelhouse=str(wheelhouse), index_url="http://127.0.0.1/?a&b")
+    uploads = {"bundle": "/x y", "wheelhouse": "/w", "includes": "/i"}
+    for script in (
+        bootstrap.probe("env-x"),
+        bootstrap.build(FACTS, image, "env-x", uploads),
+        bootstrap.verify("~/a b/python", image),
+    ):
+        check = [path, *(["sh"] if shell == "busybox" else []), "-n"]
+        assert subprocess.run(check, input=script, capture_output=True, timeout=10).stderr == b""
+        if shutil.which("shellcheck"):
+            lint = ["shellcheck", "-s", "sh", "-S", "warning", "-"]
+            assert subprocess.run(lint, input=script, capture_output=True, timeout=30).stdout == b""
+
+
+def test_a_host_of_another_kind_gets_the_package_from_the_index():
+    """What this client has runs only where the system, the architecture and the C library fit."""
+    plain = sky.Image()
+    assert [kind for kind, _, _ in bootstrap.files(FACTS, plain)] == (["bundle"] if sys.platform == "linux" else [])
+    for change in ({"machine": "other"}, {"libc": (2, 1)}, {"libc": ()}, {"system": "Darwin"}):
+        facts = dataclasses.replace(FACTS, **change)
+        assert list(bootstrap.files(facts, plain)) == []
+        assert f"skyward_lite=={sky.__version__}".encode() in bootstrap.build(facts, plain, "env-x", {})

@@ -1,0 +1,170 @@
+"""Nodes that differ, come late, fail, or are lost."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import joblib
+import pytest
+import skyward_lite as sky
+from joblib import Parallel, delayed
+from lab import Lab
+from processes import eventually
+from skyward_lite.providers.local import LocalMachine
+
+
+class Gated(sky.Local):
+    """Local nodes of which all but the first wait for the gate."""
+
+    def __init__(self, fails=False, **kwargs):
+        super().__init__(**kwargs)
+        self.gate = threading.Event()
+        self.fails = fails
+
+    def start(self, wanted, machines):
+        super().start(wanted, machines)
+        for machine in machines[1:]:
+            machine.open = self.late(machine)
+
+    def late(self, machine):
+        def open_late(core):
+            self.gate.wait(30)
+            if self.fails:
+                raise sky.NodeStartError("it has no power")
+            return LocalMachine.open(machine, core)
+
+        return open_late
+
+
+def pid(_):
+    return os.getpid()
+
+
+def test_a_pool_starts_with_the_least_number_and_the_rest_joins():
+    """`nodes=(1, 3)`; negative n_jobs count the nodes that are wanted."""
+    provider = Gated()
+    with sky.pool(provider, (1, 3), worker=sky.Worker(concurrency=2)) as pool:
+        assert [node.state for node in pool.nodes()] == ["ready", "connecting", "connecting"]
+        assert pool.slots() == 2
+        assert joblib.effective_n_jobs(-1) == 6
+        provider.gate.set()
+        assert eventually(lambda: pool.slots() == 6, 20)
+
+
+def test_late_nodes_are_used_by_a_running_call(tmp_path):
+    """A call that began on one node ends on two."""
+    provider = Gated()
+    gate = tmp_path / "gate"
+
+    def wait_and_tell(i):
+        if i == 0:
+            gate.touch()
+        time.sleep(0.05)
+        return os.getppid()
+
+    with sky.pool(provider, (1, 2), worker=sky.Worker(concurrency=1, executor="process")) as pool:
+        opener = threading.Thread(target=lambda: eventually(gate.exists, 20) and provider.gate.set())
+        opener.start()
+        agents = Parallel(n_jobs=-1, batch_size=1)(delayed(wait_and_tell)(i) for i in range(100))
+        opener.join(20)
+        assert set(agents) == {node.pid for node in pool.nodes()}
+
+
+def test_a_late_node_that_fails_is_left_out(caplog):
+    """Its reason is in the log, and the others go on."""
+    provider = Gated(fails=True)
+    with caplog.at_level(logging.INFO, "skyward_lite"), sky.pool(provider, (1, 2), plugins=[]) as pool:
+        provider.gate.set()
+        assert eventually(lambda: "local-1 is left out: it has no power" in caplog.text, 10), caplog.text
+        assert pool.nodes()[1].state == "lost"
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+def test_too_few_nodes_fail_the_pool():
+    """Below the minimum, each node is named with its reason."""
+    provider = Gated(fails=True)
+    provider.gate.set()
+    with pytest.raises(sky.NodeStartError, match="2 ready nodes are needed, but .*local-1 is lost: it has no power"):
+        sky.pool(provider, 2, plugins=[]).__enter__()
+
+
+def test_leaving_does_not_wait_for_late_nodes():
+    """They are let go before they were started."""
+    provider = Gated()
+    with sky.pool(provider, (1, 2), plugins=[]) as pool:
+        assert pool.submit(operator.neg, 1).result(20) == -1
+        provider.gate.set()
+
+
+def test_a_lost_node_is_told(caplog):
+    """Which, and why."""
+    with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        os.kill(pool.nodes()[0].pid, signal.SIGKILL)
+        assert eventually(lambda: "node local-0 is lost" in caplog.text, 10)
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Two hosts that share a cache, so that their environment is made once."""
+    directory = tmp_path_factory.mktemp("nodes")
+    lab = Lab(directory)
+    for _ in range(2):
+        lab.host(env={"XDG_CACHE_HOME": str(directory / "shared")})
+    yield lab
+    lab.close()
+
+
+def test_hosts_may_differ(lab):
+    """`Host(concurrency=)` says how many tasks at once run there."""
+    one, two = lab.hosts
+    provider = sky.SSH(sky.Host(one.name, concurrency=3), two.name, config=lab.config)
+    with sky.pool(provider, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        assert [(node.name, node.slots) for node in pool.nodes()] == [(one.name, 3), (two.name, 1)]
+
+
+def test_other_environments_are_told_in_one_message(lab, caplog):
+    """What this process has imported and the node lacks: a warning, before the first task."""
+    with sky.pool(sky.SSH(lab.hosts[0].name, config=lab.config), plugins=[]) as pool:
+        assert eventually(lambda: "another environment" in caplog.text, 10)
+        assert pool.submit(operator.neg, 1).result(20) == -1
+    told = [record.getMessage() for record in caplog.records if "another environment" in record.getMessage()]
+    assert len(told) == 1
+    assert f"joblib {joblib.__version__} is missing" in told[0]
+    assert "pytest" in told[0]
+    assert "cloudpickle" not in told[0]
+
+
+def test_other_environments_may_be_refused(lab):
+    """`strict_env=True`."""
+    provider = sky.SSH(lab.hosts[0].name, config=lab.config)
+    with pytest.raises(sky.NodeStartError, match=r"strict_env=True: .*joblib .* is missing"):
+        sky.pool(provider, plugins=[], strict_env=True).__enter__()
+
+
+@pytest.mark.parametrize("what", ["agent", "sshd"])
+def test_a_lost_hosts_tasks_run_elsewhere(tmp_path, lab, what):
+    """The agent or the server is killed in mid-run: the list equals a serial run's."""
+    third = lab.host(env={"XDG_CACHE_HOME": str(Path(lab.directory, "shared"))})
+    names = [lab.hosts[0].name, third.name]
+
+    def slow_neg(i):
+        import time
+
+        time.sleep(0.02)
+        return -i
+
+    with sky.pool(sky.SSH(*names, config=lab.config), worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+        futures = [pool.submit(slow_neg, i) for i in range(60)]
+        if what == "agent":
+            os.kill(pool.nodes()[1].pid, signal.SIGKILL)
+        else:
+            third.kill()
+        assert [future.result(30) for future in futures] == [-i for i in range(60)]
+        assert eventually(lambda: pool.nodes()[1].state == "lost", 15)

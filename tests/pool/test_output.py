@@ -1,0 +1,454 @@
+"""What tasks print reaches the client's streams, bounded, and whatever they do to their own."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import logging
+import operator
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import skyward_lite as sky
+from lab import Lab
+from processes import eventually
+from skyward_lite.client.output import LONGEST, Printer
+
+
+def chat(text):
+    print(text)
+    print(text.upper(), file=sys.stderr)
+    logging.getLogger("chat").warning("logged %s", text)
+
+
+def test_lines_come_with_the_nodes_name(capsys):
+    """print to both streams, and logging; all of it is there when the block is left."""
+    with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        list(pool.map(chat, [f"line {n}" for n in range(20)]))
+        shell = "echo from a child; printf 'no newline'"
+        pool.submit(subprocess.run, shell, shell=True, check=True).result(20)
+    out, err = capsys.readouterr()
+    for n in range(20):
+        assert any(f"[local-{node}] line {n}\n" in out for node in (0, 1))
+        assert any(f"[local-{node}] LINE {n}\n" in err for node in (0, 1))
+        assert f"logged line {n}\n" in err
+    assert "] from a child\n" in out
+    assert "] no newline\n" in out
+    assert all(line.startswith("[local-") for line in (out + err).splitlines())
+
+
+def test_what_c_libraries_print_comes_too(capsys, monkeypatch):
+    """Their stream has a buffer of its own."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+    def put():
+        ctypes.CDLL(None).puts(b"said in C")
+
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(put).result(20)
+    assert "[local-0] said in C\n" in capsys.readouterr().out
+
+
+def test_lines_stay_whole(capsys):
+    """However many are written at once."""
+    lines = [f"{n} {'ä' * (n % 50)}" for n in range(3_000)]
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(os.write, 2, "".join(f"{line}\n" for line in lines).encode()).result(20)
+    assert capsys.readouterr().err.splitlines() == [f"[local-0] {line}" for line in lines]
+
+
+def test_output_without_the_end_of_a_line_comes_too(capsys, monkeypatch):
+    """With each task's end, though streams are buffered."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+    def mumble():
+        print("mumbled", end=" ")
+        sys.stderr.write("murmured")
+        sys.stdout.buffer.write(b"muttered")
+
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(mumble).result(20)
+    out, err = capsys.readouterr()
+    assert "mumbled" in out
+    assert "muttered" in out
+    assert "murmured" in err
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_what_tasks_start_can_be_interrupted(executor):
+    """Workers leave Ctrl-C to the client; programs that they start do not."""
+
+    def interrupted() -> int:
+        with subprocess.Popen(["sleep", "30"]) as process:
+            os.kill(os.getpid(), signal.SIGINT)
+            process.send_signal(signal.SIGINT)
+            return process.wait(20)
+
+    with sky.pool(worker=sky.Worker(concurrency=1, executor=executor), plugins=[]) as pool:
+        assert pool.submit(interrupted).result(25) == -signal.SIGINT
+
+
+def test_output_comes_while_a_task_runs(capsys, tmp_path):
+    """Not only at its end."""
+    gate = tmp_path / "gate"
+
+    def say_and_wait():
+        print("early")
+        while not gate.exists():
+            time.sleep(0.01)
+
+    seen = ""
+
+    def came():
+        nonlocal seen
+        seen += capsys.readouterr().out
+        return "early" in seen
+
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        future = pool.submit(say_and_wait)
+        assert eventually(came, 10)
+        assert not future.done()
+        gate.touch()
+
+
+def flood(stream, size):
+    os.write(stream, b"begin\n")
+    block = b"x" * 1023 + b"\n"
+    for _ in range(size // 1024):
+        os.write(stream, block)
+    os.write(stream, b"end\n")
+    return "done"
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_flood_is_bounded(capsys, stream):
+    """64 MiB: the task ends, the node lives, and what is left out is of the middle, and counted to the byte."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        assert pool.submit(flood, stream, 64 << 20).result(50) == "done"
+        assert pool.submit(operator.neg, 1).result(20) == -1
+    both = capsys.readouterr()
+    text = both.out if stream == 1 else both.err
+    assert text.startswith("[local-0] begin\n")
+    assert text.endswith("[local-0] end\n")
+    notes = re.findall(r"^\[local-0\] … (\d+) bytes of output are left out here$", both.err, re.MULTILINE)
+    kept = sum(len(line) - len("[local-0] ") for line in text.splitlines(keepends=True) if "…" not in line)
+    # A reader that keeps up gets everything.
+    assert kept + sum(map(int, notes)) == (64 << 20) + len("begin\nend\n")
+
+
+def close_all():
+    for fd in (0, 1, 2):
+        os.close(fd)
+    # These take the freed numbers.
+    files = [open(os.devnull, "rb") for _ in range(3)]  # noqa: SIM115
+    return [file.fileno() for file in files]
+
+
+def test_a_task_may_close_its_streams():
+    """Descriptors 0, 1 and 2 are not what the worker talks through."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        assert pool.submit(close_all).result(20) == [0, 1, 2]
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+def garbage():
+    os.write(1, os.urandom(1 << 16))
+    os.write(2, b"\0SKYWARD-LITE\r\n\0" + os.urandom(1 << 16))
+    return 1
+
+
+def test_garbage_on_the_streams_does_no_harm(capsys):
+    """Bytes that are no text, and our own magic."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        assert pool.submit(garbage).result(20) == 1
+    assert "SKYWARD-LITE" in capsys.readouterr().err
+
+
+def fork_and_return():
+    return os.fork() == 0
+
+
+def test_a_task_that_forks_gives_one_result():
+    """The child runs into the worker's own code and must go no further."""
+    with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:
+        assert [pool.submit(fork_and_return).result(20) for _ in range(5)] == [False] * 5
+        assert pool.submit(operator.neg, 1).result(20) == -1
+        assert pool._core.counts() == (0, 0)
+
+
+def test_a_closed_stream_of_the_client_is_no_error(monkeypatch):
+    """Whoever closes sys.stdout does not want to read."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(chat, "unheard").result(20)
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+ODD = "ä € 💡 \x0b \x0c \x1c \x85 \u2028 \u2029 end"
+LOCALES = {
+    "latin": {"PYTHONIOENCODING": "latin-1"},
+    "posix": {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+}
+
+
+def print_odd():
+    """Print what is no ASCII; the encoding that a program of this task prints in."""
+    print(ODD)
+    print(ODD, "lone \udce4", file=sys.stderr)
+    return subprocess.check_output([sys.executable, "-c", "import sys; print(sys.stdout.encoding)"], text=True).strip()
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("locale", LOCALES)
+def test_workers_print_every_character(capsys, locale, executor):
+    """Whatever the node's locale is. What tasks start keeps that locale; a line ends at a newline only."""
+    image = sky.Image(env=LOCALES[locale])
+    with sky.pool(worker=sky.Worker(concurrency=1, executor=executor), image=image, plugins=[]) as pool:
+        assert pool.submit(print_odd).result(20) in ("iso8859-1", "latin-1", "ascii", "ANSI_X3.4-1968")
+    out, err = capsys.readouterr()
+    assert out == f"[local-0] {ODD}\n"
+    assert err == f"[local-0] {ODD} lone \\udce4\n"
+
+
+def test_workers_on_a_host_in_the_posix_locale_print_every_character(capsys, tmp_path):
+    """As most hosts are when nothing sets their locale: over SSH, in both kinds of worker."""
+    lab = Lab(tmp_path)
+    try:
+        # The host has none of this test's modules.
+        modules = f"{Path(sky.__file__).parent.parent}:{Path(__file__).parent}"
+        image = sky.Image(env={"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": modules})
+        lab.host(name="far", env={"LC_ALL": "C", "LANG": "C"}).furnish(image)
+        for executor in ("thread", "process"):
+            worker = sky.Worker(concurrency=1, executor=executor)
+            with sky.pool(sky.SSH("far", config=lab.config), worker=worker, image=image, plugins=[]) as pool:
+                assert pool.submit(print_odd).result(20) in ("ascii", "ANSI_X3.4-1968")
+            assert capsys.readouterr().out == f"[far] {ODD}\n"
+    finally:
+        lab.close()
+
+
+def test_bytes_that_are_no_utf_8_are_escaped(capsys):
+    """C code writes what it likes; all that surrounds it stays."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(os.write, 1, b"before\nfa\xe7ade \xff \xc3\xa4\nafter\n").result(20)
+    assert capsys.readouterr().out == "[local-0] before\n[local-0] fa\\xe7ade \\xff ä\n[local-0] after\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_the_clients_stream_cannot_encode_is_escaped(monkeypatch, encoding):
+    """Character by character; the rest of the text is written as it is."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(print, "ä € 💡\nplain").result(20)
+    escaped = "ä € 💡".encode(encoding, "backslashreplace").decode(encoding)
+    assert raw.getvalue().decode(encoding) == f"[local-0] {escaped}\n[local-0] plain\n"
+
+
+def print_long(directory, mark):
+    """Write long lines in parts, at the same time as the other one."""
+    line = f"{mark}ä€" * 15_000
+    (directory / mark).touch()
+    while len(list(directory.iterdir())) < 2:
+        time.sleep(0.001)
+    for _ in range(3):
+        data = f"{line}\n".encode()
+        while data:
+            data = data[os.write(1, data[:20_001]) :]
+            time.sleep(0.001)
+    return line
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_long_lines_of_two_workers_stay_whole(capsys, tmp_path, executor):
+    """Lines of 90 KB, written in parts that end within characters: no name, no newline and no other line in them."""
+    nodes = 2 if executor == "thread" else 1
+    slots = 2 // nodes
+    with sky.pool(nodes=nodes, worker=sky.Worker(concurrency=slots, executor=executor), plugins=[]) as pool:
+        lines = set(pool.map(print_long, [tmp_path] * 2, "ab"))
+    written = capsys.readouterr().out.split("\n")
+    assert written.pop() == ""
+    assert len(written) == 6
+    assert {re.sub(r"^\[local-[01]\] ", "", line) for line in written} == lines
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+    def screen(self):
+        """Give what can be seen in the end."""
+        lines = []
+        for line in self.getvalue().split("\n"):
+            seen = ""
+            for state in line.split("\r"):
+                seen = state + seen[len(state) :]
+            lines.append(seen.rstrip())
+        return lines
+
+
+def progress(gate, steps):
+    for step in range(steps):
+        sys.stderr.write(f"\rstep {step}")
+        sys.stderr.flush()
+    while not gate.exists():
+        time.sleep(0.01)
+    sys.stderr.write("\rall done\n")
+
+
+def test_a_terminal_shows_progress_while_a_task_runs(monkeypatch, tmp_path):
+    """The last state, and not each one that there was."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    gate = tmp_path / "gate"
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        future = pool.submit(progress, gate, 50_000)
+        assert eventually(lambda: terminal.screen()[-1] == "[local-0] step 49999", 20)
+        assert not future.done()
+        gate.touch()
+    assert terminal.screen() == ["[local-0] all done", ""]
+    # Two a second and one at the end.
+    assert terminal.getvalue().count("step") < 100
+
+
+def test_a_file_gets_the_final_state_of_progress(capsys, tmp_path):
+    """Of a bar that was finished, and of one that was not; nothing of one that was wiped out."""
+    gate = tmp_path / "gate"
+    gate.touch()
+
+    def others():
+        print("10%\r20%\r", end="", flush=True)
+
+    def wiped_out():
+        sys.stderr.write("\r 50%\r    \r")
+
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        pool.submit(progress, gate, 1_000).result(20)
+        pool.submit(others).result(20)
+        pool.submit(wiped_out).result(20)
+    out, err = capsys.readouterr()
+    assert out == "[local-0] 20%\n"
+    assert err == "[local-0] all done\n"
+
+
+def test_tqdm_is_seen_on_a_terminal(monkeypatch, tmp_path):
+    """Its bar moves while the loop runs."""
+    pytest.importorskip("tqdm")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def loop():
+        import tqdm
+
+        for step in tqdm.tqdm(range(100)):
+            while step == 50 and not (tmp_path / "gate").exists():
+                time.sleep(0.01)
+            time.sleep(0.001)
+
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        future = pool.submit(loop)
+        assert eventually(lambda: re.match(r"\[local-0\] +\d+%\|", terminal.screen()[-1]), 20)
+        assert not future.done()
+        (tmp_path / "gate").touch()
+    assert terminal.screen()[0].startswith("[local-0] 100%|")
+
+
+A, B = 8 + 1, 16 + 1
+"""The numbers of two workers' standard output."""
+WAITS = 4
+"""The mark of a pause."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "file", "terminal"),
+    [
+        ([(A, b"one\ntwo\n")], "[n] one\n[n] two\n", ["[n] one", "[n] two", ""]),
+        ([(A, b"long"), (B, b"other\n"), (A, b"er\n")], "[n] other\n[n] longer\n", ["[n] other", "[n] longer", ""]),
+        ([(A | WAITS, b"so"), (A, b" far\n")], "[n] so far\n", ["[n] so far", ""]),
+        ([(A | WAITS, b"so \xc3"), (A, b"\xa4\n")], "[n] so ä\n", ["[n] so ä", ""]),
+        ([(A | WAITS, b"so"), (B, b"b\n"), (A, b"on\n")], "[n] so\n[n] b\n[n] on\n", ["[n] b", "[n] soon", ""]),
+        ([(A | WAITS, b"so"), (A, b"\rover\n")], "[n] so\n[n] over\n", ["[n] over", ""]),
+        ([(A | WAITS, b"\r1%"), (B | WAITS, b"\r2%"), (A, b"\n")], "[n] 1%\n[n] 2%\n", ["[n] 1%", "[n] 2%", ""]),
+        ([(A, b"dos\r\n\r\n")], "[n] dos\n[n] \n", ["[n] dos", "[n]", ""]),
+        ([(A, b"unfinished")], "[n] unfinished\n", ["[n] unfinished", ""]),
+        ([], "", [""]),
+    ],
+)
+def test_parts_of_lines_are_put_together(monkeypatch, rows, file, terminal):
+    """Other workers' lines come before or after a line; only one that has paused may be broken, and only in a file."""
+    for stream in (io.StringIO(), Terminal()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        printer = Printer(None)
+        for number, text in rows:
+            printer.write([("n", number, text)])
+        printer.close()
+        if isinstance(stream, Terminal):
+            assert stream.screen() == terminal
+        else:
+            assert stream.getvalue() == file
+
+
+def test_a_line_without_an_end_is_bounded(monkeypatch):
+    """What is kept of it is: it is written in parts, which no other line breaks before its time."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    printer = Printer(None)
+    part = b"x" * 16_384
+    for _ in range(100):
+        printer.write([("n", A, part)])
+        assert printer._size <= LONGEST
+    printer.write([("n", A, b"\n")])
+    assert stream.getvalue() == f"[n] {'x' * 1_638_400}\n"
+    many = [("n", 8 * worker + 1, part) for worker in range(1, 3_000)]
+    printer.write(many)
+    assert printer._size <= 16 << 20
+    printer.close()
+    assert stream.getvalue().count("x" * 16_384 + "\n") == 3_000
+
+
+def test_many_lines_without_an_end_are_bounded(monkeypatch):
+    """A node that begins a line on a new stream each time costs a bounded memory, and all that it wrote is there."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    printer = Printer(None)
+    for text in (b"x", "é".encode()[:1]):
+        printer.write([("n", 8 * worker + 1, text) for worker in range(1, 40_000)])
+        assert len(printer._kept) <= 16_384
+    printer.close()
+    assert stream.getvalue().count("x") >= 39_999
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_bars_below_one_another_take_turns(monkeypatch, tmp_path, stream):
+    """As tqdm draws several of one process: in one status line while they run, and each is there in the end."""
+    pytest.importorskip("tqdm")
+    written = stream()
+    monkeypatch.setattr(sys, "stderr", written)
+    gate = tmp_path / "gate"
+
+    def loop(name):
+        import tqdm
+
+        for step in tqdm.tqdm(range(40), desc=name, mininterval=0):
+            while step == 20 and not gate.exists():
+                time.sleep(0.01)
+            time.sleep(0.01)
+
+    with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+        futures = [pool.submit(loop, name) for name in "ab"]
+        if stream is Terminal:
+            assert eventually(lambda: "20/40" in written.getvalue(), 20)
+            assert len(written.screen()) == 1
+        assert not any(future.done() for future in futures)
+        gate.touch()
+    lines = written.screen() if stream is Terminal else written.getvalue().split("\n")
+    assert sorted(line[:20] for line in lines) == ["", "[local-0] a: 100%|██", "[local-0] b: 100%|██"]

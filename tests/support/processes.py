@@ -1,0 +1,76 @@
+"""The processes of this test run: which are there, and waiting for them."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import skyward_lite as sky
+
+MARK = "SKYWARD_TEST_RUN"
+os.environ[MARK] = str(os.getpid())
+
+
+def ours() -> dict[int, str]:
+    """Agents and workers that were started by this test run: process id → command line."""
+    found = {}
+    mark = f"{MARK}={os.environ[MARK]}".encode()
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (directory / "cmdline").read_bytes()
+            if (b"skyward_lite." in command or b"fake_agent" in command) and mark in (
+                directory / "environ"
+            ).read_bytes():
+                found[int(directory.name)] = command.replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def parent(pid: int) -> int:
+    """Give a process's parent; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def has_ended(pid: int) -> bool:
+    """Say whether a process has ended, whoever is to take note of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def eventually(true: Callable[[], object], seconds: float) -> bool:
+    """Wait until `true()`, at most for so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(0.01)
+    return bool(true())
+
+
+def refusal_in_a_fork(use: Callable[[], object]) -> str:
+    """Fork, and give the text of the PoolClosedError that `use()` raises in the child; nothing if it raises none."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            use()
+        except sky.PoolClosedError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    return said

@@ -1,0 +1,230 @@
+"""What an image takes, and that a host's answers do not become part of its commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import netrc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import skyward_lite as sky
+from skyward_lite.environment import build as bootstrap
+from skyward_lite.environment import installer
+from test_environment import FACTS
+
+WRONG = ["", "  ", "-r file", "--pre", "-e .", " -x", "\t--x", "a\nb", "a\r", "a\0b", "a\x1b[2J", "a\u2028b", "a\x0bb"]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_options_and_lines_are_refused(text):
+    """A name that a program would take for an option, or for several, is an error where it is written."""
+    for field in ("pip", "apt", "index_url"):
+        with pytest.raises(ValueError, match=rf"Image\({field}="):
+            sky.Image(**{field: text if field == "index_url" else ["numpy", text]})
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        *(("pip", text) for text in ("# a", "a # b", "a\\")),
+        *(("apt", text) for text in ("a b", "a-", "a- ", "a\tb")),
+        *(("index_url", text) for text in ("http://a b", "https://u:p/@h")),
+    ],
+)
+def test_what_would_mean_something_else_is_refused(field, text):
+    """A comment installs nothing, and apt removes a package whose name ends with "-"."""
+    with pytest.raises(ValueError, match=rf"Image\({field}="):
+        sky.Image(**{field: text if field == "index_url" else [text]})
+
+
+def test_requirements_that_pip_takes_are_taken():
+    """Markers, extras, paths, URLs with fragments, and blanks around them."""
+    texts = [
+        'a>=1,<2; python_version >= "3.8" and sys_platform == "linux"',
+        "a[b,c] ~= 1.0",
+        "a @ https://host/a-1.whl#sha256=00",
+        "git+https://host/a.git@v1#egg=a&subdirectory=b",
+        "./wheels/a.whl",
+        "$(touch x);`y`'\"",
+        "ä-paket",
+    ]
+    assert sky.Image(pip=[f" {text}\t" for text in texts]).pip == tuple(texts)
+    assert sky.Image(apt=["libc6:arm64=2.1-1", "g++", "a/b"]).apt == ("libc6:arm64=2.1-1", "g++", "a/b")
+
+
+def test_options_of_pip_have_another_place():
+    """The error names the configuration file in which a further index can be set."""
+    with pytest.raises(ValueError, match=r"--extra-index-url.*configuration file in the node's home directory"):
+        sky.Image(pip=["--extra-index-url=http://host", "a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "relative"),
+    [
+        *(
+            (text, True)
+            for text in ("./a", "../a-1.whl", ".", "wheels/a-1.whl", "a-1.0-py3-none-any.whl", "a-1.tar.gz")
+        ),
+        *((text, True) for text in ("src/a[b,c]", "a-1.ZIP[b]", "a b/c.whl"[2:], "a-1.whl; python_version > '3'")),
+        *((text, False) for text in ("/a/b.whl", "~/a.whl", "${HOME}/a", "a", "a.b>=1", "a @ https://host/b/c.whl")),
+        *(
+            (text, False)
+            for text in ("a@https://host/c.whl", "https://host/c.whl", "file:///a/b.whl", "git+ssh://g@h/a")
+        ),
+        *((text, False) for text in ("a @ file:///b/c.whl", "a[b,c]", "zip", "a; extra == 'x/y'", "a-zip==1.0")),
+    ],
+)
+def test_relative_paths_are_of_the_home_directory(text, relative):
+    """As before builds ran elsewhere; all that pip takes for a path is known for one."""
+    assert installer._requirement(text) == (f"${{HOME}}/{text}" if relative else text)
+
+
+@pytest.mark.parametrize("env", [{"": "a"}, {"a=b": "c"}, {"a\0": "b"}, {"a": "b\0"}])
+def test_variables_that_no_process_can_have_are_refused(env):
+    """Their values are not shown."""
+    with pytest.raises(ValueError, match=r"Image\(env="):
+        sky.Image(env=env)
+
+
+@pytest.mark.parametrize("path", ["", "-c", "--version", "python\n", "a\0b"])
+def test_interpreters_that_are_options_are_refused(path):
+    """Of all hosts, or of one."""
+    for make in (lambda: sky.SSH("host", python=path), lambda: sky.SSH(sky.Host("host", python=path))):
+        with pytest.raises(ValueError, match=r"SSH\(python="):
+            make()
+
+
+@pytest.mark.parametrize(
+    "host", ["-oProxyCommand=x", "-x@host", "me@-x", "[-x]:22", "ssh://-x", "me@ho st", "a;b", "a\n", ""]
+)
+def test_hosts_that_are_options_are_refused(host):
+    """Neither ssh nor a proxy command's shell gets them."""
+    with pytest.raises(ValueError, match=r"SSH\("):
+        sky.SSH(host)
+
+
+def test_a_hosts_password_is_not_shown():
+    """It is not used either, which is said."""
+    for host in ("me:geheim@host", "ssh://me:geheim@host:22", "me:ge$heim@host"):
+        with pytest.raises(ValueError, match="no password is used") as caught:
+            sky.SSH(host)
+        assert "heim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("machine", ["", "a b", "$(touch x)", "a'b", "../../etc", "-m", ".", "a/b", "x" * 99, "a;b"])
+def test_an_architecture_that_is_none_is_refused(machine):
+    """What `uname` prints becomes part of paths and of a script."""
+    facts = dataclasses.replace(FACTS, machine=machine)
+    for use in (
+        lambda: bootstrap.interpreter(facts, "env-x"),
+        lambda: bootstrap.build(facts, sky.Image(), "env-x", {}),
+    ):
+        with pytest.raises(sky.NodeStartError, match="`uname -m` printed"):
+            use()
+
+
+@pytest.mark.parametrize("field", ["root", "python", "uv"])
+@pytest.mark.parametrize("path", ["relative", "-x", "/a\nb", "/a\x1b[2J", "/" + 5000 * "a"])
+def test_a_path_that_is_none_is_refused(field, path):
+    """Whatever a host says that it has."""
+    facts = dataclasses.replace(FACTS, **{field: path})
+    with pytest.raises(sky.NodeStartError, match="where the path of a file was expected"):
+        bootstrap.interpreter(facts, "env-x")
+
+
+def test_a_strange_uname_runs_nothing(tmp_path, monkeypatch):
+    """The probe takes it for text."""
+    monkeypatch.setattr(bootstrap, "FALLBACKS", (str(tmp_path),))
+    (tmp_path / "uname").write_text(f"#!/bin/sh\necho '\"; touch {tmp_path}/ran; $(touch {tmp_path}/ran)'\n")
+    (tmp_path / "uname").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(["sh", "-s"], input=bootstrap.probe("env-x"), env=env, capture_output=True, timeout=30)
+    said = bootstrap.said(done.stdout)
+    assert said is not None
+    with pytest.raises(sky.NodeStartError):
+        bootstrap.interpreter(bootstrap.facts(said), "env-x")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("Username for 'https://host/team/a': ", "one"),
+        ("Password for 'https://one@host/team/a.git': ", "se'c:r@t 1"),
+        ("Password for 'https://two@host/team/b.git': ", "secret2"),
+        ("Password for 'https://two@host:8443/c': ", "secret3"),
+        # As git before 2.31 asks: the first that is for this host.
+        ("Username for 'https://host': ", "one"),
+        ("Password for 'https://one@host': ", "se'c:r@t 1"),
+        ("Password for 'https://two@host:8443': ", "secret3"),
+        # A submodule on the same host.
+        ("Password for 'https://one@host/team/other.git': ", "se'c:r@t 1"),
+        # To where a server may lead git.
+        ("Password for 'https://two@other/team/a.git': ", ""),
+        ("Password for 'http://one@host/team/a.git': ", ""),
+        ("Password for 'https://one@evil/x@host/team/a.git': ", ""),
+        ("Password for 'https://one@evil/https://one@host/team/a': ", ""),
+        ("Password for 'https://one@host@evil/team/a': ", ""),
+        ("Password for 'https://evil/'https://one@host/team/a': ", ""),
+        ("Password for 'https://two@another-host/team/a.git': ", ""),
+        ("Password for 'http://one@host.evil/': ", ""),
+        ("Enter passphrase for key '/x': ", ""),
+    ],
+)
+def test_what_git_is_answered(prompt, answer, tmp_path):
+    """Each repository has its own credentials, whichever way a version of git asks."""
+    image = sky.Image(
+        pip=[
+            "git+https://one:se%27c%3Ar%40t%201@host/team/a.git@v1#egg=a",
+            "b @ git+https://two:secret2@host/team/b; python_version > '3'",
+            "git+https://two:secret3@host:8443/c.git",
+        ]
+    )
+    lines, _ = installer.lines(image, "pip", uv=False)
+    script = "\n".join([f"tmp='{tmp_path}'", *lines, '"$GIT_ASKPASS" "$1"'])
+    done = subprocess.run(["sh", "-c", script, "sh", prompt], capture_output=True, text=True, timeout=10, check=False)
+    assert done.stdout == (f"{answer}\n" if answer else "")
+    assert "secret" not in Path(tmp_path / "private" / "requirements").read_text()
+
+
+@pytest.mark.parametrize(("user", "answer"), [("name", "kept:one"), ("a-token", ""), ("name:", ""), ("name:x", "x")])
+def test_a_user_without_a_password_may_have_one_on_the_node(user, answer, tmp_path):
+    """As in the URLs that some sites show for cloning: git's own configuration there, or a netrc file, has it."""
+    (tmp_path / ".gitconfig").write_text("[credential]\n  helper = store\n")
+    (tmp_path / ".git-credentials").write_text("https://other:two@host\nhttps://name:kept%3Aone@host\n")
+    (tmp_path / ".netrc").write_text("machine host login name password kept:one\n")
+    image = sky.Image(pip=[f"git+https://{user}@host/team/a.git"], index_url=f"https://{user}@host/simple")
+    lines, _ = installer.lines(image, "pip", uv=False)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    script = "\n".join([f"tmp='{tmp_path}'", *lines, '"$GIT_ASKPASS" "$1"'])
+    prompt = f"Password for 'https://{user.partition(':')[0]}@host/team/a.git': "
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = ["sh", "-c", script, "sh", prompt]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout.strip() == answer
+    login = netrc.netrc(tmp_path / "private/netrc").authenticators("host")
+    assert login is not None
+    if ":" in user:
+        assert (login[0], login[2]) == (user.partition(":")[0], answer)
+    else:
+        assert (login[0], login[2]) == ("name", "kept:one")
+
+
+def test_a_host_is_written_in_small_letters():
+    """Not every pip finds a host in a netrc file that is written there in another way than in its URL."""
+    image = sky.Image(index_url="https://user:secret@Host.Example:8443/Simple")
+    lines, pip = installer.lines(image, "pip", uv=False)
+    assert pip == "pip --index-url https://host.example:8443/Simple"
+    assert 'machine host.example login "user" password "secret"\n' in "\n".join(lines)
+
+
+def test_what_is_filled_in_stays_as_it_is():
+    """A user name or a password that looks like a place in a script is one no less."""
+    image = sky.Image(pip=["git+https://@MARK@:%40STEPS%40@host/a"])
+    script = bootstrap.build(FACTS, image, "env-x", {}).decode()
+    assert "\n@MARK@\n" in script
+    assert "\n@STEPS@\n" in script

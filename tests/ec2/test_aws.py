@@ -370,7 +370,7 @@ def test_an_instance_lives_as_long_as_its_client(cloud):
 
 def test_a_script_is_no_sign_of_life_without_its_session(tmp_path):
     """A build goes on when its client is gone; the signs that it gives do not."""
-    script = boot.sign_of_life().replace(boot.DIRECTORY, str(tmp_path)) + "echo $!; exec sleep 60\n"
+    script = boot.sign_of_life(str(tmp_path)).decode() + "echo $!; exec sleep 60\n"
     with subprocess.Popen(
         ["sh", "-c", "sh -s; true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
     ) as session:

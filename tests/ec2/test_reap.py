@@ -16,7 +16,7 @@ import pytest
 import skyward_lite as sky
 from cloud import Cloud, aws
 from skyward_lite.cli import reap
-from skyward_lite.cli.reap import Thing, judge
+from skyward_lite.cli.reap import Resource, judge
 from skyward_lite.providers.aws import launch as launching
 from skyward_lite.providers.aws.api import Clients
 from skyward_lite.providers.aws.tags import client_fate, machine_name, start_time, this_process
@@ -32,15 +32,15 @@ UNREADABLE = [
 ]
 
 
-def thing(kind: str = "instance", name: str = "i-1", **tags: str) -> Thing:
+def resource(kind: str = "instance", name: str = "i-1", **tags: str) -> Resource:
     """Make a thing of a run, with these tags."""
-    return Thing(kind, name, {f"skyward-lite:{key}": value for key, value in tags.items()})
+    return Resource(kind, name, {f"skyward-lite:{key}": value for key, value in tags.items()})
 
 
-def states(*things: Thing, gone: tuple[str, ...] = (), lives: tuple[str, ...] = ()) -> list[str]:
+def states(*resources: Resource, gone: tuple[str, ...] = (), lives: tuple[str, ...] = ()) -> list[str]:
     """Return what is said of things of one run, where of these clients it is known what became of them."""
     fates = {**dict.fromkeys(gone, "gone"), **dict.fromkeys(lives, "lives")}
-    return [verdict.state for verdict in judge(things, NOW, lambda tag: fates.get(tag, "unknown"))]
+    return [verdict.state for verdict in judge(resources, NOW, lambda tag: fates.get(tag, "unknown"))]
 
 
 def ended_process() -> str:
@@ -55,18 +55,18 @@ def ended_process() -> str:
 
 def test_what_is_certain():
     """What has expired is over, whoever's it is, and so is what belongs to a client that is gone; the rest lives."""
-    assert states(thing(expires=PAST, process=ELSEWHERE)) == ["over"]
-    assert states(thing(expires=FUTURE, process=ELSEWHERE)) == ["lives"]
-    assert states(thing(expires=FUTURE, process="gone"), gone=("gone",)) == ["over"]
-    assert states(thing(process="gone"), gone=("gone",)) == ["over"]
+    assert states(resource(expires=PAST, process=ELSEWHERE)) == ["over"]
+    assert states(resource(expires=FUTURE, process=ELSEWHERE)) == ["lives"]
+    assert states(resource(expires=FUTURE, process="gone"), gone=("gone",)) == ["over"]
+    assert states(resource(process="gone"), gone=("gone",)) == ["over"]
     just = (NOW - datetime.timedelta(minutes=9)).isoformat()
     # Each of two clocks may be 5 minutes off.
-    assert states(thing(expires=just, process=ELSEWHERE)) == ["lives"]
+    assert states(resource(expires=just, process=ELSEWHERE)) == ["lives"]
 
 
 def test_a_client_that_lives_and_has_not_moved_the_expiry_on():
     """Its run is not ended: this machine may have slept. Whoever else has a tag of it is listed as well."""
-    mine, other = thing(expires=PAST, process="mine"), thing(name="i-2", expires=PAST, process=ELSEWHERE)
+    mine, other = resource(expires=PAST, process="mine"), resource(name="i-2", expires=PAST, process=ELSEWHERE)
     assert states(mine, lives=("mine",)) == ["unclear"]
     assert states(mine, other, lives=("mine",)) == ["unclear", "unclear"]
     assert states(mine) == ["over"]
@@ -74,45 +74,45 @@ def test_a_client_that_lives_and_has_not_moved_the_expiry_on():
 
 def test_the_latest_expiry_counts():
     """One call moves it on for all, and may not have reached each."""
-    assert states(thing(expires=PAST), thing("volume", "vol-1", expires=FUTURE)) == ["lives", "lives"]
+    assert states(resource(expires=PAST), resource("volume", "vol-1", expires=FUTURE)) == ["lives", "lives"]
 
 
 @pytest.mark.parametrize("expires", UNREADABLE)
 def test_an_expiry_that_cannot_be_read(expires):
     """It says nothing, neither that the instance is over nor anything of the others."""
-    odd = thing(expires=expires, process=ELSEWHERE)
-    assert states(odd, thing(name="i-2", expires=PAST)) == ["unclear", "over"]
-    assert states(odd, thing(name="i-2", expires=FUTURE)) == ["unclear", "lives"]
+    odd = resource(expires=expires, process=ELSEWHERE)
+    assert states(odd, resource(name="i-2", expires=PAST)) == ["unclear", "over"]
+    assert states(odd, resource(name="i-2", expires=FUTURE)) == ["unclear", "lives"]
 
 
 def test_a_tag_of_two_values():
     """It has neither."""
     listed = [{"Key": "skyward-lite:expires", "Value": value} for value in (PAST, PAST, FUTURE)]
-    assert states(Thing("instance", "i-1", reap.read_tags(listed))) == ["unclear"]
-    assert states(Thing("instance", "i-1", reap.read_tags(listed[:2]))) == ["over"]
+    assert states(Resource("instance", "i-1", reap.read_tags(listed))) == ["unclear"]
+    assert states(Resource("instance", "i-1", reap.read_tags(listed[:2]))) == ["over"]
     assert reap.read_tags([{"Key": "alone"}, {}]) == {"alone": "", "": ""}
 
 
 def test_no_expiry():
     """Without one an instance of another owner may live."""
-    assert states(thing(process=ELSEWHERE)) == ["unclear"]
-    assert states(thing()) == ["unclear"]
+    assert states(resource(process=ELSEWHERE)) == ["unclear"]
+    assert states(resource()) == ["unclear"]
 
 
 def test_tags_that_contradict_one_another():
     """Of two clients of one run neither says anything."""
     assert (
-        states(thing(expires=FUTURE, process="gone"), thing(expires=FUTURE, process="b"), gone=("gone",))
+        states(resource(expires=FUTURE, process="gone"), resource(expires=FUTURE, process="b"), gone=("gone",))
         == ["lives"] * 2
     )
-    assert states(thing(process="gone"), thing(name="i-2"), gone=("gone",)) == ["over", "unclear"]
+    assert states(resource(process="gone"), resource(name="i-2"), gone=("gone",)) == ["over", "unclear"]
 
 
 def test_a_group_that_may_be_in_use():
     """It stays while an instance does that is not certainly over: its end would be waited for in vain."""
-    group = thing("security group", "sg-1", expires=PAST)
-    assert states(group, thing(expires="soon")) == ["unclear", "unclear"]
-    assert states(group, thing(expires=PAST)) == ["over", "over"]
+    group = resource("security group", "sg-1", expires=PAST)
+    assert states(group, resource(expires="soon")) == ["unclear", "unclear"]
+    assert states(group, resource(expires=PAST)) == ["over", "over"]
 
 
 @pytest.mark.parametrize("pid", ["²", "0", "-1", "01", "9" * 30, "1" * 5000, "1 2", "", "1\n"])
@@ -274,7 +274,9 @@ def test_requests_that_cannot_be_cancelled(cloud):
     cloud.fail("CancelSpotInstanceRequests", "UnauthorizedOperation")
     with pytest.raises(sky.NodeStartError, match="CancelSpotInstanceRequests"):
         reap.end(
-            _clients(None), [Thing("spot request", "sir-1", {}), Thing("instance", name, {})], time.monotonic() + 20
+            _clients(None),
+            [Resource("spot request", "sir-1", {}), Resource("instance", name, {})],
+            time.monotonic() + 20,
         )
     assert state(cloud, name) == "terminated"
 

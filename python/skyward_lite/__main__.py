@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     check = commands.add_parser(
         "check",
         help="report what works with hosts and what does not",
-        description="Connect to hosts as sky.SSH() does, and report what works with each and what to fix. Builds nothing.",
+        description="Connect to hosts as sky.SSH() does, and report what works and what to fix. Builds nothing.",
         epilog="Exit status: 0 if all hosts can be used, 1 if some cannot, 2 for wrong usage.",
     )
     check.add_argument("hosts", nargs="+", metavar="host", help="name, user@name, name:port or [address]:port")

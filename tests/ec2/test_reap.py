@@ -33,12 +33,12 @@ UNREADABLE = [
 
 
 def resource(kind: str = "instance", name: str = "i-1", **tags: str) -> Resource:
-    """Make a thing of a run, with these tags."""
+    """Return an instance of a run, or another resource, with these tags."""
     return Resource(kind, name, {f"skyward-lite:{key}": value for key, value in tags.items()})
 
 
 def states(*resources: Resource, gone: tuple[str, ...] = (), lives: tuple[str, ...] = ()) -> list[str]:
-    """Return what is said of things of one run, where of these clients it is known what became of them."""
+    """Return the verdicts on the resources of one run, whose clients `gone` have ended and `lives` still run."""
     fates = {**dict.fromkeys(gone, "gone"), **dict.fromkeys(lives, "lives")}
     return [verdict.state for verdict in judge(resources, NOW, lambda tag: fates.get(tag, "unknown"))]
 
@@ -273,11 +273,8 @@ def test_requests_that_cannot_be_cancelled(cloud):
     name = launch(cloud, "a-run-with-a-request", expires="2020-01-01T00:00:00+00:00")
     cloud.fail("CancelSpotInstanceRequests", "UnauthorizedOperation")
     with pytest.raises(sky.NodeStartError, match="CancelSpotInstanceRequests"):
-        reap.end(
-            _clients(None),
-            [Resource("spot request", "sir-1", {}), Resource("instance", name, {})],
-            time.monotonic() + 20,
-        )
+        resources = [Resource("spot request", "sir-1", {}), Resource("instance", name, {})]
+        reap.end(_clients(None), resources, time.monotonic() + 20)
     assert state(cloud, name) == "terminated"
 
 

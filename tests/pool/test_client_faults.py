@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from processes import eventually, ours
 
 CLIENT = """

@@ -25,7 +25,7 @@ from lab import Lab, machine
 from skyward_lite import credentials
 from skyward_lite.environment import build as bootstrap
 from skyward_lite.image import Image
-from test_bootstrap import make_wheel, open_pool, refusal, without_ensurepip
+from test_environment import make_wheel, open_pool, refusal, without_ensurepip
 
 USER, PASSWORD = "lab user@example", 'p@ss:w"o\\rd%/#?'
 ENCODED = f"{urllib.parse.quote(USER, safe='')}:{urllib.parse.quote(PASSWORD, safe='')}"

@@ -13,7 +13,7 @@ import pytest
 import skyward_lite as sky
 from skyward_lite.environment import build as bootstrap
 from skyward_lite.environment import installer
-from test_bootstrap import FACTS
+from test_environment import FACTS
 
 WRONG = ["", "  ", "-r file", "--pre", "-e .", " -x", "\t--x", "a\nb", "a\r", "a\0b", "a\x1b[2J", "a\u2028b", "a\x0bb"]
 

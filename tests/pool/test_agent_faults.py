@@ -50,6 +50,7 @@ def test_no_retries_means_no_retries():
         assert sorted(type(e) for e in ends if e is not None) == [sky.NodeLostError], ends
 
 
+@pytest.mark.slow
 def test_a_stopped_agent_is_found_lost():
     """SIGSTOP: the socket lives, our heartbeat does not. Found within 10 s and a heartbeat."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
@@ -70,6 +71,7 @@ def hold_the_gil(seconds):
     return "held"
 
 
+@pytest.mark.slow
 def test_a_task_that_holds_the_gil_is_no_lost_node():
     """For longer than a node may be silent: heartbeats need no GIL, neither there nor here."""
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:

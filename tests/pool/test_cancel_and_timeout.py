@@ -76,6 +76,7 @@ def test_task_timeout_is_enforced_on_the_node(executor):
         assert pool.submit(operator.neg, 1).result(20) == -1
 
 
+@pytest.mark.slow
 def test_task_timeout_counts_calls_not_batches():
     """Ten calls of a batch may together take longer."""
     with sky.pool(worker=sky.Worker(concurrency=1, task_timeout=1.0)):
@@ -129,6 +130,7 @@ def hold_the_gil(seconds):
     return "held"
 
 
+@pytest.mark.slow
 def test_an_abort_that_crosses_a_recall_harms_nobody(tmp_path):
     """The task has come back unstarted, so nothing is to be ended for it where it had been."""
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from processes import eventually, ours
 
 CLIENT = """
@@ -45,6 +46,7 @@ def test_a_killed_client_leaves_nothing(tmp_path):
     assert eventually(lambda: not {agent, grandchild} & set(ours()), 5), ours()
 
 
+@pytest.mark.slow
 def test_a_stopped_clients_lease_ends(tmp_path):
     """SIGSTOP: agent, workers and grandchildren end when the lease does."""
     process, agent, grandchild = client(tmp_path, 3)
@@ -56,6 +58,7 @@ def test_a_stopped_clients_lease_ends(tmp_path):
             process.kill()
 
 
+@pytest.mark.slow
 def test_a_client_stopped_within_its_lease_goes_on(tmp_path):
     """SIGSTOP for longer than a node may be silent: the client hears what came meanwhile and loses nothing."""
     script = tmp_path / "stopped.py"
@@ -78,6 +81,7 @@ def test_a_client_stopped_within_its_lease_goes_on(tmp_path):
         assert out == "-2 ready\n"
 
 
+@pytest.mark.slow
 def test_a_stopped_agent_cannot_keep_its_workers(tmp_path):
     """The workers' own watchdogs end them when the lease is over, grandchildren included."""
     process, agent, grandchild = client(tmp_path, 3)

@@ -23,6 +23,7 @@ def limit_memory():
     resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_the_tasks_error():
     """MemoryError arrives as such and the worker lives."""
     with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:

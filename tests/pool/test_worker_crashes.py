@@ -37,6 +37,7 @@ def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_found_and_replaced():
     """SIGSTOP: its watchdog's heartbeat needs no GIL, so silence means that the process does not run."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
@@ -100,6 +101,7 @@ def test_a_dead_worker_fails_the_parallel_call():
         Parallel(n_jobs=-1)(delayed(die)("exit") for _ in range(4))
 
 
+@pytest.mark.slow
 def test_few_processes_are_started_for_those_who_ran_beside_a_crash(tmp_path):
     """Each gets one for itself, a few at a time, also where a worker takes long to start; none is started in vain."""
     starts = tmp_path / "starts"

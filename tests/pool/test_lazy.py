@@ -330,7 +330,7 @@ def test_nothing_of_a_group_is_sent_if_a_member_cannot_be_pickled(shared_pool, t
     path = tmp_path / "ran"
     with pytest.raises(TypeError, match="not this one"):
         _ = (touch(str(path)) & double(Unpicklable())) > shared_pool
-    assert shared_pool._core.counts()[0] == 0
+    assert shared_pool.tasks.core.counts()[0] == 0
     assert not path.exists()
 
 

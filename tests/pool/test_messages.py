@@ -14,6 +14,7 @@ import skyward_lite as sky
 from lab import Lab
 from processes import eventually
 from skyward_lite import messages
+from skyward_lite.node import home
 
 
 @pytest.fixture
@@ -283,7 +284,7 @@ def test_waiting_for_an_answer_has_a_bound(blocked):
     told, go_on = blocked
 
     def task():
-        messages.LEAST_WAIT_MS = 100
+        home.MIN_WAIT_MS = 100
         return failure("blocked")
 
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[], lease=2) as pool:

@@ -107,7 +107,7 @@ def check(module: types.ModuleType) -> None:
 
 def sends_code(pool: sky.ComputePool, thing: object) -> bool:
     """Say whether a pickle has the code of something, not only names."""
-    head, _ = pool._encode(id, (thing,), {})
+    head, _ = pool.tasks.encode(id, (thing,), {})
     return any(word in head for word in (b"CodeType", b"_make_", b"_fill", b"rebuild"))
 
 

@@ -70,7 +70,7 @@ def test_unpicklable_arguments_are_refused_at_the_call(shared_pool):
     """The error is raised by submit; nothing is sent."""
     with pytest.raises(TypeError, match="pickle"):
         shared_pool.submit(print, threading.Lock())
-    assert shared_pool._core.counts()[0] == 0
+    assert shared_pool.tasks.core.counts()[0] == 0
 
 
 def test_unpicklable_results_fail_their_task_only(either_pool):
@@ -456,7 +456,7 @@ def test_requirements_other_than_exact_versions_are_checked_by_name():
 
 def test_a_callback_that_never_returns_is_left_alone(monkeypatch, caplog):
     """The block is left all the same, and its nodes with it."""
-    monkeypatch.setattr(compute_pool, "LEAVE", 0.2)
+    monkeypatch.setattr(compute_pool, "JOIN_SECONDS", 0.2)
     never, called = threading.Event(), threading.Event()
 
     def block(future):

@@ -26,6 +26,7 @@ from typing import Any, Concatenate, Generic, Never, NoReturn, ParamSpec, Self, 
 from ..errors import NodeLostError
 from ..pickling import payload
 from ..pickling.pickler import travels_by_name
+from .nodes import NodeState
 from .pool import ComputePool
 
 P = ParamSpec("P")
@@ -119,7 +120,7 @@ class Lazy(abc.ABC, Generic[R_co]):
         """
         _check(self, "@", pool)
         encoded = self._encode(pool)
-        ready = [number for number, node in enumerate(pool.nodes()) if node.state == "ready"]
+        ready = [number for number, node in enumerate(pool.nodes()) if node.state == NodeState.READY]
         if not ready:
             raise NodeLostError(f"{self!r} @ pool: no node is ready")
         return list(_result(_Together([self._start(pool, encoded, number) for number in ready])))
@@ -176,10 +177,10 @@ class LazyCall(Lazy[T_co]):
         return f"{self._function.__name__}({', '.join(args)})"
 
     def _encode(self, pool: ComputePool) -> list[payload.Encoded]:
-        return [pool._encode_call(self._function.local, self._args, self._kwargs)]
+        return [pool.tasks.encode_call(self._function.local, self._args, self._kwargs)]
 
     def _start(self, pool: ComputePool, encoded: list[payload.Encoded], node: int | None) -> Future[T_co]:
-        return pool._future(*encoded[0], node)
+        return pool.tasks.submit(*encoded[0], node)
 
 
 class LazyGroup(Lazy[tuple[*Ts]], Generic[*Ts]):
@@ -211,7 +212,7 @@ class LazyGroup(Lazy[tuple[*Ts]], Generic[*Ts]):
         return [encoded for call in self._calls for encoded in call._encode(pool)]
 
     def _start(self, pool: ComputePool, encoded: list[payload.Encoded], node: int | None) -> Future[tuple[*Ts]]:
-        return _Together([pool._future(pickled, buffers, node) for pickled, buffers in encoded])
+        return _Together([pool.tasks.submit(pickled, buffers, node) for pickled, buffers in encoded])
 
 
 class _Together(Future[Any]):

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any
 
+from ..pickling.payload import BACKEND_NAME
+
 Function = Callable[..., Any]
 Triple = tuple[Function, tuple[Any, ...], dict[str, Any]]
-
-NAME = "skyward"
-"""The backend's registered name."""
 
 
 def run_batch(items: Iterable[Triple], values: list[Any], limit: int | None = None) -> None:
@@ -50,7 +49,7 @@ def _nested() -> Callable[[], contextlib.AbstractContextManager[Any]]:
         if error.name != "joblib":
             raise
         return contextlib.nullcontext
-    register_parallel_backend(NAME, SequentialBackend)
+    register_parallel_backend(BACKEND_NAME, SequentialBackend)
     return lambda: parallel_config(backend=SequentialBackend(nesting_level=1))
 
 

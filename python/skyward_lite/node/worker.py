@@ -20,11 +20,12 @@ from time import perf_counter_ns
 from typing import Any, NoReturn
 
 from .. import _core, messages, nesting
+from ..hooks import WorkerInfo
 from ..pickling import blame, classes, payload, script
 from ..pickling.route import Route
-from ..plugins import WorkerInfo
 from . import first_imports, main_thread, task_warnings, worker_exit
 from .batch import Function, Triple, run_batch, run_limited
+from .home import Home
 from .stdin import take_socket
 
 Decorator = Callable[[Function], Function]
@@ -226,7 +227,7 @@ def main() -> None:
     faulthandler.enable(all_threads=False)
     script.install()
     worker = _core.Worker(fd)
-    messages.be_worker(worker)
+    messages.be_worker(Home(worker).send)
     if worker.sys_path:
         sys.path[:] = worker.sys_path
     sys.argv[:] = nesting.take_arguments()

@@ -28,6 +28,9 @@ Encoded = tuple[bytes, Buffers]
 Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A call: function, arguments, keyword arguments."""
 
+BACKEND_NAME: Final = "skyward"
+"""The name under which joblib knows our backend, at the client and in workers."""
+
 # Tags on the wire; frame.rs has the same.
 CALL: Final = 0
 """On a task: the pickle is `(function, args, kwargs)`."""

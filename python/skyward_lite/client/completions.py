@@ -19,18 +19,13 @@ from .lifecycle import Lifecycle
 
 log = logging.getLogger("skyward_lite")
 
-SHIFT: Final = 40
-"""A task's number has that of its queue in the bits from this one on; the core has the same."""
-QUEUES: Final = 1 << 24
-"""Queues that a pool can have at once."""
 CLOSED: Final = "this pool is closed: tasks are sent inside its with block"
 MAX_NANOS: Final = 2**63
 """Bound on the time limit of one task, in nanoseconds; it fits the wire."""
 TAKE_MS: Final = 1_000
 """Bound on one wait for ended tasks; closing the pool wakes the waiting thread at once."""
 FUTURES: Final = 0
-"""The number of the queue that all futures of a pool share."""
-
+"""The number of the queue that all futures of a pool share: the core has it open from the start."""
 
 AbandonHook = Callable[[set[threading.Thread]], bool]
 
@@ -54,12 +49,10 @@ class Completions:
         """The queues whose threads run, by number; each enters and removes itself."""
         self.futures = CompletionQueue(self, FUTURES)
         """The queue that all futures share. It is open as long as the pool is."""
-        self._numbers = itertools.count()
 
     def open(self, abandon: AbandonHook) -> CompletionQueue:
         """Open a queue for one call of `Parallel`, which neither waits for nor holds up what else is submitted."""
-        numbers = (1 + number % (QUEUES - 1) for number in self._numbers)
-        queue = CompletionQueue(self, next(number for number in numbers if number not in self.queues), abandon)
+        queue = CompletionQueue(self, self.core.open_queue(), abandon)
         queue.start()
         return queue
 
@@ -69,7 +62,7 @@ class Completions:
 
     def is_pending(self, task: int) -> bool:
         """Return whether the task of this number has not ended."""
-        queue = self.queues.get(task >> SHIFT)
+        queue = self.queues.get(task >> _core.QUEUE_SHIFT)
         return queue is not None and task in queue.pending
 
     def runs_this_thread(self) -> bool:
@@ -103,13 +96,12 @@ class CompletionQueue:
         self._abandon = abandon
         self._call_nanos = completions.call_nanos
         # From 1 on, because 0 stands for a batch that has no task yet.
-        self._tasks = itertools.count((number << SHIFT) + 1)
+        self._tasks = itertools.count((number << _core.QUEUE_SHIFT) + 1)
         self._stopped = False
         self._thread = threading.Thread(target=self._resolve_all, name=f"skyward-resolve-{number}", daemon=True)
 
     def start(self) -> None:
         """Start the thread. From now on tasks may be sent."""
-        self._core.open_queue(self._number)
         self._completions.queues[self._number] = self
         try:
             self._thread.start()
@@ -211,5 +203,6 @@ class CompletionQueue:
         self._close()
 
     def _close(self) -> None:
-        self._core.close_queue(self._number)
+        # In this order: the core may give the number of a closed queue to another one at once.
         del self._completions.queues[self._number]
+        self._core.close_queue(self._number)

@@ -182,7 +182,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         Raises `PoolClosedError` if the pool has no thread left to tell joblib the outcome.
         """
         call = self.call
-        batch = Batch(call, self._on_batch_end, func, callback)
+        batch = Batch(call, self.batch_ended, func, callback)
         call.submitted += len(getattr(func, "items", "1"))
         call.open(self.tasks)
         if call.begin(batch):
@@ -224,7 +224,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                 # The call was aborted while this batch was pickled, and `ParallelCall.abort` found no task yet.
                 queue.abort(batch.task)
 
-    def _on_batch_end(self, batch: Batch) -> None:
+    def batch_ended(self, batch: Batch) -> None:
         """Send the next held batch, then tell joblib."""
         following = batch.call.end(batch)
         if following is not None:

@@ -3,6 +3,7 @@
 //! All I/O runs on one thread of its own. Callers' threads only append to the queue and take from the list of
 //! finished tasks; what they append is assigned to a node at once, on their thread.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -52,6 +53,9 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// A task's number says in its high bits, from this one on, to which lane its end goes. Ends are taken lane by lane, so
 /// that what a thread does with those of one holds up no other.
 pub const QUEUE_SHIFT: u32 = 40;
+/// Completion queues that can be open beside queue 0: the numbers that fit into a task's number. Each has a thread of its
+/// own, so there are always unused ones.
+const MAX_QUEUES: u64 = u64::MAX >> QUEUE_SHIFT;
 
 /// Where a node stands. It only ever moves down this list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,6 +159,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Finished {
     lanes: HashMap<u64, CompletionQueue>,
+    /// The number of the completion queue that was opened last.
+    opened: u64,
     closed: bool,
 }
 
@@ -512,9 +518,18 @@ impl Pool {
         self.shared.finish([(None, Message { id, code: Outcome::Returned as u8, nanos: 0, parts: Vec::new() })])
     }
 
-    /// Open a lane, if it is not: from now on tasks may be submitted to it.
-    pub fn open_queue(&self, lane: u64) {
-        lock(&self.shared.finished).lanes.entry(lane).or_default();
+    /// Open a completion queue and return its number. The numbers of its tasks are from `(number << QUEUE_SHIFT) + 1` on.
+    #[must_use]
+    pub fn open_queue(&self) -> u64 {
+        let mut finished = lock(&self.shared.finished);
+        loop {
+            finished.opened = finished.opened % MAX_QUEUES + 1;
+            let number = finished.opened;
+            if let Entry::Vacant(unused) = finished.lanes.entry(number) {
+                unused.insert(CompletionQueue::default());
+                return number;
+            }
+        }
     }
 
     /// Let go of a lane all of whose tasks have ended.

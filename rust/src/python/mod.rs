@@ -413,8 +413,8 @@ impl Pool {
         self.inner.end(Attempt { task, attempt: 0 })
     }
 
-    fn open_queue(&self, lane: u64) {
-        self.inner.open_queue(lane);
+    fn open_queue(&self) -> u64 {
+        self.inner.open_queue()
     }
 
     fn close_queue(&self, lane: u64) {
@@ -674,4 +674,6 @@ mod _core {
     };
     #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
+    #[pymodule_export]
+    const QUEUE_SHIFT: u32 = super::pool::QUEUE_SHIFT;
 }

@@ -44,6 +44,7 @@ _MODULES = {
     "Worker": "client.settings",
     "WorkerCrashedError": "errors",
     "WorkerInfo": "hooks",
+    "__version__": "_version",
     "compute": "client.lazy",
     "errors": "",
     "gather": "client.lazy",
@@ -57,7 +58,7 @@ A name's module is imported when the name is first asked for: the agent and the 
 package too, start sooner without the client's part.
 """
 
-__all__ = ["__version__", *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     # The same names once more, because type checkers do not run `__getattr__`. A test compares the two.

@@ -59,7 +59,7 @@ def install_signal_handlers() -> list[int]:
         return []
     installed: list[int] = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
     for number in installed:
-        signal.signal(number, _exit)
+        signal.signal(number, _raise_system_exit)
     return installed
 
 
@@ -73,5 +73,5 @@ def remove_signal_handlers(installed: list[int]) -> None:
             signal.signal(installed.pop(), signal.SIG_DFL)
 
 
-def _exit(number: int, frame: types.FrameType | None) -> NoReturn:
+def _raise_system_exit(number: int, frame: types.FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)

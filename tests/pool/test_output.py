@@ -19,6 +19,7 @@ import skyward_lite as sky
 from lab import Lab
 from processes import eventually
 from skyward_lite.client.output import LONGEST, Printer
+from skyward_lite.client.tasks import Tasks
 
 
 def chat(text):
@@ -179,7 +180,7 @@ def test_a_task_that_forks_gives_one_result():
     with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:
         assert [pool.submit(fork_and_return).result(20) for _ in range(5)] == [False] * 5
         assert pool.submit(operator.neg, 1).result(20) == -1
-        assert pool.tasks.core.counts() == (0, 0)
+        assert Tasks.of(pool).core.counts() == (0, 0)
 
 
 def test_a_closed_stream_of_the_client_is_no_error(monkeypatch):

@@ -15,7 +15,8 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NamedTuple, Protocol
+from concurrent.futures import Executor
+from typing import Any, Final, NamedTuple
 
 from joblib import parallel_config, register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
@@ -34,16 +35,8 @@ PAYLOAD_SHARE: Final = 4
 """Automatic batches are made for at most 1/4 of the largest payload: later tasks may be larger than those before."""
 
 
-class Pool(Protocol):
-    """A pool, as far as its backend needs it."""
-
-    @property
-    def tasks(self) -> Tasks:
-        """What batches are sent with."""
-
-
 class _Entered(NamedTuple):
-    pool: Pool
+    pool: Executor
     thread: threading.Thread
     """The one that entered the pool's block."""
 
@@ -54,11 +47,11 @@ _entered: list[_Entered] = []
 `backend="skyward"` means the last one that the calling thread entered, or the last of all if it entered none.
 """
 
-_logged: weakref.WeakKeyDictionary[Pool, set[str]] = weakref.WeakKeyDictionary()
+_logged: weakref.WeakKeyDictionary[Executor, set[str]] = weakref.WeakKeyDictionary()
 """The messages that the log has for each pool already."""
 
 
-def _log_once(pool: Pool, message: str) -> None:
+def _log_once(pool: Executor, message: str) -> None:
     logged = _logged.setdefault(pool, set())
     if message not in logged:
         logged.add(message)
@@ -68,7 +61,7 @@ def _log_once(pool: Pool, message: str) -> None:
 class _NoSharedMemory:
     """False, as the backend's `supports_sharedmem`. joblib asks for its truth only where a call requires it."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Executor) -> None:
         self._pool = pool
 
     def __bool__(self) -> bool:
@@ -96,12 +89,12 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self,
         nesting_level: int | None = None,
         inner_max_num_threads: int | None = None,
-        pool: Pool | None = None,
+        pool: Executor | None = None,
     ) -> None:
         # A level of None is replaced by joblib, with that of the backend around.
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         self.pool = _innermost() if pool is None else pool
-        self.tasks = self.pool.tasks
+        self.tasks = Tasks.of(self.pool)
         self.supports_sharedmem = _NoSharedMemory(self.pool)
         self.parallel: Any = None
         self.call = ParallelCall(0)
@@ -325,7 +318,7 @@ def _unsendable(error: BaseException) -> BaseException:
     return why
 
 
-def _innermost() -> Pool:
+def _innermost() -> Executor:
     if not _entered:
         raise PoolClosedError(f'backend="{NAME}" needs an open pool: call Parallel inside `with sky.pool(...):`')
     own = (pool for pool, thread in reversed(_entered) if thread is threading.current_thread())
@@ -333,7 +326,7 @@ def _innermost() -> Pool:
 
 
 @contextlib.contextmanager
-def as_default_backend(pool: Pool) -> Iterator[None]:
+def as_default_backend(pool: Executor) -> Iterator[None]:
     """Make `pool` joblib's default backend on this thread for the length of the block."""
     register_parallel_backend(NAME, SkywardBackend)
     entry = _Entered(pool, threading.current_thread())

@@ -28,6 +28,7 @@ from ..pickling import payload
 from ..pickling.pickler import travels_by_name
 from .nodes import NodeState
 from .pool import ComputePool
+from .tasks import Tasks
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -177,10 +178,10 @@ class LazyCall(Lazy[T_co]):
         return f"{self._function.__name__}({', '.join(args)})"
 
     def _encode(self, pool: ComputePool) -> list[payload.Encoded]:
-        return [pool.tasks.encode_call(self._function.local, self._args, self._kwargs)]
+        return [Tasks.of(pool).encode_call(self._function.local, self._args, self._kwargs)]
 
     def _start(self, pool: ComputePool, encoded: list[payload.Encoded], node: int | None) -> Future[T_co]:
-        return pool.tasks.submit(*encoded[0], node)
+        return Tasks.of(pool).submit(*encoded[0], node)
 
 
 class LazyGroup(Lazy[tuple[*Ts]], Generic[*Ts]):
@@ -209,10 +210,12 @@ class LazyGroup(Lazy[tuple[*Ts]], Generic[*Ts]):
         return f"gather({', '.join(call._shown() for call in self._calls)})"
 
     def _encode(self, pool: ComputePool) -> list[payload.Encoded]:
-        return [encoded for call in self._calls for encoded in call._encode(pool)]
+        encode = Tasks.of(pool).encode_call
+        return [encode(call._function.local, call._args, call._kwargs) for call in self._calls]
 
     def _start(self, pool: ComputePool, encoded: list[payload.Encoded], node: int | None) -> Future[tuple[*Ts]]:
-        return _Together([pool.tasks.submit(pickled, buffers, node) for pickled, buffers in encoded])
+        submit = Tasks.of(pool).submit
+        return _Together([submit(pickled, buffers, node) for pickled, buffers in encoded])
 
 
 class _Together(Future[Any]):

@@ -35,7 +35,7 @@ from ..image import Image
 from ..pickling.modules import Modules
 from ..pickling.route import Route
 from ..providers import Provider
-from . import inbox, settings
+from . import inbox, joblib_plugin, settings
 from .completions import Completions
 from .hello import Greeting, pickled_hooks
 from .lifecycle import Lifecycle, Stage
@@ -98,7 +98,7 @@ class ComputePool(Executor):
             memory_gb=memory_gb,
             worker=worker,
             image=image,
-            plugins=plugins,
+            plugins=[joblib_plugin.joblib()] if plugins is None else plugins,
             lease=lease,
             connect_timeout=connect_timeout,
             start_timeout=start_timeout,
@@ -112,8 +112,8 @@ class ComputePool(Executor):
         self._printer = Printer(core)
         completions = Completions(core, self.worker.task_timeout, lifecycle)
         self._nodes = Nodes(core, checked, lifecycle, completions.has_waiters)
-        self.tasks = Tasks(core, checked, lifecycle, completions, self._nodes, self._printer)
-        """For this package's own parts, as joblib's backend and lazy calls, which submit by it."""
+        self._tasks = Tasks(core, checked, lifecycle, completions, self._nodes, self._printer)
+        self._tasks.belong_to(self)
         self._plugin_contexts = contextlib.ExitStack()
         """The plugins' `around_client`, entered and left on one thread: joblib's configuration is a thread's own."""
         self._entered_by: threading.Thread | None = None
@@ -158,20 +158,20 @@ class ComputePool(Executor):
                 if not isinstance(image, Image):
                     raise TypeError(f"plugin {plugin.name!r}: its transform gave {image!r}: return the sky.Image")
         modules = Modules(self.provider.shares_files, image.includes, image.packages())
-        self.tasks.use(modules)
-        setup = pickled_hooks(self.plugins, self.tasks.encode_hooks)
+        self._tasks.use(modules)
+        setup = pickled_hooks(self.plugins, self._tasks.encode_hooks)
         greeting = Greeting(self._settings, uuid.uuid4().hex, image, modules, setup, sys.modules)
         self._lifecycle.advance(Stage.OPEN)
         if self.provider.outlives_client:
             # A signal that ended this process at once would leave the machines running.
             self._handled_signals = install_signal_handlers()
         _open_pools.add(self)
-        self.tasks.completions.futures.start()
+        self._tasks.completions.futures.start()
         self._printer.start()
-        inbox.start_taking(self._core, self.tasks.completions.is_pending)
+        inbox.start_taking(self._core, self._tasks.completions.is_pending)
         machines = self._nodes.start(image, greeting.for_machine)
         # All machines of a pool are of one kind, and so are those that take their place.
-        self.tasks.route = Route(all(machine.shares_files for machine in machines), to_client=False)
+        self._tasks.route = Route(all(machine.shares_files for machine in machines), to_client=False)
         self._preload()
         self._nodes.await_ready()
 
@@ -199,7 +199,7 @@ class ComputePool(Executor):
         With `wait=False` this returns at once, and the nodes are released when the pending futures are done. A
         future's callback that calls it does not wait either: the thread that runs callbacks cannot wait for futures.
         """
-        if wait and not self.tasks.completions.runs_this_thread():
+        if wait and not self._tasks.completions.runs_this_thread():
             self._leave(cancel_futures)
         elif self._begin_to_leave(cancel_futures):
             self._leave_plugins()
@@ -226,7 +226,7 @@ class ComputePool(Executor):
             self._close(signals, error)
             return
         self._leave_plugins(*error)
-        if not self.tasks.completions.runs_this_thread():
+        if not self._tasks.completions.runs_this_thread():
             self._wait(lambda: self._lifecycle.stage is Stage.CLOSED, signals)
 
     def _begin_to_leave(self, cancel: bool) -> bool:
@@ -259,7 +259,7 @@ class ComputePool(Executor):
 
         The wait is bounded by the tasks themselves: each of them ends, or its node does.
         """
-        lifecycle, has_waiters = self._lifecycle, self.tasks.completions.has_waiters
+        lifecycle, has_waiters = self._lifecycle, self._tasks.completions.has_waiters
         try:
             self._wait(lambda: not has_waiters() or lifecycle.stage >= Stage.CANCELLING, signals)
         except BaseException:
@@ -289,7 +289,7 @@ class ComputePool(Executor):
         try:
             self._core.close()
             # The threads of calls of Parallel are not waited for: they end when the calls' input lets them.
-            if not self.tasks.completions.futures.join(JOIN_SECONDS):
+            if not self._tasks.completions.futures.join(JOIN_SECONDS):
                 log.warning("a callback of a future has not returned, and is left alone")
             self._printer.join(JOIN_SECONDS)
         finally:
@@ -304,7 +304,7 @@ class ComputePool(Executor):
         the remote traceback as its `__cause__`; `WorkerCrashedError` if its process died, `NodeLostError` if its
         node went away too often.
         """
-        tasks = self.tasks
+        tasks = self._tasks
         return tasks.submit(*tasks.encode_call(fn, args, kwargs))
 
     def map(
@@ -323,7 +323,7 @@ class ComputePool(Executor):
         chunksize = checks.whole("map", "chunksize", chunksize, 1, sys.maxsize)
         if buffersize is not None:
             buffersize = checks.whole("map", "buffersize", buffersize, 1, sys.maxsize, "None for all results")
-        return self.tasks.map(fn, iterables, timeout, chunksize, buffersize)
+        return self._tasks.map(fn, iterables, timeout, chunksize, buffersize)
 
     def nodes(self) -> list[Node]:
         """Return how each node stands, in the order in which they were started."""
@@ -335,7 +335,7 @@ class ComputePool(Executor):
 
     def status(self) -> Status:
         """Return how the pool stands, and what it costs."""
-        return Status(self.nodes(), self.slots(), self.tasks.completions.count(), self._nodes.cost())
+        return Status(self.nodes(), self.slots(), self._tasks.completions.count(), self._nodes.cost())
 
 
 pool = ComputePool

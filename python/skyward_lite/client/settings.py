@@ -11,7 +11,6 @@ from ..hooks import Plugin
 from ..image import Image
 from ..providers import Provider
 from ..providers.local import Local
-from . import joblib_plugin
 
 MAX_PAYLOAD = 1 << 40
 """Largest `Worker(max_payload=)`, in bytes: more than a machine's memory."""
@@ -83,7 +82,7 @@ def checked(
     memory_gb: float | None,
     worker: Worker | None,
     image: Image | None,
-    plugins: Sequence[Plugin] | None,
+    plugins: Sequence[Plugin],
     lease: float,
     connect_timeout: float,
     start_timeout: float,
@@ -104,7 +103,7 @@ def checked(
         memory_gb=None if memory_gb is None else checks.number("pool", "memory_gb", memory_gb, MAX_SIZE, "GB"),
         worker=Worker() if worker is None else worker,
         image=Image() if image is None else image,
-        plugins=(joblib_plugin.joblib(),) if plugins is None else tuple(plugins),
+        plugins=tuple(plugins),
         lease=checks.seconds("pool", "lease", lease),
         connect_timeout=checks.seconds("pool", "connect_timeout", connect_timeout),
         start_timeout=checks.seconds("pool", "start_timeout", start_timeout),
@@ -121,8 +120,7 @@ def _check_types(provider: object, worker: object, image: object, plugins: Any) 
         raise TypeError(f"pool(worker={worker!r}): a sky.Worker, such as sky.Worker(concurrency=4)")
     if image is not None and not isinstance(image, Image):
         raise TypeError(f"pool(image={credentials.mask(repr(image))}): a sky.Image, such as sky.Image(pip=['numpy'])")
-    several = plugins is None or isinstance(plugins, Sequence)
-    if not several or not all(isinstance(plugin, Plugin) for plugin in plugins or ()):
+    if not isinstance(plugins, Sequence) or not all(isinstance(plugin, Plugin) for plugin in plugins):
         raise TypeError(f"pool(plugins={plugins!r}): a list of plugins, such as [sky.plugins.joblib()]")
 
 

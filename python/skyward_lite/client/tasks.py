@@ -20,8 +20,9 @@ import itertools
 import pickle
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Executor, Future
 from typing import Any, Final, NoReturn, TypeVar
 
 from .. import _core
@@ -115,6 +116,9 @@ class PoolFuture(Future[T]):
             self.set_result(value)
 
 
+_tasks_of_pools: weakref.WeakKeyDictionary[Executor, Tasks] = weakref.WeakKeyDictionary()
+
+
 def _on_an_event_loop() -> bool:
     # A program that never imported asyncio runs no loop.
     asyncio = sys.modules.get("asyncio")
@@ -151,6 +155,15 @@ class Tasks:
         self._futures = completions.futures
         self._modules: Modules
         """What the workers can import; set by `use`."""
+
+    @staticmethod
+    def of(pool: Executor) -> Tasks:
+        """Return the tasks of a pool. They are no attribute of the pool, because its attributes are public."""
+        return _tasks_of_pools[pool]
+
+    def belong_to(self, pool: Executor) -> None:
+        """Make these the tasks of a pool. Called once, by the pool."""
+        _tasks_of_pools[pool] = self
 
     def use(self, modules: Modules) -> None:
         """Pickle for workers that can import what `modules` says. Called once, before anything is encoded."""

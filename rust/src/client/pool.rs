@@ -16,11 +16,12 @@ use tokio::net::UnixStream;
 use tokio::runtime;
 use tokio::sync::Notify;
 
-use crate::client::liveness::{Ask, Liveness, Timing, may_end};
+use crate::client::liveness::{Ask, Liveness, may_end};
 use crate::error::{FrameError, NodeError, SessionError, SshError};
 use crate::node::stdio::STDERR;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::text;
+use crate::timing::Timing;
 use crate::transport::ssh::{self, Connection, Target};
 use crate::wire::flood::{Flood, Piece};
 use crate::wire::{
@@ -30,7 +31,7 @@ use crate::wire::{
 use crate::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
 
 /// How often idle nodes are looked at while nothing else happens.
-const TICK: Duration = Duration::from_millis(200);
+const TICK: Duration = Timing::DEFAULT.tick;
 /// Tasks that the thread which settles finished ones may submit before the sender is woken, at most. Waking it for each
 /// costs more than the rest of the way; the thread comes back when it has settled what it took.
 const CORK: usize = 32;
@@ -39,12 +40,12 @@ const CORK_SHARE: usize = 5;
 /// Pause between two such submits after which the sender is woken all the same: whatever comes between is slow.
 const CORK_PAUSE: Duration = Duration::from_micros(200);
 /// Bound on saying goodbye to a node, which may have something to undo first.
-const LAST_WORDS: Duration = Duration::from_secs(4);
+const LAST_WORDS: Duration = Timing::DEFAULT.client_goodbye;
 /// Bound on whatever the runtime still does after that.
-const SHUTDOWN: Duration = Duration::from_millis(500);
+const SHUTDOWN: Duration = Timing::DEFAULT.runtime_shutdown;
 /// How long a draining node is taken for one that others will replace: as long as nodes have to start. After that, tasks
 /// that wait for any node do not wait for it.
-const REPLACEMENT_TIMEOUT: Duration = Duration::from_secs(600);
+const REPLACEMENT_TIMEOUT: Duration = Timing::DEFAULT.replacement;
 /// Slots that a node may offer at most that was asked for one per core.
 const MAX_CORES: usize = 8192;
 /// Bound on finding out why an agent did not start.

@@ -76,8 +76,8 @@ class Instance(RemoteMachine):
             raise
 
     def unlucky(self) -> bool:
-        # A reason that begins with "Server." (no capacity, a fault, spot taken back) is EC2's: it concerns this instance
-        # alone. Any other reason lies in the account, and so does a boot that times out as no instance has let us in.
+        # A reason that begins with "Server." (no capacity, a fault, spot taken back) is EC2's, and concerns this one
+        # instance. Any other reason lies in the account. So does a boot that timed out, if no instance has let us in.
         return self._why_ended().startswith("Server.") or (self.boot_timed_out and self.run.entered.is_set())
 
     # ------------------------------------------------------------------------------------------------ EC2's view

@@ -18,7 +18,7 @@ import pytest
 import skyward_lite as sky
 from lab import Lab
 from processes import eventually
-from skyward_lite.client.output import LONGEST, Printer
+from skyward_lite.client.output import MAX_HELD_LINE, Printer
 from skyward_lite.client.tasks import Tasks
 
 
@@ -406,7 +406,7 @@ def test_a_line_without_an_end_is_bounded(monkeypatch):
     part = b"x" * 16_384
     for _ in range(100):
         printer.write([("n", A, part)])
-        assert printer._size <= LONGEST
+        assert printer._size <= MAX_HELD_LINE
     printer.write([("n", A, b"\n")])
     assert stream.getvalue() == f"[n] {'x' * 1_638_400}\n"
     many = [("n", 8 * worker + 1, part) for worker in range(1, 3_000)]

@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
-import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from queue import Queue
 from typing import Any, Final, NamedTuple
 
 from joblib import parallel_config, register_parallel_backend
@@ -59,7 +59,7 @@ def _log_once(pool: Executor, message: str) -> None:
 
 
 class _NoSharedMemory:
-    """False, as the backend's `supports_sharedmem`. joblib asks for its truth only where a call requires it."""
+    """False, as the backend's `supports_sharedmem`. joblib tests it only for calls that require shared memory."""
 
     def __init__(self, pool: Executor) -> None:
         self._pool = pool
@@ -72,16 +72,16 @@ class _NoSharedMemory:
 class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     """Runs joblib's batches on the workers of a pool. Made by joblib, from the registered name "skyward".
 
-    joblib keeps one instance for all `Parallel` objects of a block. Each gets one of its own in `configure`, by the
-    same way as joblib's own backends fall back to another one: what one call aborts, batches or caps is its own.
+    joblib has one instance for all `Parallel` objects of a block. In `configure` each object gets an instance of its
+    own, in the way in which joblib's backends fall back to another one: no call aborts or caps another call's batches.
     """
 
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
     default_n_jobs = -1
 
-    # joblib's own values (0.2 s and 2 s) pay for a process pool's overhead. Ours is some 50 µs a batch, so batches
-    # stay short and the last ones do not leave the other workers idle.
+    # In seconds. joblib's own values (0.2 and 2) pay for the overhead of its process pool. Here a batch costs about
+    # 50 µs, so batches can be short, and while the last ones run few workers are idle.
     MIN_IDEAL_BATCH_DURATION = 0.002
     MAX_IDEAL_BATCH_DURATION = 0.02
 
@@ -91,7 +91,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         inner_max_num_threads: int | None = None,
         pool: Executor | None = None,
     ) -> None:
-        # A level of None is replaced by joblib, with that of the backend around.
+        # joblib replaces a level of None with the level of the backend around this one.
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         self.pool = _innermost() if pool is None else pool
         self.tasks = Tasks.of(self.pool)
@@ -106,14 +106,14 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return the number of workers that `n_jobs` means: -1 all, -2 all but one, n at most n."""
         workers = self._wanted(n_jobs)
-        # For joblib 1 means "run it here". What is really in flight is capped in `submit`.
+        # For joblib 1 means "run it here". How many batches are in flight is capped in `submit`.
         return 1 if n_jobs == 1 else max(2, workers)
 
     def _wanted(self, n_jobs: int | None) -> int:
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         self.tasks.check_not_closed()
-        # Nodes that join later are used by a running call, so they count now.
+        # A running call also uses nodes that become ready meanwhile, so their slots count now.
         slots = self.tasks.nodes.wanted_slots()
         if n_jobs is None:
             return slots
@@ -134,8 +134,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             raise FallbackToBackend(own)
         if initializer is not None:
             raise TypeError(
-                "the skyward backend takes no initializer: its workers run before the call. What each of them is to do "
-                "first is a plugin's: sky.Plugin(name, around_worker=...)"
+                "the skyward backend takes no initializer: its workers run before the call. A plugin can initialize "
+                "each of them: sky.Plugin(name, around_worker=...)"
             )
         workers = self._wanted(n_jobs)
         if n_jobs == 1:
@@ -148,7 +148,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             checks.whole("Parallel", "inner_max_num_threads", inner, 1, most, "None for the cores divided by the slots")
         self.call = ParallelCall(0 if workers >= self.tasks.nodes.wanted_slots() else workers)
         rtt = max((node.rtt or 0.0 for node in self.tasks.nodes.snapshot()), default=0.0)
-        # A batch should last for the way there and back, so that the next one is there when it ends.
+        # A batch should run for a round trip and a half, so that the worker has the next one when it ends.
         self.MIN_IDEAL_BATCH_DURATION = max(type(self).MIN_IDEAL_BATCH_DURATION, 1.5 * rtt)
         self.MAX_IDEAL_BATCH_DURATION = 10 * self.MIN_IDEAL_BATCH_DURATION
         return self.effective_n_jobs(n_jobs)
@@ -156,9 +156,9 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def start_call(self) -> None:
         """Begin a call: inside `with Parallel()` several calls follow one `configure`."""
         self.call = ParallelCall(self.call.cap, self.parallel)
-        # joblib lets the next call run what an aborted one had not dispatched, and mixes its values into the results
-        # (with its own backends, too).
-        self.parallel._ready_batches = queue.Queue()
+        # joblib would run in this call what an aborted call had not dispatched, and mix its values into the results. It
+        # does so with its own backends, too.
+        self.parallel._ready_batches = Queue()
 
     def stop_call(self) -> None:
         """Drop what the call's tasks shared, and end its thread."""
@@ -189,7 +189,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         assert queue is not None
         func, batch.func = batch.func, None
         try:
-            # The worker has its own nested backend: of joblib's batch only the calls travel.
+            # Only the calls of joblib's batch travel, not its nested backend: the worker has its own.
             items = getattr(func, "items", batch.items)
             if items is None:
                 kind = payload.CALL
@@ -204,7 +204,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             batch.size = payload.size(pickled, buffers)
         except BaseException as error:
             if isinstance(error, PayloadTooLargeError) and batch.items is not None and len(batch.items) > 1:
-                # The next batches are to be smaller.
+                # So that `compute_batch_size` makes smaller batches from now on.
                 self._heaviest = max(self._heaviest, tasks.max_payload / len(batch.items))
                 self._send_parts(batch, joblib_batches.halves(batch.items))
                 return

@@ -406,12 +406,12 @@ def test_a_line_without_an_end_is_bounded(monkeypatch):
     part = b"x" * 16_384
     for _ in range(100):
         printer.write([("n", A, part)])
-        assert printer._size <= MAX_HELD_LINE
+        assert printer._held_cost <= MAX_HELD_LINE
     printer.write([("n", A, b"\n")])
     assert stream.getvalue() == f"[n] {'x' * 1_638_400}\n"
     many = [("n", 8 * worker + 1, part) for worker in range(1, 3_000)]
     printer.write(many)
-    assert printer._size <= 16 << 20
+    assert printer._held_cost <= 16 << 20
     printer.close()
     assert stream.getvalue().count("x" * 16_384 + "\n") == 3_000
 
@@ -423,7 +423,7 @@ def test_many_lines_without_an_end_are_bounded(monkeypatch):
     printer = Printer(None)
     for text in (b"x", "é".encode()[:1]):
         printer.write([("n", 8 * worker + 1, text) for worker in range(1, 40_000)])
-        assert len(printer._kept) <= 16_384
+        assert len(printer._held) <= 16_384
     printer.close()
     assert stream.getvalue().count("x") >= 39_999
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from .. import _core
 from ..errors import PoolClosedError
 from ..pickling import managers, payload
 
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skyward_lite")
 
-SHIFT: Final = 40
-"""A task's number has that of its lane in the bits from this one on; pool.rs has the same."""
-LANES: Final = 1 << 24
-"""Lanes that a pool can have at once."""
 CLOSED: Final = "this pool is closed: tasks are sent inside its with block"
 MAX_NANOS: Final = 2**63
 """Bound on what a task is said to run for, in nanoseconds; it fits the wire."""
@@ -58,13 +55,12 @@ class CompletionQueue:
         self._abandon = abandon
         self._nanos = int((pool.worker.task_timeout or 0) * 1e9)
         # 0 is the task of what has none yet.
-        self._tasks = itertools.count((number << SHIFT) + 1)
+        self._tasks = itertools.count((number << _core.QUEUE_SHIFT) + 1)
         self._over = False
         self._thread = threading.Thread(target=self._settle, name=f"skyward-resolve-{number}", daemon=True)
 
     def start(self) -> None:
         """Begin to resolve. From now on tasks may be sent."""
-        self._pool._core.open_queue(self._number)
         self._pool._lanes[self._number] = self
         try:
             self._thread.start()
@@ -158,5 +154,6 @@ class CompletionQueue:
         self._close()
 
     def _close(self) -> None:
-        self._pool._core.close_queue(self._number)
+        # In this order: the number of a closed queue may be given to another one at once.
         del self._pool._lanes[self._number]
+        self._pool._core.close_queue(self._number)

@@ -59,7 +59,7 @@ from ..pickling.route import Route
 from ..plugins import Plugin
 from ..providers import Cost, Machine, NodeRequest, Provider
 from ..providers.local import Local
-from .completions import CLOSED, LANES, SHIFT, AbandonHook, CompletionQueue
+from .completions import CLOSED, AbandonHook, CompletionQueue
 from .output import Printer
 
 P = ParamSpec("P")
@@ -264,7 +264,6 @@ class ComputePool(Executor):
         self._hash_seed = _hash_seed(self._run)
         self._core = _core.Pool(self.worker.retries + 1, self.worker.max_payload)
         self._lanes: dict[int, CompletionQueue] = {}
-        self._lane_numbers = itertools.count()
         self._futures = CompletionQueue(self, 0)
         self._printer = Printer(self._core)
         self._stack = contextlib.ExitStack()
@@ -755,7 +754,7 @@ class ComputePool(Executor):
         return Status(self.nodes(), self.slots(), pending, self.provider.cost(self._machines))
 
     def _is_pending(self, task: int) -> bool:
-        lane = self._lanes.get(task >> SHIFT)
+        lane = self._lanes.get(task >> _core.QUEUE_SHIFT)
         return lane is not None and task in lane.calls
 
     def _wanted_slots(self) -> int:
@@ -818,8 +817,7 @@ class ComputePool(Executor):
         """Give a lane of its own to what must not hold up, or be held up by, what else is submitted."""
         self._check_open()
         self._printer.call_made()
-        numbers = (1 + number % (LANES - 1) for number in self._lane_numbers)
-        lane = CompletionQueue(self, next(number for number in numbers if number not in self._lanes), abandon)
+        lane = CompletionQueue(self, self._core.open_queue(), abandon)
         lane.start()
         return lane
 

@@ -30,8 +30,9 @@ from ..environment import build as bootstrap
 from ..errors import NodeStartError
 from ..image import Image, installed
 from ..providers import NodeRequest
-from ..providers import ssh as provider_ssh
-from ..providers.openssh import Config, known, parse, resolve, warnings_of
+from ..providers.identities import identities
+from ..providers.known_hosts import known
+from ..providers.openssh import Config, parse, resolve, warnings_of
 from ..providers.ssh import SSH, SSHMachine
 
 T = TypeVar("T")
@@ -230,8 +231,8 @@ class _Check:
             user=config.user,
             proxy=proxy,
         )
-        if config.unheeded:
-            self.report.note("resolve", f"ssh's options {', '.join(config.unheeded)} are set and not heeded")
+        if config.unsupported:
+            self.report.note("resolve", f"ssh's options {', '.join(config.unsupported)} are set and not applied")
         for sentence in warnings_of(config, name):
             self.report.note("resolve", sentence)
         return config
@@ -470,10 +471,10 @@ def fingerprint(key: str) -> tuple[str, str]:
 
 
 def _offers(config: Config) -> str:
-    offers = [str(one[0] if isinstance(one, tuple) else one) for one in provider_ssh._identities(config)]
-    if config.agent is not None:
-        offers[0] = f"the agent at {offers[0]}"
-    there = [one for one in offers if one.startswith("the agent") or os.path.exists(one)]
+    offers = [str(one[0] if isinstance(one, tuple) else one) for one in identities(config)]
+    if config.ssh_agent is not None:
+        offers[0] = f"the ssh-agent at {offers[0]}"
+    there = [one for one in offers if one.startswith("the ssh-agent") or os.path.exists(one)]
     return there[0] if len(there) == 1 else f"one of {', '.join(there)}"
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from .._version import PYTHON, __version__
 from ..errors import NodeStartError
 from ..image import Image
-from . import installer, scripts
-from .probe import Facts, check_room, places
+from . import bundle, installer, probe, scripts
 
 LOCK_WAIT_SECONDS = 1800
 """For how long a build waits for another client's build of the same environment."""
@@ -33,12 +32,12 @@ _SITE = 'site=$("$tmp/bin/python" -I -c "import sysconfig; print(sysconfig.get_p
 """Sets the directory where packages go in the new environment."""
 
 
-def build_script(facts: Facts, image: Image, env: str, uploads: dict[str, str]) -> bytes:
+def build_script(facts: probe.Facts, image: Image, env: str, uploads: dict[str, str]) -> bytes:
     """Return the script that makes the environment. `uploads` has the path on the host of each file that was sent.
 
     Raises `NodeStartError` if the host lacks what making it needs.
     """
-    check_room(facts)
+    probe.check_room(facts)
     steps = "\n".join(_steps(facts, image, uploads))
     return scripts.compose(
         f"steps() {{\n{steps}\n}}\n",
@@ -56,7 +55,7 @@ def _limits() -> dict[str, int]:
     return {"LOCKED": LOCK_LIFETIME_SECONDS, "RECENT": RECENT_SECONDS}
 
 
-def _steps(facts: Facts, image: Image, uploads: dict[str, str]) -> list[str]:
+def _steps(facts: probe.Facts, image: Image, uploads: dict[str, str]) -> list[str]:
     """Return the lines of shell that make the environment in "$tmp"."""
     steps = []
     if image.apt:
@@ -90,7 +89,7 @@ def _steps(facts: Facts, image: Image, uploads: dict[str, str]) -> list[str]:
     return steps
 
 
-def _make_environment(facts: Facts) -> str:
+def _make_environment(facts: probe.Facts) -> str:
     """Return the line that makes an empty environment. Raises `NodeStartError` if the host has no means to make one."""
     if facts.venv and facts.python:
         return f'step {shlex.quote(facts.python)} -I -m venv "$tmp"'
@@ -115,7 +114,7 @@ def _words(words: Sequence[str]) -> str:
 def clean_script(seconds: int, *, dry_run: bool) -> bytes:
     """Return the script that removes whatever nothing has used for so many seconds, or only lists it."""
     what = "list" if dry_run else "both"
-    return scripts.compose(scripts.read("clean.sh"), SECONDS=seconds, WHAT=what, **_limits(), **places())
+    return scripts.compose(scripts.read("clean.sh"), SECONDS=seconds, WHAT=what, **_limits(), **probe.places())
 
 
 def agent_command(python: str, arguments: str) -> str:
@@ -128,9 +127,21 @@ def agent_command(python: str, arguments: str) -> str:
 
 
 # Names for the commands until they use the modules themselves.
-from .bundle import environment_name as name, needed_glibc as _needed_libc, runs_there as fits  # noqa
-from .probe import MIN_FREE_MB as NEEDED, interpreter, remedy  # noqa
-from .scripts import MAX_VALUES as MOST_VALUES, parse_number as number  # noqa
-
+Facts = probe.Facts
+name = bundle.environment_name
+_needed_libc = bundle.needed_glibc
+fits = bundle.runs_there
+NEEDED = probe.MIN_FREE_MB
+interpreter = probe.interpreter
+remedy = probe.remedy
+MOST_VALUES = scripts.MAX_VALUES
+number = scripts.parse_number
 build = build_script
 clean = clean_script
+
+
+def _fill(script: str, **values: str) -> str:
+    import re
+
+    values = {"MARK": scripts.REPORT_MARKER, **values}
+    return re.sub("@([A-Z]+)@", lambda place: values.get(place[1], place[0]), script)

@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def _digest_once() -> str:
     return digest(json.dumps([(path, digest(data)) for path, data in _package()]).encode())
 
 
-def _pack(paths: list[str] | tuple[str, ...]) -> bytes:
+def _pack(paths: Sequence[str]) -> bytes:
     """Return a zip file of the user's modules and packages or directories, each under its own name."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:

@@ -1,4 +1,4 @@
-"""What a host has: whether the environment is there, with which means it could be made, or whether an interpreter will do."""
+"""What a host has: the environment, or the means to make it, or an interpreter that will do as it is."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def verify_script(python: str, image: Image) -> bytes:
 
 
 def verified(python: str, result: scripts.ScriptResult) -> str:
-    """Return the path of the interpreter that `verify_script` was run with. Raises `NodeStartError` if it will not do."""
+    """Return the path that `verify_script` reported. Raises `NodeStartError` if the interpreter will not do."""
     if result.status:
         raise NodeStartError(f"{python} cannot be used: {result.printed or f'status {result.status}'}")
     problems = result.report.get("problem", [])

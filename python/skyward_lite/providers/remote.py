@@ -49,33 +49,33 @@ class RemoteMachine(Machine):
         connection = self.connect(core)
         if self.python is None:
             return PreparedMachine(connection, build.agent_command(self._environment(connection), self.agent))
-        python = self.verify(connection, self.python)
+        python = self.verify_python(connection, self.python)
         return PreparedMachine(connection, f"exec {shlex.quote(python)} -P -m skyward_lite.node.agent {self.agent}")
 
     def run_script(self, connection: _core.Connection, script: bytes, bound: float) -> scripts.ScriptResult:
         """Run one of our scripts, for `bound` seconds at most; the image's secrets are masked in what it printed."""
         return scripts.run(connection, script, bound, self.wanted.image.secrets())
 
-    def probe(self, connection: _core.Connection, env: str) -> probe.Facts:
+    def probe_host(self, connection: _core.Connection, env: str) -> probe.Facts:
         """Return what the host has, and whether it has this environment."""
         report, status, printed = self.run_script(connection, probe.probe_script(env), probe.PROBE_SECONDS)
         if status:
             raise NodeStartError(f"the script that looks at it ended with status {status}: {printed or 'no reason'}")
         return probe.read_facts(report)
 
-    def verify(self, connection: _core.Connection, python: str) -> str:
+    def verify_python(self, connection: _core.Connection, python: str) -> str:
         """Return the path of an interpreter that is used as it is. Raises `NodeStartError` if it lacks anything."""
         script = probe.verify_script(python, self.wanted.image)
         return probe.verified(python, self.run_script(connection, script, probe.VERIFY_SECONDS))
 
     _run = run_script
-    _probe = probe
-    _verified = verify
+    _probe = probe_host
+    _verified = verify_python
 
     def _environment(self, connection: _core.Connection) -> str:
         """Return the interpreter of the image's environment, which is made if it is not there."""
         env = bundle.environment_name(self.wanted.image)
-        facts = self.probe(connection, env)
+        facts = self.probe_host(connection, env)
         if facts.ready:
             python = probe.interpreter(facts, env)
             log.info("%s: the environment is there: %s", self.name, python)

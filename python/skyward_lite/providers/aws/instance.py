@@ -2,7 +2,7 @@
 
 _wait_for_address → _enter      EC2 runs it, and its SSH server, known by the user-data's host key, lets us in
 boot.rotate → _enter            it makes a host key of its own, and lets us in again with that
-furnish                         Python, if the image lacks the client's
+install_python                  Python, if the image lacks the client's
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Instance(RemoteMachine):
 
     # ------------------------------------------------------------------------------------------------ environment
 
-    def furnish(self, connection: _core.Connection, facts: bootstrap.Facts) -> bootstrap.Facts:
+    def install_python(self, connection: _core.Connection, facts: bootstrap.Facts) -> bootstrap.Facts:
         if (facts.python and facts.venv) or facts.uv:
             return facts
         log.info("%s: installing Python %s", self.name, PYTHON)

@@ -52,15 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
     reap.add_argument("--region", action="append", metavar="NAME", help="instead of the default one; may be repeated")
     reap.add_argument("--dry-run", action="store_true", help="list only")
     reap.add_argument("--run", metavar="ID", help="end only the run whose id begins with ID, even if it lives")
-    check.set_defaults(do=_check)
-    clean.set_defaults(do=_clean)
-    reap.set_defaults(do=_reap)
+    check.set_defaults(command=_check)
+    clean.set_defaults(command=_clean)
+    reap.set_defaults(command=_reap)
     for stream in (sys.stdout, sys.stderr):
         # The messages of hosts may have characters that the encoding of this terminal lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     args = parser.parse_args(arguments)
-    status: int = args.do(parser, args)
+    status: int = args.command(parser, args)
     return status
 
 
@@ -73,26 +73,26 @@ def _reap(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _clean(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    from .cli import clean
+    from .cli.clean import clean
     from .providers.ssh import SSH
 
     try:
         provider = SSH(*args.hosts, config=args.config)
     except ValueError as error:
         parser.error(str(error))
-    return clean.clean(provider, everything=args.all, dry_run=args.dry_run)
+    return clean(provider, everything=args.all, dry_run=args.dry_run)
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    from .cli import check as doctor
+    from .cli.check import check
     from .providers.ssh import SSH
 
     try:
         provider = SSH(*args.hosts, accept_new=args.accept_new, python=args.python, config=args.config)
     except ValueError as error:
         parser.error(str(error))
-    logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # the report has everything else
-    return doctor.check(provider, as_json=args.json)
+    logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # the report says the rest
+    return check(provider, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
 //! What runs in the user's process.
 
+mod arrivals;
+pub mod completions;
+pub mod dispatch;
+pub mod inbox;
 pub mod liveness;
+pub mod node;
 pub mod pool;
+pub mod session;

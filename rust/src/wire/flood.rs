@@ -4,6 +4,11 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+/// Standard output, in the lowest bits of the number that an output frame has for its stream.
+pub const STDOUT: u64 = 1;
+/// Standard error, alike.
+pub const STDERR: u64 = 2;
+
 /// Bytes that may wait before some are left out.
 pub const FIRST: usize = 1024 * 1024;
 /// The latest bytes that are kept of what comes beyond.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::client::dispatch::{Action, Dispatch};
 use crate::client::liveness::{Ask, Liveness, may_end};
-use crate::client::node::{NodeState, NoteCredit, Session};
+use crate::client::node::{NodeState, NoteCredit, Session, session};
 use crate::error::{FrameError, NodeError, SessionError};
 use crate::queue::PeerId;
 use crate::text;
@@ -104,12 +104,12 @@ impl Dispatch {
     ) -> Result<(), SessionError> {
         match control {
             Control::GivenBack(id) => {
-                if let Some(session) = self.nodes.get_mut(from).and_then(|record| record.session.as_mut()) {
+                if let Some(session) = session(&mut self.nodes, from) {
                     session.life.returned(&mut self.queue, from, id)?;
                 }
             }
             Control::RecallRefused(id) => {
-                if let Some(session) = self.nodes.get_mut(from).and_then(|record| record.session.as_mut())
+                if let Some(session) = session(&mut self.nodes, from)
                     && session.life.keeps(&mut self.queue, from, id)?
                 {
                     self.pending_cancels.remove(&id.task);
@@ -151,7 +151,7 @@ impl Dispatch {
                 out.push(Action::Complete(Some(from), result));
             }
         } else {
-            if let Some(session) = self.nodes.get_mut(from).and_then(|record| record.session.as_mut()) {
+            if let Some(session) = session(&mut self.nodes, from) {
                 session.life.stale(result.cost());
             }
             self.on_stale(from, id, out);
@@ -182,7 +182,7 @@ impl Dispatch {
     /// Take an attempt out of the queue that this node has ended; return false if the node does not hold it.
     fn ends(&mut self, from: PeerId, id: Attempt, now: Instant) -> bool {
         let held = self.queue.done(from, id, now);
-        if held && let Some(session) = self.nodes.get_mut(from).and_then(|record| record.session.as_mut()) {
+        if held && let Some(session) = session(&mut self.nodes, from) {
             session.life.helped();
         }
         held
@@ -249,7 +249,7 @@ impl Dispatch {
         is_allowed: impl Fn(&mut Liveness) -> bool,
         what: &'static str,
     ) -> Result<(), SessionError> {
-        let session = self.nodes.get_mut(from).and_then(|record| record.session.as_mut());
+        let session = session(&mut self.nodes, from);
         let wrong = session.is_some_and(|session| !is_allowed(&mut session.life));
         if wrong { Err(SessionError::Unasked(what)) } else { Ok(()) }
     }
@@ -268,7 +268,7 @@ impl Dispatch {
         out: &mut Vec<Action>,
     ) -> Result<(), SessionError> {
         let queue = &self.queue;
-        let session = self.nodes.get_mut(id).and_then(|record| record.session.as_mut());
+        let session = session(&mut self.nodes, id);
         let Some(Session { life, since, lease_ms, .. }) = session else { return Ok(()) };
         let oldest = queue.oldest(id).map(|(number, nanos)| (number, Duration::from_nanos(nanos)));
         life.check(oldest, uploading, results, |attempt, ask| match ask {

@@ -14,7 +14,7 @@
 //! its way through costs no allocation here. Every submitted task has exactly one `Complete`, but for a task whose
 //! `cancel` returned that it was dropped.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -22,18 +22,11 @@ use bytes::Bytes;
 
 use crate::client::completions::QUEUE_SHIFT;
 use crate::client::liveness::{Ask, Liveness, Timing};
-use crate::client::node::{Node, NodeRecord, NodeState, Session};
+use crate::client::node::{Node, NodeRecord, NodeState, Session, session};
+use crate::client::wakeups::Wakeups;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::wire::{AgentHello, Attempt, ClientHello, Control, Message, Outcome};
 
-/// Submitted tasks after which a node's sender is woken at the latest, when wake-ups are batched (see
-/// [`Dispatch::may_batch`]). A wake-up costs more than the rest of a small task's way to the node.
-const MAX_BATCHED: usize = 32;
-/// At most one in so many unfinished tasks may wait in a batch, so that the nodes are never idle while the caller goes on
-/// submitting.
-const BATCH_SHARE: usize = 5;
-/// Pause between two submits of a batch after which the sender is woken all the same: the caller does something slow.
-const MAX_BATCH_PAUSE: Duration = Duration::from_micros(200);
 /// A node that announced its departure is probably being replaced. Tasks that any node may run stay queued for this long
 /// after the announcement, which is as long as nodes have to start; then they fail, unless another node is there.
 const REPLACEMENT_TIMEOUT: Duration = Duration::from_secs(600);
@@ -80,12 +73,7 @@ pub struct Dispatch {
     pub(super) stale: u64,
     /// Tasks whose caller waits in `cancel` for the node's answer, and whether it was that the task was dropped.
     pub(super) pending_cancels: HashMap<u64, bool>,
-    /// Nodes for which there are frames, and whose sender was not woken since.
-    to_wake: BTreeSet<PeerId>,
-    /// Tasks that were submitted since senders were woken last.
-    batched: usize,
-    /// Of each completion queue: the thread that takes its tasks, and when it last took or submitted one.
-    takers: HashMap<u64, (ThreadId, Instant)>,
+    wakeups: Wakeups,
 }
 
 impl Dispatch {
@@ -101,9 +89,7 @@ impl Dispatch {
             timing,
             stale: 0,
             pending_cancels: HashMap::new(),
-            to_wake: BTreeSet::new(),
-            batched: 0,
-            takers: HashMap::new(),
+            wakeups: Wakeups::default(),
         }
     }
 
@@ -191,7 +177,7 @@ impl Dispatch {
         };
         if let Some(why) = refused {
             out.push(Action::Complete(None, Message::text(id, Outcome::NodeLost, why)));
-        } else if !self.may_batch(id.task >> QUEUE_SHIFT, caller, now) {
+        } else if !self.wakeups.may_batch(id.task >> QUEUE_SHIFT, caller, self.queue.len(), now) {
             self.wake(out);
         }
         debug_assert!(self.is_consistent());
@@ -243,13 +229,13 @@ impl Dispatch {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        self.takers.insert(queue, (caller, now));
+        self.wakeups.taken(queue, caller, now);
         self.acknowledge(results, out);
     }
 
     /// Forget which thread takes a queue's tasks.
     pub fn close_queue(&mut self, queue: u64) {
-        self.takers.remove(&queue);
+        self.wakeups.close_queue(queue);
     }
 
     /// Tell a note's sender that the note was taken, or in `error` why it was not.
@@ -333,7 +319,7 @@ impl Dispatch {
 
     /// Send a node what it is told; [`Dispatch::wake`] must follow.
     pub(super) fn send(&mut self, node: PeerId, action: Action, out: &mut Vec<Action>) {
-        self.to_wake.insert(node);
+        self.wakeups.add(node);
         out.push(action);
     }
 
@@ -368,7 +354,7 @@ impl Dispatch {
 
     /// Ask a node about a task; its answer is due from now on. [`Dispatch::wake`] must follow.
     fn ask(&mut self, node: PeerId, ask: Ask, id: Attempt, out: &mut Vec<Action>) {
-        if let Some(session) = self.nodes.get_mut(node).and_then(|record| record.session.as_mut()) {
+        if let Some(session) = session(&mut self.nodes, node) {
             session.life.ask(ask, id);
         }
         let question = match ask {
@@ -388,28 +374,7 @@ impl Dispatch {
 
     /// Wake the senders of all nodes for which there are frames.
     pub fn wake(&mut self, out: &mut Vec<Action>) {
-        self.batched = 0;
-        while let Some(node) = self.to_wake.pop_first() {
-            out.push(Action::Wake(node));
-        }
-    }
-
-    /// Whether the task that the calling thread has just submitted may wait for the tasks that this thread submits next,
-    /// so that one wake-up sends them all (as with `TCP_CORK`). Only the thread that takes the queue's ended tasks is
-    /// trusted with that: when it has handled what it took it comes back for more, which wakes the senders.
-    ///
-    /// Example: 100 tasks have not ended, and the thread submits a new one for each that it took, microseconds apart. The
-    /// senders are woken after every 20th of them (one fifth of 100), and once more when the thread comes back.
-    fn may_batch(&mut self, queue: u64, caller: ThreadId, now: Instant) -> bool {
-        let Some((taker, last)) = self.takers.get_mut(&queue) else { return false };
-        if *taker != caller {
-            return false;
-        }
-        let pause = now.saturating_duration_since(*last);
-        *last = now;
-        self.batched += 1;
-        let most = (self.queue.len() / BATCH_SHARE).min(MAX_BATCHED);
-        self.batched < most && pause < MAX_BATCH_PAUSE
+        out.extend(self.wakeups.take().map(Action::Wake));
     }
 
     /// Whether every task is in exactly one place, and each record agrees with the others. Takes time in proportion to the
@@ -428,8 +393,7 @@ impl Dispatch {
         });
         nodes_agree
             && self.queue.waiting() + total == self.queue.len()
-            && self.batched <= MAX_BATCHED
-            && self.to_wake.iter().all(|id| *id < self.nodes.len())
-            && !(self.closing && !self.queue.is_empty())
+            && self.wakeups.is_consistent(self.nodes.len())
+            && (!self.closing || self.queue.is_empty())
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::liveness::Liveness;
 use crate::error::FrameError;
+use crate::queue::PeerId;
 use crate::wire::{AgentHello, Message, NOTE_CREDIT};
 
 /// Where a node stands. Its state only ever moves down this list.
@@ -92,6 +93,11 @@ pub(super) struct Session {
     pub lease_ms: u64,
     /// Whether the node ends tasks that run for too long.
     pub has_task_timeout: bool,
+}
+
+/// Return the session with this node, if there is one.
+pub(super) fn session(nodes: &mut [NodeRecord], id: PeerId) -> Option<&mut Session> {
+    nodes.get_mut(id)?.session.as_mut()
 }
 
 /// The notes of one node that this process has not answered yet. A node keeps those back that are beyond its credit; one

@@ -1,12 +1,11 @@
-//! The client's side of a pool: the calls from Python, the thread that does the I/O, and the decider between them.
+//! The nodes of one pool, as Python calls them.
 //!
 //! All I/O runs on one thread of its own. Callers' threads only append tasks and take what has ended; a task that a node
-//! has room for is put into that node's outbox at once, on the caller's thread. Every decision is `dispatch.rs`'s: here
-//! is the lock around it, and its actions are carried out.
+//! has room for is put into that node's outbox at once, on the caller's thread. Every decision is made in `dispatch.rs`,
+//! and carried out in `io.rs`.
 
-use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,28 +14,22 @@ use tokio::net::UnixStream;
 use tokio::runtime;
 use tokio::sync::Notify;
 
+use crate::client::completions::Completions;
 pub use crate::client::completions::QUEUE_SHIFT;
-use crate::client::completions::{Completions, Ended};
-use crate::client::dispatch::{Action, Dispatch};
+use crate::client::dispatch::Dispatch;
 use crate::client::inbox::Inbox;
 pub use crate::client::inbox::Lines;
+use crate::client::io::{self, Shared, State};
 use crate::client::liveness::Timing;
 pub use crate::client::node::{Node, NodeState};
 pub use crate::client::session::NodeSpec;
-use crate::client::session::{self, Sink};
-use crate::error::{FrameError, NodeError, SessionError, SshError};
+use crate::error::{NodeError, SshError};
 use crate::queue::{Cancelled, PeerId};
 use crate::transport::ssh::{self, Connection, Target};
-use crate::wire::{AgentHello, Attempt, Body, ClientHello, Event, FrameSender, Message, Offer, Outcome, lock};
+use crate::wire::{Attempt, Message, Outcome, lock};
 
-/// How often the decider is told that time has passed.
-const TICK_INTERVAL: Duration = Duration::from_millis(200);
-/// Bound on the goodbyes of all nodes, which may have something to undo first.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Bound on whatever the runtime still does after that.
+/// Bound on whatever the runtime still does when the I/O thread has ended.
 const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
-/// Actions for which the buffer keeps memory.
-const KEPT_ACTIONS: usize = 1024;
 
 /// Where a node's SSH server is.
 #[derive(Debug)]
@@ -58,36 +51,12 @@ pub struct Pool {
     owner: u32,
 }
 
-/// What the callers' threads and the I/O thread share.
-#[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
-    /// Notified when a node changed its state, or when a cancel that a caller waits for was answered.
-    changed: Condvar,
-    completions: Completions,
-    inbox: Inbox,
-    /// Ends the I/O thread.
-    close: Notify,
-    /// Most bytes of a result.
-    max_message: usize,
-}
-
-/// The decider, and what its actions need. Owned by the lock around it.
-#[derive(Debug)]
-struct State {
-    dispatch: Dispatch,
-    /// What is sent to each node, by its number.
-    senders: Vec<Arc<FrameSender>>,
-    /// The buffer that actions are passed in; empty but while they are carried out.
-    actions: Vec<Action>,
-}
-
 impl Pool {
     /// Return a pool without nodes. A task runs at most `attempts` times; results over `max_message` bytes are refused.
     ///
     /// # Errors
     /// When the I/O thread cannot be started.
-    pub fn new(attempts: u16, max_message: usize) -> io::Result<Self> {
+    pub fn new(attempts: u16, max_message: usize) -> std::io::Result<Self> {
         Self::with_timing(attempts, max_message, Timing::default())
     }
 
@@ -95,7 +64,7 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Pool::new`].
-    pub fn with_timing(attempts: u16, max_message: usize, timing: Timing) -> io::Result<Self> {
+    pub fn with_timing(attempts: u16, max_message: usize, timing: Timing) -> std::io::Result<Self> {
         let dispatch = Dispatch::new(attempts, timing);
         let shared = Arc::new(Shared {
             state: Mutex::new(State { dispatch, senders: Vec::new(), actions: Vec::new() }),
@@ -182,11 +151,7 @@ impl Pool {
         }
         let Some(sender) = state.senders.get(id).map(Arc::clone) else { return };
         drop(state);
-        let node = NodeSink { shared: Arc::clone(&self.shared), id };
-        self.runtime.spawn(async move {
-            let end = session::run(spec, &sender, node.shared.max_message, &node).await;
-            node.shared.decide(|dispatch, out| dispatch.lost(id, end, Instant::now(), out));
-        });
+        self.runtime.spawn(io::serve(Arc::clone(&self.shared), id, spec, sender));
     }
 
     /// Give a node up that was added and with which no session was begun, for this reason.
@@ -327,101 +292,5 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-impl Shared {
-    /// Hand an event to the decider, and carry out what it decides. Return the decider's answer.
-    fn decide<T>(&self, event: impl FnOnce(&mut Dispatch, &mut Vec<Action>) -> T) -> T {
-        let mut state = lock(&self.state);
-        let State { dispatch, actions, .. } = &mut *state;
-        let answer = event(dispatch, actions);
-        self.carry_out(state);
-        answer
-    }
-
-    /// Carry out what was decided: frames are put into outboxes under the lock, which keeps their order; ends of tasks are
-    /// handed out after it. Return false if one of these ends will never be taken.
-    fn carry_out(&self, mut state: MutexGuard<'_, State>) -> bool {
-        let ended = self.send(&mut state);
-        drop(state);
-        ended.is_empty() || self.completions.add(ended)
-    }
-
-    /// Carry out all actions but the ends of tasks, which are returned.
-    fn send(&self, state: &mut State) -> Vec<Ended> {
-        let State { dispatch, senders, actions } = state;
-        let mut ended = Vec::new();
-        for action in actions.drain(..) {
-            let to = |id: PeerId| senders.get(id);
-            match action {
-                Action::Send(id, task) => to(id).map_or((), |to| to.stage(|o| o.message(Body::Task, task))),
-                Action::Tell(id, control) => to(id).map_or((), |to| to.stage(|o| o.control(control))),
-                Action::Acknowledge(id, result) => to(id).map_or((), |to| to.stage(|o| o.acknowledge([result]))),
-                Action::Goodbye(id, why) => to(id).map_or((), |to| to.stage(|o| o.close(why))),
-                Action::Wake(id) => to(id).map_or((), |to| to.flush()),
-                Action::Complete(from, message) => ended.push((from, message)),
-                Action::Note(from, note) => self.inbox.add_note(from, note),
-                Action::Print(id, stream, text) => {
-                    if let Some(node) = dispatch.node(id) {
-                        self.inbox.add_output(&node.name, stream, text);
-                    }
-                }
-                Action::Notify => self.changed.notify_all(),
-            }
-        }
-        actions.shrink_to(KEPT_ACTIONS);
-        ended
-    }
-
-    /// Let time pass until the pool is closed; then wait for the nodes' goodbyes.
-    async fn housekeeping(&self) {
-        let mut tick = tokio::time::interval(TICK_INTERVAL);
-        loop {
-            tokio::select! {
-                () = self.close.notified() => break,
-                _ = tick.tick() => {
-                    let stuck = self.completions.take_stuck();
-                    self.decide(|dispatch, out| dispatch.tick(stuck, Instant::now(), out));
-                }
-            }
-        }
-        // The tasks that run the nodes' sessions end by themselves when their goodbye is sent.
-        let until = Instant::now() + GOODBYE_TIMEOUT;
-        let is_leaving = |state: &State| state.dispatch.nodes().any(|node| node.state.is_alive());
-        while is_leaving(&lock(&self.state)) && Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-}
-
-/// Hands what one node's session brings to the decider.
-struct NodeSink {
-    shared: Arc<Shared>,
-    id: PeerId,
-}
-
-impl Sink for NodeSink {
-    fn greeted(&self, client: &ClientHello, agent: AgentHello) -> Duration {
-        lock(&self.shared.state).dispatch.greeted(self.id, client, agent, Instant::now())
-    }
-
-    fn received(&self, events: &mut Vec<Event>) -> Result<(), SessionError> {
-        if events.is_empty() {
-            return Ok(());
-        }
-        self.shared.decide(|dispatch, out| dispatch.received(self.id, events, Instant::now(), out))
-    }
-
-    fn admit(&self, offer: &Offer) -> Result<bool, FrameError> {
-        lock(&self.shared.state).dispatch.admit(self.id, offer)
-    }
-
-    fn is_ready(&self) -> bool {
-        lock(&self.shared.state).dispatch.node(self.id).is_some_and(|node| node.slots > 0)
-    }
-
-    fn beat(&self, uploading: bool, results: u64) -> Result<(), SessionError> {
-        self.shared.decide(|dispatch, out| dispatch.beat(self.id, uploading, results, Instant::now(), out))
     }
 }

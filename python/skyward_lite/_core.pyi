@@ -2,6 +2,8 @@
 
 from typing import Any, TypeAlias
 
+LEAVE_SECONDS: float
+"""Seconds that leaving a pool takes at most, where nothing but its agents is to be ended; `rust/src/timing.rs` adds them up."""
 PROTOCOL: int
 """Version of the wire protocol."""
 QUEUE_SHIFT: int

@@ -31,5 +31,6 @@ pub mod node;
 mod python;
 pub mod queue;
 pub mod text;
+pub mod timing;
 pub mod transport;
 pub mod wire;

@@ -8,10 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use crate::timing::WINDOW;
 use crate::wire::{Attempt, Message};
 
-/// Bytes of prefetched payload (beyond the tasks that fill its slots) that a peer may hold.
-pub const WINDOW: usize = 64 * 1024 * 1024;
 /// Interval over which a peer's task rate is measured.
 const RATE_WINDOW: Duration = Duration::from_millis(100);
 /// What a batch may take on its way beside the network's round trip: wake-ups on both sides.

@@ -5,7 +5,8 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use skyward_lite::error::{FrameError, SessionError};
-use skyward_lite::wire::flood::{self, Flood, Piece};
+use skyward_lite::timing::{OUTPUT_HEAD, OUTPUT_TAIL};
+use skyward_lite::wire::flood::{Flood, Piece};
 use skyward_lite::wire::{
     Attempt, Body, CHUNK, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_NOTE, MAX_OPEN,
     MAX_REASON, Message, Outcome, Outgoing, PROTOCOL, Packer, put_preamble,
@@ -596,13 +597,13 @@ fn small_pieces_of_output_count() {
     };
     assert_eq!(count(&mut |n| (n, b"")), (0, 0, 0));
     let (pieces, bytes, left_out) = count(&mut |n| (n, b"x"));
-    assert!(pieces <= 1 + (flood::FIRST + flood::LAST) / 256, "{pieces}");
+    assert!(pieces <= 1 + (OUTPUT_HEAD + OUTPUT_TAIL) / 256, "{pieces}");
     assert_eq!(bytes + left_out, 1_000_000);
     let (pieces, bytes, left_out) = count(&mut |_| (1, b"x"));
     assert_eq!((bytes, left_out), (1_000_000, 0), "no more is left out than must be");
     assert!(pieces <= 1_000_000 / LINES + 1, "{pieces}");
     let (pieces, bytes, left_out) = count(&mut |_| (1, b"xxx"));
-    assert!((flood::FIRST..=flood::FIRST + flood::LAST).contains(&bytes) && pieces < 100, "{bytes} {pieces}");
+    assert!((OUTPUT_HEAD..=OUTPUT_HEAD + OUTPUT_TAIL).contains(&bytes) && pieces < 100, "{bytes} {pieces}");
     assert_eq!(bytes + left_out, 3_000_000);
 }
 
@@ -635,7 +636,7 @@ fn output_is_bounded_when(close: bool) {
         .collect();
     let gap = texts.iter().position(|(stream, _)| *stream == LEFT_OUT).unwrap();
     let kept = texts.len() - 1;
-    assert_eq!((gap * LINES, (kept - gap) * LINES), (flood::FIRST, flood::LAST));
+    assert_eq!((gap * LINES, (kept - gap) * LINES), (OUTPUT_HEAD, OUTPUT_TAIL));
     assert_eq!(texts[gap].1, ((1000 - kept) * LINES).to_string());
     assert!(texts.last().unwrap().1.iter().all(|byte| *byte == b'y'), "the end is kept");
 }
@@ -668,7 +669,7 @@ fn what_is_left_out_of_a_flood_is_counted() {
     }
     assert!(flood.is_empty());
     assert_eq!(came, went);
-    assert!(gaps > 500 && most > 2 * flood::FIRST, "{gaps} {most}");
+    assert!(gaps > 500 && most > 2 * OUTPUT_HEAD, "{gaps} {most}");
 }
 
 /// A message is cut so that no chunk makes others wait for more than 32 KiB.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use skyward_lite::queue::{Cancelled, Queue, WINDOW};
+use skyward_lite::queue::{Cancelled, Queue};
+use skyward_lite::timing::WINDOW;
 use skyward_lite::wire::{Attempt, Message};
 
 fn id(task: u64) -> Attempt {

@@ -20,8 +20,7 @@ from cloud import HERE, README, Call, Cloud, actions, allowed, aws, pool
 from joblib import Parallel, delayed
 from processes import eventually
 from skyward_lite.providers import Machine, NodeRequest
-from skyward_lite.providers.aws import boot as user_data
-from skyward_lite.providers.aws import run
+from skyward_lite.providers.aws import boot, launch
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"
@@ -117,7 +116,7 @@ def here(monkeypatch, tmp_path):
     """What says from where we come says 127.0.0.1."""
     answer = tmp_path / "address"
     answer.write_text("127.0.0.1\n")
-    monkeypatch.setattr(run, "CHECK_IP", answer.as_uri())
+    monkeypatch.setattr(launch, "CHECK_IP", answer.as_uri())
 
 
 @pytest.mark.parametrize("snippet", ["basic", "tuned", "learned"])
@@ -174,7 +173,7 @@ def test_launches_go_over_types_and_zones(cloud):
     cloud.spot_prices.update({("c5.large", zone): 0.03 for zone in ("us-east-1a", "us-east-1d", "us-east-1f")})
     cloud.capacity[("c5.large", "us-east-1b", "spot")] = 1
     with pool(2, aws(instance_type="c5.large", allocation="spot")) as opened:
-        places = [machine.offer.zone for machine in opened._machines]  # type: ignore[attr-defined]
+        places = [machine.launched.offer.zone for machine in opened._machines]  # type: ignore[attr-defined]
     assert places == ["us-east-1b", "us-east-1c"]
 
 
@@ -182,7 +181,7 @@ def test_spot_falls_back_to_on_demand(cloud):
     """Where spot has no capacity at all."""
     cloud.capacity[("*", "*", "spot")] = 0
     with pool(provider=aws(instance_type="c5.large")) as opened:
-        assert not opened._machines[0].offer.spot  # type: ignore[attr-defined]
+        assert not opened._machines[0].launched.offer.spot  # type: ignore[attr-defined]
     assert "InstanceMarketOptions.MarketType" not in cloud.instances()[0].request
 
 
@@ -190,7 +189,7 @@ def test_all_of_spot_is_not_all_there_is(cloud):
     """However many types and zones have a spot market, on-demand is asked for in the end."""
     cloud.capacity[("*", "*", "spot")] = 0
     with pool() as opened:
-        assert not opened._machines[0].offer.spot  # type: ignore[attr-defined]
+        assert not opened._machines[0].launched.offer.spot  # type: ignore[attr-defined]
 
 
 def test_enough_is_enough(cloud, caplog):
@@ -371,7 +370,7 @@ def test_an_instance_lives_as_long_as_its_client(cloud):
 
 def test_a_script_is_no_sign_of_life_without_its_session(tmp_path):
     """A build goes on when its client is gone; the signs that it gives do not."""
-    script = user_data.ALIVE.replace(user_data.DIRECTORY, str(tmp_path)) + "echo $!; exec sleep 60\n"
+    script = boot.sign_of_life().replace(boot.DIRECTORY, str(tmp_path)) + "echo $!; exec sleep 60\n"
     with subprocess.Popen(
         ["sh", "-c", "sh -s; true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
     ) as session:
@@ -468,7 +467,7 @@ def test_a_hundred_nodes_take_few_calls(cloud):
     provider.start(wanted, machines)
     assert len(machines) == 100
     one = machines[0].run  # type: ignore[attr-defined]
-    assert eventually(lambda: len(one.look([m.name for m in machines])) == 100, 20)
+    assert eventually(lambda: len(one.describe([m.name for m in machines])) == 100, 20)
     provider.stop(machines, 60.0)
     assert len(cloud.calls) <= 20, actions(cloud)
 

@@ -17,8 +17,7 @@ import skyward_lite as sky
 from cloud import aws, launches, pool
 from processes import eventually
 from skyward_lite.environment import build as bootstrap
-from skyward_lite.providers.aws import api as ec2
-from skyward_lite.providers.aws import run
+from skyward_lite.providers.aws import api, launch, run, tags
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"
@@ -252,7 +251,7 @@ def test_what_is_not_known_yet_is_ended_too(cloud):
 
 def test_a_launch_that_was_not_heard_of_is_ended_with_the_next(cloud, monkeypatch):
     """It was done all the same."""
-    monkeypatch.setattr(ec2, "ATTEMPTS", 2)
+    monkeypatch.setattr(api, "LAUNCH_ATTEMPTS", 2)
     with pool(2) as opened:
         first, second = cloud.instances()
         cloud.lose_response("RunInstances", 2)
@@ -266,7 +265,7 @@ def test_a_launch_that_was_not_heard_of_is_ended_with_the_next(cloud, monkeypatc
 
 def test_a_failed_termination_is_tried_again(cloud, monkeypatch):
     """While the pool lives."""
-    monkeypatch.setattr(run, "AGAIN", 0.2)
+    monkeypatch.setattr(run, "TERMINATION_RETRY_SECONDS", 0.2)
     with pool() as opened:
         first = cloud.instances()[0]
         cloud.fail("TerminateInstances", "UnauthorizedOperation", times=2)
@@ -285,7 +284,7 @@ def test_the_expiry_moves_on_without_those_that_ec2_forgot(cloud):
             calls = [call.parameters for call in cloud.calls if call.action == "CreateTags"]
             return {call["ResourceId.1"] for call in calls if "ResourceId.2" not in call}
 
-        group = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": [run.RUN]}])
+        group = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": [tags.RUN]}])
         assert eventually(lambda: {other.id, group["SecurityGroups"][0]["GroupId"]} <= tagged(), 20)
         assert opened.slots() == 4
 
@@ -375,7 +374,7 @@ def test_the_callers_address_is_found(cloud, monkeypatch, tmp_path):
     """From what AWS sees; where that does not answer, `ssh_from` is named."""
     answer = tmp_path / "answer"
     answer.write_text("203.0.113.7\n")
-    monkeypatch.setattr(run, "CHECK_IP", answer.as_uri())
+    monkeypatch.setattr(launch, "CHECK_IP", answer.as_uri())
     with pool(provider=aws(ssh_from="203.0.113.9")):
         groups = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": ["skyward-lite:run"]}])
     assert groups["SecurityGroups"][0]["IpPermissions"][0]["IpRanges"][0]["CidrIp"] == "203.0.113.9/32"
@@ -383,7 +382,7 @@ def test_the_callers_address_is_found(cloud, monkeypatch, tmp_path):
         groups = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": ["skyward-lite:run"]}])
     ranges = groups["SecurityGroups"][0]["IpPermissions"][0]["IpRanges"]
     assert [r["CidrIp"] for r in ranges] == ["203.0.113.7/32"]
-    monkeypatch.setattr(run, "CHECK_IP", "http://127.0.0.1:9/")
+    monkeypatch.setattr(launch, "CHECK_IP", "http://127.0.0.1:9/")
     with pytest.raises(sky.NodeStartError, match="ssh_from="):
         pool(provider=aws(ssh_from=None)).__enter__()
 

@@ -17,9 +17,9 @@ import skyward_lite as sky
 from cloud import Cloud, aws
 from skyward_lite.cli import reap
 from skyward_lite.cli.reap import Thing, judge
-from skyward_lite.providers.aws import api as ec2
-from skyward_lite.providers.aws import run
-from skyward_lite.providers.aws import tags as owner
+from skyward_lite.providers.aws import launch as launching
+from skyward_lite.providers.aws.api import Clients
+from skyward_lite.providers.aws.tags import client_fate, machine_name, start_time, this_process
 from test_border import FORGED, HOSTILE, is_harmless, serving
 
 NOW = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)
@@ -47,7 +47,7 @@ def ended_process() -> str:
     """Return the tag of a process of this machine that has ended."""
     with subprocess.Popen(["true"]) as process:
         process.wait()
-    return f"{owner.machine()} {process.pid} 1"
+    return f"{machine_name()} {process.pid} 1"
 
 
 # ---------------------------------------------------------------------------------------------------- the tags
@@ -118,14 +118,14 @@ def test_a_group_that_may_be_in_use():
 @pytest.mark.parametrize("pid", ["²", "0", "-1", "01", "9" * 30, "1" * 5000, "1 2", "", "1\n"])
 def test_a_process_that_was_never_one(pid):
     """Nothing is known of it: nobody of ours has written that."""
-    assert owner.fate(f"{owner.machine()} {pid} 1") == "unknown"
+    assert client_fate(f"{machine_name()} {pid} 1") == "unknown"
 
 
 def test_a_process_of_this_machine():
     """It is gone when it has ended; one of which no start is known may be the one that has its number now."""
-    assert owner.fate(ended_process()) == "gone"
-    assert owner.fate(owner.process()) == "lives"
-    assert owner.fate(owner.process().rpartition(" ")[0] + " ") == "unknown"
+    assert client_fate(ended_process()) == "gone"
+    assert client_fate(this_process()) == "lives"
+    assert client_fate(this_process().rpartition(" ")[0] + " ") == "unknown"
 
 
 def test_a_program_with_any_name(tmp_path):
@@ -134,21 +134,21 @@ def test_a_program_with_any_name(tmp_path):
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert owner.fate(f"{owner.machine()} {process.pid} 1") == "gone"
-        assert owner.fate(f"{owner.machine()} {process.pid} {owner._started(process.pid)}") == "lives"
+        assert client_fate(f"{machine_name()} {process.pid} 1") == "gone"
+        assert client_fate(f"{machine_name()} {process.pid} {start_time(process.pid)}") == "lives"
         process.kill()
 
 
 # ---------------------------------------------------------------------------------------------------- EC2
 
 
-_clients = functools.cache(ec2.Clients)
+_clients = functools.cache(Clients)
 
 
 @pytest.fixture(autouse=True)
 def clients(monkeypatch):
     """Each command has boto3's clients, which take it half a second to make: once will do."""
-    monkeypatch.setattr(ec2, "Clients", _clients)
+    monkeypatch.setattr(reap, "Clients", _clients)
 
 
 def launch(cloud: Cloud, run: str, **tags: str) -> str:
@@ -310,9 +310,9 @@ def test_an_address_that_cannot_be_found_out(monkeypatch):
         one.sendall(b"HTTP/1.0 500 \x1b[2J CRITICAL\x9b31m\r\n\r\n")
 
     with serving(answer) as server:
-        monkeypatch.setattr(run, "CHECK_IP", "http://{}:{}".format(*server.getsockname()))
+        monkeypatch.setattr(launching, "CHECK_IP", "http://{}:{}".format(*server.getsockname()))
         with pytest.raises(sky.NodeStartError, match="CRITICAL") as caught:
-            run._own_address()
+            launching.own_address()
     assert is_harmless("".join(traceback.format_exception(caught.value)))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 import uv
-from lab import Lab, machine
+from lab import machine
 from skyward_lite import credentials
 from skyward_lite.environment import build as bootstrap
 from skyward_lite.image import Image
@@ -168,13 +168,6 @@ def site(tmp_path_factory) -> Iterator[Site]:
         yield server
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("credentials"))
-    yield lab
-    lab.close()
 
 
 def leaks(directory: Path) -> list[str]:

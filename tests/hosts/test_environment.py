@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,13 +45,6 @@ TOOLS = [
     "sleep",
     *("date", "ls", "stat", "touch"),
 ]
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("bootstrap"))
-    yield lab
-    lab.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,25 +10,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 
 import fakes
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-from lab import Lab
 from processes import eventually
 from skyward_lite import _core
 
 TIMING = (0.05, 1.5, 1.5)
 """Seconds between heartbeats, for an answer, and for the end of what a draining node runs, here."""
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("hostile"))
-    yield lab
-    lab.close()
 
 
 @pytest.mark.parametrize("door", ["embedded", "sshd"])

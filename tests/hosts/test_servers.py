@@ -25,13 +25,6 @@ root_only = pytest.mark.skipif(
 PACKAGE = str(Path(sky.__file__).parent.parent)
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("servers"))
-    yield lab
-    lab.close()
-
-
 def as_it_is(lab: Lab, *options: str, env: dict[str, str] | None = None, **kwargs: object) -> Sshd:
     """Start a host on which this interpreter is used as it is."""
     return lab.host(*options, env={"PYTHONPATH": PACKAGE, **(env or {})}, **kwargs)

@@ -35,13 +35,6 @@ while data := server.recv(65536):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("ssh"))
-    yield lab
-    lab.close()
-
-
-@pytest.fixture(scope="module")
 def host(lab) -> Sshd:
     """A host that takes the lab's own key."""
     return lab.host()

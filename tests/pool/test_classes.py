@@ -812,6 +812,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_a_pipeline_with_a_memory_and_a_step_of_the_script(tmp_path, executor):
     """scikit-learn's cached transformers pickle the script's class by its name."""

@@ -27,6 +27,7 @@ CLASSIFIERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["call", "function"])
 def test_ten_classifiers_are_the_first_tasks_of_a_pool(where):
     """Each has a module of its own, imported when the call is rebuilt or within the function."""
@@ -148,6 +149,7 @@ def test_a_wait_for_an_import_is_not_the_tasks_time(modules):
         assert waiting.result(20) == 1
 
 
+@pytest.mark.slow
 def test_a_package_is_entered_by_two_modules_at_once(modules):
     """Python's own locks would let one of the two see a module that is half imported."""
     modules(WHOLE)

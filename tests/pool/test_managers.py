@@ -162,6 +162,7 @@ def orders(**env):
     return [eval(line) for line in run.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_all_workers_of_a_pool_hash_alike():
     """Four processes on two nodes see a set of strings in the same order."""
     workers, _ = orders()

@@ -923,6 +923,7 @@ def test_an_executable_that_is_no_python(monkeypatch, tmp_path):
     assert "set sys.executable" in said
 
 
+@pytest.mark.slow
 def test_an_executable_that_does_not_answer(monkeypatch, tmp_path):
     """It runs on: the error comes after `connect_timeout`, and it is ended."""
     path = script_at(tmp_path / "editor", "exec sleep 60")

@@ -401,6 +401,7 @@ def test_a_provider_may_serve_several_pools():
         assert outer.submit(operator.neg, 2).result(10) == -2
 
 
+@pytest.mark.slow
 def test_a_short_lease_is_kept_up():
     """Heartbeats are as frequent as the lease asks for."""
     with sky.pool(lease=1.0, plugins=[]) as pool:

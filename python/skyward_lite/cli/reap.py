@@ -20,18 +20,15 @@ from typing import Any, Literal
 
 from .. import _core
 from ..errors import NodeStartError
-from ..providers.aws import api as ec2
-from ..providers.aws import tags as owner
-from ..providers.aws.provider import MAX_TTL
-from ..providers.aws.run import EXPIRES, OWNER, PROCESS, RUN
-from ..providers.aws.termination import remove_group, terminate
+from ..providers.aws.api import AWSError, Clients
+from ..providers.aws.settings import MAX_TTL_SECONDS
+from ..providers.aws.tags import EXPIRES, OWNER, PROCESS, RUN, client_fate
+from ..providers.aws.termination import TERMINATION_SECONDS, delete_group, terminate
 
-SECONDS = 300.0
-"""Bound on ending what is over of one run."""
 LIVING = ["pending", "running", "stopping", "stopped", "shutting-down"]
 CLOCKS = datetime.timedelta(minutes=10)
 """By how much the clocks of a client and of this machine may differ: AWS refuses calls whose time is 5 minutes off."""
-LATEST = datetime.timedelta(seconds=MAX_TTL) + CLOCKS
+LATEST = datetime.timedelta(seconds=MAX_TTL_SECONDS) + CLOCKS
 """How far off an expiry can be."""
 FEW = 5
 """Names that are listed of what a person is to look at."""
@@ -56,7 +53,7 @@ class Verdict:
     why: str = ""
 
 
-def find(clients: ec2.Clients, failed: list[str]) -> dict[str, list[Thing]]:
+def find(clients: Clients, failed: list[str]) -> dict[str, list[Thing]]:
     """List what the region has of any run, by the run's id; `failed` gets what could not be listed.
 
     Raises `NodeStartError` if its instances cannot be listed.
@@ -104,7 +101,7 @@ def read_tags(listed: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return tags
 
 
-def judge(things: Sequence[Thing], now: datetime.datetime, fate: Callable[[str], str] = owner.fate) -> list[Verdict]:
+def judge(things: Sequence[Thing], now: datetime.datetime, fate: Callable[[str], str] = client_fate) -> list[Verdict]:
     """Return what the tags of a run's things say of each.
 
     The latest expiry counts for all: one call moves it on, and may not have come to its end.
@@ -158,7 +155,7 @@ def _expiry(tags: Mapping[str, str], now: datetime.datetime) -> datetime.datetim
     return expires
 
 
-def end(clients: ec2.Clients, things: Sequence[Thing], deadline: float) -> None:
+def end(clients: Clients, things: Sequence[Thing], deadline: float) -> None:
     """End these things of a run. Raises `NodeStartError` for what could not be."""
 
     def names(kind: str) -> list[str]:
@@ -181,11 +178,11 @@ def end(clients: ec2.Clients, things: Sequence[Thing], deadline: float) -> None:
             gone: dict[str, Any] = {parameter: name}
             try:
                 clients.call(operation, **gone)
-            except ec2.AWSError as error:
+            except AWSError as error:
                 if not error.code.endswith(".NotFound"):
                     raise
     for group in names("security group"):
-        remove_group(clients, group, deadline)
+        delete_group(clients, group, deadline)
 
 
 def reap(regions: list[str | None], *, dry_run: bool, only: str | None = None) -> int:
@@ -197,7 +194,7 @@ def reap(regions: list[str | None], *, dry_run: bool, only: str | None = None) -
     for region in regions:
         failed: list[str] = []
         try:
-            clients = ec2.Clients(region)
+            clients = Clients(region)
             runs = find(clients, failed)
         except NodeStartError as error:
             print(f"{region or 'the default region'}: {error}", file=sys.stderr)
@@ -224,7 +221,7 @@ def reap(regions: list[str | None], *, dry_run: bool, only: str | None = None) -
     return status
 
 
-def _reap_run(clients: ec2.Clients, run: str, things: Sequence[Thing], *, dry_run: bool, asked_for: bool) -> int:
+def _reap_run(clients: Clients, run: str, things: Sequence[Thing], *, dry_run: bool, asked_for: bool) -> int:
     """List one run, and end what is over of it: 0 if nothing is left but what lives, else 1."""
     verdicts = (
         [Verdict("over", "asked for")] * len(things)
@@ -248,7 +245,7 @@ def _reap_run(clients: ec2.Clients, run: str, things: Sequence[Thing], *, dry_ru
             status = 1
     if over and not dry_run:
         try:
-            end(clients, over, time.monotonic() + SECONDS)
+            end(clients, over, time.monotonic() + TERMINATION_SECONDS)
             print(f"{clients.region}: run {_shown(run)}: ended")
         except NodeStartError as error:
             print(f"{clients.region}: run {_shown(run)}: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ import time
 
 from .. import _core, credentials
 from ..environment import build as bootstrap
+from ..environment import scripts
 from ..errors import NodeStartError
 from . import Machine, NodeRequest, PreparedMachine
 
@@ -53,28 +54,15 @@ class RemoteMachine(Machine):
         python = self._verified(connection, self.python)
         return PreparedMachine(connection, f"exec {shlex.quote(python)} -P -m skyward_lite.node.agent {self.agent}")
 
-    def _run(self, connection: _core.Connection, script: bytes, bound: float) -> tuple[dict[str, list[str]], int, str]:
-        """Run one of our scripts: what it said, its exit status and its standard error."""
-        status, stdout, stderr = connection.run(bootstrap.COMMAND, script, bound)
-        said = bootstrap.said(stdout)
-        printed = self._shown(stderr)
-        if said is None:
-            seen = self._shown(b"\n".join((stdout, stderr)), 1000)
-            raise NodeStartError(
-                f"`{bootstrap.COMMAND}` does not run there (status {status}): the server may force a command of its "
-                f"own (ForceCommand), or the account has no shell. It printed: {seen or 'nothing'}"
-            )
-        return said, 255 if status is None else status, printed
+    def run_script(self, connection: _core.Connection, script: bytes, bound: float) -> scripts.ScriptResult:
+        """Run one of our scripts, for `bound` seconds at most; the image's secrets are masked in what it printed."""
+        return scripts.run(connection, script, bound, self.wanted.image.secrets())
 
-    def _shown(self, printed: bytes, limit: int = 4000) -> str:
-        """Return what a host printed as it may be shown: without credentials, and harmless to a terminal or a log."""
-        # Masked before anything is cut off: half a URL would not be known for one.
-        text = credentials.mask(printed.decode(errors="backslashreplace").strip(), self.wanted.image.secrets())
-        return _core.printable(text, limit)
+    _run = run_script
 
     def _probe(self, connection: _core.Connection, env: str) -> bootstrap.Facts:
         """Find out what the host has, and whether it has this environment."""
-        said, status, printed = self._run(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
+        said, status, printed = self.run_script(connection, bootstrap.probe(env), bootstrap.PROBE_SECONDS)
         if status:
             raise NodeStartError(f"the script that looks at it ended with status {status}: {printed or 'no reason'}")
         return bootstrap.facts(said)
@@ -102,7 +90,7 @@ class RemoteMachine(Machine):
         for kind, name, data in bootstrap.files(facts, image):
             uploads[kind] = self._upload(connection, facts.root, name, data)
         # Not in a variable: the script has the credentials, and what reports errors may show variables.
-        said, status, printed = self._run(
+        said, status, printed = self.run_script(
             connection, self.prelude.encode() + bootstrap.build(facts, image, env, uploads), bootstrap.BUILD_SECONDS
         )
         if status:
@@ -135,12 +123,14 @@ class RemoteMachine(Machine):
         )
         status, _, stderr = connection.run(f"sh -c {shlex.quote(script)}", data, UPLOAD_SECONDS)
         if status:
-            raise NodeStartError(f"{path} could not be written there: {self._shown(stderr)}")
+            raise NodeStartError(
+                f"{path} could not be written there: {scripts.shown(stderr, self.wanted.image.secrets())}"
+            )
         return path
 
     def _verified(self, connection: _core.Connection, python: str) -> str:
         """Check that an interpreter can be used as it is."""
-        said, status, printed = self._run(connection, bootstrap.verify(python, self.wanted.image), 60.0)
+        said, status, printed = self.run_script(connection, bootstrap.verify(python, self.wanted.image), 60.0)
         if status:
             raise NodeStartError(f"{python} cannot be used: {printed or f'status {status}'}")
         problems = said.get("problem", [])

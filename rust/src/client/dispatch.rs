@@ -21,15 +21,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::client::completions::QUEUE_SHIFT;
-use crate::client::liveness::{Ask, Liveness, Timing};
+use crate::client::liveness::{Ask, Liveness};
 use crate::client::node::{Node, NodeRecord, NodeState, Session, session};
 use crate::client::wakeups::Wakeups;
 use crate::queue::{Cancelled, PeerId, Queue};
+use crate::timing::Timing;
 use crate::wire::{AgentHello, Attempt, ClientHello, Control, Message, Outcome};
 
-/// A node that announced its departure is probably being replaced. Tasks that any node may run stay queued for this long
-/// after the announcement, which is as long as nodes have to start; then they fail, unless another node is there.
-const REPLACEMENT_TIMEOUT: Duration = Duration::from_secs(600);
 /// Most slots of a node whose user asked for one slot per core: the node tells its number of cores itself.
 const MAX_CORES: usize = 8192;
 
@@ -277,6 +275,9 @@ impl Dispatch {
     }
 
     /// Return why no task can ever run but on a node that the task is for alone; `None` if one can.
+    ///
+    /// A node that announced its departure is probably being replaced. Tasks that any node may run stay queued for
+    /// [`Timing::replacement`] after the announcement; then they fail, unless another node is there.
     fn no_eligible_node(&self, now: Instant) -> Option<String> {
         if self.closing {
             return Some("the pool is closed".to_owned());
@@ -286,7 +287,7 @@ impl Dispatch {
         }
         let mut reasons = Vec::new();
         for NodeRecord { node, draining_since, .. } in &self.nodes {
-            let is_replaced = |since: Instant| now.saturating_duration_since(since) < REPLACEMENT_TIMEOUT;
+            let is_replaced = |since: Instant| now.saturating_duration_since(since) < self.timing.replacement;
             match &node.state {
                 NodeState::Connecting | NodeState::Ready => return None,
                 NodeState::Draining(_) if draining_since.is_some_and(is_replaced) => return None,

@@ -12,12 +12,9 @@ use crate::client::inbox::Inbox;
 use crate::client::session::{self, NodeSpec, Sink};
 use crate::error::{FrameError, SessionError};
 use crate::queue::PeerId;
+use crate::timing::Timing;
 use crate::wire::{AgentHello, Body, ClientHello, Event, FrameSender, Offer, lock};
 
-/// How often the decider is told that time has passed.
-const TICK_INTERVAL: Duration = Duration::from_millis(200);
-/// Bound on the goodbyes of all nodes, which may have something to undo first.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Actions for which the buffer keeps memory.
 const KEPT_ACTIONS: usize = 1024;
 
@@ -90,8 +87,8 @@ impl Shared {
     }
 
     /// Let time pass until the pool is closed; then wait for the nodes' goodbyes.
-    pub async fn housekeeping(&self) {
-        let mut tick = tokio::time::interval(TICK_INTERVAL);
+    pub async fn housekeeping(&self, timing: Timing) {
+        let mut tick = tokio::time::interval(timing.tick);
         loop {
             tokio::select! {
                 () = self.close.notified() => break,
@@ -102,7 +99,7 @@ impl Shared {
             }
         }
         // The tasks that run the nodes' sessions end by themselves when their goodbye is sent.
-        let until = Instant::now() + GOODBYE_TIMEOUT;
+        let until = Instant::now() + timing.client_goodbye;
         let is_leaving = |state: &State| state.dispatch.nodes().any(|node| node.state.is_alive());
         while is_leaving(&lock(&self.state)) && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(1)).await;

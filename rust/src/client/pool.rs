@@ -20,16 +20,13 @@ use crate::client::dispatch::Dispatch;
 use crate::client::inbox::Inbox;
 pub use crate::client::inbox::Lines;
 use crate::client::io::{self, Shared, State};
-use crate::client::liveness::Timing;
 pub use crate::client::node::{Node, NodeState};
 pub use crate::client::session::NodeSpec;
 use crate::error::{NodeError, SshError};
 use crate::queue::{Cancelled, PeerId};
+use crate::timing::Timing;
 use crate::transport::ssh::{self, Connection, Target};
 use crate::wire::{Attempt, Message, Outcome, lock};
-
-/// Bound on whatever the runtime still does when the I/O thread has ended.
-const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Where a node's SSH server is.
 #[derive(Debug)]
@@ -78,8 +75,8 @@ impl Pool {
         let handle = runtime.handle().clone();
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("skyward-io".to_owned()).spawn(move || {
-            runtime.block_on(for_thread.housekeeping());
-            runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
+            runtime.block_on(for_thread.housekeeping(timing));
+            runtime.shutdown_timeout(timing.runtime_shutdown);
         })?;
         Ok(Self { shared, runtime: handle, thread: Mutex::new(Some(thread)), owner: std::process::id() })
     }

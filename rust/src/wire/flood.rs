@@ -4,15 +4,12 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::timing::{OUTPUT_HEAD, OUTPUT_TAIL};
+
 /// Standard output, in the lowest bits of the number that an output frame has for its stream.
 pub const STDOUT: u64 = 1;
 /// Standard error, alike.
 pub const STDERR: u64 = 2;
-
-/// Bytes that may wait before some are left out.
-pub const FIRST: usize = 1024 * 1024;
-/// The latest bytes that are kept of what comes beyond.
-pub const LAST: usize = 64 * 1024;
 
 /// What a piece counts for at least, in bytes: about the memory that it takes.
 const PIECE: usize = 256;
@@ -72,13 +69,13 @@ impl<F: PartialEq> Flood<F> {
             if unbroken { (&mut self.first, &mut self.bytes.0) } else { (&mut self.last, &mut self.bytes.1) };
         if let Some(before) = pieces.back_mut() {
             let cost = before.cost();
-            if (!unbroken || *bytes + piece.text.len() <= FIRST) && before.merge(&piece) {
+            if (!unbroken || *bytes + piece.text.len() <= OUTPUT_HEAD) && before.merge(&piece) {
                 *bytes += before.cost() - cost;
                 self.leave_out();
                 return;
             }
         }
-        if unbroken && self.bytes.0 + piece.cost() <= FIRST {
+        if unbroken && self.bytes.0 + piece.cost() <= OUTPUT_HEAD {
             self.bytes.0 += piece.cost();
             self.first.push_back(piece);
             return;
@@ -89,7 +86,7 @@ impl<F: PartialEq> Flood<F> {
     }
 
     fn leave_out(&mut self) {
-        while let Some(piece) = if self.bytes.1 > LAST { self.last.pop_front() } else { None } {
+        while let Some(piece) = if self.bytes.1 > OUTPUT_TAIL { self.last.pop_front() } else { None } {
             self.bytes.1 -= piece.cost();
             let before = self.gap.take().map_or(0, |gap| gap.left_out);
             let left_out = before.saturating_add(piece.left_out).saturating_add(piece.text.len());

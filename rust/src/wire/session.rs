@@ -17,29 +17,14 @@ use tokio::sync::Notify;
 
 use crate::error::{FrameError, SessionError};
 use crate::text;
+pub use crate::timing::{CREDIT, HEARTBEAT, LEAST_MESSAGE, MAX_ANSWERS, MAX_MESSAGE, NOTE_CREDIT, PEER_TIMEOUT};
 use crate::wire::flood::{Flood, Piece};
 use crate::wire::{
     Attempt, Body, CHUNK, Control, Decoder, Event, MAX_OPEN, Message, Offer, Outgoing, Packer, put_preamble,
 };
 
-/// How often each side says that it lives.
-pub const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Silence after which the other side is taken for lost; also the longest that one write may block.
-pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How finely waiting is counted.
 pub(crate) const SLICE: Duration = Duration::from_secs(1);
-/// Default cap of one message's payload, in bytes.
-pub const MAX_MESSAGE: usize = 4 << 30;
-/// Largest message that is taken whatever the user's limit is: an error's text has a bound of its own.
-pub const LEAST_MESSAGE: usize = 1024 * 1024;
-/// Bytes of results that a node may have on their way or unacknowledged at once; beyond it a single one.
-pub const CREDIT: usize = 64 * 1024 * 1024;
-/// Memory of notes, in bytes, that a node may have on their way or unanswered at once; beyond it a single one.
-pub const NOTE_CREDIT: usize = 16 * 1024 * 1024;
-/// Memory of answers, in bytes, that may wait to be sent to a peer. Only a peer that goes on asking and does not read gets
-/// there: a quarter of a million recalls, or a million acknowledgements, are one for each task that it holds, and leave
-/// ahead of all tasks.
-pub const MAX_ANSWERS: usize = 16 * 1024 * 1024;
 /// Events that are handed on before more are decoded, and the bytes of them.
 const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 1024 * 1024;

@@ -49,7 +49,7 @@ def test_exceptions_have_their_type_and_traceback(either_pool):
     text = str(caught.value.__cause__)
     assert isinstance(caught.value.__cause__, sky.RemoteTraceback)
     assert "in fail" in text
-    assert "take_tasks" not in text
+    assert "task_loop" not in text
 
 
 @pytest.mark.parametrize("stop", [SystemExit(3), KeyboardInterrupt()])

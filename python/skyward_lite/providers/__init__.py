@@ -77,8 +77,8 @@ class Provider(abc.ABC):
     shares_files = False
     """Whether all its machines do: see `Machine`."""
     leave = _core.LEAVE_SECONDS
-    """Seconds in which a pool's nodes and machines are gone when the pool is left. `stop` gets what the nodes' goodbye leaves
-    of it, at least half a second. The default has room for both: see `rust/src/timing.rs`."""
+    """Seconds in which a pool's nodes and machines are to be gone when the pool is left. `stop` gets what the goodbye to
+    the nodes leaves of it, at least half a second. The default has room for both: `rust/src/timing.rs` adds them up."""
     outlives_client = False
     """Whether what it starts would go on without this process: then SIGTERM, too, leaves the pool in order."""
 

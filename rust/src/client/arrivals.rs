@@ -11,7 +11,8 @@ use crate::client::node::{NodeState, NoteCredit, Session, session};
 use crate::error::{FrameError, NodeError, SessionError};
 use crate::queue::PeerId;
 use crate::text;
-use crate::wire::{Attempt, Body, CREDIT, Control, Event, Message, Offer, Outcome};
+use crate::timing::CREDIT;
+use crate::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
 
 impl Dispatch {
     /// Return whether a message of a node is to be stored, now that its first chunk is here: only results are of tasks that

@@ -8,8 +8,9 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::locks::lock;
 use crate::queue::PeerId;
-use crate::wire::{Attempt, Message, lock};
+use crate::wire::{Attempt, Message};
 
 /// A task's number has in the bits from this one on the number of the completion queue that its end goes to.
 pub const QUEUE_SHIFT: u32 = 40;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::locks::lock;
 use crate::queue::PeerId;
-use crate::wire::flood::{Flood, Piece, STDERR};
-use crate::wire::{LEFT_OUT, Message, lock};
+use crate::wire::flood::{Flood, Piece};
+use crate::wire::{LEFT_OUT, Message, STDERR};
 
 /// What a worker wrote: the node's name, the number of the stream as `node/stdio.rs` makes it, and the text.
 pub type Lines = (String, u64, Bytes);

@@ -11,9 +11,10 @@ use crate::client::dispatch::{Action, Dispatch};
 use crate::client::inbox::Inbox;
 use crate::client::session::{self, NodeSpec, Sink};
 use crate::error::{FrameError, SessionError};
+use crate::locks::lock;
 use crate::queue::PeerId;
 use crate::timing::Timing;
-use crate::wire::{AgentHello, Body, ClientHello, Event, FrameSender, Offer, lock};
+use crate::wire::{AgentHello, Body, ClientHello, Event, FrameSender, Offer};
 
 /// Actions for which the buffer keeps memory.
 const KEPT_ACTIONS: usize = 1024;

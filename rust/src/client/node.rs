@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::client::liveness::Liveness;
 use crate::error::FrameError;
 use crate::queue::PeerId;
-use crate::wire::{AgentHello, Message, NOTE_CREDIT};
+use crate::timing::NOTE_CREDIT;
+use crate::wire::{AgentHello, Message};
 
 /// Where a node stands. Its state only ever moves down this list.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -23,10 +23,11 @@ use crate::client::io::{self, Shared, State};
 pub use crate::client::node::{Node, NodeState};
 pub use crate::client::session::NodeSpec;
 use crate::error::{NodeError, SshError};
+use crate::locks::lock;
 use crate::queue::{Cancelled, PeerId};
 use crate::timing::Timing;
 use crate::transport::ssh::{self, Connection, Target};
-use crate::wire::{Attempt, Message, Outcome, lock};
+use crate::wire::{Attempt, Message, Outcome};
 
 /// Where a node's SSH server is.
 #[derive(Debug)]

@@ -10,10 +10,9 @@ use tokio::io::AsyncRead;
 
 use crate::error::{FrameError, NodeError, SessionError};
 use crate::text;
+use crate::timing::{LEAST_MESSAGE, PEER_TIMEOUT};
 use crate::transport::ssh::{self, Connection};
-use crate::wire::{
-    AgentHello, ClientHello, Event, EventReader, FrameSender, LEAST_MESSAGE, Offer, PEER_TIMEOUT, hello, read_hello,
-};
+use crate::wire::{AgentHello, ClientHello, Event, EventReader, FrameSender, Offer, hello, read_hello};
 
 /// Bound on finding out why an agent did not start.
 const START_DIAGNOSIS_TIMEOUT: Duration = Duration::from_secs(10);

@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::Instant;
 
 use crate::queue::PeerId;
-pub use crate::wire::flood::{STDERR, STDOUT};
 use crate::wire::{FrameSender, LINES, lock};
+pub use crate::wire::{STDERR, STDOUT};
 
 /// The text ends within a line, and the worker has written no more for now: the line is worth showing.
 pub const PAUSED: u64 = 4;

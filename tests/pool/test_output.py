@@ -399,7 +399,7 @@ def test_parts_of_lines_are_put_together(monkeypatch, rows, file, terminal):
 
 
 def test_a_line_without_an_end_is_bounded(monkeypatch):
-    """It is written in parts, of which the printer holds one at most, and no other line comes between them before that."""
+    """It is written in parts, of which the printer holds one at most; until then no other line comes between them."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     printer = Printer(None)

@@ -16,7 +16,7 @@ import pytest
 import skyward_lite as sky
 from lab import Lab, Sshd, keygen
 from skyward_lite._version import PYTHON
-from skyward_lite.cli import check as doctor
+from skyward_lite.cli import hosts
 from skyward_lite.environment import scripts
 
 TOOLS = (
@@ -57,7 +57,7 @@ def program(settings: str) -> tuple[str, str]:
     return (
         "-c",
         (
-            "import sys; from skyward_lite import __main__; from skyward_lite.cli import check as doctor; "
+            "import sys; from skyward_lite import __main__; from skyward_lite.cli import check, measure; "
             "from skyward_lite.environment import probe; "
             f"{settings}; sys.exit(__main__.main())"
         ),
@@ -65,7 +65,7 @@ def program(settings: str) -> tuple[str, str]:
 
 
 COMMAND = ("-m", "skyward_lite")
-QUICK = program("doctor.SIZES = (1 << 16,)")
+QUICK = program("measure.SAMPLE_BYTES = (1 << 16,)")
 """The command, but that it measures speed with a few bytes."""
 
 
@@ -128,7 +128,7 @@ def test_the_lines_for_people(lab):
 def test_an_environment_that_is_there(lab):
     """Its versions are compared with the client's."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
-    host.furnish(doctor._image())
+    host.furnish(hosts.default_image())
     status, text = check(lab, host.name)
     assert status == 0
     assert "environment     is there: " in text
@@ -339,7 +339,7 @@ def test_hosts_that_answer_nonsense(lab):
 def test_hosts_that_never_come_to_an_end(lab):
     """They are given up after a bound, and reported beside the others."""
     names = answering(lab, SILENT)
-    status, text = check(lab, *names, command=program("doctor.COMMAND_SECONDS = probe.PROBE_SECONDS = 1.0"))
+    status, text = check(lab, *names, command=program("check.COMMAND_SECONDS = probe.PROBE_SECONDS = 1.0"))
     assert status == 1
     assert text.count("CANNOT be used") == 3
     assert text.count("not done within 1 s") == 2

@@ -14,7 +14,7 @@ import pytest
 import skyward_lite as sky
 from lab import Lab
 from skyward_lite.__main__ import main
-from skyward_lite.cli import clean
+from skyward_lite.cli.report import CacheEntry
 from skyward_lite.environment import build, bundle, probe, scripts
 
 DAY = 86400
@@ -46,7 +46,7 @@ def sweep(root: Path, seconds: int, *, dry_run: bool = False, **env: str) -> dic
     done = subprocess.run(["sh", "-s"], input=script, env=env, capture_output=True, timeout=30, check=True)
     said = scripts.parse_report(done.stdout)
     assert said is not None
-    found = [(kind, clean._found(kind, line)) for kind, lines in said.items() if kind != "" for line in lines]
+    found = [(kind, CacheEntry.parse(kind, line)) for kind, lines in said.items() if kind != "" for line in lines]
     return {Path(one.path).name: kind for kind, one in found if one is not None and one.path.startswith(f"{root}/")}
 
 

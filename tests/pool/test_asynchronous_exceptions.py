@@ -21,7 +21,7 @@ def raise_when_idle(how, over, done):
     thread = threading.get_ident()
 
     def raise_there():
-        while not os.path.exists(over) or sys._current_frames()[thread].f_code.co_name != "take_tasks":
+        while not os.path.exists(over) or sys._current_frames()[thread].f_code.co_name != "_take":
             time.sleep(0.01)
         if how == "alarm":
             os.kill(os.getpid(), signal.SIGALRM)

@@ -124,10 +124,11 @@ def test_a_wait_for_an_import_is_not_the_tasks_time(modules):
         from skyward_lite.node import first_imports
 
         def stay():
-            hold.held.set()
-            return hold.let_go.wait(30)
+            with first_imports.alone():
+                hold.held.set()
+                return hold.let_go.wait(30)
 
-        threading.Thread(target=first_imports.alone, args=(stay,)).start()
+        threading.Thread(target=stay).start()
         return hold.held.wait(20)
 
     def import_quick():

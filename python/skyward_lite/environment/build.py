@@ -13,7 +13,7 @@ from pathlib import Path
 from .._version import PYTHON, __version__
 from ..errors import NodeStartError
 from ..image import Image
-from . import bundle, installer, probe, scripts
+from . import installer, probe, scripts
 
 LOCK_WAIT_SECONDS = 1800
 """For how long a build waits for another client's build of the same environment."""
@@ -124,24 +124,3 @@ def agent_command(python: str, arguments: str) -> str:
     """
     words = shlex.split(arguments)
     return f"exec {scripts.command(scripts.read('agent.sh'), python, '-P', '-m', 'skyward_lite.node.agent', *words)}"
-
-
-# Names for the commands until they use the modules themselves.
-Facts = probe.Facts
-name = bundle.environment_name
-_needed_libc = bundle.needed_glibc
-fits = bundle.runs_there
-NEEDED = probe.MIN_FREE_MB
-interpreter = probe.interpreter
-remedy = probe.remedy
-MOST_VALUES = scripts.MAX_VALUES
-number = scripts.parse_number
-build = build_script
-clean = clean_script
-
-
-def _fill(script: str, **values: str) -> str:
-    import re
-
-    values = {"MARK": scripts.REPORT_MARKER, **values}
-    return re.sub("@([A-Z]+)@", lambda place: values.get(place[1], place[0]), script)

@@ -68,10 +68,6 @@ class RemoteMachine(Machine):
         script = probe.verify_script(python, self.wanted.image)
         return probe.verified(python, self.run_script(connection, script, probe.VERIFY_SECONDS))
 
-    _run = run_script
-    _probe = probe_host
-    _verified = verify_python
-
     def _environment(self, connection: _core.Connection) -> str:
         """Return the interpreter of the image's environment, which is made if it is not there."""
         env = bundle.environment_name(self.wanted.image)

@@ -26,6 +26,7 @@
 
 pub mod client;
 pub mod error;
+mod locks;
 pub mod node;
 #[cfg(feature = "python")]
 mod python;

@@ -2,23 +2,23 @@
 //!
 //! # Leaving a pool
 //!
-//! Each process that is being left waits for the process below it, so each bound must exceed the sum of the bounds that
+//! The client waits for its agents, which wait for their workers; so each bound must exceed the sum of the bounds that
 //! it contains. The unit test at the end of this file adds them up.
 //!
 //! | who waits | for what | bound | contains | slack |
 //! |---|---|---|---|---|
-//! | worker | plugins' contexts, threads, `atexit` and finalizers of its interpreter | [`Timing::worker_exit`], 2 s | | |
-//! | agent | its workers, which it has told to end | [`Timing::worker_exit`], 2 s | the worker | 0: then it kills them |
-//! | agent | the workers' processes, which it has killed | [`Timing::worker_kill`], 1 s | | |
-//! | agent | the client, which closes the session when it has read the goodbye | [`Timing::agent_goodbye`], 1 s | | |
-//! | client | all nodes' goodbyes | [`Timing::client_goodbye`], 5 s | the agent: 2 + 1 + 1 s | 1 s |
-//! | client | the rest of its runtime's threads | [`Timing::runtime_shutdown`], 0.5 s | | |
-//! | pool (Python) | the nodes' machines: `Provider.leave` | [`Timing::provider_leave`], 6.5 s | the client: 5 + 0.5 s | 1 s |
+//! | worker | its interpreter: plugins' contexts, threads, `atexit` | [`Timing::worker_exit`], 2 s | | |
+//! | agent | workers that it told to end, before it kills them | [`Timing::worker_exit`], 2 s | the worker | none |
+//! | agent | workers that it killed | [`Timing::worker_kill`], 1 s | | |
+//! | agent | the client, which closes the session after the goodbye | [`Timing::agent_goodbye`], 1 s | | |
+//! | client | the goodbyes of all its nodes | [`Timing::client_goodbye`], 5 s | the agent: 2 + 1 + 1 s | 1 s |
+//! | client | the threads of its runtime | [`Timing::runtime_shutdown`], 0.5 s | | |
+//! | pool (Python) | the end of the nodes' machines | [`Timing::provider_leave`], 6.5 s | the client: 5 + 0.5 s | 1 s |
 //!
-//! `Provider.leave` is counted from before the client says goodbye; what is left of it when the client's core is closed,
-//! but at least half a second, is what `Provider.stop` gets. A provider whose machines take longer to end, as those of AWS
-//! do, has a `leave` of its own. Callbacks of futures, which are the user's code, are waited for beside these bounds
-//! (`LEAVE` in `client/pool.py`).
+//! The last one is `Provider.leave`. Its time begins before the client says goodbye; `Provider.stop` gets the rest of
+//! it, but at least half a second. A provider whose machines take longer to end, as those of AWS do, has a `leave` of
+//! its own. Callbacks of futures, which are the user's code, are waited for beside these bounds (`LEAVE` in
+//! `client/pool.py`).
 
 use std::time::Duration;
 
@@ -26,7 +26,8 @@ use std::time::Duration;
 pub const WINDOW: usize = 64 * 1024 * 1024;
 /// Default cap of one message's payload, in bytes.
 pub const MAX_MESSAGE: usize = 4 << 30;
-/// A message up to this size, in bytes, is taken whatever the user's limit is: the text of an error has a cap of its own.
+/// A message up to this size, in bytes, is taken whatever the user's limit is: the text of an error has a cap of its
+/// own.
 pub const LEAST_MESSAGE: usize = 1024 * 1024;
 /// Bytes of results that a node may have sent without an acknowledgement. A result that is larger travels alone.
 pub const CREDIT: usize = 64 * 1024 * 1024;
@@ -37,11 +38,11 @@ pub const AGENT_BACKLOG: usize = 256 * 1024 * 1024;
 /// Bytes of results that a worker stores until the agent reads them; with more, a thread that ends a task has to wait.
 pub const WORKER_BACKLOG: usize = 64 * 1024 * 1024;
 /// Memory of answers, in bytes, that may wait to be sent to a peer. Only a peer that goes on asking without reading
-/// exceeds it: 16 MiB are the answers to a quarter of a million recalls, or a million acknowledgements, which is one for
-/// each task that the peer holds, and all of them are sent ahead of tasks.
+/// exceeds it: 16 MiB are the answers to a quarter of a million recalls, or a million acknowledgements, which is one
+/// for each task that the peer holds, and all of them are sent ahead of tasks.
 pub const MAX_ANSWERS: usize = 16 * 1024 * 1024;
-/// Bytes of tasks' output that wait at one end. Of more, the first [`OUTPUT_HEAD`] and the last [`OUTPUT_TAIL`] are kept
-/// (see `wire/flood.rs`).
+/// Bytes of tasks' output that wait at one end. Of more, the first [`OUTPUT_HEAD`] and the last [`OUTPUT_TAIL`] are
+/// kept (see `wire/flood.rs`).
 pub const OUTPUT_HEAD: usize = 1024 * 1024;
 /// See [`OUTPUT_HEAD`].
 pub const OUTPUT_TAIL: usize = 64 * 1024;
@@ -58,9 +59,9 @@ pub struct Timing {
     pub tick: Duration,
     /// The agent's bound on the client's hello.
     pub hello: Duration,
-    /// The client's bound on a node's answer to a heartbeat, a recall, a cancel or an abort. An honest agent answers the
-    /// first three at once, and an abort when the task has been ended, which takes it a few seconds. The bound is as long
-    /// because the request may wait behind an upload; a longer wait would end the node's lease.
+    /// The client's bound on a node's answer to a heartbeat, a recall, a cancel or an abort. An honest agent answers
+    /// the first three at once, and an abort when the task has been ended, which takes it a few seconds. The bound is
+    /// as long because the request may wait behind an upload; a longer wait would end the node's lease.
     pub answer: Duration,
     /// The client's bound on a node that announced its departure to end what it runs. EC2 gives two minutes.
     pub drain: Duration,

@@ -6,13 +6,13 @@ Every call is made within `translate_errors`: what AWS refuses is raised as an `
 from __future__ import annotations
 
 import contextlib
-import random
 import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ... import _core
+from ...backoff import Backoff
 from ...errors import NodeStartError
 
 CONSISTENCY_SECONDS = 15.0
@@ -122,17 +122,16 @@ class Clients:
         A transient failure is tried again, with the request's client token, so that no instance is launched twice.
         Raises `AWSError` if EC2 refuses, and if the outcome is unknown after the last attempt or `give_up()`.
         """
-        for attempt in range(LAUNCH_ATTEMPTS):
+        backoff = Backoff(0.5, factor=2.0, jitter=(0.5, 1.0), most=LAUNCH_ATTEMPTS - 1)
+        while True:
             try:
                 with translate_errors("run_instances", self.region, request["InstanceType"]):
                     launched = self.launcher.run_instances(**request)["Instances"]
                     return [instance["InstanceId"] for instance in launched]
             except AWSError as error:
                 may_pass = error.transient or error.code in NOT_YET_KNOWN
-                if not may_pass or attempt == LAUNCH_ATTEMPTS - 1 or give_up():
+                if not may_pass or give_up() or not backoff.pause():
                     raise
-                time.sleep(random.uniform(0.5, 1.0) * 0.5 * 2**attempt)
-        raise AssertionError("unreachable")
 
 
 # ---------------------------------------------------------------------------------------------------- errors
@@ -266,10 +265,8 @@ def first_pause(instances: int) -> float:
 
 def wait_until(done: Callable[[], bool], deadline: float, pause: float = 1.0) -> bool:
     """Wait until `done()`, with pauses that grow from `pause` seconds. Return whether it was done by the deadline."""
-    longest = PAUSE_GROWTH * pause
+    backoff = Backoff(pause, longest=PAUSE_GROWTH * pause, deadline=deadline)
     while not done():
-        if time.monotonic() > deadline:
+        if not backoff.pause():
             return False
-        time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-        pause = min(pause * 1.5, longest)
     return True

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 
-from ...environment import build as environment
+from ...environment import scripts
 
 USER = "skyward"
 SSH_PORT = 22
@@ -36,8 +35,8 @@ def user_data(host_key: tuple[str, str], user_key: str, ttl: float, orphan_timeo
     # On Ubuntu the system has not come up until this command is done, so the command must not wait for the system.
     early = ["--no-block", "--timer-property=DefaultDependencies=no"]
     poweroff = ["systemd-run", f"--unit={TTL_UNIT}", f"--on-active={ttl_seconds}s", *early, "systemctl", "poweroff"]
-    guard = _script(
-        "guard.sh",
+    guard = scripts.compose(
+        scripts.read("guard.sh", __file__),
         ORPHAN=orphan_seconds,
         TTL=ttl_seconds,
         TICK=max(1, min(MAX_TICK_SECONDS, orphan_seconds // 4)),
@@ -45,7 +44,7 @@ def user_data(host_key: tuple[str, str], user_key: str, ttl: float, orphan_timeo
         DIRECTORY=DIRECTORY,
         USER=USER,
         UNIT=TTL_UNIT,
-    )
+    ).decode()
     config = {
         "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": host_key[0], "ed25519_public": host_key[1]},
@@ -73,21 +72,16 @@ def agent_arguments(spot: bool) -> str:
     return f"stdio --alive {shlex.quote(DIRECTORY)}/alive{' --spot' if spot else ''}"
 
 
-def sign_of_life() -> str:
+def sign_of_life(directory: str = DIRECTORY) -> bytes:
     """Return what stands at the head of a long script, so that the guard leaves the instance alone while it runs."""
-    return _script("sign_of_life.sh", DIRECTORY=DIRECTORY)
+    return scripts.compose(scripts.read("sign_of_life.sh", __file__), DIRECTORY=directory)
 
 
 def rotate() -> bytes:
     """Return the script that gives the instance a host key of its own, and reports its public half as `key`."""
-    return _script("rotate.sh").encode()
+    return scripts.compose(scripts.read("rotate.sh", __file__))
 
 
 def install_python(minor: str) -> bytes:
     """Return the script that installs this minor version of Python."""
-    return (sign_of_life() + _script("install_python.sh", PYTHON=minor)).encode()
-
-
-def _script(name: str, **values: object) -> str:
-    text = Path(__file__).with_name(name).read_text()
-    return environment._fill(text, **{key: str(value) for key, value in values.items()})
+    return sign_of_life() + scripts.compose(scripts.read("install_python.sh", __file__), PYTHON=minor)

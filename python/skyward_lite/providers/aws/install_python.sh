@@ -1,7 +1,7 @@
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2154
 # Installs a Python that can make environments: the distribution's, else the one that uv provides.
-minor=@PYTHON@
-echo '@MARK@'
+minor=$GIVEN_PYTHON
+echo '== skyward_lite =='
 can_make_environments() { "python$minor" -I -c 'import venv, ensurepip' </dev/null 2>/dev/null; }
 if command -v dnf >/dev/null; then
   sudo -n dnf install -q -y "python$minor" "python$minor-pip" </dev/null >&2

@@ -2,7 +2,7 @@
 
 _wait_for_address → _enter      EC2 runs it, and its SSH server, known by the user-data's host key, lets us in
 boot.rotate → _enter            it makes a host key of its own, and lets us in again with that
-furnish                         Python, if the image lacks the client's
+install_python                  Python, if the image lacks the client's
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 from ... import _core
 from ..._version import PYTHON
-from ...environment import build as bootstrap
+from ...backoff import Backoff
+from ...environment import probe
 from ...errors import NodeStartError
 from .. import Machine, NodeRequest, PreparedMachine
 from ..remote import RemoteMachine
@@ -58,7 +59,7 @@ class Instance(RemoteMachine):
         """The public host key that its SSH server must show: the user-data's, then the one that the instance made."""
         self.launch_another = launch_another
         """Launches one more instance of the run, and appends it to the given list."""
-        self.prelude = boot.sign_of_life()
+        self.prelude = boot.sign_of_life().decode()
         self.agent = boot.agent_arguments(launched.offer.spot)
         self.boot_timed_out = False
         """Set when the instance did not let us in within `boot_timeout`."""
@@ -128,7 +129,7 @@ class Instance(RemoteMachine):
         address = self._wait_for_address(deadline)
         first = self._enter(core, address, self.host_key, deadline)
         self.run.entered.set()
-        report, status, printed = self._run(first, boot.rotate(), ROTATE_SECONDS)
+        report, status, printed = self.run_script(first, boot.rotate(), ROTATE_SECONDS)
         keys = report.get("key", [""])
         if status or not keys[0]:
             raise NodeStartError(f"it could not make its own host key: status {status}: {printed}")
@@ -140,7 +141,8 @@ class Instance(RemoteMachine):
     def _enter(self, core: _core.Pool, address: str, host_key: str, deadline: float) -> _core.Connection:
         """Connect as soon as the instance's SSH server lets us in. A wrong host key is never tried again."""
         login_pauses = list(LOGIN_PAUSES)
-        pause, longest = CONNECT_PAUSES
+        first, longest = CONNECT_PAUSES
+        backoff = Backoff(first, longest=longest, deadline=deadline, sleep=self._wait)
         while True:
             try:
                 return core.connect(
@@ -159,26 +161,26 @@ class Instance(RemoteMachine):
                         f"{error.args[0]}: somebody may be between here and {address}; the instance is ended"
                     ) from error
                 if about == "authentication" and login_pauses:
-                    pause = login_pauses.pop(0)
-                elif about not in ("unreachable", "hung up", "timeout"):
+                    at_least = login_pauses.pop(0)
+                elif about in ("unreachable", "hung up", "timeout"):
+                    at_least = 0.0
+                else:
                     raise NodeStartError(str(error.args[0])) from error
-                if time.monotonic() + pause > deadline:
+                self._describe()
+                if not backoff.pause(at_least):
                     raise self._time_out(
                         f"it did not let us in within {self.run.settings.boot_timeout:.0f} s of its launch: "
                         f"{error.args[0]}. Does its security group allow SSH from here, and has its subnet a way out?"
                     ) from error
-                self._describe()
-                self._wait(pause)
-                pause = min(pause * 1.5, longest)
 
     # ------------------------------------------------------------------------------------------------ environment
 
-    def furnish(self, connection: _core.Connection, facts: bootstrap.Facts) -> bootstrap.Facts:
+    def install_python(self, connection: _core.Connection, facts: probe.Facts) -> probe.Facts:
         if (facts.python and facts.venv) or facts.uv:
             return facts
         log.info("%s: installing Python %s", self.name, PYTHON)
-        _, status, printed = self._run(connection, boot.install_python(PYTHON), INSTALL_SECONDS)
-        found = self._probe(connection, "none")
+        _, status, printed = self.run_script(connection, boot.install_python(PYTHON), INSTALL_SECONDS)
+        found = self.probe_host(connection, "none")
         if status or not ((found.python and found.venv) or found.uv):
             raise NodeStartError(f"Python {PYTHON} could not be installed there (status {status}): {printed}")
         return dataclasses.replace(found, root=facts.root)

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # Makes a host key that nobody else has seen, lets the server use it, and prints its public half.
-echo '@MARK@'
+echo '== skyward_lite =='
 sudo -n sh -s <<'ROOT_ENDS_HERE' || exit
 umask 077
 cd /etc/ssh || exit

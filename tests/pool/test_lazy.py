@@ -166,9 +166,9 @@ def test_importable_functions_travel_by_name(shared_pool):
     """Neither their code nor their module's globals are sent, also for what refers to itself, joblib and submit."""
     encoder = payload.Encoder(1 << 20)
     for value in (double, double.local, Scale.times, Scale.times.local, Scale.half):
-        head, _ = encoder.dumps(value)
-        assert b"cloudpickle" not in head
-        assert payload.loads(head, None) is value
+        pickled, _ = encoder.dumps(value)
+        assert b"cloudpickle" not in pickled
+        assert payload.loads(pickled, None) is value
         assert pickle.loads(pickle.dumps(value)) is value
     assert factorial(5) >> shared_pool == 120
     assert shared_pool.submit(double.local, 3).result(10) == 6

@@ -111,7 +111,7 @@ def rebuild_function(pickled: bytes) -> Any:
     return pickle.loads(pickled)
 
 
-# ------------------------------------------------------------------------------------------------ calls with a pickle each
+# ------------------------------------------------------------------------------------------------ a pickle each
 
 _local = threading.local()
 """`shared`: the values that the calls of a batch share, while the pickle of one of them is read."""
@@ -156,7 +156,7 @@ class Calls:
             yield self.current
 
     def _take(self, number: int, last: bool) -> Any:
-        """Return a buffer for one call: a copy, if a later call needs the buffer as well and this one could change it."""
+        """Return a buffer for one call: a copy if a later call takes the buffer, too, and this one could change it."""
         buffer = self._buffers[number]
         if last:
             self._buffers[number] = None

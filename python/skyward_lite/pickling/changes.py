@@ -113,7 +113,7 @@ class Changes:
             self._next_look = ended + max(LOOK_SECONDS, LOOK_FACTOR * (ended - began))
 
     def reason(self, name: str) -> str:
-        """Return why workers may have another version of a module, or of one that it uses; empty if they have this one."""
+        """Return why workers may have another version of a module or of one that it uses; empty if they have not."""
         if not self._reasons:
             return ""
         seen, left = {name}, [name]

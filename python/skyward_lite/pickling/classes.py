@@ -205,7 +205,7 @@ class Definitions:
         """Return the row of a class. Its digest covers all classes that it refers to, in however many steps."""
         row = self._rows.get(ident)
         if row is None:
-            reached = {id}
+            reached = {ident}
             waiting = [ident]
             while waiting:
                 new = self._references[waiting.pop()].keys() - reached

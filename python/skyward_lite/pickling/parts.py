@@ -61,8 +61,8 @@ def take_class(reduced: Any, _: Any, cls: type) -> Any:
         if key.startswith("__") or key == "_abc_impl":
             continue
         if type(value) in PLAIN_VALUES:
-            # `__init_subclass__` and metaclasses mostly look at attributes of these types. They may change an attribute,
-            # so it is set once more with the others.
+            # `__init_subclass__` and metaclasses mostly look at attributes of these types. They may change the
+            # attribute, so it is set once more with the others.
             namespace[key] = value
     make = make_class, type(cls), cls.__name__, bases, namespace, abstract
     return make, (attributes, names), set_class

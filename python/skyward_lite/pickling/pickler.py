@@ -44,7 +44,7 @@ class Shared:
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles values that go over `route`. What it may remember is in the attributes, which its owner sets and clears."""
+    """Pickles values that go over `route`."""
 
     shared: Shared | None = None
     """Set by the owner before each `dump` whose definitions others share; made here when it is first needed."""

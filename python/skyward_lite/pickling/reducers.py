@@ -39,9 +39,9 @@ BUILTIN: Final = frozenset((object, type, dict, list, tuple, set, int, float, st
 """Classes that are in so many pickles that the usual questions about them would take long."""
 EVERYWHERE: Final = frozenset(
     function
-    for module in (cloudpickle.cloudpickle, alone, arrays, classes, filters, managers, modules, parts, script, stand_ins)
-    for function in vars(module).values()
-    if type(function) is types.FunctionType and function.__module__ == module.__name__
+    for room in (cloudpickle.cloudpickle, alone, arrays, classes, filters, managers, modules, parts, script, stand_ins)
+    for function in vars(room).values()
+    if type(function) is types.FunctionType and function.__module__ == room.__name__
 )
 """Functions that our pickles are full of, and that each worker finds by name."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import logging
 import operator
 import os
@@ -508,3 +509,27 @@ def test_what_is_not_what_a_parameter_takes_is_named(wrong, says):
     """With what was probably meant."""
     with pytest.raises(TypeError, match=says):
         sky.pool(**wrong)
+
+
+def test_a_pool_is_left_in_order():
+    """Tasks end, then the plugins' contexts are left, then the machines are released, whatever raises before that."""
+    steps = []
+
+    def note(step):
+        steps.append(f"{step} {repr(pool).rpartition(' ')[2]}")
+
+    class Noting(sky.Local):
+        def stop(self, machines, timeout):
+            note("release")
+            super().stop(machines, timeout)
+
+    @contextlib.contextmanager
+    def around(_):
+        yield
+        note("plugin")
+        raise LookupError
+
+    pool = sky.pool(Noting(), worker=sky.Worker(concurrency=1), plugins=[sky.Plugin("p", around_client=around)])
+    with pytest.raises(LookupError), pool:
+        pool.submit(time.sleep, 0.3).add_done_callback(lambda _: note("task"))
+    assert steps == ["task closing>", "plugin closing>", "release closed>"]

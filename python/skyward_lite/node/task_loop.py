@@ -89,6 +89,8 @@ class TaskLoop:
         """The call, or the batch of calls, as it was rebuilt. Errors name it."""
         self._values: list[Any] = []
         """Of a batch, the values of the calls that have returned."""
+        self._value: Any = None
+        """What the task returned, until its end has been handed in: to drop it may run the task's own finalizers."""
         self._answer: Any = None
         """The attempt and how it ended, as `_core.Worker.finish` takes it; set just before the state becomes ENDED."""
         self._stray: BaseException | None = None
@@ -160,6 +162,7 @@ class TaskLoop:
                 if self._decorate is not None:
                     function = self._decorate(function)
                 code, value = payload.RETURNED, function(*args, **kwargs)
+            self._value = value
             nanos = perf_counter_ns() - start
             returned = True
             calls = len(self._values) if kind == payload.BATCH else 1
@@ -217,7 +220,7 @@ class TaskLoop:
     def _forget(self) -> None:
         """Forget the task: while this thread waits for the next one, it must not keep the last one's memory."""
         self._taken.clear()
-        self._call = self._stray = None
+        self._call = self._value = self._stray = None
         self._values = []
         self._warnings.view = None
         self._names.clear()

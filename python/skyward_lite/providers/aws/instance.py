@@ -2,7 +2,7 @@
 
 _wait_for_address → _enter      EC2 runs it, and its SSH server, known by the user-data's host key, lets us in
 boot.rotate → _enter            it makes a host key of its own, and lets us in again with that
-furnish                         Python, if the image lacks the client's
+install_python                  Python, if the image lacks the client's
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from ... import _core
 from ..._version import PYTHON
 from ...backoff import Backoff
-from ...environment import build as bootstrap
+from ...environment.probe import Facts
 from ...errors import NodeStartError
 from .. import Machine, NodeRequest, PreparedMachine
 from ..remote import RemoteMachine
@@ -175,12 +175,12 @@ class Instance(RemoteMachine):
 
     # ------------------------------------------------------------------------------------------------ environment
 
-    def furnish(self, connection: _core.Connection, facts: bootstrap.Facts) -> bootstrap.Facts:
+    def install_python(self, connection: _core.Connection, facts: Facts) -> Facts:
         if (facts.python and facts.venv) or facts.uv:
             return facts
         log.info("%s: installing Python %s", self.name, PYTHON)
         _, status, printed = self.run_script(connection, boot.install_python(PYTHON), INSTALL_SECONDS)
-        found = self._probe(connection, "none")
+        found = self.probe_host(connection, "none")
         if status or not ((found.python and found.venv) or found.uv):
             raise NodeStartError(f"Python {PYTHON} could not be installed there (status {status}): {printed}")
         return dataclasses.replace(found, root=facts.root)

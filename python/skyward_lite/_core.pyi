@@ -3,7 +3,7 @@
 from typing import Any, TypeAlias
 
 LEAVE_SECONDS: float
-"""Seconds that leaving a pool takes at most, where only its agents are to be ended (`rust/src/timing.rs`)."""
+"""Seconds that leaving a pool takes at most if its machines end with their agents: see `rust/src/timing.rs`."""
 PROTOCOL: int
 """Version of the wire protocol."""
 QUEUE_SHIFT: int

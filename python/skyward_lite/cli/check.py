@@ -314,8 +314,8 @@ def fingerprint(key: str) -> tuple[str, str]:
 def _shown_identities(config: Config) -> str:
     offered = [str(one[0] if isinstance(one, tuple) else one) for one in identities(config)]
     if config.ssh_agent is not None:
-        offered[0] = f"the agent at {offered[0]}"
-    there = [identity for identity in offered if identity.startswith("the agent") or os.path.exists(identity)]
+        offered[0] = f"the ssh-agent at {offered[0]}"
+    there = [one for one in offered if one.startswith("the ssh-agent") or os.path.exists(one)]
     return there[0] if len(there) == 1 else f"one of {', '.join(there)}"
 
 

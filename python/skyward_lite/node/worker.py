@@ -28,9 +28,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from .. import _core, messages, nesting
+from ..hooks import WorkerInfo
 from ..pickling import script
-from ..plugins import WorkerInfo
 from . import first_imports, take_socket, task_warnings
+from .home import Home
 from .task_loop import take_tasks
 
 END_POLL_SECONDS: Final = 1.0
@@ -43,7 +44,7 @@ TRACKERS: Final = ("multiprocessing", "loky.backend", "joblib.externals.loky.bac
 def main() -> None:
     """Connect to the agent and serve until it ends this process, or asks for its end."""
     worker = _core.Worker(prepare_process())
-    messages.be_worker(worker)
+    messages.be_worker(Home(worker).send)
     if worker.sys_path:
         sys.path[:] = worker.sys_path
     sys.argv[:] = nesting.take_arguments()

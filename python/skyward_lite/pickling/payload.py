@@ -29,6 +29,9 @@ Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 Loads = Callable[[bytes | memoryview, Sequence[Any] | None], Any]
 """Unpickles: see `loads`."""
 
+BACKEND_NAME: Final = "skyward"
+"""The name under which joblib knows our backend, at the client and in workers."""
+
 # Tags on the wire; frame.rs has the same.
 CALL: Final = 0
 """On a task: the pickle is `(function, args, kwargs)`."""

@@ -2,7 +2,7 @@
 
 connect                    on the host's own thread
   resolve → known → trust    what OpenSSH's tools say of the host (openssh.py, known_hosts.py)
-  _endpoint                  its name and port, or the proxy command that leads to it
+  endpoint                   its name and port, or the proxy command that leads to it
                            → a connection; from then on all hosts are alike (remote.py)
 """
 

@@ -17,7 +17,7 @@ from typing import Any
 from ... import _core
 from ..._version import PYTHON
 from ...backoff import Backoff
-from ...environment.probe import Facts
+from ...environment import probe
 from ...errors import NodeStartError
 from .. import Machine, NodeRequest, PreparedMachine
 from ..remote import RemoteMachine
@@ -175,7 +175,7 @@ class Instance(RemoteMachine):
 
     # ------------------------------------------------------------------------------------------------ environment
 
-    def install_python(self, connection: _core.Connection, facts: Facts) -> Facts:
+    def install_python(self, connection: _core.Connection, facts: probe.Facts) -> probe.Facts:
         if (facts.python and facts.venv) or facts.uv:
             return facts
         log.info("%s: installing Python %s", self.name, PYTHON)

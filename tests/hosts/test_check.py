@@ -234,6 +234,17 @@ def test_an_interpreter_that_is_used_as_it_is(lab):
     assert (step, "/nowhere/python" in text) == ("python", True)
 
 
+def test_an_interpreter_in_the_home_directory(lab):
+    """`--python ~/…` is found by the host's shell, and its versions are compared, too."""
+    host = plain(lab, PYTHONPATH=str(Path(sky.__file__).parent.parent))
+    python = lab.directory / "home" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    status, text = check(lab, "--python", "~/python", host.name)
+    assert (status, "~/python is used as it is" in text) == (0, True), text
+    assert f"skyward_lite {sky.__version__}, cloudpickle " in text
+
+
 def test_a_forced_command(lab):
     """A server that runs something else than what it is asked is found out."""
     host = plain(lab, "ForceCommand echo none of that")

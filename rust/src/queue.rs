@@ -506,6 +506,11 @@ impl Queue {
         self.tasks.get(&task).is_some_and(|e| e.place == Place::Orphan)
     }
 
+    /// The tasks that wait to be given to somebody. Looks at all tasks: for checks.
+    pub fn orphans(&self) -> impl Iterator<Item = u64> {
+        self.tasks.iter().filter(|(_, entry)| entry.place == Place::Orphan).map(|(task, _)| *task)
+    }
+
     /// A task to ask back, while nothing waits, some peer has a free slot that no earlier recall will fill, and the
     /// most loaded peer would not get to it before the answer is here.
     pub fn steal(&mut self, now: Instant) -> Option<(PeerId, Attempt)> {

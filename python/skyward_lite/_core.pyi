@@ -2,8 +2,12 @@
 
 from typing import Any, TypeAlias
 
+LEAVE_SECONDS: float
+"""Seconds that leaving a pool takes at most if its machines end with their agents: see `rust/src/timing.rs`."""
 PROTOCOL: int
 """Version of the wire protocol."""
+QUEUE_SHIFT: int
+"""A task's number has in the bits from this one on the number of the completion queue that its end comes out of."""
 
 _NodeRow: TypeAlias = tuple[str, str, str, int, float | None, int | None]
 """(name, state, reason, slots, round-trip time in seconds, the agent's process id); for the states see `Node`"""
@@ -107,7 +111,11 @@ class Pool:
         """
     def answer_note(self, node: int, note: int, error: bytes) -> None:
         """Tell a note's sender that the note was taken, or in `error` why not. Nobody hears it if the node is lost."""
-    def open_queue(self, lane: int) -> None: ...
+    def open_queue(self) -> int:
+        """Open a completion queue and return its number; queue 0 is open from the start.
+
+        The numbers of its tasks are from `(number << QUEUE_SHIFT) + 1` on.
+        """
     def close_queue(self, lane: int) -> None:
         """Let go of a lane all of whose tasks have ended."""
     def wake(self, lane: int) -> None:

@@ -21,17 +21,17 @@ use crate::error::{AgentError, FrameError, SessionError};
 use crate::node::actions::{Action, Input};
 use crate::node::state::{Settings, State, TICK};
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
-use crate::node::worker::UNWIND;
 use crate::queue::PeerId;
+use crate::timing::Timing;
 use crate::wire::{
     AgentHello, Body, ClientHello, Control, Event, EventReader, FrameSender, HEARTBEAT, LEAST_MESSAGE, MAX_REASON,
     Offer, WorkerHello, hello, lock, read_hello,
 };
 
 /// How long the client's hello is awaited.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
+const GREETING_TIMEOUT: Duration = Timing::DEFAULT.hello;
 /// How long the goodbye to the client may take, until it has read it and closed its end.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+const GOODBYE_TIMEOUT: Duration = Timing::DEFAULT.agent_goodbye;
 /// Pause between two looks whether all workers have ended.
 const EXIT_POLL: Duration = Duration::from_millis(1);
 
@@ -310,11 +310,13 @@ impl Agent {
     fn carry_out(self: &Arc<Self>, inner: &mut Inner) {
         let Inner { state, supervisor, actions, stop } = inner;
         let mut failed = Vec::new();
+        let mut replied = false;
         while !actions.is_empty() {
             for action in actions.drain(..) {
+                replied |= matches!(action, Action::Reply(_) | Action::Deliver(..));
                 match action {
-                    Action::Reply(control) => self.link.send(|o| o.control(control)),
-                    Action::Deliver(body, message) => self.link.send(|o| o.message(body, message)),
+                    Action::Reply(control) => self.link.stage(|o| o.control(control)),
+                    Action::Deliver(body, message) => self.link.stage(|o| o.message(body, message)),
                     Action::Assign(worker, task) => supervisor.assign(worker, task),
                     Action::Tell(worker, control) => supervisor.tell(worker, control),
                     Action::Start(worker) => {
@@ -333,12 +335,15 @@ impl Agent {
                 state.handle(Input::NotStarted(worker, why), Instant::now(), actions);
             }
         }
+        if replied {
+            self.link.flush();
+        }
     }
 
-    /// Have the workers end in order, and wait for them, at most [`UNWIND`].
+    /// Have the workers end in order, and wait for them, at most [`Timing::worker_exit`].
     async fn dismiss_workers(self: &Arc<Self>) {
         self.handle(Input::Dismiss);
-        self.wait_for_workers(UNWIND).await;
+        self.wait_for_workers(Timing::DEFAULT.worker_exit).await;
     }
 
     /// Kill all workers and what they started; no new ones are started from now on. Waits for them, so that none is left

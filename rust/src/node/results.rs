@@ -5,10 +5,9 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::node::actions::Action;
 use crate::queue::PeerId;
+use crate::timing::AGENT_BACKLOG;
 use crate::wire::{Attempt, Body, CREDIT, Message, NOTE_CREDIT};
 
-/// Bytes of results and notes beyond the credit at which the agent stops reading from its workers.
-pub const BACKLOG_BYTES: usize = 256 * 1024 * 1024;
 /// Between agent and client, a note's number has its worker's number in the bits from this one on. So the client's answer
 /// finds the worker that asked, and never the process that took this worker's place.
 const NOTE_WORKER_SHIFT: u32 = 40;
@@ -38,7 +37,7 @@ impl Results {
     /// Whether so many bytes wait for the client's credit that the workers are not to be read from.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.backlog_bytes + self.notes_backlog_bytes > BACKLOG_BYTES
+        self.backlog_bytes + self.notes_backlog_bytes > AGENT_BACKLOG
     }
 
     /// Results that the client has not acknowledged, and those that were not sent yet.

@@ -11,11 +11,11 @@ use bytes::Bytes;
 
 use crate::error::FrameError;
 use crate::node::actions::{Action, Exit, Input};
-use crate::node::results::BACKLOG_BYTES;
 use crate::node::tasks::Tasks;
 pub use crate::node::workers::TICK;
-use crate::node::workers::{ABORT_GRACE, MAX_EARLY_DEATHS, Role, Worker, Workers};
+use crate::node::workers::{ABORT_GRACE, MAX_EARLY_DEATHS, Role, WorkerState, Workers};
 use crate::queue::PeerId;
+use crate::timing::AGENT_BACKLOG;
 use crate::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome, PEER_TIMEOUT};
 
 /// What the decider knows from the client's hello. It never changes.
@@ -107,7 +107,7 @@ impl State {
         match offer.body {
             Body::Task => Err(FrameError::BadSequence("a task from a worker")),
             Body::Result => Ok(self.tasks.queue.holds(worker, offer.id)),
-            Body::Note => Ok(offer.unfinished == 0 || offer.unfinished.saturating_add(offer.size) <= BACKLOG_BYTES),
+            Body::Note => Ok(offer.unfinished == 0 || offer.unfinished.saturating_add(offer.size) <= AGENT_BACKLOG),
         }
     }
 
@@ -270,7 +270,7 @@ impl State {
     }
 
     /// Return how a worker's process ended, as a sentence without its end.
-    fn describe(&self, worker: &Worker, exit: &Exit) -> String {
+    fn describe(&self, worker: &WorkerState, exit: &Exit) -> String {
         let how = match &exit.unreadable {
             Some(error) => {
                 format!("was ended because what it sent cannot be read ({error}), perhaps a task wrote to its socket")

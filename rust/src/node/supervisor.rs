@@ -23,15 +23,16 @@ use crate::node::process_group::{Group, PAUSE, Survivors};
 use crate::node::slot_table::SlotTable;
 use crate::node::stdio::{self, STDERR, STDOUT, forward};
 use crate::queue::PeerId;
+use crate::timing::Timing;
 use crate::wire::{Attempt, Body, Control, Event, Message, Offer, WorkerHello};
 use crate::wire::{EventReader, FrameSender, LEAST_MESSAGE, PEER_TIMEOUT, hello, lock};
 
 /// How long the exit status of a worker is awaited that was killed, and the rest of what it had sent.
-pub const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+pub const EXIT_TIMEOUT: Duration = Timing::DEFAULT.worker_kill;
 /// How long output is awaited after the worker's end: a process outside of its group may hold the pipe.
 const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_millis(200);
 /// How often it is looked whether workers are to be read from again, if the notice of it was missed.
-const BACKLOG_POLL: Duration = Duration::from_millis(200);
+const BACKLOG_POLL: Duration = Timing::DEFAULT.tick;
 /// Variables that limit the threads of the numeric libraries, which each take all cores by themselves.
 const THREAD_VARIABLES: [&str; 7] = [
     "OMP_NUM_THREADS",

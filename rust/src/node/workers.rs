@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use crate::node::actions::{Action, Exit};
 use crate::node::tasks::Tasks;
 use crate::queue::PeerId;
+use crate::timing::Timing;
 use crate::wire::{Control, PEER_TIMEOUT};
 
 /// How often the decider is told that time has gone on.
-pub const TICK: Duration = Duration::from_millis(200);
+pub const TICK: Duration = Timing::DEFAULT.tick;
 /// How long an aborted task may go on before its worker is replaced. Most tasks that are aborted end by themselves.
 pub const ABORT_GRACE: Duration = Duration::from_secs(1);
 /// How long a worker that is being replaced may go on for the sake of its other tasks.
@@ -44,7 +45,7 @@ pub enum Role {
 
 /// One worker process.
 #[derive(Debug)]
-pub struct Worker {
+pub struct WorkerState {
     pub role: Role,
     /// It has said that it takes tasks.
     pub ready: bool,
@@ -54,7 +55,7 @@ pub struct Worker {
     has_ended_a_task: bool,
 }
 
-impl Worker {
+impl WorkerState {
     /// Whether it is taken for stopped: nothing came from it for longer than a living process lets pass.
     #[must_use]
     pub fn is_silent(&self) -> bool {
@@ -82,7 +83,7 @@ pub struct Blame {
 /// All worker processes. See the module's text.
 #[derive(Debug)]
 pub struct Workers {
-    members: BTreeMap<PeerId, Worker>,
+    members: BTreeMap<PeerId, WorkerState>,
     /// Tasks at once in one process.
     slots: usize,
     /// The node's cores.
@@ -131,7 +132,7 @@ impl Workers {
     }
 
     /// The workers that are there, by their numbers.
-    pub fn iter(&self) -> impl Iterator<Item = (PeerId, &Worker)> {
+    pub fn iter(&self) -> impl Iterator<Item = (PeerId, &WorkerState)> {
         self.members.iter().map(|(id, worker)| (*id, worker))
     }
 
@@ -140,14 +141,14 @@ impl Workers {
             return;
         }
         self.started += 1;
-        let worker = Worker { role, ready: false, silent_ticks: None, has_ended_a_task: false };
+        let worker = WorkerState { role, ready: false, silent_ticks: None, has_ended_a_task: false };
         self.members.insert(self.started, worker);
         out.push(Action::Start(self.started));
     }
 
     /// Forget a worker whose process could not be started. Returns whether the node cannot do without it.
     pub fn not_started(&mut self, worker: PeerId, now: Instant) -> bool {
-        let Some(Worker { role, .. }) = self.members.remove(&worker) else { return false };
+        let Some(WorkerState { role, .. }) = self.members.remove(&worker) else { return false };
         if role == Role::Spare {
             self.spare_due = Some(now + SPARE_RETRY);
         }
@@ -155,7 +156,7 @@ impl Workers {
     }
 
     /// Take out a worker whose process has ended.
-    pub fn remove(&mut self, worker: PeerId) -> Option<Worker> {
+    pub fn remove(&mut self, worker: PeerId) -> Option<WorkerState> {
         self.members.remove(&worker)
     }
 
@@ -195,7 +196,7 @@ impl Workers {
     ///
     /// Only tasks that began are suspects. If what the process sent could not be read, its answers are unknown, and each
     /// of the first `slots` tasks may have begun. An aborted task is no suspect: the process was ended for it.
-    pub fn blame(&self, id: PeerId, worker: &Worker, held: &[u64], exit: &Exit, tasks: &mut Tasks) -> Blame {
+    pub fn blame(&self, id: PeerId, worker: &WorkerState, held: &[u64], exit: &Exit, tasks: &mut Tasks) -> Blame {
         let aborted = tasks.take_aborting(id);
         let may_have_begun = if exit.unreadable.is_some() { held.len().min(self.slots) } else { 0 };
         let mut blame = Blame {

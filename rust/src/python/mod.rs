@@ -24,12 +24,12 @@ use pyo3::{create_exception, ffi};
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PublicKey};
 
-use crate::client::liveness::Timing;
 use crate::client::pool::{self, Endpoint, Node, NodeSpec, NodeState};
 use crate::error::{AgentError, NodeError, SessionError, SshError};
 use crate::node::agent::{self, AgentSpec};
 use crate::node::worker;
 use crate::text;
+use crate::timing::Timing;
 use crate::transport::server;
 use crate::transport::ssh::{self, Algorithms, Identity, Target, new_key};
 use crate::wire::{Attempt, MAX_BODY, MAX_PARTS, Message, PROTOCOL};
@@ -254,9 +254,12 @@ impl Pool {
     #[pyo3(signature = (attempts, max_payload, timing=None))]
     fn new(attempts: u16, max_payload: usize, timing: Option<(f64, f64, f64)>) -> PyResult<Self> {
         let timing = match timing {
-            Some((heartbeat, answer, drain)) => {
-                Timing { heartbeat: seconds(heartbeat)?, answer: seconds(answer)?, drain: seconds(drain)? }
-            }
+            Some((heartbeat, answer, drain)) => Timing {
+                heartbeat: seconds(heartbeat)?,
+                answer: seconds(answer)?,
+                drain: seconds(drain)?,
+                ..Timing::DEFAULT
+            },
             None => Timing::default(),
         };
         let inner = pool::Pool::with_timing(attempts, max_payload, timing).map_err(PyOSError::new_err)?;
@@ -413,8 +416,8 @@ impl Pool {
         self.inner.end(Attempt { task, attempt: 0 })
     }
 
-    fn open_queue(&self, lane: u64) {
-        self.inner.open_queue(lane);
+    fn open_queue(&self) -> u64 {
+        self.inner.open_queue()
     }
 
     fn close_queue(&self, lane: u64) {
@@ -673,5 +676,9 @@ mod _core {
         Buffer, Connection, CoreError, Pool, Worker, address, drain, generate_key, printable, serve, serve_embedded,
     };
     #[pymodule_export]
+    const LEAVE_SECONDS: f64 = super::Timing::DEFAULT.provider_leave.as_secs_f64();
+    #[pymodule_export]
     const PROTOCOL: u32 = super::PROTOCOL;
+    #[pymodule_export]
+    const QUEUE_SHIFT: u32 = super::pool::QUEUE_SHIFT;
 }

@@ -193,8 +193,8 @@ def test_queued_futures_can_be_cancelled(tmp_path):
         path.touch()
         done, pending = concurrent.futures.wait(futures, 20)
         assert not pending
-        for future, said in zip(futures, cancelled, strict=True):
-            if said:
+        for future, was_cancelled in zip(futures, cancelled, strict=True):
+            if was_cancelled:
                 assert future.cancelled()
                 with pytest.raises(concurrent.futures.CancelledError):
                     future.result()
@@ -418,11 +418,11 @@ def test_results_are_not_kept():
     with sky.pool(plugins=[]) as pool:
         future = pool.submit(operator.neg, 1)
         assert future.result(10) == -1
-        kept = weakref.ref(future)
+        future_ref = weakref.ref(future)
         del future
         pool.submit(operator.neg, 2).result(10)
         gc.collect()
-        assert kept() is None
+        assert future_ref() is None
 
 
 def test_a_client_without_standard_streams(tmp_path):

@@ -164,7 +164,7 @@ def test_a_start_marks_its_environment(lab):
 
 
 def test_the_command(lab, monkeypatch, capsys):
-    """Each host is cleaned, and what becomes of each thing is printed; one that cannot be reached makes the status 1."""
+    """Each host is cleaned, and what becomes of each thing is printed; an unreachable host makes the status 1."""
     monkeypatch.setattr(probe, "FALLBACK_DIRECTORIES", (str(lab.directory),))
     host, empty = lab.host(), lab.host()
     root = host.cache / "skyward_lite"

@@ -560,7 +560,7 @@ def host(tmp_path_factory):
     """A machine with the environment of an image, and none of this one's modules."""
     lab = Lab(tmp_path_factory.mktemp("modules"))
     host = lab.host()
-    host.furnish(sky.Image())
+    host.make_environment(sky.Image())
     yield host, lab.config
     lab.close()
 

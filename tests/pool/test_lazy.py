@@ -153,7 +153,7 @@ def test_the_first_error_of_a_node_is_raised(shared_pool):
 
 
 def test_only_ready_nodes_are_counted(shared_pool, monkeypatch):
-    """With none, that is said: an empty list would hide it."""
+    """With no ready node the error says so: an empty list would hide it."""
     monkeypatch.setattr(shared_pool, "nodes", lambda: [sky.Node("n", "lost", "gone", 0, None, None)])
     with pytest.raises(sky.NodeLostError, match="no node is ready"):
         double(1) @ shared_pool
@@ -369,10 +369,10 @@ def test_a_groups_results_are_not_kept(shared_pool):
     try:
         future = (double(1) & double(2)) > shared_pool
         assert future.result(10) == (2, 4)
-        double(3) >> shared_pool  # settled after it: the settling thread has moved on
-        kept = weakref.ref(future)
+        double(3) >> shared_pool  # resolved after it: the resolving thread has moved on
+        future_ref = weakref.ref(future)
         del future
-        assert kept() is None
+        assert future_ref() is None
     finally:
         gc.enable()
 

@@ -2,7 +2,7 @@
 
 connect                    on the host's own thread
   resolve → known → trust    what OpenSSH's tools say of the host (openssh.py, known_hosts.py)
-  _endpoint                  its name and port, or the proxy command that leads to it
+  endpoint                   its name and port, or the proxy command that leads to it
                            → a connection; from then on all hosts are alike (remote.py)
 """
 
@@ -157,7 +157,7 @@ class SSHMachine(RemoteMachine):
         while True:
             try:
                 return core.connect(
-                    endpoint=self._endpoint(config),
+                    endpoint=self.endpoint(config),
                     user=config.user,
                     host_keys=list(trust.host_keys),
                     revoked=list(known.revoked),
@@ -193,7 +193,7 @@ class SSHMachine(RemoteMachine):
         self.log.seek(0)
         return _core.printable(self.log.read(4096).strip())
 
-    def _endpoint(self, config: Config) -> int | tuple[str, int]:
+    def endpoint(self, config: Config) -> int | tuple[str, int]:
         """Return what `connect` takes: a socket that leads to the host, or its name and port."""
         return (config.hostname, config.port) if config.proxy is None else self.open_proxy(config.proxy)
 

@@ -128,7 +128,7 @@ def test_the_lines_for_people(lab):
 def test_an_environment_that_is_there(lab):
     """The versions in an environment that is there are compared with the client's."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
-    host.furnish(hosts.default_image())
+    host.make_environment(hosts.default_image())
     status, text = check(lab, host.name)
     assert status == 0
     assert "environment     is there: " in text

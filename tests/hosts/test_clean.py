@@ -91,7 +91,7 @@ def test_what_was_not_used_for_a_while_is_removed(root):
 def test_what_a_build_uses_is_kept(root):
     """A build that runs, or that another host may be running, protects what it uses; a dead process protects nothing.
 
-    Neither is one from before this host was started: its process id may be another's by now.
+    So does a process from before the host was started anew: its process id may be another's by now.
     """
     environment(root, "env-a-x.tmp.7", unused=31 * DAY, complete=False)
     environment(root, "env-b-x", unused=31 * DAY)
@@ -148,7 +148,7 @@ def test_what_cannot_be_removed_is_said(root, tmp_path):
 def test_a_start_marks_its_environment(lab):
     """The probe that finds an environment marks its use, and so does the agent that runs in it."""
     host = lab.host()
-    host.furnish(sky.Image())
+    host.make_environment(sky.Image())
     root = host.cache / "skyward_lite"
     (python,) = root.glob("env-*/bin/python")
     mark = python.parent.parent / "ready"
@@ -170,7 +170,7 @@ def test_the_command(lab, monkeypatch, capsys):
     root = host.cache / "skyward_lite"
     old = environment(root, "env-old-x", unused=31 * DAY)
     new = environment(root, "env-new-x", unused=3 * DAY)
-    host.furnish(sky.Image())
+    host.make_environment(sky.Image())
     start = ["clean", "--config", lab.config]
     assert main([*start, "--dry-run", host.name, empty.name]) == 0
     text = capsys.readouterr().out

@@ -15,7 +15,7 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command that the command line names, and return its exit status."""
+    """Run the command and return its exit status, which each command's help explains."""
     parser = argparse.ArgumentParser(prog="python -m skyward_lite", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     check = commands.add_parser(
@@ -33,30 +33,30 @@ def main(arguments: list[str] | None = None) -> int:
         "clean",
         help="remove the environments on hosts that nothing uses",
         description="Remove environments, and files that were sent for them, that no pool has used for 30 days. A host "
-        "does so by itself whenever it builds an environment.",
-        epilog="Exit status: 0 if nothing is left that should be removed, 1 if something is or could not be looked at.",
+        "does the same by itself whenever it builds an environment.",
+        epilog="Exit status: 0 if none of these is left, 1 if any is left or a host could not be examined.",
     )
     clean.add_argument("hosts", nargs="+", metavar="host", help="name, user@name, name:port or [address]:port")
     clean.add_argument("--config", metavar="FILE", help="an ssh configuration instead of your own, as by ssh -F")
-    clean.add_argument("--all", action="store_true", help="also what was used lately, but not within the last hour")
+    clean.add_argument("--all", action="store_true", help="also environments used lately, but not within the last hour")
     clean.add_argument("--dry-run", action="store_true", help="list only")
     reap = commands.add_parser(
         "reap",
         help="end what EC2 still has of runs that are over",
         description="List what sky.AWS() made, and end what has expired or belongs to a process of this machine that "
-        "has ended. What lives is left alone. What may live, as its tags leave it open, is left alone too, and listed "
-        "with the reason and the command that ends it.",
-        epilog="Exit status: 0 if nothing is left but what lives (with --dry-run: and what would be ended), 1 if "
-        "something is or could not be looked at, 2 for wrong usage.",
+        "has ended. Resources of a living process are left alone. So are those whose tags do not tell whether their "
+        "process lives: they are listed with the reason and the command that ends them.",
+        epilog="Exit status: 0 if nothing is left but resources of living processes (with --dry-run: and those that "
+        "would be ended), 1 if anything else is left or could not be examined, 2 for wrong usage.",
     )
     reap.add_argument("--region", action="append", metavar="NAME", help="instead of the default one; may be repeated")
     reap.add_argument("--dry-run", action="store_true", help="list only")
-    reap.add_argument("--run", metavar="ID", help="end the run whose id begins so, also if it lives; no other")
+    reap.add_argument("--run", metavar="ID", help="end only the run whose id begins with ID, even if it lives")
     check.set_defaults(command=_check)
     clean.set_defaults(command=_clean)
     reap.set_defaults(command=_reap)
     for stream in (sys.stdout, sys.stderr):
-        # A host may print characters that this terminal's encoding lacks.
+        # The messages of hosts may have characters that the encoding of this terminal lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     args = parser.parse_args(arguments)
@@ -91,7 +91,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         provider = SSH(*args.hosts, accept_new=args.accept_new, python=args.python, config=args.config)
     except ValueError as error:
         parser.error(str(error))
-    logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # the report says the rest
+    logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # the report has everything else
     return check(provider, as_json=args.json)
 
 

@@ -16,7 +16,7 @@ import pytest
 import skyward_lite as sky
 from cloud import aws, launches, pool
 from processes import eventually
-from skyward_lite.environment import build as bootstrap
+from skyward_lite._version import PYTHON
 from skyward_lite.providers.aws import api, launch, run, tags
 
 pytestmark = pytest.mark.skipif(
@@ -408,14 +408,14 @@ def test_python_comes_to_an_image_without_it(cloud, brings, installed):
         assert opened.submit(operator.mul, 6, 7).result(20) == 42
         installations = cloud.instances()[0].run("cat /run/installed 2>/dev/null || :")
         prefix = opened.submit(eval, "__import__('sys').base_prefix").result(20)
-    assert installations.splitlines() == [line.format(bootstrap.PYTHON) for line in installed]
+    assert installations.splitlines() == [line.format(PYTHON) for line in installed]
     assert ("/.local/share/uv/python/" in prefix) == (brings == "curl")
 
 
 def test_an_image_for_which_there_is_no_python(cloud):
     """If Python cannot be installed, the error has what the last attempt printed."""
     cloud.brings_python = "nothing"
-    with pytest.raises(sky.NodeStartError, match=f"Python {bootstrap.PYTHON} could not be installed .*nothing here"):
+    with pytest.raises(sky.NodeStartError, match=f"Python {PYTHON} could not be installed .*nothing here"):
         pool().__enter__()
 
 

@@ -17,7 +17,7 @@ import skyward_lite as sky
 from lab import Lab, Sshd, keygen
 from skyward_lite._version import PYTHON
 from skyward_lite.cli import hosts
-from skyward_lite.environment import build as bootstrap
+from skyward_lite.environment import scripts
 
 TOOLS = (
     "sh",
@@ -58,7 +58,7 @@ def program(settings: str) -> tuple[str, str]:
         "-c",
         (
             "import sys; from skyward_lite import __main__; from skyward_lite.cli import check, measure; "
-            "from skyward_lite.environment import build as bootstrap; "
+            "from skyward_lite.environment import probe; "
             f"{settings}; sys.exit(__main__.main())"
         ),
     )
@@ -78,7 +78,7 @@ def check(lab: Lab, *arguments: str, command: tuple[str, str] = QUICK) -> tuple[
 
 
 def failed(lab: Lab, host: str, *options: str) -> tuple[str, str, str]:
-    """Check a host that cannot be used: the step that failed last, what was said and what is to be done."""
+    """Check a host that cannot be used: the step that failed last, its text and its remedy."""
     status, text = check(lab, "--json", host, *options)
     assert status == 1
     (report,) = json.loads(text)["hosts"]
@@ -96,10 +96,10 @@ def test_a_host_that_can_be_used(lab):
     """Every step is there, with its figures; nothing but the cache directory is made."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
     status, text = check(lab, "--json", host.name, command=COMMAND)
-    said = json.loads(text)
+    output = json.loads(text)
     assert status == 0, text
-    assert said["client"]["skyward_lite"] == sky.__version__
-    (report,) = said["hosts"]
+    assert output["client"]["skyward_lite"] == sky.__version__
+    (report,) = output["hosts"]
     assert report["usable"] is True
     steps = {step["step"]: step for step in report["steps"] if step["status"] == "ok"}
     assert list(steps) == [
@@ -128,7 +128,7 @@ def test_the_lines_for_people(lab):
 def test_an_environment_that_is_there(lab):
     """Its versions are compared with the client's."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
-    host.furnish(hosts.default_image())
+    host.make_environment(hosts.default_image())
     status, text = check(lab, host.name)
     assert status == 0
     assert "environment     is there: " in text
@@ -136,7 +136,7 @@ def test_an_environment_that_is_there(lab):
 
 
 def test_an_unknown_key(lab):
-    """It is shown, and how to accept it is said; with --accept-new it is recorded."""
+    """It is shown, and how to accept it is told; with --accept-new it is recorded."""
     host = plain(lab, known=False, PATH=f"{python()}:/usr/bin:/bin")
     step, text, fix = failed(lab, host.name)
     assert step == "host key"
@@ -188,7 +188,7 @@ def test_refused_authentication(lab):
 
 
 def test_a_closed_port(lab):
-    """Nothing is said of keys."""
+    """Nothing is reported about keys."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     step, text, fix = failed(lab, f"127.0.0.1:{port}")
@@ -278,14 +278,14 @@ def test_an_interrupt(lab):
 
 @pytest.mark.parametrize("arguments", [[], ["check"], ["check", "a b"], ["check", "same", "same"], ["heal", "host"]])
 def test_wrong_usage(arguments):
-    """The exit status is 2, and something is said."""
+    """The exit status is 2, and an error is printed."""
     command = [sys.executable, "-m", "skyward_lite", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert "usage: " in done.stderr
 
 
-MARKED = f"echo '{bootstrap.MARK}'"
+MARKED = f"echo '{scripts.REPORT_MARKER}'"
 NONSENSE = {
     "garbage": "head -c 200000 /dev/urandom",
     "marked-garbage": f"{MARKED}; head -c 200000 /dev/urandom",
@@ -315,7 +315,7 @@ def answering(lab: Lab, answers: dict[str, str]) -> list[str]:
     """Start hosts that answer our scripts so, and run nothing else; their names."""
     for name, script in answers.items():
         file = lab.directory / f"answer-{name}"
-        file.write_text(f"[ \"$SSH_ORIGINAL_COMMAND\" = '{bootstrap.COMMAND}' ] || exit 1\n{script}\n")
+        file.write_text(f"[ \"$SSH_ORIGINAL_COMMAND\" = '{scripts.SHELL}' ] || exit 1\n{script}\n")
         lab.host(f"ForceCommand sh {file}", name=name)
     return list(answers)
 
@@ -339,7 +339,7 @@ def test_hosts_that_answer_nonsense(lab):
 def test_hosts_that_never_come_to_an_end(lab):
     """They are given up after a bound, and reported beside the others."""
     names = answering(lab, SILENT)
-    status, text = check(lab, *names, command=program("check.COMMAND_SECONDS = bootstrap.PROBE_SECONDS = 1.0"))
+    status, text = check(lab, *names, command=program("check.COMMAND_SECONDS = probe.PROBE_SECONDS = 1.0"))
     assert status == 1
     assert text.count("CANNOT be used") == 3
     assert text.count("not done within 1 s") == 2

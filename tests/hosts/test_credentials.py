@@ -23,7 +23,8 @@ import skyward_lite as sky
 import uv
 from lab import machine
 from skyward_lite import credentials
-from skyward_lite.environment import build as bootstrap
+from skyward_lite._version import PYTHON
+from skyward_lite.environment import bundle, probe
 from skyward_lite.image import Image
 from test_environment import make_wheel, open_pool, refusal, without_ensurepip
 
@@ -197,7 +198,7 @@ def with_uv(directory: Path) -> str:
     tools = directory / "tools"
     tools.mkdir()
     (tools / "uv").symlink_to(uv.find_uv_bin())
-    without_ensurepip(directory, tools / f"python{bootstrap.PYTHON}")
+    without_ensurepip(directory, tools / f"python{PYTHON}")
     return f"{tools}:{os.environ['PATH']}"
 
 
@@ -233,7 +234,7 @@ def test_credentials_are_on_no_command_line(lab, site, tmp_path, installer):
 def test_no_variable_of_a_failed_build_has_credentials(lab, tmp_path):
     """Programs that report errors often show the variables of each frame."""
     image = sky.Image(index_url=f"http://{ENCODED}@127.0.0.1:9/simple", pip=[f"git+http://{TOKEN}@127.0.0.1:9/a"])
-    python = tmp_path / f"python{bootstrap.PYTHON}"
+    python = tmp_path / f"python{PYTHON}"
     python.write_text(f"#!/bin/sh\n[ \"$2 $3\" = '-m venv' ] && exit 1\nexec '{sys.executable}' \"$@\"\n")
     python.chmod(0o755)
     with machine(lab, lab.host(env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).name) as (one, core):
@@ -251,13 +252,13 @@ def test_what_fails_is_said_without_credentials(lab, site, tmp_path):
     """Of an index, of a file and of a repository; whether the host quotes them or we do."""
     host = lab.host(env={"PATH": with_uv(tmp_path)})
     wrong = f"http://{ENCODED}@{site.place}"
-    for image, said in (
+    for image, expected in (
         (sky.Image(pip=["labmissing"], index_url=f"{wrong}/simple"), "labmissing was not found"),
         (sky.Image(pip=[f"a @ {wrong}/a.whl"]), "a @ http://***@"),
         (sky.Image(pip=[f"git+{wrong}/team/none.git"]), "git+http://***@"),
     ):
         text = refusal(lab, host, image)
-        assert said in text
+        assert expected in text
         assert not any(secret in text for secret in secrets()), text
     assert leaks(host.directory) == []
 
@@ -318,7 +319,7 @@ def test_an_image_shows_no_secret():
         assert TOKEN not in text
     assert "API_KEY" in repr(image)
     assert (pickle.loads(pickle.dumps(image)), image.with_pip("a").index_url) == (image, url)
-    assert TOKEN.encode() not in bootstrap.verify("/python", image)
+    assert TOKEN.encode() not in probe.verify_script("/python", image)
     for wrong in (
         {"pip": url},
         {"pip": [f"--extra-index-url={url}"]},
@@ -364,5 +365,7 @@ def test_a_new_token_makes_no_other_environment():
     one, other = (
         sky.Image(pip=[f"git+https://{login}@host/a"], index_url=f"https://{login}@host") for login in ("a:b", "token")
     )
-    assert bootstrap.name(one) == bootstrap.name(other)
-    assert bootstrap.name(one) == bootstrap.name(sky.Image(pip=["git+https://host/a"], index_url="https://host"))
+    assert bundle.environment_name(one) == bundle.environment_name(other)
+    assert bundle.environment_name(one) == bundle.environment_name(
+        sky.Image(pip=["git+https://host/a"], index_url="https://host")
+    )

@@ -14,6 +14,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from processes import eventually, ours
+from skyward_lite.client.tasks import Tasks
 
 
 def wait_for(gate):
@@ -45,7 +46,7 @@ def test_running_tasks_of_an_aborted_call_are_ended(tmp_path, executor):
         pids = [int(line) for line in log.read_text().split()]
         assert eventually(lambda: not set(pids) & set(ours()), 5), (pids, ours())
         assert Parallel(n_jobs=-1)(delayed(operator.neg)(i) for i in range(20)) == [-i for i in range(20)]
-        assert eventually(lambda: pool._core.counts()[0] == 0, 5)
+        assert eventually(lambda: Tasks.of(pool).core.counts()[0] == 0, 5)
         # Those that waited never started.
         assert len(log.read_text().split()) <= 2
 
@@ -149,7 +150,7 @@ def test_an_abort_that_crosses_a_recall_harms_nobody(tmp_path):
         assert eventually(lambda: sum(future.done() for future in futures) >= 4, 10)
         time.sleep(0.5)
         for future in futures:
-            pool._futures.abort(future._task)
+            Tasks.of(pool).completions.futures.abort(future.task)
         os.kill(first, signal.SIGCONT)
         for future in [pool.submit(slow, i) for i in range(4)]:
             future.result(30)

@@ -19,7 +19,8 @@ from typing import Any
 
 import skyward_lite as sky
 from skyward_lite import SSH, Image, _core
-from skyward_lite.environment import build as bootstrap
+from skyward_lite._version import PYTHON
+from skyward_lite.environment import bundle
 from skyward_lite.providers import Machine, NodeRequest, PreparedMachine
 from skyward_lite.providers.ssh import SSHMachine
 
@@ -90,7 +91,7 @@ class Sshd:
             if "Server listening" in line:
                 break
         else:
-            raise RuntimeError(f"sshd does not start: {self.said()}")
+            raise RuntimeError(f"sshd does not start: {self.log_text()}")
         # Keep the pipe drained, or sshd would block on it.
         self.drain = threading.Thread(target=self._drain, daemon=True)
         self.drain.start()
@@ -107,19 +108,19 @@ class Sshd:
             port: int = probe.getsockname()[1]
             return port
 
-    def said(self) -> str:
-        """Give what sshd has logged."""
+    def log_text(self) -> str:
+        """Return the log of this server."""
         self.log.flush()
         return Path(self.log.name).read_text()
 
     def known(self, kind: str = "ed25519") -> str:
-        """Give its line for a known_hosts file."""
+        """Return its line for a known_hosts file."""
         public = Path(f"{self.keys[kind]}.pub").read_text().split()
         return f"[{self.address}]:{self.port} {public[0]} {public[1]}"
 
-    def furnish(self, image: sky.Image) -> None:
-        """Let it have the image's environment: this interpreter, instead of one that is built."""
-        root = self.cache / "skyward_lite" / f"{bootstrap.name(image)}-{os.uname().machine}"
+    def make_environment(self, image: sky.Image) -> None:
+        """Make the image's environment on this host: of this interpreter, which takes no time."""
+        root = self.cache / "skyward_lite" / f"{bundle.environment_name(image)}-{os.uname().machine}"
         (root / "bin").mkdir(parents=True)
         base = Path(sys._base_executable)  # type: ignore[attr-defined]
         (root / "bin/python3").symlink_to(base)
@@ -128,7 +129,7 @@ class Sshd:
         python.write_text(f"#!/bin/sh\nexec '{root}/bin/python3' \"$@\"\n")
         python.chmod(0o755)
         (root / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
-        packages = root / f"lib/python{bootstrap.PYTHON}/site-packages"
+        packages = root / f"lib/python{PYTHON}/site-packages"
         packages.mkdir(parents=True)
         there = [Path(sky.__file__).parent.parent, *(path for path in sys.path if path.endswith("-packages"))]
         (packages / "lab.pth").write_text("".join(f"{path}\n" for path in there))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import skyward_lite as sky
 
-HEAVY = {"boto3", "importlib.metadata", "joblib", "numpy", "scipy", "sklearn"}
+HEAVY = {"boto3", "importlib.metadata", "joblib", "numpy", "packaging", "scipy", "sklearn"}
 
 
 def imported(code: str) -> set[str]:
@@ -33,6 +36,13 @@ def test_naming_the_pool_imports_nothing_heavy():
     assert not modules & HEAVY
 
 
+@pytest.mark.parametrize(("image", "compares"), [("sky.Image()", False), ("sky.Image(pip=['joblib>=1'])", True)])
+def test_an_image_without_requirements_imports_no_parser_of_them(image, compares):
+    """The exact versions that a pool's own plugins ask for are compared without it."""
+    modules = imported(f"import skyward_lite as sky\nwith sky.pool(sky.Local(1), image={image}): pass")
+    assert ("packaging.requirements" in modules) == compares
+
+
 def test_the_nodes_processes_import_no_more_than_they_need():
     """The agent unpickles nothing; the worker has no pool."""
     assert not imported("import skyward_lite.node.agent") & {*HEAVY, "cloudpickle", "typing"}
@@ -55,3 +65,24 @@ def test_the_package_has_the_names_that_it_lists():
     assert sky.pool is sky.pool
     with pytest.raises(AttributeError, match="'skyward_lite' has no attribute 'poll'"):
         sky.poll  # noqa: B018
+
+
+def test_type_checkers_see_the_names_that_the_package_has():
+    """The names that the package imports for type checkers are those that it looks up, in the same modules."""
+    seen = {}
+    for node in ast.walk(ast.parse(Path(sky.__file__).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            seen |= {alias.name: node.module or "" for alias in node.names if alias.asname == alias.name}
+    assert seen == sky._MODULES
+
+
+def test_pool_is_the_class():
+    """Its signature is the class's own, and so is its docstring."""
+    assert sky.pool is sky.ComputePool
+    signature = inspect.signature(sky.pool)
+    assert list(signature.parameters) == [
+        *("provider", "nodes", "vcpus", "memory_gb", "worker", "image", "plugins"),
+        *("lease", "connect_timeout", "start_timeout", "strict_env"),
+    ]
+    assert [parameter.default for parameter in signature.parameters.values()][7:] == [60.0, 20.0, 600.0, False]
+    assert "`lease`: seconds" in sky.pool.__doc__

@@ -21,12 +21,12 @@ import time
 
 from .. import _core, credentials
 from .._version import PYTHON, __version__
-from ..environment import build as bootstrap
-from ..environment import scripts
+from ..environment import build, bundle, probe, scripts
 from ..errors import NodeStartError
 from ..image import installed
-from ..providers import ssh as provider_ssh
-from ..providers.openssh import Config, known, parse, resolve, warnings_of
+from ..providers.identities import identities
+from ..providers.known_hosts import known
+from ..providers.openssh import Config, parse, resolve, warnings_of
 from ..providers.ssh import SSH
 from .hosts import InspectedHost, default_request, in_order
 from .measure import measure_speed, milliseconds
@@ -105,8 +105,8 @@ class HostCheck:
             user=config.user,
             proxy=proxy,
         )
-        if config.unheeded:
-            self.report.note("resolve", f"ssh's options {', '.join(config.unheeded)} are set and not heeded")
+        if config.unsupported:
+            self.report.note("resolve", f"ssh's options {', '.join(config.unsupported)} are set and not applied")
         for sentence in warnings_of(config, name):
             self.report.note("resolve", sentence)
         return config
@@ -182,12 +182,12 @@ class HostCheck:
         self.report.ok("shell", text, script_ms=took * 1000)
         return details
 
-    def _system(self, connection: _core.Connection) -> bootstrap.Facts:
+    def _system(self, connection: _core.Connection) -> probe.Facts:
         image = self.machine.wanted.image
-        facts = self.machine._probe(connection, bootstrap.name(image))
+        facts = self.machine.probe_host(connection, bundle.environment_name(image))
         if facts.ready:
             # The probe stops at an environment that it finds. Another name finds none, and so lets it tell the rest.
-            facts = dataclasses.replace(self.machine._probe(connection, "none"), ready=True, root=facts.root)
+            facts = dataclasses.replace(self.machine.probe_host(connection, "none"), ready=True, root=facts.root)
         libc = f"glibc {'.'.join(map(str, facts.libc))}" if facts.libc else "no glibc"
         text = f"{facts.system or 'unknown'}, {facts.machine or 'unknown architecture'}, {libc}"
         if facts.system == "Linux":
@@ -199,24 +199,24 @@ class HostCheck:
     def _given_python(self, connection: _core.Connection, python: str) -> str | None:
         """Check the interpreter that the user names, and return its path; None if it cannot be used."""
         try:
-            path = self.machine._verified(connection, python)
+            path = self.machine.verify_python(connection, python)
         except NodeStartError as error:
             self.report.fail("python", str(error), f"install what is missing with `{python} -m pip install`")
             return None
         self.report.ok("python", f"{python} is used as it is, and has what is needed")
         return path
 
-    def _environment(self, facts: bootstrap.Facts) -> str | None:
+    def _environment(self, facts: probe.Facts) -> str | None:
         """Report the environment, or how it would be made. Return its interpreter; None if there is none yet."""
         image = self.machine.wanted.image
-        env = bootstrap.name(image)
-        python = bootstrap.interpreter(facts, env)
+        env = bundle.environment_name(image)
+        python = probe.interpreter(facts, env)
         self._find_python(facts, env)
         self._cache(facts)
-        if bootstrap.fits(facts):
+        if bundle.runs_there(facts):
             self.report.ok("package", "the client's own runs there, and is sent")
         else:
-            needed = ".".join(map(str, bootstrap._needed_libc()))
+            needed = ".".join(map(str, bundle.needed_glibc()))
             self.report.note(
                 "package",
                 f"the client's own does not run there: it is for {sys.platform}, {platform.machine()}, "
@@ -231,12 +231,12 @@ class HostCheck:
         )
         return None
 
-    def _find_python(self, facts: bootstrap.Facts, env: str) -> None:
+    def _find_python(self, facts: probe.Facts, env: str) -> None:
         uv = f", uv at {facts.uv}" if facts.uv else ""
         try:
             # Composing the script checks the facts; the script is not run, so it needs neither a place nor uploads.
             placed = dataclasses.replace(facts, root=facts.root or "/", free=None)
-            bootstrap.build(placed, self.machine.wanted.image, env, {})
+            build.build_script(placed, self.machine.wanted.image, env, {})
         except NodeStartError as error:
             fix = f"install python{PYTHON} with its venv module, or uv (https://docs.astral.sh/uv)"
             if facts.ready:
@@ -246,12 +246,12 @@ class HostCheck:
         else:
             self.report.ok("python", f"{facts.python or f'{PYTHON}, which uv provides'}{uv}", python=facts.python)
 
-    def _cache(self, facts: bootstrap.Facts) -> None:
-        fix = bootstrap.remedy(facts)
+    def _cache(self, facts: probe.Facts) -> None:
+        fix = probe.remedy(facts)
         if not facts.root:
             self.report.fail("cache", f"there is no directory for the environment:{facts.why}", fix)
-        elif facts.free is not None and facts.free < bootstrap.NEEDED and not facts.ready:
-            self.report.fail("cache", f"{facts.root} has {facts.free} MB left of {bootstrap.NEEDED} MB needed", fix)
+        elif facts.free is not None and facts.free < probe.MIN_FREE_MB and not facts.ready:
+            self.report.fail("cache", f"{facts.root} has {facts.free} MB left of {probe.MIN_FREE_MB} MB needed", fix)
         else:
             free = "" if facts.free is None else f", {facts.free / 1024:,.1f} GB free"
             self.report.ok("cache", f"{facts.root}{free}", root=facts.root, free_mb=facts.free)
@@ -312,10 +312,10 @@ def fingerprint(key: str) -> tuple[str, str]:
 
 
 def _shown_identities(config: Config) -> str:
-    offered = [str(one[0] if isinstance(one, tuple) else one) for one in provider_ssh._identities(config)]
-    if config.agent is not None:
-        offered[0] = f"the agent at {offered[0]}"
-    there = [identity for identity in offered if identity.startswith("the agent") or os.path.exists(identity)]
+    offered = [str(one[0] if isinstance(one, tuple) else one) for one in identities(config)]
+    if config.ssh_agent is not None:
+        offered[0] = f"the ssh-agent at {offered[0]}"
+    there = [one for one in offered if one.startswith("the ssh-agent") or os.path.exists(one)]
     return there[0] if len(there) == 1 else f"one of {', '.join(there)}"
 
 

@@ -1,6 +1,6 @@
 """What `python -m skyward_lite clean` does: hosts remove the environments and files that pools left there for later.
 
-A host does the same by itself whenever it has built an environment, with what nothing has used for 30 days.
+Whenever a host has built an environment, it removes by itself what nothing has used for 30 days.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import sys
 import time
 
 from .. import _core
-from ..environment import build as bootstrap
-from ..environment import scripts
+from ..environment import build, scripts
 from ..errors import NodeStartError
 from ..providers.ssh import SSH, Host, SSHMachine
 from .hosts import default_request, in_order
@@ -24,7 +23,7 @@ def clean(provider: SSH, *, everything: bool, dry_run: bool) -> int:
     `everything` also removes what was used lately, but not within the last hour: a running agent marks its environment
     more often than that.
     """
-    seconds = bootstrap.RECENT_SECONDS if everything else bootstrap.UNUSED_SECONDS
+    seconds = build.RECENT_SECONDS if everything else build.UNUSED_SECONDS
     core, status = _core.Pool(1, 1 << 20), 0
     try:
         jobs = [functools.partial(_clean_host, core, host, provider, seconds, dry_run) for host in provider.hosts]
@@ -45,8 +44,8 @@ def clean(provider: SSH, *, everything: bool, dry_run: bool) -> int:
 def _clean_host(core: _core.Pool, host: Host, provider: SSH, seconds: int, dry_run: bool) -> CleanReport:
     machine = SSHMachine(host, provider, default_request(provider))
     try:
-        script = bootstrap.clean(seconds, dry_run=dry_run)
-        report, status, printed = machine.run_script(machine.connect(core), script, bootstrap.CLEAN_SECONDS)
+        script = build.clean_script(seconds, dry_run=dry_run)
+        report, status, printed = machine.run_script(machine.connect(core), script, build.CLEAN_SECONDS)
     except NodeStartError as error:
         return CleanReport(host.address, problems=(str(error),))
     except _core.CoreError as error:

@@ -36,7 +36,7 @@ class InspectedHost(SSHMachine):
         Raises `OSError` or `UnicodeError`.
         """
         if config.proxy is not None:
-            self.fd = self._through(config.proxy)
+            self.fd = self.open_proxy(config.proxy)
             return None
         reasons = []
         for family, kind, protocol, _, address in socket.getaddrinfo(
@@ -57,7 +57,7 @@ class InspectedHost(SSHMachine):
             return took
         raise ConnectionError("; ".join(reasons))
 
-    def _endpoint(self, config: Config) -> int:
+    def endpoint(self, config: Config) -> int:
         if self.fd < 0:
             self.reach(config)
         fd, self.fd = self.fd, -1

@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterable
 from time import perf_counter_ns
 from typing import Any
 
+from ..pickling.payload import BACKEND_NAME
 from .thread_limits import limited
 
 Function = Callable[..., Any]
 Triple = tuple[Function, tuple[Any, ...], dict[str, Any]]
 """A call: function, arguments, keyword arguments."""
-
-NAME = "skyward"
-"""The backend's registered name."""
 
 
 def run_batch(calls: Iterable[Triple], values: list[Any], limit: int | None = None) -> None:
@@ -56,5 +54,5 @@ def _nested() -> Callable[[], contextlib.AbstractContextManager[Any]]:
         if error.name != "joblib":
             raise
         return contextlib.nullcontext
-    register_parallel_backend(NAME, SequentialBackend)
+    register_parallel_backend(BACKEND_NAME, SequentialBackend)
     return lambda: parallel_config(backend=SequentialBackend(nesting_level=1))

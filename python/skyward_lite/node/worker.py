@@ -4,7 +4,7 @@ The agent starts it with a socket as its standard input. User code runs only in 
 
 When its pool is left in order, a worker ends as any Python process does: the interpreter waits for threads that are no
 daemons, runs finalizers and what was registered with `atexit`, and closes what is open. The agent kills a worker that
-is not done after 2 s (`UNWIND` in worker.rs), so that no step here needs a bound.
+is not done after 2 s (`worker_exit` in timing.rs), so that no step here needs a bound.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from .. import _core, messages, nesting
+from ..hooks import WorkerInfo
 from ..pickling import script
-from ..plugins import WorkerInfo
 from . import first_imports, take_socket, task_warnings
+from .home import Home
 from .task_loop import take_tasks
 
 END_POLL_SECONDS: Final = 1.0
@@ -43,7 +44,7 @@ TRACKERS: Final = ("multiprocessing", "loky.backend", "joblib.externals.loky.bac
 def main() -> None:
     """Connect to the agent and serve until it ends this process, or asks for its end."""
     worker = _core.Worker(prepare_process())
-    messages.be_worker(worker)
+    messages.be_worker(Home(worker).send)
     if worker.sys_path:
         sys.path[:] = worker.sys_path
     sys.argv[:] = nesting.take_arguments()

@@ -46,7 +46,6 @@ from .tasks import Tasks
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
 log = logging.getLogger("skyward_lite")
 
 LEAVE_POLL_SECONDS = 0.05
@@ -211,7 +210,7 @@ class ComputePool(Executor):
         Ctrl-C meanwhile cancels what is pending, and is raised at the end.
         """
         if not self._lifecycle.is_owner():
-            return
+            return  # a forked child has neither the pool's threads nor its nodes
         try:
             with held() as signals:
                 self._close_or_wait(cancel, signals, error)
@@ -259,9 +258,9 @@ class ComputePool(Executor):
 
         The wait is bounded by the tasks themselves: each of them ends, or its node does.
         """
-        lifecycle, has_waiters = self._lifecycle, self._tasks.completions.has_waiters
+        has_waiters = self._tasks.completions.has_waiters
         try:
-            self._wait(lambda: not has_waiters() or lifecycle.stage >= Stage.CANCELLING, signals)
+            self._wait(lambda: not has_waiters() or self._lifecycle.stage >= Stage.CANCELLING, signals)
         except BaseException:
             error = sys.exc_info()
             raise

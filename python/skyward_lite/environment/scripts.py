@@ -48,7 +48,8 @@ class ScriptResult(NamedTuple):
 def read(name: str, beside: str = __file__) -> str:
     """Return the text of a shell file in the directory of the Python file `beside`, with the files that it includes."""
     file = Path(beside).with_name(name)
-    return _INCLUDE.sub(lambda line: read(Path(line[1]).name, str((file.parent / line[1]).resolve())), file.read_text())
+    text = file.read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda line: read(Path(line[1]).name, str((file.parent / line[1]).resolve())), text)
 
 
 def compose(*texts: str, **given: str | int) -> bytes:

@@ -87,6 +87,8 @@ class TaskLoop:
         self._heavy = False
         self._call: Any = None
         """The call, or the batch of calls, as it was rebuilt. Errors name it."""
+        self._value: Any = None
+        """The value that the task returned, until its end is handed in: freeing it may run code of the user's."""
         self._values: list[Any] = []
         """Of a batch, the values of the calls that have returned."""
         self._answer: Any = None
@@ -161,6 +163,7 @@ class TaskLoop:
                     function = self._decorate(function)
                 code, value = payload.RETURNED, function(*args, **kwargs)
             nanos = perf_counter_ns() - start
+            self._value = value
             returned = True
             calls = len(self._values) if kind == payload.BATCH else 1
             pickled, buffers = self._encoder.dumps(value, None, calls)
@@ -217,7 +220,7 @@ class TaskLoop:
     def _forget(self) -> None:
         """Forget the task: while this thread waits for the next one, it must not keep the last one's memory."""
         self._taken.clear()
-        self._call = self._stray = None
+        self._call = self._value = self._stray = None
         self._values = []
         self._warnings.view = None
         self._names.clear()

@@ -87,6 +87,8 @@ class TaskLoop:
         self._heavy = False
         self._call: Any = None
         """The call, or the batch of calls, as it was rebuilt. Errors name it."""
+        self._value: Any = None
+        """The value that the task returned, until its end is handed in: freeing it may run code of the user's."""
         self._values: list[Any] = []
         """Of a batch, the values of the calls that have returned."""
         self._value: Any = None
@@ -164,6 +166,7 @@ class TaskLoop:
                 code, value = payload.RETURNED, function(*args, **kwargs)
             self._value = value
             nanos = perf_counter_ns() - start
+            self._value = value
             returned = True
             calls = len(self._values) if kind == payload.BATCH else 1
             pickled, buffers = self._encoder.dumps(value, None, calls)

@@ -186,11 +186,11 @@ class TaskLoop:
         threads, limit, calls = batch if isinstance(batch, tuple) else (None, None, batch)
         self._call = calls
         count = len(calls)
-        if isinstance(calls, batches.Calls):
+        if count > 1 and isinstance(calls, batches.Calls):
             calls.loads = first_imports.loads
         if self._decorate is not None:
             calls = decorated(calls, self._decorate)
-        if self._several and count > 1:
+        if count > 1 and self._several:
             calls = self._warnings.each(calls)
         if threads is None:
             run_batch(calls, self._values, limit)

@@ -303,16 +303,16 @@ def test_definitions_are_the_same_bytes_each_time():
     assert digest() == first
 
 
-def test_what_is_kept_of_classes_is_bounded():
+def test_a_process_remembers_a_bounded_number_of_classes():
     """A program that makes a class for each task does not fill its workers."""
     from skyward_lite.pickling import classes
 
-    kept = classes.RecentlyUsed()
+    recent = classes.RecentlyUsed()
     for number in range(3 * classes.MAX_REMEMBERED):
-        kept.keep(number, number)
-        assert kept.find(0) == 0
-    assert len(kept) == classes.MAX_REMEMBERED
-    assert kept.find(1) is None
+        recent.remember(number, number)
+        assert recent.find(0) == 0
+    assert len(recent) == classes.MAX_REMEMBERED
+    assert recent.find(1) is None
 
 
 # ------------------------------------------------------------------------------------------------ kinds of classes

@@ -148,7 +148,7 @@ class CompletionQueue:
         Raise `PoolClosedError` if the pool is closed.
         """
         task = next(self._tasks)
-        self.pending[task] = managers.Keeping(waiter) if managers.unclaimed else waiter
+        self.pending[task] = managers.CallWithProxies(waiter) if managers.unclaimed else waiter
         nanos = self._call_nanos and min(self._call_nanos * calls, MAX_NANOS)
         if not self._core.submit(task, kind, pickled, buffers, node, nanos):
             self._refuse(task)

@@ -2,18 +2,19 @@
 
 A task goes through four states, and each step of `TaskLoop` leads from one to the next:
 
-    WAITING ──take──▶ TAKEN ──run──▶ RUNNING ──run──▶ ENDED ──hand_in, forget──▶ WAITING
+    WAITING ── _take ──▶ TAKEN ── _run ──▶ RUNNING ── _run ──▶ ENDED ── _hand_in, _forget ──▶ WAITING
 
-What a task raises, or what is raised in this thread while the task runs, is how the task ends. But a task may leave an
+An exception that comes while a task runs, its own or one from outside, is how the task ends. But a task may leave an
 alarm or a thread behind that raises an exception in this thread later, between two tasks. Such an exception belongs to
-no task: it is dropped, and the loop goes on from the state that it has reached. So each step may be interrupted
-anywhere, and be taken again:
+no task: it is dropped, and the loop goes on from the state that it has reached. So every step may be interrupted
+anywhere, and may safely be repeated:
 
-WAITING   No task gets lost: the core appends it to `taken`, and what is there is not taken once more.
-TAKEN     Nothing of the task has run, for `run` sets the next state first. The task is run.
-RUNNING   `run` catches the exception and pickles it as the task's end. If a second exception interrupts that, the
-          second one becomes the end (`end_interrupted`): the task is not run again.
-ENDED     The end is handed in once more. The core ignores it if it has it already.
+WAITING   The core appends the next task to a list, rather than return it, and no task is asked for while the list has
+          one. So a task that was taken just before the exception is not lost.
+TAKEN     Nothing of the task has run: `_run` enters the next state before it rebuilds the call. The task is run.
+RUNNING   `_run` catches the exception and pickles it as the task's end. If a second exception interrupts the pickling,
+          the second one becomes the end (`_end_interrupted`). The task is not run again.
+ENDED     The end is handed in again. The core ignores an end that it has already.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ ENDED: Final = 3
 TASK_WAIT_MS: Final = 60_000
 """Bound on one wait for a task. Nothing depends on it: the process ends when its agent does."""
 HEAVY_PICKLE_BYTES: Final = 1 << 20
-"""A task whose pickle is larger may leave much garbage behind: see `forget`."""
+"""A task with a larger pickle, or with buffers beside it, may leave much garbage behind: see `_forget`."""
 MAX_STRAYS: Final = 1_000
 """Exceptions that belong to no task, without a task's end between them, after which this process gives up."""
 MAIN_THREAD_NOTE: Final = (
@@ -67,7 +68,7 @@ class TaskLoop:
         self._decorate = decorator(worker, slot, decorators)
         self._encoder = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True))
         self._process = os.getpid()
-        """Tasks may fork: this tells the worker from its children."""
+        """The worker's process: a child that a task forks has another one."""
         self._several = worker.slots > 1
         if self._several:
             timer = functools.partial(worker.pause, slot), functools.partial(worker.restart, slot)
@@ -85,6 +86,7 @@ class TaskLoop:
         """The task's number and the number of this attempt at it."""
         self._kind = payload.CALL
         self._heavy = False
+        """Whether the task may leave much garbage behind."""
         self._call: Any = None
         """The call, or the batch of calls, as it was rebuilt. Errors name it."""
         self._value: Any = None
@@ -96,9 +98,9 @@ class TaskLoop:
         self._answer: Any = None
         """The attempt and how it ended, as `_core.Worker.finish` takes it; set just before the state becomes ENDED."""
         self._stray: BaseException | None = None
-        """The last exception that left a step."""
+        """The last exception that interrupted a step."""
         self._strays = 0
-        """How many have since the last task ended."""
+        """How many exceptions have interrupted steps since the last task ended."""
 
     def run_tasks(self) -> None:
         """Run tasks until the process is to end."""
@@ -192,11 +194,11 @@ class TaskLoop:
         threads, limit, calls = batch if isinstance(batch, tuple) else (None, None, batch)
         self._call = calls
         count = len(calls)
-        if isinstance(calls, batches.Calls):
+        if count > 1 and isinstance(calls, batches.Calls):
             calls.loads = first_imports.loads
         if self._decorate is not None:
             calls = decorated(calls, self._decorate)
-        if self._several and count > 1:
+        if count > 1 and self._several:
             calls = self._warnings.each(calls)
         if threads is None:
             run_batch(calls, self._values, limit)
@@ -229,10 +231,10 @@ class TaskLoop:
         self._names.clear()
         self._state = WAITING
         self._answer = None
-        if self._heavy and classes.calls.made_fresh:
+        if self._heavy and classes.thread_state.made_fresh:
             # Classes that were made for this call alone are garbage in cycles, with all that they refer to. Python's
             # own collector would wait for many more of them.
-            classes.calls.made_fresh = False
+            classes.thread_state.made_fresh = False
             gc.collect()
         self._strays = 0
 

@@ -274,10 +274,10 @@ def _maps() -> Iterator[tuple[int, int, int, str]]:
     try:
         with open("/proc/self/maps", errors="surrogateescape") as lines:
             for line in lines:
-                words = line.split(maxsplit=5)
-                start, _, end = words[0].partition("-")
-                path = words[5].rstrip("\n").replace("\\012", "\n") if len(words) > 5 else ""
-                yield int(start, 16), int(end, 16), int(words[2], 16), path
+                fields = line.split(maxsplit=5)
+                start, _, end = fields[0].partition("-")
+                path = fields[5].rstrip("\n").replace("\\012", "\n") if len(fields) > 5 else ""
+                yield int(start, 16), int(end, 16), int(fields[2], 16), path
     except FileNotFoundError:
         return
 

@@ -75,7 +75,7 @@ class RecentlyUsed:
         with self._moving:
             self._values.pop(key, None)
 
-    def keep(self, key: Any, value: Any) -> None:
+    def remember(self, key: Any, value: Any) -> None:
         with self._moving:
             self._values.pop(key, None)
             self._values[key] = value
@@ -112,7 +112,7 @@ class _ThreadState(threading.local):
     to."""
 
 
-calls = _ThreadState()
+thread_state = _ThreadState()
 _building = threading.RLock()
 """Held by the thread that builds a definition, or that makes a class."""
 
@@ -154,7 +154,7 @@ def identify(thing: Any) -> str:
     if known is None:
         known = _ids.setdefault(thing, uuid.uuid4().hex)
     if _own.find(known) is None:
-        _own.keep(known, thing)
+        _own.remember(known, thing)
         _alive[known] = thing
     return known
 
@@ -261,12 +261,12 @@ def _build(ident: str, rows: tuple[Row, ...], home: bool) -> Any:
         # Only now may other threads see the classes: none is half built any more.
         for each, thing in _group.begun.items():
             digest = _group.rows[each][1]
-            _built.keep((each, digest), thing)
+            _built.remember((each, digest), thing)
             *older, last = [old for old in _versions.find(each) or () if old != digest] or [digest]
             for old in older:
                 # Two versions are enough: a class that changes from task to task must not fill the memory.
                 _built.forget((each, old))
-            _versions.keep(each, [last, digest])
+            _versions.remember(each, [last, digest])
             _note_origin(thing, each, digest, home)
             _enter(thing, home)
         return built
@@ -304,7 +304,7 @@ def fresh(ident: str, functions: list[Any], make: Callable[..., Any], *args: Any
         type.__setattr__(made, key, function)
     _note_origin(made, ident, b"", home=True)
     _fresh[ident] = made
-    calls.made_fresh = True
+    thread_state.made_fresh = True
     return made
 
 

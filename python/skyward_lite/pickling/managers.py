@@ -20,7 +20,7 @@ unclaimed: dict[int, list[Any]] = {}
 """Proxies that a thread has pickled for a task which it has not sent yet, by the thread."""
 
 
-class Keeping:
+class CallWithProxies:
     """A submitted call, together with the proxies that it was sent with: they live until the call has ended.
 
     A manager drops an object when its last proxy is gone, and the worker's proxy counts only once the task is there.
@@ -30,9 +30,9 @@ class Keeping:
         self._call = call
         self._proxies = unclaimed.pop(threading.get_ident(), None)
 
-    def resolve(self, tag: int, nanos: int, pickled: Any, buffers: Any) -> None:
+    def resolve(self, code: int, nanos: int, pickled: Any, buffers: Any) -> None:
         """Pass the task's end on."""
-        self._call.resolve(tag, nanos, pickled, buffers)
+        self._call.resolve(code, nanos, pickled, buffers)
 
 
 def reducer(kind: type, route: Route) -> Callable[[Any], Any] | None:
@@ -60,7 +60,7 @@ def _reduce(route: Route, proxy: Any) -> Any:
     # Not an AuthenticationString, which refuses to be pickled.
     options = {**options, "authkey": bytes(proxy._authkey)}
     if not route.to_client:
-        # See `Keeping`.
+        # See `CallWithProxies`.
         unclaimed.setdefault(threading.get_ident(), []).append(proxy)
     own = None if route.to_client else bytes(managers.process.current_process().authkey)
     return _rebuild, (own, kind, token, serializer, options)

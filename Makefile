@@ -83,6 +83,7 @@ lint-code: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/basedpyright --project pyproject.toml
 	$(BIN)/codespell
+	$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR $$(git ls-files '*.sh')
 
 # The rules of the house: directions of imports, sizes, private names.
 lint-house: $(STAMP)

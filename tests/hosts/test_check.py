@@ -78,7 +78,7 @@ def check(lab: Lab, *arguments: str, command: tuple[str, str] = QUICK) -> tuple[
 
 
 def failed(lab: Lab, host: str, *options: str) -> tuple[str, str, str]:
-    """Check a host that cannot be used: the step that failed last, what was said and what is to be done."""
+    """Check a host that cannot be used: the step that failed last, its text and its remedy."""
     status, text = check(lab, "--json", host, *options)
     assert status == 1
     (report,) = json.loads(text)["hosts"]
@@ -96,10 +96,10 @@ def test_a_host_that_can_be_used(lab):
     """Every step is there, with its figures; nothing but the cache directory is made."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
     status, text = check(lab, "--json", host.name, command=COMMAND)
-    said = json.loads(text)
+    output = json.loads(text)
     assert status == 0, text
-    assert said["client"]["skyward_lite"] == sky.__version__
-    (report,) = said["hosts"]
+    assert output["client"]["skyward_lite"] == sky.__version__
+    (report,) = output["hosts"]
     assert report["usable"] is True
     steps = {step["step"]: step for step in report["steps"] if step["status"] == "ok"}
     assert list(steps) == [
@@ -128,7 +128,7 @@ def test_the_lines_for_people(lab):
 def test_an_environment_that_is_there(lab):
     """Its versions are compared with the client's."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
-    host.furnish(hosts.default_image())
+    host.make_environment(hosts.default_image())
     status, text = check(lab, host.name)
     assert status == 0
     assert "environment     is there: " in text
@@ -136,7 +136,7 @@ def test_an_environment_that_is_there(lab):
 
 
 def test_an_unknown_key(lab):
-    """It is shown, and how to accept it is said; with --accept-new it is recorded."""
+    """It is shown, and how to accept it is told; with --accept-new it is recorded."""
     host = plain(lab, known=False, PATH=f"{python()}:/usr/bin:/bin")
     step, text, fix = failed(lab, host.name)
     assert step == "host key"
@@ -188,7 +188,7 @@ def test_refused_authentication(lab):
 
 
 def test_a_closed_port(lab):
-    """Nothing is said of keys."""
+    """Nothing is reported about keys."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     step, text, fix = failed(lab, f"127.0.0.1:{port}")
@@ -278,7 +278,7 @@ def test_an_interrupt(lab):
 
 @pytest.mark.parametrize("arguments", [[], ["check"], ["check", "a b"], ["check", "same", "same"], ["heal", "host"]])
 def test_wrong_usage(arguments):
-    """The exit status is 2, and something is said."""
+    """The exit status is 2, and an error is printed."""
     command = [sys.executable, "-m", "skyward_lite", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2

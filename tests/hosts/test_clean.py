@@ -44,9 +44,9 @@ def sweep(root: Path, seconds: int, *, dry_run: bool = False, **env: str) -> dic
     env = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(root.parent), "HOME": "/dev/null", **env}
     script = build.clean_script(seconds, dry_run=dry_run)
     done = subprocess.run(["sh", "-s"], input=script, env=env, capture_output=True, timeout=30, check=True)
-    said = scripts.parse_report(done.stdout)
-    assert said is not None
-    found = [(kind, CacheEntry.parse(kind, line)) for kind, lines in said.items() if kind != "" for line in lines]
+    report = scripts.parse_report(done.stdout)
+    assert report is not None
+    found = [(kind, CacheEntry.parse(kind, line)) for kind, lines in report.items() if kind != "" for line in lines]
     return {Path(one.path).name: kind for kind, one in found if one is not None and one.path.startswith(f"{root}/")}
 
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_removed_is_said(root, tmp_path):
 def test_a_start_marks_its_environment(lab):
     """The probe that finds it does, and so does the agent that runs in it."""
     host = lab.host()
-    host.furnish(sky.Image())
+    host.make_environment(sky.Image())
     root = host.cache / "skyward_lite"
     (python,) = root.glob("env-*/bin/python")
     mark = python.parent.parent / "ready"
@@ -164,13 +164,13 @@ def test_a_start_marks_its_environment(lab):
 
 
 def test_the_command(lab, monkeypatch, capsys):
-    """Each host is cleaned, and what becomes of each thing is said; one that cannot be reached makes the status 1."""
+    """Each host is cleaned, and what becomes of each thing is printed; an unreachable host makes the status 1."""
     monkeypatch.setattr(probe, "FALLBACK_DIRECTORIES", (str(lab.directory),))
     host, empty = lab.host(), lab.host()
     root = host.cache / "skyward_lite"
     old = environment(root, "env-old-x", unused=31 * DAY)
     new = environment(root, "env-new-x", unused=3 * DAY)
-    host.furnish(sky.Image())
+    host.make_environment(sky.Image())
     start = ["clean", "--config", lab.config]
     assert main([*start, "--dry-run", host.name, empty.name]) == 0
     text = capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_the_command(lab, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments", [[], ["-x"], ["--all"], ["host", "host"], ["a b"]])
 def test_wrong_usage(arguments):
-    """The exit status is 2, and something is said."""
+    """The exit status is 2, and an error is printed."""
     line = [sys.executable, "-m", "skyward_lite", "clean", *arguments]
     done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, "usage: " in done.stderr) == (2, True)

@@ -193,8 +193,8 @@ def test_queued_futures_can_be_cancelled(tmp_path):
         path.touch()
         done, pending = concurrent.futures.wait(futures, 20)
         assert not pending
-        for future, said in zip(futures, cancelled, strict=True):
-            if said:
+        for future, was_cancelled in zip(futures, cancelled, strict=True):
+            if was_cancelled:
                 assert future.cancelled()
                 with pytest.raises(concurrent.futures.CancelledError):
                     future.result()
@@ -290,9 +290,9 @@ def test_image_environment_reaches_the_workers():
 
 def test_local_verifies_and_installs_nothing():
     """A requirement that this interpreter does not meet is named on entry."""
-    image = sky.Image(pip=["no-such-package-here", "numpy==0.0.1"])
+    image = sky.Image(pip=["no-such-package-here", "numpy>=99"])
     with (
-        pytest.raises(sky.NodeStartError, match=r"no-such-package-here is not installed.*numpy==0\.0\.1 is wanted"),
+        pytest.raises(sky.NodeStartError, match=r"no-such-package-here is not installed.*numpy>=99 is wanted"),
         sky.pool(image=image, plugins=[]),
     ):
         pass
@@ -418,11 +418,11 @@ def test_results_are_not_kept():
     with sky.pool(plugins=[]) as pool:
         future = pool.submit(operator.neg, 1)
         assert future.result(10) == -1
-        kept = weakref.ref(future)
+        future_ref = weakref.ref(future)
         del future
         pool.submit(operator.neg, 2).result(10)
         gc.collect()
-        assert kept() is None
+        assert future_ref() is None
 
 
 def test_a_client_without_standard_streams(tmp_path):
@@ -445,16 +445,6 @@ def test_odd_import_paths_are_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
     with sky.pool(plugins=[]) as pool:
         assert pool.submit(operator.neg, 1).result(10) == -1
-
-
-def test_requirements_other_than_exact_versions_are_checked_by_name():
-    """Local() reads names and `==`; the rest is pip's."""
-    fine = ["numpy", "numpy>=1", "numpy==2.*", "numpy[extra] ; python_version > '3'", f"numpy=={np.__version__}"]
-    assert sky.Image(pip=fine).missing() == []
-    assert sky.Image(pip=["numpy==0.1", "nothing-like-it>2"]).missing() == [
-        f"numpy==0.1 is wanted, {np.__version__} is installed",
-        "nothing-like-it>2 is not installed",
-    ]
 
 
 def test_a_callback_that_never_returns_is_left_alone(monkeypatch, caplog):

@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::locks::{lock, wait_while};
+use crate::locks::{lock, wait_timeout_while};
 use crate::queue::PeerId;
 use crate::wire::{Attempt, Message};
 
@@ -111,7 +111,7 @@ impl Completions {
         let is_empty = |inner: &mut Inner| {
             !inner.closed && inner.queues.get(&queue).is_some_and(|q| q.ended.is_empty() && !q.woken)
         };
-        let mut inner = wait_while(&filled, inner, bound, is_empty);
+        let mut inner = wait_timeout_while(&filled, inner, bound, is_empty);
         let closed = inner.closed;
         let queue = inner.queues.get_mut(&queue)?;
         queue.woken = false;

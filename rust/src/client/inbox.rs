@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::locks::{lock, wait_while};
+use crate::locks::{lock, wait_timeout_while};
 use crate::queue::PeerId;
 use crate::wire::flood::{Flood, Piece};
 use crate::wire::{LEFT_OUT, Message, STDERR};
@@ -53,7 +53,7 @@ impl Inbox {
     /// Take what workers wrote, waiting up to `bound` for it. Return `None` if all was taken and the pool is closed.
     pub fn take_output(&self, bound: Duration) -> Option<Vec<Lines>> {
         let output = lock(&self.output);
-        let mut output = wait_while(&self.output_came, output, bound, |o| o.items.is_empty() && !o.closed);
+        let mut output = wait_timeout_while(&self.output_came, output, bound, |o| o.items.is_empty() && !o.closed);
         if output.closed && output.items.is_empty() {
             return None;
         }
@@ -79,7 +79,7 @@ impl Inbox {
     /// pool is closed.
     pub fn take_notes(&self, bound: Duration) -> Option<Vec<(PeerId, Message)>> {
         let notes = lock(&self.notes);
-        let mut notes = wait_while(&self.note_came, notes, bound, |n| n.items.is_empty() && !n.closed);
+        let mut notes = wait_timeout_while(&self.note_came, notes, bound, |n| n.items.is_empty() && !n.closed);
         // Notes that still wait when the pool is closed have no sender left that could hear an answer.
         (!notes.closed).then(|| std::mem::take(&mut notes.items))
     }

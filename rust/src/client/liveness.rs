@@ -162,7 +162,7 @@ impl Liveness {
         if !(self.answer() && asked) {
             return Err(SessionError::Unasked("gave a task back"));
         }
-        queue.returned(node, id);
+        queue.given_back(node, id);
         Ok(())
     }
 
@@ -178,7 +178,7 @@ impl Liveness {
         if !queue.holds(node, id) {
             return Ok(false);
         }
-        queue.kept(node, id);
+        queue.recall_refused(node, id);
         let goes_on = self.kept(id);
         if goes_on {
             queue.uncancel(id.task);

@@ -23,7 +23,7 @@ use crate::client::io::{self, Shared, State};
 pub use crate::client::node::{Node, NodeState};
 pub use crate::client::session::NodeSpec;
 use crate::error::{NodeError, SshError};
-use crate::locks::{lock, wait_while};
+use crate::locks::{lock, wait_timeout_while};
 use crate::queue::{Cancelled, PeerId};
 use crate::timing::Timing;
 use crate::transport::ssh::{self, Connection, Target};
@@ -192,7 +192,7 @@ impl Pool {
             Cancelled::Held(_) if wait => {
                 let state = lock(&self.shared.state);
                 let is_pending = |s: &mut State| s.dispatch.is_cancel_pending(task);
-                wait_while(&self.shared.changed, state, bound, is_pending).dispatch.cancel_answer(task)
+                wait_timeout_while(&self.shared.changed, state, bound, is_pending).dispatch.cancel_answer(task)
             }
             Cancelled::Held(_) | Cancelled::Unknown => false,
         }

@@ -517,7 +517,7 @@ impl Queue {
     }
 
     /// Remove all tasks, and return them.
-    pub fn drain(&mut self) -> Vec<Attempt> {
+    pub fn take_all(&mut self) -> Vec<Attempt> {
         let ids: Vec<_> = self.tasks.values().map(|e| e.message.id).collect();
         for id in &ids {
             self.remove(id.task);
@@ -616,7 +616,7 @@ impl Queue {
 
     /// Take back a task that a peer gave back unstarted. Return whether it waits again, so that the caller should
     /// assign it.
-    pub fn returned(&mut self, from: PeerId, id: Attempt) -> bool {
+    pub fn given_back(&mut self, from: PeerId, id: Attempt) -> bool {
         // A task for one peer only was not recalled from it.
         if !self.holds(from, id) || self.tasks.get(&id.task).is_some_and(|e| e.pinned) {
             return false;
@@ -626,7 +626,7 @@ impl Queue {
     }
 
     /// Note that a peer refused to give a task back, as it has started it or had not received it.
-    pub fn kept(&mut self, from: PeerId, id: Attempt) {
+    pub fn recall_refused(&mut self, from: PeerId, id: Attempt) {
         if self.holds(from, id)
             && let Some(entry) = self.tasks.get_mut(&id.task)
             && entry.recall == Recall::Asked

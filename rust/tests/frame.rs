@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use skyward_lite::error::FrameError;
 use skyward_lite::wire::{
     Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_NOTE, MAX_REASON, Message,
-    Outcome, PROTOCOL, Packer, put_preamble,
+    Outcome, PROTOCOL, Packer,
 };
 
 #[path = "support/wire.rs"]

@@ -162,18 +162,18 @@ proptest! {
                 },
                 6 => if let Some((p, id)) = queue.steal(now) {
                     if pick % 2 == 0 {
-                        prop_assert!(queue.returned(p, id));
+                        prop_assert!(queue.given_back(p, id));
                         held.get_mut(&p).unwrap().retain(|&h| h != id);
                     } else {
-                        queue.kept(p, id);
+                        queue.recall_refused(p, id);
                     }
                 },
                 7 => if let Some(p) = peer {
                     for (n, id) in queue.close_peer(p).into_iter().rev().enumerate() {
                         if n % 3 == 0 {
-                            queue.kept(p, id);
+                            queue.recall_refused(p, id);
                         } else {
-                            prop_assert!(queue.returned(p, id));
+                            prop_assert!(queue.given_back(p, id));
                             held.get_mut(&p).unwrap().retain(|&h| h != id);
                         }
                     }
@@ -186,7 +186,7 @@ proptest! {
             for id in queue.take_cancelled() { end(&mut ended, id.task); }
             prop_assert_eq!(queue.len() + ended.len(), usize::try_from(tasks).unwrap());
         }
-        for id in queue.drain() { end(&mut ended, id.task); }
+        for id in queue.take_all() { end(&mut ended, id.task); }
         prop_assert_eq!(queue.waiting(), 0);
         prop_assert!(ended.values().all(|&n| n == 1));
         prop_assert_eq!(ended.len() as u64, tasks);

@@ -33,7 +33,7 @@ fn cancelled_tasks_do_not_come_back() {
     assert_eq!(queue.steal(now), Some((1, id(3))));
     assert_eq!(queue.cancel(3), Cancelled::Held(1));
     assert_eq!(queue.cancel(2), Cancelled::Held(1));
-    assert!(queue.returned(1, id(3)));
+    assert!(queue.given_back(1, id(3)));
     assert_eq!(queue.take_cancelled(), [id(3)]);
     for task in queue.remove_peer(1).into_iter().rev() {
         assert!(queue.retry(task, 3));
@@ -78,8 +78,8 @@ fn idle_peers_steal() {
     assert_eq!(queue.steal(now), Some((1, id(3))));
     assert_eq!(queue.steal(now), Some((1, id(2))));
     assert_eq!(queue.steal(now), None);
-    assert!(queue.returned(1, id(3)));
-    queue.kept(1, id(2));
+    assert!(queue.given_back(1, id(3)));
+    queue.recall_refused(1, id(2));
     assert_eq!(assign_all(&mut queue), [(2, 3)]);
     assert_eq!(queue.steal(now), None, "a refused recall is not repeated");
 }
@@ -106,7 +106,7 @@ fn closed_peers_take_nothing_more() {
     assert_eq!(queue.close_peer(1), [id(0), id(2)]);
     queue.push(task(3));
     assert_eq!(queue.assign(), None);
-    assert!(queue.returned(1, id(2)));
+    assert!(queue.given_back(1, id(2)));
     queue.add_peer(2, 4, now);
     assert_eq!(assign_all(&mut queue), [(2, 2), (2, 3)]);
     assert!(queue.done(1, id(0), now));
@@ -155,12 +155,12 @@ fn a_draining_peer_is_asked_again() {
     assert_eq!(queue.close_peer(1), [id(0), id(1), id(2), id(3)]);
     assert!(queue.recall_all(1).is_empty(), "no answer has come");
     // The last one first, so that they wait in their old order.
-    assert!(queue.returned(1, id(3)) && queue.returned(1, id(2)));
-    queue.kept(1, id(0));
-    queue.kept(1, id(1));
+    assert!(queue.given_back(1, id(3)) && queue.given_back(1, id(2)));
+    queue.recall_refused(1, id(0));
+    queue.recall_refused(1, id(1));
     assert_eq!(queue.recall_all(1), [id(0), id(1)]);
-    assert!(queue.returned(1, id(1)), "it had not arrived");
-    assert!(!queue.returned(1, id(9)), "it was not asked for");
+    assert!(queue.given_back(1, id(1)), "it had not arrived");
+    assert!(!queue.given_back(1, id(9)), "it was not asked for");
     assert!(queue.push_to(1, task(10)).is_some(), "a task for it alone is still sent");
     queue.push(task(11));
     queue.add_peer(2, 4, now);

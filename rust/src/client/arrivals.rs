@@ -144,7 +144,7 @@ impl Dispatch {
         let id = result.id;
         // A machine that shuts down ends its workers, perhaps before its agent: the task is not to blame.
         let is_draining = record.is_some_and(|r| matches!(r.node.state, NodeState::Draining(_)));
-        if result.code == Outcome::Crashed as u8 && is_draining && self.queue.returned(from, id) {
+        if result.code == Outcome::Crashed as u8 && is_draining && self.queue.given_back(from, id) {
             self.send(from, Action::Acknowledge(from, id), out);
         } else if self.ends(from, id, now) {
             if result.code == Outcome::Cancelled as u8 && self.answer_cancel(id) {

@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::locks::lock;
+use crate::locks::{lock, wait_timeout_while};
 use crate::queue::PeerId;
 use crate::wire::{Attempt, Message};
 
@@ -111,7 +111,7 @@ impl Completions {
         let is_empty = |inner: &mut Inner| {
             !inner.closed && inner.queues.get(&queue).is_some_and(|q| q.ended.is_empty() && !q.woken)
         };
-        let (mut inner, _) = filled.wait_timeout_while(inner, bound, is_empty).unwrap_or_else(PoisonError::into_inner);
+        let mut inner = wait_timeout_while(&filled, inner, bound, is_empty);
         let closed = inner.closed;
         let queue = inner.queues.get_mut(&queue)?;
         queue.woken = false;

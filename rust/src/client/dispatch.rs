@@ -277,7 +277,7 @@ impl Dispatch {
                 record.node.state = NodeState::Closed;
             }
         }
-        out.extend(self.queue.drain().into_iter().map(|id| Action::Complete(None, Message::cancelled(id))));
+        out.extend(self.queue.take_all().into_iter().map(|id| Action::Complete(None, Message::cancelled(id))));
         debug_assert!(self.is_consistent());
     }
 

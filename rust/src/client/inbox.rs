@@ -1,11 +1,11 @@
 //! What tasks wrote, and what they told this process, until the caller's threads have taken it.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::locks::lock;
+use crate::locks::{lock, wait_timeout_while};
 use crate::queue::PeerId;
 use crate::wire::flood::{Flood, Piece};
 use crate::wire::{LEFT_OUT, Message, STDERR};
@@ -53,10 +53,7 @@ impl Inbox {
     /// Take what workers wrote, waiting up to `bound` for it. Return `None` if all was taken and the pool is closed.
     pub fn take_output(&self, bound: Duration) -> Option<Vec<Lines>> {
         let output = lock(&self.output);
-        let (mut output, _) = self
-            .output_came
-            .wait_timeout_while(output, bound, |o| o.items.is_empty() && !o.closed)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut output = wait_timeout_while(&self.output_came, output, bound, |o| o.items.is_empty() && !o.closed);
         if output.closed && output.items.is_empty() {
             return None;
         }
@@ -82,10 +79,7 @@ impl Inbox {
     /// pool is closed.
     pub fn take_notes(&self, bound: Duration) -> Option<Vec<(PeerId, Message)>> {
         let notes = lock(&self.notes);
-        let (mut notes, _) = self
-            .note_came
-            .wait_timeout_while(notes, bound, |n| n.items.is_empty() && !n.closed)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut notes = wait_timeout_while(&self.note_came, notes, bound, |n| n.items.is_empty() && !n.closed);
         // Notes that still wait when the pool is closed have no sender left that could hear an answer.
         (!notes.closed).then(|| std::mem::take(&mut notes.items))
     }

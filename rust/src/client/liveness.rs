@@ -177,7 +177,7 @@ impl Liveness {
         if !(self.answer() && may_give_back) {
             return Err(SessionError::Unasked("gave a task back"));
         }
-        queue.returned(node, id);
+        queue.given_back(node, id);
         Ok(())
     }
 
@@ -193,7 +193,7 @@ impl Liveness {
         if !queue.holds(node, id) {
             return Ok(false);
         }
-        queue.kept(node, id);
+        queue.recall_refused(node, id);
         let goes_on = self.recall_refused(id);
         if goes_on {
             queue.uncancel(id.task);

@@ -5,7 +5,7 @@
 //! and carried out in `io.rs`.
 
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use crate::client::io::{self, Shared, State};
 pub use crate::client::node::{Node, NodeState};
 pub use crate::client::session::NodeSpec;
 use crate::error::{NodeError, SshError};
-use crate::locks::lock;
+use crate::locks::{lock, wait_timeout_while};
 use crate::queue::{Cancelled, PeerId};
 use crate::timing::Timing;
 use crate::transport::ssh::{self, Connection, Target};
@@ -192,8 +192,7 @@ impl Pool {
             Cancelled::Held(_) if wait => {
                 let state = lock(&self.shared.state);
                 let is_pending = |s: &mut State| s.dispatch.is_cancel_pending(task);
-                let waited = self.shared.changed.wait_timeout_while(state, bound, is_pending);
-                waited.unwrap_or_else(PoisonError::into_inner).0.dispatch.cancel_answer(task)
+                wait_timeout_while(&self.shared.changed, state, bound, is_pending).dispatch.cancel_answer(task)
             }
             Cancelled::Held(_) | Cancelled::Unknown => false,
         }

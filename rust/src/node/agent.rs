@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::error::{AgentError, FrameError, SessionError};
+use crate::locks::lock;
 use crate::node::actions::{Action, Input};
 use crate::node::state::{Settings, State, TICK};
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
@@ -25,7 +26,7 @@ use crate::queue::PeerId;
 use crate::timing::Timing;
 use crate::wire::{
     AgentHello, Body, ClientHello, Control, Event, EventReader, FrameSender, HEARTBEAT, LEAST_MESSAGE, MAX_REASON,
-    Offer, WorkerHello, hello, lock, read_hello,
+    Offer, WorkerHello, hello, read_hello,
 };
 
 /// How long the client's hello is awaited.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getpgid, getpid, kill_process, kill_process_group, test_kill_process_group};
 
-use crate::wire::lock;
+use crate::locks::lock;
 
 /// Pause between two rounds of killing.
 pub const PAUSE: Duration = Duration::from_millis(5);

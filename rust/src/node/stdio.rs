@@ -11,8 +11,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::Instant;
 
+use crate::locks::lock;
 use crate::queue::PeerId;
-use crate::wire::{FrameSender, LINES, lock};
+use crate::wire::{FrameSender, MAX_OUTPUT_FRAME};
 pub use crate::wire::{STDERR, STDOUT};
 
 /// A bit of a stream's number: the text ends within a line, and the worker has written no more for now, so the line is
@@ -171,8 +172,10 @@ fn send(to: &FrameSender, stream: u64, mut text: Bytes) {
 }
 
 fn piece(text: &[u8]) -> usize {
-    match text.get(..LINES) {
-        Some(most) if most.len() < text.len() => most.iter().rposition(|b| *b == b'\n').map_or(LINES, |at| at + 1),
+    match text.get(..MAX_OUTPUT_FRAME) {
+        Some(most) if most.len() < text.len() => {
+            most.iter().rposition(|b| *b == b'\n').map_or(MAX_OUTPUT_FRAME, |at| at + 1)
+        }
         _ => text.len(),
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::error::{AgentError, FrameError, SessionError};
+use crate::locks::lock;
 use crate::node::actions::Exit;
 use crate::node::exit::{OomCounter, describe_exit, describe_stderr};
 use crate::node::process_group::{Group, PAUSE, Survivors};
@@ -25,7 +26,7 @@ use crate::node::stdio::{self, STDERR, STDOUT, forward};
 use crate::queue::PeerId;
 use crate::timing::Timing;
 use crate::wire::{Attempt, Body, Control, Event, Message, Offer, WorkerHello};
-use crate::wire::{EventReader, FrameSender, LEAST_MESSAGE, PEER_TIMEOUT, hello, lock};
+use crate::wire::{EventReader, FrameSender, LEAST_MESSAGE, PEER_TIMEOUT, hello};
 
 /// How long the exit status of a worker is awaited that was killed, and the rest of what it had sent.
 pub const EXIT_TIMEOUT: Duration = Timing::DEFAULT.worker_kill;

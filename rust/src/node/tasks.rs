@@ -192,13 +192,13 @@ impl Tasks {
             self.queue.remove(id.task);
             out.push(Action::Reply(Control::GivenBack(id)));
         } else {
-            self.queue.returned(worker, id);
+            self.queue.given_back(worker, id);
         }
     }
 
     /// A worker does not give a task back or drop it: the task runs.
     pub fn refused(&mut self, worker: PeerId, id: Attempt, out: &mut Vec<Action>) {
-        self.queue.kept(worker, id);
+        self.queue.recall_refused(worker, id);
         if self.queue.holds(worker, id) && self.owed_answers.remove(&id) {
             self.refuse(id, out);
         }

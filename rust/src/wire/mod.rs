@@ -34,7 +34,5 @@ pub use stream::{EventReader, FrameSender};
 
 pub(crate) use crate::locks::lock;
 pub use crate::timing::{CREDIT, HEARTBEAT, LEAST_MESSAGE, MAX_MESSAGE, NOTE_CREDIT, PEER_TIMEOUT};
-// The names of these three elsewhere.
 pub(crate) const SLICE: std::time::Duration = std::time::Duration::from_secs(1);
-pub(crate) use outbox::MAX_OUTPUT_FRAME as LINES;
 pub(crate) use stream::MAX_WRITE as WRITE;

@@ -31,10 +31,11 @@ use self::result_sender::{ResultSender, Unsent};
 use self::socket_reader::SocketReader;
 use self::task_queue::{Found, TaskQueue};
 use crate::error::SessionError;
+use crate::locks::lock;
 use crate::node::process_group::{Group, PAUSE, Survivors};
 use crate::node::slot_table::SlotTable;
 use crate::timing::{HEARTBEAT, Timing};
-use crate::wire::{Attempt, Body, Control, Event, Message, Outbox, Outcome, WorkerHello, hello, lock, read_hello};
+use crate::wire::{Attempt, Body, Control, Event, Message, Outbox, Outcome, WorkerHello, hello, read_hello};
 
 /// How often the watchdog looks at the clock, at least.
 const WATCHDOG_PERIOD: Duration = Duration::from_millis(500);

@@ -6,7 +6,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
 
-use crate::wire::{Attempt, Message, NOTE_CREDIT, lock};
+use crate::locks::lock;
+use crate::wire::{Attempt, Message, NOTE_CREDIT};
 
 #[derive(Debug, Default)]
 struct State {

@@ -3,12 +3,13 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::error::SessionError;
+use crate::locks::{lock, wait_timeout_while, wait_while};
 use crate::timing::WORKER_BACKLOG;
-use crate::wire::{Body, Message, Outbox, lock};
+use crate::wire::{Body, Message, Outbox};
 
 /// How long the result of a short task may wait for the next task's while more tasks are queued.
 const LINGER: Duration = Duration::from_micros(300);
@@ -47,7 +48,7 @@ impl ResultSender {
     pub fn room(&self) -> MutexGuard<'_, Unsent> {
         let unsent = lock(&self.unsent);
         let full = |unsent: &mut Unsent| unsent.outbox.bytes() > WORKER_BACKLOG;
-        self.result_sent.wait_while(unsent, full).unwrap_or_else(PoisonError::into_inner)
+        wait_while(&self.result_sent, unsent, full)
     }
 
     /// As [`ResultSender::room`], but returns nothing where that would wait.
@@ -86,14 +87,8 @@ impl ResultSender {
 
     /// Wait for something to send, and for more if it is not urgent, then take a block of it.
     fn fill(&self, out: &mut Vec<u8>) -> Result<(), SessionError> {
-        let unsent = self
-            .result_ready
-            .wait_while(lock(&self.unsent), |unsent| unsent.outbox.is_empty())
-            .unwrap_or_else(PoisonError::into_inner);
-        let (mut unsent, _) = self
-            .result_ready
-            .wait_timeout_while(unsent, LINGER, |unsent| !unsent.urgent)
-            .unwrap_or_else(PoisonError::into_inner);
+        let unsent = wait_while(&self.result_ready, lock(&self.unsent), |unsent| unsent.outbox.is_empty());
+        let mut unsent = wait_timeout_while(&self.result_ready, unsent, LINGER, |unsent| !unsent.urgent);
         unsent.outbox.fill(out)?;
         if unsent.outbox.is_empty() {
             unsent.urgent = false;

@@ -4,10 +4,11 @@
 //! than the running threads get to.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::wire::{Attempt, Message, lock};
+use crate::locks::{lock, wait_timeout_while};
+use crate::wire::{Attempt, Message};
 
 /// How long tasks may wait for a running thread before an idle one is woken.
 const WAKE_DELAY: Duration = Duration::from_micros(200);
@@ -110,10 +111,7 @@ impl TaskQueue {
         let mut tasks = lock(&self.tasks);
         if tasks.waiting.is_empty() {
             tasks.idle += 1;
-            (tasks, _) = self
-                .task_ready
-                .wait_timeout_while(tasks, bound, |t| t.waiting.is_empty() && !t.closed)
-                .unwrap_or_else(PoisonError::into_inner);
+            tasks = wait_timeout_while(&self.task_ready, tasks, bound, |t| t.waiting.is_empty() && !t.closed);
             tasks.idle -= 1;
         }
         tasks.take(slot)

@@ -13,7 +13,11 @@ use skyward_lite::client::wakeups::{MAX_BATCH_PAUSE, MAX_BATCHED, Wakeups};
 use skyward_lite::error::{NodeError, SessionError};
 use skyward_lite::queue::{Cancelled, PeerId};
 use skyward_lite::timing::{CREDIT, NOTE_CREDIT, Timing};
-use skyward_lite::wire::{AgentHello, Attempt, Body, ClientHello, Control, Event, Message, Offer, Outcome, WorkerSpec};
+use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
+
+#[path = "support/hello.rs"]
+mod support;
+use support::{agent_hello, client_hello};
 
 use Step::{
     Abort, Cancel, CancelAndWait, Close, Crashed, Drain, Dropped, Expect, GivenBack, Join, Lost, Refused, Returned,
@@ -93,7 +97,7 @@ impl Client {
             Join(slots) => {
                 let node = dispatch.add_node(format!("n{}", dispatch.nodes().count()));
                 assert!(dispatch.begin(node));
-                dispatch.greeted(node, &client_hello(slots), agent_hello(), now);
+                dispatch.greeted(node, &client_hello(slots, true), agent_hello(), now);
                 Some((node, Event::Control(Control::Ready { slots: slots as u64 })))
             }
             GivenBack(node, task) => Some((node, Event::Control(Control::GivenBack(attempt(node, task))))),
@@ -184,41 +188,6 @@ fn message(id: Attempt, code: Outcome) -> Message {
 
 fn thread() -> ThreadId {
     std::thread::current().id()
-}
-
-fn client_hello(slots: usize) -> ClientHello {
-    ClientHello {
-        version: String::new(),
-        run: String::new(),
-        node: String::new(),
-        python: String::new(),
-        lease_ms: 60_000,
-        packages: BTreeMap::new(),
-        strict: false,
-        worker: WorkerSpec {
-            concurrency: Some(slots),
-            processes: true,
-            env: BTreeMap::new(),
-            sys_path: Vec::new(),
-            shares_files: false,
-            preload: Vec::new(),
-            max_payload: 1 << 30,
-            task_timeout_ms: None,
-            setup: String::new(),
-            unwind: false,
-        },
-    }
-}
-
-fn agent_hello() -> AgentHello {
-    AgentHello {
-        version: String::new(),
-        python: String::new(),
-        epoch: String::new(),
-        cores: 1,
-        pid: 1,
-        differences: Vec::new(),
-    }
 }
 
 /// A task goes to the least loaded node; with every slot and its prefetch filled it waits for the next result.
@@ -562,7 +531,7 @@ fn what_a_node_may_not_send_ends_its_session() {
     for slots in [0, 3, u64::MAX] {
         let mut client = Client::new(&[]);
         let node = client.dispatch.add_node("n".to_owned());
-        client.dispatch.greeted(node, &client_hello(2), agent_hello(), client.now);
+        client.dispatch.greeted(node, &client_hello(2, true), agent_hello(), client.now);
         let (_, end) = client.received(node, vec![control(Control::Ready { slots })]);
         assert!(matches!(end, Err(SessionError::Slots { .. })), "{slots}");
     }

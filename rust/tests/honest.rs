@@ -10,7 +10,11 @@ use skyward_lite::client::dispatch::{Action, Dispatch};
 use skyward_lite::error::{NodeError, SessionError};
 use skyward_lite::queue::{Cancelled, PeerId};
 use skyward_lite::timing::Timing;
-use skyward_lite::wire::{AgentHello, Attempt, Body, ClientHello, Control, Event, Message, Outcome, WorkerSpec};
+use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Outcome};
+
+#[path = "support/hello.rs"]
+mod support;
+use support::{agent_hello, client_hello};
 
 const TIMING: Timing = Timing {
     heartbeat: Duration::from_secs(2),
@@ -235,7 +239,7 @@ impl Client {
     fn add(&mut self, slots: usize) {
         let node = self.dispatch.add_node("n".to_owned());
         assert!(self.dispatch.begin(node));
-        self.dispatch.greeted(node, &client_hello(slots), agent_hello(), self.now);
+        self.dispatch.greeted(node, &client_hello(slots, true), agent_hello(), self.now);
         self.agents.insert(node, Agent::default());
         let mut ready = vec![Event::Control(Control::Ready { slots: slots as u64 })];
         self.dispatch.received(node, &mut ready, self.now, &mut self.out).unwrap();
@@ -425,41 +429,6 @@ impl Client {
             _ => self.stop_waiting(),
         }
         Ok(())
-    }
-}
-
-fn client_hello(slots: usize) -> ClientHello {
-    ClientHello {
-        version: String::new(),
-        run: String::new(),
-        node: String::new(),
-        python: String::new(),
-        lease_ms: 60_000,
-        packages: BTreeMap::new(),
-        strict: false,
-        worker: WorkerSpec {
-            concurrency: Some(slots),
-            processes: true,
-            env: BTreeMap::new(),
-            sys_path: Vec::new(),
-            shares_files: false,
-            preload: Vec::new(),
-            max_payload: 1 << 30,
-            task_timeout_ms: None,
-            setup: String::new(),
-            unwind: false,
-        },
-    }
-}
-
-fn agent_hello() -> AgentHello {
-    AgentHello {
-        version: String::new(),
-        python: String::new(),
-        epoch: String::new(),
-        cores: 1,
-        pid: 1,
-        differences: Vec::new(),
     }
 }
 

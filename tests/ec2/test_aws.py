@@ -425,7 +425,7 @@ def test_the_end_is_waited_for(cloud):
     assert actions(cloud)[-2:] == ["DeleteSecurityGroup", "DeleteSecurityGroup"]
 
 
-def test_what_cannot_be_ended_is_said(cloud, caplog):
+def test_instances_that_cannot_be_terminated_are_logged(cloud, caplog):
     """If instances cannot be terminated, the log has the command for later, and the instances end themselves."""
     cloud.fail("TerminateInstances", "UnauthorizedOperation", times=100)
     with pool(provider=aws(orphan_timeout=4.0)):

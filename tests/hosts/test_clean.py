@@ -134,7 +134,7 @@ def test_the_file_servers_clock_counts(root, tmp_path):
     assert (strange.exists(), sorted(os.listdir(root))) == (False, ["env-link-x", "env-new-x"])
 
 
-def test_what_cannot_be_removed_is_said(root, tmp_path):
+def test_what_cannot_be_removed_is_reported(root, tmp_path):
     """An environment that cannot be removed is reported, and stays as it is."""
     old = environment(root, "env-old-x", unused=31 * DAY)
     tools = tmp_path / "tools"

@@ -1,0 +1,42 @@
+//! What a client and an agent tell of themselves.
+
+use std::collections::BTreeMap;
+
+use skyward_lite::wire::{AgentHello, ClientHello, MAX_MESSAGE, WorkerSpec};
+
+/// A client that wants a node of so many slots.
+pub fn client_hello(slots: usize, processes: bool) -> ClientHello {
+    ClientHello {
+        version: "0".to_owned(),
+        run: "test".to_owned(),
+        node: "tested".to_owned(),
+        python: "3.11".to_owned(),
+        lease_ms: 60_000,
+        packages: BTreeMap::new(),
+        strict: false,
+        worker: WorkerSpec {
+            concurrency: Some(slots),
+            processes,
+            env: BTreeMap::new(),
+            sys_path: Vec::new(),
+            shares_files: false,
+            preload: Vec::new(),
+            max_payload: MAX_MESSAGE,
+            task_timeout_ms: None,
+            setup: String::new(),
+            unwind: false,
+        },
+    }
+}
+
+/// An agent of the same version and Python as that client.
+pub fn agent_hello() -> AgentHello {
+    AgentHello {
+        version: "0".to_owned(),
+        python: "3.11".to_owned(),
+        epoch: "1".to_owned(),
+        cores: 1,
+        pid: 1,
+        differences: Vec::new(),
+    }
+}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Listener = Callable[[Any], object]
 
-LIMIT: Final = 16 * 1024 * 1024
+LIMIT: Final = _core.MAX_NOTE
 """Largest pickled message, in bytes. The client holds one of each sender at once, beyond the credit for results."""
 LEAST_WAIT_MS: Final = 600_000
 """How long `send` waits for its answer at least; longer if the pool's `lease` is longer.
@@ -52,7 +52,7 @@ _listeners: dict[str, Listener] = {}
 class _Worker:
     """The worker process that this process is."""
 
-    core: _core.Worker | None = None
+    core: _core.WorkerRuntime | None = None
     process = 0
 
 
@@ -106,7 +106,8 @@ def send_home(address: str, message: object) -> None:
     if task != _sent.task:
         _sent.task, _sent.count = task, 0
     _sent.count += 1
-    pickled, buffers = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True)).dumps(
+    settings = worker.settings
+    pickled, buffers = payload.encoder(settings.max_payload, Route(settings.shares_files, to_client=True)).dumps(
         (address, task, _sent.count, message)
     )
     size = payload.size(pickled, buffers)
@@ -128,7 +129,7 @@ def send_home(address: str, message: object) -> None:
         )
 
 
-def be_worker(core: _core.Worker) -> None:
+def be_worker(core: _core.WorkerRuntime) -> None:
     """Enable this process's tasks to send messages home."""
     _Worker.core, _Worker.process = core, os.getpid()
 

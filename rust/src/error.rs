@@ -80,8 +80,8 @@ pub enum SshError {
     HungUp(String),
     #[error("connect, key exchange and authentication took more than {0} s")]
     Timeout(u64),
-    #[error("the host key {got} is not known for this host; known: {expected}")]
-    HostKey { got: String, expected: String },
+    #[error("the host key {got}{} is not known for this host; known: {expected}", if *.revoked { ", which is revoked" } else { "" })]
+    HostKey { got: String, revoked: bool, expected: String },
     #[error("no {what} algorithm that the ssh configuration allows is supported here: {names}")]
     Algorithms { what: &'static str, names: String },
     #[error("authentication as {user:?} was refused; tried: {tried}; the server accepts: {accepts}")]

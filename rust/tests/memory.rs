@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use skyward_lite::client::pool::{Endpoint, NodeSpec, NodeState, Pool};
+use skyward_lite::transport::auth::{Identity, new_key};
+use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
-use skyward_lite::transport::ssh::{Algorithms, Identity, Target, new_key};
+use skyward_lite::transport::ssh::{Algorithms, Target};
 use skyward_lite::wire::{self, AgentHello, ClientHello, MAX_MESSAGE, WorkerSpec};
 use skyward_lite::wire::{Attempt, Control, MAX_BLOCK, Message, Outcome, Packer, put_preamble};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -169,9 +171,7 @@ fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: Scri
     });
     let target = Target {
         user: "root".to_owned(),
-        host_keys: vec![host_public],
-        revoked: Vec::new(),
-        accept_new: false,
+        host_keys: HostKeys { known: vec![host_public], ..HostKeys::default() },
         algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(user_key))],
         timeout: Duration::from_secs(20),

@@ -8,10 +8,8 @@ all that is left behind is the cache directory, and with `--accept-new` a line o
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -171,7 +169,7 @@ class InspectedHost(SSHMachine):
 class _Check:
     """The steps for one host."""
 
-    def __init__(self, machine: InspectedHost, core: _core.Pool, line: threading.Lock) -> None:
+    def __init__(self, machine: InspectedHost, core: _core.Core, line: threading.Lock) -> None:
         self.machine = machine
         self.core = core
         self.line = line
@@ -183,7 +181,7 @@ class _Check:
         try:
             self._steps()
         except _core.CoreError as error:
-            self.report.fail("connection", str(error.args[0]), "see the server's log; try again")
+            self.report.fail("connection", str(error), "see the server's log; try again")
         except NodeStartError as error:
             self.report.fail("shell", str(error), f"look at what `ssh {self.machine.name} 'exec sh -s'` does")
         except Exception as error:
@@ -265,7 +263,7 @@ class _Check:
         how = "known" if {*before.keys, *before.portless} else "new, and not recorded"
         if how != "known" and connection.host_key in known(config).keys:
             how = f"new, and now in {config.new_keys}"
-        kind, digest = fingerprint(connection.host_key)
+        kind, _, digest = connection.fingerprint.partition(" ")
         self.report.ok("host key", f"{how}: {kind} {digest}", key_type=kind, fingerprint=digest)
         text = f"as {config.user}, with {_offers(config)}; {_ms(took)} with the key exchange"
         self.report.ok("authentication", text, connect_ms=took * 1000)
@@ -273,16 +271,15 @@ class _Check:
 
     def _refused(self, error: NodeStartError, config: Config, is_known: bool) -> None:
         name, cause = self.machine.name, error.__cause__
-        about = cause.args[1] if isinstance(cause, _core.CoreError) and len(cause.args) > 1 else ""
         if not config.public_keys:
             self.report.fail("authentication", str(error), "PubkeyAuthentication yes, and publickey among the methods")
-        elif about == "host key" and "revoked" in str(cause):
+        elif isinstance(cause, _core.RevokedHostKeyError):
             self.report.fail("host key", str(error), "this key is marked as revoked: give the host a new one")
-        elif about == "host key" and is_known:
+        elif isinstance(cause, _core.HostKeyError) and is_known:
             self.report.fail("host key", str(error), f"find out why; then `ssh-keygen -R '{config.key_name}'`")
-        elif about == "host key":
+        elif isinstance(cause, _core.HostKeyError):
             self.report.fail("host key", str(error), f"compare and accept it with `ssh {name}`, or use --accept-new")
-        elif about == "authentication":
+        elif isinstance(cause, _core.AuthenticationError):
             self.report.ok("host key", "as expected")
             self.report.fail(
                 "authentication", str(error), f"`ssh-copy-id {name}`, `ssh-add` for a key with a passphrase, or User"
@@ -444,7 +441,7 @@ class _Check:
                 status, came, _ = connection.run(line, stdin, bound)
             except _core.CoreError as error:
                 rate = size / 1e6 / bound
-                self.report.note(step, f"less than {rate:.3f} MB/s: {error.args[0]}", "is the line that slow?")
+                self.report.note(step, f"less than {rate:.3f} MB/s: {error}", "is the line that slow?")
                 return
             took = time.perf_counter() - began
             if status != 0:
@@ -460,13 +457,6 @@ class _Check:
         rate = size / 1e6 / (net if sure else took)
         how = f"{size >> 20} MiB in {took:.2f} s" + (f", less {_ms(command)} for a command" if sure else "")
         self.report.ok(step, f"{'' if sure else 'at least '}{rate:,.1f} MB/s ({how})", mb_per_s=rate)
-
-
-def fingerprint(key: str) -> tuple[str, str]:
-    """Give a key's type and its fingerprint, as `ssh-keygen -l` prints it."""
-    kind, blob = key.split()[:2]
-    digest = base64.b64encode(hashlib.sha256(base64.b64decode(blob)).digest()).decode().rstrip("=")
-    return kind, f"SHA256:{digest}"
 
 
 def _offers(config: Config) -> str:
@@ -518,7 +508,7 @@ def in_order(jobs: Sequence[Callable[[], T]]) -> Iterator[T]:
 
 def check(provider: SSH, *, as_json: bool = False) -> int:
     """Check the provider's hosts, print what was found, and give the exit status: 0 if all can be used, else 1."""
-    core, line = _core.Pool(1, 1 << 20), threading.Lock()
+    core, line = _core.Core(1, 1 << 20), threading.Lock()
     reports = []
     try:
         checks = [_Check(InspectedHost(host, provider, wanted(provider)), core, line) for host in provider.hosts]

@@ -54,7 +54,7 @@ def clean(provider: SSH, *, everything: bool, dry_run: bool) -> int:
     `everything` removes what was used lately, too, but not within the last hour: a running agent shows itself so.
     """
     seconds = bootstrap.RECENT_SECONDS if everything else bootstrap.UNUSED_SECONDS
-    core, status = _core.Pool(1, 1 << 20), 0
+    core, status = _core.Core(1, 1 << 20), 0
     try:
         jobs = [functools.partial(_one, core, host, provider, seconds, dry_run) for host in provider.hosts]
         for cleaned in doctor.in_order(jobs):
@@ -71,7 +71,7 @@ def clean(provider: SSH, *, everything: bool, dry_run: bool) -> int:
     return status
 
 
-def _one(core: _core.Pool, host: Host, provider: SSH, seconds: int, dry_run: bool) -> Cleaned:
+def _one(core: _core.Core, host: Host, provider: SSH, seconds: int, dry_run: bool) -> Cleaned:
     """Clean one host."""
     machine = SSHMachine(host, provider, doctor.wanted(provider))
     try:
@@ -80,7 +80,7 @@ def _one(core: _core.Pool, host: Host, provider: SSH, seconds: int, dry_run: boo
     except NodeStartError as error:
         return Cleaned(host.address, problems=(str(error),))
     except _core.CoreError as error:
-        return Cleaned(host.address, problems=(str(error.args[0]),))
+        return Cleaned(host.address, problems=(str(error),))
     finally:
         machine.end(time.monotonic() + 1.0)
     found = [_found(kind, line) for kind in ("gone", "kept", "stuck") for line in said.get(kind, [])]

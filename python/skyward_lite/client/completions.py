@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from .. import _core
 from ..errors import PoolClosedError
 from ..pickling import managers, payload
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skyward_lite")
 
-SHIFT: Final = 40
-"""A task's number has that of its lane in the bits from this one on; pool.rs has the same."""
 LANES: Final = 1 << 24
 """Lanes that a pool can have at once."""
 CLOSED: Final = "this pool is closed: tasks are sent inside its with block"
@@ -58,7 +57,7 @@ class CompletionQueue:
         self._abandon = abandon
         self._nanos = int((pool.worker.task_timeout or 0) * 1e9)
         # 0 is the task of what has none yet.
-        self._tasks = itertools.count((number << SHIFT) + 1)
+        self._tasks = itertools.count((number << _core.QUEUE_SHIFT) + 1)
         self._over = False
         self._thread = threading.Thread(target=self._settle, name=f"skyward-resolve-{number}", daemon=True)
 
@@ -112,7 +111,6 @@ class CompletionQueue:
 
     def end(self, call: Call) -> None:
         """Let a call that cannot be sent be settled like one that was."""
-        self._pool._check_owner()
         task = next(self._tasks)
         self.calls[task] = call
         self._accepted(task, self._pool._core.end(task))
@@ -124,9 +122,8 @@ class CompletionQueue:
 
     def cancel(self, task: int, bound_ms: int = 0) -> None:
         """Drop a task that has not started; the call is settled now or when its node has answered."""
-        self._pool._check_owner()
         if self._pool._core.cancel(task, bound_ms):
-            self.calls[task].resolve(payload.CANCELLED, 0, b"", None)
+            self.calls[task].resolve(_core.CANCELLED, 0, b"", None)
             del self.calls[task]
 
     def abort(self, task: int) -> None:

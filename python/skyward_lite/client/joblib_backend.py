@@ -21,7 +21,7 @@ from typing import Any
 from joblib import parallel_config, register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
-from .. import checks
+from .. import _core, checks
 from ..errors import PayloadTooLargeError, PoolClosedError, SkywardError
 from ..node.batch import NAME
 from ..pickling import payload
@@ -187,7 +187,7 @@ class _Batch:
         self.task = 0
         self.size = 0
         """Bytes of the payload that was sent, or of the result if that is larger."""
-        self.tag = payload.RETURNED
+        self.tag = _core.RETURNED
         self.nanos = 0
         self.pickled: Any = None
         self.buffers: Any = None
@@ -225,7 +225,7 @@ class _Batch:
             return values
         pickled, buffers = self.pickled, self.buffers
         self.pickled = self.buffers = None
-        return outcome(payload.RETURNED if self.tag == payload.PARTIAL else self.tag, pickled, buffers, self.first)
+        return outcome(_core.RETURNED if self.tag == _core.PARTIAL else self.tag, pickled, buffers, self.first)
 
 
 class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -378,7 +378,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         following = batch.call.end(batch)
         if following is not None:
             self._send(following)
-        if batch.whole is not None or batch.tag == payload.PARTIAL:
+        if batch.whole is not None or batch.tag == _core.PARTIAL:
             if not self._joined(batch):
                 return
             batch = batch.whole or batch

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import importlib
 import itertools
-import json
 import logging
 import os
 import pickle
@@ -51,6 +50,7 @@ from ..errors import (
     TaskTimeoutError,
     WorkerCrashedError,
 )
+from ..hello import ClientHello, WorkerSettings
 from ..image import Image, canonical
 from ..pickling import blame, modules, payload
 from ..pickling.modules import Modules
@@ -59,7 +59,7 @@ from ..pickling.route import Route
 from ..plugins import Plugin
 from ..providers import Cost, Machine, NodeRequest, Provider
 from ..providers.local import Local
-from .completions import CLOSED, LANES, SHIFT, AbandonHook, CompletionQueue
+from .completions import CLOSED, LANES, AbandonHook, CompletionQueue
 from .output import Printer
 
 P = ParamSpec("P")
@@ -81,8 +81,8 @@ CANCEL_MS = 1_000
 """Bound on waiting for a node's word whether a task could still be cancelled."""
 MAX_TEXT = 16_000
 """Bytes of why a node does not start, and of what a node says of the end of a task, which may tell of several nodes."""
-MAX_SETUP = 32 * 1024
-"""Bytes of pickled plugin hooks that fit a hello."""
+MAX_SETUP = _core.MAX_BODY // 2
+"""Largest plugin hooks, pickled, in bytes: a hello, with all else that it has, must fit one frame."""
 MAX_SIZE = 1_000_000
 """Largest `pool(vcpus=)` and `pool(memory_gb=)`."""
 
@@ -157,24 +157,24 @@ def outcome(tag: int, pickled: Any, buffers: Any, first: int | None = None) -> A
 
     `first` is the place of its first call among those that were submitted together, None for a call alone.
     """
-    if tag == payload.RETURNED:
+    if tag == _core.RETURNED:
         try:
             return payload.loads(pickled, buffers)
         except Exception as why:
             reason = _core.printable(f"{type(why).__name__}: {why}")
             raise RemoteError(f"the task's result cannot be rebuilt here: {reason}") from why
-    if tag == payload.RAISED:
+    if tag == _core.RAISED:
         raise payload.load_exception(pickled, buffers, first)
-    if tag == payload.CANCELLED:
+    if tag == _core.CANCELLED:
         raise CancelledError("the task was cancelled")
     # The node's own words, as those of `NodeLostError` may be, too.
     raise _ENDS.get(tag, RemoteError)(_core.printable(bytes(pickled), MAX_TEXT))
 
 
 _ENDS = {
-    payload.CRASHED: WorkerCrashedError,
-    payload.NODE_LOST: NodeLostError,
-    payload.TIMED_OUT: TaskTimeoutError,
+    _core.CRASHED: WorkerCrashedError,
+    _core.NODE_LOST: NodeLostError,
+    _core.TIMED_OUT: TaskTimeoutError,
 }
 
 
@@ -205,7 +205,7 @@ class _PoolFuture(Future[T]):
         return self.cancelled()
 
     def resolve(self, tag: int, nanos: int, pickled: Any, buffers: Any) -> None:
-        if tag == payload.CANCELLED:
+        if tag == _core.CANCELLED:
             super().cancel()
             self.set_running_or_notify_cancel()
             return
@@ -262,7 +262,7 @@ class ComputePool(Executor):
         self._strict_env = checks.switch("pool", "strict_env", strict_env)
         self._run = uuid.uuid4().hex
         self._hash_seed = _hash_seed(self._run)
-        self._core = _core.Pool(self.worker.retries + 1, self.worker.max_payload)
+        self._core = _core.Core(self.worker.retries + 1, self.worker.max_payload)
         self._lanes: dict[int, CompletionQueue] = {}
         self._lane_numbers = itertools.count()
         self._futures = CompletionQueue(self, 0)
@@ -282,7 +282,6 @@ class ComputePool(Executor):
         self._signals: list[int] = []
         self._give_up = False
         self._left = threading.Event()
-        self._owner = os.getpid()
         self._modules: Modules
         """What its workers can import; from its start on."""
 
@@ -367,33 +366,34 @@ class ComputePool(Executor):
                 raise
         self._await_nodes()
 
-    def _hello(self, image: Image, preload: list[str], setup: str, modules: frozenset[str], machine: Machine) -> str:
-        """Say what the agent must know; session.rs reads it."""
+    def _hello(
+        self, image: Image, preload: list[str], setup: str, modules: frozenset[str], machine: Machine
+    ) -> ClientHello:
+        """Return what the agent must know."""
         timeout = self.worker.task_timeout
-        hello = {
-            "version": __version__,
-            "run": self._run,
-            "node": machine.name,
-            "python": PYTHON,
-            "lease_ms": int(self._lease * 1000),
-            "packages": {} if machine.shares_files else _imported(modules),
-            "strict": self._strict_env,
-            "worker": {
-                "concurrency": machine.concurrency or self.worker.concurrency,
-                "processes": self.worker.executor == "process",
-                "env": {"PYTHONHASHSEED": self._hash_seed, **image.env, **nesting.worker_environment()},
-                "shares_files": machine.shares_files,
-                "sys_path": list(self._modules.path) if machine.shares_files else [],
-                "preload": preload,
-                "max_payload": self.worker.max_payload,
-                "task_timeout_ms": None if timeout is None else max(1, int(timeout * 1000)),
-                "setup": setup,
-                "unwind": any(plugin.around_worker is not None for plugin in self.plugins),
-            },
-        }
-        return json.dumps(hello)
+        return ClientHello(
+            version=__version__,
+            run=self._run,
+            node=machine.name,
+            python=PYTHON,
+            lease_ms=int(self._lease * 1000),
+            packages={} if machine.shares_files else _imported(modules),
+            strict=self._strict_env,
+            worker=WorkerSettings(
+                concurrency=machine.concurrency or self.worker.concurrency,
+                processes=self.worker.executor == "process",
+                env={"PYTHONHASHSEED": self._hash_seed, **image.env, **nesting.worker_environment()},
+                shares_files=machine.shares_files,
+                sys_path=list(self._modules.path) if machine.shares_files else [],
+                preload=preload,
+                max_payload=self.worker.max_payload,
+                task_timeout_ms=None if timeout is None else max(1, int(timeout * 1000)),
+                setup=setup,
+                unwind=any(plugin.around_worker is not None for plugin in self.plugins),
+            ),
+        )
 
-    def _join(self, machines: list[Machine], hello: Callable[[Machine], str]) -> None:
+    def _join(self, machines: list[Machine], hello: Callable[[Machine], ClientHello]) -> None:
         """Count machines in, and begin to make nodes of them. Node numbers are places in `_machines`."""
         with self._lock:
             for machine in machines:
@@ -403,7 +403,7 @@ class ComputePool(Executor):
                 self._starters[-1].name = f"skyward-{machine.name}"
                 self._starters[-1].start()
 
-    def _bring_up(self, node: int, machine: Machine, hello: Callable[[Machine], str]) -> None:
+    def _bring_up(self, node: int, machine: Machine, hello: Callable[[Machine], ClientHello]) -> None:
         """Make one machine a node, on a thread of its own. What goes wrong is the node's fate."""
         try:
             opened = machine.open(self._core)
@@ -416,7 +416,7 @@ class ComputePool(Executor):
             if self._state == "open":
                 raise
 
-    def _watch(self, hello: Callable[[Machine], str]) -> None:
+    def _watch(self, hello: Callable[[Machine], ClientHello]) -> None:
         """Tell the log what becomes of the nodes, and have lost ones replaced."""
         before: dict[int, str] = {}
         while self._state != "closed":
@@ -448,7 +448,7 @@ class ComputePool(Executor):
                     log.warning("node %s is lost, what it had not finished runs elsewhere: %s", node.name, node.reason)
             self._core.wait_for_change([node.state for node in nodes], WATCH_MS)
 
-    def _care(self, number: int, was: str, now: str, hello: Callable[[Machine], str]) -> None:
+    def _care(self, number: int, was: str, now: str, hello: Callable[[Machine], ClientHello]) -> None:
         """Let go of a machine that is lost, and have it replaced: on a thread of its own."""
         machine = self._machines[number]
         if not machine.replaceable or now not in ("draining", "lost"):
@@ -467,7 +467,9 @@ class ComputePool(Executor):
             self._starters[-1].name = f"skyward-after-{machine.name}"
             self._starters[-1].start()
 
-    def _succeed(self, machine: Machine, was: str, now: str, first: bool, hello: Callable[[Machine], str]) -> None:
+    def _succeed(
+        self, machine: Machine, was: str, now: str, first: bool, hello: Callable[[Machine], ClientHello]
+    ) -> None:
         try:
             # Why one never came up is asked before it is let go of.
             asks = first and (was != "connecting" or machine.unlucky())
@@ -549,7 +551,7 @@ class ComputePool(Executor):
 
         Ctrl-C meanwhile cancels what is pending, and is raised at the end.
         """
-        if os.getpid() != self._owner:
+        if self._core.is_forked:
             return  # a forked child has neither the threads nor the nodes
         try:
             with held(self._hurry):
@@ -742,8 +744,7 @@ class ComputePool(Executor):
 
     def nodes(self) -> list[Node]:
         """Say how each node stands, in the order in which they were started."""
-        self._check_owner()
-        return [Node(*row) for row in self._core.nodes()]
+        return [Node(**row) for row in self._core.nodes()]
 
     def slots(self) -> int:
         """Count the tasks that can run at once: the sum of `concurrency` over the ready nodes."""
@@ -755,7 +756,7 @@ class ComputePool(Executor):
         return Status(self.nodes(), self.slots(), pending, self.provider.cost(self._machines))
 
     def _is_pending(self, task: int) -> bool:
-        lane = self._lanes.get(task >> SHIFT)
+        lane = self._lanes.get(task >> _core.QUEUE_SHIFT)
         return lane is not None and task in lane.calls
 
     def _wanted_slots(self) -> int:
@@ -805,11 +806,7 @@ class ComputePool(Executor):
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""
         if self._state == "closed":
             raise PoolClosedError(CLOSED)
-        self._check_owner()
-
-    def _check_owner(self) -> None:
-        if os.getpid() != self._owner:
-            raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")
+        self._core.check_owner()
 
     def _encoder(self) -> payload.Encoder:
         return payload.encoder(self.worker.max_payload, self._route)
@@ -895,7 +892,7 @@ _open_pools: weakref.WeakSet[ComputePool] = weakref.WeakSet()
 @atexit.register
 def _close_open_pools() -> None:
     for open_pool in list(_open_pools):
-        if open_pool._owner == os.getpid():
+        if not open_pool._core.is_forked:
             open_pool._leave(cancel=True)
 
 

@@ -49,7 +49,7 @@ def packages() -> dict[str, str]:
     return found
 
 
-def spec() -> dict[str, object]:
+def spec() -> _core.AgentSpec:
     """Say what the agent must be told that it cannot find out."""
     options = ["-P"]
     if hasattr(sys.flags, "context_aware_warnings"):

@@ -21,7 +21,7 @@ NOTE = (
 )
 
 
-def run_slots(worker: _core.Worker, loops: Sequence[Callable[[], None]]) -> None:
+def run_slots(worker: _core.WorkerRuntime, loops: Sequence[Callable[[], None]]) -> None:
     """Run each slot's loop on a thread, and wait until the process is to end."""
     over = threading.Event()
 

@@ -37,20 +37,21 @@ MOST_STRAYS = 1_000
 """Exceptions without a task in between after which this process gives up."""
 
 
-def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> None:
+def take_tasks(worker: _core.WorkerRuntime, slot: int, decorate: Decorator | None) -> None:
     """Run tasks on this thread until the process is to end.
 
     What is raised while a task runs is the task's. But a task can leave behind an alarm, or a thread that raises
     something in this one, between two others: that is nobody's, and each step here can be taken again after it.
     """
-    encoder = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True))
+    settings = worker.settings
+    encoder = payload.encoder(settings.max_payload, Route(settings.shares_files, to_client=True))
     node = worker.node
     take, finish, rebuild = worker.take, worker.finish, payload.rebuild
     process = os.getpid()
     several = worker.slots > 1
     if several:
         timer = functools.partial(worker.pause, slot), functools.partial(worker.restart, slot)
-        first_imports.enter(timer if worker.timed else None)
+        first_imports.enter(None if settings.task_timeout_ms is None else timer)
     warned = task_warnings.enter() if several else task_warnings.Scope()
     names = script.names()
     taken: list[Any] = []
@@ -110,7 +111,7 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                             nanos = perf_counter_ns() - start
                             returned = True
                             calls = len(values) if kind == payload.BATCH else 1
-                            tag = payload.PARTIAL if kind == payload.BATCH and calls < asked else payload.RETURNED
+                            tag = _core.PARTIAL if kind == payload.BATCH and calls < asked else _core.RETURNED
                             answer = tag, nanos, *encoder.dumps(value, None, calls)
                         except BaseException as error:
                             # Also SystemExit and KeyboardInterrupt: they are the task's, as in concurrent.futures.
@@ -123,11 +124,11 @@ def take_tasks(worker: _core.Worker, slot: int, decorate: Decorator | None) -> N
                                 place = blame.place_of_result(error, node, kind, call, value, encoder)
                             else:
                                 place = blame.place(node, kind, call, len(values))
-                            answer = payload.RAISED, nanos, *payload.dump_exception(encoder, error, skip, place)
+                            answer = _core.RAISED, nanos, *payload.dump_exception(encoder, error, skip, place)
                     elif answer is None and stray is not None:
                         # It came before the task's own exception was pickled.
                         place = blame.place(node, kind, call, max(0, len(values) - 1))
-                        answer = payload.RAISED, 0, *payload.dump_exception(encoder, stray, 1, place)
+                        answer = _core.RAISED, 0, *payload.dump_exception(encoder, stray, 1, place)
                     if os.getpid() != process:
                         # A child that the task forked has come this far. The answer is its parent's to give.
                         end_child(None)
@@ -186,15 +187,16 @@ def decorated(calls: Iterable[Triple], decorate: Decorator) -> Iterator[Triple]:
         yield decorate(function), args, kwargs
 
 
-def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> Decorator | None:
+def decorator(worker: _core.WorkerRuntime, slot: int, decorators: list[Decorator]) -> Decorator | None:
     """Give what is done to each function that this slot runs; None for nothing."""
-    if not decorators and not worker.timed:
+    is_timed = worker.settings.task_timeout_ms is not None
+    if not decorators and not is_timed:
         return None
 
     def decorate(function: Function) -> Function:
         for plugin in reversed(decorators):
             function = plugin(function)
-        return functools.partial(timed, function) if worker.timed else function
+        return functools.partial(timed, function) if is_timed else function
 
     def timed(function: Function, /, *args: Any, **kwargs: Any) -> Any:
         # The limit is for one call, and a batch has several.
@@ -225,17 +227,18 @@ def main() -> None:
     # The end of standard error is part of the error that names the death of this process.
     faulthandler.enable(all_threads=False)
     script.install()
-    worker = _core.Worker(fd)
+    worker = _core.WorkerRuntime(fd)
+    settings = worker.settings
     messages.be_worker(worker)
-    if worker.sys_path:
-        sys.path[:] = worker.sys_path
+    if settings.sys_path:
+        sys.path[:] = settings.sys_path
     sys.argv[:] = nesting.take_arguments()
-    for module in worker.preload:
+    for module in settings.preload:
         # What is missing here is the task's error to report, not the worker's.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     worker_exit.prepare()
-    hooks = pickle.loads(base64.b64decode(worker.setup)) if worker.setup else []
+    hooks = pickle.loads(base64.b64decode(settings.setup)) if settings.setup else []
     decorators = [decorate for _, decorate in hooks if decorate is not None]
     info = WorkerInfo(node=worker.node, pid=os.getpid(), slots=worker.slots)
     with contextlib.ExitStack() as stack:

@@ -27,7 +27,7 @@ def prepare() -> None:
     def end_escaped() -> None:
         # A child that a task forked has the same list of callbacks.
         if os.getpid() == worker:
-            _core.Worker.end_escaped()
+            _core.WorkerRuntime.end_escaped()
 
     # The first to be registered is the last to be called.
     atexit.register(end_escaped)

@@ -28,23 +28,16 @@ Encoded = tuple[bytes, Buffers]
 Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A call: function, arguments, keyword arguments."""
 
-# Tags on the wire; frame.rs has the same.
+# How a worker reads a task's pickle. The core carries these numbers and does not read them.
 CALL: Final = 0
-"""On a task: the pickle is `(function, args, kwargs)`."""
+"""The pickle is `(function, args, kwargs)`."""
 BATCH: Final = 1
-"""On a task: the pickle is a list of such triples, as joblib makes them, or a `Calls`; the result is the list of their
+"""The pickle is a list of such triples, as joblib makes them, or a `Calls`; the result is the list of their
 values.
 
 Or it is a triple: `inner_max_num_threads`, or None; the nanoseconds after which the worker gives back what it has not
 begun, or None; and the calls.
 """
-RETURNED: Final = 0
-RAISED: Final = 1
-CRASHED: Final = 2
-CANCELLED: Final = 3
-NODE_LOST: Final = 4
-TIMED_OUT: Final = 5
-PARTIAL: Final = 6
 
 OUT_OF_BAND: Final = 16 * 1024
 """Bytes from which on a buffer travels beside the pickle. Below, one copy is cheaper than one more allocation."""
@@ -55,7 +48,7 @@ MAX_FUNCTIONS: Final = 128
 MAX_TEXT: Final = 16 * 1024
 """Characters that are kept of each end of an exception's text and traceback."""
 MAX_BUFFERS: Final = 1000
-"""Buffers beside one pickle; more stay inside it. frame.rs takes 1,024 parts in a message."""
+"""Buffers beside one pickle; more stay inside it. a message has at most `_core.MAX_PARTS` parts."""
 
 
 class Encoder:

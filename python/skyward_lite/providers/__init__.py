@@ -54,7 +54,7 @@ class Machine(abc.ABC):
     """Whether it sees this machine's files, so that the client's import path means something there."""
 
     @abc.abstractmethod
-    def open(self, core: _core.Pool) -> PreparedMachine:
+    def open(self, core: _core.Core) -> PreparedMachine:
         """Connect, and prepare what the agent needs. Each machine has a thread for this, and may wait.
 
         Raises `NodeStartError` or `CoreError`: the machine is then left out, for that reason.

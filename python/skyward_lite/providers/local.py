@@ -97,7 +97,7 @@ class LocalMachine(Machine):
             # What has ended already is found by `open`.
             self.socket.sendall(json.dumps(keys).encode() + b"\n")
 
-    def open(self, core: _core.Pool) -> PreparedMachine:
+    def open(self, core: _core.Core) -> PreparedMachine:
         try:
             connection = core.connect(
                 endpoint=self.socket.detach(),
@@ -109,7 +109,7 @@ class LocalMachine(Machine):
                 timeout=self.timeout,
             )
         except _core.CoreError as error:
-            raise NodeStartError(self._why(str(error.args[0]))) from error
+            raise NodeStartError(self._why(str(error))) from error
         return PreparedMachine(connection, "agent")
 
     def _why(self, error: str) -> str:

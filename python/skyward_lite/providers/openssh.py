@@ -20,10 +20,10 @@ import subprocess
 import threading
 from pathlib import Path
 
+from .. import _core
 from ..errors import NodeStartError
 from . import public_keys
 
-MAGIC = b"openssh-key-v1\0"
 TOOL_SECONDS = 20.0
 """Bound on one run of a tool; it may ask a name server."""
 
@@ -379,17 +379,10 @@ def public(file: str) -> str | None:
 def public_half(file: str) -> str | None:
     """Return the public key in a private key's file in OpenSSH's format, where a passphrase does not hide it."""
     try:
-        data = base64.b64decode(b"".join(Path(file).read_bytes().split(b"-----")[2].split()))
-    except (OSError, ValueError, IndexError):
+        line = _core.public_half(Path(file).read_bytes())
+    except OSError:
         return None
-    at = len(MAGIC)
-    # Cipher, KDF, its options; the number of keys; the first one. PROTOCOL.key of OpenSSH.
-    for _ in range(3):
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
-    at += 4
-    blob = data[at + 4 : at + 4 + int.from_bytes(data[at : at + 4], "big")]
-    kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")]
-    key = public_keys.read(kind + b" " + base64.b64encode(blob)) if data.startswith(MAGIC) else None
+    key = None if line is None else public_keys.read(line.encode())
     return key.line if key is not None and key.usable else None
 
 

@@ -39,14 +39,14 @@ class RemoteMachine(Machine):
         self.python = python
 
     @abc.abstractmethod
-    def connect(self, core: _core.Pool) -> _core.Connection:
+    def connect(self, core: _core.Core) -> _core.Connection:
         """Connect to the host, verify its key and authenticate. Raises `NodeStartError`."""
 
     def furnish(self, connection: _core.Connection, facts: bootstrap.Facts) -> bootstrap.Facts:
         """Get what making an environment needs, where that is ours to do; what the host has then."""
         return facts
 
-    def open(self, core: _core.Pool) -> PreparedMachine:
+    def open(self, core: _core.Core) -> PreparedMachine:
         connection = self.connect(core)
         if self.python is None:
             return PreparedMachine(connection, bootstrap.agent(self._environment(connection), self.agent))

@@ -119,7 +119,7 @@ class SSHMachine(RemoteMachine):
 
     # ------------------------------------------------------------------------------------------------ connection
 
-    def connect(self, core: _core.Pool) -> _core.Connection:
+    def connect(self, core: _core.Core) -> _core.Connection:
         """Connect to the host, verify its key and authenticate. Raises `NodeStartError`."""
         config = openssh.resolve(openssh.parse(self.name), self.config)
         if config.unheeded:
@@ -128,7 +128,7 @@ class SSHMachine(RemoteMachine):
             log.warning("%s", sentence)
         return self.connect_to(core, config)
 
-    def connect_to(self, core: _core.Pool, config: openssh.Config) -> _core.Connection:
+    def connect_to(self, core: _core.Core, config: openssh.Config) -> _core.Connection:
         """Connect as the configuration says. Raises `NodeStartError`."""
         if not config.public_keys:
             raise NodeStartError(
@@ -200,7 +200,7 @@ class SSHMachine(RemoteMachine):
 
         A server then hangs up at once, as one does whose PerSourcePenalties we have met; those end less soon.
         """
-        if error.args[-1] != "hung up" or not self.waits:
+        if not isinstance(error, _core.HungUpError) or not self.waits:
             return False
         if config.proxy is not None and "kex_exchange_identification" not in self._printed():
             return False  # not the server's doing
@@ -235,25 +235,25 @@ class SSHMachine(RemoteMachine):
 
     def _why(self, error: _core.CoreError, config: openssh.Config, known: openssh.Known, accept_new: bool) -> str:
         """Say what went wrong with a connection, and what to do."""
-        text, about = str(error.args[0]), error.args[1] if len(error.args) > 1 else ""
+        text = str(error)
         files = " or ".join(config.known_hosts) or "any known_hosts file"
-        if about == "host key" and "is revoked" in text:
+        if isinstance(error, _core.RevokedHostKeyError):
             return f"{text} in {files}: the host must get another key, and nothing here is to be done"
-        if about == "host key" and known.keys:
+        if isinstance(error, _core.HostKeyError) and known.keys:
             chosen = "" if config.known_first else ". HostKeyAlgorithms decides which of its keys the host shows"
             return (
                 f"{text}. Either somebody is between here and {config.key_name}, or its key has changed: if you know "
                 f"that it has, `ssh-keygen -R '{config.key_name}'` forgets the old one{chosen}"
             )
-        if about == "host key" and not accept_new:
+        if isinstance(error, _core.HostKeyError) and not accept_new:
             unreadable = f" (not readable: {', '.join(known.unreadable)})" if known.unreadable else ""
             return (
                 f"{config.key_name} is not in {files}{unreadable}, so it is not trusted; {text}. "
                 f"Compare and accept its key with `ssh {self.name}`, or use SSH(..., accept_new=True)"
             )
-        if about == "authentication":
+        if isinstance(error, _core.AuthenticationError):
             return f"{text}. If `ssh {self.name}` asks for a password: set up a key with `ssh-copy-id`"
-        if about == "hung up" and config.proxy is None:
+        if isinstance(error, _core.HungUpError) and config.proxy is None:
             return (
                 f"{text}. It may have too many connections (MaxStartups), refuse this address for a while after "
                 "failed logins (PerSourcePenalties), or be no SSH server"

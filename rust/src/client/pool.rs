@@ -20,7 +20,9 @@ use crate::error::{FrameError, NodeError, SessionError, SshError};
 use crate::node::stdio::STDERR;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::text;
-use crate::transport::ssh::{self, Connection, Target};
+use crate::transport::connection::Connection;
+use crate::transport::output::{CommandOutput, shown};
+use crate::transport::ssh::{self, Target};
 use crate::wire::flood::{Flood, Piece};
 use crate::wire::{
     AgentHello, CREDIT, ClientHello, EventReader, FrameSender, LEAST_MESSAGE, LEFT_OUT, NOTE_CREDIT, Outbox,
@@ -314,14 +316,15 @@ impl Pool {
     /// [`NodeError::Ssh`], and [`NodeError::Closed`] if the pool is closed meanwhile.
     pub fn connect(&self, endpoint: Endpoint, target: Target) -> Result<Connection, NodeError> {
         self.wait(async move {
-            Ok(match endpoint {
+            let connection = match endpoint {
                 Endpoint::Socket(socket) => {
                     socket.set_nonblocking(true).map_err(SshError::Io)?;
                     let socket = UnixStream::from_std(socket).map_err(SshError::Io)?;
                     ssh::connect(socket, &target).await?
                 }
                 Endpoint::Address(host, port) => ssh::connect_tcp(&host, port, &target).await?,
-            })
+            };
+            Ok(Connection::Ssh(connection))
         })
     }
 
@@ -335,7 +338,7 @@ impl Pool {
         command: String,
         input: Bytes,
         bound: Duration,
-    ) -> Result<ssh::Output, NodeError> {
+    ) -> Result<CommandOutput, NodeError> {
         self.wait(async move {
             let ended = tokio::time::timeout(bound, connection.run(&command, input)).await;
             Ok(ended.map_err(|_| SshError::Command { command, seconds: bound.as_secs() })??)
@@ -565,9 +568,16 @@ impl Pool {
         (state.queue.len(), state.stale)
     }
 
+    /// Return whether this process was forked from the one that opened the pool: it has no I/O thread, and any lock may be
+    /// held for ever.
+    #[must_use]
+    pub fn is_forked(&self) -> bool {
+        self.owner != std::process::id()
+    }
+
     /// Leave all nodes. Tasks that have not ended are cancelled. Waits at most a few seconds; idempotent.
     pub fn close(&self) {
-        if self.owner != std::process::id() {
+        if self.is_forked() {
             return;
         }
         let mut state = lock(&self.shared.state);
@@ -1159,7 +1169,7 @@ async fn why_not_started(spec: &NodeSpec, why: SessionError) -> NodeError {
     }
     match tokio::time::timeout(AGAIN, spec.connection.run(&spec.command, Bytes::new())).await {
         Ok(Ok(output)) if output.status.is_some_and(|status| status != 0) && !output.stderr.is_empty() => {
-            let (status, agent) = (output.status.unwrap_or_default(), ssh::shown(&spec.command));
+            let (status, agent) = (output.status.unwrap_or_default(), shown(&spec.command));
             let printed = text::lines(output.stderr.trim_ascii(), text::LIMIT);
             NodeError::Other(format!(
                 "{why}. Its agent does not start: `{agent}` ended with status {status}: {printed}"

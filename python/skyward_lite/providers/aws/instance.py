@@ -30,6 +30,8 @@ log = logging.getLogger("skyward_lite")
 PORT = 22
 ROTATE_SECONDS = 30.0
 FURNISH_SECONDS = 600.0
+PASSING_ERRORS = (_core.UnreachableError, _core.HungUpError, _core.ConnectTimeoutError)
+"""What connecting to an instance raises while its SSH server is not there yet."""
 LOGIN_WAITS = (3.0, 5.0, 8.0, 13.0)
 """Seconds between attempts to log in: nobody may until the boot has come far enough, and servers ban who hurries."""
 
@@ -57,7 +59,7 @@ class Instance(RemoteMachine):
         """Give the hours that it ran; EC2 charges a minute at least."""
         return max(60.0, (self.ended or time.monotonic()) - self.launched) / 3600
 
-    def open(self, core: _core.Pool) -> PreparedMachine:
+    def open(self, core: _core.Core) -> PreparedMachine:
         try:
             return super().open(core)
         except BaseException as error:
@@ -87,7 +89,7 @@ class Instance(RemoteMachine):
         why = state.get("StateReason", {}).get("Message") or state.get("StateTransitionReason") or "no reason"
         return _core.printable(str(why), lines=False)
 
-    def connect(self, core: _core.Pool) -> _core.Connection:
+    def connect(self, core: _core.Core) -> _core.Connection:
         deadline = time.monotonic() + self.run.provider.boot_timeout
         address = self._address(deadline)
         first = self._enter(core, address, self.host_key, deadline)
@@ -127,7 +129,7 @@ class Instance(RemoteMachine):
         self.late = True
         return NodeStartError(why)
 
-    def _enter(self, core: _core.Pool, address: str, host_key: str, deadline: float) -> _core.Connection:
+    def _enter(self, core: _core.Core, address: str, host_key: str, deadline: float) -> _core.Connection:
         """Connect as soon as its SSH server does, and lets us in. A wrong host key is final."""
         logins = list(LOGIN_WAITS)
         pause = 0.25
@@ -142,20 +144,19 @@ class Instance(RemoteMachine):
                     identities=[self.run.user_key],
                     timeout=max(1.0, min(self.wanted.connect_timeout, deadline - time.monotonic())),
                 )
+            except _core.HostKeyError as error:
+                raise NodeStartError(
+                    f"{error}: somebody may be between here and {address}; the instance is ended"
+                ) from error
             except _core.CoreError as error:
-                about = error.args[-1]
-                if about == "host key":
-                    raise NodeStartError(
-                        f"{error.args[0]}: somebody may be between here and {address}; the instance is ended"
-                    ) from error
-                if about == "authentication" and logins:
+                if isinstance(error, _core.AuthenticationError) and logins:
                     pause = logins.pop(0)
-                elif about not in ("unreachable", "hung up", "timeout"):
-                    raise NodeStartError(str(error.args[0])) from error
+                elif not isinstance(error, PASSING_ERRORS):
+                    raise NodeStartError(str(error)) from error
                 if time.monotonic() + pause > deadline:
                     raise self._late(
                         f"it did not let us in within {self.run.provider.boot_timeout:.0f} s of its launch: "
-                        f"{error.args[0]}. Does its security group allow SSH from here, and has its subnet a way out?"
+                        f"{error}. Does its security group allow SSH from here, and has its subnet a way out?"
                     ) from error
                 self._look()
                 if self.run.over.wait(pause):

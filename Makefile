@@ -17,7 +17,7 @@ DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 DENY_CHECK := $(DENY) --manifest-path rust/Cargo.toml --config rust/deny.toml
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-rust test-python conformance lint lint-code lint-house lint-crates audit format bench chaos searches fuzz build system clean
+.PHONY: all demo test test-fast test-rust test-python conformance lint lint-code lint-house lint-crates audit format bench chaos searches fuzz build system clean
 
 all: lint test
 
@@ -55,6 +55,12 @@ test-rust: $(STAMP) system
 test-python: build
 	$(CARGO) build $(MANIFEST) --release --quiet --examples
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What most changes can break, in less than a minute: everything without a process, and Local() but for its slow tests.
+FAST := frame honest liveness queue text
+test-fast: build
+	$(CARGO) test $(MANIFEST) --release --quiet --lib $(FAST:%=--test %)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit tests/pool
 
 # joblib's own tests of Parallel, with skyward in the place of loky: the oldest joblib and the newest, both executors.
 conformance: build

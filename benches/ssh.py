@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import skyward_lite as sky
 from lab import Lab, Sshd
 from skyward_lite import _core
-from skyward_lite.environment import build as bootstrap
-from skyward_lite.providers import NodeRequest, openssh
+from skyward_lite.environment import bundle, probe, scripts
+from skyward_lite.providers import NodeRequest, known_hosts, openssh
 from skyward_lite.providers.ssh import Host, SSHMachine
 
 PATH = f"{os.path.dirname(os.path.realpath(sys.executable))}:/usr/local/bin:/usr/bin:/bin"
@@ -162,12 +162,12 @@ def connection(lab: Lab, rounds: int) -> None:
         begin = time.perf_counter()
         config = openssh.resolve(openssh.parse(name), lab.config)
         resolved = time.perf_counter()
-        openssh.known(config)
+        known_hosts.known(config)
         known = time.perf_counter()
         one = machine(lab, name)
         way = one.connect_to(core, config)
         connected = time.perf_counter()
-        way.run(bootstrap.COMMAND, bootstrap.probe(bootstrap.name(NOTHING)), 20)
+        way.run(scripts.SHELL, probe.probe_script(bundle.environment_name(NOTHING)), 20)
         done = time.perf_counter()
         one.end(0)
         # `connect_to` asks for the known keys too.

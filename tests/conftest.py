@@ -13,6 +13,7 @@ from processes import eventually, ours, parent
 
 if TYPE_CHECKING:
     from cloud import Cloud
+    from lab import Lab
 
 
 def pytest_collection_finish() -> None:
@@ -64,6 +65,16 @@ def shared_pool(_shared_pool: sky.ComputePool) -> sky.ComputePool:
 def shared_processes(_shared_processes: sky.ComputePool) -> sky.ComputePool:
     """A pool of one node with two processes; not joblib's backend. For tests that do it no harm."""
     return _shared_processes
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A directory for real SSH servers, which the tests of a file start in it."""
+    from lab import Lab
+
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.close()
 
 
 @pytest.fixture(scope="module")

@@ -12,91 +12,101 @@ from __future__ import annotations
 import importlib
 import sys
 
-from ._version import __version__
+from ._version import __version__ as __version__
 
 # What typing.TYPE_CHECKING is for type checkers, without the 10 ms that importing typing takes.
 TYPE_CHECKING = False
 
+_MODULES = {
+    "AWS": "providers.aws",
+    "ComputeFunction": "client.lazy",
+    "ComputePool": "client.pool",
+    "Cost": "providers",
+    "Host": "providers.ssh",
+    "Image": "image",
+    "LazyCall": "client.lazy",
+    "LazyGroup": "client.lazy",
+    "Local": "providers.local",
+    "MessageError": "errors",
+    "Node": "client.nodes",
+    "NodeLostError": "errors",
+    "NodeStartError": "errors",
+    "PayloadTooLargeError": "errors",
+    "Plugin": "hooks",
+    "PoolClosedError": "errors",
+    "Provider": "providers",
+    "RemoteError": "errors",
+    "RemoteTraceback": "errors",
+    "SSH": "providers.ssh",
+    "SkywardError": "errors",
+    "Status": "client.nodes",
+    "TaskTimeoutError": "errors",
+    "Worker": "client.settings",
+    "WorkerCrashedError": "errors",
+    "WorkerInfo": "hooks",
+    "__version__": "_version",
+    "compute": "client.lazy",
+    "errors": "",
+    "gather": "client.lazy",
+    "messages": "",
+    "plugins": "",
+    "pool": "client.pool",
+}
+"""Every public name → the module that has it; "" for a public module.
+
+A name's module is imported when the name is first asked for: the agent and the worker, whose modules are in this
+package too, start sooner without the client's part.
+"""
+
+__all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
+
 if TYPE_CHECKING:
-    from . import errors, messages, plugins
-    from .client.lazy import ComputeFunction, LazyCall, LazyGroup, compute, gather
-    from .client.pool import ComputePool, Node, Status, Worker, pool
+    # The same names once more, because type checkers do not run `__getattr__`. A test compares the two.
+    # isort: off
+    from . import errors as errors, messages as messages, plugins as plugins
+    from .client.lazy import (
+        ComputeFunction as ComputeFunction,
+        LazyCall as LazyCall,
+        LazyGroup as LazyGroup,
+        compute as compute,
+        gather as gather,
+    )
+    from .client.nodes import Node as Node, Status as Status
+    from .client.pool import ComputePool as ComputePool, pool as pool
+    from .client.settings import Worker as Worker
     from .errors import (
-        MessageError,
-        NodeLostError,
-        NodeStartError,
-        PayloadTooLargeError,
-        PoolClosedError,
-        RemoteError,
-        RemoteTraceback,
-        SkywardError,
-        TaskTimeoutError,
-        WorkerCrashedError,
+        MessageError as MessageError,
+        NodeLostError as NodeLostError,
+        NodeStartError as NodeStartError,
+        PayloadTooLargeError as PayloadTooLargeError,
+        PoolClosedError as PoolClosedError,
+        RemoteError as RemoteError,
+        RemoteTraceback as RemoteTraceback,
+        SkywardError as SkywardError,
+        TaskTimeoutError as TaskTimeoutError,
+        WorkerCrashedError as WorkerCrashedError,
     )
-    from .image import Image
-    from .plugins import Plugin, WorkerInfo
-    from .providers import Cost, Provider
-    from .providers.aws.provider import AWS
-    from .providers.local import Local
-    from .providers.ssh import SSH, Host
+    from .hooks import Plugin as Plugin, WorkerInfo as WorkerInfo
+    from .image import Image as Image
+    from .providers import Cost as Cost, Provider as Provider
+    from .providers.aws import AWS as AWS
+    from .providers.local import Local as Local
+    from .providers.ssh import Host as Host, SSH as SSH
+    # isort: on
 else:
-    # The names above are imported when the first of them is asked for. The agent and the worker, whose modules are in
-    # this package too, start sooner without the client's part.
-    _HOMES = (
-        *("client.lazy", "client.pool", "errors", "image", "plugins"),
-        *("providers", "providers.local", "providers.ssh", "providers.aws"),
-    )
 
     def __getattr__(name):
-        if name in ("errors", "messages", "plugins"):
-            return importlib.import_module(f".{name}", __name__)
-        if name in __all__:
-            for home in _HOMES:
-                names = vars(importlib.import_module(f".{home}", __name__))
-                if name in names:
-                    globals()[name] = names[name]
-                    return names[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _MODULES[name]
+        value = importlib.import_module(f".{home or name}", __name__)
+        if home:
+            value = getattr(value, name)
+        globals()[name] = value
+        return value
 
     def __dir__():
-        return __all__
-
-
-__all__ = [
-    "AWS",
-    "ComputeFunction",
-    "ComputePool",
-    "Cost",
-    "Host",
-    "Image",
-    "LazyCall",
-    "LazyGroup",
-    "Local",
-    "MessageError",
-    "Node",
-    "NodeLostError",
-    "NodeStartError",
-    "PayloadTooLargeError",
-    "Plugin",
-    "PoolClosedError",
-    "Provider",
-    "RemoteError",
-    "RemoteTraceback",
-    "SSH",
-    "SkywardError",
-    "Status",
-    "TaskTimeoutError",
-    "Worker",
-    "WorkerCrashedError",
-    "WorkerInfo",
-    "__version__",
-    "compute",
-    "errors",
-    "gather",
-    "messages",
-    "plugins",
-    "pool",
-]
+        return sorted(__all__)
 
 
 def _backend(**parameters):  # type: ignore[no-untyped-def]
@@ -105,6 +115,7 @@ def _backend(**parameters):  # type: ignore[no-untyped-def]
     return SkywardBackend(**parameters)
 
 
-# So that the name is explained also before the first pool. Where joblib comes later, the first pool registers it.
+# So that joblib's error for the name is ours also before the first pool. Where joblib is imported later, the first pool
+# registers the name.
 if hasattr(sys.modules.get("joblib"), "register_parallel_backend"):
     sys.modules["joblib"].register_parallel_backend("skyward", _backend)

@@ -15,13 +15,13 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line says: 0 if all hosts can be used, 1 if some cannot, 2 for what cannot be understood."""
+    """Run the command and return its exit status, which each command's help explains."""
     parser = argparse.ArgumentParser(prog="python -m skyward_lite", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     check = commands.add_parser(
         "check",
-        help="say what works with hosts and what does not",
-        description="Connect to hosts as sky.SSH() does, and say of each what works and what to fix. Builds nothing.",
+        help="report what works with hosts and what does not",
+        description="Connect to hosts as sky.SSH() does, and report what works and what to fix. Builds nothing.",
         epilog="Exit status: 0 if all hosts can be used, 1 if some cannot, 2 for wrong usage.",
     )
     check.add_argument("hosts", nargs="+", metavar="host", help="name, user@name, name:port or [address]:port")
@@ -33,66 +33,66 @@ def main(arguments: list[str] | None = None) -> int:
         "clean",
         help="remove the environments on hosts that nothing uses",
         description="Remove environments, and files that were sent for them, that no pool has used for 30 days. A host "
-        "does so by itself whenever it builds an environment.",
-        epilog="Exit status: 0 if nothing is left of these, 1 if something is or could not be looked at.",
+        "does the same by itself whenever it builds an environment.",
+        epilog="Exit status: 0 if none of these is left, 1 if any is left or a host could not be examined.",
     )
     clean.add_argument("hosts", nargs="+", metavar="host", help="name, user@name, name:port or [address]:port")
     clean.add_argument("--config", metavar="FILE", help="an ssh configuration instead of your own, as by ssh -F")
-    clean.add_argument("--all", action="store_true", help="also what was used lately, but not within the last hour")
+    clean.add_argument("--all", action="store_true", help="also environments used lately, but not within the last hour")
     clean.add_argument("--dry-run", action="store_true", help="list only")
     reap = commands.add_parser(
         "reap",
         help="end what EC2 still has of runs that are over",
         description="List what sky.AWS() made, and end what has expired or belongs to a process of this machine that "
-        "has ended. What lives is left alone, and so is what does not say in its tags whether it does: that is listed "
-        "with its reason and the command that ends it.",
-        epilog="Exit status: 0 if nothing is left but what lives (with --dry-run: and what would be ended), 1 if "
-        "something is or could not be looked at, 2 for wrong usage.",
+        "has ended. Resources of a living process are left alone. So are those whose tags do not tell whether their "
+        "process lives: they are listed with the reason and the command that ends them.",
+        epilog="Exit status: 0 if nothing is left but resources of living processes (with --dry-run: and those that "
+        "would be ended), 1 if anything else is left or could not be examined, 2 for wrong usage.",
     )
     reap.add_argument("--region", action="append", metavar="NAME", help="instead of the default one; may be repeated")
     reap.add_argument("--dry-run", action="store_true", help="list only")
-    reap.add_argument("--run", metavar="ID", help="end the run whose id begins so, also if it lives; no other")
-    check.set_defaults(do=_check)
-    clean.set_defaults(do=_clean)
-    reap.set_defaults(do=_reap)
+    reap.add_argument("--run", metavar="ID", help="end only the run whose id begins with ID, even if it lives")
+    check.set_defaults(command=_check)
+    clean.set_defaults(command=_clean)
+    reap.set_defaults(command=_reap)
     for stream in (sys.stdout, sys.stderr):
-        # What hosts say may have characters that a terminal's encoding has not.
+        # The messages of hosts may have characters that the encoding of this terminal lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    said = parser.parse_args(arguments)
-    status: int = said.do(parser, said)
+    args = parser.parse_args(arguments)
+    status: int = args.command(parser, args)
     return status
 
 
-def _reap(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
+def _reap(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from .cli.reap import LEAST_ID, reap
 
-    if said.run is not None and len(said.run) < LEAST_ID:
+    if args.run is not None and len(args.run) < LEAST_ID:
         parser.error(f"--run: at least {LEAST_ID} characters of the run's id, as listed by --dry-run")
-    return reap(said.region or [None], dry_run=said.dry_run, only=said.run)
+    return reap(args.region or [None], dry_run=args.dry_run, only=args.run)
 
 
-def _clean(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
-    from .cli import clean
+def _clean(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    from .cli.clean import clean
     from .providers.ssh import SSH
 
     try:
-        provider = SSH(*said.hosts, config=said.config)
+        provider = SSH(*args.hosts, config=args.config)
     except ValueError as error:
         parser.error(str(error))
-    return clean.clean(provider, everything=said.all, dry_run=said.dry_run)
+    return clean(provider, everything=args.all, dry_run=args.dry_run)
 
 
-def _check(parser: argparse.ArgumentParser, said: argparse.Namespace) -> int:
-    from .cli import check as doctor
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    from .cli.check import check
     from .providers.ssh import SSH
 
     try:
-        provider = SSH(*said.hosts, accept_new=said.accept_new, python=said.python, config=said.config)
+        provider = SSH(*args.hosts, accept_new=args.accept_new, python=args.python, config=args.config)
     except ValueError as error:
         parser.error(str(error))
     logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # the report says the rest
-    return doctor.check(provider, as_json=said.json)
+    return check(provider, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ PARTIAL: Final[int]
 
 QUEUE_SHIFT: Final[int]
 """A task's number has the number of its completion queue in the bits from this one on."""
+LEAVE_SECONDS: Final[float]
+"""Seconds that leaving a pool takes at most if its machines end with their agents: see `rust/src/timing.rs`."""
 MAX_PARTS: Final[int]
 """Parts that one message may have: its pickle, and the buffers beside it."""
 MAX_NOTE: Final[int]
@@ -210,8 +212,11 @@ class Core:
         """
     def answer_note(self, node: int, note: int, error: bytes, /) -> None:
         """Tell a note's sender that the note was taken, or in `error` why not. Without effect if the node is lost."""
-    def open_queue(self, queue: int) -> None:
-        """Open a completion queue: tasks may be submitted to it."""
+    def open_queue(self) -> int:
+        """Open a completion queue and return its number; queue 0 is open from the start.
+
+        The numbers of its tasks are from `(number << QUEUE_SHIFT) + 1` on.
+        """
     def close_queue(self, queue: int) -> None:
         """Forget a completion queue whose tasks have all ended."""
     def wake(self, queue: int) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C at a bad moment waits for a better one."""
+"""Ctrl-C at a bad moment waits for a better one, and SIGTERM ends this process by way of its pools."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import contextlib
 import signal
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals whose handlers may raise an exception on the main thread."""
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a process at once, without any cleanup, unless the program has a handler for them."""
 
 
 @contextlib.contextmanager
-def held(on_signal: Callable[[], object] | None = None, *, insist: bool = False) -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP wait until the block is left, if their handlers could raise in the middle of it.
+def held(*, insist: bool = False) -> Iterator[Sequence[int]]:
+    """Hold SIGINT, SIGTERM and SIGHUP back until the block is left, because their handlers could raise inside it.
 
-    `on_signal` is called when one comes. With `insist` the second one is not held: the block may take long.
-    Does nothing on other threads, where Python runs no handlers.
+    Yield the numbers of the signals that have come so far: the sequence grows while the block runs. The handler of the
+    first signal runs when the block is left. With `insist` the second signal is not held back, because the block may
+    take long. On a thread other than the main one nothing is held back: Python runs no handlers there.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
 
     def hold(number: int, frame: types.FrameType | None) -> None:
         came.append(number)
-        if on_signal is not None:
-            on_signal()
         if insist and len(came) > 1:
             came.clear()
             handlers[number](number, frame)
@@ -37,10 +40,38 @@ def held(on_signal: Callable[[], object] | None = None, *, insist: bool = False)
     try:
         for number in handlers:
             signal.signal(number, hold)
-        yield
+        yield came
     finally:
-        # SIGINT last: once its handler is back it may raise here.
+        # SIGINT last: as soon as its handler is back, the handler may raise here.
         for number in reversed(handlers):
             signal.signal(number, handlers[number])
         for number in came[:1]:
             handlers[number](number, None)
+
+
+def install_signal_handlers() -> list[int]:
+    """Install handlers that raise `SystemExit` for signals that would end this process without leaving its pools.
+
+    Return the numbers of the signals that got a handler. A signal that the program handles or ignores itself keeps its
+    handler, and on a thread other than the main one, where Python can set no handlers, none is installed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    installed: list[int] = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in installed:
+        signal.signal(number, _raise_system_exit)
+    return installed
+
+
+def remove_signal_handlers(installed: list[int]) -> None:
+    """Set the default action again for signals that `install_signal_handlers` returned, and empty the list.
+
+    On a thread other than the main one the handlers and the list stay as they are.
+    """
+    if threading.current_thread() is threading.main_thread():
+        while installed:
+            signal.signal(installed.pop(), signal.SIG_DFL)
+
+
+def _raise_system_exit(number: int, frame: types.FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""What the two ends compare, by itself so that the node's entry points need nothing else."""
+"""The versions that the two ends compare, in a module of their own so that a node's first steps import nothing else."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Checks of what users pass to the public classes: each raises an error that names the parameter and what it takes."""
+"""Checks of the public classes' parameters: each raises an error that names the parameter and its admitted values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_NODES = 10_000
 def whole(owner: str, name: str, value: object, least: int, most: int, otherwise: str = "") -> int:
     """Return `value` as an int from `least` to `most`. Raise `TypeError` or `ValueError` that names the parameter.
 
-    numpy's integers are whole numbers, True and 2.0 are not. `otherwise` says what else the parameter takes.
+    numpy's integers are whole numbers, True and 2.0 are not. `otherwise` names another value that the parameter takes.
     """
     also = otherwise and f", or {otherwise}"
     try:
@@ -56,8 +56,8 @@ def seconds(owner: str, name: str, value: object, *, least: float = 0.0, most: f
 
 
 def switch(owner: str, name: str, value: object) -> bool:
-    """Return `value`, which must be True or False. Raise `TypeError` otherwise: any other text, "no" too, is true."""
-    # numpy's booleans come from comparisons of arrays and mean what they say.
+    """Return `value` if it is True or False. Raise `TypeError` otherwise: the text "no" would count as true."""
+    # numpy's booleans, which comparisons of arrays return, are as good.
     if isinstance(value, bool) or (type(value).__name__ in ("bool", "bool_") and type(value).__module__ == "numpy"):
         return bool(value)
     raise TypeError(f"{owner}({name}={shown(value)}): True or False")
@@ -66,7 +66,7 @@ def switch(owner: str, name: str, value: object) -> bool:
 def shown(value: object) -> str:
     """Return a short repr for an error's text, whatever `value` is, without credentials."""
     try:
-        # Before it is shortened: a part of a URL is not known for one.
+        # Mask first and shorten then: credentials are found in a whole URL only.
         return reprlib.repr(credentials.mask(value) if isinstance(value, str) else value)
     except Exception:  # an int of more digits than Python converts, say
         return f"<{type(value).__name__}>"

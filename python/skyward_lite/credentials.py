@@ -1,4 +1,4 @@
-"""Credentials in URLs: masked in whatever can be read, and taken out of what a command line would show."""
+"""Credentials in URLs: masked in every text that is shown, and taken out of command lines, which others can read."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import re
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-# Patterns are compiled at their first use: each worker imports this, and few need them. Those for any text begin with a
-# literal, and repeat nothing without a bound at many places: hosts print any text, and none may take long.
+# Patterns are compiled at their first use, because each worker imports this module and few need them. Hosts print any
+# text, and searching must not take long in any: so patterns begin with a literal, and have hardly a repetition without
+# a bound.
 _USERINFO = r"://([^\s/?#]*)@"
-"""A password may contain "@": what follows the last one before the path is the host."""
+"""Greedy, because a password may contain "@": the host begins after the last "@" before the path."""
 _SLASHED = r"://[^\s/?#@:\[]{0,250}:(?!\d{0,6}(?:[/?#\s'\"`,;)\]>]|$))[^\r\n@]{0,250}@"
-"""A password with "/", "?", "#" or a blank in it, which no program reads as meant: what follows ":" is no port."""
+"""A password with "/", "?", "#" or a blank in it: no port follows the ":". No program reads such a URL as meant."""
 _VALUE = r"=([^&#\s'\"]+)"
 _PARAMETER = r"(?i)[?&][^=&#\s'\"]*(?:token|secret|passw(?:or)?d|signature|credential|api[-_]?key|sig)$"
-"""What stands before the value of a URL's parameter that says by its name that its value is secret."""
+"""The text before the value of a URL's parameter whose name tells that the value is secret."""
 _URL = r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s/?#]*)@([^\s/?#@]*)"
 _BEFORE = 60
-"""Characters before a match that are looked at: more than a scheme or a parameter's name has."""
-_PLAIN = 4
-"""Characters below which a secret is masked only where it stands in a URL: it would be part of many words."""
-_TOKEN = 20
-"""Characters from which on a user name may be a token."""
+"""Characters before a match that are searched: more than a scheme or a parameter's name has."""
+_MIN_SECRET = 4
+"""Characters of the shortest secret that is masked outside of its URL, too: shorter ones are part of many words."""
+_MIN_TOKEN = 20
+"""Characters of the shortest user name that may be a token."""
 
 MASKED = "***"
 
 
 class Login(NamedTuple):
-    """Who one is for a URL. `password` is None where the URL has no colon: then `user` may be a token."""
+    """The credentials in a URL. `password` is None where the URL has no colon: then `user` may be a token."""
 
     user: str
     password: str | None
@@ -40,7 +41,7 @@ class Split(NamedTuple):
     scheme: str
     login: Login
     host: str
-    """With its port."""
+    """The host with its port."""
     after: str
 
     @property
@@ -57,7 +58,7 @@ class Split(NamedTuple):
 
 
 def mask(text: str, secrets: frozenset[str] = frozenset()) -> str:
-    """Return the text without the credentials of any URL in it, and without these secrets."""
+    """Return the text with the credentials of every URL in it, and these secrets, replaced by `***`."""
     text = re.sub(_USERINFO, _masked, text)
     text = re.sub(_SLASHED, f"://{MASKED}@", text)
     text = re.sub(_VALUE, _masked_parameter, text)
@@ -68,7 +69,7 @@ def mask(text: str, secrets: frozenset[str] = frozenset()) -> str:
 
 def _masked(match: re.Match[str]) -> str:
     scheme = re.search("[A-Za-z0-9+.-]*$", _before(match))
-    # The user of a repository's SSH server ("git") is an address, and ssh takes no password from a URL.
+    # With ssh, a user name without a password is shown: ssh takes no password from a URL, and "git" is no secret.
     if scheme is not None and scheme[0].rpartition("+")[2].lower() == "ssh" and ":" not in match[1]:
         return match[0]
     return f"://{MASKED}@"
@@ -83,9 +84,9 @@ def _before(match: re.Match[str]) -> str:
 
 
 def split(text: str) -> Split | None:
-    """Take a requirement or a URL with credentials apart; None if it has none.
+    """Return the parts of a requirement or a URL with credentials; None if it has none.
 
-    Raises `ValueError`, without the credentials, for those that cannot be kept off the nodes' command lines.
+    Raise `ValueError`, whose text has no credentials, if they cannot be kept off the nodes' command lines.
     """
     if re.search(_SLASHED, re.sub(_USERINFO, _masked, text)):
         raise ValueError(f'{mask(text)}: percent-encode "/", "?", "#" and blanks in a password: %2F, %3F, %23, %20')
@@ -115,11 +116,11 @@ def bare(text: str) -> str:
 
 
 def secrets(text: str) -> frozenset[str]:
-    """Return what must not be shown of a requirement or a URL, as it is sent and as it is written."""
+    """Return the secrets in a requirement or a URL, each as it is and percent-encoded."""
     found = split(text)
     if found is None:
         return frozenset()
     user, password = found.login
-    # Some sites take "token:x-oauth-basic".
-    parts = [password or user, *([user] if len(user) >= _TOKEN else [])]
-    return frozenset(one for part in parts for one in (part, quote(part, safe="")) if len(one) >= _PLAIN)
+    # Some sites take the token as the user name, with a password that is no secret: "token:x-oauth-basic".
+    parts = [password or user, *([user] if len(user) >= _MIN_TOKEN else [])]
+    return frozenset(text for part in parts for text in (part, quote(part, safe="")) if len(text) >= _MIN_SECRET)

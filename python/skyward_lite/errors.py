@@ -1,7 +1,8 @@
 """The one tree of exceptions. Builtins are used where they fit (ValueError, TimeoutError, CancelledError).
 
-What a node, a host or a cloud said is in their texts as `_core.printable` returns it: it does nothing on a terminal,
-and no line of it can be taken for one of the log. What the user's functions raise is theirs, and comes as it is.
+Their texts contain the messages of nodes, hosts and clouds as `_core.printable` returns them: nothing in them has an
+effect on a terminal, and no line of them can be taken for a line of the log. Exceptions that the user's own functions
+raise come as they are.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class SkywardError(Exception):
 
 
 class MessageError(SkywardError):
-    """Raised by `messages.send` if no listener took the message: there is none, it raised, or it did not answer."""
+    """Raised by `messages.send` if no listener took the message: there is none, it raised, or no answer came."""
 
 
 class NodeStartError(SkywardError):
@@ -33,14 +34,14 @@ class NodeStartError(SkywardError):
 
 
 class NodeLostError(SkywardError):
-    """Raised for a task whose node went away and that had no attempt or no other node left."""
+    """Raised for a task whose node went away, when the task has no attempt or no other node left."""
 
 
 class WorkerCrashedError(SkywardError):
-    """Raised for a task whose worker process died of it.
+    """Raised for a task that made its worker process die.
 
-    Names the node, the signal or exit status and the end of the process's standard error. A task that only ran in the
-    same process runs again.
+    Names the node, the signal or exit status and the end of the process's standard error. Other tasks that ran in the
+    same process run again.
     """
 
 

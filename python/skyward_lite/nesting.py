@@ -1,7 +1,8 @@
-"""What a node's processes are told of the client's, and what keeps a program from starting pools without end.
+"""Pools inside tasks: what a node's processes know of the client's, so that a program does not start pools without end.
 
-The workers' environment says how many pools are around a process, and what the client's command line was. The
-environment of an agent's process says that it is one: what `sys.executable` starts in Python's place finds it there.
+The environment of a worker has the number of pools around the process, and the client's command line. The environment
+of an agent's process marks it as one: if `sys.executable` is a program that is no Python, and opens a pool itself, the
+program finds the mark there.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ import os
 import sys
 import types
 
-# Agents need a name of this module, and start sooner without what `typing` imports.
+# Without `typing`: agents need a name of this module, and start 10 ms sooner.
 from .errors import NodeStartError
 
 DEPTH = "SKYWARD_LITE_DEPTH"
-"""The variable that says how many pools are around a worker."""
+"""The environment variable with the number of pools around a worker."""
 AGENT = "SKYWARD_LITE_AGENT"
-"""The variable with which an agent's process is started; the agent removes it."""
+"""The environment variable that marks an agent's process; the agent removes it."""
 ARGUMENTS = "SKYWARD_LITE_ARGV"
-"""The variable that has the client's command line; the worker removes it."""
+"""The environment variable with the client's command line; the worker removes it."""
 MAX_ARGUMENTS = 4 * 1024
-"""Bytes of the client's command line that fit a hello. Beyond, workers get its first word only."""
+"""Bytes of the client's command line that fit a hello. Of a longer one, workers get the first word only."""
 MAX_DEPTH = 2
-"""Pools that may be around one another. More are a program that opens them by mistake, each worker for itself."""
+"""Pools that may be around one another. In a program with more, each worker opens another one by mistake."""
 
 
 def check() -> None:
@@ -36,10 +37,10 @@ def check() -> None:
     around = depth()
     if not around:
         return
-    # Not at the module's head: it imports what imports this.
+    # Not at the module's head: agents start sooner without it.
     from . import messages
 
-    # A program that a task starts runs its own modules, whose pools have the limit only.
+    # Only in the worker itself. A program that a task started imports modules of its own, which may open pools.
     names = being_imported() if messages.in_worker() else []
     if names:
         raise NodeStartError(
@@ -55,8 +56,8 @@ def check() -> None:
 
 def depth() -> int:
     """Return how many pools are around this process."""
-    said = os.environ.get(DEPTH, "")
-    return int(said) if said.isdecimal() else 0
+    value = os.environ.get(DEPTH, "")
+    return int(value) if value.isdecimal() else 0
 
 
 def interpreter() -> str:
@@ -76,15 +77,15 @@ def interpreter() -> str:
 
 
 def worker_environment() -> dict[str, str]:
-    """Return what the environment of the workers has of this process."""
-    words = "\0".join(map(str, sys.argv)).encode(errors="surrogateescape")
-    if len(words) > MAX_ARGUMENTS:
-        words = words.partition(b"\0")[0][:MAX_ARGUMENTS]
-    return {DEPTH: str(depth() + 1), ARGUMENTS: base64.b64encode(words).decode()}
+    """Return the variables by which the workers' environment describes this process."""
+    arguments = "\0".join(map(str, sys.argv)).encode(errors="surrogateescape")
+    if len(arguments) > MAX_ARGUMENTS:
+        arguments = arguments.partition(b"\0")[0][:MAX_ARGUMENTS]
+    return {DEPTH: str(depth() + 1), ARGUMENTS: base64.b64encode(arguments).decode()}
 
 
 def take_arguments() -> list[str]:
-    """Return the client's command line, in a worker."""
+    """Return the client's command line, and remove it from this worker's environment."""
     return base64.b64decode(os.environ.pop(ARGUMENTS, "")).decode(errors="surrogateescape").split("\0")
 
 

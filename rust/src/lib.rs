@@ -26,10 +26,12 @@
 
 pub mod client;
 pub mod error;
+mod locks;
 pub mod node;
 #[cfg(feature = "python")]
 mod python;
 pub mod queue;
 pub mod text;
+pub mod timing;
 pub mod transport;
 pub mod wire;

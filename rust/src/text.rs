@@ -1,74 +1,76 @@
 //! The border that a node's text crosses on its way into an error, a log line or a terminal. Pure.
 //!
-//! Whatever a host, an agent or a cloud says of itself is shown to a person: why a node was lost, what pip printed, what
-//! a tag holds. [`lines`] and [`line`] make it harmless: no escape sequence reaches the terminal, no invisible character
-//! changes what is read, no line of it can be taken for a line of the log, and its length is bounded. The Python side
-//! calls the same code, as `_core.printable`. What tasks print does not come here: it is theirs, as it is.
+//! Text from a host, an agent or a cloud is shown to a person: why a node was lost, what pip printed, what a tag holds.
+//! [`lines`] and [`line`] make such text harmless: no escape sequence reaches the terminal, no invisible character
+//! changes how the text reads, no line of it can be taken for a line of the log, and its length is bounded. The Python
+//! side calls the same code, as `_core.printable`. The output of tasks does not pass here: it reaches the terminal
+//! unchanged.
 
 use std::collections::VecDeque;
 
-/// Bytes of one text, where nothing else is said.
+/// Bytes of one text, unless the caller has another limit.
 pub const LIMIT: usize = 4000;
-/// What each line of a text begins with, but for its first, which stands behind words of ours.
+/// Begins each line of a text but the first, which follows words of ours on the same line.
 pub const GUTTER: &str = "  | ";
-/// Room for the note that says how much is left out.
-const NOTE: usize = 64;
-/// A smaller limit than this would leave nothing but that note.
-const LEAST: usize = 4 * NOTE;
+/// Bytes set aside for the note that tells how much is left out.
+const NOTE_BYTES: usize = 64;
+/// The smallest limit: below it the note would leave no room for the text.
+const MIN_LIMIT: usize = 4 * NOTE_BYTES;
 
 /// Return a text of several lines, of at most `limit` bytes: its printable characters, and its line ends, after each
 /// of which stands [`GUTTER`]. Everything else is escaped as Python does it, also bytes that are not UTF-8.
 ///
-/// Of what is too long the beginning and the end are kept. Applied to its own result it changes nothing.
+/// Of a text that is too long the beginning and the end are returned. A text that was returned once is returned
+/// unchanged.
 #[must_use]
 pub fn lines<T: AsRef<[u8]>>(text: T, limit: usize) -> String {
-    printable(text.as_ref(), limit.max(LEAST), true)
+    printable(text.as_ref(), limit.max(MIN_LIMIT), true)
 }
 
-/// As [`lines`], for what is to stay on one line: line ends are escaped, too.
+/// As [`lines`], for a text that is to stay on one line: line ends are escaped, too.
 #[must_use]
 pub fn line<T: AsRef<[u8]>>(text: T, limit: usize) -> String {
-    printable(text.as_ref(), limit.max(LEAST), false)
+    printable(text.as_ref(), limit.max(MIN_LIMIT), false)
 }
 
-fn printable(text: &[u8], limit: usize, several: bool) -> String {
+fn printable(text: &[u8], limit: usize, multiline: bool) -> String {
     let mut whole = String::new();
-    if each(text, several, |_, shown| fits(&mut whole, shown, limit)) {
+    if each(text, multiline, |_, shown| fits(&mut whole, shown, limit)) {
         return whole;
     }
-    let room = (limit - NOTE) / 2;
+    let room = (limit - NOTE_BYTES) / 2;
     let (mut head, mut taken) = (String::new(), 0);
-    each(text, several, |size, shown| {
+    each(text, multiline, |size, shown| {
         taken += size;
         let more = fits(&mut head, shown, room);
         taken -= if more { 0 } else { size };
         more
     });
     let rest = text.get(taken..).unwrap_or_default();
-    // At most two bytes, as `\r\n`, are shown as one: the last `2 * room` fill the room. Of these, what is left of a
-    // character that began before them is left out.
+    // At most two bytes, as `\r\n`, are shown as one, so the last `2 * room` bytes fill the room. They may begin in the
+    // middle of a character: its other bytes are skipped.
     let mut end = rest.get(rest.len().saturating_sub(2 * room)..).unwrap_or_default();
     while let Some((0x80..=0xbf, others)) = end.split_first() {
         end = others;
     }
-    let (mut tail, mut kept, mut length) = (VecDeque::new(), 0, 0);
-    each(end, several, |size, shown| {
+    let (mut tail, mut tail_bytes, mut length) = (VecDeque::new(), 0, 0);
+    each(end, multiline, |size, shown| {
         tail.push_back((size, shown.to_owned()));
-        kept += size;
+        tail_bytes += size;
         length += shown.len();
         while length > room
             && let Some((size, shown)) = tail.pop_front()
         {
-            kept -= size;
+            tail_bytes -= size;
             length -= shown.len();
         }
         true
     });
     let tail: String = tail.into_iter().map(|(_, shown)| shown).collect();
-    format!("{head} … {} bytes are left out … {tail}", rest.len() - kept)
+    format!("{head} … {} bytes are left out … {tail}", rest.len() - tail_bytes)
 }
 
-/// Append what has room; false if it has not.
+/// Append `shown` to `to` if it then has at most `room` bytes. Return whether it has.
 fn fits(to: &mut String, shown: &str, room: usize) -> bool {
     let fits = to.len() + shown.len() <= room;
     if fits {
@@ -77,15 +79,16 @@ fn fits(to: &mut String, shown: &str, room: usize) -> bool {
     fits
 }
 
-/// Go through a text: of each character, or byte that is none, its size and how it is shown. False if `take` was.
-fn each(text: &[u8], several: bool, mut take: impl FnMut(usize, &str) -> bool) -> bool {
+/// Call `take` with each character, or byte that is part of none: its size in the text, and how it is shown. Stop when
+/// `take` returns false, and return false then.
+fn each(text: &[u8], multiline: bool, mut take: impl FnMut(usize, &str) -> bool) -> bool {
     let mut shown = String::new();
     for chunk in text.utf8_chunks() {
         let mut rest = chunk.valid().chars();
         while let Some(c) = rest.next() {
             shown.clear();
             let mut size = c.len_utf8();
-            let ends = several && (c == '\n' || (c == '\r' && rest.as_str().starts_with('\n')));
+            let ends = multiline && (c == '\n' || (c == '\r' && rest.as_str().starts_with('\n')));
             if ends {
                 if c == '\r' {
                     rest.next();

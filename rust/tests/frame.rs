@@ -5,12 +5,13 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use skyward_lite::error::{FrameError, SessionError};
-use skyward_lite::wire::flood::{self, Flood, Piece};
+use skyward_lite::timing::{MAX_ANSWERS, OUTPUT_HEAD, OUTPUT_TAIL};
+use skyward_lite::wire::flood::{Flood, Piece};
 use skyward_lite::wire::{
-    Attempt, Body, CHUNK, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_NOTE, MAX_OPEN,
-    MAX_REASON, Message, Outcome, Outgoing, PROTOCOL, Packer, put_preamble,
+    Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_CHUNK, MAX_NOISE, MAX_NOTE, MAX_REASON,
+    MAX_UNFINISHED, Message, Outcome, Outgoing, PROTOCOL, Packer, put_preamble,
 };
-use skyward_lite::wire::{EventReader, FrameSender, LEFT_OUT, LINES, MAX_ANSWERS, Outbox};
+use skyward_lite::wire::{EventReader, FrameSender, LEFT_OUT, MAX_OUTPUT_FRAME, Outbox};
 
 const CAP: usize = 64 << 20;
 
@@ -186,8 +187,8 @@ fn many_acknowledgements_become_several_frames() {
     let wire = send(|o| o.acknowledge(ids.clone()));
     let mut seen = Vec::new();
     for event in decode(&wire, 4096).unwrap() {
-        let Event::Control(Control::Acknowledge(some)) = event else { panic!("{event:?}") };
-        seen.extend(some);
+        let Event::Control(Control::Acknowledge(taken)) = event else { panic!("{event:?}") };
+        seen.extend(taken);
     }
     assert_eq!(seen, ids);
 }
@@ -225,8 +226,8 @@ fn large_messages_are_interleaved() {
 /// However many large messages wait, no more are under way at once than the receiver takes, and all arrive.
 #[test]
 fn many_large_messages_take_turns() {
-    let part = Bytes::from(vec![0; CHUNK + 1]);
-    let count = MAX_OPEN as u64 + 1;
+    let part = Bytes::from(vec![0; MAX_CHUNK + 1]);
+    let count = MAX_UNFINISHED as u64 + 1;
     let wire = send(|o| {
         (0..count).for_each(|n| o.message(Body::Task, Message { parts: vec![part.clone()], ..message(n, &[]) }));
     });
@@ -256,7 +257,7 @@ fn compression_is_used_where_it_pays() {
     assert!(wire.len() < (1 << 20) + (1 << 11), "{}", wire.len());
 }
 
-/// What a login shell printed before the protocol is skipped and kept for messages.
+/// Text that a login shell printed before the protocol is skipped.
 #[test]
 fn noise_before_the_magic_is_skipped() {
     let mut wire = b"Welcome to host\nmagic \0SKYWARD-LITE? not yet\n".to_vec();
@@ -366,7 +367,7 @@ malformed! {
     note_over_the_cap: block(&message_frame(16, FIRST, &head(0, &[MAX_NOTE as u64, 1]))) => FrameError::TooLong { what: "note", .. },
     short_heartbeat: block(&frame(7, 3, 0, &[0; 7])) => FrameError::BadBody("heartbeat"),
     uneven_acknowledgement: block(&frame(11, 6, 0, &[0; 11])) => FrameError::BadBody("acknowledgement"),
-    unknown_tag: block(&message_frame(RESULT, FIRST | LAST, &head(77, &[]))) => FrameError::BadTag(77),
+    unknown_tag: block(&message_frame(RESULT, FIRST | LAST, &head(77, &[]))) => FrameError::BadOutcome(77),
     no_message_head: block(&frame(3, TASK, FIRST, &[0; 3])) => FrameError::Truncated("message head"),
     too_many_parts: block(&message_frame(TASK, FIRST, &head(0, &[0; 2000]))) => FrameError::TooLong { what: "list of parts", .. },
     missing_part_lengths: {
@@ -461,7 +462,7 @@ fn what_is_not_admitted_is_read_over() {
     }
 }
 
-/// What is offered comes with the bytes of those that are admitted and not complete, which end with them.
+/// An offer tells the bytes of the messages that are admitted and not complete.
 #[test]
 fn unfinished_messages_are_summed_up() {
     let mut decoder = Decoder::new(CAP);
@@ -506,15 +507,15 @@ fn events_come_in_batches() {
     });
 }
 
-/// A peer that goes on asking and does not read is given up with an error; so long it costs a bounded memory. Every peer
-/// may be owed an answer for each of many tasks.
+/// A peer that goes on asking and does not read is given up with an error, and takes a bounded memory until then. Every
+/// peer may be owed an answer for each of many tasks.
 #[test]
 fn answers_that_nobody_reads_are_bounded() {
     type Add = fn(&mut Outbox, u64);
     let id = |task| Attempt { task, attempt: 0 };
     let adds: [(&str, u64, Add); 5] = [
         ("acknowledge", 1_000_000, |o, n| o.acknowledge([Attempt { task: n, attempt: 0 }])),
-        ("kept", 150_000, |o, n| o.control(Control::RecallRefused(Attempt { task: n, attempt: 0 }))),
+        ("refused", 150_000, |o, n| o.control(Control::RecallRefused(Attempt { task: n, attempt: 0 }))),
         ("recall", 150_000, |o, n| o.control(Control::Recall(Attempt { task: n, attempt: 0 }))),
         ("pulse", 150_000, |o, n| o.control(Control::Pulse { nonce: n })),
         ("answer", 240, |o, n| o.control(Control::NoteAnswer { note: n, error: Bytes::from(vec![b'x'; MAX_BODY]) })),
@@ -530,18 +531,12 @@ fn answers_that_nobody_reads_are_bounded() {
         assert!(!outbox.is_empty(), "{name}: what was sent does not count any more");
         (0..honest * 8).for_each(|n| add(&mut outbox, n));
         outbox.message(Body::Task, message(1, &[vec![0; 100]]));
-        outbox.output(
-            1,
-            Bytes::from_static(
-                b"line
-",
-            ),
-        );
+        outbox.output(1, Bytes::from_static(b"line\n"));
         assert!(outbox.is_empty() && outbox.bytes() == 0, "{name}: nothing is kept for a peer that is given up");
         let why = outbox.fill(&mut Vec::new()).unwrap_err().to_string();
         assert!(why.contains(&format!("does not read: answers of more than {} MiB", MAX_ANSWERS >> 20)), "{why}");
     }
-    // What this end does by itself does not count.
+    // Frames that this end sends unasked do not count.
     let mut outbox = Outbox::default();
     (0..1_000_000).for_each(|n| outbox.control(Control::Abort(id(n))));
     assert!(outbox.fill(&mut Vec::new()).unwrap());
@@ -596,13 +591,13 @@ fn small_pieces_of_output_count() {
     };
     assert_eq!(count(&mut |n| (n, b"")), (0, 0, 0));
     let (pieces, bytes, left_out) = count(&mut |n| (n, b"x"));
-    assert!(pieces <= 1 + (flood::FIRST + flood::LAST) / 256, "{pieces}");
+    assert!(pieces <= 1 + (OUTPUT_HEAD + OUTPUT_TAIL) / 256, "{pieces}");
     assert_eq!(bytes + left_out, 1_000_000);
     let (pieces, bytes, left_out) = count(&mut |_| (1, b"x"));
     assert_eq!((bytes, left_out), (1_000_000, 0), "no more is left out than must be");
-    assert!(pieces <= 1_000_000 / LINES + 1, "{pieces}");
+    assert!(pieces <= 1_000_000 / MAX_OUTPUT_FRAME + 1, "{pieces}");
     let (pieces, bytes, left_out) = count(&mut |_| (1, b"xxx"));
-    assert!((flood::FIRST..=flood::FIRST + flood::LAST).contains(&bytes) && pieces < 100, "{bytes} {pieces}");
+    assert!((OUTPUT_HEAD..=OUTPUT_HEAD + OUTPUT_TAIL).contains(&bytes) && pieces < 100, "{bytes} {pieces}");
     assert_eq!(bytes + left_out, 3_000_000);
 }
 
@@ -616,7 +611,7 @@ fn output_is_bounded() {
 
 fn output_is_bounded_when(close: bool) {
     let mut outbox = Outbox::default();
-    (0..1000).for_each(|i| outbox.output(1, Bytes::from(vec![if i < 999 { b'x' } else { b'y' }; LINES])));
+    (0..1000).for_each(|i| outbox.output(1, Bytes::from(vec![if i < 999 { b'x' } else { b'y' }; MAX_OUTPUT_FRAME])));
     outbox.message(Body::Result, message(1, &[vec![7; 100]]));
     if close {
         outbox.close("over");
@@ -635,19 +630,20 @@ fn output_is_bounded_when(close: bool) {
         .collect();
     let gap = texts.iter().position(|(stream, _)| *stream == LEFT_OUT).unwrap();
     let kept = texts.len() - 1;
-    assert_eq!((gap * LINES, (kept - gap) * LINES), (flood::FIRST, flood::LAST));
-    assert_eq!(texts[gap].1, ((1000 - kept) * LINES).to_string());
+    assert_eq!((gap * MAX_OUTPUT_FRAME, (kept - gap) * MAX_OUTPUT_FRAME), (OUTPUT_HEAD, OUTPUT_TAIL));
+    assert_eq!(texts[gap].1, ((1000 - kept) * MAX_OUTPUT_FRAME).to_string());
     assert!(texts.last().unwrap().1.iter().all(|byte| *byte == b'y'), "the end is kept");
 }
 
-/// Whatever comes and goes, each byte is taken or counted, in order; also those that were counted before they came.
+/// Each byte of output is taken or counted, in order, whatever is pushed and popped; also places where bytes were left
+/// out.
 #[test]
 fn what_is_left_out_of_a_flood_is_counted() {
     let (mut flood, mut seed) = (Flood::default(), 1_u64);
     let (mut came, mut went, mut most, mut gaps) = (0, 0, 0, 0);
     for i in 0..200_000 {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let (dice, size) = (seed >> 33, (seed >> 40) as usize % LINES);
+        let (dice, size) = (seed >> 33, (seed >> 40) as usize % MAX_OUTPUT_FRAME);
         // There are times of more and of less than can be taken.
         if dice % 10 < if i / 5_000 % 2 == 0 { 6 } else { 4 } {
             let left_out = if dice % 97 == 0 { size } else { 0 };
@@ -668,7 +664,7 @@ fn what_is_left_out_of_a_flood_is_counted() {
     }
     assert!(flood.is_empty());
     assert_eq!(came, went);
-    assert!(gaps > 500 && most > 2 * flood::FIRST, "{gaps} {most}");
+    assert!(gaps > 500 && most > 2 * OUTPUT_HEAD, "{gaps} {most}");
 }
 
 /// A message is cut so that no chunk makes others wait for more than 32 KiB.

@@ -5,13 +5,18 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use skyward_lite::client::liveness::{Ask, Liveness, Timing, may_end};
+use skyward_lite::client::liveness::{Ask, Liveness, may_end};
 use skyward_lite::error::SessionError;
 use skyward_lite::queue::{Cancelled, PeerId, Queue};
+use skyward_lite::timing::Timing;
 use skyward_lite::wire::{Attempt, Message, Outcome};
 
-const TIMING: Timing =
-    Timing { heartbeat: Duration::from_secs(2), answer: Duration::from_secs(20), drain: Duration::from_secs(600) };
+const TIMING: Timing = Timing {
+    heartbeat: Duration::from_secs(2),
+    answer: Duration::from_secs(20),
+    drain: Duration::from_secs(600),
+    ..Timing::DEFAULT
+};
 /// Heartbeats within which an honest agent has the answer of its worker: fewer than are in the bound.
 const PATIENCE: u64 = 5;
 

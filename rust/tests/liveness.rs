@@ -3,12 +3,17 @@
 
 use std::time::Duration;
 
-use skyward_lite::client::liveness::{Ask, Liveness, Oldest, Timing};
+use skyward_lite::client::liveness::{Ask, Liveness, Oldest};
 use skyward_lite::error::SessionError;
+use skyward_lite::timing::Timing;
 use skyward_lite::wire::Attempt;
 
-const TIMING: Timing =
-    Timing { heartbeat: Duration::from_secs(2), answer: Duration::from_secs(60), drain: Duration::from_secs(600) };
+const TIMING: Timing = Timing {
+    heartbeat: Duration::from_secs(2),
+    answer: Duration::from_secs(60),
+    drain: Duration::from_secs(600),
+    ..Timing::DEFAULT
+};
 /// Heartbeats in the bound on an answer.
 const ANSWER: u64 = 30;
 const ID: Attempt = Attempt { task: 7, attempt: 0 };

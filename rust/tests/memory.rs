@@ -1,5 +1,6 @@
-//! What a node sends is bounded at the client before it is stored. Each flood comes from a scripted node behind the
-//! embedded server, in a process of its own whose peak memory is compared with what it had before.
+//! Frames from a node are bounded at the client before they are stored. Each flood comes from a scripted node behind
+//! the embedded server. Its client is a process of its own, whose peak memory is compared with its memory before the
+//! flood.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::cast_possible_truncation)]
 
@@ -21,8 +22,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bound on everything here.
 const BOUND: Duration = Duration::from_secs(60);
-/// Memory that a flood may cost, in KiB: a channel's window of 16 MiB, credit for results or notes, and a batch of events.
-const MOST: usize = 64 * 1024;
+/// Memory that a flood may cost, in KiB: a channel's window of 16 MiB, credit for results or notes, and a batch of
+/// events.
+const MAX_GROWTH_KIB: usize = 64 * 1024;
 const FIRST: u8 = 1;
 const LAST: u8 = 2;
 const READY: u8 = 2;
@@ -40,7 +42,7 @@ fn frame(raw: &mut Vec<u8>, kind: u8, flags: u8, task: u64, body: &[u8]) {
     raw.extend(body);
 }
 
-/// The head of a message with parts of these lengths, and what follows of them in the same frame.
+/// The head of a message with parts of these lengths, and `bytes` of them in the same frame.
 fn head(lens: &[u64], bytes: usize) -> Vec<u8> {
     let mut head = vec![0, 0];
     head.extend(u16::try_from(lens.len()).unwrap().to_le_bytes());
@@ -89,12 +91,12 @@ fn hello_of(concurrency: Option<usize>) -> ClientHello {
     }
 }
 
-/// What a scripted node sends: blocks of raw frames, any number of them.
+/// The frames of a scripted node: blocks of raw frames, any number of them.
 type Script = Box<dyn Iterator<Item = Vec<u8>> + Send>;
 
 /// How a scripted node begins.
 struct Opening {
-    /// What it sends before its hello.
+    /// Frames before its hello.
     first: Script,
     cores: usize,
     slots: Option<u64>,
@@ -106,7 +108,7 @@ impl Default for Opening {
     }
 }
 
-/// Add a node to the pool that follows a script, and says goodbye at its end. It sends no more when the client has left.
+/// Add a node to the pool that follows a script, and sends a goodbye at its end. It stops when the client has left.
 fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: Script) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (host_key, user_key) = (new_key().unwrap(), new_key().unwrap());
@@ -205,7 +207,7 @@ fn repeat(raw: Vec<u8>, times: usize) -> Script {
     Box::new(std::iter::repeat_n(raw, times))
 }
 
-/// Chunks of results, in rounds: each of `count` messages goes on in each round.
+/// Chunks of messages, in rounds: one of each of `count` messages in each round.
 fn unfinished(kind: u8, count: u64, rounds: usize, size: u64) -> Script {
     let chunk = 60_000;
     let first = move |task| {
@@ -221,7 +223,7 @@ fn unfinished(kind: u8, count: u64, rounds: usize, size: u64) -> Script {
     Box::new((0..count).map(first).chain((1..rounds).flat_map(move |_| (0..count).map(more))))
 }
 
-/// The floods by name: how the node begins, and what it sends then.
+/// The floods by name: how the node begins, and the frames that follow.
 fn flood(name: &str) -> (Opening, Script) {
     let plain = Opening::default();
     let mut number = 0;
@@ -243,18 +245,18 @@ fn flood(name: &str) -> (Opening, Script) {
         "a huge unknown result" => (plain, unfinished(RESULT, 1, 8000, 1 << 30)),
         "unknown results of many parts" => {
             let lens = [vec![0; 1023], vec![1]].concat();
-            let one = move |task| {
+            let first = move |task| {
                 let mut raw = Vec::new();
                 frame(&mut raw, RESULT, FIRST, task, &head(&lens, 0));
                 raw
             };
-            (plain, Box::new((0..4000).map(one)))
+            (plain, Box::new((0..4000).map(first)))
         }
         "tasks" => (plain, unfinished(TASK, 4000, 2, 1 << 30)),
         "small notes" => {
             let body = head(&[1], 1);
-            let mut one = move || full(|raw| frame(raw, NOTE, FIRST | LAST, next(), &body));
-            (plain, Box::new((0..200).map(move |_| one())))
+            let mut block = move || full(|raw| frame(raw, NOTE, FIRST | LAST, next(), &body));
+            (plain, Box::new((0..200).map(move |_| block())))
         }
         "notes" => (plain, unfinished(NOTE, 4000, 3, 16 << 20)),
         "output before the hello" => {
@@ -291,7 +293,7 @@ fn flooded(name: &str) -> (usize, String) {
     (kib.parse().unwrap(), why.to_owned())
 }
 
-/// Run an ignored test of this file after these commands of a shell; what it printed.
+/// Run an ignored test of this file after these commands of a shell. Return its output.
 fn child(test: &str, flood: &str, before: &str) -> String {
     let ended = Command::new("sh")
         .args(["-c", &format!("{before} exec \"$0\" \"$@\"")])
@@ -305,12 +307,12 @@ fn child(test: &str, flood: &str, before: &str) -> String {
     out.into_owned()
 }
 
-/// Floods cost the client no more memory than a window and a batch of events, and end as this says.
+/// Check that floods cost the client no more memory than a window and a batch of events, and end with this reason.
 fn cost_little(floods: &[(&str, &str)]) {
     for (name, ends) in floods {
         let (kib, why) = flooded(name);
         println!("{name}: {kib} KiB: {why}");
-        assert!(kib < MOST && why.contains(ends), "{name}: {kib} KiB, {why}");
+        assert!(kib < MAX_GROWTH_KIB && why.contains(ends), "{name}: {kib} KiB, {why}");
     }
 }
 
@@ -339,7 +341,7 @@ fn a_flood_of_notes_costs_little() {
     cost_little(&[("small notes", "notes without an answer"), ("notes", "notes without an answer")]);
 }
 
-/// Control frames cost nothing, and nothing is kept of what comes before the hello.
+/// Control frames cost nothing, and frames before the hello are not stored.
 #[test]
 fn control_frames_cost_nothing() {
     let before = ("output before the hello", "it began with Output");
@@ -351,7 +353,8 @@ fn control_frames_cost_nothing() {
     }
 }
 
-/// A node gets as many slots as were asked for, or fewer; one that offers others is lost, with both numbers in the error.
+/// A node gets as many slots as were asked for, or fewer; one that offers others is lost, with both numbers in the
+/// error.
 #[test]
 fn slots_are_those_that_were_asked_for() {
     for (asked, cores, offered, wrong) in [

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use skyward_lite::queue::{Cancelled, Queue, WINDOW};
+use skyward_lite::queue::{Cancelled, Queue};
+use skyward_lite::timing::WINDOW;
 use skyward_lite::wire::{Attempt, Message};
 
 fn id(task: u64) -> Attempt {
@@ -54,6 +55,19 @@ fn prefetch_is_bounded() {
     let mut queue = queue(&[(1, 5)], 100);
     assert_eq!(assign_all(&mut queue).len(), 10);
     assert_eq!(queue.waiting(), 90);
+}
+
+/// A free slot takes a task of any size; a task beyond the slots must fit the window: the example of `Peer::has_room`.
+#[test]
+fn the_window_counts_tasks_beyond_the_slots() {
+    let mib = |n: usize| vec![Bytes::from(vec![0; n << 20])];
+    for (size, fits) in [(60, true), (70, false)] {
+        let mut queue = queue(&[(1, 2)], 0);
+        for (n, size) in [(0, 100), (1, 100), (2, size)] {
+            queue.push(Message { parts: mib(size), ..task(n) });
+        }
+        assert_eq!(assign_all(&mut queue).len(), if fits { 3 } else { 2 });
+    }
 }
 
 /// Large payloads fill a peer's slots whatever their size, but are not sent in advance beyond the window.
@@ -105,7 +119,7 @@ fn stale_answers_are_refused() {
     assert!(queue.is_empty());
 }
 
-/// What a lost peer held runs elsewhere, in its old order, ahead of what waits, as another attempt.
+/// The tasks of a lost peer run elsewhere, in their old order, ahead of those that wait, as another attempt.
 #[test]
 fn a_lost_peers_tasks_go_first() {
     let mut queue = queue(&[(1, 2)], 6);
@@ -123,7 +137,7 @@ fn a_lost_peers_tasks_go_first() {
     }
 }
 
-/// A waiting task is dropped at once; a sent one is its peer's to drop.
+/// A waiting task is dropped at once; a task that a peer holds is left to that peer.
 #[test]
 fn cancelling() {
     let mut queue = queue(&[(1, 1)], 4);
@@ -175,9 +189,9 @@ fn a_full_peer_does_not_block_the_others() {
     assert!(sent.len() > 4, "{}", sent.len());
 }
 
-/// What waits behind a long task is asked back however fast its peer was before.
+/// A task behind a long one is recalled, however fast its peer was before.
 #[test]
-fn a_peer_that_slows_down_is_relieved() {
+fn tasks_behind_a_long_one_are_recalled() {
     let start = Instant::now();
     let mut queue = queue(&[(1, 1)], 1000);
     let mut now = start;
@@ -200,7 +214,8 @@ fn a_peer_that_slows_down_is_relieved() {
     assert!(queue.steal(now + Duration::from_secs(30)).is_some());
 }
 
-/// An idle peer gets what a loaded one has not started, the newest first, and never what is likely running.
+/// An idle peer gets tasks that a loaded one has not started, the newest first, and never those that are likely
+/// running.
 #[test]
 fn idle_peers_steal() {
     let now = Instant::now();
@@ -216,7 +231,7 @@ fn idle_peers_steal() {
     assert_eq!(queue.steal(now), None, "a refused recall is not repeated");
 }
 
-/// No more is asked back than there are free slots.
+/// No more tasks are recalled than there are free slots.
 #[test]
 fn stealing_is_bounded_by_free_slots() {
     let now = Instant::now();
@@ -231,7 +246,7 @@ fn stealing_is_bounded_by_free_slots() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever happens, in whatever order, every task ends exactly once.
+    /// Every task ends exactly once, in any order of events.
     #[test]
     fn every_task_ends_once(steps in prop::collection::vec((0_u8..10, any::<u8>()), 0..300)) {
         let start = Instant::now();
@@ -243,11 +258,11 @@ proptest! {
         for (i, (step, pick)) in steps.into_iter().enumerate() {
             let now = start + Duration::from_millis(i as u64);
             let peer = held.keys().copied().min().map(|low| low + usize::from(pick) % held.len());
-            let some = peer.and_then(|p| held.get(&p)).and_then(|h| h.get(usize::from(pick) % h.len().max(1))).copied();
+            let attempt = peer.and_then(|p| held.get(&p)).and_then(|h| h.get(usize::from(pick) % h.len().max(1))).copied();
             match step {
                 0 => { peers += 1; queue.add_peer(peers, 1 + usize::from(pick) % 4, now); held.insert(peers, vec![]); }
                 1 | 2 => for _ in 0..=pick % 8 { queue.push(task(tasks)); tasks += 1; },
-                3 => if let (Some(p), Some(id)) = (peer, some) {
+                3 => if let (Some(p), Some(id)) = (peer, attempt) {
                     prop_assert!(queue.done(p, id, now));
                     held.get_mut(&p).unwrap().retain(|&h| h != id);
                     end(&mut ended, id.task);
@@ -299,7 +314,7 @@ proptest! {
     }
 }
 
-/// The oldest task may wait behind a longer one that overtook it, and is given as long.
+/// The oldest task may wait behind one that overtook it and may run for longer: it is allowed as much time.
 #[test]
 fn the_oldest_task_is_given_the_longest_time() {
     let mut queue = queue(&[(1, 2)], 0);
@@ -315,7 +330,7 @@ fn the_oldest_task_is_given_the_longest_time() {
     assert_eq!(queue.oldest(1), Some((3, 7)));
 }
 
-/// A closed peer keeps what it has, is asked for it, and takes nothing but what it is given by name.
+/// A closed peer keeps its tasks, is asked to give them back, and is sent no more but those for it alone.
 #[test]
 fn closed_peers_take_nothing_more() {
     let now = Instant::now();
@@ -336,7 +351,7 @@ fn closed_peers_take_nothing_more() {
     assert!(queue.done(2, id(1), now));
 }
 
-/// What waits to be given to somebody is not given up, and can be cancelled.
+/// An orphan is not given up to the supplier that recalls it, and can be cancelled.
 #[test]
 fn orphans_are_not_recalled() {
     let mut queue = queue(&[(1, 1)], 1);
@@ -364,7 +379,7 @@ fn pinned_tasks_stay_where_they_are() {
     assert!(queue.is_empty());
 }
 
-/// A draining peer is asked for all but what is for it alone, and again for what it kept.
+/// A draining peer is asked to give back all tasks but those for it alone, and again those that it refused.
 #[test]
 fn a_draining_peer_is_asked_again() {
     let now = Instant::now();
@@ -373,21 +388,22 @@ fn a_draining_peer_is_asked_again() {
     assert!(queue.push_to(1, task(9)).is_some());
     assert_eq!(queue.close_peer(1), [id(0), id(1), id(2), id(3)]);
     assert!(queue.recall_all(1).is_empty(), "no answer has come");
-    // The last one first: so they come back in their order.
+    // The last one first, so that they wait in their old order.
     assert!(queue.returned(1, id(3)) && queue.returned(1, id(2)));
     queue.kept(1, id(0));
     queue.kept(1, id(1));
     assert_eq!(queue.recall_all(1), [id(0), id(1)]);
     assert!(queue.returned(1, id(1)), "it had not arrived");
     assert!(!queue.returned(1, id(9)), "it was not asked for");
-    assert!(queue.push_to(1, task(10)).is_some(), "what is for it alone still goes there");
+    assert!(queue.push_to(1, task(10)).is_some(), "a task for it alone is still sent");
     queue.push(task(11));
     queue.add_peer(2, 4, now);
     assert_eq!(assign_all(&mut queue), [(2, 1), (2, 2), (2, 3), (2, 11)]);
     assert_eq!(queue.held(1).collect::<Vec<_>>(), [id(0), id(9), id(10)]);
 }
 
-/// What a peer was running whose loss was announced goes on elsewhere as the same attempt; what was for it alone does not.
+/// If a loss was announced, the tasks that the peer ran go on elsewhere as the same attempt, but for those for it
+/// alone.
 #[test]
 fn announced_losses_are_not_charged() {
     let mut queue = queue(&[(1, 3)], 3);
@@ -405,9 +421,9 @@ fn announced_losses_are_not_charged() {
     assert!(queue.retry(first, 2), "its first loss that counts");
 }
 
-/// Only what waits for any peer is given up.
+/// Only tasks that wait for any peer are taken.
 #[test]
-fn what_waits_is_given_up() {
+fn waiting_tasks_are_taken() {
     let mut queue = queue(&[(1, 1)], 5);
     assert_eq!(assign_all(&mut queue).len(), 2);
     assert_eq!(queue.cancel(3), Cancelled::Dropped);
@@ -416,9 +432,9 @@ fn what_waits_is_given_up() {
     assert!(queue.take_waiting().is_empty());
 }
 
-/// A task that was to be cancelled but had started is tried again when its peer is lost.
+/// A task that had started when it was cancelled is tried again when its peer is lost.
 #[test]
-fn what_was_not_cancelled_in_time_goes_on() {
+fn a_cancel_that_comes_too_late_is_forgotten() {
     let mut queue = queue(&[(1, 1)], 1);
     assert_eq!(assign_all(&mut queue).len(), 1);
     assert_eq!(queue.cancel(0), Cancelled::Held(1));
@@ -429,9 +445,9 @@ fn what_was_not_cancelled_in_time_goes_on() {
     assert_eq!(queue.waiting(), 1);
 }
 
-/// Near peers of one slot hold one task each until they have shown that they are fast.
+/// Local peers of one slot hold one task each until their rate shows that their tasks are short.
 #[test]
-fn nothing_waits_behind_a_long_task_of_a_near_peer() {
+fn no_task_waits_behind_a_long_one_of_a_local_peer() {
     let start = Instant::now();
     let mut queue = Queue::local();
     queue.add_peer(1, 1, start);

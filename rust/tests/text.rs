@@ -1,4 +1,4 @@
-//! The border: whatever a node says, what is shown of it is harmless.
+//! Text of a node is harmless where it is shown.
 #![allow(clippy::unwrap_used, clippy::string_slice)]
 
 use proptest::prelude::*;
@@ -11,9 +11,9 @@ fn is_harmless(text: &str) -> bool {
         && text.split('\n').skip(1).all(|line| line.starts_with(GUTTER))
 }
 
-/// What people write in their languages stays as it is.
+/// Printable text in any language is not changed.
 #[test]
-fn printable_text_is_kept() {
+fn printable_text_is_not_changed() {
     for text in ["", "plain", "Größe: 3 µm", "日本語", "שלום", "e\u{301}", "C:\\new \"x\"", "non\u{a0}breaking", "👩"]
     {
         assert_eq!(line(text, LIMIT), text);
@@ -21,7 +21,7 @@ fn printable_text_is_kept() {
     }
 }
 
-/// Each kind of character that does something is escaped, as Python would.
+/// Each kind of character that controls a terminal or is not seen is escaped, as Python would.
 #[test]
 fn what_does_something_is_escaped() {
     for (text, shown) in [
@@ -42,7 +42,7 @@ fn what_does_something_is_escaped() {
     assert_eq!(line(b"no text: \xe9 \xff\xfe", LIMIT), "no text: \\xe9 \\xff\\xfe");
 }
 
-/// A further line is marked as one; where there may be none, its end is escaped.
+/// Each line but the first is marked; where there may be only one line, line ends are escaped.
 #[test]
 fn a_line_cannot_be_forged() {
     let text = "why\n2026-01-01 ERROR root: all is lost\r\nend";
@@ -50,14 +50,14 @@ fn a_line_cannot_be_forged() {
     assert_eq!(line(text, LIMIT), "why\\n2026-01-01 ERROR root: all is lost\\r\\nend");
 }
 
-/// The beginning and the end are kept, and what is left out is counted.
+/// The beginning and the end of a long text are shown, and the bytes between them are counted.
 #[test]
 fn what_is_too_long_loses_its_middle() {
     let shown = line(format!("begin{}end", "x".repeat(100_000)), 1000);
     assert!(shown.starts_with("beginxxx") && shown.ends_with("xxxend"), "{shown}");
     let number: usize = shown.split('…').nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
-    let kept = shown.len() - format!(" … {number} bytes are left out … ").len();
-    assert_eq!(number + kept, 100_008);
+    let shown_bytes = shown.len() - format!(" … {number} bytes are left out … ").len();
+    assert_eq!(number + shown_bytes, 100_008);
 }
 
 proptest! {

@@ -24,14 +24,14 @@ from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.svm import SVC
-from skyward_lite.client.joblib_backend import SkywardBackend, around_client
+from skyward_lite.client.joblib_backend import SkywardBackend, as_default_backend
 from skyward_lite.providers import Machine, NodeRequest
 
 
 @pytest.fixture
 def shared_pool(_shared_pool):
     """The pool of all test files, two nodes of four threads, as joblib's default for the length of a test."""
-    with around_client(_shared_pool):
+    with as_default_backend(_shared_pool):
         yield _shared_pool
 
 

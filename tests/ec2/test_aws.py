@@ -20,8 +20,7 @@ from cloud import HERE, README, Call, Cloud, actions, allowed, aws, pool
 from joblib import Parallel, delayed
 from processes import eventually
 from skyward_lite.providers import Machine, NodeRequest
-from skyward_lite.providers.aws import boot as user_data
-from skyward_lite.providers.aws import run
+from skyward_lite.providers.aws import boot, launch
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"
@@ -34,7 +33,7 @@ the_pages_time = page.the_pages_time
 
 
 def test_from_nothing_to_results_and_back(cloud, caplog):
-    """The 2,000 tasks and a grid search on two instances; what they cost is said; nothing is left."""
+    """2,000 tasks and a grid search run on two instances, the pool reports their cost, and leaves nothing at EC2."""
     from sklearn.datasets import load_iris
     from sklearn.model_selection import GridSearchCV
     from sklearn.svm import SVC
@@ -67,17 +66,17 @@ def test_from_nothing_to_results_and_back(cloud, caplog):
 
 
 def test_boto3_is_not_missed_on_the_nodes(cloud):
-    """It is the provider's, not the user's: a client that has not imported it is not warned of it."""
+    """A client that has not imported boto3 itself is not warned that the nodes lack it: only the provider needs it."""
     with client(cloud, "sys.exit(0)", stderr=subprocess.PIPE) as one:
         assert one.stderr is not None
-        said = one.stderr.read()
+        errors = one.stderr.read()
     assert one.returncode == 0
-    assert "joblib" not in said
-    assert "boto" not in said
+    assert "joblib" not in errors
+    assert "boto" not in errors
 
 
 def test_what_is_asked_of_an_instance(cloud):
-    """It ends itself for good, IMDS is version 2 and only its own, the volume is encrypted, and nobody has a role."""
+    """An instance terminates when it shuts down, its IMDS is version 2, its volume is encrypted, and it has no role."""
     with pool(provider=aws(tags={"team": "lab"}, ttl=3600)):
         (instance,) = cloud.instances()
         group = cloud.ec2().describe_security_groups(
@@ -96,13 +95,13 @@ def test_what_is_asked_of_an_instance(cloud):
     assert "team" in asked.values()
     (rules,) = [g["IpPermissions"] for g in group["SecurityGroups"]]
     assert [(r["FromPort"], r["ToPort"], [i["CidrIp"] for i in r["IpRanges"]]) for r in rules] == [(22, 22, [HERE])]
-    # What whoever may describe the instance can read: no key of the user's, and a host key that is soon not its own.
-    said = json.loads(instance.user_data.partition("\n")[2])
-    assert set(said) == {"ssh_deletekeys", "ssh_keys", "users", "write_files", "bootcmd", "runcmd"}
+    # Whoever may describe the instance can read the user-data: no private key of the user's is in it.
+    config = json.loads(instance.user_data.partition("\n")[2])
+    assert set(config) == {"ssh_deletekeys", "ssh_keys", "users", "write_files", "bootcmd", "runcmd"}
 
 
 def test_the_host_key_is_rotated(cloud):
-    """What is in the user-data is not what the instance has afterwards; sessions are made with the new one."""
+    """The host key in the user-data is replaced by another one, and sessions are made with that other key."""
     with pool() as opened:
         (instance,) = cloud.instances()
         throwaway = json.loads(instance.user_data.partition("\n")[2])["ssh_keys"]["ed25519_public"].split()[1]
@@ -114,15 +113,15 @@ def test_the_host_key_is_rotated(cloud):
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
-    """What says from where we come says 127.0.0.1."""
+    """The service that tells our public address answers with 127.0.0.1."""
     answer = tmp_path / "address"
     answer.write_text("127.0.0.1\n")
-    monkeypatch.setattr(run, "CHECK_IP", answer.as_uri())
+    monkeypatch.setattr(launch, "CHECK_IP", answer.as_uri())
 
 
 @pytest.mark.parametrize("snippet", ["basic", "tuned", "learned"])
 def test_the_original_pages_snippets_run(cloud, here, the_pages_time, snippet):
-    """With another import line, and nothing else changed."""
+    """A snippet of the original page runs with only its import line changed."""
     from sklearn.datasets import load_iris
     from sklearn.model_selection import GridSearchCV
     from sklearn.svm import SVC
@@ -142,7 +141,7 @@ def test_the_original_pages_snippets_run(cloud, here, the_pages_time, snippet):
 
 
 def test_the_readmes_example_runs(cloud, here):
-    """Its prices are the cloud's."""
+    """The README's example runs at the prices of the simulated cloud."""
     block = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[5]
     names = {"sky": sky, "Parallel": Parallel, "delayed": delayed, "slow_task": lambda x: x, "__name__": "__main__"}
     exec(compile(block, "README.md", "exec"), names)
@@ -153,7 +152,7 @@ def test_the_readmes_example_runs(cloud, here):
 
 
 def test_partial_capacity_is_enough_for_a_range(cloud, caplog):
-    """`nodes=(1, 3)` begins with what there is."""
+    """`nodes=(1, 3)` begins with two instances where EC2 has no third one."""
     cloud.capacity[("*", "*", "*")] = 2
     with caplog.at_level(logging.WARNING, "skyward_lite"), pool((1, 3)) as opened:
         assert eventually(lambda: opened.slots() == 4, 30)
@@ -162,39 +161,39 @@ def test_partial_capacity_is_enough_for_a_range(cloud, caplog):
 
 
 def test_too_little_capacity_launches_nothing_for_long(cloud):
-    """`nodes=3` where there are 2: the error has the numbers, and both are ended."""
+    """`nodes=3` fails where EC2 has two instances: the error has both numbers, and the two are terminated."""
     cloud.capacity[("*", "*", "*")] = 2
     with pytest.raises(sky.NodeStartError, match="EC2 has 2 of the 3 instances that are needed in us-east-1"):
         pool(3).__enter__()
 
 
 def test_launches_go_over_types_and_zones(cloud):
-    """Where one zone has too few the next is asked, cheapest first."""
+    """Where one zone has too few instances the next cheapest zone is asked for the rest."""
     cloud.spot_prices.update({("c5.large", "us-east-1b"): 0.01, ("c5.large", "us-east-1c"): 0.02})
     cloud.spot_prices.update({("c5.large", zone): 0.03 for zone in ("us-east-1a", "us-east-1d", "us-east-1f")})
     cloud.capacity[("c5.large", "us-east-1b", "spot")] = 1
     with pool(2, aws(instance_type="c5.large", allocation="spot")) as opened:
-        places = [machine.offer.zone for machine in opened._machines]  # type: ignore[attr-defined]
+        places = [machine.launched.offer.zone for machine in opened._machines]  # type: ignore[attr-defined]
     assert places == ["us-east-1b", "us-east-1c"]
 
 
 def test_spot_falls_back_to_on_demand(cloud):
-    """Where spot has no capacity at all."""
+    """Without spot capacity an on-demand instance is launched."""
     cloud.capacity[("*", "*", "spot")] = 0
     with pool(provider=aws(instance_type="c5.large")) as opened:
-        assert not opened._machines[0].offer.spot  # type: ignore[attr-defined]
+        assert not opened._machines[0].launched.offer.spot  # type: ignore[attr-defined]
     assert "InstanceMarketOptions.MarketType" not in cloud.instances()[0].request
 
 
 def test_all_of_spot_is_not_all_there_is(cloud):
-    """However many types and zones have a spot market, on-demand is asked for in the end."""
+    """On-demand is asked for in the end, however many types and zones have a spot market without capacity."""
     cloud.capacity[("*", "*", "spot")] = 0
     with pool() as opened:
-        assert not opened._machines[0].offer.spot  # type: ignore[attr-defined]
+        assert not opened._machines[0].launched.offer.spot  # type: ignore[attr-defined]
 
 
 def test_enough_is_enough(cloud, caplog):
-    """What goes wrong after the least number is there leaves the pool as it is; before, it ends it."""
+    """A launch that EC2 refuses after the least number of nodes is there does not end the pool."""
     cloud.capacity[("*", "*", "*")] = 1
     cloud.fail("RunInstances", "VcpuLimitExceeded", times=100, where=lambda asked: asked["MaxCount"] == "2")
     with pool((1, 3), aws(instance_type="c5.large", allocation="on-demand")) as opened:
@@ -203,7 +202,7 @@ def test_enough_is_enough(cloud, caplog):
 
 
 def test_a_full_subnet_is_passed_over(cloud):
-    """The next zone is asked."""
+    """Where a subnet has no free address the next zone is asked."""
     full = []
 
     def first(asked):
@@ -216,21 +215,21 @@ def test_a_full_subnet_is_passed_over(cloud):
 
 
 def test_spot_alone_does_not_fall_back(cloud):
-    """`allocation="spot"`."""
+    """`allocation="spot"` fails without spot capacity, and launches no on-demand instance."""
     cloud.capacity[("*", "*", "spot")] = 0
     with pytest.raises(sky.NodeStartError, match="no capacity"):
         pool(provider=aws(instance_type="c5.large", allocation="spot")).__enter__()
 
 
 def test_on_demand_alone(cloud):
-    """`allocation="on-demand"` asks for no spot price."""
+    """`allocation="on-demand"` asks for no spot prices."""
     with pool(provider=aws(allocation="on-demand")) as opened:
         assert opened.status().cost is not None
     assert "DescribeSpotPriceHistory" not in actions(cloud)
 
 
 def test_a_limit_of_cost_refuses_before_the_launch(cloud):
-    """`max_hourly_cost`; within it, as many as it pays for."""
+    """If the least nodes cost more than `max_hourly_cost`, nothing is launched; else as many as the limit pays for."""
     cloud.prices["c5.large"] = 0.1
     dear = aws(instance_type="c5.large", allocation="on-demand", max_hourly_cost=0.25)
     with pytest.raises(sky.NodeStartError, match=r"3 nodes cost at least \$0\.30/h .*nothing was launched"):
@@ -241,7 +240,7 @@ def test_a_limit_of_cost_refuses_before_the_launch(cloud):
 
 
 def test_a_limit_of_cost_needs_prices(cloud):
-    """Without the price list on-demand is not launched, if there is a limit; without one it is."""
+    """Without the price list on-demand instances are launched only if there is no `max_hourly_cost`."""
     cloud.fail("GetProducts", "AccessDeniedException", times=10)
     with pytest.raises(sky.NodeStartError, match="price of c5.large is unknown"):
         pool(provider=aws(instance_type="c5.large", allocation="on-demand", max_hourly_cost=9.0)).__enter__()
@@ -293,7 +292,7 @@ LAUNCH += ["CreateSecurityGroup", "AuthorizeSecurityGroupIngress", "RunInstances
 
 @pytest.mark.parametrize("action", LAUNCH)
 def test_a_client_killed_after_any_call_leaves_nothing(cloud, action):
-    """Its instances end themselves, `reap` removes the rest, and all of it was tagged from the start."""
+    """The instances of a killed client end themselves, `reap` removes the rest, and everything had its tags at once."""
     process = []
     untagged = []
 
@@ -312,12 +311,12 @@ def test_a_client_killed_after_any_call_leaves_nothing(cloud, action):
         assert len(cloud.instances()) == 2
         assert eventually(lambda: not any(i.alive() for i in cloud.instances()), 30)
         assert {i.state() for i in cloud.instances()} <= {"shutting-down", "terminated"}
-    said = command(cloud, "reap")
-    assert "ended" in said or "nothing of skyward_lite's" in said
+    printed = command(cloud, "reap")
+    assert "ended" in printed or "nothing of skyward_lite's" in printed
 
 
 def test_the_launch_makes_those_calls(cloud):
-    """And no others: else one would be missing above."""
+    """A launch makes the calls of `LAUNCH` and no others: after each of them the test above kills the client."""
     with pool(2):
         made = set(actions(cloud))
     assert made == set(LAUNCH)
@@ -325,7 +324,7 @@ def test_the_launch_makes_those_calls(cloud):
 
 @pytest.mark.parametrize("how", ["exception", "exit", "SIGINT", "SIGTERM", "SIGHUP"])
 def test_every_way_out_leaves_nothing(cloud, how):
-    """The client cleans up itself, before it ends."""
+    """A client that leaves the block in whatever way terminates everything before it ends."""
     then = {"exception": "raise ValueError('mine')", "exit": "sys.exit(3)"}.get(how, "time.sleep(60)")
     with client(cloud, then) as one:
         assert one.stdout is not None
@@ -339,7 +338,7 @@ def test_every_way_out_leaves_nothing(cloud, how):
 
 @pytest.mark.parametrize("more", [signal.SIGINT, signal.SIGHUP])
 def test_ctrl_c_during_the_launch_leaves_nothing(cloud, more):
-    """Also in the middle of the call; and one more signal in the middle of the cleaning up."""
+    """Ctrl-C during RunInstances leaves nothing, even if one more signal comes during TerminateInstances."""
     signals = {"RunInstances": signal.SIGINT, "TerminateInstances": more}
     process = []
 
@@ -356,7 +355,7 @@ def test_ctrl_c_during_the_launch_leaves_nothing(cloud, more):
 
 
 def test_an_instance_lives_as_long_as_its_client(cloud):
-    """Its timers are moved on: it is there after more than either."""
+    """An instance outlives its `ttl` and `orphan_timeout` while its client lives."""
     with pool(provider=aws(orphan_timeout=4.0, ttl=4.0)) as opened:
         (instance,) = cloud.instances()
         began = time.monotonic()
@@ -370,8 +369,8 @@ def test_an_instance_lives_as_long_as_its_client(cloud):
 
 
 def test_a_script_is_no_sign_of_life_without_its_session(tmp_path):
-    """A build goes on when its client is gone; the signs that it gives do not."""
-    script = user_data.ALIVE.replace(user_data.DIRECTORY, str(tmp_path)) + "echo $!; exec sleep 60\n"
+    """A script that goes on without its session gives no more signs of life."""
+    script = boot.sign_of_life(str(tmp_path)).decode() + "echo $!; exec sleep 60\n"
     with subprocess.Popen(
         ["sh", "-c", "sh -s; true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
     ) as session:
@@ -384,13 +383,13 @@ def test_a_script_is_no_sign_of_life_without_its_session(tmp_path):
         assert signs.exists()
         session.kill()
         session.wait(10)
-        # Whoever became of its parent need not take note of its end.
+        # A zombie is enough: whichever process is its parent now need not reap it.
         assert eventually(lambda: "\nState:\tZ" in (signs / "status").read_text(), 10)
         os.killpg(session.pid, signal.SIGKILL)
 
 
 def test_an_instance_ends_in_any_case(cloud):
-    """With its guard dead the timer of its boot, which nobody moves on now, ends it; also while its client lives."""
+    """The timer that the boot has set ends an instance whose guard is dead, even while the client lives."""
     with client(cloud, ttl=8.0, orphan_timeout=60.0) as one:
         assert one.stdout is not None
         assert one.stdout.readline() == "ready\n"
@@ -408,7 +407,7 @@ def test_an_instance_ends_in_any_case(cloud):
 
 
 def test_the_start_is_waited_for(cloud):
-    """Until there is an address, and until the server there answers."""
+    """The pool waits until an instance has an address, and until its SSH server answers."""
     cloud.slow_start = 2
     cloud.slow_boot = 1.5
     with pool() as opened:
@@ -417,7 +416,7 @@ def test_the_start_is_waited_for(cloud):
 
 
 def test_the_end_is_waited_for(cloud):
-    """Until the instances are terminated, and the group is out of use."""
+    """The pool waits until its instances are terminated, and until its security group is no longer used."""
     cloud.slow_end = 2
     cloud.fail("DeleteSecurityGroup", "DependencyViolation", times=1)
     with pool():
@@ -427,7 +426,7 @@ def test_the_end_is_waited_for(cloud):
 
 
 def test_what_cannot_be_ended_is_said(cloud, caplog):
-    """With the command that does it later; the instances end themselves."""
+    """If instances cannot be terminated, the log has the command for later, and the instances end themselves."""
     cloud.fail("TerminateInstances", "UnauthorizedOperation", times=100)
     with pool(provider=aws(orphan_timeout=4.0)):
         pass
@@ -440,7 +439,7 @@ def test_what_cannot_be_ended_is_said(cloud, caplog):
 
 
 def test_reap_leaves_the_living_alone(cloud):
-    """Also if they have let their expiry pass; a run that is named is ended in any case."""
+    """`reap` leaves a living run alone even after its expiry, and ends a run that is named in any case."""
     with pool(2):
         assert "lives, and is left alone" in command(cloud, "reap")
         assert all(i.alive() for i in cloud.instances())
@@ -453,7 +452,7 @@ def test_reap_leaves_the_living_alone(cloud):
         assert all(i.alive() for i in cloud.instances())
         (run,) = set(re.findall(r"--run (\w+)`", listed))
         assert "ended" in command(cloud, "reap", "--region", "us-east-1", "--run", run)
-        # The pool lives, and asks for others in their place.
+        # The pool lives, and launches other instances in their place.
         assert {i.state() for i in cloud.instances()[:2]} == {"terminated"}
 
 
@@ -461,20 +460,20 @@ def test_reap_leaves_the_living_alone(cloud):
 
 
 def test_a_hundred_nodes_take_few_calls(cloud):
-    """At most 0.2 a node, from the first look to the last."""
+    """A pool of 100 nodes makes at most 20 calls from its first to its last."""
     cloud.sshd = False
     provider, machines = aws(), list[Machine]()
     wanted = NodeRequest(nodes=100, least=100, image=sky.Image(), vcpus=2, memory_gb=None, connect_timeout=1.0)
     provider.start(wanted, machines)
     assert len(machines) == 100
     one = machines[0].run  # type: ignore[attr-defined]
-    assert eventually(lambda: len(one.look([m.name for m in machines])) == 100, 20)
+    assert eventually(lambda: len(one.describe([m.name for m in machines])) == 100, 20)
     provider.stop(machines, 60.0)
     assert len(cloud.calls) <= 20, actions(cloud)
 
 
 def test_the_policy_is_what_is_needed(cloud):
-    """The README's allows no other actions than the tests' calls were, but for what seldom happens."""
+    """The README's policy allows the actions that the tests have used, and a few that are seldom needed."""
     with pool(provider=aws(ttl=8.0)):
         assert eventually(lambda: "CreateTags" in actions(cloud), 20)
     command(cloud, "reap")

@@ -16,9 +16,8 @@ import pytest
 import skyward_lite as sky
 from cloud import aws, launches, pool
 from processes import eventually
-from skyward_lite.environment import build as bootstrap
-from skyward_lite.providers.aws import api as ec2
-from skyward_lite.providers.aws import run
+from skyward_lite._version import PYTHON
+from skyward_lite.providers.aws import api, launch, run, tags
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"
@@ -27,27 +26,27 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def on_log(caplog) -> Iterator[Callable[[str, Callable[[], object]], None]]:
-    """Call something whenever our log says something, before its thread goes on."""
+    """Return a function that lets `do()` be called for each log message with a text, on the thread that logs it."""
     filters = []
     logger = logging.getLogger("skyward_lite")
 
     def on(text: str, do: Callable[[], object]) -> None:
-        def look(record: logging.LogRecord) -> bool:
+        def call(record: logging.LogRecord) -> bool:
             if text in record.getMessage():
                 do()
             return True
 
-        filters.append(look)
-        logger.addFilter(look)
+        filters.append(call)
+        logger.addFilter(call)
 
     with caplog.at_level(logging.INFO, "skyward_lite"):
         yield on
-    for look in filters:
-        logger.removeFilter(look)
+    for call in filters:
+        logger.removeFilter(call)
 
 
 def test_an_interruption_in_mid_run(cloud, caplog):
-    """What is not finished runs elsewhere, another instance is asked for, and the list equals a serial run's."""
+    """When spot takes an instance back, its tasks run on the other one, and a third instance is launched."""
     begun = cloud.shared / "begun"
     begun.mkdir()
     begun.chmod(0o777)
@@ -57,7 +56,7 @@ def test_an_interruption_in_mid_run(cloud, caplog):
         time.sleep(0.5)
         return i * i
 
-    # No more than two are paid for: the one that goes makes room for the one that comes.
+    # The limit pays for two instances: the one that leaves makes room for the third.
     cloud.spot_prices.update({("c5.large", f"us-east-1{zone}"): 0.01 for zone in "abcdf"})
     provider = aws(instance_type="c5.large", max_hourly_cost=0.02)
     worker = sky.Worker(concurrency=2, retries=0)
@@ -74,7 +73,7 @@ def test_an_interruption_in_mid_run(cloud, caplog):
 
 
 def test_a_lost_instance_is_replaced(cloud):
-    """It is gone without a notice: its tasks run on the others, it is terminated, and another one takes its place."""
+    """The tasks of a lost instance run on the other one. It is terminated, and another instance is launched."""
     with pool(2) as opened:
         first = cloud.instances()[0]
         futures = [opened.submit(pow, i, 2) for i in range(50)]
@@ -86,12 +85,12 @@ def test_a_lost_instance_is_replaced(cloud):
 
 
 def test_an_instance_lost_as_soon_as_it_is_ready_is_replaced(cloud, on_log):
-    """Also if whoever follows the nodes was busy while it was."""
-    lost, look = threading.Event(), threading.Event()
+    """An instance that was ready only while the pool's watcher was busy is replaced when it is lost."""
+    lost, go_on = threading.Event(), threading.Event()
 
     def busy():
         lost.set()
-        assert look.wait(30)
+        assert go_on.wait(30)
 
     on_log("is lost", busy)
     with pool(1) as opened:
@@ -101,12 +100,12 @@ def test_an_instance_lost_as_soon_as_it_is_ready_is_replaced(cloud, on_log):
             cloud.instances()[1].kill()
             assert eventually(lambda: [n.state for n in opened.nodes()] == ["lost", "lost"], 30)
         finally:
-            look.set()
+            go_on.set()
         assert eventually(lambda: len(cloud.instances()) == 3 and opened.slots(), 30)
 
 
 def test_an_instance_that_never_boots(cloud, caplog):
-    """It is ended after `boot_timeout`, also while the pool lives; and replaced, as another one came up."""
+    """An instance that never boots is terminated after `boot_timeout`, and replaced if another one came up."""
     cloud.never_boots = {0}
     with caplog.at_level(logging.WARNING, "skyward_lite"), pool((1, 2), aws(boot_timeout=6.0)) as opened:
         assert opened.submit(sum, [1, 2]).result(20) == 3
@@ -119,7 +118,7 @@ def test_an_instance_that_never_boots(cloud, caplog):
 
 
 def test_an_instance_that_ec2_ends_while_it_starts_is_replaced(cloud):
-    """As long as the pool needs it, which waits for the one that follows."""
+    """The pool waits for the replacements of instances that EC2 ends while they start."""
     cloud.ends = {
         0: ("Server.InternalError", "Internal error on launch"),
         2: ("Server.SpotInstanceTermination", "gone"),
@@ -134,7 +133,7 @@ def test_an_instance_that_ec2_ends_while_it_starts_is_replaced(cloud):
 
 
 def test_an_instance_that_ec2_takes_while_it_is_prepared_is_replaced(cloud, on_log, tmp_path):
-    """Its connection breaks, and EC2 says why."""
+    """An instance that spot takes back while its environment is made is replaced, and its node has EC2's reason."""
     (tmp_path / "made_here.py").write_text("")
     on_log("making its environment", lambda: len(cloud.instances()) > 1 or cloud.instances()[0].take())
     with pool(image=sky.Image(includes=[tmp_path / "made_here.py"])) as opened:
@@ -143,17 +142,17 @@ def test_an_instance_that_ec2_takes_while_it_is_prepared_is_replaced(cloud, on_l
 
 
 def test_an_instance_that_ec2_takes_before_its_agent_is_ready_is_replaced(cloud, on_log):
-    """Its environment is there already."""
+    """An instance that spot takes back between the environment and the agent is replaced."""
     on_log("the environment is there", lambda: len(cloud.instances()) > 1 or cloud.instances()[0].take())
     with pool():
-        pass  # the environment is made, for others
+        pass  # makes the environment that the next instance finds
     cloud.reset()
     with pool() as opened:
         assert [node.state for node in opened.nodes()] == ["lost", "ready"]
 
 
 def test_a_pool_that_starts_waits_for_the_replacement_of_a_ready_node(cloud, on_log):
-    """Also if whoever follows the nodes is late to ask for it."""
+    """A pool that starts waits for the replacement of a node that was ready, also if it is asked for late."""
     opened = pool(2, aws(boot_timeout=6.0))
 
     def take_back():
@@ -169,7 +168,7 @@ def test_a_pool_that_starts_waits_for_the_replacement_of_a_ready_node(cloud, on_
 
 
 def test_what_is_left_to_do_gets_a_replacement(cloud):
-    """The block is left, and waits for its tasks; the only instance is taken back meanwhile."""
+    """A block that waits for its tasks while it is left gets another instance for the one that spot takes back."""
     with pool() as opened:
         naps = [opened.submit(time.sleep, 0.5) for _ in range(40)]
         cloud.instances()[0].interrupt(8)
@@ -178,7 +177,7 @@ def test_what_is_left_to_do_gets_a_replacement(cloud):
 
 
 def test_all_that_are_taken_back_at_once_are_replaced(cloud):
-    """The limit of the cost is for those that stay."""
+    """Instances that were given notice do not count for `max_hourly_cost`: both of two are replaced."""
     cloud.spot_prices = {("c5.large", f"us-east-1{zone}"): 0.01 for zone in "abcdf"}
     with pool(2, aws(instance_type="c5.large", max_hourly_cost=0.02)) as opened:
         for instance in cloud.instances():
@@ -187,7 +186,7 @@ def test_all_that_are_taken_back_at_once_are_replaced(cloud):
 
 
 def test_an_instance_that_the_account_lets_end_is_not_replaced(cloud):
-    """Another one would, too."""
+    """An instance that ended for a reason of the account is not replaced: another one would end, too."""
     cloud.ends = {0: ("Client.InternalError", "Client error on launch")}
     with pytest.raises(sky.NodeStartError, match="Client.InternalError: Client error on launch"):
         pool().__enter__()
@@ -195,7 +194,7 @@ def test_an_instance_that_the_account_lets_end_is_not_replaced(cloud):
 
 
 def test_no_more_than_a_few_are_replaced(cloud):
-    """EC2 ends whatever is launched."""
+    """A pool whose instances all end launches no more than a few."""
     cloud.ends = dict.fromkeys(range(99), ("Server.InternalError", "Internal error on launch"))
     with pytest.raises(sky.NodeStartError, match="Internal error on launch"):
         pool().__enter__()
@@ -203,7 +202,7 @@ def test_no_more_than_a_few_are_replaced(cloud):
 
 
 def test_no_instance_boots(cloud):
-    """The pool fails with the reason, at once: another one would not either."""
+    """If no instance boots, the pool fails with the reason and launches no other."""
     cloud.never_boots = {0, 1}
     with pytest.raises(sky.NodeStartError, match="it did not let us in within 2 s of its launch"):
         pool(2, aws(boot_timeout=2.0)).__enter__()
@@ -211,7 +210,7 @@ def test_no_instance_boots(cloud):
 
 
 def test_a_wrong_host_key_is_refused(cloud):
-    """Before anybody tried to log in; the instance is ended."""
+    """Without a login the pool gives up a host key that is not the user-data's, and terminates the instance."""
     cloud.wrong_host_key = True
     with pytest.raises(sky.NodeStartError, match="the host key .* is not known for this host"):
         pool().__enter__()
@@ -224,7 +223,7 @@ def test_a_wrong_host_key_is_refused(cloud):
     "action", ["DescribeInstanceTypes", "CreateSecurityGroup", "RunInstances", "TerminateInstances"]
 )
 def test_bursts_of_throttling_pass(cloud, action):
-    """RequestLimitExceeded is waited out."""
+    """Calls that EC2 throttles are repeated."""
     cloud.fail(action, "RequestLimitExceeded", times=2, status=503)
     with pool() as opened:
         assert opened.submit(sum, [1, 2]).result(20) == 3
@@ -232,7 +231,7 @@ def test_bursts_of_throttling_pass(cloud, action):
 
 
 def test_a_server_fault_is_no_answer(cloud):
-    """A 503 without a word may mean that it was done: it is asked again, with the same token."""
+    """A launch that EC2 answers with a bare 503 may have happened: it is repeated with the same client token."""
     cloud.fail("RunInstances", "", times=2, status=503)
     with pool() as opened:
         assert opened.submit(sum, [1, 2]).result(20) == 3
@@ -240,7 +239,7 @@ def test_a_server_fault_is_no_answer(cloud):
 
 
 def test_what_is_not_known_yet_is_ended_too(cloud):
-    """The launch of a second one fails at once, when EC2 does not yet know the first."""
+    """A first instance that EC2 does not know yet is terminated when the launch of the second one fails."""
     cloud.unknown = 3
     cloud.capacity[("*", "us-east-1a", "*")] = 1
     cloud.spot_prices[("c5.large", "us-east-1a")] = 0.001
@@ -251,8 +250,8 @@ def test_what_is_not_known_yet_is_ended_too(cloud):
 
 
 def test_a_launch_that_was_not_heard_of_is_ended_with_the_next(cloud, monkeypatch):
-    """It was done all the same."""
-    monkeypatch.setattr(ec2, "ATTEMPTS", 2)
+    """A launch whose outcome is unknown may have made an instance: the next launch terminates it."""
+    monkeypatch.setattr(api, "LAUNCH_ATTEMPTS", 2)
     with pool(2) as opened:
         first, second = cloud.instances()
         cloud.lose_response("RunInstances", 2)
@@ -265,8 +264,8 @@ def test_a_launch_that_was_not_heard_of_is_ended_with_the_next(cloud, monkeypatc
 
 
 def test_a_failed_termination_is_tried_again(cloud, monkeypatch):
-    """While the pool lives."""
-    monkeypatch.setattr(run, "AGAIN", 0.2)
+    """A lost instance that cannot be terminated is asked for again while the pool lives."""
+    monkeypatch.setattr(run, "TERMINATION_RETRY_SECONDS", 0.2)
     with pool() as opened:
         first = cloud.instances()[0]
         cloud.fail("TerminateInstances", "UnauthorizedOperation", times=2)
@@ -276,7 +275,7 @@ def test_a_failed_termination_is_tried_again(cloud, monkeypatch):
 
 
 def test_the_expiry_moves_on_without_those_that_ec2_forgot(cloud):
-    """One call for all fails for one of them."""
+    """An instance that EC2 has forgotten fails the call that tags all: the others are then tagged one by one."""
     with pool(2, aws(ttl=12.0)) as opened:
         gone, other = cloud.instances()
         cloud.fail("CreateTags", "InvalidInstanceID.NotFound", times=99, where=lambda asked: gone.id in asked.values())
@@ -285,14 +284,14 @@ def test_the_expiry_moves_on_without_those_that_ec2_forgot(cloud):
             calls = [call.parameters for call in cloud.calls if call.action == "CreateTags"]
             return {call["ResourceId.1"] for call in calls if "ResourceId.2" not in call}
 
-        group = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": [run.RUN]}])
+        group = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": [tags.RUN]}])
         assert eventually(lambda: {other.id, group["SecurityGroups"][0]["GroupId"]} <= tagged(), 20)
         assert opened.slots() == 4
 
 
 @pytest.mark.parametrize("action", ["CreateSecurityGroup", "RunInstances"])
 def test_a_lost_answer_makes_nothing_twice(cloud, action):
-    """The call is repeated with its token, or its name."""
+    """A call whose answer is lost makes nothing twice: it is repeated with its client token or its group name."""
     cloud.lose_response(action)
     with pool() as opened:
         assert opened.submit(sum, [1, 2]).result(20) == 3
@@ -316,7 +315,7 @@ def test_a_lost_answer_makes_nothing_twice(cloud, action):
     ],
 )
 def test_errors_are_in_words(cloud, action, code, says):
-    """What is wrong, and what to do; nothing is left."""
+    """An error of AWS becomes a text that says what is wrong and what to do."""
     cloud.fail(action, code, message="AWS's own words", times=1000)
     allocation = "spot" if "Spot" in code else "on-demand"
     with pytest.raises(sky.NodeStartError) as caught:
@@ -325,7 +324,7 @@ def test_errors_are_in_words(cloud, action, code, says):
 
 
 def test_no_default_vpc(cloud):
-    """The command that makes one is shown."""
+    """Without a default VPC the error has the command that makes one."""
     for subnet in cloud.ec2().describe_subnets()["Subnets"]:
         cloud.ec2().delete_subnet(SubnetId=subnet["SubnetId"])
     with pytest.raises(sky.NodeStartError, match="aws ec2 create-default-vpc --region us-east-1"):
@@ -333,7 +332,7 @@ def test_no_default_vpc(cloud):
 
 
 def test_no_credentials_no_region_no_boto3(cloud, monkeypatch):
-    """Each is named with its remedy."""
+    """The lack of a region, of credentials and of boto3 is named with its remedy."""
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     with pytest.raises(sky.NodeStartError, match="no AWS region"):
         pool().__enter__()
@@ -347,7 +346,7 @@ def test_no_credentials_no_region_no_boto3(cloud, monkeypatch):
 
 
 def test_nothing_fits(cloud):
-    """What was asked for is in the text."""
+    """If no instance type fits, the error has what was asked for."""
     with pytest.raises(sky.NodeStartError, match="no instance type in us-east-1 fits: vcpus=2, memory_gb=100000"):
         pool(vcpus=2, memory_gb=100_000).__enter__()
 
@@ -366,16 +365,16 @@ def test_nothing_fits(cloud):
     ],
 )
 def test_bad_arguments_are_refused_at_once(options):
-    """By name."""
+    """`AWS()` refuses a bad argument, and names it."""
     with pytest.raises(ValueError, match=next(iter(options)) if "ssh_from" not in options else "everywhere"):
         sky.AWS(**options)
 
 
 def test_the_callers_address_is_found(cloud, monkeypatch, tmp_path):
-    """From what AWS sees; where that does not answer, `ssh_from` is named."""
+    """SSH is allowed from the address that AWS sees; if that cannot be found out, the error names `ssh_from`."""
     answer = tmp_path / "answer"
     answer.write_text("203.0.113.7\n")
-    monkeypatch.setattr(run, "CHECK_IP", answer.as_uri())
+    monkeypatch.setattr(launch, "CHECK_IP", answer.as_uri())
     with pool(provider=aws(ssh_from="203.0.113.9")):
         groups = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": ["skyward-lite:run"]}])
     assert groups["SecurityGroups"][0]["IpPermissions"][0]["IpRanges"][0]["CidrIp"] == "203.0.113.9/32"
@@ -383,7 +382,7 @@ def test_the_callers_address_is_found(cloud, monkeypatch, tmp_path):
         groups = cloud.ec2().describe_security_groups(Filters=[{"Name": "tag-key", "Values": ["skyward-lite:run"]}])
     ranges = groups["SecurityGroups"][0]["IpPermissions"][0]["IpRanges"]
     assert [r["CidrIp"] for r in ranges] == ["203.0.113.7/32"]
-    monkeypatch.setattr(run, "CHECK_IP", "http://127.0.0.1:9/")
+    monkeypatch.setattr(launch, "CHECK_IP", "http://127.0.0.1:9/")
     with pytest.raises(sky.NodeStartError, match="ssh_from="):
         pool(provider=aws(ssh_from=None)).__enter__()
 
@@ -403,25 +402,25 @@ def test_the_callers_address_is_found(cloud, monkeypatch, tmp_path):
     ],
 )
 def test_python_comes_to_an_image_without_it(cloud, brings, installed):
-    """From the distribution, and else from uv."""
+    """Python is installed from the distribution, else by uv."""
     cloud.brings_python = brings
     with pool() as opened:
         assert opened.submit(operator.mul, 6, 7).result(20) == 42
-        said = cloud.instances()[0].run("cat /run/installed 2>/dev/null || :")
+        installations = cloud.instances()[0].run("cat /run/installed 2>/dev/null || :")
         prefix = opened.submit(eval, "__import__('sys').base_prefix").result(20)
-    assert said.splitlines() == [line.format(bootstrap.PYTHON) for line in installed]
+    assert installations.splitlines() == [line.format(PYTHON) for line in installed]
     assert ("/.local/share/uv/python/" in prefix) == (brings == "curl")
 
 
 def test_an_image_for_which_there_is_no_python(cloud):
-    """What was tried says why it failed; the instance is ended."""
+    """If Python cannot be installed, the error has what the last attempt printed."""
     cloud.brings_python = "nothing"
-    with pytest.raises(sky.NodeStartError, match=f"Python {bootstrap.PYTHON} could not be installed .*nothing here"):
+    with pytest.raises(sky.NodeStartError, match=f"Python {PYTHON} could not be installed .*nothing here"):
         pool().__enter__()
 
 
 def test_nodes_of_another_architecture(cloud, tmp_path):
-    """A client's own package is not for them: `Image(wheel=)` is what they get."""
+    """Nodes of another architecture get `Image(wheel=)`, as the client's own package does not run there."""
     from test_environment import own_wheel
 
     cloud.machine = "aarch64"

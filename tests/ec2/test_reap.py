@@ -1,4 +1,4 @@
-"""`reap` ends what is certainly over, lists what is not, and no tag that anybody can write stops it."""
+"""`reap` ends what is certainly over and lists the rest, whatever somebody has written into a tag."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 import skyward_lite as sky
 from cloud import Cloud, aws
 from skyward_lite.cli import reap
-from skyward_lite.cli.reap import Thing, judge
-from skyward_lite.providers.aws import api as ec2
-from skyward_lite.providers.aws import run
-from skyward_lite.providers.aws import tags as owner
+from skyward_lite.cli.reap import Resource, judge
+from skyward_lite.providers.aws import launch as launching
+from skyward_lite.providers.aws.api import Clients
+from skyward_lite.providers.aws.tags import client_fate, machine_name, start_time, this_process
 from test_border import FORGED, HOSTILE, is_harmless, serving
 
 NOW = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)
@@ -32,127 +32,127 @@ UNREADABLE = [
 ]
 
 
-def thing(kind: str = "instance", name: str = "i-1", **tags: str) -> Thing:
-    """Make a thing of a run, with these tags."""
-    return Thing(kind, name, {f"skyward-lite:{key}": value for key, value in tags.items()})
+def resource(kind: str = "instance", name: str = "i-1", **tags: str) -> Resource:
+    """Return an instance of a run, or another resource, with these tags."""
+    return Resource(kind, name, {f"skyward-lite:{key}": value for key, value in tags.items()})
 
 
-def states(*things: Thing, gone: tuple[str, ...] = (), lives: tuple[str, ...] = ()) -> list[str]:
-    """Return what is said of things of one run, where of these clients it is known what became of them."""
+def states(*resources: Resource, gone: tuple[str, ...] = (), lives: tuple[str, ...] = ()) -> list[str]:
+    """Return the verdicts on the resources of one run, whose clients `gone` have ended and `lives` still run."""
     fates = {**dict.fromkeys(gone, "gone"), **dict.fromkeys(lives, "lives")}
-    return [verdict.state for verdict in judge(things, NOW, lambda tag: fates.get(tag, "unknown"))]
+    return [verdict.state for verdict in judge(resources, NOW, lambda tag: fates.get(tag, "unknown"))]
 
 
 def ended_process() -> str:
-    """Return the tag of a process of this machine that has ended."""
+    """Return the tag of a client that was a process of this machine and has ended."""
     with subprocess.Popen(["true"]) as process:
         process.wait()
-    return f"{owner.machine()} {process.pid} 1"
+    return f"{machine_name()} {process.pid} 1"
 
 
 # ---------------------------------------------------------------------------------------------------- the tags
 
 
 def test_what_is_certain():
-    """What has expired is over, whoever's it is, and so is what belongs to a client that is gone; the rest lives."""
-    assert states(thing(expires=PAST, process=ELSEWHERE)) == ["over"]
-    assert states(thing(expires=FUTURE, process=ELSEWHERE)) == ["lives"]
-    assert states(thing(expires=FUTURE, process="gone"), gone=("gone",)) == ["over"]
-    assert states(thing(process="gone"), gone=("gone",)) == ["over"]
+    """An expired resource is over, and so is one whose client has ended; another one lives."""
+    assert states(resource(expires=PAST, process=ELSEWHERE)) == ["over"]
+    assert states(resource(expires=FUTURE, process=ELSEWHERE)) == ["lives"]
+    assert states(resource(expires=FUTURE, process="gone"), gone=("gone",)) == ["over"]
+    assert states(resource(process="gone"), gone=("gone",)) == ["over"]
     just = (NOW - datetime.timedelta(minutes=9)).isoformat()
     # Each of two clocks may be 5 minutes off.
-    assert states(thing(expires=just, process=ELSEWHERE)) == ["lives"]
+    assert states(resource(expires=just, process=ELSEWHERE)) == ["lives"]
 
 
 def test_a_client_that_lives_and_has_not_moved_the_expiry_on():
-    """Its run is not ended: this machine may have slept. Whoever else has a tag of it is listed as well."""
-    mine, other = thing(expires=PAST, process="mine"), thing(name="i-2", expires=PAST, process=ELSEWHERE)
+    """An expired run whose client lives is unclear, with all its resources: this machine may have slept."""
+    mine, other = resource(expires=PAST, process="mine"), resource(name="i-2", expires=PAST, process=ELSEWHERE)
     assert states(mine, lives=("mine",)) == ["unclear"]
     assert states(mine, other, lives=("mine",)) == ["unclear", "unclear"]
     assert states(mine) == ["over"]
 
 
 def test_the_latest_expiry_counts():
-    """One call moves it on for all, and may not have reached each."""
-    assert states(thing(expires=PAST), thing("volume", "vol-1", expires=FUTURE)) == ["lives", "lives"]
+    """The latest expiry in a run counts for all its resources: moving it on may have reached some of them only."""
+    assert states(resource(expires=PAST), resource("volume", "vol-1", expires=FUTURE)) == ["lives", "lives"]
 
 
 @pytest.mark.parametrize("expires", UNREADABLE)
 def test_an_expiry_that_cannot_be_read(expires):
-    """It says nothing, neither that the instance is over nor anything of the others."""
-    odd = thing(expires=expires, process=ELSEWHERE)
-    assert states(odd, thing(name="i-2", expires=PAST)) == ["unclear", "over"]
-    assert states(odd, thing(name="i-2", expires=FUTURE)) == ["unclear", "lives"]
+    """A resource with an unreadable expiry is unclear, and does not change the verdict on the others."""
+    odd = resource(expires=expires, process=ELSEWHERE)
+    assert states(odd, resource(name="i-2", expires=PAST)) == ["unclear", "over"]
+    assert states(odd, resource(name="i-2", expires=FUTURE)) == ["unclear", "lives"]
 
 
 def test_a_tag_of_two_values():
-    """It has neither."""
+    """A tag that is listed with two values has neither."""
     listed = [{"Key": "skyward-lite:expires", "Value": value} for value in (PAST, PAST, FUTURE)]
-    assert states(Thing("instance", "i-1", reap.read_tags(listed))) == ["unclear"]
-    assert states(Thing("instance", "i-1", reap.read_tags(listed[:2]))) == ["over"]
+    assert states(Resource("instance", "i-1", reap.read_tags(listed))) == ["unclear"]
+    assert states(Resource("instance", "i-1", reap.read_tags(listed[:2]))) == ["over"]
     assert reap.read_tags([{"Key": "alone"}, {}]) == {"alone": "", "": ""}
 
 
 def test_no_expiry():
-    """Without one an instance of another owner may live."""
-    assert states(thing(process=ELSEWHERE)) == ["unclear"]
-    assert states(thing()) == ["unclear"]
+    """Without an expiry a resource of another machine's client is unclear."""
+    assert states(resource(process=ELSEWHERE)) == ["unclear"]
+    assert states(resource()) == ["unclear"]
 
 
 def test_tags_that_contradict_one_another():
-    """Of two clients of one run neither says anything."""
+    """If the tags of one run name two clients, neither counts."""
     assert (
-        states(thing(expires=FUTURE, process="gone"), thing(expires=FUTURE, process="b"), gone=("gone",))
+        states(resource(expires=FUTURE, process="gone"), resource(expires=FUTURE, process="b"), gone=("gone",))
         == ["lives"] * 2
     )
-    assert states(thing(process="gone"), thing(name="i-2"), gone=("gone",)) == ["over", "unclear"]
+    assert states(resource(process="gone"), resource(name="i-2"), gone=("gone",)) == ["over", "unclear"]
 
 
 def test_a_group_that_may_be_in_use():
-    """It stays while an instance does that is not certainly over: its end would be waited for in vain."""
-    group = thing("security group", "sg-1", expires=PAST)
-    assert states(group, thing(expires="soon")) == ["unclear", "unclear"]
-    assert states(group, thing(expires=PAST)) == ["over", "over"]
+    """A security group is unclear while an instance of its run may live."""
+    group = resource("security group", "sg-1", expires=PAST)
+    assert states(group, resource(expires="soon")) == ["unclear", "unclear"]
+    assert states(group, resource(expires=PAST)) == ["over", "over"]
 
 
 @pytest.mark.parametrize("pid", ["²", "0", "-1", "01", "9" * 30, "1" * 5000, "1 2", "", "1\n"])
 def test_a_process_that_was_never_one(pid):
-    """Nothing is known of it: nobody of ours has written that."""
-    assert owner.fate(f"{owner.machine()} {pid} 1") == "unknown"
+    """The fate of a process is unknown if its tag is none that a run writes."""
+    assert client_fate(f"{machine_name()} {pid} 1") == "unknown"
 
 
 def test_a_process_of_this_machine():
-    """It is gone when it has ended; one of which no start is known may be the one that has its number now."""
-    assert owner.fate(ended_process()) == "gone"
-    assert owner.fate(owner.process()) == "lives"
-    assert owner.fate(owner.process().rpartition(" ")[0] + " ") == "unknown"
+    """A process of this machine is gone when it has ended; without its start time its fate is unknown."""
+    assert client_fate(ended_process()) == "gone"
+    assert client_fate(this_process()) == "lives"
+    assert client_fate(this_process().rpartition(" ")[0] + " ") == "unknown"
 
 
 def test_a_program_with_any_name(tmp_path):
-    """A process whose name is no text is looked at all the same."""
+    """A process whose name is not text can be told to live, or to be gone."""
     script = "import sys; open('/proc/self/comm', 'wb').write(b'\\xff) R 1'); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert owner.fate(f"{owner.machine()} {process.pid} 1") == "gone"
-        assert owner.fate(f"{owner.machine()} {process.pid} {owner._started(process.pid)}") == "lives"
+        assert client_fate(f"{machine_name()} {process.pid} 1") == "gone"
+        assert client_fate(f"{machine_name()} {process.pid} {start_time(process.pid)}") == "lives"
         process.kill()
 
 
 # ---------------------------------------------------------------------------------------------------- EC2
 
 
-_clients = functools.cache(ec2.Clients)
+_clients = functools.cache(Clients)
 
 
 @pytest.fixture(autouse=True)
 def clients(monkeypatch):
-    """Each command has boto3's clients, which take it half a second to make: once will do."""
-    monkeypatch.setattr(ec2, "Clients", _clients)
+    """Make boto3's clients once for all tests here: it takes half a second."""
+    monkeypatch.setattr(reap, "Clients", _clients)
 
 
 def launch(cloud: Cloud, run: str, **tags: str) -> str:
-    """Let the region have an instance with these tags; its id."""
+    """Launch an instance with these tags, and return its id."""
     ec2 = cloud.ec2()
     every = {"skyward-lite:run": run, **{f"skyward-lite:{key}": value for key, value in tags.items()}}
     listed = [{"Key": key, "Value": value} for key, value in every.items()]
@@ -169,14 +169,14 @@ def launch(cloud: Cloud, run: str, **tags: str) -> str:
 
 
 def state(cloud: Cloud, name: str) -> str:
-    """Return how an instance stands."""
+    """Return the state of an instance."""
     (reservation,) = cloud.ec2().describe_instances(InstanceIds=[name])["Reservations"]
     found: str = reservation["Instances"][0]["State"]["Name"]
     return found
 
 
 def make_group(cloud: Cloud, run: str, **tags: str) -> str:
-    """Let the region have a security group with these tags; its id."""
+    """Make a security group with these tags, and return its id."""
     every = {"skyward-lite:run": run, **{f"skyward-lite:{key}": value for key, value in tags.items()}}
     listed = [{"Key": key, "Value": value} for key, value in every.items()]
     made: dict[str, Any] = cloud.ec2().create_security_group(
@@ -189,7 +189,7 @@ def make_group(cloud: Cloud, run: str, **tags: str) -> str:
 
 
 def test_it_ends_what_is_over_and_lists_the_rest(cloud, capsys):
-    """No instance stops it; each that may live is named with the reason and the command, which then ends it."""
+    """`reap` ends runs that are over. What may live is listed with the reason and with a command, which ends it."""
     runs = [uuid.uuid4().hex for _ in range(3)]
     old = "2020-01-01T00:00:00+00:00"
     over = launch(cloud, runs[0], owner="me@here", process=ELSEWHERE, expires=old)
@@ -219,7 +219,7 @@ def test_it_ends_what_is_over_and_lists_the_rest(cloud, capsys):
 
 
 def test_hostile_tags(cloud, capsys):
-    """They are shown, and do nothing; what cannot be typed is ended by AWS's own command."""
+    """Hostile tags are printed harmlessly; for a run whose id cannot be typed AWS's own command is listed."""
     # XML has no other control characters, C1's apart.
     text = HOSTILE.translate(dict.fromkeys(map(ord, "\x00\x07\x1b")))
     name = launch(cloud, text[:200], owner=text, process=text, expires=text)
@@ -234,7 +234,7 @@ def test_hostile_tags(cloud, capsys):
 
 
 def test_a_run_that_is_named(cloud, capsys):
-    """It alone is ended; a beginning that several runs share is refused, and one that none has is said."""
+    """`--run` ends the run of that id alone. The beginning of several ids, or of none, ends nothing."""
     later = "2026-12-31T00:00:00+00:00"
     names = [launch(cloud, run, expires=later) for run in ("abcdef-one", "abcdef-two", "abcdef")]
     assert reap.reap([None], dry_run=False, only="abcdef-") == 1
@@ -248,7 +248,7 @@ def test_a_run_that_is_named(cloud, capsys):
 
 
 def test_an_instance_that_cannot_be_terminated(cloud, capsys):
-    """It is named; the others of its run, and other runs, are ended."""
+    """A protected instance is named; the others of its run, and other runs, are ended."""
     old = "2020-01-01T00:00:00+00:00"
     names = [launch(cloud, run, expires=old) for run in ("protected", "protected", "protected2")]
     cloud.ec2().modify_instance_attribute(InstanceId=names[0], DisableApiTermination={"Value": True})
@@ -260,7 +260,7 @@ def test_an_instance_that_cannot_be_terminated(cloud, capsys):
 
 
 def test_what_cannot_be_listed(cloud, capsys):
-    """Of a kind that these credentials may not list the reason is said; instances are ended all the same."""
+    """If the credentials may not list volumes, `reap` prints why, and ends the instances."""
     name = launch(cloud, "a-run-that-is-over", expires="2020-01-01T00:00:00+00:00")
     cloud.fail("DescribeVolumes", "UnauthorizedOperation")
     assert reap.reap([None], dry_run=False) == 1
@@ -269,13 +269,12 @@ def test_what_cannot_be_listed(cloud, capsys):
 
 
 def test_requests_that_cannot_be_cancelled(cloud):
-    """The instances of their run are ended all the same, and the reason is said."""
+    """If spot requests cannot be cancelled, the instances of their run are ended, and then the error is raised."""
     name = launch(cloud, "a-run-with-a-request", expires="2020-01-01T00:00:00+00:00")
     cloud.fail("CancelSpotInstanceRequests", "UnauthorizedOperation")
     with pytest.raises(sky.NodeStartError, match="CancelSpotInstanceRequests"):
-        reap.end(
-            _clients(None), [Thing("spot request", "sir-1", {}), Thing("instance", name, {})], time.monotonic() + 20
-        )
+        resources = [Resource("spot request", "sir-1", {}), Resource("instance", name, {})]
+        reap.end(_clients(None), resources, time.monotonic() + 20)
     assert state(cloud, name) == "terminated"
 
 
@@ -285,10 +284,10 @@ def test_requests_that_cannot_be_cancelled(cloud):
     ids=["profile", "region", "credentials"],
 )
 def test_a_configuration_that_cannot_be_used(tmp_path, monkeypatch, capsys, profile, region, why):
-    """Why is said, harmlessly, also if it is what a program printed that fetches credentials."""
-    said = tmp_path / "said"
-    said.write_text(HOSTILE)
-    (tmp_path / "config").write_text(f"[profile odd]\ncredential_process = sh -c 'cat {said} >&2; exit 1'\n")
+    """Why AWS's configuration cannot be used is printed harmlessly, even if a program for credentials wrote it."""
+    printed = tmp_path / "printed"
+    printed.write_text(HOSTILE)
+    (tmp_path / "config").write_text(f"[profile odd]\ncredential_process = sh -c 'cat {printed} >&2; exit 1'\n")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     if why != "CRITICAL":
@@ -303,16 +302,16 @@ def test_a_configuration_that_cannot_be_used(tmp_path, monkeypatch, capsys, prof
 
 
 def test_an_address_that_cannot_be_found_out(monkeypatch):
-    """What the server said that was asked for it is harmless in the error."""
+    """The answer of the server that was asked for our address is harmless in the error."""
 
     def answer(one: socket.socket) -> None:
         one.recv(1 << 16)
         one.sendall(b"HTTP/1.0 500 \x1b[2J CRITICAL\x9b31m\r\n\r\n")
 
     with serving(answer) as server:
-        monkeypatch.setattr(run, "CHECK_IP", "http://{}:{}".format(*server.getsockname()))
+        monkeypatch.setattr(launching, "CHECK_IP", "http://{}:{}".format(*server.getsockname()))
         with pytest.raises(sky.NodeStartError, match="CRITICAL") as caught:
-            run._own_address()
+            launching.own_address()
     assert is_harmless("".join(traceback.format_exception(caught.value)))
 
 

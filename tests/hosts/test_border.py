@@ -24,7 +24,7 @@ from lab import Lab, Sshd, opened
 from processes import eventually
 from skyward_lite import Image, _core
 from skyward_lite._version import PYTHON
-from skyward_lite.environment import build as bootstrap
+from skyward_lite.environment import scripts
 from test_check import check
 
 FORGED = "2026-01-01 00:00:00 CRITICAL root: pwned"
@@ -244,15 +244,15 @@ def test_a_host_whose_name_cannot_be_seen(name):
 
 def test_what_a_script_of_ours_printed():
     """Values can be shown; a line that was cut off is none; a value without an end to it is bounded."""
-    begin = f"noise\n{bootstrap.MARK}\n".encode()
-    said = bootstrap.said(begin + b"why=\x1b[2J\x85two\xe2\x80\xa8three\nsystem=Lin")
+    begin = f"noise\n{scripts.REPORT_MARKER}\n".encode()
+    said = scripts.parse_report(begin + b"why=\x1b[2J\x85two\xe2\x80\xa8three\nsystem=Lin")
     assert said == {"why": ["\\x1b[2J\\x85two\\u2028three"]}
-    many = bootstrap.said(begin + b"found=x\n" * 10_000)
+    many = scripts.parse_report(begin + b"found=x\n" * 10_000)
     assert many is not None
-    assert len(many["found"]) == bootstrap.MOST_VALUES
-    for name in bootstrap.PATHS:
+    assert len(many["found"]) == scripts.MAX_VALUES
+    for name in scripts.PATH_KEYS:
         with pytest.raises(sky.NodeStartError, match="unprintable"):
-            bootstrap.said(begin + name.encode() + b"=/a\xffb\n")
+            scripts.parse_report(begin + name.encode() + b"=/a\xffb\n")
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ import pytest
 import skyward_lite as sky
 from lab import Lab, Sshd, keygen
 from skyward_lite._version import PYTHON
-from skyward_lite.cli import check as doctor
-from skyward_lite.environment import build as bootstrap
+from skyward_lite.cli import hosts
+from skyward_lite.environment import scripts
 
 TOOLS = (
     "sh",
@@ -57,15 +57,15 @@ def program(settings: str) -> tuple[str, str]:
     return (
         "-c",
         (
-            "import sys; from skyward_lite import __main__; from skyward_lite.cli import check as doctor; "
-            "from skyward_lite.environment import build as bootstrap; "
+            "import sys; from skyward_lite import __main__; from skyward_lite.cli import check, measure; "
+            "from skyward_lite.environment import probe; "
             f"{settings}; sys.exit(__main__.main())"
         ),
     )
 
 
 COMMAND = ("-m", "skyward_lite")
-QUICK = program("doctor.SIZES = (1 << 16,)")
+QUICK = program("measure.SAMPLE_BYTES = (1 << 16,)")
 """The command, but that it measures speed with a few bytes."""
 
 
@@ -128,7 +128,7 @@ def test_the_lines_for_people(lab):
 def test_an_environment_that_is_there(lab):
     """Its versions are compared with the client's."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
-    host.furnish(doctor._image())
+    host.furnish(hosts.default_image())
     status, text = check(lab, host.name)
     assert status == 0
     assert "environment     is there: " in text
@@ -285,7 +285,7 @@ def test_wrong_usage(arguments):
     assert "usage: " in done.stderr
 
 
-MARKED = f"echo '{bootstrap.MARK}'"
+MARKED = f"echo '{scripts.REPORT_MARKER}'"
 NONSENSE = {
     "garbage": "head -c 200000 /dev/urandom",
     "marked-garbage": f"{MARKED}; head -c 200000 /dev/urandom",
@@ -315,7 +315,7 @@ def answering(lab: Lab, answers: dict[str, str]) -> list[str]:
     """Start hosts that answer our scripts so, and run nothing else; their names."""
     for name, script in answers.items():
         file = lab.directory / f"answer-{name}"
-        file.write_text(f"[ \"$SSH_ORIGINAL_COMMAND\" = '{bootstrap.COMMAND}' ] || exit 1\n{script}\n")
+        file.write_text(f"[ \"$SSH_ORIGINAL_COMMAND\" = '{scripts.SHELL}' ] || exit 1\n{script}\n")
         lab.host(f"ForceCommand sh {file}", name=name)
     return list(answers)
 
@@ -339,7 +339,7 @@ def test_hosts_that_answer_nonsense(lab):
 def test_hosts_that_never_come_to_an_end(lab):
     """They are given up after a bound, and reported beside the others."""
     names = answering(lab, SILENT)
-    status, text = check(lab, *names, command=program("doctor.COMMAND_SECONDS = bootstrap.PROBE_SECONDS = 1.0"))
+    status, text = check(lab, *names, command=program("check.COMMAND_SECONDS = probe.PROBE_SECONDS = 1.0"))
     assert status == 1
     assert text.count("CANNOT be used") == 3
     assert text.count("not done within 1 s") == 2

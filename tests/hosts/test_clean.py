@@ -14,8 +14,8 @@ import pytest
 import skyward_lite as sky
 from lab import Lab
 from skyward_lite.__main__ import main
-from skyward_lite.cli import clean
-from skyward_lite.environment import build as bootstrap
+from skyward_lite.cli.report import CacheEntry
+from skyward_lite.environment import build, bundle, probe, scripts
 
 DAY = 86400
 ARCHITECTURE = platform.machine()
@@ -42,18 +42,18 @@ def environment(root: Path, name: str, *, unused: float, complete: bool = True) 
 def sweep(root: Path, seconds: int, *, dry_run: bool = False, **env: str) -> dict[str, str]:
     """Run the script as a host would: what became of each thing in the cache directory."""
     env = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(root.parent), "HOME": "/dev/null", **env}
-    script = bootstrap.clean(seconds, dry_run=dry_run)
+    script = build.clean_script(seconds, dry_run=dry_run)
     done = subprocess.run(["sh", "-s"], input=script, env=env, capture_output=True, timeout=30, check=True)
-    said = bootstrap.said(done.stdout)
+    said = scripts.parse_report(done.stdout)
     assert said is not None
-    found = [(kind, clean._found(kind, line)) for kind, lines in said.items() if kind != "" for line in lines]
+    found = [(kind, CacheEntry.parse(kind, line)) for kind, lines in said.items() if kind != "" for line in lines]
     return {Path(one.path).name: kind for kind, one in found if one is not None and one.path.startswith(f"{root}/")}
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch) -> Path:
     """A cache directory, and no other."""
-    monkeypatch.setattr(bootstrap, "FALLBACKS", (str(tmp_path / "none"),))
+    monkeypatch.setattr(probe, "FALLBACK_DIRECTORIES", (str(tmp_path / "none"),))
     root = tmp_path / "cache" / "skyward_lite"
     root.mkdir(parents=True)
     return root
@@ -77,11 +77,11 @@ def test_what_was_not_used_for_a_while_is_removed(root):
     gone = {"env-old-x", "sent-old", "env-new-x.tmp.1"}
     decided = dict.fromkeys(gone, "gone") | dict.fromkeys(("env-new-x", "sent-new", "env-late-x.tmp.1"), "kept")
     before = set(os.listdir(root))
-    assert sweep(root, bootstrap.UNUSED_SECONDS, dry_run=True) == decided
+    assert sweep(root, build.UNUSED_SECONDS, dry_run=True) == decided
     assert set(os.listdir(root)) == before
-    assert sweep(root, bootstrap.UNUSED_SECONDS) == decided
+    assert sweep(root, build.UNUSED_SECONDS) == decided
     assert set(os.listdir(root)) == before - gone
-    assert sweep(root, bootstrap.RECENT_SECONDS) == {
+    assert sweep(root, build.RECENT_SECONDS) == {
         "env-new-x": "gone",
         "sent-new": "gone",
         "env-late-x.tmp.1": "kept",
@@ -102,7 +102,7 @@ def test_what_a_build_uses_is_kept(root):
     for who, kept in holders:
         lock.unlink(missing_ok=True)
         lock.symlink_to(who)
-        decided = sweep(root, bootstrap.UNUSED_SECONDS, dry_run=True)
+        decided = sweep(root, build.UNUSED_SECONDS, dry_run=True)
         assert decided == {
             "env-a-x.tmp.7": "kept" if kept else "gone",
             "env-b-x": "gone",
@@ -116,9 +116,9 @@ def test_a_host_that_is_gone_protects_nothing_for_ever(root):
     environment(root, "sent-a", unused=31 * DAY, complete=False)
     lock = root / "env-a-x.lock"
     lock.symlink_to("elsewhere boot 1")
-    assert set(sweep(root, bootstrap.UNUSED_SECONDS, dry_run=True).values()) == {"kept"}
+    assert set(sweep(root, build.UNUSED_SECONDS, dry_run=True).values()) == {"kept"}
     os.utime(lock, (time.time() - 2 * DAY,) * 2, follow_symlinks=False)
-    assert sweep(root, bootstrap.UNUSED_SECONDS) == {"env-a-x.tmp.7": "gone", "sent-a": "gone"}
+    assert sweep(root, build.UNUSED_SECONDS) == {"env-a-x.tmp.7": "gone", "sent-a": "gone"}
 
 
 def test_the_file_servers_clock_counts(root, tmp_path):
@@ -130,7 +130,7 @@ def test_the_file_servers_clock_counts(root, tmp_path):
     environment(root, "env-new-x", unused=DAY)
     strange = environment(root, "env-a  b'$(x)*-x", unused=40 * DAY)
     (root / "env-link-x").symlink_to(tmp_path)
-    assert sweep(root, bootstrap.UNUSED_SECONDS, PATH=f"{tools}:{os.environ['PATH']}")["env-new-x"] == "kept"
+    assert sweep(root, build.UNUSED_SECONDS, PATH=f"{tools}:{os.environ['PATH']}")["env-new-x"] == "kept"
     assert (strange.exists(), sorted(os.listdir(root))) == (False, ["env-link-x", "env-new-x"])
 
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_removed_is_said(root, tmp_path):
     tools.mkdir()
     (tools / "mv").write_text("#!/bin/sh\nexit 1\n")
     (tools / "mv").chmod(0o755)
-    assert sweep(root, bootstrap.UNUSED_SECONDS, PATH=f"{tools}:{os.environ['PATH']}") == {"env-old-x": "stuck"}
+    assert sweep(root, build.UNUSED_SECONDS, PATH=f"{tools}:{os.environ['PATH']}") == {"env-old-x": "stuck"}
     assert (old / "ready").exists()
 
 
@@ -153,19 +153,19 @@ def test_a_start_marks_its_environment(lab):
     (python,) = root.glob("env-*/bin/python")
     mark = python.parent.parent / "ready"
     os.utime(mark, (0, 0))
-    command = bootstrap.agent(str(python), "stdio")
+    command = build.agent_command(str(python), "stdio")
     subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
     assert time.time() - mark.stat().st_mtime < 3600
     os.utime(mark, (0, 0))
     env = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(host.cache)}
-    script = bootstrap.probe(bootstrap.name(sky.Image()))
+    script = probe.probe_script(bundle.environment_name(sky.Image()))
     assert b"ready=yes" in subprocess.run(["sh", "-s"], input=script, env=env, capture_output=True, check=True).stdout
     assert time.time() - mark.stat().st_mtime < 3600
 
 
 def test_the_command(lab, monkeypatch, capsys):
     """Each host is cleaned, and what becomes of each thing is said; one that cannot be reached makes the status 1."""
-    monkeypatch.setattr(bootstrap, "FALLBACKS", (str(lab.directory),))
+    monkeypatch.setattr(probe, "FALLBACK_DIRECTORIES", (str(lab.directory),))
     host, empty = lab.host(), lab.host()
     root = host.cache / "skyward_lite"
     old = environment(root, "env-old-x", unused=31 * DAY)
@@ -181,7 +181,7 @@ def test_the_command(lab, monkeypatch, capsys):
     assert main([*start, "--all", host.name, bad.name]) == 1
     text, error = capsys.readouterr()
     assert (text.count(": removed\n"), error.startswith(f"{bad.name}: ")) == (2, True)
-    assert [path.name for path in root.iterdir()] == [f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}"]
+    assert [path.name for path in root.iterdir()] == [f"{bundle.environment_name(sky.Image())}-{ARCHITECTURE}"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["-x"], ["--all"], ["host", "host"], ["a b"]])

@@ -21,9 +21,10 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 import uv
-from lab import Lab, machine
+from lab import machine
 from skyward_lite import credentials
-from skyward_lite.environment import build as bootstrap
+from skyward_lite._version import PYTHON
+from skyward_lite.environment import bundle, probe
 from skyward_lite.image import Image
 from test_environment import make_wheel, open_pool, refusal, without_ensurepip
 
@@ -170,13 +171,6 @@ def site(tmp_path_factory) -> Iterator[Site]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("credentials"))
-    yield lab
-    lab.close()
-
-
 def leaks(directory: Path) -> list[str]:
     """List the files below a directory in which a secret stands."""
     found = []
@@ -204,7 +198,7 @@ def with_uv(directory: Path) -> str:
     tools = directory / "tools"
     tools.mkdir()
     (tools / "uv").symlink_to(uv.find_uv_bin())
-    without_ensurepip(directory, tools / f"python{bootstrap.PYTHON}")
+    without_ensurepip(directory, tools / f"python{PYTHON}")
     return f"{tools}:{os.environ['PATH']}"
 
 
@@ -240,7 +234,7 @@ def test_credentials_are_on_no_command_line(lab, site, tmp_path, installer):
 def test_no_variable_of_a_failed_build_has_credentials(lab, tmp_path):
     """Programs that report errors often show the variables of each frame."""
     image = sky.Image(index_url=f"http://{ENCODED}@127.0.0.1:9/simple", pip=[f"git+http://{TOKEN}@127.0.0.1:9/a"])
-    python = tmp_path / f"python{bootstrap.PYTHON}"
+    python = tmp_path / f"python{PYTHON}"
     python.write_text(f"#!/bin/sh\n[ \"$2 $3\" = '-m venv' ] && exit 1\nexec '{sys.executable}' \"$@\"\n")
     python.chmod(0o755)
     with machine(lab, lab.host(env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).name) as (one, core):
@@ -325,7 +319,7 @@ def test_an_image_shows_no_secret():
         assert TOKEN not in text
     assert "API_KEY" in repr(image)
     assert (pickle.loads(pickle.dumps(image)), image.with_pip("a").index_url) == (image, url)
-    assert TOKEN.encode() not in bootstrap.verify("/python", image)
+    assert TOKEN.encode() not in probe.verify_script("/python", image)
     for wrong in (
         {"pip": url},
         {"pip": [f"--extra-index-url={url}"]},
@@ -371,5 +365,7 @@ def test_a_new_token_makes_no_other_environment():
     one, other = (
         sky.Image(pip=[f"git+https://{login}@host/a"], index_url=f"https://{login}@host") for login in ("a:b", "token")
     )
-    assert bootstrap.name(one) == bootstrap.name(other)
-    assert bootstrap.name(one) == bootstrap.name(sky.Image(pip=["git+https://host/a"], index_url="https://host"))
+    assert bundle.environment_name(one) == bundle.environment_name(other)
+    assert bundle.environment_name(one) == bundle.environment_name(
+        sky.Image(pip=["git+https://host/a"], index_url="https://host")
+    )

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,8 @@ import skyward_lite as sky
 import uv
 from lab import Lab, Sshd, opened
 from processes import eventually
-from skyward_lite.environment import build as bootstrap
+from skyward_lite._version import PYTHON
+from skyward_lite.environment import build, bundle, probe
 
 OFFLINE = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1"}
 ARCHITECTURE = platform.machine()
@@ -46,13 +46,6 @@ TOOLS = [
     "sleep",
     *("date", "ls", "stat", "touch"),
 ]
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("bootstrap"))
-    yield lab
-    lab.close()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +113,7 @@ def test_the_environment_is_made_once(lab, caplog):
             assert str(host.cache) in pool.submit(eval, "__import__('sys').executable").result(20)
         assert said in caplog.text
     assert [path.name for path in (host.cache / "skyward_lite").glob("sent-*/*")] == ["bundle.zip"]
-    assert environments(host) == [f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}"]
+    assert environments(host) == [f"{bundle.environment_name(sky.Image())}-{ARCHITECTURE}"]
 
 
 def test_two_at_the_same_time_make_one(lab):
@@ -148,8 +141,8 @@ def test_a_killed_builders_lock_is_broken(lab):
     root = host.cache / "skyward_lite"
     root.mkdir()
     said = {"root": [str(root)], "system": ["Linux"], "machine": [ARCHITECTURE], "python": [sys.executable]}
-    image, env = sky.Image(), bootstrap.name(sky.Image())
-    script = bootstrap.build(bootstrap.facts({**said, "venv": ["yes"]}), image, env, {"bundle": "/nonexistent"})
+    image, env = sky.Image(), bundle.environment_name(sky.Image())
+    script = build.build_script(probe.read_facts({**said, "venv": ["yes"]}), image, env, {"bundle": "/nonexistent"})
     builder = subprocess.Popen(["sh", "-s"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0)
     assert builder.stdin is not None
     builder.stdin.write(script)
@@ -206,11 +199,11 @@ def test_a_build_ends_with_its_client(lab):
 
 def test_a_lock_of_another_machine_is_waited_for(lab, monkeypatch):
     """In a home that machines share its holder cannot be looked at: it is named in the end, and so is the lock."""
-    monkeypatch.setattr(bootstrap, "PATIENCE", 1)
+    monkeypatch.setattr(build, "LOCK_WAIT_SECONDS", 1)
     host = lab.host()
     root = host.cache / "skyward_lite"
     root.mkdir()
-    lock = root / f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}.lock"
+    lock = root / f"{bundle.environment_name(sky.Image())}-{ARCHITECTURE}.lock"
     lock.symlink_to("elsewhere 17")
     said = refusal(lab, host)
     assert "another client (elsewhere 17)" in said
@@ -220,7 +213,7 @@ def test_a_lock_of_another_machine_is_waited_for(lab, monkeypatch):
 
 def test_a_lock_that_was_free_for_a_moment_is_waited_for(lab, tmp_path, monkeypatch):
     """It was found taken, then nobody had it, then somebody had it again."""
-    monkeypatch.setattr(bootstrap, "PATIENCE", 4)
+    monkeypatch.setattr(build, "LOCK_WAIT_SECONDS", 4)
     busy = tmp_path / "busy"
     busy.mkdir()
     (busy / "readlink").write_text("#!/bin/sh\n")
@@ -228,7 +221,7 @@ def test_a_lock_that_was_free_for_a_moment_is_waited_for(lab, tmp_path, monkeypa
     host = lab.host(env={"PATH": f"{busy}:{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"})
     root = host.cache / "skyward_lite"
     root.mkdir()
-    (root / f"{bootstrap.name(sky.Image())}-{ARCHITECTURE}.lock").symlink_to("elsewhere 17")
+    (root / f"{bundle.environment_name(sky.Image())}-{ARCHITECTURE}.lock").symlink_to("elsewhere 17")
     assert "has been building" in refusal(lab, host)
 
 
@@ -270,7 +263,7 @@ def test_all_that_an_image_can_have(lab, wheelhouse, tmp_path):
     other = sky.Image(
         env={"LAB_VARIABLE": "other"}, pip=image.pip, wheelhouse=image.wheelhouse, includes=image.includes
     )
-    assert bootstrap.name(other) == bootstrap.name(image)
+    assert bundle.environment_name(other) == bundle.environment_name(image)
 
 
 def test_environments_are_named_by_what_they_are_made_of(tmp_path, wheelhouse):
@@ -286,16 +279,16 @@ def test_environments_are_named_by_what_they_are_made_of(tmp_path, wheelhouse):
         sky.Image(apt=["a"]),
         sky.Image(includes=[str(module)]),
     ]
-    names = [bootstrap.name(image) for image in images]
+    names = [bundle.environment_name(image) for image in images]
     module.write_text("a = 2\n")
-    names.append(bootstrap.name(images[-1]))
+    names.append(bundle.environment_name(images[-1]))
     assert len(set(names)) == len(names)
-    assert bootstrap.name(sky.Image(pip=["b", "a"])) == names[2]
+    assert bundle.environment_name(sky.Image(pip=["b", "a"])) == names[2]
 
 
 def own_wheel(directory: Path) -> Path:
     """Make a wheel of this very package, and of what it needs."""
-    with zipfile.ZipFile(io.BytesIO(bootstrap.bundle())) as archive:
+    with zipfile.ZipFile(io.BytesIO(bundle.bundle())) as archive:
         files = {name: archive.read(name) for name in archive.namelist() if ".dist-info" not in name}
     return make_wheel(directory, "skyward_lite", sky.__version__, files)
 
@@ -319,11 +312,11 @@ def test_a_file_is_sent_once(lab, built):
 def test_a_file_that_was_cut_off_is_sent_again(lab):
     """A client that died in the middle left part of it."""
     host = lab.host()
-    sent = host.cache / "skyward_lite" / f"sent-{bootstrap._digest(bootstrap.bundle())[:16]}"
+    sent = host.cache / "skyward_lite" / f"sent-{bundle.digest(bundle.bundle())[:16]}"
     sent.mkdir(parents=True)
-    (sent / "bundle.zip").write_bytes(bootstrap.bundle()[:1000])
+    (sent / "bundle.zip").write_bytes(bundle.bundle()[:1000])
     with opened(lab, host.name):
-        assert (sent / "bundle.zip").read_bytes() == bootstrap.bundle()
+        assert (sent / "bundle.zip").read_bytes() == bundle.bundle()
 
 
 @pytest.fixture
@@ -338,18 +331,18 @@ def few(tmp_path) -> Path:
 
 def test_a_host_without_python_is_refused(lab, few):
     """The version that it needs is named, and what would help."""
-    if any(Path(f"{place}/python{bootstrap.PYTHON}").exists() for place in ("/usr/local/bin", "/opt/python/bin")):
+    if any(Path(f"{place}/python{PYTHON}").exists() for place in ("/usr/local/bin", "/opt/python/bin")):
         pytest.skip("this machine has a Python in a place that is always looked at")
     host = lab.host(env={"PATH": str(few)})
     said = refusal(lab, host)
-    assert f"no Python {bootstrap.PYTHON}, which is the client's, and no uv" in said
+    assert f"no Python {PYTHON}, which is the client's, and no uv" in said
     assert environments(host) == []
 
 
 def without_ensurepip(directory: Path, python: Path) -> None:
     """Make `python` an interpreter that lacks what Debian's lacks without its python3-venv."""
     place = directory / "broken"
-    packages = place / f"lib/python{bootstrap.PYTHON}/site-packages"
+    packages = place / f"lib/python{PYTHON}/site-packages"
     packages.mkdir(parents=True)
     (packages / "broken.pth").write_text("import sys; sys.modules['ensurepip'] = None\n")
     base = Path(sys._base_executable)  # type: ignore[attr-defined]
@@ -362,10 +355,10 @@ def without_ensurepip(directory: Path, python: Path) -> None:
 
 def test_a_python_that_makes_no_environments_is_refused(lab, few, tmp_path):
     """Debian's without its python3-venv: the package is named."""
-    python = few / f"python{bootstrap.PYTHON}"
+    python = few / f"python{PYTHON}"
     without_ensurepip(tmp_path, python)
     host = lab.host(env={"PATH": str(few)})
-    assert f"{python} cannot make environments: install python{bootstrap.PYTHON}-venv" in refusal(lab, host)
+    assert f"{python} cannot make environments: install python{PYTHON}-venv" in refusal(lab, host)
 
 
 @pytest.mark.parametrize("lacks", ["Python", "ensurepip"])
@@ -381,7 +374,7 @@ def test_uv_provides_what_is_missing(lab, few, tmp_path, wheelhouse, lacks):
             (place / part).symlink_to(Path(sys.base_prefix, part))
     else:
         place = Path(sys.base_prefix)
-        without_ensurepip(tmp_path, few / f"python{bootstrap.PYTHON}")
+        without_ensurepip(tmp_path, few / f"python{PYTHON}")
     host = lab.host(env=env)
     with open_pool(lab, host, sky.Image(pip=["labpackage==1.0"], wheelhouse=str(wheelhouse))) as pool:
         assert pool.submit(eval, "__import__('labpackage').answer").result(20) == 42
@@ -397,7 +390,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(lab, tmp_path):
     root = host.cache / "skyward_lite"
     root.mkdir()
     # The room is looked at before: here it is gone after that, for the directory of what is sent.
-    digest = bootstrap._digest(bootstrap.bundle())[:16]
+    digest = bundle.digest(bundle.bundle())[:16]
     sent = root / f"sent-{digest}"
     sent.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", sent], capture_output=True).returncode:
@@ -414,7 +407,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(lab, tmp_path):
 # ------------------------------------------------------------------------------------------------ scripts
 
 
-FACTS = bootstrap.facts(
+FACTS = probe.read_facts(
     {
         "root": ["/a 'b' $c/x"],
         "system": ["Linux"],
@@ -436,9 +429,9 @@ def test_scripts_are_plain_sh(shell, tmp_path, wheelhouse):
     image = sky.Image(pip=["a>=1"], apt=["b"], wheelhouse=str(wheelhouse), index_url="http://127.0.0.1/?a&b")
     uploads = {"bundle": "/x y", "wheelhouse": "/w", "includes": "/i"}
     for script in (
-        bootstrap.probe("env-x"),
-        bootstrap.build(FACTS, image, "env-x", uploads),
-        bootstrap.verify("~/a b/python", image),
+        probe.probe_script("env-x"),
+        build.build_script(FACTS, image, "env-x", uploads),
+        probe.verify_script("~/a b/python", image),
     ):
         check = [path, *(["sh"] if shell == "busybox" else []), "-n"]
         assert subprocess.run(check, input=script, capture_output=True, timeout=10).stderr == b""
@@ -450,8 +443,8 @@ def test_scripts_are_plain_sh(shell, tmp_path, wheelhouse):
 def test_a_host_of_another_kind_gets_the_package_from_the_index():
     """What this client has runs only where the system, the architecture and the C library fit."""
     plain = sky.Image()
-    assert [kind for kind, _, _ in bootstrap.files(FACTS, plain)] == (["bundle"] if sys.platform == "linux" else [])
+    assert [kind for kind, _, _ in bundle.files(FACTS, plain)] == (["bundle"] if sys.platform == "linux" else [])
     for change in ({"machine": "other"}, {"libc": (2, 1)}, {"libc": ()}, {"system": "Darwin"}):
         facts = dataclasses.replace(FACTS, **change)
-        assert list(bootstrap.files(facts, plain)) == []
-        assert f"skyward_lite=={sky.__version__}".encode() in bootstrap.build(facts, plain, "env-x", {})
+        assert list(bundle.files(facts, plain)) == []
+        assert f"skyward_lite=={sky.__version__}".encode() in build.build_script(facts, plain, "env-x", {})

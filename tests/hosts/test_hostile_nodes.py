@@ -10,25 +10,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 
 import fakes
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-from lab import Lab
 from processes import eventually
 from skyward_lite import _core
+from skyward_lite.client.tasks import Tasks
 
 TIMING = (0.05, 1.5, 1.5)
 """Seconds between heartbeats, for an answer, and for the end of what a draining node runs, here."""
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("hostile"))
-    yield lab
-    lab.close()
 
 
 @pytest.mark.parametrize("door", ["embedded", "sshd"])
@@ -37,7 +29,7 @@ def test_a_fake_agent_is_a_node_like_others(lab, door, capsys):
     body = b"a line of a fake node\n"
     args = {"kind": "output", "task": 1, "body": body.hex(), "count": 40}
     with fakes.pool("floods", lab=lab if door == "sshd" else None, times=1, **args) as pool:
-        future = pool._future(*pool._encode_call(abs, (-1,), {}), node=1)
+        future = Tasks.of(pool).submit(*Tasks.of(pool).encode_call(abs, (-1,), {}), node=1)
         assert eventually(lambda: "a line of a fake node" in "".join(capsys.readouterr()), 10)
         assert any(line.startswith("task ") for line in pool.provider.heard())
         future.cancel()
@@ -102,9 +94,9 @@ def test_nodes_that_do_not_let_go_of_a_task_are_lost():
     with sky.pool(provider, worker=sky.Worker(concurrency=1)) as pool:
         futures = [pool.submit(squares(), i) for i in range(8)]
         held = [int(heard(pool, 2, "task", number)[0].split()[1]) for number in range(3)]
-        dropped = {future._task: future for future in futures if future._task in held[:2]}
-        pool._futures.cancel(held[0])
-        pool._futures.abort(held[1])
+        dropped = {future.task: future for future in futures if future.task in held[:2]}
+        Tasks.of(pool).completions.futures.cancel(held[0])
+        Tasks.of(pool).completions.futures.abort(held[1])
         assert all(f.result(20) == i * i for i, f in enumerate(futures) if f not in dropped.values())
         assert all(eventually(future.cancelled, 20) for future in dropped.values())
         why = "it was asked {} and has not answered for 1 s"
@@ -129,9 +121,9 @@ def heard(pool, count, kind, number=0):
 def test_what_a_node_keeps_is_its_own(capsys):
     """A node that says of another one's task that it keeps it does not hinder that one from dropping it."""
     with fakes.pool("keeps_anothers", task=2, concurrency=1) as pool:
-        call = pool._encode_call(time.sleep, (0.5,), {})
-        running, waiting, fake = (pool._future(*call, node=node) for node in (0, 0, 1))
-        assert waiting._task == 2
+        call = Tasks.of(pool).encode_call(time.sleep, (0.5,), {})
+        running, waiting, fake = (Tasks.of(pool).submit(*call, node=node) for node in (0, 0, 1))
+        assert waiting.task == 2
         heard(pool, 1, "task")
         agent = pool.nodes()[0].pid
         os.kill(agent, signal.SIGSTOP)
@@ -139,7 +131,7 @@ def test_what_a_node_keeps_is_its_own(capsys):
             dropped = []
             thread = threading.Thread(target=lambda: dropped.append(waiting.cancel()))
             thread.start()
-            pool._futures.cancel(fake._task)
+            Tasks.of(pool).completions.futures.cancel(fake.task)
             assert eventually(lambda: "it is mine" in "".join(capsys.readouterr()), 10)
         finally:
             os.kill(agent, signal.SIGCONT)
@@ -187,12 +179,12 @@ def test_a_task_that_its_agent_takes_back_can_be_dropped_at_the_same_time(tmp_pa
         worker = int(next(tmp_path.iterdir()).name.partition("-")[0])
         os.kill(worker, signal.SIGSTOP)
         try:
-            pool._futures.abort(running[0]._task)
+            Tasks.of(pool).completions.futures.abort(running[0].task)
             # Both run in the worker that takes its place: the first one when the stopped worker has been asked for what
             # waits there, the second one when the agent has heard of the cancel.
-            assert pool._future(*pool._encode_call(abs, (-1,), {}), node=0).result(20) == 1
-            pool._futures.cancel(waiting[1]._task)
-            assert pool._future(*pool._encode_call(abs, (-1,), {}), node=0).result(20) == 1
+            assert Tasks.of(pool).submit(*Tasks.of(pool).encode_call(abs, (-1,), {}), node=0).result(20) == 1
+            Tasks.of(pool).completions.futures.cancel(waiting[1].task)
+            assert Tasks.of(pool).submit(*Tasks.of(pool).encode_call(abs, (-1,), {}), node=0).result(20) == 1
         finally:
             os.kill(worker, signal.SIGCONT)
         assert eventually(waiting[1].cancelled, 20)
@@ -210,10 +202,10 @@ def test_a_task_that_runs_again_alone_is_kept(tmp_path):
         assert eventually(lambda: len(list(tmp_path.iterdir())) == 2, 20)
         worker = int(next(tmp_path.iterdir()).name.partition("-")[0])
         os.kill(worker, signal.SIGSTOP)
-        pool._futures.cancel(running[0]._task)
+        Tasks.of(pool).completions.futures.cancel(running[0].task)
         # The agent has heard that when it has dropped a task that waits there, behind those that wait in the worker.
-        others = [pool._future(*pool._encode_call(abs, (-1,), {}), node=0) for _ in range(3)]
-        pool._futures.cancel(others[2]._task)
+        others = [Tasks.of(pool).submit(*Tasks.of(pool).encode_call(abs, (-1,), {}), node=0) for _ in range(3)]
+        Tasks.of(pool).completions.futures.cancel(others[2].task)
         assert eventually(others[2].cancelled, 20)
         os.kill(worker, signal.SIGKILL)
         assert eventually(lambda: len(list(tmp_path.iterdir())) == 4, 20)

@@ -17,13 +17,6 @@ OTHER = "[other.example]:22"
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    lab = Lab(tmp_path_factory.mktemp("known"))
-    yield lab
-    lab.close()
-
-
-@pytest.fixture(scope="module")
 def both(lab) -> Sshd:
     """A host with keys of two types, that no file names yet."""
     return lab.host("LogLevel DEBUG1", known=False, kinds=("ed25519", "ecdsa"))

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from lab import Lab
-from skyward_lite.environment import build as bootstrap
+from skyward_lite._version import PYTHON
+from skyward_lite.environment import build, probe, scripts
 
 ENV = "env-x"
 ARCHITECTURE = platform.machine()
@@ -44,7 +45,7 @@ def sticky(place, monkeypatch) -> Path:
     directory = place / "temporary"
     directory.mkdir()
     directory.chmod(0o1777)
-    monkeypatch.setattr(bootstrap, "FALLBACKS", (str(directory),))
+    monkeypatch.setattr(probe, "FALLBACK_DIRECTORIES", (str(directory),))
     return directory
 
 
@@ -59,10 +60,10 @@ def run(script: bytes, **env: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["sh", "-s"], input=script, env=env, capture_output=True, timeout=60, check=False)
 
 
-def probe(**env: str) -> bootstrap.Facts:
-    said = bootstrap.said(run(bootstrap.probe(ENV), **env).stdout)
+def probed(**env: str) -> probe.Facts:
+    said = scripts.parse_report(run(probe.probe_script(ENV), **env).stdout)
     assert said is not None
-    return bootstrap.facts(said)
+    return probe.read_facts(said)
 
 
 def environment(root: Path, ran: Path) -> Path:
@@ -78,7 +79,7 @@ def environment(root: Path, ran: Path) -> Path:
 def test_a_last_resort_is_the_users_alone(sticky):
     """It is made so, under its real path, and found again."""
     root = sticky / f"skyward_lite-{os.getuid()}"
-    assert [probe().root, probe().root] == [str(root), str(root)]
+    assert [probed().root, probed().root] == [str(root), str(root)]
     assert root.stat().st_mode & 0o777 == 0o700
 
 
@@ -88,10 +89,10 @@ def test_another_users_link_is_refused(place, sticky):
     target, root = place / "mine", sticky / "skyward_lite-0"
     target.mkdir(mode=0o700)
     as_other(f"ln -s {target} {root}")
-    facts = probe()
+    facts = probed()
     assert (facts.root, f"{root} is not safe from other users: it is a symbolic link" in facts.why) == ("", True)
     with pytest.raises(sky.NodeStartError, match="it is a symbolic link; make one this user.s alone"):
-        bootstrap.check_room(facts)
+        probe.check_room(facts)
 
 
 @as_root
@@ -99,7 +100,7 @@ def test_another_users_directory_is_refused(sticky):
     """Also if everybody may write to it, and if its user leaves in it what looks like an environment."""
     root = sticky / "skyward_lite-0"
     as_other(f"mkdir -p {root}/{ENV}-{ARCHITECTURE}/bin && chmod -R 777 {root}")
-    facts = probe()
+    facts = probed()
     uid = pwd.getpwnam(OTHER).pw_uid
     assert (facts.root, f"{root} belongs to user {uid}" in facts.why) == ("", True)
 
@@ -128,7 +129,7 @@ def test_what_is_above_the_cache_directory(place, sticky, mode, group, reason):
     above.chmod(mode)
     if group == "nogroup":
         shutil.chown(above, group=group)
-    facts = probe(XDG_CACHE_HOME=str(above / "cache"))
+    facts = probed(XDG_CACHE_HOME=str(above / "cache"))
     if reason:
         assert f"{above} {reason}" in facts.why
         assert facts.root == str(sticky / f"skyward_lite-{os.getuid()}")
@@ -141,7 +142,7 @@ def test_a_cache_directory_that_others_may_write_to(place, sticky):
     root = place / "skyward_lite"
     root.mkdir()
     root.chmod(0o1777)
-    facts = probe(XDG_CACHE_HOME=str(place))
+    facts = probed(XDG_CACHE_HOME=str(place))
     assert f"{root} may be written to by everybody" in facts.why
 
 
@@ -155,9 +156,9 @@ def test_what_others_left_is_not_run(place, sticky):
     shutil.chown(python.parent.parent, OTHER)
     root.chmod(0o755)
     reason = f"something in {root} belongs to user {pwd.getpwnam(OTHER).pw_uid}"
-    facts = probe(XDG_CACHE_HOME=str(root.parent))
+    facts = probed(XDG_CACHE_HOME=str(root.parent))
     assert (facts.root, reason in facts.why) == (str(sticky / "skyward_lite-0"), True)
-    done = subprocess.run(["sh", "-c", bootstrap.agent(str(python), "stdio")], capture_output=True, timeout=20)
+    done = subprocess.run(["sh", "-c", build.agent_command(str(python), "stdio")], capture_output=True, timeout=20)
     assert (done.returncode, reason in done.stderr.decode(), ran.exists()) == (77, True, False)
 
 
@@ -172,31 +173,31 @@ def test_an_access_list_is_no_group_of_ones_own(place, sticky):
         os.setxattr(above, "system.posix_acl_access", packed)
     except OSError as error:
         pytest.skip(f"no access lists here: {error}")
-    assert f"{above} may be written to by those in its access list" in probe(XDG_CACHE_HOME=str(above / "cache")).why
+    assert f"{above} may be written to by those in its access list" in probed(XDG_CACHE_HOME=str(above / "cache")).why
 
 
 def test_a_link_of_ones_own_is_followed(place, sticky):
     """Once: from then on the real path counts. A cache directory is often on another disk."""
     (place / "disk").mkdir()
     (place / "cache").symlink_to("disk")
-    assert probe(XDG_CACHE_HOME=str(place / "cache")).root == str(place / "disk/skyward_lite")
-    assert probe(XDG_CACHE_HOME="cache", HOME=str(place)).root == str(place / ".cache/skyward_lite")
+    assert probed(XDG_CACHE_HOME=str(place / "cache")).root == str(place / "disk/skyward_lite")
+    assert probed(XDG_CACHE_HOME="cache", HOME=str(place)).root == str(place / ".cache/skyward_lite")
 
 
 def test_what_has_changed_since_is_seen(place, sticky):
     """The build and the agent's command look again, and run nothing there if others may write by then."""
     ran, root = place / "ran", place / "cache" / "skyward_lite"
     python = environment(root, ran)
-    facts = probe(XDG_CACHE_HOME=str(root.parent))
-    assert (facts.ready, bootstrap.interpreter(facts, ENV)) == (True, str(python))
-    command = bootstrap.agent(str(python), "stdio")
+    facts = probed(XDG_CACHE_HOME=str(root.parent))
+    assert (facts.ready, probe.interpreter(facts, ENV)) == (True, str(python))
+    command = build.agent_command(str(python), "stdio")
     shells = [shell for shell in map(shutil.which, SHELLS) if shell]
     for shell in shells:
         subprocess.run([shell, "-c", command], check=True, timeout=20)
         assert ran.read_text() == "-P -m skyward_lite.node.agent stdio\n"
         ran.unlink()
     able = dataclasses.replace(facts, python=sys.executable, venv=True)
-    built = bootstrap.build(able, sky.Image(), ENV, {"bundle": "/none"})
+    built = build.build_script(able, sky.Image(), ENV, {"bundle": "/none"})
     moved = place / "moved"
     root.parent.rename(moved)
     for change in ("a link", "everybody"):
@@ -248,8 +249,8 @@ def test_a_python_in_a_directory_of_the_path_is_asked_from_elsewhere(tmp_path):
     """A relative directory of PATH means nothing to the scripts, which do not run in the home directory."""
     home = tmp_path / "home"
     home.mkdir()
-    (home / f"python{bootstrap.PYTHON}").write_text(f"#!/bin/sh\ntouch {shlex.quote(str(tmp_path / 'ran'))}\n")
-    (home / f"python{bootstrap.PYTHON}").chmod(0o755)
-    script = b"cd " + shlex.quote(str(home)).encode() + b"\n" + bootstrap.probe(ENV)
+    (home / f"python{PYTHON}").write_text(f"#!/bin/sh\ntouch {shlex.quote(str(tmp_path / 'ran'))}\n")
+    (home / f"python{PYTHON}").chmod(0o755)
+    script = b"cd " + shlex.quote(str(home)).encode() + b"\n" + probe.probe_script(ENV)
     run(script, HOME=str(home), PATH=f".:{os.environ['PATH']}")
     assert not (tmp_path / "ran").exists()

@@ -17,19 +17,12 @@ import pytest
 import skyward_lite as sky
 from lab import Lab, Sshd, run
 from processes import eventually
-from skyward_lite.environment import build as bootstrap
+from skyward_lite.environment import probe, scripts
 
 root_only = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("useradd"), reason="making users needs root and useradd"
 )
 PACKAGE = str(Path(sky.__file__).parent.parent)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("servers"))
-    yield lab
-    lab.close()
 
 
 def as_it_is(lab: Lab, *options: str, env: dict[str, str] | None = None, **kwargs: object) -> Sshd:
@@ -99,7 +92,8 @@ def test_a_server_with_too_many_connections_is_asked_again(lab, over):
 
 def test_a_server_that_only_hangs_up_is_given_up(lab, monkeypatch):
     """After some attempts, with what may be the cause."""
-    monkeypatch.setattr("skyward_lite.providers.ssh.WAITS", (0.0, 0.0))
+    monkeypatch.setattr("skyward_lite.providers.ssh.FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("skyward_lite.providers.ssh.MAX_PAUSES", 2)
     host = as_it_is(lab)
     came = []
     with socket.create_server((host.address, 0)) as door:
@@ -297,11 +291,11 @@ def test_a_cache_that_cannot_serve_is_left_for_another(lab, directory, options, 
             (cache / "skyward_lite").mkdir()
             (cache / "full").write_bytes(b"x" * 4096)
         host = open_to(lab, directory, env={"XDG_CACHE_HOME": str(cache)})
-        status, stdout, _ = run(lab, host.name, bootstrap.COMMAND, bootstrap.probe("env-none"))
-        said = bootstrap.said(stdout)
+        status, stdout, _ = run(lab, host.name, scripts.SHELL, probe.probe_script("env-none"))
+        said = scripts.parse_report(stdout)
         assert status == 0
         assert said is not None
-        facts = bootstrap.facts(said)
+        facts = probe.read_facts(said)
         assert f"{cache}/skyward_lite {why}" in facts.why
         assert facts.root == f"/var/tmp/skyward_lite-{os.getuid()}"
     finally:

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import skyward_lite as sky
-from lab import Lab, connect, ssh
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("sha1"))
-    yield lab
-    lab.close()
+from lab import connect, ssh
 
 
 @pytest.mark.parametrize(("algorithm", "good"), [("rsa-sha2-256", True), ("rsa-sha2-512", True), ("ssh-rsa", False)])

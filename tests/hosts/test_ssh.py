@@ -19,7 +19,7 @@ import lab as the_lab
 import pytest
 import skyward_lite as sky
 from lab import Lab, Sshd, connect, keygen, ssh
-from skyward_lite.providers import openssh
+from skyward_lite.providers import openssh, public_keys
 
 RELAY = """
 import os, socket, sys, threading
@@ -32,13 +32,6 @@ threading.Thread(target=forward, daemon=True).start()
 while data := server.recv(65536):
     os.write(1, data)
 """
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    lab = Lab(tmp_path_factory.mktemp("ssh"))
-    yield lab
-    lab.close()
 
 
 @pytest.fixture(scope="module")
@@ -524,7 +517,7 @@ def test_a_proxy_command_that_stalls_is_ended(lab, host):
             continue  # it ended meanwhile
 
 
-def test_options_that_are_not_heeded_are_said(lab, host, caplog):
+def test_options_that_are_not_applied_are_logged(lab, host, caplog):
     """At INFO, and only those that could matter."""
     configure(
         lab, host, "AddressFamily inet", "BindAddress 127.0.0.1", "ForwardAgent yes", "SendEnv LANG", "LogLevel DEBUG"
@@ -535,7 +528,7 @@ def test_options_that_are_not_heeded_are_said(lab, host, caplog):
     finally:
         configure(lab, host)
     assert [r.getMessage() for r in caplog.records] == [
-        f"{host.name}: ssh's options addressfamily, bindaddress are set and not heeded"
+        f"{host.name}: ssh's options addressfamily, bindaddress are set and not applied"
     ]
     caplog.clear()
     with caplog.at_level(logging.INFO, "skyward_lite"):
@@ -609,7 +602,7 @@ def test_public_keys_are_read_by_ssh_rules(tmp_path, end):
         f"{one[0]}{end}{one[1]}": None,
     }.items():
         file.write_text(text, newline="")
-        assert openssh.public(str(file)) == expected, text
+        assert public_keys.in_file(str(file)) == expected, text
 
 
 @pytest.fixture(scope="module")

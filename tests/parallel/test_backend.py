@@ -284,17 +284,17 @@ def sleep_or_fail(seconds):
 
 def test_a_late_end_of_an_aborted_call_is_not_the_next_ones():
     """It comes where joblib has begun the next call and still takes it for the one before."""
-    failed, settled = threading.Event(), threading.Event()
+    failed, ended = threading.Event(), threading.Event()
 
     class Spy(SkywardBackend):
         def effective_n_jobs(self, n_jobs):
-            assert not failed.is_set() or settled.wait(20)
+            assert not failed.is_set() or ended.wait(20)
             return super().effective_n_jobs(n_jobs)
 
-        def settled(self, batch):
-            super().settled(batch)
+        def batch_ended(self, batch):
+            super().batch_ended(batch)
             if failed.is_set():
-                settled.set()
+                ended.set()
 
     joblib.register_parallel_backend("spy", Spy)
     with Parallel(n_jobs=2, backend="spy", batch_size=1) as parallel:

@@ -289,9 +289,9 @@ def test_leaving_waits_for_calls_of_other_threads():
         assert begun.wait(20)
         drain = pool._drain
 
-        def watched():
+        def watched(*signals_and_error):
             leaving.set()
-            drain()
+            drain(*signals_and_error)
 
         pool._drain = watched
     thread.join(20)

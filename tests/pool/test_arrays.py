@@ -13,6 +13,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
+from skyward_lite.client.tasks import Tasks
 from skyward_lite.pickling import arrays, payload
 from skyward_lite.pickling.route import Route
 
@@ -90,7 +91,7 @@ def test_a_read_only_map_is_not_sent(workers, tmp_path):
     np.arange(5_000_000.0).tofile(tmp_path / "big")
     big = np.memmap(tmp_path / "big", mode="r", dtype="f8")
     with sky.pool(worker=workers) as pool:
-        assert payload.size(*pool._encode(np.sum, (big,), {})) < 2_000
+        assert payload.size(*Tasks.of(pool).encode(np.sum, (big,), {})) < 2_000
         read = Parallel(n_jobs=-1)(delayed(lambda a, i: (a[i * 1000], a.flags.writeable))(big, i) for i in range(20))
     assert read == [(i * 1000.0, False) for i in range(20)]
 

@@ -731,9 +731,9 @@ def by_name():
     assert __main__.helper(1) == 2
     assert __main__.FACTOR == 10
     try:
-        __main__.take_tasks
+        __main__.run_slots
     except AttributeError as error:
-        assert "take_tasks" in str(error)
+        assert "run_slots" in str(error)
     else:
         raise AssertionError("the worker's own name is in the script's module")
     assert type(pickle.loads(pickle.dumps(Cut(1)))) is Cut
@@ -812,6 +812,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_a_pipeline_with_a_memory_and_a_step_of_the_script(tmp_path, executor):
     """scikit-learn's cached transformers pickle the script's class by its name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import operator
 import os
@@ -15,6 +14,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from processes import eventually
+from skyward_lite.client.tasks import Tasks
 from skyward_lite.providers.local import LocalMachine
 
 AGENT = """
@@ -59,10 +59,9 @@ class DoomedNodes(sky.Local):
 
     def join(self, pool):
         """Add a node."""
-        machine = self.make(len(pool._machines))
-        pool._machines.append(machine)
-        hello = functools.partial(pool._hello, pool.image, [], pool._setup(), frozenset())
-        pool._bring_up(pool._core.add_node(machine.name), machine, hello)
+        machine = self.make(len(Tasks.of(pool).nodes.machines))
+        Tasks.of(pool).nodes.join([machine])
+        assert eventually(lambda: pool.nodes()[-1].state != "connecting", 20)
 
 
 class Gate:
@@ -88,7 +87,7 @@ def agent_of(_):
 
 
 def drain(pool, number):
-    pool._machines[number].notice.touch()
+    Tasks.of(pool).nodes.machines[number].notice.touch()
     assert eventually(lambda: pool.nodes()[number].state == "draining", 10), pool.nodes()
     assert pool.nodes()[number].reason == "notice"
 
@@ -170,12 +169,12 @@ def test_a_node_that_joins_takes_over_when_all_drain(tmp_path):
             time.sleep(0.3)
             drain(pool, 0)
             drain(pool, 1)
-            pool._core.expect(1)
+            Tasks.of(pool).core.expect(1)
             for pid in doomed:
                 os.kill(pid, signal.SIGKILL)
             assert eventually(lambda: [node.state for node in pool.nodes()] == ["lost", "lost"], 15)
             provider.join(pool)
-            pool._core.expect(0)
+            Tasks.of(pool).core.expect(0)
 
         replacer = threading.Thread(target=replace)
         replacer.start()
@@ -191,12 +190,12 @@ def test_without_hope_tasks_fail(tmp_path):
     with sky.pool(provider, 1, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         drain(pool, 0)
         future = pool.submit(operator.neg, 1)
-        pool._core.expect(1)
+        Tasks.of(pool).core.expect(1)
         os.kill(pool.nodes()[0].pid, signal.SIGKILL)
         assert eventually(lambda: pool.nodes()[0].state == "lost", 15)
         with pytest.raises(TimeoutError):
             future.result(0.5)
-        pool._core.expect(0)
+        Tasks.of(pool).core.expect(0)
         with pytest.raises(sky.NodeLostError, match="no node is left"):
             future.result(5)
         with pytest.raises(sky.NodeLostError, match="no node is left"):
@@ -211,11 +210,11 @@ def test_pinned_tasks_stay_on_a_draining_node(tmp_path):
     where = sky.compute(agent_of)
     with sky.pool(provider, 2, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         pids = [node.pid for node in pool.nodes()]
-        running = pool._future(*pool._encode_call(gate, (0,), {}), 0)
-        waiting = pool._future(*pool._encode_call(agent_of, (0,), {}), 0)
+        running = Tasks.of(pool).submit(*Tasks.of(pool).encode_call(gate, (0,), {}), 0)
+        waiting = Tasks.of(pool).submit(*Tasks.of(pool).encode_call(agent_of, (0,), {}), 0)
         assert eventually(lambda: gate.running(pids[0]) == 1, 10)
         drain(pool, 0)
-        late = pool._future(*pool._encode_call(agent_of, (0,), {}), 0)
+        late = Tasks.of(pool).submit(*Tasks.of(pool).encode_call(agent_of, (0,), {}), 0)
         assert where(0) @ pool == [pids[1]]
         assert not waiting.done()
         gate.open.touch()

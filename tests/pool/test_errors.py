@@ -11,7 +11,6 @@ import cloudpickle
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-from lab import Lab
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,13 +19,6 @@ def functions_of_this_file_go_by_value():
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    lab = Lab(tmp_path_factory.mktemp("errors"))
-    yield lab
-    lab.close()
 
 
 @pytest.fixture(scope="module", params=["thread", "process", "ssh"])

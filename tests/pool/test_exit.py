@@ -147,7 +147,7 @@ def test_threads_that_tasks_left_behind_are_waited_for(tmp_path, executor, slots
 
     def open_the_gate():
         # When the block is being left.
-        assert eventually(lambda: pool._state == "closed", 20)
+        assert eventually(lambda: "closed" in repr(pool), 20)
         gate.touch()
 
     with sky.pool(worker=sky.Worker(concurrency=slots, executor=executor), plugins=[]) as pool:

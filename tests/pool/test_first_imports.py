@@ -27,6 +27,7 @@ CLASSIFIERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["call", "function"])
 def test_ten_classifiers_are_the_first_tasks_of_a_pool(where):
     """Each has a module of its own, imported when the call is rebuilt or within the function."""
@@ -123,10 +124,11 @@ def test_a_wait_for_an_import_is_not_the_tasks_time(modules):
         from skyward_lite.node import first_imports
 
         def stay():
-            hold.held.set()
-            return hold.let_go.wait(30)
+            with first_imports.alone():
+                hold.held.set()
+                return hold.let_go.wait(30)
 
-        threading.Thread(target=first_imports.alone, args=(stay,)).start()
+        threading.Thread(target=stay).start()
         return hold.held.wait(20)
 
     def import_quick():
@@ -148,6 +150,7 @@ def test_a_wait_for_an_import_is_not_the_tasks_time(modules):
         assert waiting.result(20) == 1
 
 
+@pytest.mark.slow
 def test_a_package_is_entered_by_two_modules_at_once(modules):
     """Python's own locks would let one of the two see a module that is half imported."""
     modules(WHOLE)

@@ -16,6 +16,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from skyward_lite.client.lazy import _result
+from skyward_lite.client.tasks import Tasks
 from skyward_lite.pickling import payload
 
 HERE = threading.Lock()
@@ -330,7 +331,7 @@ def test_nothing_of_a_group_is_sent_if_a_member_cannot_be_pickled(shared_pool, t
     path = tmp_path / "ran"
     with pytest.raises(TypeError, match="not this one"):
         _ = (touch(str(path)) & double(Unpicklable())) > shared_pool
-    assert shared_pool._core.counts()[0] == 0
+    assert Tasks.of(shared_pool).core.counts()[0] == 0
     assert not path.exists()
 
 

@@ -14,6 +14,8 @@ import skyward_lite as sky
 from lab import Lab
 from processes import eventually
 from skyward_lite import messages
+from skyward_lite.client import inbox
+from skyward_lite.node import home
 
 
 @pytest.fixture
@@ -259,7 +261,7 @@ def test_a_bystander_of_a_dying_process_is_heard_once(tmp_path, listen):
 
 def test_what_is_remembered_of_tasks_that_have_ended_is_forgotten(shared_pool, listen, monkeypatch):
     """More tasks than are remembered at once send messages, and each is heard once."""
-    monkeypatch.setattr(messages, "MANY", 10)
+    monkeypatch.setattr(inbox, "MIN_COUNTED_TASKS", 10)
     told: list[Any] = []
     listen("test", told.append)
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
@@ -283,7 +285,7 @@ def test_waiting_for_an_answer_has_a_bound(blocked):
     told, go_on = blocked
 
     def task():
-        messages.LEAST_WAIT_MS = 100
+        home.MIN_WAIT_MS = 100
         return failure("blocked")
 
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[], lease=2) as pool:

@@ -21,6 +21,7 @@ import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
 from skyward_lite import nesting
+from skyward_lite.client.tasks import Tasks
 from skyward_lite.pickling import modules
 
 SOURCE = """
@@ -107,7 +108,7 @@ def check(module: types.ModuleType) -> None:
 
 def sends_code(pool: sky.ComputePool, thing: object) -> bool:
     """Say whether a pickle has the code of something, not only names."""
-    head, _ = pool._encode(id, (thing,), {})
+    head, _ = Tasks.of(pool).encode(id, (thing,), {})
     return any(word in head for word in (b"CodeType", b"_make_", b"_fill", b"rebuild"))
 
 
@@ -923,6 +924,7 @@ def test_an_executable_that_is_no_python(monkeypatch, tmp_path):
     assert "set sys.executable" in said
 
 
+@pytest.mark.slow
 def test_an_executable_that_does_not_answer(monkeypatch, tmp_path):
     """It runs on: the error comes after `connect_timeout`, and it is ended."""
     path = script_at(tmp_path / "editor", "exec sleep 60")

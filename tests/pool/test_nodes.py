@@ -57,6 +57,7 @@ def test_a_pool_starts_with_the_least_number_and_the_rest_joins():
         assert eventually(lambda: pool.slots() == 6, 20)
 
 
+@pytest.mark.slow
 def test_late_nodes_are_used_by_a_running_call(tmp_path):
     """A call that began on one node ends on two."""
     provider = Gated()
@@ -121,6 +122,7 @@ def lab(tmp_path_factory):
     lab.close()
 
 
+@pytest.mark.slow
 def test_hosts_may_differ(lab):
     """`Host(concurrency=)` says how many tasks at once run there."""
     one, two = lab.hosts

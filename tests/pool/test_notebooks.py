@@ -65,6 +65,7 @@ json.dump(list(outputs.values()), sys.stdout)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_output_appears_below_the_cell_that_made_the_call(executor):
     """Not below the one that opened the pool: submitted, by Parallel, on a thread, awaited, and a progress bar."""

@@ -18,7 +18,8 @@ import pytest
 import skyward_lite as sky
 from lab import Lab
 from processes import eventually
-from skyward_lite.client.output import LONGEST, Printer
+from skyward_lite.client.output import MAX_HELD_LINE, Printer
+from skyward_lite.client.tasks import Tasks
 
 
 def chat(text):
@@ -179,7 +180,7 @@ def test_a_task_that_forks_gives_one_result():
     with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:
         assert [pool.submit(fork_and_return).result(20) for _ in range(5)] == [False] * 5
         assert pool.submit(operator.neg, 1).result(20) == -1
-        assert pool._core.counts() == (0, 0)
+        assert Tasks.of(pool).core.counts() == (0, 0)
 
 
 def test_a_closed_stream_of_the_client_is_no_error(monkeypatch):
@@ -405,12 +406,12 @@ def test_a_line_without_an_end_is_bounded(monkeypatch):
     part = b"x" * 16_384
     for _ in range(100):
         printer.write([("n", A, part)])
-        assert printer._size <= LONGEST
+        assert printer._held_cost <= MAX_HELD_LINE
     printer.write([("n", A, b"\n")])
     assert stream.getvalue() == f"[n] {'x' * 1_638_400}\n"
     many = [("n", 8 * worker + 1, part) for worker in range(1, 3_000)]
     printer.write(many)
-    assert printer._size <= 16 << 20
+    assert printer._held_cost <= 16 << 20
     printer.close()
     assert stream.getvalue().count("x" * 16_384 + "\n") == 3_000
 
@@ -422,7 +423,7 @@ def test_many_lines_without_an_end_are_bounded(monkeypatch):
     printer = Printer(None)
     for text in (b"x", "é".encode()[:1]):
         printer.write([("n", 8 * worker + 1, text) for worker in range(1, 40_000)])
-        assert len(printer._kept) <= 16_384
+        assert len(printer._held) <= 16_384
     printer.close()
     assert stream.getvalue().count("x") >= 39_999
 

@@ -15,6 +15,7 @@ import pytest
 import skyward_lite as sky
 from processes import ours, refusal_in_a_fork
 from skyward_lite.client import pool as compute_pool
+from skyward_lite.client.tasks import Tasks
 
 
 def gate(path: str, value: int) -> int:
@@ -49,7 +50,7 @@ def test_exceptions_have_their_type_and_traceback(either_pool):
     text = str(caught.value.__cause__)
     assert isinstance(caught.value.__cause__, sky.RemoteTraceback)
     assert "in fail" in text
-    assert "take_tasks" not in text
+    assert "task_loop" not in text
 
 
 @pytest.mark.parametrize("stop", [SystemExit(3), KeyboardInterrupt()])
@@ -70,7 +71,7 @@ def test_unpicklable_arguments_are_refused_at_the_call(shared_pool):
     """The error is raised by submit; nothing is sent."""
     with pytest.raises(TypeError, match="pickle"):
         shared_pool.submit(print, threading.Lock())
-    assert shared_pool._core.counts()[0] == 0
+    assert Tasks.of(shared_pool).core.counts()[0] == 0
 
 
 def test_unpicklable_results_fail_their_task_only(either_pool):
@@ -401,6 +402,7 @@ def test_a_provider_may_serve_several_pools():
         assert outer.submit(operator.neg, 2).result(10) == -2
 
 
+@pytest.mark.slow
 def test_a_short_lease_is_kept_up():
     """Heartbeats are as frequent as the lease asks for."""
     with sky.pool(lease=1.0, plugins=[]) as pool:
@@ -456,7 +458,7 @@ def test_requirements_other_than_exact_versions_are_checked_by_name():
 
 def test_a_callback_that_never_returns_is_left_alone(monkeypatch, caplog):
     """The block is left all the same, and its nodes with it."""
-    monkeypatch.setattr(compute_pool, "LEAVE", 0.2)
+    monkeypatch.setattr(compute_pool, "JOIN_SECONDS", 0.2)
     never, called = threading.Event(), threading.Event()
 
     def block(future):

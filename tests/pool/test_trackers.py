@@ -47,6 +47,7 @@ def interrupt(how, agent):
             Parallel(n_jobs=2, timeout=0.1)(delayed(time.sleep)(60) for _ in range(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "executor"), [("leave", "thread"), ("agent", "process"), ("abort", "process")])
 def test_nothing_survives_by_its_name(tmp_path, end, executor):
     """Programs that mention resource trackers, and trackers that do not end, are killed with their task's worker."""

@@ -79,7 +79,7 @@ esac
     "shutdown": "#!/bin/sh\nexec systemctl poweroff\n",
 }
 
-# What an image without the client's Python has: one of these brings it.
+# Programs of an image without the client's Python. One of them installs it.
 BRINGS = {
     "dnf": r"""#!/bin/sh
 printf '%s' "${0##*/}" >>/run/installed
@@ -152,7 +152,7 @@ class Instance:
         self.address = f"127.{os.getpid() % 200 + 2}.{place // 250 + 100}.{place % 250 + 2}"
         self.directory = cloud.directory / name
         self.notice: str | None = None
-        self.flow = self.ebb = 0
+        self.times_pending = self.times_ending = 0
         assert len(request.get("UserData", "")) <= 16 * 1024 * 4 / 3
         data = base64.b64decode(request.get("UserData", ""))
         self.user_data = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
@@ -162,7 +162,7 @@ class Instance:
 
     @property
     def log(self) -> str:
-        """What its sshd has logged."""
+        """Return what its sshd has logged."""
         file = self.directory / "run" / "sshd.log"
         return file.read_text() if file.exists() else ""
 
@@ -183,7 +183,7 @@ class Instance:
         brings = self.cloud.brings_python
         hidden = []
         if brings is not None:
-            # What this machine has itself is of no use, nor to be touched.
+            # The programs of this machine must not be run.
             programs.update(dict.fromkeys(("apt-get", "curl"), "#!/bin/sh\necho nothing here >&2\nexit 1\n"))
             if brings in BRINGS:
                 programs[brings] = BRINGS[brings]
@@ -236,7 +236,7 @@ class Instance:
         self._watcher.start()
 
     def _apply(self, etc: Path, run: Path) -> None:
-        """Write down what cloud-init would do."""
+        """Write the files and scripts for what cloud-init would do."""
         head, _, text = self.user_data.partition("\n")
         assert head == "#cloud-config", head
         config = json.loads(text)
@@ -291,7 +291,7 @@ class Instance:
         )
 
     def _watch(self) -> None:
-        """Tell EC2 when it has ended itself: it is then stopped or terminated, as its launch said."""
+        """Wait for its end. If it powered itself off, stop or terminate it at EC2, as its launch asked."""
         assert self.process is not None
         self.process.wait()
         if (self.directory / "run" / "poweroff").exists():
@@ -301,11 +301,11 @@ class Instance:
                 (ec2.terminate_instances if terminates else ec2.stop_instances)(InstanceIds=[self.id])
 
     def alive(self) -> bool:
-        """Say whether it runs, or has ended and EC2 was not told so yet."""
+        """Return whether it runs, or has ended and EC2 was not told so yet."""
         return self._watcher is not None and self._watcher.is_alive()
 
     def kill(self) -> None:
-        """End it as a crash does, of which EC2 knows nothing."""
+        """Kill it, without telling EC2."""
         if self._timer is not None:
             self._timer.cancel()
         if self.process is not None:
@@ -316,39 +316,39 @@ class Instance:
             self._watcher.join(10)
 
     def interrupt(self, seconds: float) -> None:
-        """Let EC2 take it back: first the notice, then its end."""
+        """Take it back as spot does: first the notice, and its end after so many seconds."""
         self.notice = json.dumps({"action": "terminate", "time": "2030-01-01T00:00:00Z"})
         self._timer = threading.Timer(seconds, self.take)
         self._timer.start()
 
     def take(self) -> None:
-        """Take it back, as spot does."""
+        """End it as spot does, without a notice."""
         self.end("Server.SpotInstanceTermination", "Spot instance termination")
         self.kill()
 
     def end(self, code: str, message: str) -> None:
-        """Let EC2 say that it has ended it, and why."""
+        """Set the state that EC2 reports to terminated, with this reason."""
         its = ec2_backends[DEFAULT_ACCOUNT_ID][REGION].get_instance(self.id)
         its.terminate()
         its.state_reason = StateReason(f"{code}: {message}", code)
 
     def run(self, command: str) -> str:
-        """Run a command in it, as root: what that printed."""
+        """Run a command in it, as root, and return what it printed."""
         assert self.process is not None
         child = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0]
         enter = ["nsenter", "--target", child, "--mount", "--pid", "sh", "-c", command]
         return subprocess.run(enter, capture_output=True, text=True, timeout=20, check=True).stdout
 
     def state(self) -> str:
-        """Say what EC2 says of it."""
-        said = self.cloud.ec2().describe_instances(InstanceIds=[self.id])
-        name: str = said["Reservations"][0]["Instances"][0]["State"]["Name"]
+        """Return the state that EC2 reports."""
+        described = self.cloud.ec2().describe_instances(InstanceIds=[self.id])
+        name: str = described["Reservations"][0]["Instances"][0]["State"]["Name"]
         return name
 
 
 @dataclasses.dataclass
 class Fault:
-    """What befalls calls of an action."""
+    """An error with which the next calls of an action are answered."""
 
     action: str
     code: str
@@ -359,7 +359,7 @@ class Fault:
 
 
 class Cloud:
-    """A region of EC2. Everything can be set before a test's calls, and is as at the start after `reset`."""
+    """A region of EC2. A test sets its attributes before its calls; `reset` sets them back."""
 
     env: dict[str, str]
     """For clients."""
@@ -404,23 +404,23 @@ class Cloud:
         self.spot_prices: dict[tuple[str, str], float] = {}
         self.prices: dict[str, float] = {}
         self.never_boots: set[int] = set()
-        """Which launches, by their number."""
+        """The numbers of the launches whose instances never start their SSH server."""
         self.ends: dict[int, tuple[str, str]] = {}
-        """Which launches EC2 ends while they start: their number → code and message."""
+        """The launches whose instances EC2 ends while they start: number → code and message."""
         self.wrong_host_key = False
         self.slow_boot = 0.0
         self.unknown = 0
-        """For how many calls new instances are not known: EC2 is consistent in the end only."""
+        """For how many calls EC2 does not know new instances, as it is consistent in the end only."""
         self.slow_start = 0
-        """How often an instance is seen pending, without an address, before it runs."""
+        """How often an instance is reported as pending, without an address, before it runs."""
         self.slow_end = 0
-        """How often an instance is seen shutting down before it is terminated."""
+        """How often an instance is reported as shutting down before it is terminated."""
         self.machine: str | None = None
         """What `uname -m` says there."""
         self.brings_python: str | None = None
-        """Where an image gets Python from: "dnf", "apt-get", "curl" (uv's installer), "nothing". None: has it."""
+        """What installs Python: "dnf", "apt-get", "curl" (uv's installer), "nothing". None if the image has it."""
         self.sshd = True
-        """Whether instances are more than EC2's word."""
+        """Whether instances are started as containers, or only reported."""
         self._faults: list[Fault] = []
         self._lost: dict[str, int] = {}
         self._answers: dict[str, bytes] = {}
@@ -447,7 +447,7 @@ class Cloud:
         self._begin()
 
     def ec2(self) -> Any:
-        """Give a client that is not seen."""
+        """Return a client whose calls are not recorded."""
         if self._ec2 is None:
             self._ec2 = boto3.client(
                 "ec2",
@@ -460,7 +460,7 @@ class Cloud:
         return self._ec2
 
     def instances(self) -> list[Instance]:
-        """Give all that were launched, in their order."""
+        """Return all instances in the order of their launches."""
         with self.lock:
             return list(self._instances)
 
@@ -473,15 +473,15 @@ class Cloud:
         where: Callable[[dict[str, Any]], bool] = lambda parameters: True,
         status: int = 400,
     ) -> None:
-        """Let the next calls of an action fail."""
+        """Answer the next calls of an action with an error."""
         self._faults.append(Fault(action, code, message, times, where, status))
 
     def lose_response(self, action: str, times: int = 1) -> None:
-        """Let the next calls of an action be done, and their answers be lost."""
+        """Carry out the next calls of an action, and lose their answers."""
         self._lost[action] = times
 
     def leftovers(self) -> dict[str, list[str]]:
-        """List what there still is."""
+        """Return what there still is, by kind."""
         ec2 = self.ec2()
         instances = [i for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
         requests = ec2.describe_spot_instance_requests()["SpotInstanceRequests"]
@@ -500,7 +500,7 @@ class Cloud:
         return {kind: names for kind, names in found.items() if names}
 
     def untagged(self, keys: set[str]) -> dict[str, list[str]]:
-        """List what lacks one of these tags."""
+        """Return what lacks one of these tags, by kind."""
         ec2 = self.ec2()
         instances = [i for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
         groups = [g for g in ec2.describe_security_groups()["SecurityGroups"] if g["GroupName"] != "default"]
@@ -518,7 +518,7 @@ class Cloud:
     # ------------------------------------------------------------------------------------------------ the proxy
 
     def handle(self, call: Call, headers: dict[str, str], body: bytes) -> tuple[int, bytes] | None:
-        """Answer a call; None if the answer is lost."""
+        """Carry out a call, and return its answer; None if the answer is to be lost."""
         with self.lock:
             self.calls.append(call)
             fault = next(
@@ -553,7 +553,7 @@ class Cloud:
                 return 400, _error("ec2", "InvalidInstanceID.NotFound", "The instance ID does not exist")
             return 200, b'<DescribeInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"/>'
         if call.action == "TerminateInstances":
-            # What is terminated can be so again, but moto does not know.
+            # EC2 lets a terminated instance be terminated again; moto does not.
             backend = ec2_backends[DEFAULT_ACCOUNT_ID][REGION]
             ids = [v for k, v in call.parameters.items() if k.startswith("InstanceId.")]
             ids = [i for i in ids if backend.get_instance(i).state != "terminated"]
@@ -563,7 +563,7 @@ class Cloud:
             body = urllib.parse.urlencode({**asked, **{f"InstanceId.{n}": i for n, i in enumerate(ids, 1)}}).encode()
         if call.action == "DescribeInstances":
             for instance in self._instances:
-                self._ebb(instance)
+                self._slow_down(instance)
         status, answer = _ask(self._behind, "POST", "/", headers, body)
         if call.action == "TerminateInstances" and status == 200:
             ended = set(re.findall(r"<instanceId>(i-\w+)</instanceId>", answer.decode()))
@@ -572,18 +572,18 @@ class Cloud:
                     instance.kill()
         return status, answer
 
-    def _ebb(self, instance: Instance) -> None:
-        """Let it be seen pending and shutting down for a while, which moto skips."""
+    def _slow_down(self, instance: Instance) -> None:
+        """Report an instance as pending, and as shutting down, for a while: moto skips both states."""
         its = ec2_backends[DEFAULT_ACCOUNT_ID][REGION].get_instance(instance.id)
         state = its._state
-        if state.name in ("pending", "running") and instance.flow <= self.slow_start:
-            instance.flow += 1
-            runs = instance.flow > self.slow_start
+        if state.name in ("pending", "running") and instance.times_pending <= self.slow_start:
+            instance.times_pending += 1
+            runs = instance.times_pending > self.slow_start
             state.name, state.code = ("running", 16) if runs else ("pending", 0)
             its.nics[0].public_ip = instance.address if runs else None
-        if state.name in ("terminated", "shutting-down") and instance.ebb <= self.slow_end:
-            instance.ebb += 1
-            over = instance.ebb > self.slow_end
+        if state.name in ("terminated", "shutting-down") and instance.times_ending <= self.slow_end:
+            instance.times_ending += 1
+            over = instance.times_ending > self.slow_end
             state.name, state.code = ("terminated", 48) if over else ("shutting-down", 32)
 
     def _launch(self, call: Call, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
@@ -618,7 +618,7 @@ class Cloud:
         return status, answer
 
     def on_demand(self, kind: str) -> float:
-        """Give the price of a type."""
+        """Return the on-demand price of a type."""
         size = {"nano": 0.5, "micro": 0.5, "small": 0.6, "medium": 0.7, "large": 1, "xlarge": 2, "metal": 99}
         end = kind.partition(".")[2]
         many = re.match(r"(\d+)xlarge", end)
@@ -640,7 +640,7 @@ class Cloud:
             }
             for name in names
         ]
-        # Two pages, as it has many.
+        # In two pages, as the price list answers in many.
         begin = int(asked.get("NextToken") or 0)
         half = (len(products) + 1) // 2
         page: dict[str, Any] = {"PriceList": [json.dumps(p) for p in products[begin : begin + half]]}
@@ -714,27 +714,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         call = Call(service[1] if service else "?", action, parameters)
         kept = ("Authorization", "Content-Type", "X-Amz-Target", "X-Amz-Date", "Host")
         headers = {name: self.headers[name] for name in kept if name in self.headers}
-        said = self.server.cloud.handle(call, headers, body)
-        if said is None:
+        answer = self.server.cloud.handle(call, headers, body)
+        if answer is None:
             self.close_connection = True
             return
-        self._say(*said)
+        self._send(*answer)
 
     def do_PUT(self) -> None:
         ok = self.path.endswith("/latest/api/token") and self.headers.get("X-aws-ec2-metadata-token-ttl-seconds")
-        self._say(200 if ok else 400, b"token" if ok else b"")
+        self._send(200 if ok else 400, b"token" if ok else b"")
 
     def do_GET(self) -> None:
         _, _, name, path = self.path.split("/", 3)
         instance = next((i for i in self.server.cloud.instances() if i.id == name), None)
         if self.headers.get("X-aws-ec2-metadata-token") != "token":
-            self._say(401, b"")
+            self._send(401, b"")
         elif path == "latest/meta-data/spot/instance-action" and instance is not None and instance.notice is not None:
-            self._say(200, instance.notice.encode())
+            self._send(200, instance.notice.encode())
         else:
-            self._say(404, b"")
+            self._send(404, b"")
 
-    def _say(self, status: int, body: bytes) -> None:
+    def _send(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -748,28 +748,28 @@ README = Path(__file__).parent.parent.parent / "README.md"
 
 
 def aws(**options: object) -> sky.AWS:
-    """Give a provider that finds the cloud where the environment says."""
+    """Return a provider for the cloud that the environment names."""
     return sky.AWS(**{"ssh_from": HERE, "orphan_timeout": 20.0, "boot_timeout": 20.0, **options})  # type: ignore[arg-type]
 
 
 def pool(nodes: int | tuple[int, int] = 1, provider: sky.AWS | None = None, **options: object) -> sky.ComputePool:
-    """Give a small pool, not joblib's."""
+    """Return a small pool that is not joblib's backend."""
     options = {"worker": sky.Worker(concurrency=2), "plugins": [], **options}
     return sky.pool(provider or aws(), nodes, **options)  # type: ignore[arg-type]
 
 
 def actions(cloud: Cloud) -> list[str]:
-    """List what was asked of the cloud."""
+    """Return the actions of all calls."""
     return [call.action for call in cloud.calls]
 
 
 def launches(cloud: Cloud) -> list[Call]:
-    """List the calls that launch."""
+    """Return the calls that launch."""
     return [call for call in cloud.calls if call.action == "RunInstances"]
 
 
 def allowed() -> set[str]:
-    """List the actions that the README's policy allows."""
+    """Return the actions that the README's policy allows."""
     policy = json.loads(re.findall(r"```json\n(.*?)```", README.read_text(), re.DOTALL)[0])
     actions = [statement["Action"] for statement in policy["Statement"]]
     return {action for some in actions for action in ([some] if isinstance(some, str) else some)}

@@ -1,6 +1,6 @@
 """An agent that speaks the protocol and does what a script says: for tests of what a client does with a bad node.
 
-It is a program and a library without anything of ours in it: `rust/src/frame.rs` says what the wire looks like, and
+It is a program and a library without anything of ours in it: `rust/src/wire/` says what the wire looks like, and
 this file writes it once more. `fakes.py` starts it as a node's agent, with a line of JSON as its first argument:
 
     {"behaviour": "silent", "args": {...}, "journal": "/path"}

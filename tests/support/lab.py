@@ -19,7 +19,8 @@ from typing import Any
 
 import skyward_lite as sky
 from skyward_lite import SSH, Image, _core
-from skyward_lite.environment import build as bootstrap
+from skyward_lite._version import PYTHON
+from skyward_lite.environment import bundle
 from skyward_lite.providers import Machine, NodeRequest, PreparedMachine
 from skyward_lite.providers.ssh import SSHMachine
 
@@ -119,7 +120,7 @@ class Sshd:
 
     def furnish(self, image: sky.Image) -> None:
         """Let it have the image's environment: this interpreter, instead of one that is built."""
-        root = self.cache / "skyward_lite" / f"{bootstrap.name(image)}-{os.uname().machine}"
+        root = self.cache / "skyward_lite" / f"{bundle.environment_name(image)}-{os.uname().machine}"
         (root / "bin").mkdir(parents=True)
         base = Path(sys._base_executable)  # type: ignore[attr-defined]
         (root / "bin/python3").symlink_to(base)
@@ -128,7 +129,7 @@ class Sshd:
         python.write_text(f"#!/bin/sh\nexec '{root}/bin/python3' \"$@\"\n")
         python.chmod(0o755)
         (root / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
-        packages = root / f"lib/python{bootstrap.PYTHON}/site-packages"
+        packages = root / f"lib/python{PYTHON}/site-packages"
         packages.mkdir(parents=True)
         there = [Path(sky.__file__).parent.parent, *(path for path in sys.path if path.endswith("-packages"))]
         (packages / "lab.pth").write_text("".join(f"{path}\n" for path in there))

@@ -102,6 +102,7 @@ def test_numpys_numbers_are_numbers():
     assert sky.pool(nodes=(np.int8(1), np.int32(2))).nodes_wanted == 2
 
 
+@pytest.mark.slow
 def test_the_largest_concurrency_works():
     """The bound is one that a node bears."""
     with sky.pool(worker=sky.Worker(concurrency=4_096, max_payload=1 << 40), plugins=[]) as pool:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from skyward_lite.environment import build as bootstrap
-from skyward_lite.environment import installer
+from skyward_lite.environment import build, installer, probe, scripts
 from test_environment import FACTS
 
 WRONG = ["", "  ", "-r file", "--pre", "-e .", " -x", "\t--x", "a\nb", "a\r", "a\0b", "a\x1b[2J", "a\u2028b", "a\x0bb"]
@@ -119,8 +118,8 @@ def test_an_architecture_that_is_none_is_refused(machine):
     """What `uname` prints becomes part of paths and of a script."""
     facts = dataclasses.replace(FACTS, machine=machine)
     for use in (
-        lambda: bootstrap.interpreter(facts, "env-x"),
-        lambda: bootstrap.build(facts, sky.Image(), "env-x", {}),
+        lambda: probe.interpreter(facts, "env-x"),
+        lambda: build.build_script(facts, sky.Image(), "env-x", {}),
     ):
         with pytest.raises(sky.NodeStartError, match="`uname -m` printed"):
             use()
@@ -132,20 +131,20 @@ def test_a_path_that_is_none_is_refused(field, path):
     """Whatever a host says that it has."""
     facts = dataclasses.replace(FACTS, **{field: path})
     with pytest.raises(sky.NodeStartError, match="where the path of a file was expected"):
-        bootstrap.interpreter(facts, "env-x")
+        probe.interpreter(facts, "env-x")
 
 
 def test_a_strange_uname_runs_nothing(tmp_path, monkeypatch):
     """The probe takes it for text."""
-    monkeypatch.setattr(bootstrap, "FALLBACKS", (str(tmp_path),))
+    monkeypatch.setattr(probe, "FALLBACK_DIRECTORIES", (str(tmp_path),))
     (tmp_path / "uname").write_text(f"#!/bin/sh\necho '\"; touch {tmp_path}/ran; $(touch {tmp_path}/ran)'\n")
     (tmp_path / "uname").chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(["sh", "-s"], input=bootstrap.probe("env-x"), env=env, capture_output=True, timeout=30)
-    said = bootstrap.said(done.stdout)
+    done = subprocess.run(["sh", "-s"], input=probe.probe_script("env-x"), env=env, capture_output=True, timeout=30)
+    said = scripts.parse_report(done.stdout)
     assert said is not None
     with pytest.raises(sky.NodeStartError):
-        bootstrap.interpreter(bootstrap.facts(said), "env-x")
+        probe.interpreter(probe.read_facts(said), "env-x")
     assert not (tmp_path / "ran").exists()
 
 
@@ -162,6 +161,9 @@ def test_a_strange_uname_runs_nothing(tmp_path, monkeypatch):
         ("Password for 'https://two@host:8443': ", "secret3"),
         # A submodule on the same host.
         ("Password for 'https://one@host/team/other.git': ", "se'c:r@t 1"),
+        # What a shell would expand.
+        ("Username for 'https://third': ", "$HOME"),
+        ("Password for 'https://$HOME@third/d': ", "$(id)`"),
         # To where a server may lead git.
         ("Password for 'https://two@other/team/a.git': ", ""),
         ("Password for 'http://one@host/team/a.git': ", ""),
@@ -181,10 +183,11 @@ def test_what_git_is_answered(prompt, answer, tmp_path):
             "git+https://one:se%27c%3Ar%40t%201@host/team/a.git@v1#egg=a",
             "b @ git+https://two:secret2@host/team/b; python_version > '3'",
             "git+https://two:secret3@host:8443/c.git",
+            "git+https://$HOME:%24(id)%60@third/d",
         ]
     )
-    lines, _ = installer.lines(image, "pip", uv=False)
-    script = "\n".join([f"tmp='{tmp_path}'", *lines, '"$GIT_ASKPASS" "$1"'])
+    lines, _ = installer.steps(image, "pip", uv=False)
+    script = "\n".join([f"tmp='{tmp_path}'", scripts.read("installer.sh"), *lines, '"$GIT_ASKPASS" "$1"'])
     done = subprocess.run(["sh", "-c", script, "sh", prompt], capture_output=True, text=True, timeout=10, check=False)
     assert done.stdout == (f"{answer}\n" if answer else "")
     assert "secret" not in Path(tmp_path / "private" / "requirements").read_text()
@@ -197,10 +200,10 @@ def test_a_user_without_a_password_may_have_one_on_the_node(user, answer, tmp_pa
     (tmp_path / ".git-credentials").write_text("https://other:two@host\nhttps://name:kept%3Aone@host\n")
     (tmp_path / ".netrc").write_text("machine host login name password kept:one\n")
     image = sky.Image(pip=[f"git+https://{user}@host/team/a.git"], index_url=f"https://{user}@host/simple")
-    lines, _ = installer.lines(image, "pip", uv=False)
+    lines, _ = installer.steps(image, "pip", uv=False)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").symlink_to(sys.executable)
-    script = "\n".join([f"tmp='{tmp_path}'", *lines, '"$GIT_ASKPASS" "$1"'])
+    script = "\n".join([f"tmp='{tmp_path}'", scripts.read("installer.sh"), *lines, '"$GIT_ASKPASS" "$1"'])
     prompt = f"Password for 'https://{user.partition(':')[0]}@host/team/a.git': "
     env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     command = ["sh", "-c", script, "sh", prompt]
@@ -217,14 +220,6 @@ def test_a_user_without_a_password_may_have_one_on_the_node(user, answer, tmp_pa
 def test_a_host_is_written_in_small_letters():
     """Not every pip finds a host in a netrc file that is written there in another way than in its URL."""
     image = sky.Image(index_url="https://user:secret@Host.Example:8443/Simple")
-    lines, pip = installer.lines(image, "pip", uv=False)
+    lines, pip = installer.steps(image, "pip", uv=False)
     assert pip == "pip --index-url https://host.example:8443/Simple"
     assert 'machine host.example login "user" password "secret"\n' in "\n".join(lines)
-
-
-def test_what_is_filled_in_stays_as_it_is():
-    """A user name or a password that looks like a place in a script is one no less."""
-    image = sky.Image(pip=["git+https://@MARK@:%40STEPS%40@host/a"])
-    script = bootstrap.build(FACTS, image, "env-x", {}).decode()
-    assert "\n@MARK@\n" in script
-    assert "\n@STEPS@\n" in script

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import skyward_lite as sky
@@ -55,3 +58,24 @@ def test_the_package_has_the_names_that_it_lists():
     assert sky.pool is sky.pool
     with pytest.raises(AttributeError, match="'skyward_lite' has no attribute 'poll'"):
         sky.poll  # noqa: B018
+
+
+def test_type_checkers_see_the_names_that_the_package_has():
+    """The names that the package imports for type checkers are those that it looks up, in the same modules."""
+    seen = {}
+    for node in ast.walk(ast.parse(Path(sky.__file__).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            seen |= {alias.name: node.module or "" for alias in node.names if alias.asname == alias.name}
+    assert seen == sky._MODULES
+
+
+def test_pool_is_the_class():
+    """Its signature is the class's own, and so is its docstring."""
+    assert sky.pool is sky.ComputePool
+    signature = inspect.signature(sky.pool)
+    assert list(signature.parameters) == [
+        *("provider", "nodes", "vcpus", "memory_gb", "worker", "image", "plugins"),
+        *("lease", "connect_timeout", "start_timeout", "strict_env"),
+    ]
+    assert [parameter.default for parameter in signature.parameters.values()][7:] == [60.0, 20.0, 600.0, False]
+    assert "`lease`: seconds" in sky.pool.__doc__

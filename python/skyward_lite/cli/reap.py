@@ -1,10 +1,10 @@
 """`python -m skyward_lite reap`: end what EC2 still has of runs that are over.
 
-Everything that `sky.AWS()` makes says in its tags whose it is and until when. What has expired, or belongs to a process
-of this machine that has ended, is ended here; what lives is left alone. Where the tags leave it open whether a run is
-over, its things are listed, with the command that ends them.
+Everything that `sky.AWS()` makes has tags: whose it is, and until when. `reap` ends what has expired, and what belongs
+to a process of this machine that has ended; what lives is left alone. Where the tags leave open whether a run is over,
+its resources are listed, with the command that ends them.
 
-find → judge → end         what there is; what of it is over, which the tags alone decide; its end
+find → judge → end         the resources of each run; which of them are over, by their tags alone; their end
 """
 
 from __future__ import annotations
@@ -20,28 +20,26 @@ from typing import Any, Literal
 
 from .. import _core
 from ..errors import NodeStartError
-from ..providers.aws import api as ec2
-from ..providers.aws import tags as owner
-from ..providers.aws.provider import MAX_TTL
-from ..providers.aws.run import EXPIRES, OWNER, PROCESS, RUN
-from ..providers.aws.termination import remove_group, terminate
+from ..providers.aws.api import AWSError, Clients
+from ..providers.aws.settings import MAX_TTL_SECONDS
+from ..providers.aws.tags import EXPIRES, OWNER, PROCESS, RUN, client_fate
+from ..providers.aws.termination import TERMINATION_SECONDS, delete_group, terminate
 
-SECONDS = 300.0
-"""Bound on ending what is over of one run."""
-LIVING = ["pending", "running", "stopping", "stopped", "shutting-down"]
-CLOCKS = datetime.timedelta(minutes=10)
-"""By how much the clocks of a client and of this machine may differ: AWS refuses calls whose time is 5 minutes off."""
-LATEST = datetime.timedelta(seconds=MAX_TTL) + CLOCKS
-"""How far off an expiry can be."""
-FEW = 5
-"""Names that are listed of what a person is to look at."""
+LIVING_STATES = ["pending", "running", "stopping", "stopped", "shutting-down"]
+"""States of instances that are not terminated."""
+MAX_CLOCK_DIFFERENCE = datetime.timedelta(minutes=10)
+"""Between a client's clock and this machine's: AWS refuses calls of a clock that is wrong by more than 5 minutes."""
+MAX_TIME_TO_EXPIRY = datetime.timedelta(seconds=MAX_TTL_SECONDS) + MAX_CLOCK_DIFFERENCE
+"""No run writes an expiry that is later than this, counted from now."""
+MAX_LISTED_NAMES = 5
+"""Names that one line lists; a person looks up the rest."""
 LEAST_ID = 6
-"""Characters of a run's id that name it."""
+"""Characters of a run's id that name the run, at least."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
-    """Something that a region has, and its tags, which anybody who may tag resources can have written."""
+class Resource:
+    """A resource of a region, and its tags. Anybody who may tag resources can have written any text into them."""
 
     kind: str
     name: str
@@ -50,21 +48,21 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether a thing is over, as far as its tags say it, and why."""
+    """Whether a resource is over, and why: "over" and "lives" are certain, and "unclear" is left to the user."""
 
     state: Literal["over", "lives", "unclear"]
     why: str = ""
 
 
-def find(clients: ec2.Clients, failed: list[str]) -> dict[str, list[Thing]]:
-    """List what the region has of any run, by the run's id; `failed` gets what could not be listed.
+def find(clients: Clients, failed: list[str]) -> dict[str, list[Resource]]:
+    """Return the region's resources by their run's id. Append to `failed` why a kind of resource could not be listed.
 
-    Raises `NodeStartError` if its instances cannot be listed.
+    Raises `NodeStartError` if the instances cannot be listed.
     """
-    ours = {"Name": "tag-key", "Values": [RUN]}
-    # Volumes and interfaces go with their instances; one that does not is left over.
+    with_run = {"Name": "tag-key", "Values": [RUN]}
+    # Volumes and network interfaces end with their instance. One that is "available" has outlived it.
     listings = [
-        ("instance", "describe_instances", "Reservations", "InstanceId", "instance-state-name", LIVING),
+        ("instance", "describe_instances", "Reservations", "InstanceId", "instance-state-name", LIVING_STATES),
         ("security group", "describe_security_groups", "SecurityGroups", "GroupId", "", []),
         ("volume", "describe_volumes", "Volumes", "VolumeId", "status", ["available"]),
         (
@@ -76,9 +74,9 @@ def find(clients: ec2.Clients, failed: list[str]) -> dict[str, list[Thing]]:
             *("state", ["open"]),
         ),
     ]
-    runs: dict[str, list[Thing]] = {}
+    runs: dict[str, list[Resource]] = {}
     for kind, operation, key, name, state, values in listings:
-        filters = [ours, *([{"Name": state, "Values": values}] if state else [])]
+        filters = [with_run, *([{"Name": state, "Values": values}] if state else [])]
         try:
             found = clients.pages(operation, key, Filters=filters)
         except NodeStartError as error:
@@ -91,12 +89,12 @@ def find(clients: ec2.Clients, failed: list[str]) -> dict[str, list[Thing]]:
         for item in found:
             tags = read_tags(item.get("TagSet") or item.get("Tags") or ())
             if RUN in tags:
-                runs.setdefault(tags[RUN], []).append(Thing(kind, item[name], tags))
+                runs.setdefault(tags[RUN], []).append(Resource(kind, item[name], tags))
     return runs
 
 
 def read_tags(listed: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Return the tags that AWS lists. One that has two values has neither: both together say nothing to us."""
+    """Return the tags that AWS lists. If a tag is listed with two values, its value is both, which no check accepts."""
     tags: dict[str, str] = {}
     for tag in listed:
         key, value = tag.get("Key", ""), tag.get("Value", "")
@@ -104,43 +102,51 @@ def read_tags(listed: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return tags
 
 
-def judge(things: Sequence[Thing], now: datetime.datetime, fate: Callable[[str], str] = owner.fate) -> list[Verdict]:
-    """Return what the tags of a run's things say of each.
+def judge(
+    resources: Sequence[Resource], now: datetime.datetime, fate: Callable[[str], str] = client_fate
+) -> list[Verdict]:
+    """Return a verdict on each of a run's resources, by their tags. `fate` tells what became of a tag's process.
 
-    The latest expiry counts for all: one call moves it on, and may not have come to its end.
+    The latest expiry of the run counts for all its resources: a client moves all of them on at once, and may be
+    interrupted in between.
     """
-    expiries = [_expiry(thing.tags, now) for thing in things]
+    expiries = [_expiry(resource.tags, now) for resource in resources]
     latest = max((expires for expires in expiries if isinstance(expires, datetime.datetime)), default=now)
     expired = f"expired at {latest.isoformat(timespec='seconds')}"
-    clients = {thing.tags[PROCESS] for thing in things if thing.tags.get(PROCESS)}
+    clients = {resource.tags[PROCESS] for resource in resources if resource.tags.get(PROCESS)}
     fates = {fate(client) for client in clients}
-    # Tags that contradict one another do not say that a client is gone.
+    # A run has one client. Where the tags name several, none of them is trusted to have been the client.
     gone = clients if len(clients) == 1 and fates == {"gone"} else set()
     verdicts = []
-    for thing, expires in zip(things, expiries, strict=True):
-        if thing.tags.get(PROCESS) in gone:
+    for resource, expires in zip(resources, expiries, strict=True):
+        if resource.tags.get(PROCESS) in gone:
             verdicts.append(Verdict("over", "its client, a process of this machine, has ended"))
         elif isinstance(expires, str):
             verdicts.append(Verdict("unclear", expires))
-        elif now > latest + CLOCKS and "lives" in fates:
-            # After a sleep of this machine, say, before the client has moved the expiry on.
+        elif now > latest + MAX_CLOCK_DIFFERENCE and "lives" in fates:
+            # The client has not moved the expiry on in time, for example because this machine was asleep.
             verdicts.append(Verdict("unclear", f"{expired}, but its client, a process of this machine, has not ended"))
-        elif now > latest + CLOCKS:
+        elif now > latest + MAX_CLOCK_DIFFERENCE:
             verdicts.append(Verdict("over", expired))
         else:
             verdicts.append(Verdict("lives"))
-    stay = [t.name for t, v in zip(things, verdicts, strict=True) if t.kind == "instance" and v.state != "over"]
+    return _spare_used_groups(resources, verdicts)
+
+
+def _spare_used_groups(resources: Sequence[Resource], verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Let a security group be "unclear" while an instance stays: deleting the group would wait for the instance."""
+    pairs = list(zip(resources, verdicts, strict=True))
+    staying = [resource.name for resource, verdict in pairs if resource.kind == "instance" and verdict.state != "over"]
     return [
-        # A group cannot be removed before its instances, and would be waited for.
-        Verdict("unclear", f"{', '.join(stay[:FEW])} may use it")
-        if stay and thing.kind == "security group" and verdict.state == "over"
+        Verdict("unclear", f"{', '.join(staying[:MAX_LISTED_NAMES])} may use it")
+        if staying and resource.kind == "security group" and verdict.state == "over"
         else verdict
-        for thing, verdict in zip(things, verdicts, strict=True)
+        for resource, verdict in pairs
     ]
 
 
 def _expiry(tags: Mapping[str, str], now: datetime.datetime) -> datetime.datetime | str:
-    """Read when a thing expires; a sentence that says why that is unknown."""
+    """Return when a resource expires, or a sentence that says why its expiry is unknown."""
     if EXPIRES not in tags:
         return "it has no expiry"
     shown = repr(_core.printable(tags[EXPIRES], 256, lines=False))
@@ -148,28 +154,28 @@ def _expiry(tags: Mapping[str, str], now: datetime.datetime) -> datetime.datetim
         expires = datetime.datetime.fromisoformat(tags[EXPIRES])
     except ValueError:
         expires = None
-    # Python reads more than what a run writes.
+    # `fromisoformat` also accepts texts that no run writes.
     if expires is None or not (tags[EXPIRES].isascii() and tags[EXPIRES].isprintable()):
         return f"its expiry, {shown}, cannot be read"
     if expires.tzinfo is None:
         return f"its expiry, {shown}, has no time zone"
-    if expires - now > LATEST:
+    if expires - now > MAX_TIME_TO_EXPIRY:
         return f"its expiry, {shown}, is later than that of any run can be"
     return expires
 
 
-def end(clients: ec2.Clients, things: Sequence[Thing], deadline: float) -> None:
-    """End these things of a run. Raises `NodeStartError` for what could not be."""
+def end(clients: Clients, resources: Sequence[Resource], deadline: float) -> None:
+    """End these resources of one run. Raises `NodeStartError` if one cannot be ended."""
 
     def names(kind: str) -> list[str]:
-        return [thing.name for thing in things if thing.kind == kind]
+        return [resource.name for resource in resources if resource.kind == kind]
 
     try:
-        # Before the instances, of which a request could launch another one.
+        # Before the instances: an open request could launch another one.
         if names("spot request"):
             clients.call("cancel_spot_instance_requests", SpotInstanceRequestIds=names("spot request"))
     finally:
-        # Also if requests cannot be cancelled: instances cost most.
+        # Also if the requests cannot be cancelled, because instances cost most.
         if names("instance"):
             terminate(clients, names("instance"), [], deadline)
     removals: list[tuple[str, str, str]] = [
@@ -178,26 +184,26 @@ def end(clients: ec2.Clients, things: Sequence[Thing], deadline: float) -> None:
     ]
     for kind, operation, parameter in removals:
         for name in names(kind):
-            gone: dict[str, Any] = {parameter: name}
+            parameters: dict[str, Any] = {parameter: name}
             try:
-                clients.call(operation, **gone)
-            except ec2.AWSError as error:
+                clients.call(operation, **parameters)
+            except AWSError as error:
                 if not error.code.endswith(".NotFound"):
                     raise
     for group in names("security group"):
-        remove_group(clients, group, deadline)
+        delete_group(clients, group, deadline)
 
 
 def reap(regions: list[str | None], *, dry_run: bool, only: str | None = None) -> int:
-    """List the runs of the regions, and end those that are over: 0 if nothing is left but what lives, else 1.
+    """List the runs of the regions, and end those that are over. Return 0 if only living runs are left, else 1.
 
-    `only` is a run's id or its beginning: all of that run is ended, whatever its tags say, and nothing else.
+    `only` is a run's id or its beginning: that run alone is ended, whatever its tags say.
     """
-    status, named = 0, False
+    status, is_found = 0, False
     for region in regions:
         failed: list[str] = []
         try:
-            clients = ec2.Clients(region)
+            clients = Clients(region)
             runs = find(clients, failed)
         except NodeStartError as error:
             print(f"{region or 'the default region'}: {error}", file=sys.stderr)
@@ -211,44 +217,45 @@ def reap(regions: list[str | None], *, dry_run: bool, only: str | None = None) -
         if only is not None:
             matching = [run for run in runs if run == only] or [run for run in runs if run.startswith(only)]
             if len(matching) > 1:
-                several = ", ".join(_shown(run) for run in sorted(matching)[:FEW])
+                several = ", ".join(_shown(run) for run in sorted(matching)[:MAX_LISTED_NAMES])
                 print(f"{clients.region}: --run {only} may mean {several}: give more of the id", file=sys.stderr)
-            named |= bool(matching)
+            is_found |= bool(matching)
             status |= len(matching) > 1
             runs = {run: runs[run] for run in matching} if len(matching) == 1 else {}
-        for run, things in sorted(runs.items()):
-            status |= _reap_run(clients, run, things, dry_run=dry_run, asked_for=only is not None)
-    if only is not None and not named:
+        for run, resources in sorted(runs.items()):
+            status |= _reap_run(clients, run, resources, dry_run=dry_run, is_named=only is not None)
+    if only is not None and not is_found:
         print(f"there is no run whose id begins with {only}", file=sys.stderr)
         status = 1
     return status
 
 
-def _reap_run(clients: ec2.Clients, run: str, things: Sequence[Thing], *, dry_run: bool, asked_for: bool) -> int:
-    """List one run, and end what is over of it: 0 if nothing is left but what lives, else 1."""
+def _reap_run(clients: Clients, run: str, resources: Sequence[Resource], *, dry_run: bool, is_named: bool) -> int:
+    """List one run, and end what is over of it: 0 if only living resources are left, else 1."""
     verdicts = (
-        [Verdict("over", "asked for")] * len(things)
-        if asked_for
-        else judge(things, datetime.datetime.now(datetime.UTC))
+        [Verdict("over", "asked for")] * len(resources)
+        if is_named
+        else judge(resources, datetime.datetime.now(datetime.UTC))
     )
     status = 0
-    over: list[Thing] = []
-    for verdict, some in _by_verdict(things, verdicts):
-        owners = sorted({thing.tags[OWNER] for thing in some if thing.tags.get(OWNER)}) or ["?"]
-        about = f"{clients.region}: run {_shown(run)} of {_shown(', '.join(owners))}: {_count(some)}"
+    over: list[Resource] = []
+    for verdict, group in _by_verdict(resources, verdicts):
+        owners = sorted({resource.tags[OWNER] for resource in group if resource.tags.get(OWNER)}) or ["?"]
+        about = f"{clients.region}: run {_shown(run)} of {_shown(', '.join(owners))}: {_count(group)}"
         if verdict.state == "over":
-            over += some
+            over += group
             print(f"{about}: {verdict.why}", flush=True)
         elif verdict.state == "lives":
             print(f"{about}: lives, and is left alone", flush=True)
         else:
-            names = ", ".join(thing.name for thing in some[:FEW]) + (", …" if len(some) > FEW else "")
-            command = _command(clients.region, run, some)
-            print(f"{about}: {verdict.why}: it may live, and is left alone ({names}); {command}", flush=True)
+            names = ", ".join(resource.name for resource in group[:MAX_LISTED_NAMES])
+            more = ", …" if len(group) > MAX_LISTED_NAMES else ""
+            command = _command(clients.region, run, group)
+            print(f"{about}: {verdict.why}: it may live, and is left alone ({names}{more}); {command}", flush=True)
             status = 1
     if over and not dry_run:
         try:
-            end(clients, over, time.monotonic() + SECONDS)
+            end(clients, over, time.monotonic() + TERMINATION_SECONDS)
             print(f"{clients.region}: run {_shown(run)}: ended")
         except NodeStartError as error:
             print(f"{clients.region}: run {_shown(run)}: {error}", file=sys.stderr)
@@ -256,23 +263,23 @@ def _reap_run(clients: ec2.Clients, run: str, things: Sequence[Thing], *, dry_ru
     return status
 
 
-def _by_verdict(things: Sequence[Thing], verdicts: Sequence[Verdict]) -> Iterator[tuple[Verdict, list[Thing]]]:
-    pairs = sorted(zip(verdicts, things, strict=True), key=lambda pair: (pair[0].state, pair[0].why))
-    for verdict, some in itertools.groupby(pairs, key=lambda pair: pair[0]):
-        yield verdict, [thing for _, thing in some]
+def _by_verdict(resources: Sequence[Resource], verdicts: Sequence[Verdict]) -> Iterator[tuple[Verdict, list[Resource]]]:
+    pairs = sorted(zip(verdicts, resources, strict=True), key=lambda pair: (pair[0].state, pair[0].why))
+    for verdict, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        yield verdict, [resource for _, resource in group]
 
 
-def _count(things: Sequence[Thing]) -> str:
-    kinds = [thing.kind for thing in things]
+def _count(resources: Sequence[Resource]) -> str:
+    kinds = [resource.kind for resource in resources]
     numbers = {kind: kinds.count(kind) for kind in kinds}
     return ", ".join(f"{number} {kind}{'s' * (number > 1)}" for kind, number in numbers.items())
 
 
-def _command(region: str, run: str, things: Sequence[Thing]) -> str:
-    """Return what ends things of which it is unknown whether they live."""
+def _command(region: str, run: str, resources: Sequence[Resource]) -> str:
+    """Return a sentence with the command that ends resources which may live."""
     if len(run) >= LEAST_ID and re.fullmatch(r"\w[\w.-]*", run, re.ASCII):
         return f"`python -m skyward_lite reap --region {region} --run {run}` ends all of this run"
-    instances = [thing.name for thing in things if thing.kind == "instance"]
+    instances = [resource.name for resource in resources if resource.kind == "instance"]
     if instances:
         ends = "ends it" if len(instances) == 1 else "ends them"
         return f"`aws ec2 terminate-instances --region {region} --instance-ids {' '.join(instances)}` {ends}"

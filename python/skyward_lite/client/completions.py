@@ -1,7 +1,7 @@
-"""Lanes: what was submitted together, and the thread that settles it.
+"""Completion queues: tasks that were submitted together, and the thread that takes their ends from the Rust core.
 
-Futures share one. Each call of `Parallel` has its own, because joblib reads the call's input in its callbacks: that may
-wait for what other lanes bring, and holds nobody else up.
+All futures of a pool share one queue. Each call of `Parallel` has its own, because joblib reads the call's input in its
+callbacks: reading may wait for what other queues bring, and must hold nobody else up.
 """
 
 from __future__ import annotations
@@ -10,61 +10,98 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from .. import _core
 from ..errors import PoolClosedError
 from ..pickling import managers, payload
-
-if TYPE_CHECKING:
-    from .pool import ComputePool
+from .lifecycle import Lifecycle
 
 log = logging.getLogger("skyward_lite")
 
-LANES: Final = 1 << 24
-"""Lanes that a pool can have at once."""
 CLOSED: Final = "this pool is closed: tasks are sent inside its with block"
 MAX_NANOS: Final = 2**63
-"""Bound on what a task is said to run for, in nanoseconds; it fits the wire."""
-RESOLVE_MS: Final = 1_000
-"""Bound on one wait for finished tasks; closing wakes the waiting thread at once."""
-
+"""Bound on the time limit of one task, in nanoseconds; it fits the wire."""
+TAKE_MS: Final = 1_000
+"""Bound on one wait for ended tasks; closing the pool wakes the waiting thread at once."""
+FUTURES: Final = 0
+"""The number of the queue that all futures of a pool share: the core has it open from the start."""
 
 AbandonHook = Callable[[set[threading.Thread]], bool]
 
 
-class Call(Protocol):
-    """A submitted task, at the client."""
+class Pending(Protocol):
+    """A submitted task, at the client: a future or a batch of joblib."""
 
-    def resolve(self, tag: int, nanos: int, pickled: Any, buffers: Any) -> None:
-        """Take the task's end. Called once, on the lane's thread or the one that cancels; must not raise."""
+    def resolve(self, code: int, nanos: int, pickled: Any, buffers: Any) -> None:
+        """Take the task's end. Called once, on the queue's thread or on the one that cancels; must not raise."""
+
+
+class Completions:
+    """All completion queues of one pool."""
+
+    def __init__(self, core: _core.Core, task_timeout: float | None, lifecycle: Lifecycle) -> None:
+        self.core = core
+        self.lifecycle = lifecycle
+        self.call_nanos = int((task_timeout or 0) * 1e9)
+        """The time limit of one call, in nanoseconds; 0 for none."""
+        self.queues: dict[int, CompletionQueue] = {}
+        """The queues whose threads run, by number; each enters and removes itself."""
+        self.futures = CompletionQueue(self, FUTURES)
+        """The queue that all futures share. It is open as long as the pool is."""
+
+    def open(self, abandon: AbandonHook) -> CompletionQueue:
+        """Open a queue for one call of `Parallel`, which neither waits for nor holds up what else is submitted."""
+        queue = CompletionQueue(self, self.core.open_queue(), abandon)
+        queue.start()
+        return queue
+
+    def count(self) -> int:
+        """Return how many tasks have not ended."""
+        return sum(len(queue.pending) for queue in list(self.queues.values()))
+
+    def is_pending(self, task: int) -> bool:
+        """Return whether the task of this number has not ended."""
+        queue = self.queues.get(task >> _core.QUEUE_SHIFT)
+        return queue is not None and task in queue.pending
+
+    def runs_this_thread(self) -> bool:
+        """Return whether the calling thread is that of a queue: then it runs a callback, and cannot wait for others."""
+        return any(queue.is_current() for queue in list(self.queues.values()))
+
+    def has_waiters(self) -> bool:
+        """Return whether any thread that is not leaving the pool waits for tasks, or needs their ends.
+
+        Every queue is asked, because a queue that nobody waits for abandons its tasks when it is asked.
+        """
+        waited_for = [queue for queue in list(self.queues.values()) if queue.has_waiters(self.lifecycle.leaving)]
+        return bool(waited_for)
 
 
 class CompletionQueue:
-    """Tasks, and the thread that settles their calls.
+    """Tasks that have not ended, and the thread that resolves them.
 
-    `abandon` is called when the pool's block is left, with the threads that wait for that: if nobody else can wait for
-    this lane's tasks it ends them, and says so by true.
+    `abandon` is called when the pool's block is left, with the threads that wait for the block's end. If no other
+    thread can wait for this queue's tasks, it aborts them and returns true.
     """
 
-    def __init__(self, pool: ComputePool, number: int, abandon: AbandonHook | None = None) -> None:
-        self.calls: dict[int, Call] = {}
-        """What has not ended: task number → its call."""
-        self.left = False
-        """Nobody waits for it any more."""
-        self._pool = pool
+    def __init__(self, completions: Completions, number: int, abandon: AbandonHook | None = None) -> None:
+        self.pending: dict[int, Pending] = {}
+        """Task number → what waits for the task's end. An entry is removed when its `resolve` has returned."""
+        self._abandoned = False
+        self._completions = completions
+        self._core = completions.core
         self._number = number
         self._abandon = abandon
-        self._nanos = int((pool.worker.task_timeout or 0) * 1e9)
-        # 0 is the task of what has none yet.
+        self._call_nanos = completions.call_nanos
+        # From 1 on, because 0 stands for a batch that has no task yet.
         self._tasks = itertools.count((number << _core.QUEUE_SHIFT) + 1)
-        self._over = False
-        self._thread = threading.Thread(target=self._settle, name=f"skyward-resolve-{number}", daemon=True)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._resolve_all, name=f"skyward-resolve-{number}", daemon=True)
 
     def start(self) -> None:
-        """Begin to resolve. From now on tasks may be sent."""
-        self._pool._core.open_queue(self._number)
-        self._pool._lanes[self._number] = self
+        """Start the thread. From now on tasks may be sent."""
+        self._completions.queues[self._number] = self
         try:
             self._thread.start()
         except BaseException:
@@ -72,88 +109,97 @@ class CompletionQueue:
             raise
 
     def stop(self) -> None:
-        """Let the thread end with the last task. Nothing is sent any more but from its callbacks."""
-        self._over = True
-        self._pool._core.wake(self._number)
+        """End the thread after the last task. Only callbacks of this queue's tasks may send tasks from now on."""
+        self._stopped = True
+        self._core.wake(self._number)
 
     def join(self, seconds: float) -> bool:
-        """Wait until everything is settled; true if it is, or if this is the thread that settles."""
+        """Wait until every task is resolved. Return whether they are, or whether the calling thread resolves them."""
         if self.is_current() or not self._thread.is_alive():
             return True
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def is_current(self) -> bool:
-        """Say whether the calling thread settles this lane."""
+        """Return whether the calling thread is the one that resolves this queue's tasks."""
         return threading.current_thread() is self._thread
 
-    def is_awaited(self, leaving: set[threading.Thread]) -> bool:
-        """Say whether something has not ended that others than these threads wait for, or cannot be done without."""
-        if self.calls and not self.left and self._abandon is not None:
-            self.left = self._abandon(leaving)
-        return bool(self.calls) and not self.left
+    def has_waiters(self, leaving: set[threading.Thread]) -> bool:
+        """Return whether a task has not ended that threads other than `leaving` wait for, or must not lose.
+
+        If there is none such task, the tasks that are left are abandoned.
+        """
+        if self.pending and not self._abandoned and self._abandon is not None:
+            self._abandoned = self._abandon(leaving)
+        return bool(self.pending) and not self._abandoned
 
     def send(
         self,
-        call: Call,
+        waiter: Pending,
         kind: int,
         pickled: bytes,
         buffers: payload.Buffers,
         node: int | None = None,
         calls: int = 1,
     ) -> int:
-        """Append a task of so many calls to the queue; its number. `node`: that one's number in `nodes()`, or any."""
+        """Submit a task of so many calls, to the node of this number in `pool.nodes()` or to any; return its number.
+
+        Raise `PoolClosedError` if the pool is closed.
+        """
         task = next(self._tasks)
-        self.calls[task] = managers.Keeping(call) if managers.unclaimed else call
-        nanos = self._nanos and min(self._nanos * calls, MAX_NANOS)
-        self._accepted(task, self._pool._core.submit(task, kind, pickled, buffers, node, nanos))
+        self.pending[task] = managers.Keeping(waiter) if managers.unclaimed else waiter
+        nanos = self._call_nanos and min(self._call_nanos * calls, MAX_NANOS)
+        if not self._core.submit(task, kind, pickled, buffers, node, nanos):
+            self._refuse(task)
         return task
 
-    def end(self, call: Call) -> None:
-        """Let a call that cannot be sent be settled like one that was."""
+    def end(self, waiter: Pending) -> None:
+        """Have a task that cannot be sent resolved on the queue's thread, like one that was sent."""
         task = next(self._tasks)
-        self.calls[task] = call
-        self._accepted(task, self._pool._core.end(task))
+        self.pending[task] = waiter
+        if not self._core.end(task):
+            self._refuse(task)
 
-    def _accepted(self, task: int, accepted: bool) -> None:
-        if not accepted:
-            del self.calls[task]
-            raise PoolClosedError(CLOSED)
+    def _refuse(self, task: int) -> None:
+        del self.pending[task]
+        raise PoolClosedError(CLOSED)
 
     def cancel(self, task: int, bound_ms: int = 0) -> None:
-        """Drop a task that has not started; the call is settled now or when its node has answered."""
-        if self._pool._core.cancel(task, bound_ms):
-            self.calls[task].resolve(_core.CANCELLED, 0, b"", None)
-            del self.calls[task]
+        """Drop a task that has not started. It is resolved now, or when the node that has it has answered."""
+        if self._core.cancel(task, bound_ms):
+            self.pending[task].resolve(_core.CANCELLED, 0, b"", None)
+            del self.pending[task]
 
     def abort(self, task: int) -> None:
-        """Drop a task, or end it if it is running. Never settles its call itself."""
-        self._pool._core.abort(task)
+        """Drop a task, or end it if it is running. It is resolved later, on the queue's thread."""
+        self._core.abort(task)
 
-    def _settle(self) -> None:
-        calls, core = self.calls, self._pool._core
-        call: Call | None
+    def _resolve_all(self) -> None:
+        pending, core = self.pending, self._core
+        waiter: Pending | None
         pickled: Any
         buffers: Any
-        while (calls or not self._over) and (ended := core.finished(self._number, RESOLVE_MS)) is not None:
-            for task, _, tag, nanos, pickled, buffers in ended:
-                call = calls.get(task)
-                if call is None:
+        while (pending or not self._stopped) and (ended := core.finished(self._number, TAKE_MS)) is not None:
+            for task, _, code, nanos, pickled, buffers in ended:
+                waiter = pending.get(task)
+                if waiter is None:
                     continue
                 try:
-                    call.resolve(tag, nanos, pickled, buffers)
+                    waiter.resolve(code, nanos, pickled, buffers)
                 except BaseException:
-                    # Nobody is left to tell, and the other tasks must not suffer.
+                    # Nobody waits for this callback's end, and the other tasks' must not suffer.
                     log.exception("a callback of task %d failed", task)
-                # Not before: while it settles it may submit, and whoever waits for the last call waits for that too.
-                del calls[task]
-            # What was settled is its receiver's: nothing here keeps it while waiting.
+                # Removed only after its callback has returned: the callback may submit further tasks, and whoever
+                # leaves the pool must wait for those as well.
+                del pending[task]
+            # A result belongs to its receiver: nothing in this frame keeps it while the thread waits for the next.
             del ended
-            call = pickled = buffers = None
-            if not calls:
-                self._pool._wake_leavers()
+            waiter = pickled = buffers = None
+            if not pending:
+                self._completions.lifecycle.notify()
         self._close()
 
     def _close(self) -> None:
-        self._pool._core.close_queue(self._number)
-        del self._pool._lanes[self._number]
+        # In this order: the core may give the number of a closed queue to another one at once.
+        del self._completions.queues[self._number]
+        self._core.close_queue(self._number)

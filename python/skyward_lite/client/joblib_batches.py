@@ -1,9 +1,9 @@
 """Automatic batches of a `Parallel` call that travel in parts.
 
-joblib chooses the size of an automatic batch before it knows its tasks. Two of its choices are put right here, and
-joblib is told only of the whole batch. A batch that is larger than `max_payload` is sent in halves. A batch that runs
-for too long is given back after the call that was running: the worker returns the values so far, and the calls that
-it has not begun are sent again in small parts, to any slots that are free.
+joblib chooses the size of an automatic batch before it knows the batch's tasks. Two of its choices are put right here,
+and joblib is told only of the whole batch. A batch that is larger than `max_payload` is sent in halves. A batch that
+runs for too long is given back after the call that was running: the worker returns the values so far, and the calls
+that it has not begun are sent again in small parts, to any slots that are free.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 PATIENCE: Final = 10
-"""A batch is given back when it has run for so many times the longest time that it should take."""
+"""A batch is given back when it has run for 10 times the longest time that a batch should take."""
 
 
 class Parts:
@@ -20,13 +20,13 @@ class Parts:
 
     def __init__(self, calls: int) -> None:
         self.over = False
-        """The batch has ended: its values are complete, or a part has failed."""
+        """Whether the batch has ended: its values are complete, or a part has failed."""
         self._missing = calls
         self._values: dict[int, list[Any]] = {}
         """Place of a part's first call in the batch → the values from there on."""
 
     def add(self, first: int, values: list[Any]) -> None:
-        """Note the values of consecutive calls. Each call's value comes once."""
+        """Add the values of consecutive calls. Each call's value comes once."""
         self._values[first] = values
         self._missing -= len(values)
         self.over = self._missing == 0

@@ -5,8 +5,8 @@
     slow(3) @ pool         its results on every ready node, as a list
     (a & b) >> pool        several calls at once, as a tuple; so does gather(a, b) >> pool
 
-An operator that binds tighter than `&` wants the parentheses. Each operator runs the calls anew, with their arguments
-as they are then.
+The operators `>>` and `@` bind tighter than `&`, so a group needs the parentheses. Each operator runs the calls anew,
+with their arguments as they are then.
 """
 
 # Not compute.py: a submodule hides the function of the same name in the package as soon as something imports it.
@@ -26,7 +26,9 @@ from typing import Any, Concatenate, Generic, Never, NoReturn, ParamSpec, Self, 
 from ..errors import NodeLostError
 from ..pickling import payload
 from ..pickling.pickler import travels_by_name
+from .nodes import NodeState
 from .pool import ComputePool
+from .tasks import Tasks
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -45,7 +47,7 @@ Ts = TypeVarTuple("Ts")
 
 
 def compute(fn: Callable[P, T]) -> ComputeFunction[P, T]:
-    """Decorate a function so that calling it gives a lazy call; `fn.local(...)` calls it here and now.
+    """Decorate a function so that calling it returns a lazy call; `fn.local(...)` calls it here and now.
 
     Methods may be decorated too; `self` is sent like any argument.
     """
@@ -62,13 +64,13 @@ class ComputeFunction(Generic[P, T]):
     def __init__(self, fn: Callable[P, T]) -> None:
         if isinstance(fn, (staticmethod, classmethod)) or not callable(fn):
             raise TypeError(f"@sky.compute takes a function, not {fn!r}: @staticmethod and @classmethod go above it")
-        self.__name__ = self.__qualname__ = type(fn).__name__  # of what has no name, as functools.partial
-        # Not what else the function's __dict__ has: it could replace our own attributes.
+        self.__name__ = self.__qualname__ = type(fn).__name__  # for a callable without a name, as functools.partial
+        # Not the function's __dict__: its entries could replace our own attributes.
         functools.update_wrapper(self, fn, updated=())
         self.local = fn
         if isinstance(fn, types.FunctionType) and "<" not in fn.__qualname__ and not _is_found(fn):
-            # Its name will lead to this object. So that pickles can still name it, instead of holding its code and its
-            # module's globals, it gets the name under which it will be found.
+            # The function's name will lead to this object. With the name under which the function will be found,
+            # pickles can still name it, instead of holding its code and its module's globals.
             fn.__qualname__ += ".local"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> LazyCall[T]:
@@ -97,29 +99,29 @@ class ComputeFunction(Generic[P, T]):
 
 
 class Lazy(abc.ABC, Generic[R_co]):
-    """Calls that have not run: what the operators take on their left."""
+    """Calls that have not run: the left side of the operators."""
 
     __slots__ = ()
 
     def __gt__(self, pool: ComputePool) -> Future[R_co]:
-        """Run it on the pool; its future. Raises at once what pickling it raises, and nothing is sent then."""
+        """Run it on the pool, and return its future. An error of pickling is raised at once; then nothing is sent."""
         _check(self, ">", pool)
         return self._start(pool, self._encode(pool), None)
 
     def __rshift__(self, pool: ComputePool) -> R_co:
-        """Run it on the pool; its result. If the wait is interrupted, what has not started is cancelled."""
+        """Run it on the pool, and return its result. If the wait is interrupted, calls that wait never run."""
         _check(self, ">>", pool)
         return _result(self > pool)
 
     def __matmul__(self, pool: ComputePool) -> list[R_co]:
-        """Run it on each node that is ready; the results in the order of `pool.nodes()`.
+        """Run it on each node that is ready, and return the results in the order of `pool.nodes()`.
 
-        The first error in that order is raised, and what has not started on other nodes is cancelled; so it is
-        `NodeLostError` if a node goes away. A group runs as a whole on each node.
+        The first error in that order is raised, `NodeLostError` if a node went away, and calls that have not started on
+        other nodes are cancelled. A group runs as a whole on each node.
         """
         _check(self, "@", pool)
         encoded = self._encode(pool)
-        ready = [number for number, node in enumerate(pool.nodes()) if node.state == "ready"]
+        ready = [number for number, node in enumerate(pool.nodes()) if node.state == NodeState.READY]
         if not ready:
             raise NodeLostError(f"{self!r} @ pool: no node is ready")
         return list(_result(_Together([self._start(pool, encoded, number) for number in ready])))
@@ -141,15 +143,15 @@ class Lazy(abc.ABC, Generic[R_co]):
 
     @abc.abstractmethod
     def _shown(self) -> str:
-        """Give it as one would write it."""
+        """Return the text that a user would write for it."""
 
     @abc.abstractmethod
     def _encode(self, pool: ComputePool) -> list[payload.Encoded]:
-        """Pickle it: once, for however many nodes."""
+        """Return its calls as they are sent: pickled once, for however many nodes."""
 
     @abc.abstractmethod
     def _start(self, pool: ComputePool, encoded: list[payload.Encoded], node: int | None) -> Future[R_co]:
-        """Send it, to one node or to whichever is free."""
+        """Send its calls, to the node of that number or to whichever is free, and return their future."""
 
 
 class LazyCall(Lazy[T_co]):
@@ -167,7 +169,7 @@ class LazyCall(Lazy[T_co]):
     @overload
     def __and__(self, other: LazyGroup[*Ts]) -> LazyGroup[T_co, *Ts]: ...
     def __and__(self, other: object) -> Any:
-        """Give the group of both."""
+        """Return the group of both."""
         return LazyGroup(self, *_members(self, other))
 
     def _shown(self) -> str:
@@ -176,17 +178,17 @@ class LazyCall(Lazy[T_co]):
         return f"{self._function.__name__}({', '.join(args)})"
 
     def _encode(self, pool: ComputePool) -> list[payload.Encoded]:
-        return [pool._encode_call(self._function.local, self._args, self._kwargs)]
+        return [Tasks.of(pool).encode_call(self._function.local, self._args, self._kwargs)]
 
     def _start(self, pool: ComputePool, encoded: list[payload.Encoded], node: int | None) -> Future[T_co]:
-        return pool._future(*encoded[0], node)
+        return Tasks.of(pool).submit(*encoded[0], node)
 
 
 class LazyGroup(Lazy[tuple[*Ts]], Generic[*Ts]):
     """Calls that run at once. Their results are a tuple in the order of the calls.
 
     As in `Executor.map` the first error in that order is raised, as soon as it is reached; then the calls that have
-    not started are cancelled, and what runs goes on to its end, unseen.
+    not started are cancelled, and calls that are running go on to their ends, which nobody sees.
     """
 
     __slots__ = ("_calls",)
@@ -199,7 +201,7 @@ class LazyGroup(Lazy[tuple[*Ts]], Generic[*Ts]):
     @overload
     def __and__(self, other: LazyGroup[*tuple[Any, ...]]) -> LazyGroup[*tuple[Any, ...]]: ...
     def __and__(self, other: object) -> Any:
-        """Give the group with further members."""
+        """Return the group with further members."""
         return LazyGroup(*self._calls, *_members(self, other))
 
     def _shown(self) -> str:
@@ -208,10 +210,12 @@ class LazyGroup(Lazy[tuple[*Ts]], Generic[*Ts]):
         return f"gather({', '.join(call._shown() for call in self._calls)})"
 
     def _encode(self, pool: ComputePool) -> list[payload.Encoded]:
-        return [encoded for call in self._calls for encoded in call._encode(pool)]
+        encode = Tasks.of(pool).encode_call
+        return [encode(call._function.local, call._args, call._kwargs) for call in self._calls]
 
     def _start(self, pool: ComputePool, encoded: list[payload.Encoded], node: int | None) -> Future[tuple[*Ts]]:
-        return _Together([pool._future(pickled, buffers, node) for pickled, buffers in encoded])
+        submit = Tasks.of(pool).submit
+        return _Together([submit(pickled, buffers, node) for pickled, buffers in encoded])
 
 
 class _Together(Future[Any]):
@@ -220,71 +224,76 @@ class _Together(Future[Any]):
     def __init__(self, members: Sequence[Future[Any]]) -> None:
         super().__init__()
         self._members = members
-        self._good = 0
-        """How many, from the first on, have a value."""
-        self._over = False
-        self._turn = threading.Lock()
-        self._look()
+        self._returned = 0
+        """How many members, counted from the first up to the first without a value, have a value."""
+        self._claimed = False
+        """Whether a thread has begun to resolve this future. Each resolves once."""
+        self._lock = threading.Lock()
+        """Guards the fields above."""
+        self._on_member_end()
         for member in members:
-            member.add_done_callback(self._look)
+            member.add_done_callback(self._on_member_end)
 
-    def _look(self, _: object = None) -> None:
+    def _on_member_end(self, _: object = None) -> None:
         members = self._members
-        with self._turn:
-            while self._good < len(members) and members[self._good].done() and not _failed(members[self._good]):
-                self._good += 1
-            if self._over or (self._good < len(members) and not members[self._good].done()):
+        with self._lock:
+            while self._returned < len(members) and _has_value(members[self._returned]):
+                self._returned += 1
+            if self._claimed or (self._returned < len(members) and not members[self._returned].done()):
                 return
-            self._end()
-        # Without the lock: callbacks may do anything.
-        if self._good == len(members):
+            self._claim()
+        # Without the lock, because this future's own callbacks may do anything.
+        if self._returned == len(members):
             self.set_result(tuple(member.result() for member in members))
             return
-        # First, so that whoever gets the error knows that nothing more will start.
-        for member in members[self._good + 1 :]:
+        # Before the error is set, so that whoever gets the error knows that nothing more will start.
+        for member in members[self._returned + 1 :]:
             member.cancel()
-        bad = members[self._good]
-        if bad.cancelled():
-            self._say_cancelled()
+        failed = members[self._returned]
+        if failed.cancelled():
+            self._set_cancelled()
         else:
-            self.set_exception(bad.exception())
+            self.set_exception(failed.exception())
 
-    def _end(self) -> None:
-        """Be the one who settles. The members' callbacks lead here: let go of them, or all live on as a cycle."""
-        self._over = True
+    def _claim(self) -> None:
+        """Note that the calling thread resolves this future.
+
+        The members are dropped: their callbacks refer to this future, so that all of them would live on as a cycle.
+        """
+        self._claimed = True
         self._members = ()
 
-    def _say_cancelled(self) -> None:
+    def _set_cancelled(self) -> None:
         super().cancel()
         self.set_running_or_notify_cancel()
 
     def cancel(self) -> bool:
-        """Cancel what has not started; true if that was some of it, for then there will be no tuple."""
+        """Cancel the members that have not started. Return true if there was one: then there will be no tuple."""
         members = self._members
-        stopped = [member.cancel() for member in members]
-        with self._turn:
-            mine = any(stopped) and not self._over
-            if mine:
-                self._end()
-        if mine:
-            self._say_cancelled()
+        cancelled = [member.cancel() for member in members]
+        with self._lock:
+            claimed = any(cancelled) and not self._claimed
+            if claimed:
+                self._claim()
+        if claimed:
+            self._set_cancelled()
         return self.cancelled()
 
 
-def _failed(done: Future[Any]) -> bool:
-    return done.cancelled() or done.exception() is not None
+def _has_value(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _result(future: Future[R]) -> R:
-    """Wait for a future that nobody else has."""
+    """Return the result of a future that nobody else has."""
     try:
         return future.result()
     except BaseException:
-        # Ctrl-C too: what has not started must not start when nobody waits for it.
+        # After Ctrl-C, too, nobody waits for the calls any more: those that have not started must not start.
         future.cancel()
         raise
     finally:
-        # The error's traceback leads to this frame, and from here to the error: no cycle.
+        # The error's traceback refers to this frame. Without the future, this frame does not refer back to the error.
         del future
 
 
@@ -312,7 +321,7 @@ def _not_lazy(left: object, right: object) -> TypeError:
 
 
 def _is_found(fn: Any) -> bool:
-    """Whether its module has it under its qualified name, which is how pickle looks for it."""
+    """Return whether its module has it under its qualified name, by which pickle would look for it."""
     try:
         return operator.attrgetter(fn.__qualname__)(sys.modules[fn.__module__]) is fn
     except (AttributeError, KeyError):
@@ -334,9 +343,9 @@ def gather(
 @overload
 def gather(*calls: LazyCall[T]) -> LazyGroup[*tuple[T, ...]]: ...
 def gather(*calls: LazyCall[Any]) -> LazyGroup[*tuple[Any, ...]]:
-    """Give the group of these calls, which run at once: `gather(*[slow(i) for i in range(10)]) >> pool` is a tuple.
+    """Return the group of these calls, which run at once: `gather(*[slow(i) for i in range(10)]) >> pool` is a tuple.
 
-    `gather(a, b)` is `a & b`. Of more than five calls of different types the tuple's types are not known.
+    `gather(a, b)` is `a & b`. For more than five calls of different types, type checkers do not know the tuple's types.
     """
     for call in calls:
         if not isinstance(call, LazyCall):

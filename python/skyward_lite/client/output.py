@@ -1,17 +1,17 @@
-"""What workers wrote, on its way to this process's streams: whole lines, each with its node's name.
+"""What tasks print, on this process's streams: whole lines, each with its node's name.
 
 A line comes in parts if it is long, or if its worker paused within it, and other workers' lines may come between the
-parts. So the beginning of a line is kept, for each worker and stream, until its end is there. What is written:
+parts. So the beginning of a line is held, for each worker and stream, until the line's end has come. The printer writes
 
-- a whole line, as soon as its end is there;
+- a whole line, as soon as its end has come;
 - the beginning of a line whose worker has paused: on a terminal and in a notebook as a status line, which is erased
   before anything else is written; elsewhere as it is, and the rest of the line follows it;
-- of a line that is written over with `\\r`, as progress bars do, the last state: on a terminal and in a notebook as a
+- the last state of a line that is written over with `\\r`, as by progress bars: on a terminal and in a notebook as a
   status line about twice a second; elsewhere when the line ends;
-- a line of more than 1 MiB in parts of that length, and other workers' lines may then come between them.
+- a line of more than 1 MiB in parts of 1 MiB, and other workers' lines may then come between the parts.
 
-What tasks print is theirs: it is written as it is, with its colours and whatever else a terminal obeys. What a node
-says of itself goes another way, into errors and the log, and is made harmless there (`_core.printable`).
+Tasks' text is written as it is, with its colours and whatever else a terminal obeys. A node's reports of itself go
+another way, into errors and the log, and are made harmless there (`_core.printable`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from typing import Any
 
 from .. import _core
 
-WAIT_MS = 1_000
+TAKE_MS = 1_000
 """Bound on one wait for output; closing the pool wakes the thread at once."""
-LONGEST = 1 << 20
-"""Bytes of a line that are kept until its end is there."""
-MOST = 16 << 20
-"""Bytes of all lines that are kept, each of which counts for `LEAST` at least."""
-LEAST = 1024
+MAX_HELD_LINE = 1 << 20
+"""Bytes of one line that are held until the line's end has come."""
+MAX_HELD = 16 << 20
+"""Bytes of all lines that are held. Each line counts for `HELD_LINE_COST` at least."""
+HELD_LINE_COST = 1024
 """About the memory that the beginning of a line takes with the name of its stream, in bytes."""
 STDOUT, PAUSED, STREAMS = 1, 4, 3
-"""In the number of a stream: standard output, the mark of a pause, and the bits of the stream itself. See output.rs."""
+"""In the number of a stream: standard output, the mark of a pause, and the bits of the stream itself. The core, which
+makes these numbers, describes them at `output` in `_core.pyi`."""
 
 Source = tuple[str, int]
 """A node's name, and the number of the stream of one of its workers."""
@@ -47,15 +48,16 @@ class Printer:
     def __init__(self, core: _core.Core) -> None:
         self._core = core
         self._thread = threading.Thread(target=self._run, name="skyward-print", daemon=True)
-        self._kept: dict[Source, bytes] = {}
-        """The beginnings of lines, without the parts that were written."""
-        self._size = 0
+        self._held: dict[Source, bytes] = {}
+        """The beginnings of lines whose end has not come, without the parts that were written."""
+        self._held_cost = 0
+        """The cost of all that is held, in bytes."""
         self._open: dict[int, Source] = {}
-        """For each stream that ends within a line: whose line that is."""
+        """For each of this process's streams that ends within a line, the worker whose line that is."""
         self._paused: Source | None = None
-        """Whose line the status line shows."""
+        """The worker whose line the status line shows."""
         self._status: tuple[Any, str] | None = None
-        """The status line that is there, and its stream."""
+        """The stream and the text of the status line that is on the screen."""
         self._cell: Any = None
         """ipykernel's mark of the notebook cell that made the latest call."""
 
@@ -64,53 +66,54 @@ class Printer:
         self._thread.start()
 
     def join(self, seconds: float) -> None:
-        """Wait until all is written of a pool that is closed. Whoever reads the streams may have stopped to do so."""
+        """Wait until everything is written, once the core is closed; not for ever, as nobody may read the streams."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
 
     def call_made(self) -> None:
-        """Note which notebook cell makes a call on this thread: what workers write from now on appears below it.
+        """Note which notebook cell makes a call on this thread: what workers print from now on appears below that cell.
 
-        By itself the kernel takes the cell that started the printing thread (ipykernel 6) or ran last (ipykernel 7).
+        Without this, output would appear below the cell that started the printing thread (ipykernel 6) or that ran last
+        (ipykernel 7).
         """
         if "ipykernel" in sys.modules:
             self._cell = getattr(sys.stdout, "parent_header", None) or self._cell
 
     def _run(self) -> None:
-        while (written := self._core.output(WAIT_MS)) is not None:
+        while (written := self._core.output(TAKE_MS)) is not None:
             self.write(written)
         self.close()
 
     def write(self, written: list[tuple[str, int, bytes]]) -> None:
-        """Write what has come: the node's name, the number of the stream, and the text."""
+        """Write output that has come, each part of it with the node's name, the number of the stream, and the text."""
         for node, stream, text in written:
             self._add((node, stream & ~PAUSED), text, bool(stream & PAUSED))
         self._show_status()
         for out in (sys.stdout, sys.stderr):
-            # A stream that is closed, missing or broken is its owner's choice.
+            # The user's program may have closed, removed or broken its streams.
             with contextlib.suppress(Exception):
                 out.flush()
 
     def close(self) -> None:
-        """End the lines that have not ended."""
-        self.write([(*source, b"\n") for source in {**self._kept, **dict.fromkeys(self._open.values())}])
+        """Write the end of each line that has not ended."""
+        self.write([(*source, b"\n") for source in {**self._held, **dict.fromkeys(self._open.values())}])
 
     def _add(self, source: Source, text: bytes, paused: bool) -> None:
-        kept = self._kept.pop(source, b"")
-        self._size -= max(len(kept), LEAST) if kept else 0
-        text = kept + text
+        held = self._held.pop(source, b"")
+        self._held_cost -= max(len(held), HELD_LINE_COST) if held else 0
+        text = held + text
         end = text.rfind(b"\n") + 1
         if end:
             if source == self._paused:
                 self._paused = None
             self._put_lines(source, text[: end - 1].decode(errors="backslashreplace"))
         rest = text[end:]
-        # Of a line that is written over the last state.
+        # Only the last state of a line that is written over.
         rest = rest[max(0, rest.rstrip(b"\r").rfind(b"\r")) :]
-        if rest and self._size + max(len(rest), LEAST) > MOST:
+        if rest and self._held_cost + max(len(rest), HELD_LINE_COST) > MAX_HELD:
             self._put_beginning(source, rest)
             rest = b""
-        elif len(rest) > LONGEST:
+        elif len(rest) > MAX_HELD_LINE:
             rest = self._put_beginning(source, rest)
         elif rest and paused:
             if _can_erase(_out(source)):
@@ -118,21 +121,21 @@ class Printer:
             elif b"\r" not in rest:
                 rest = self._put_beginning(source, rest)
         if rest:
-            self._kept[source] = rest
-            self._size += max(len(rest), LEAST)
+            self._held[source] = rest
+            self._held_cost += max(len(rest), HELD_LINE_COST)
 
     def _put_lines(self, source: Source, text: str) -> None:
         first, *others = text.split("\n")
         if self._open.get(source[1] & STREAMS) == source:
             del self._open[source[1] & STREAMS]
-            # What a line is written over with cannot take the place of what stands there.
+            # A new state of the line cannot take the place of the state that has been written already.
             begun = f"\n{_line(source, first)}" if "\r" in first.rstrip("\r") else f"{first}\n"
         else:
             begun = self._break(source) + _line(source, first)
         self._put(_out(source), begun + "".join(_line(source, line) for line in others))
 
     def _put_beginning(self, source: Source, text: bytes) -> bytes:
-        """Write the beginning of a line; return the bytes of a character that is not there in full."""
+        """Write the beginning of a line. Return its last bytes if they are an incomplete character."""
         begun = "" if self._open.get(source[1] & STREAMS) == source else f"{self._break(source)}[{source[0]}] "
         self._open[source[1] & STREAMS] = source
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -140,7 +143,7 @@ class Printer:
         return decoder.getstate()[0]
 
     def _break(self, source: Source) -> str:
-        """Return what ends another worker's line on the same stream."""
+        """Return the line end that is needed if another worker's line has not ended on the same stream, or ""."""
         return "\n" if self._open.pop(source[1] & STREAMS, None) else ""
 
     def _put(self, out: Any, text: str) -> None:
@@ -150,7 +153,7 @@ class Printer:
     def _write(self, out: Any, text: str) -> None:
         cell = getattr(out, "_parent_header", None)
         if self._cell and isinstance(cell, contextvars.ContextVar):
-            # Each thread has a value of its own.
+            # A context variable has a value of its own in each thread.
             cell.set(self._cell)
         with contextlib.suppress(Exception):
             try:
@@ -162,8 +165,8 @@ class Printer:
     def _show_status(self) -> None:
         if self._paused is None:
             return
-        out, kept = _out(self._paused), self._kept.get(self._paused, b"")
-        line = _line(self._paused, kept.decode(errors="backslashreplace")) if kept else ""
+        out, held = _out(self._paused), self._held.get(self._paused, b"")
+        line = _line(self._paused, held.decode(errors="backslashreplace")) if held else ""
         status = line.rstrip("\n")[: _columns(out) - 1]
         if self._status != (out, status):
             self._erase_status()
@@ -179,7 +182,7 @@ class Printer:
 
 
 def _line(source: Source, line: str) -> str:
-    """Return a line as it is written: its last state, or nothing if it was wiped out in the end."""
+    """Return a line as it is written: its last state, or "" if the task wiped the line out in the end."""
     *before, state = line.rstrip("\r").split("\r")
     return f"[{source[0]}] {state}\n" if state.strip() or not before else ""
 
@@ -189,7 +192,7 @@ def _out(source: Source) -> Any:
 
 
 def _can_erase(out: Any) -> bool:
-    """Return whether `\\r` leads back to the beginning of the line there."""
+    """Return whether `\\r` leads back to the beginning of the line on this stream."""
     try:
         return type(out).__module__.startswith("ipykernel.") or bool(out.isatty())
     except Exception:
@@ -197,7 +200,7 @@ def _can_erase(out: Any) -> bool:
 
 
 def _columns(out: Any) -> int:
-    """Return the width of a terminal: a longer line could not be erased."""
+    """Return the width of the terminal behind a stream: a status line that is longer could not be erased."""
     try:
         return os.get_terminal_size(out.fileno()).columns or 80
     except Exception:

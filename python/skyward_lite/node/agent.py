@@ -1,10 +1,10 @@
 """The agent process of one node.
 
-`python -m skyward_lite.node.agent stdio` serves the client at its standard input and output, as sshd starts it;
-`--alive` and `--spot` are an EC2 instance's (`_ec2_node.py`).
-`python -m skyward_lite.node.agent embedded` is its own SSH server, behind a socket that is its standard input.
+`python -m skyward_lite.node.agent stdio` serves the client at its standard input and output; so does sshd start it.
+With `--alive` and `--spot` it also does what an EC2 instance's agent has to do (`ec2_watch.py`).
+`python -m skyward_lite.node.agent embedded` has an SSH server of its own, behind the socket at its standard input.
 
-The work is done in Rust (`agent.rs`); this is how it is started.
+This module starts the agent. What an agent does is written in Rust (`rust/src/node/agent.rs`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import time
 from .. import _core
 from .._version import PYTHON, __version__
 from ..nesting import AGENT
-from .stdin import take_socket
+from . import take_socket
 
-MARK_SECONDS = 300.0
-"""Between two marks of use: a fraction of what counts as recent where environments are removed (bootstrap.py)."""
+USE_MARK_SECONDS = 300.0
+"""Between two marks of use: a small part of the days for which an unused environment stays on a host."""
 
 _DISTRIBUTION = re.compile(r"(.+?)-([^-]+)(?:-.*)?\.(?:dist-info|egg-info)")
 
 
 def packages() -> dict[str, str]:
-    """Give the distributions that this interpreter finds: normalized name → version.
+    """Return the distributions that this interpreter finds: normalized name → version.
 
-    By the names of their directories: reading each one's metadata takes longer than all the rest of the start.
+    They are read off the names of their directories: reading each one's metadata takes longer than all the rest of the
+    agent's start.
     """
     found: dict[str, str] = {}
     for directory in sys.path:
@@ -45,15 +46,16 @@ def packages() -> dict[str, str]:
         for name in names:
             match = _DISTRIBUTION.fullmatch(name)
             if match is not None:
+                # As `image.canonical`, a module that an agent starts sooner without.
                 found.setdefault(re.sub(r"[-_.]+", "-", match[1]).lower(), match[2])
     return found
 
 
 def spec() -> _core.AgentSpec:
-    """Say what the agent must be told that it cannot find out."""
+    """Return what the agent must be told because it cannot find it out by itself."""
     options = ["-P"]
     if hasattr(sys.flags, "context_aware_warnings"):
-        # From Python 3.14 on: what task_warnings does for earlier versions.
+        # From Python 3.14 on: what task_warnings.py does for earlier versions.
         options += ["-X", "context_aware_warnings=1", "-X", "thread_inherit_context=1"]
     return {
         "worker": [sys.executable, *options, "-m", "skyward_lite.node.worker"],
@@ -86,9 +88,10 @@ def embedded() -> None:
 def stdio(alive: str | None = None, spot: bool = False) -> None:
     """Serve one client over standard input and output."""
     if alive is not None:
-        from . import ec2_watch as _ec2_node
+        # Not at the module's head: its HTTP client would make up a good part of every other agent's start.
+        from . import ec2_watch
 
-        _ec2_node.begin(alive, spot=spot)
+        ec2_watch.begin(alive, spot=spot)
     mark = pathlib.Path(sys.prefix, "ready")
     if mark.is_file():
         threading.Thread(target=_mark_use, args=(mark,), name="mark", daemon=True).start()
@@ -103,11 +106,11 @@ def _mark_use(mark: pathlib.Path) -> None:
     while True:
         with contextlib.suppress(OSError):
             os.utime(mark)
-        time.sleep(MARK_SECONDS)
+        time.sleep(USE_MARK_SECONDS)
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Be the agent that the command line asks for."""
     os.environ.pop(AGENT, None)
     match sys.argv[1:]:
         case ["embedded"]:
@@ -118,7 +121,7 @@ def main() -> None:
             serve = functools.partial(stdio, alive, bool(spot))
         case wrong:
             sys.exit(f"usage: python -m skyward_lite.node.agent embedded | stdio [--alive FILE [--spot]] (got {wrong})")
-    # Ctrl-C and the like are the client's to handle; the agent ends when the client says so, or is gone.
+    # The client handles Ctrl-C and the like. The agent ends when the client tells it to, or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         serve()

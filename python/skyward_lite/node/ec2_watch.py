@@ -1,6 +1,6 @@
-"""What an agent does on an EC2 instance beside its work: it leaves a sign of life, and looks for spot's notice.
+"""What an agent does on an EC2 instance beside its work: it shows that it lives, and looks for EC2's spot notice.
 
-On a thread of the agent's process, which ends when the client does.
+Both on threads of the agent's process, which ends when the client does.
 """
 
 from __future__ import annotations
@@ -16,56 +16,64 @@ import urllib.request
 
 from .. import _core
 
-SECONDS = 5.0
-"""Between two looks, as EC2's documentation has it for the notice."""
-SIGNS = 1.0
+SPOT_POLL_SECONDS = 5.0
+"""Between two looks for a spot notice, as EC2's documentation recommends."""
+TOUCH_SECONDS = 1.0
+"""Between two touches of the file that shows that this agent lives."""
 TOKEN_SECONDS = 21_600
-BOUND = 2.0
-"""On each request; the service is on the instance's own link."""
+"""How long a token for the metadata service is valid: the longest that the service gives."""
+REQUEST_SECONDS = 2.0
+"""Bound on each request. The service is on the instance's own link."""
 ENDPOINT = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
 
 
 def begin(alive: str, *, spot: bool) -> None:
-    """Begin both duties, and return. `alive` is the file that the guard takes away."""
-    threading.Thread(target=_signs, args=(pathlib.Path(alive),), name="signs", daemon=True).start()
+    """Begin both duties, and return. `alive` is a file that the instance's guard removes again and again.
+
+    As long as this agent lives the file comes back. The guard turns the instance off when it does not.
+    """
+    threading.Thread(target=_touch, args=(pathlib.Path(alive),), name="signs", daemon=True).start()
     if spot:
-        threading.Thread(target=_notices, name="notices", daemon=True).start()
+        threading.Thread(target=_watch_for_notice, name="notices", daemon=True).start()
 
 
-def _signs(alive: pathlib.Path) -> None:
+def _touch(alive: pathlib.Path) -> None:
     while True:
-        # It may not be possible before the guard has begun: the next one counts.
+        # The file's directory may be missing until the guard has begun. Then a later touch counts.
         with contextlib.suppress(OSError):
             alive.touch()
-        time.sleep(SIGNS)
+        time.sleep(TOUCH_SECONDS)
 
 
-def _notices() -> None:
-    token, until = "", 0.0
+def _watch_for_notice() -> None:
+    """Tell the client that the node will be gone, as soon as EC2 announces that it takes the spot instance back."""
+    token, valid_until = "", 0.0
     while True:
         try:
-            if time.monotonic() >= until:
-                token = _ask("PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)})
-                until = time.monotonic() + TOKEN_SECONDS / 2
-            said = json.loads(
-                _ask("GET", "/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
+            if time.monotonic() >= valid_until:
+                token = _request(
+                    "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
+                )
+                valid_until = time.monotonic() + TOKEN_SECONDS / 2
+            notice = json.loads(
+                _request("GET", "/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
             )
-            if _core.drain(f"EC2 takes this spot instance back: {said.get('action')} at {said.get('time')}"):
+            if _core.drain(f"EC2 takes this spot instance back: {notice.get('action')} at {notice.get('time')}"):
                 return
         except urllib.error.HTTPError as error:
             error.close()
+            # 404 means that there is no notice, 401 that the token is no longer valid.
             if error.code == 401:
-                until = 0.0
-            # 404: nothing to notice.
+                valid_until = 0.0
         except (OSError, ValueError):
             pass  # the notice is best effort; without it the node is lost like any other
-        time.sleep(SECONDS)
+        time.sleep(SPOT_POLL_SECONDS)
 
 
-def _ask(method: str, path: str, headers: dict[str, str]) -> str:
+def _request(method: str, path: str, headers: dict[str, str]) -> str:
     request = urllib.request.Request(ENDPOINT + path, method=method, headers=headers)
     # No proxy: the address is the instance's own.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=BOUND) as answer:
+    with opener.open(request, timeout=REQUEST_SECONDS) as answer:
         text: str = answer.read(65536).decode()
         return text

@@ -1,43 +1,96 @@
 """First imports of a worker's tasks, one at a time.
 
-Tasks that begin in several threads of a fresh process import the same packages at once. Python's locks are one for
-each module: threads that enter a package by different modules find modules half imported, or a deadlock. So a thread
-that runs tasks holds one more lock, for all modules, while it imports a module that is not there yet.
+Tasks that begin in several threads of a fresh process import the same packages at once. Python has a lock for each
+module, not one for all. So two threads that enter a package by different modules find modules half imported, or wait
+for each other. Therefore a thread that runs tasks holds one more lock, for all modules, while it imports a module that
+is not there yet.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import pickle
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
+from ..pickling import payload
 from . import task_warnings
 
-T = TypeVar("T")
+Timer = tuple[Callable[[], None], Callable[[], None]]
+"""What stops the time of the task that a thread runs, and what lets it begin anew."""
 
-WAIT_SECONDS = 60.0
-"""How long an import waits for another thread's. After that it goes on, as it would without us."""
+IMPORT_WAIT_SECONDS = 60.0
+"""How long an import waits for another thread's. After that it goes on without the lock, as in any Python process."""
 
-_HALF = ("partially initialized", "cannot import name", "Can't get attribute")
-"""What Python says of a module that lacks what it will have once its import has ended."""
+_HALF_IMPORT = ("partially initialized", "cannot import name", "Can't get attribute")
+"""Parts of Python's messages about a module that lacks names because its import has not ended."""
 
 _bootstrap: Any = importlib._bootstrap
 _find_and_load: Callable[[str, Any], ModuleType] | None = getattr(_bootstrap, "_find_and_load", None)
 _lock = threading.RLock()
 
 
-class _Own(threading.local):
+class _ThreadState(threading.local):
     runs_tasks = False
-    """Threads that tasks start do not take the lock: a module may wait for those that it has started."""
+    """Whether the thread takes the lock. Threads that tasks start do not: a module may wait, while it is imported, for
+    threads that it has started."""
     importing = False
-    timer: tuple[Callable[[], None], Callable[[], None]] | None = None
+    """Whether the thread is in an import, in which the imports of further modules are inner ones."""
+    timer: Timer | None = None
 
 
-_own = _Own()
+_own = _ThreadState()
+
+
+def install() -> None:
+    """Allow first imports to one thread at a time, among the threads that call `enter`.
+
+    Do nothing where importlib lacks the function that is replaced here.
+    """
+    if _find_and_load is None:
+        return
+    # Python leaves the frames of importlib out of tracebacks, and out of the count of `warn(stacklevel=)`.
+    _load_alone.__code__ = _load_alone.__code__.replace(co_filename=_bootstrap._gcd_import.__code__.co_filename)
+    # C looks this function up for each module that is not in `sys.modules`, and only then.
+    _bootstrap._find_and_load = _load_alone
+    os.register_at_fork(after_in_child=_renew)
+
+
+def enter(timer: Timer | None = None) -> None:
+    """Count the calling thread among those that run tasks. `timer` is None if tasks have no time limit."""
+    _own.runs_tasks = True
+    _own.timer = timer
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keep other threads that run tasks from first imports, until the block is left."""
+    lock = _lock
+    held = _acquire(lock)
+    try:
+        yield
+    finally:
+        if held:
+            lock.release()
+
+
+def loads(pickled: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
+    """Unpickle a call, as `payload.loads` does; and once more if another thread's import may be why that failed.
+
+    A call may be unpickled twice, because nothing of it has run. The second time no other thread is in a first import.
+    """
+    try:
+        return pickle.loads(pickled) if buffers is None else pickle.loads(pickled, buffers=buffers)
+    except Exception as error:
+        if not _is_half_import(error):
+            raise
+    with alone():
+        return payload.loads(pickled, buffers)
 
 
 def _load_alone(name: str, import_: Any) -> ModuleType:
@@ -61,13 +114,13 @@ def _load_alone(name: str, import_: Any) -> ModuleType:
 
 
 def _acquire(lock: Any) -> bool:
-    """Take the lock and return True, or False if that takes too long. The task's time limit does not count the wait."""
+    """Take the lock; return False if that takes too long. The wait does not count against the task's time limit."""
     if lock.acquire(blocking=False):
         return True
     pause, restart = _own.timer or (_nothing, _nothing)
     pause()
     try:
-        return bool(lock.acquire(timeout=WAIT_SECONDS))
+        return bool(lock.acquire(timeout=IMPORT_WAIT_SECONDS))
     finally:
         restart()
 
@@ -76,48 +129,13 @@ def _nothing() -> None: ...
 
 
 def _renew() -> None:
-    """Forget the lock in a forked child: the thread that held it is not there."""
+    """Make a new lock in a forked child: the thread that held the old one is not there."""
     global _lock
     _lock = threading.RLock()
 
 
-def install() -> None:
-    """Allow first imports to one thread at a time, of those that call `enter`.
-
-    Do nothing where importlib is not as we know it.
-    """
-    if _find_and_load is None:
-        return
-    # Python leaves the frames of importlib out of tracebacks, and out of the count of `warn(stacklevel=)`.
-    _load_alone.__code__ = _load_alone.__code__.replace(co_filename=_bootstrap._gcd_import.__code__.co_filename)
-    # C looks this function up for each module that is not in `sys.modules`, and only then.
-    _bootstrap._find_and_load = _load_alone
-    os.register_at_fork(after_in_child=_renew)
-
-
-def enter(timer: tuple[Callable[[], None], Callable[[], None]] | None = None) -> None:
-    """Count the calling thread among those that run tasks.
-
-    `timer`: what stops the time of the task that the thread runs, and what lets it begin anew; None if tasks have no
-    limit.
-    """
-    _own.runs_tasks = True
-    _own.timer = timer
-
-
-def is_half_import(error: Exception) -> bool:
-    """Return whether another thread's import may be the reason for an error. The lock does not cover all threads."""
+def _is_half_import(error: Exception) -> bool:
+    """Return whether another thread's import may be the reason for an error: not all threads take the lock."""
     if isinstance(error, ImportError | AttributeError):
-        return any(words in str(error) for words in _HALF)
+        return any(part in str(error) for part in _HALF_IMPORT)
     return isinstance(error, getattr(_bootstrap, "_DeadlockError", ()))
-
-
-def alone(function: Callable[..., T], *arguments: Any) -> T:
-    """Return `function(*arguments)`, while no other thread that runs tasks does a first import."""
-    lock = _lock
-    held = _acquire(lock)
-    try:
-        return function(*arguments)
-    finally:
-        if held:
-            lock.release()

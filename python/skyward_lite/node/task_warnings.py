@@ -1,10 +1,13 @@
 """The `warnings` module for tasks that run side by side in threads of one process: each task has its own filters.
 
-Python keeps the filters, and what shows a warning, once per process: `catch_warnings` in two threads at once lets one
-thread see the other's filters, and may leave them behind. In a worker with several slots `install` gives each thread a
-view of its own. A task begins with the process's filters; what the task changes ends with it, but for what a module
-does when it is imported: that is done once, for all tasks to come. A thread that a task starts inherits the task's
-view.
+Python has one list of filters, and one function that shows warnings, per process. With `catch_warnings` in two threads
+at once, one thread sees the other's filters, and these may stay behind. In a worker with several slots `install` gives
+each thread a view of its own:
+
+- A task begins with the process's filters, and its changes end with it.
+- A filter that a module adds when it is imported is added for the process as well: the import happens once, and all
+  later tasks are to have the filter.
+- A thread that a task starts inherits the task's view.
 
 C code reads `filters` and `_showwarnmsg` as attributes of the module, so these are properties of the module's class.
 The functions in warnings.py read their own globals, so the module's dictionary has objects that forward to the view.
@@ -33,7 +36,7 @@ _PATCHED = ("_add_filter", "_filters_mutated", "_showwarning_orig", "_showwarnms
 
 
 class _View:
-    """The state of `warnings` that one task sees. `copy` shares `seen` until the task changes its filters."""
+    """The state of `warnings` that one task sees. A copy shares `seen` with it until either changes its filters."""
 
     __slots__ = ("captured", "filters", "impl", "own", "seen", "showwarning")
 
@@ -44,11 +47,12 @@ class _View:
         self.showwarning = showwarning
         self.impl = impl
         self.captured = captured
-        """What `logging.captureWarnings` has replaced; None if warnings do not go to the log."""
+        """The `showwarning` that `logging.captureWarnings` has replaced; None if warnings do not go to the log."""
         self.seen = seen
-        """Which warnings were shown, and whether each of them is not to be shown again."""
+        """The warnings that were shown, each with whether it is not to be shown again. A change of the filters makes a
+        new dictionary."""
         self.own = own
-        """The filters with which the task began. Within `catch_warnings`, `filters` is another list."""
+        """The list that `filters` was when the task began. Within `catch_warnings`, `filters` is another list."""
 
     def copy(self) -> _View:
         filters = self.filters[:]
@@ -62,7 +66,7 @@ class _View:
 
 
 class Scope:
-    """Where a thread keeps its view. The worker sets `view` to None when a task has ended."""
+    """A thread's place for its view. The task loop sets `view` to None when a task has ended."""
 
     __slots__ = ("importing", "task", "view")
 
@@ -75,14 +79,14 @@ class Scope:
         """The task's own filters, while it imports a module; None within a `catch_warnings` that it has entered."""
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the calls of a batch. What one call changes ends before the next call begins."""
+        """Yield the calls of a batch. The changes of one call end before the next call begins."""
         for item in items:
             self.view = None
             yield item
 
 
 _process = _View([], None, None, None, {}, [])
-"""The process's own state: what the main thread sees, and what tasks begin with. `install` fills it."""
+"""The process's own state, which the main thread sees and a copy of which each task begins with. `install` fills it."""
 _process_scope = Scope(_process)
 
 
@@ -136,7 +140,10 @@ def _add_filter(*item: Any, append: bool) -> None:
 
 
 def _put(view: _View, item: tuple[Any, ...], append: bool) -> None:
-    """Put a filter first or last, as Python does: moved to the front if it is there, else not twice."""
+    """Put a filter first or last, as Python does.
+
+    A filter that is in the list already is moved if it is to be the first, and stays if it is to be the last.
+    """
     filters = view.filters
     if not append:
         with contextlib.suppress(ValueError):
@@ -179,7 +186,7 @@ def _show(message: warnings.WarningMessage) -> None:
 
 
 def _action(filters: list[Any], message: warnings.WarningMessage, text: str) -> str:
-    """Return the action of the filter that matches, as C has found it."""
+    """Return the action of the filter that matches. C has found the same one, but does not hand it on."""
     for action, pattern, category, module, lineno in filters:
         if (
             issubclass(message.category, category)
@@ -196,7 +203,10 @@ def _matches(pattern: Any, text: str) -> bool:
 
 
 def _module(message: warnings.WarningMessage) -> str:
-    """Return the name of the module that a warning is about: its frame is on the stack, or the warning names a file."""
+    """Return the name of the module that a warning is about.
+
+    The module of the frame on the stack at the warning's line; without such a frame, the file that the warning names.
+    """
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_lineno == message.lineno and frame.f_code.co_filename == message.filename:
@@ -206,25 +216,29 @@ def _module(message: warnings.WarningMessage) -> str:
 
 
 def _showing() -> property:
-    """Return the attribute `_showwarnmsg`: `_show`, after all registries were made invalid.
+    """Return the attribute `_showwarnmsg`, which is `_show`. Each read of it makes all registries invalid.
 
-    C looks a warning up in the registry of its module, which all threads share, before it asks for the filters: with
-    an entry of one thread's "default", another thread's "error" would not be raised. C reads this attribute just after
-    it has made an entry. Only C functions run here, so that no other thread runs before the entry is invalid.
+    A registry lists the warnings that a module has shown. All threads share it, and C looks a warning up there before
+    it asks for the filters. For example, one thread shows a warning with the action "default". Then the entry would
+    keep the filter "error" of another thread from being applied. C reads this attribute just after it has made an
+    entry. Only C functions run here, so that no other thread runs before the entry is invalid.
     """
     invalidate: Callable[[], None] = warnings._filters_mutated  # type: ignore[attr-defined]
     steps = zip(iter(invalidate, object()), itertools.repeat(_show))
-    # `next(shows, module)`: there always is a next one.
+    # A property calls `next(shows, module)`, in which `module` is the value for the end of an iterator: it never ends.
     shows = map(operator.itemgetter(1), steps)
     return property(functools.partial(next, shows))
 
 
 def _capture_warnings(capture: bool) -> None:
-    """Do what `logging.captureWarnings` does, which keeps for all threads what one of them has replaced."""
+    """Do what `logging.captureWarnings` does, for the calling thread's view.
+
+    The original has one variable, for all threads, for the `showwarning` that it has replaced.
+    """
     view = _view()
     log: Any = logging
     if capture and view.captured is None:
-        # logging hands on to this what is to be shown in a file.
+        # logging hands a warning on to this function if it is to be shown in a file.
         log._warnings_showwarning = view.captured = view.showwarning
         view.showwarning = log._showwarning
     elif not capture and view.captured is not None:
@@ -232,9 +246,10 @@ def _capture_warnings(capture: bool) -> None:
 
 
 def install() -> bool:
-    """Make a view for each thread that calls `enter`. Return False where Python's module is not as we know it.
+    """Make a view for each thread that calls `enter`. Do nothing and return False if that is impossible or needless.
 
-    From Python 3.14 on, Python itself does it, with `-X context_aware_warnings`.
+    It is impossible if Python's module lacks a name that is replaced here, and needless from Python 3.14 on: there,
+    with `-X context_aware_warnings`, Python itself does the same.
     """
     if hasattr(sys.flags, "context_aware_warnings") or not all(hasattr(warnings, name) for name in _PATCHED):
         return False
@@ -247,7 +262,7 @@ def install() -> bool:
     parts = {name: _attribute(name) for name in ("filters", "showwarning")}
     parts |= {"_showwarnmsg_impl": _attribute("impl"), "_showwarnmsg": _showing()}
     kind = type("ThreadedWarnings", (types.ModuleType,), parts)
-    # A module that is pickled by value, as one that a task's function refers to, goes by its name.
+    # cloudpickle would pickle this module by value, because its class is no longer Python's own. It goes by its name.
     copyreg.pickle(kind, lambda module: (importlib.import_module, ("warnings",)))
     warnings._filters_mutated()  # type: ignore[attr-defined]
     vars(warnings).update(
@@ -263,7 +278,7 @@ def install() -> bool:
 
 
 def _inherit() -> None:
-    """Start the threads of tasks with the task's view. A list that both have is changed for both."""
+    """Start the threads of tasks with the task's view. The thread and the task share the list of filters."""
     start = threading.Thread.start
 
     def start_thread(thread: threading.Thread) -> None:
@@ -285,16 +300,16 @@ def _inherit() -> None:
 
 
 def enter() -> Scope:
-    """Return the scope of the calling thread, which is to run tasks."""
+    """Make a scope for the calling thread, which is going to run tasks, and return it."""
     scope = _own.scope = Scope()
     return scope
 
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Do to the process's own state as well what a module does to the task's when it is imported.
+    """Apply what a module does to the task's filters, while it is imported, to the process's filters as well.
 
-    Not within a `catch_warnings` of the task: Python undoes there what the module did.
+    Not within a `catch_warnings` of the task, at whose end Python undoes the module's changes.
     """
     scope, view = _own.scope, _view()
     before = scope.importing

@@ -12,13 +12,9 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .route import Route
-
-if TYPE_CHECKING:
-    from ..client.completions import Call
-
 
 unclaimed: dict[int, list[Any]] = {}
 """Proxies that were pickled for a task which has not been sent, by thread."""
@@ -27,7 +23,7 @@ unclaimed: dict[int, list[Any]] = {}
 class Keeping:
     """A submitted call that keeps the proxies it was sent with until it has ended."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Any) -> None:
         self._call = call
         self._proxies = unclaimed.pop(threading.get_ident(), None)
 

@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 
 from .. import _core
 from ..errors import PayloadTooLargeError, RemoteError, RemoteTraceback
-from ..node import first_imports
 from . import modules
 from .pickler import Functions, Pickler, Shared
 from .route import BY_VALUE, Route
@@ -27,6 +26,11 @@ Encoded = tuple[bytes, Buffers]
 """A pickle and what travels beside it."""
 Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 """A call: function, arguments, keyword arguments."""
+Loads = Callable[[bytes | memoryview, Sequence[Any] | None], Any]
+"""Unpickles: see `loads`."""
+
+BACKEND_NAME: Final = "skyward"
+"""The name under which joblib knows our backend, at the client and in workers."""
 
 # How a worker reads a task's pickle. The core carries these numbers and does not read them.
 CALL: Final = 0
@@ -48,7 +52,7 @@ MAX_FUNCTIONS: Final = 128
 MAX_TEXT: Final = 16 * 1024
 """Characters that are kept of each end of an exception's text and traceback."""
 MAX_BUFFERS: Final = 1000
-"""Buffers beside one pickle; more stay inside it. a message has at most `_core.MAX_PARTS` parts."""
+"""Buffers beside one pickle; more stay inside it. A message has at most `_core.MAX_PARTS` parts."""
 
 
 class Encoder:
@@ -199,16 +203,6 @@ def loads(pickled: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
     return pickle.loads(pickled) if buffers is None else pickle.loads(pickled, buffers=buffers)
 
 
-def rebuild(pickled: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
-    """Unpickle a call in a worker; once more if an import under way may be why it failed, as nothing of it has run."""
-    try:
-        return loads(pickled, buffers)
-    except Exception as error:
-        if not first_imports.is_half_import(error):
-            raise
-    return first_imports.alone(loads, pickled, buffers)
-
-
 class Place(NamedTuple):
     """Where an exception was raised: on which node; in which call of its batch; and that call, as it is written.
 
@@ -298,6 +292,8 @@ class Calls:
         self._uses = uses
         """For each call the buffers that its pickle takes, by their numbers."""
         self._buffers: list[Any] = buffers
+        self.loads: Loads = loads
+        """How the pickle of a call is read. A worker sets a function of its own."""
         self.current: Triple | None = None
         """The call that was rebuilt last, None while the next one is."""
 
@@ -316,7 +312,7 @@ class Calls:
             ]
             _local.shared = self._shared
             try:
-                self.current = rebuild(pickled, own)
+                self.current = self.loads(pickled, own)
             finally:
                 _local.shared = None
                 del own

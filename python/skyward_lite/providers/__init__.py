@@ -1,4 +1,4 @@
-"""Where nodes come from. A provider names machines, connects to each of them, and lets go of them."""
+"""Where nodes come from. A provider names machines, connects to each of them, and releases them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class NodeRequest:
     """What a pool asks its provider for.
 
     `vcpus` and `memory_gb` are what each node must have at least. A provider that cannot choose its machines uses them
-    as they are and says at INFO which have less. `connect_timeout` is in seconds, for one node.
+    as they are and logs at INFO which of them have less. `connect_timeout` is in seconds, for one node.
     """
 
     nodes: int
     least: int
-    """Below it there is no pool."""
+    """With fewer nodes than this the pool does not start."""
     image: Image
     vcpus: int | None
     memory_gb: float | None
@@ -28,42 +28,43 @@ class NodeRequest:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedMachine:
-    """A machine that is connected to and has its environment: the command that starts the agent there."""
+    """A machine that the client is connected to and that has its environment."""
 
     connection: _core.Connection
     command: str
+    """Starts the agent there."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Dollars: per hour for what runs now, and what has been spent so far."""
+    """Dollars: per hour for the machines that run now, and in total for the pool so far."""
 
     hourly: float
     total: float
 
 
 class Machine(abc.ABC):
-    """What can become a node."""
+    """A machine that can become a node."""
 
     name: str
     concurrency: int | None = None
-    """Tasks at once on it; None for what `Worker(concurrency=)` says."""
+    """The number of tasks that run on it at once; None for `Worker(concurrency=)`."""
     replaceable = False
-    """Whether its provider can bring another one in its place."""
+    """Whether its provider can start another machine in its place."""
     shares_files = False
-    """Whether it sees this machine's files, so that the client's import path means something there."""
+    """Whether it sees this machine's files, so that the client's import path is valid there."""
 
     @abc.abstractmethod
     def open(self, core: _core.Core) -> PreparedMachine:
         """Connect, and prepare what the agent needs. Each machine has a thread for this, and may wait.
 
-        Raises `NodeStartError` or `CoreError`: the machine is then left out, for that reason.
+        Raises `NodeStartError` or `CoreError`: then the pool does without this machine, and reports the reason.
         """
 
     def unlucky(self) -> bool:
-        """Say whether it did not come up for a reason that another one would not have: it is replaced then.
+        """Return whether it failed to start for a transient reason: then the pool replaces it.
 
-        Only for replaceable ones. Called on a thread of its own.
+        Called for replaceable machines only, on a thread of its own.
         """
         return False
 
@@ -72,37 +73,41 @@ class Provider(abc.ABC):
     """Base of all providers."""
 
     nodes: int | None = None
-    """How many nodes the provider itself names; None if that is the pool's to say."""
+    """The number of nodes, if the provider itself determines it; None if the pool does."""
 
     shares_files = False
-    """Whether all its machines do: see `Machine`."""
-    leave = 5.0
-    """Seconds that `stop` gets."""
+    """Whether all its machines see this machine's files: see `Machine`."""
+    leave = _core.LEAVE_SECONDS
+    """Seconds within which a pool's nodes and machines are gone when the pool is left.
+
+    `stop` gets the time that the nodes' goodbye leaves of them, at least half a second. The default has room for both:
+    see `rust/src/timing.rs`.
+    """
     outlives_client = False
-    """Whether what it starts would go on without this process: then SIGTERM, too, leaves the pool in order."""
+    """Whether its machines would go on without this process: then SIGTERM, too, leaves the pool in order."""
 
     @abc.abstractmethod
     def start(self, wanted: NodeRequest, machines: list[Machine]) -> None:
-        """Name the machines, and begin to start them. Raises `NodeStartError` for what none could ever satisfy.
+        """Append the machines, and begin to start them. Raises `NodeStartError` if the request can never be met.
 
-        Each is appended to `machines` as soon as there is something to end, so that the caller can end what was started
-        also if this raises. A provider may serve several pools at once: what it starts is known by these.
+        Each machine is appended as soon as there is something to release, so that the pool can release it even if this
+        raises. A provider may serve several pools at once, which it tells apart by their lists of machines.
         """
 
     @abc.abstractmethod
     def stop(self, machines: list[Machine], timeout: float) -> None:
-        """Let go of these, within `timeout` seconds; by force if need be. Idempotent."""
+        """Release the machines of a pool within `timeout` seconds, by force if need be. Idempotent."""
 
     def replace(self, machine: Machine, machines: list[Machine]) -> None:
-        """Append one that takes the place of `machine`, which is lost or soon will be. Only for replaceable ones.
+        """Append a machine that takes the place of `machine`, which is lost or soon will be.
 
-        Raises `NodeStartError` if there is none. Called on a thread of its own.
+        Raises `NodeStartError` if there is none. Called for replaceable machines only, on a thread of its own.
         """
         raise NotImplementedError
 
     def retire(self, machine: Machine) -> None:  # noqa: B027 (most have nothing to do)
-        """Let go of one that is lost, before the others. Only for replaceable ones; idempotent."""
+        """Release a machine that is lost, before the others. Called for replaceable machines only. Idempotent."""
 
     def cost(self, machines: list[Machine]) -> Cost | None:
-        """Say what these cost; None if they cost nothing, or the price is unknown."""
+        """Return what the machines cost; None if they cost nothing, or the price is unknown."""
         return None

@@ -18,15 +18,15 @@ from . import Machine, NodeRequest, PreparedMachine, Provider
 
 log = logging.getLogger("skyward_lite")
 
-ENDING = 0.5
-"""Seconds for which the exit status of an agent is waited for that has hung up."""
+EXIT_STATUS_SECONDS = 0.5
+"""For how long `open` waits for the exit status of an agent that has hung up."""
 
 
 class Local(Provider):
     """Nodes on this machine, using this interpreter as it is. The default provider.
 
-    `nodes` is their number, unless `pool(nodes=)` says it. Their size is this machine's, whatever the pool asks for.
-    Both SSH keys of each node are made for this run.
+    `nodes` is their number, unless `pool(nodes=)` gives it. Each node has the size of this machine, whatever the pool
+    asks for. Both SSH keys of a node, the host's and the user's, are made for this run.
     """
 
     shares_files = True
@@ -69,7 +69,7 @@ class LocalMachine(Machine):
 
     shares_files = True
     program: tuple[str, ...] = ("-m", "skyward_lite.node.agent")
-    """What the interpreter is told to run as the agent."""
+    """The arguments with which the interpreter runs the agent."""
 
     def __init__(self, name: str, timeout: float) -> None:
         self.name = name
@@ -94,7 +94,7 @@ class LocalMachine(Machine):
             raise NodeStartError(f"sys.executable cannot be started as a node: {error}") from error
         keys = {"host_key": host_key, "authorized_key": authorized_key, "timeout": timeout}
         with contextlib.suppress(BrokenPipeError):
-            # What has ended already is found by `open`.
+            # An agent that has already ended is noticed by `open`.
             self.socket.sendall(json.dumps(keys).encode() + b"\n")
 
     def open(self, core: _core.Core) -> PreparedMachine:
@@ -109,13 +109,13 @@ class LocalMachine(Machine):
                 timeout=self.timeout,
             )
         except _core.CoreError as error:
-            raise NodeStartError(self._why(str(error))) from error
+            raise NodeStartError(self._explain(str(error))) from error
         return PreparedMachine(connection, "agent")
 
-    def _why(self, error: str) -> str:
-        """Say what became of an agent that did not answer."""
+    def _explain(self, error: str) -> str:
+        """Return what became of an agent that did not answer, and what to do."""
         try:
-            fate = f"ended with status {self.agent.wait(ENDING)}"
+            fate = f"ended with status {self.agent.wait(EXIT_STATUS_SECONDS)}"
         except subprocess.TimeoutExpired:
             fate = "runs, but does not answer"
         return (
@@ -125,23 +125,23 @@ class LocalMachine(Machine):
 
     def end(self, deadline: float) -> None:
         """Wait until the agent has ended, and end it by force after the deadline."""
-        # If no session took it over, the socket is all that keeps the agent waiting.
+        # If no session took the socket over, the agent still waits at its other end.
         self.socket.close()
         try:
             self.agent.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            # Its workers see their agent's end and follow it.
+            # The workers notice that their agent has ended, and end too.
             os.killpg(self.agent.pid, signal.SIGKILL)
             self.agent.wait()
 
 
 def _size() -> tuple[int, float]:
-    """Give this machine's cores and its memory in GB."""
+    """Return this machine's number of cores, and its memory in GB."""
     return os.cpu_count() or 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 def _inherited(fd: int) -> int | None:
-    """Give a process our descriptor; one that is closed would otherwise become some socket's number there."""
+    """Return our standard stream for a child; if it is closed, nothing, so that no other file gets its number."""
     try:
         os.fstat(fd)
     except OSError:

@@ -1,7 +1,7 @@
 """Public keys in OpenSSH's one-line format: which text is a key for `ssh`, and which key it is.
 
-Everything here is bytes in, keys out. A byte that means nothing to OpenSSH (a form feed, a lone carriage return, 0x85)
-must mean nothing here: to Python's text functions many of them end a line or separate words.
+Texts are bytes. A byte that means nothing to OpenSSH (a form feed, a lone carriage return, 0x85) must mean nothing
+here, while to Python's text functions each of these ends a line or separates words.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
+from pathlib import Path
+
+from .. import _core
 
 TYPES = frozenset(
     {
@@ -16,12 +19,12 @@ TYPES = frozenset(
         *("sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"),
     }
 )
-"""Of public keys that we can use."""
+"""Types of the public keys that are supported."""
 
 _CERTIFICATES = {f"{name.removesuffix('@openssh.com')}-cert-v01@openssh.com": name for name in TYPES}
-"""Types of certificates: the type of the key in each."""
+"""The type of a certificate: the type of the key that it is for."""
 _RSA_NAMES = frozenset({"ssh-rsa", "rsa-sha2-256", "rsa-sha2-512"})
-"""Names that a line may use for an RSA key, which calls itself "ssh-rsa"."""
+"""Names that a line may have for an RSA key, whose blob has the name "ssh-rsa"."""
 _CURVES = {
     "nistp256": (
         2**256 - 2**224 + 2**192 + 2**96 - 1,
@@ -42,7 +45,7 @@ _RSA_BITS = range(1024, 16385)
 
 _WORDS = re.compile(rb"[ \t]*([^ \t]+)[ \t]+([^ \t]+)")
 _SPACE = b" \t\n\v\f\r"
-"""What C's isspace() skips inside base64."""
+"""The white space that C's isspace() makes OpenSSH skip inside base64."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ class PublicKey:
 
     @property
     def usable(self) -> bool:
-        """Whether we can use a key of this type."""
+        """Whether keys of this type are supported."""
         return self.type in TYPES
 
     @property
@@ -64,7 +67,7 @@ class PublicKey:
 
     @property
     def plain(self) -> PublicKey:
-        """The key that a certificate is for; any other key is its own."""
+        """The key that this certificate is for; this key itself if it is no certificate."""
         kind = _CERTIFICATES.get(self.type)
         if kind is None:
             return self
@@ -90,9 +93,9 @@ def words(line: bytes, count: int) -> list[bytes]:
 
 
 def read(text: bytes) -> PublicKey | None:
-    """Return the key at the begin of a text, as OpenSSH's `sshkey_read` does; None for what it does not accept.
+    """Return the key that a text begins with, as OpenSSH's `sshkey_read` does; None if that would not accept it.
 
-    RSA keys come back in their shortest encoding, so that equal keys have equal blobs.
+    An RSA key is returned in its shortest encoding, so that equal keys have equal blobs.
     """
     match = _WORDS.match(text)
     blob = None if match is None else _decode(match[2])
@@ -109,8 +112,32 @@ def read(text: bytes) -> PublicKey | None:
     return None if fields is None else _make(kind, fields[1:])
 
 
+def in_file(file: str) -> str | None:
+    """Return the first public key in a file of one-line keys; None if it has none, or is a private key's file."""
+    try:
+        data = Path(file).read_bytes()
+    except OSError:
+        return None
+    for line in lines(data):
+        if line.startswith(b"-----BEGIN"):
+            break  # a private key
+        if line and not line.startswith(b"#") and (key := read(line)) is not None:
+            return key.line if key.usable else None
+    return None
+
+
+def of_private_file(file: str) -> str | None:
+    """Return the public key in a private key's file in OpenSSH's format, which does not encrypt this part of it."""
+    try:
+        line = _core.public_half(Path(file).read_bytes())
+    except OSError:
+        return None
+    key = None if line is None else read(line.encode())
+    return key.line if key is not None and key.usable else None
+
+
 def _make(kind: str, fields: list[bytes]) -> PublicKey | None:
-    """Return a key of a usable type from its fields after the type; None if they are not those of a key."""
+    """Return the key of a supported type with these fields after its type; None if no key has such fields."""
     if len(fields) != _count(kind):
         return None
     if kind == "ssh-rsa":
@@ -134,7 +161,7 @@ def _make(kind: str, fields: list[bytes]) -> PublicKey | None:
 
 
 def _is_point(curve: str, data: bytes) -> bool:
-    """Return whether OpenSSH takes these bytes for a public point: uncompressed, on the curve, and not a small one."""
+    """Return whether OpenSSH takes the bytes for a public point: uncompressed, on the curve, not small."""
     p, b = _CURVES[curve]
     size = (p.bit_length() + 7) // 8
     if len(data) != 1 + 2 * size or data[:1] != b"\4":
@@ -145,12 +172,12 @@ def _is_point(curve: str, data: bytes) -> bool:
 
 
 def _count(kind: str) -> int:
-    """Return how many fields a key of a usable type has after its type."""
+    """Return how many fields a key of a supported type has after its type."""
     return (1 if "ed25519" in kind else 2) + kind.startswith("sk-")
 
 
 def _fields(blob: bytes, most: int | None = None) -> list[bytes] | None:
-    """Return the length-prefixed fields of a blob, at most so many; None if the blob ends within one."""
+    """Return the length-prefixed fields of a blob, the first `most` of them; None if the blob ends within a field."""
     fields: list[bytes] = []
     while blob and len(fields) != most:
         length = int.from_bytes(blob[:4], "big")

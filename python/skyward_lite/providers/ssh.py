@@ -1,9 +1,9 @@
 """`SSH("me@lab1", "lab2:2222")`: hosts that you can already `ssh` to.
 
 connect                    on the host's own thread
-  resolve → known            what OpenSSH's tools say of the host
+  resolve → known → trust    what OpenSSH's tools say of the host (openssh.py, known_hosts.py)
   _endpoint                  its name and port, or the proxy command that leads to it
-                           → a connection; what comes after it is every host's (remote.py)
+                           → a connection; from then on all hosts are alike (remote.py)
 """
 
 from __future__ import annotations
@@ -11,23 +11,26 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import random
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from pathlib import Path
 
 from .. import _core, checks, credentials
+from ..backoff import Backoff
 from ..errors import NodeStartError
-from . import Machine, NodeRequest, Provider, openssh
+from . import Machine, NodeRequest, Provider, known_hosts, openssh
+from .identities import identities
+from .known_hosts import Known
+from .openssh import Config
 from .remote import RemoteMachine
 
 log = logging.getLogger("skyward_lite")
 
-WAITS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Seconds before each further attempt, where a server hangs up on us."""
+FIRST_PAUSE_SECONDS = 0.25
+"""Before the first further attempt, where a server hangs up; each further pause is twice as long."""
+MAX_PAUSES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,115 +116,88 @@ class SSHMachine(RemoteMachine):
         self.accept_new = provider.accept_new
         self.config = provider.config
         self.proxy: subprocess.Popen[bytes] | None = None
-        self.waits = list(WAITS)
+        # Many hosts may be behind one server that hung up on all of them at once: they shall not come back at once.
+        self.backoff = Backoff(FIRST_PAUSE_SECONDS, factor=2.0, jitter=(0.5, 1.5), most=MAX_PAUSES)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `end`)
-        """What the proxy command printed."""
+        """Receives what the proxy command prints."""
 
     # ------------------------------------------------------------------------------------------------ connection
 
     def connect(self, core: _core.Core) -> _core.Connection:
-        """Connect to the host, verify its key and authenticate. Raises `NodeStartError`."""
         config = openssh.resolve(openssh.parse(self.name), self.config)
-        if config.unheeded:
-            log.info("%s: ssh's options %s are set and not heeded", self.name, ", ".join(config.unheeded))
+        if config.unsupported:
+            log.info("%s: ssh's options %s are set and not applied", self.name, ", ".join(config.unsupported))
         for sentence in openssh.warnings_of(config, self.name):
             log.warning("%s", sentence)
         return self.connect_to(core, config)
 
-    def connect_to(self, core: _core.Core, config: openssh.Config) -> _core.Connection:
+    def connect_to(self, core: _core.Core, config: Config) -> _core.Connection:
         """Connect as the configuration says. Raises `NodeStartError`."""
         if not config.public_keys:
             raise NodeStartError(
                 f"the ssh configuration turns public keys off for {self.name} (PubkeyAuthentication or "
                 "PreferredAuthentications), and skyward_lite knows no other way to prove who you are: allow them for it"
             )
-        known = openssh.known(config)
-        # ssh's own new keys need a file to be recorded in; `accept_new=True` was said here, and does not.
-        accept_new = self.accept_new or (config.strict in ("accept-new", "false") and config.new_keys is not None)
-        if known.authorities and not (known.keys or known.portless):
-            raise NodeStartError(
-                f"{config.key_name} is known only by a certificate authority ({', '.join(known.authorities)}), and "
-                f"host certificates are not supported: add the host's own key to {config.new_keys or 'a file'}"
-            )
-        if known.others and not known.keys:
-            raise NodeStartError(
-                f"{config.key_name} is known only by keys of types that are not supported ({', '.join(known.others)}), "
-                f"so it is not trusted: add another key of the host to {config.new_keys or 'a known_hosts file'}"
-            )
-        if known.unreadable and accept_new and not known.keys:
-            raise NodeStartError(
-                f"{', '.join(known.unreadable)} cannot be read, so whether the key of {config.key_name} is new is "
-                "unknown, and it is not accepted: make the file readable"
-            )
-        offered = openssh.offer(config, known)
-        # Where any new key will do, the host shall show the one that it likes best.
-        trusted = known.keys or (() if accept_new else known.portless)
-        good = [key for key in trusted if not openssh.too_short(config, key)]
-        types = {openssh.HOST_KEY_ALGORITHMS[name] for name in offered}
-        shown = [key for key in trusted if key.partition(" ")[0] in types]
-        if shown and not set(shown) & set(good):
-            raise self._short(config)
-        timeout = config.connect_timeout or self.wanted.connect_timeout
-        connection = None
-        while connection is None:
-            try:
-                connection = core.connect(
-                    endpoint=self._endpoint(config),
-                    user=config.user,
-                    host_keys=good,
-                    revoked=list(known.revoked),
-                    accept_new=accept_new and not known.keys,
-                    identities=_identities(config),
-                    timeout=timeout,
-                    algorithms={**config.algorithms, "host_key": offered},
-                )
-            except _core.CoreError as error:
-                why = self._why(error, config, known, accept_new)
-                if not self._again(error, config):
-                    raise NodeStartError(why) from error
+        known = known_hosts.known(config)
+        trust = known_hosts.trust(config, known, self.accept_new)
+        connection = self._connect(core, config, known, trust)
         if openssh.too_short(config, connection.host_key):
-            raise self._short(config)
+            raise known_hosts.short_key(config)
         if not known.keys and connection.host_key not in known.portless:
             try:
-                file = openssh.record(config, connection.host_key)
+                file = known_hosts.record(config, connection.host_key)
                 log.warning("%s: its new key was added to %s: %s", self.name, file, connection.host_key)
             except OSError as error:
                 log.warning("%s: its new key %s could not be recorded: %s", self.name, connection.host_key, error)
         return connection
 
-    def _short(self, config: openssh.Config) -> NodeStartError:
-        return NodeStartError(
-            f"the RSA key of {config.key_name} has fewer bits than the ssh configuration asks for "
-            f"(RequiredRSASize {config.rsa_bits}): the host must get a longer key, or one of another type"
-        )
+    def _connect(self, core: _core.Core, config: Config, known: Known, trust: known_hosts.Trust) -> _core.Connection:
+        """Connect, as often as the server hangs up because too many are connecting. Raises `NodeStartError`."""
+        while True:
+            try:
+                return core.connect(
+                    endpoint=self._endpoint(config),
+                    user=config.user,
+                    host_keys=list(trust.host_keys),
+                    revoked=list(known.revoked),
+                    accept_new=trust.accept_new,
+                    identities=identities(config),
+                    timeout=config.connect_timeout or self.wanted.connect_timeout,
+                    algorithms={**config.algorithms, "host_key": list(trust.algorithms)},
+                )
+            except _core.CoreError as error:
+                why = self._explain(error, config, known, trust)
+                if not self._is_overloaded(error, config) or not self._pause():
+                    raise NodeStartError(why) from error
 
-    def _again(self, error: _core.CoreError, config: openssh.Config) -> bool:
-        """Say whether to try once more, after a while: only if too many were connecting at once (MaxStartups).
+    def _is_overloaded(self, error: _core.CoreError, config: Config) -> bool:
+        """Return whether the server may have hung up because too many were connecting at once (MaxStartups).
 
-        A server then hangs up at once, as one does whose PerSourcePenalties we have met; those end less soon.
+        It hangs up in the same way on an address that it penalizes (PerSourcePenalties), but for longer.
         """
-        if not isinstance(error, _core.HungUpError) or not self.waits:
+        if not isinstance(error, _core.HungUpError):
             return False
-        if config.proxy is not None and "kex_exchange_identification" not in self._printed():
-            return False  # not the server's doing
-        self._let_go(0.0)
-        # Others were turned away in the same moment, and shall not all come back in the same one.
-        time.sleep(self.waits.pop(0) * random.uniform(0.5, 1.5))
-        return True
+        # A proxy command may have ended for a reason of its own.
+        return config.proxy is None or "kex_exchange_identification" in self._printed()
+
+    def _pause(self) -> bool:
+        """Wait before a further attempt. Return False if there is to be none."""
+        self._end_proxy(0.0)
+        return self.backoff.pause()
 
     def _printed(self) -> str:
-        """Give what the proxy command printed."""
+        """Return what the proxy command printed, fit to be shown."""
         if self.log.closed:
-            return ""  # the pool is being left
+            return ""  # the pool is being closed
         self.log.seek(0)
         return _core.printable(self.log.read(4096).strip())
 
-    def _endpoint(self, config: openssh.Config) -> int | tuple[str, int]:
-        """Give what `connect` takes: a socket that leads to the host, or its name and port."""
+    def _endpoint(self, config: Config) -> int | tuple[str, int]:
+        """Return what `connect` takes: a socket that leads to the host, or its name and port."""
         return (config.hostname, config.port) if config.proxy is None else self._through(config.proxy)
 
     def _through(self, command: str) -> int:
-        """Start the command that leads to the host; the socket to it."""
+        """Start the command that leads to the host. Return the socket to it."""
         ours, theirs = socket.socketpair()
         with theirs:
             self.proxy = subprocess.Popen(
@@ -233,8 +209,8 @@ class SSHMachine(RemoteMachine):
             )
         return ours.detach()
 
-    def _why(self, error: _core.CoreError, config: openssh.Config, known: openssh.Known, accept_new: bool) -> str:
-        """Say what went wrong with a connection, and what to do."""
+    def _explain(self, error: _core.CoreError, config: Config, known: Known, trust: known_hosts.Trust) -> str:
+        """Return why a connection failed, and what to do."""
         text = str(error)
         files = " or ".join(config.known_hosts) or "any known_hosts file"
         if isinstance(error, _core.RevokedHostKeyError):
@@ -245,7 +221,7 @@ class SSHMachine(RemoteMachine):
                 f"{text}. Either somebody is between here and {config.key_name}, or its key has changed: if you know "
                 f"that it has, `ssh-keygen -R '{config.key_name}'` forgets the old one{chosen}"
             )
-        if isinstance(error, _core.HostKeyError) and not accept_new:
+        if isinstance(error, _core.HostKeyError) and not trust.accept_new:
             unreadable = f" (not readable: {', '.join(known.unreadable)})" if known.unreadable else ""
             return (
                 f"{config.key_name} is not in {files}{unreadable}, so it is not trusted; {text}. "
@@ -262,38 +238,14 @@ class SSHMachine(RemoteMachine):
         return f"{text}; the proxy command printed: {credentials.mask(printed)}" if printed else text
 
     def end(self, deadline: float) -> None:
-        """Let go of the proxy command, which ends with its connection."""
-        self._let_go(deadline - time.monotonic())
+        """End the proxy command, which ends by itself with its connection, by force after the deadline."""
+        self._end_proxy(deadline - time.monotonic())
         self.log.close()
 
-    def _let_go(self, patience: float) -> None:
+    def _end_proxy(self, patience: float) -> None:
         if self.proxy is not None:
             try:
                 self.proxy.wait(max(0.0, patience))
             except subprocess.TimeoutExpired:
                 os.killpg(self.proxy.pid, signal.SIGKILL)
                 self.proxy.wait()
-
-
-def _identities(config: openssh.Config) -> list[str | tuple[str, str | None] | tuple[str, list[str], bool, list[str]]]:
-    """List what to prove with who we are, in ssh's order: the agent's keys, the wanted ones first; then the files."""
-    identities: list[str | tuple[str, str | None] | tuple[str, list[str], bool, list[str]]] = []
-    if config.agent is not None:
-        wanted = [
-            key
-            for file in config.identity_files
-            if (key := openssh.public(file) or openssh.public(f"{file}.pub") or openssh.public_half(file))
-        ]
-        certificates = [*config.certificates, *(f"{file}-cert.pub" for file in config.identity_files)]
-        there = [file for file in certificates if Path(file).exists()]
-        identities.append((config.agent, wanted, config.identities_only, there))
-    for file in config.identity_files:
-        if openssh.public(file) is not None:
-            continue  # a public key names one of the agent's
-        key = openssh.public_half(file) or openssh.public(f"{file}.pub")
-        if key is not None and openssh.too_short(config, key):
-            continue
-        certificates = [c for c in config.certificates if openssh.certifies(c, file)]
-        beside = f"{file}-cert.pub"
-        identities.append((file, next((c for c in [*certificates, beside] if Path(c).exists()), None)))
-    return identities

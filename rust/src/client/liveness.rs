@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::error::SessionError;
 use crate::queue::{PeerId, Queue};
-use crate::wire::HEARTBEAT;
+use crate::timing::Timing;
 use crate::wire::{Attempt, Message, Outcome};
 
 /// Bytes of results per heartbeat from which on a node is busy arriving: 8 KB/s, below which no link is of use.
@@ -18,25 +18,6 @@ const PROGRESS: u64 = 16 * 1024;
 
 /// Heartbeats that a node may send between two of ours. While this process is stopped those of a day may gather.
 const HEARTBEATS: u32 = 1 << 16;
-
-/// How long a node may take. The defaults are what pools have; tests have less patience.
-#[derive(Debug, Clone, Copy)]
-pub struct Timing {
-    /// How often a node is sent a heartbeat.
-    pub heartbeat: Duration,
-    /// Bound on an answer: to a heartbeat, a recall, a cancel, an abort. An honest agent answers the first three at once,
-    /// and an abort when the task has been ended, which takes it a few seconds. What the client sent before may take so
-    /// long to arrive; beyond, the node's lease would end.
-    pub answer: Duration,
-    /// Bound on ending what it runs for a node that said that it will soon be gone. EC2 gives two minutes.
-    pub drain: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self { heartbeat: HEARTBEAT, answer: Duration::from_secs(60), drain: Duration::from_secs(600) }
-    }
-}
 
 /// What a node can be asked about a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -3,6 +3,7 @@
 //! All I/O runs on one thread of its own. Callers' threads only append to the queue and take from the list of
 //! finished tasks; what they append is assigned to a node at once, on their thread.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -15,11 +16,12 @@ use tokio::net::UnixStream;
 use tokio::runtime;
 use tokio::sync::Notify;
 
-use crate::client::liveness::{Ask, Liveness, Timing, may_end};
+use crate::client::liveness::{Ask, Liveness, may_end};
 use crate::error::{FrameError, NodeError, SessionError, SshError};
 use crate::node::stdio::STDERR;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::text;
+use crate::timing::Timing;
 use crate::transport::connection::Connection;
 use crate::transport::output::{CommandOutput, shown};
 use crate::transport::ssh::{self, Target};
@@ -31,7 +33,7 @@ use crate::wire::{
 use crate::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
 
 /// How often idle nodes are looked at while nothing else happens.
-const TICK: Duration = Duration::from_millis(200);
+const TICK: Duration = Timing::DEFAULT.tick;
 /// Tasks that the thread which settles finished ones may submit before the sender is woken, at most. Waking it for each
 /// costs more than the rest of the way; the thread comes back when it has settled what it took.
 const CORK: usize = 32;
@@ -40,12 +42,12 @@ const CORK_SHARE: usize = 5;
 /// Pause between two such submits after which the sender is woken all the same: whatever comes between is slow.
 const CORK_PAUSE: Duration = Duration::from_micros(200);
 /// Bound on saying goodbye to a node, which may have something to undo first.
-const LAST_WORDS: Duration = Duration::from_secs(4);
+const LAST_WORDS: Duration = Timing::DEFAULT.client_goodbye;
 /// Bound on whatever the runtime still does after that.
-const SHUTDOWN: Duration = Duration::from_millis(500);
+const SHUTDOWN: Duration = Timing::DEFAULT.runtime_shutdown;
 /// How long a draining node is taken for one that others will replace: as long as nodes have to start. After that, tasks
 /// that wait for any node do not wait for it.
-const REPLACEMENT_TIMEOUT: Duration = Duration::from_secs(600);
+const REPLACEMENT_TIMEOUT: Duration = Timing::DEFAULT.replacement;
 /// Slots that a node may offer at most that was asked for one per core.
 const MAX_CORES: usize = 8192;
 /// Bound on finding out why an agent did not start.
@@ -54,6 +56,9 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// A task's number says in its high bits, from this one on, to which lane its end goes. Ends are taken lane by lane, so
 /// that what a thread does with those of one holds up no other.
 pub const QUEUE_SHIFT: u32 = 40;
+/// Completion queues that can be open beside queue 0: the numbers that fit into a task's number. Each has a thread of its
+/// own, so there are always unused ones.
+const MAX_QUEUES: u64 = u64::MAX >> QUEUE_SHIFT;
 
 /// Where a node stands. It only ever moves down this list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +162,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Finished {
     lanes: HashMap<u64, CompletionQueue>,
+    /// The number of the completion queue that was opened last.
+    opened: u64,
     closed: bool,
 }
 
@@ -515,9 +522,18 @@ impl Pool {
         self.shared.finish([(None, Message { id, code: Outcome::Returned as u8, nanos: 0, parts: Vec::new() })])
     }
 
-    /// Open a lane, if it is not: from now on tasks may be submitted to it.
-    pub fn open_queue(&self, lane: u64) {
-        lock(&self.shared.finished).lanes.entry(lane).or_default();
+    /// Open a completion queue and return its number. The numbers of its tasks are from `(number << QUEUE_SHIFT) + 1` on.
+    #[must_use]
+    pub fn open_queue(&self) -> u64 {
+        let mut finished = lock(&self.shared.finished);
+        loop {
+            finished.opened = finished.opened % MAX_QUEUES + 1;
+            let number = finished.opened;
+            if let Entry::Vacant(unused) = finished.lanes.entry(number) {
+                unused.insert(CompletionQueue::default());
+                return number;
+            }
+        }
     }
 
     /// Let go of a lane all of whose tasks have ended.

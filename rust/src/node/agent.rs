@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use crate::error::{AgentError, FrameError, SessionError};
 use crate::node::supervisor::{GRACE, KillDeadline, Workers};
 use crate::queue::{Cancelled, PeerId, Queue};
+use crate::timing::{AGENT_BACKLOG, Timing};
 use crate::wire::{
     AgentHello, CREDIT, ClientHello, EventReader, FrameSender, HEARTBEAT, LEAST_MESSAGE, NOTE_CREDIT, WorkerSpec,
     hello, lock, read_hello,
@@ -30,15 +31,15 @@ use crate::wire::{Attempt, Body, Control, Event, MAX_REASON, Message, Offer, Out
 /// the prefetch, which is at most 65,536, and those that are for this node alone.
 const MAX_TASKS: usize = 1 << 20;
 /// Bytes of results and notes beyond the credit at which the agent stops reading from its workers.
-pub(crate) const BACKLOG: usize = 256 * 1024 * 1024;
+pub(crate) const BACKLOG: usize = AGENT_BACKLOG;
 /// How often leases and idle workers are looked at.
-pub(crate) const TICK: Duration = Duration::from_millis(200);
+pub(crate) const TICK: Duration = Timing::DEFAULT.tick;
 /// A note's number has that of its worker in the bits from this one on while it is on its way between us and the client:
 /// the answer finds its way back, and none to the process that took the worker's place.
 const NOTE_SHIFT: u32 = 40;
 /// Bound on the client's hello, and on the last words to it.
-const GREETING: Duration = Duration::from_secs(20);
-pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
+const GREETING: Duration = Timing::DEFAULT.hello;
+pub(crate) const LAST_WORDS: Duration = Timing::DEFAULT.agent_goodbye;
 
 /// The agent that this process is, while it serves its client.
 static SERVING: Mutex<Weak<Agent>> = Mutex::new(Weak::new());

@@ -22,12 +22,13 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use crate::error::{AgentError, FrameError, SessionError};
-use crate::node::agent::{Agent, LAST_WORDS, State, TICK};
+use crate::node::agent::{Agent, State, TICK};
 use crate::node::process_group::{Group, PAUSE, Survivors};
 use crate::node::slot_table::SlotTable;
 use crate::node::stdio::{self, STDERR, STDOUT, forward};
 use crate::node::worker::UNWIND;
 use crate::queue::PeerId;
+use crate::timing::Timing;
 use crate::wire::{Attempt, Body, Control, Message, Outcome};
 use crate::wire::{EventReader, FrameSender, LEAST_MESSAGE, PEER_TIMEOUT, WorkerHello, hello, lock};
 
@@ -45,6 +46,8 @@ const SPARE_RETRY: Duration = Duration::from_secs(10);
 const SOLOS: usize = 4;
 /// How long output is awaited after the worker's end: something outside its group may hold the pipe.
 const LAST_OUTPUT: Duration = Duration::from_millis(200);
+/// Bound on the end of a worker that was killed, and on reading what it still sent.
+const LAST_WORDS: Duration = Timing::DEFAULT.worker_kill;
 /// What limits the threads of the numeric libraries, which each take all cores by themselves.
 const THREAD_VARIABLES: [&str; 7] = [
     "OMP_NUM_THREADS",

@@ -21,11 +21,12 @@ use rustix::io::Errno;
 use crate::error::SessionError;
 use crate::node::process_group::{Group, PAUSE, Survivors};
 use crate::node::slot_table::SlotTable;
+use crate::timing::{Timing, WORKER_BACKLOG};
 use crate::wire::{Attempt, Body, Control, Decoder, Event, Message, Outcome};
 use crate::wire::{HEARTBEAT, NOTE_CREDIT, Outbox, WorkerHello, hello, lock, read_hello};
 
 /// Bytes of results that wait to be sent before a finishing thread has to wait itself.
-const BACKLOG: usize = 64 * 1024 * 1024;
+const BACKLOG: usize = WORKER_BACKLOG;
 /// How long the result of a short task may wait for the next one's while more tasks are queued.
 const LINGER: Duration = Duration::from_micros(300);
 /// Nanoseconds up to which a task is short in that sense.
@@ -40,7 +41,7 @@ const READ: usize = 256 * 1024;
 const WATCH: Duration = Duration::from_millis(500);
 /// How long a worker that was told to end may take: for the plugins' contexts, threads that are no daemons, `atexit`
 /// callbacks and finalizers, all together.
-pub const UNWIND: Duration = Duration::from_secs(2);
+pub const UNWIND: Duration = Timing::DEFAULT.worker_exit;
 
 #[derive(Debug)]
 struct Tasks {

@@ -15,10 +15,10 @@ use pyo3::types::{PyBytes, PyList, PyTuple};
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PublicKey};
 
-use crate::client::liveness::Timing;
 use crate::client::pool::{Endpoint, Lines, Node, NodeSpec, NodeState, Pool};
 use crate::python::buffer::{parts, snapshot, to_python};
 use crate::python::convert::{PoolClosedError, core_error, from_dataclass, private_key, public_key, seconds, socket};
+use crate::timing::Timing;
 use crate::transport::auth::{Identity, SshAgent, new_key};
 use crate::transport::connection;
 use crate::transport::host_key::{HostKeys, fingerprint};
@@ -167,9 +167,12 @@ impl Core {
     #[pyo3(signature = (attempts, max_payload, timing=None))]
     fn new(attempts: u16, max_payload: usize, timing: Option<(f64, f64, f64)>) -> PyResult<Self> {
         let timing = match timing {
-            Some((heartbeat, answer, drain)) => {
-                Timing { heartbeat: seconds(heartbeat)?, answer: seconds(answer)?, drain: seconds(drain)? }
-            }
+            Some((heartbeat, answer, drain)) => Timing {
+                heartbeat: seconds(heartbeat)?,
+                answer: seconds(answer)?,
+                drain: seconds(drain)?,
+                ..Timing::DEFAULT
+            },
             None => Timing::default(),
         };
         let pool = Pool::with_timing(attempts, max_payload, timing).map_err(PyOSError::new_err)?;
@@ -305,8 +308,8 @@ impl Core {
         self.pool.answer_note(from, note, error);
     }
 
-    fn open_queue(&self, queue: u64) {
-        self.pool.open_queue(queue);
+    fn open_queue(&self) -> u64 {
+        self.pool.open_queue()
     }
 
     fn close_queue(&self, queue: u64) {

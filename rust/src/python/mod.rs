@@ -9,6 +9,8 @@ mod node;
 
 use pyo3::prelude::*;
 
+use crate::client::pool;
+use crate::timing::Timing;
 use crate::wire;
 use crate::wire::Outcome;
 
@@ -42,7 +44,9 @@ mod _core {
     const PARTIAL: u8 = super::Outcome::Partial as u8;
 
     #[pymodule_export]
-    const QUEUE_SHIFT: u32 = crate::client::pool::QUEUE_SHIFT;
+    const QUEUE_SHIFT: u32 = super::pool::QUEUE_SHIFT;
+    #[pymodule_export]
+    const LEAVE_SECONDS: f64 = super::Timing::DEFAULT.provider_leave.as_secs_f64();
     #[pymodule_export]
     const MAX_PARTS: usize = super::wire::MAX_PARTS;
     #[pymodule_export]

@@ -1,20 +1,23 @@
-//! Tasks' output that waits to be sent, or to be taken. It is bounded: of a flood the middle is left out, and counted.
+//! Tasks' output that waits: at a node until it is sent, at the client until Python takes it. Pure, and bounded: of too
+//! much output the middle is left out, and its bytes are counted.
+//!
+//! For example: 10 MiB arrive while nobody takes any. The first MiB ([`OUTPUT_HEAD`]) and the last 64 KiB
+//! ([`OUTPUT_TAIL`]) are stored; between them stands one piece without text, whose `left_out` is the number of the
+//! other bytes.
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-/// Bytes that may wait before some are left out.
-pub const FIRST: usize = 1024 * 1024;
-/// The latest bytes that are kept of what comes beyond.
-pub const LAST: usize = 64 * 1024;
+use crate::timing::{OUTPUT_HEAD, OUTPUT_TAIL};
 
-/// What a piece counts for at least, in bytes: about the memory that it takes.
-const PIECE: usize = 256;
-/// Bytes up to which pieces of the same origin become one.
-const MERGED: usize = 16 * 1024;
+/// Bytes that a piece counts for at least: about the memory that it takes beside its text.
+const MIN_PIECE_COST: usize = 256;
+/// Bytes up to which pieces of the same origin are merged.
+const MAX_MERGED_PIECE: usize = 16 * 1024;
 
-/// Some output, or, if `left_out` is not 0, the place where so many bytes were left out.
+/// Output of one origin (a stream of a worker, or of a node) or, if `left_out` is not 0, the place where so many bytes
+/// of any origin were left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece<F> {
     pub from: F,
@@ -24,12 +27,13 @@ pub struct Piece<F> {
 
 impl<F: PartialEq> Piece<F> {
     fn cost(&self) -> usize {
-        self.text.len().max(PIECE)
+        self.text.len().max(MIN_PIECE_COST)
     }
 
-    /// Append another piece to this one; false if they do not belong together.
+    /// Append another piece to this one. Return false, and change nothing, if they are of different origins, together
+    /// too long, or one is a place where bytes were left out.
     fn merge(&mut self, other: &Self) -> bool {
-        let together = self.text.len() + other.text.len() <= MERGED;
+        let together = self.text.len() + other.text.len() <= MAX_MERGED_PIECE;
         if !together || self.from != other.from || self.left_out.max(other.left_out) > 0 {
             return false;
         }
@@ -40,13 +44,16 @@ impl<F: PartialEq> Piece<F> {
     }
 }
 
-/// See the module's text.
+/// See the file's text.
 #[derive(Debug)]
 pub struct Flood<F> {
+    /// The oldest pieces, which are taken first. Filled up to [`OUTPUT_HEAD`] while nothing waits behind it.
     first: VecDeque<Piece<F>>,
+    /// The place where bytes were left out between `first` and `last`.
     gap: Option<Piece<F>>,
+    /// The latest pieces, up to [`OUTPUT_TAIL`]: each further piece moves the oldest of them into `gap`.
     last: VecDeque<Piece<F>>,
-    /// What the pieces of `first` count for, and those of `last`.
+    /// The bytes that the pieces of `first` count for, and those of `last`.
     bytes: (usize, usize),
 }
 
@@ -57,7 +64,7 @@ impl<F> Default for Flood<F> {
 }
 
 impl<F: PartialEq> Flood<F> {
-    /// Let a piece wait behind all others. If that is too much, the oldest are left out that come after the first ones.
+    /// Append a piece. If too much waits then, the oldest pieces behind the first ones are left out.
     pub fn push(&mut self, piece: Piece<F>) {
         if piece.text.is_empty() && piece.left_out == 0 {
             return;
@@ -67,13 +74,13 @@ impl<F: PartialEq> Flood<F> {
             if unbroken { (&mut self.first, &mut self.bytes.0) } else { (&mut self.last, &mut self.bytes.1) };
         if let Some(before) = pieces.back_mut() {
             let cost = before.cost();
-            if (!unbroken || *bytes + piece.text.len() <= FIRST) && before.merge(&piece) {
+            if (!unbroken || *bytes + piece.text.len() <= OUTPUT_HEAD) && before.merge(&piece) {
                 *bytes += before.cost() - cost;
                 self.leave_out();
                 return;
             }
         }
-        if unbroken && self.bytes.0 + piece.cost() <= FIRST {
+        if unbroken && self.bytes.0 + piece.cost() <= OUTPUT_HEAD {
             self.bytes.0 += piece.cost();
             self.first.push_back(piece);
             return;
@@ -83,8 +90,9 @@ impl<F: PartialEq> Flood<F> {
         self.leave_out();
     }
 
+    /// Move the oldest pieces of `last` into the gap until the rest is within its bound.
     fn leave_out(&mut self) {
-        while let Some(piece) = if self.bytes.1 > LAST { self.last.pop_front() } else { None } {
+        while let Some(piece) = if self.bytes.1 > OUTPUT_TAIL { self.last.pop_front() } else { None } {
             self.bytes.1 -= piece.cost();
             let before = self.gap.take().map_or(0, |gap| gap.left_out);
             let left_out = before.saturating_add(piece.left_out).saturating_add(piece.text.len());
@@ -92,10 +100,10 @@ impl<F: PartialEq> Flood<F> {
         }
     }
 
-    /// Take the piece that has waited longest.
+    /// Return the piece that has waited longest, and forget it.
     pub fn pop(&mut self) -> Option<Piece<F>> {
         if self.first.is_empty() {
-            // What was kept of the flood's end may be the beginning of another one.
+            // The end of this flood is the beginning of the next one.
             self.first = std::mem::take(&mut self.last);
             self.bytes = (self.bytes.1, 0);
             if let Some(gap) = self.gap.take() {
@@ -107,7 +115,7 @@ impl<F: PartialEq> Flood<F> {
         Some(piece)
     }
 
-    /// Whether nothing waits.
+    /// Return whether no piece waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.first.is_empty() && self.gap.is_none() && self.last.is_empty()

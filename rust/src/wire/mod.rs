@@ -1,8 +1,40 @@
-//! Frames and messages, and a byte stream that carries them. Both ends use it.
+//! Frames and messages, and a byte stream that carries them. Both ends of a session use it, and so do an agent and its
+//! workers.
+//!
+//! | file | what it promises |
+//! |---|---|
+//! | `header.rs` | the preamble, the frame header, and the caps of both |
+//! | `block.rs` | blocks of frames, compressed where that pays |
+//! | `message.rs` | tasks, results and notes, cut into chunks and joined |
+//! | `control.rs` | every other frame, written and read side by side |
+//! | `decoder.rs` | bytes in, events out |
+//! | `hello.rs` | what the ends tell of themselves |
+//! | `outbox.rs` | what is sent first |
+//! | `flood.rs` | output that waits, bounded: of too much the middle is left out |
+//! | `stream.rs` | an outbox and a decoder on a byte stream |
 
+mod block;
+mod control;
+mod decoder;
 pub mod flood;
-mod frame;
-mod session;
+mod header;
+mod hello;
+mod message;
+mod outbox;
+mod stream;
 
-pub use frame::*;
-pub use session::*;
+pub use block::{MAX_BLOCK, Packer};
+pub use control::{Control, MAX_REASON};
+pub use decoder::{Admit, Decoder, Event, MAX_UNFINISHED, Offer};
+pub use header::{Attempt, MAGIC, MAX_BODY, MAX_NOISE, PROTOCOL, put_preamble};
+pub use hello::{AgentHello, ClientHello, WorkerHello, WorkerSpec, hello, read_hello};
+pub use message::{Body, MAX_CHUNK, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing};
+pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, Outbox};
+pub use stream::{EventReader, FrameSender};
+
+pub(crate) use crate::locks::lock;
+pub use crate::timing::{CREDIT, HEARTBEAT, LEAST_MESSAGE, MAX_MESSAGE, NOTE_CREDIT, PEER_TIMEOUT};
+// The names of these three elsewhere.
+pub(crate) const SLICE: std::time::Duration = std::time::Duration::from_secs(1);
+pub(crate) use outbox::MAX_OUTPUT_FRAME as LINES;
+pub(crate) use stream::MAX_WRITE as WRITE;

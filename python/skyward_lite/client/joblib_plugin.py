@@ -1,0 +1,49 @@
+"""The plugins that come with the package: `joblib()`, which a pool has by default, and `sklearn()`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ..hooks import Plugin
+from ..image import Image, installed
+
+
+def joblib(version: str | None = None) -> Plugin:
+    """Make `joblib.Parallel` run on the pool for the length of its block.
+
+    The nodes get joblib in `version`; None means the client's own, which is what pickles need, unless the image asks
+    for another. They get threadpoolctl as well if the client has it: `inner_max_num_threads` needs it there.
+    """
+
+    def transform(image: Image) -> Image:
+        return _with_joblib(image, version)
+
+    return Plugin("joblib", preload=["joblib"], transform=transform, around_client=_around_client)
+
+
+def sklearn(version: str | None = None) -> Plugin:
+    """Do what `joblib()` does, with scikit-learn on the nodes: whatever has an `n_jobs` there runs on the pool.
+
+    The nodes get scikit-learn in `version`; None means the client's own, or the latest where the client has none,
+    unless the image asks for another. `joblib(version=...)` may stand beside it to pin joblib too, before or after.
+    """
+
+    def transform(image: Image) -> Image:
+        return _with_joblib(image, None).with_package("scikit-learn", version)
+
+    # sklearn.model_selection loads nearly all that tasks need (1 s), sklearn.ensemble adds the trees (0.1 s).
+    preload = ["joblib", "sklearn.model_selection", "sklearn.ensemble"]
+    return Plugin("sklearn", preload=preload, transform=transform, around_client=_around_client)
+
+
+def _with_joblib(image: Image, version: str | None) -> Image:
+    image = image.with_package("joblib", version)
+    return image if installed("threadpoolctl") is None else image.with_package("threadpoolctl", None)
+
+
+def _around_client(pool: Any) -> AbstractContextManager[object]:
+    # Not at the module's head: importing joblib takes 0.1–0.4 s. The pool's start has done it here, by `preload`.
+    from .joblib_backend import as_default_backend
+
+    return as_default_backend(pool)

@@ -1,0 +1,297 @@
+"""The machines of a pool: they become nodes, are watched, replaced and released.
+
+Each machine has a thread of its own until it is a node or has failed, and each one that is replaced has another.
+One more thread, `skyward-watch`, writes into the log what becomes of the nodes and has lost ones replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from .. import _core
+from ..errors import NodeStartError
+from ..hello import ClientHello
+from ..image import Image
+from ..providers import Cost, Machine, NodeRequest
+from .lifecycle import Lifecycle, Stage
+from .settings import Settings
+
+log = logging.getLogger("skyward_lite")
+
+WATCH_MS = 1_000
+"""Bound on one wait for a change of any node's state; closing the pool wakes the waiting thread at once."""
+START_POLL_MS = 50
+"""Bound on one wait for nodes while the pool starts, so that Ctrl-C is handled between two waits."""
+REPLACEMENTS_PER_NODE = 3
+"""Machines that a pool may ask for in the place of lost and failed ones, for each node that it wants."""
+MAX_REASON = 16_000
+"""Bytes of the reason why a node does not start."""
+MIN_RELEASE_SECONDS = 0.5
+"""What the provider gets to release its machines, however long the steps of leaving before that took."""
+
+
+class NodeState(enum.StrEnum):
+    """The values of `Node.state`."""
+
+    CONNECTING = "connecting"
+    READY = "ready"
+    DRAINING = "draining"
+    LOST = "lost"
+    CLOSED = "closed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """What is known of a node: its name, its slots and its round-trip time in seconds.
+
+    `state` is one of "connecting", "ready", "draining", "lost" and "closed". A draining node will soon be gone: it ends
+    what it runs and takes nothing more. `reason` says why it is draining or lost; where those are the node's own words,
+    they can be shown on any terminal.
+    """
+
+    name: str
+    state: str
+    reason: str
+    slots: int
+    rtt: float | None
+    pid: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """How a pool stands: its nodes, the tasks that can run at once, those that have not ended, and what it costs.
+
+    `cost` is None where nodes cost nothing, or their price is not known.
+    """
+
+    nodes: list[Node]
+    slots: int
+    pending: int
+    cost: Cost | None
+
+
+class Nodes:
+    """The machines of one pool, and what they are as nodes.
+
+    `has_waiters()` returns whether anybody still waits for tasks while the pool is being left.
+    """
+
+    def __init__(
+        self, core: _core.Core, settings: Settings, lifecycle: Lifecycle, has_waiters: Callable[[], bool]
+    ) -> None:
+        self.machines: list[Machine] = []
+        """All that were started, also those that were left out or lost. A node's number is its place in here."""
+        self._core = core
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._has_waiters = has_waiters
+        self._greet: Callable[[Machine], ClientHello]
+        """Returns what a machine's agent is told first; set by `start`."""
+        self._lock = threading.Lock()
+        """Guards the fields below and the order of `machines`."""
+        self._threads: list[threading.Thread] = []
+        """Those that start and replace machines; joined when the pool is left."""
+        self._expected = 0
+        """Replacements that were asked for and are not in `machines` yet."""
+        self._replacements = 0
+        """Replacements that were asked for since the pool was started."""
+        self._given_up: set[int] = set()
+        """Numbers of the draining, lost and failed nodes for which it was decided whether they are replaced."""
+
+    def start(self, image: Image, greet: Callable[[Machine], ClientHello]) -> Sequence[Machine]:
+        """Start the machines, each of which becomes a node in its own time, and watch them from now on. Return them.
+
+        Raise what the provider raises; the machines that it had begun to start then are in `self.machines`.
+        """
+        self._greet = greet
+        threading.Thread(target=self._watch, name="skyward-watch", daemon=True).start()
+        settings = self._settings
+        request = NodeRequest(
+            nodes=settings.wanted_nodes,
+            least=settings.min_nodes,
+            image=image,
+            vcpus=settings.vcpus,
+            memory_gb=settings.memory_gb,
+            connect_timeout=settings.connect_timeout,
+        )
+        machines: list[Machine] = []
+        try:
+            settings.provider.start(request, machines)
+            self.join(machines)
+        except BaseException:
+            # Each machine that was started must be released, whether or not it became a node.
+            self.machines += [machine for machine in machines if machine not in self.machines]
+            raise
+        return machines
+
+    def join(self, machines: list[Machine]) -> None:
+        """Add machines to the pool, and begin to make nodes of them."""
+        with self._lock:
+            for machine in machines:
+                self.machines.append(machine)
+                number = self._core.add_node(machine.name)
+                self._start_thread(f"skyward-{machine.name}", self._bring_up, number, machine)
+
+    def _start_thread(self, name: str, target: Callable[..., None], *args: object) -> None:
+        self._threads.append(threading.Thread(target=target, args=args, name=name, daemon=True))
+        self._threads[-1].start()
+
+    def _bring_up(self, number: int, machine: Machine) -> None:
+        """Make a node of one machine. An error becomes the reason for which the node is left out."""
+        core = self._core
+        try:
+            opened = machine.open(core)
+            greeting = self._greet(machine)
+            core.start_node(number, opened.connection, opened.command, greeting, self._settings.start_timeout)
+        except (NodeStartError, _core.CoreError, OSError) as error:
+            core.fail_node(number, _core.printable(str(error), MAX_REASON))
+        except BaseException as error:
+            core.fail_node(number, _core.printable(f"{type(error).__name__}: {error}", MAX_REASON))
+            # While the pool is being closed its machines may end as they are opened, so any exception is expected then.
+            if self._lifecycle.stage is Stage.OPEN:
+                raise
+
+    def await_ready(self) -> None:
+        """Wait until the least number of nodes is ready.
+
+        Raise `NodeStartError` when too few can still become ready, or after `start_timeout`.
+        """
+        needed = self._settings.min_nodes
+        deadline = time.monotonic() + self._settings.start_timeout
+        while True:
+            with self._lock:
+                nodes, candidates = self.snapshot(), self._expected
+                for number, node in enumerate(nodes):
+                    starts = node.state in (NodeState.READY, NodeState.CONNECTING)
+                    # Until `_on_node_change` has decided otherwise, a failed machine may still be replaced.
+                    candidates += starts or (self.machines[number].replaceable and number not in self._given_up)
+            if sum(node.state == NodeState.READY for node in nodes) >= needed:
+                return
+            if candidates < needed or time.monotonic() > deadline:
+                reasons = [f"{n.name} is {n.state}" + (f": {n.reason}" if n.reason else "") for n in nodes]
+                # After a reason of several lines the next node begins on a line of its own.
+                shown = ("\n" if any("\n" in reason for reason in reasons) else "; ").join(reasons)
+                raise NodeStartError(f"{needed} ready nodes are needed, but {shown}")
+            self._core.wait_for_change([node.state for node in nodes], START_POLL_MS)
+
+    def snapshot(self) -> list[Node]:
+        """Return how each node stands, in the order in which they were started."""
+        return [Node(**row) for row in self._core.nodes()]
+
+    def slots(self) -> int:
+        """Return the number of tasks that can run at once: the sum of the ready nodes' slots."""
+        return sum(node.slots for node in self.snapshot() if node.state == NodeState.READY)
+
+    def wanted_slots(self) -> int:
+        """Return the number of the ready nodes' slots, and of those that connecting nodes will probably have."""
+        nodes = self.snapshot()
+        ready = [node.slots for node in nodes if node.state == NodeState.READY]
+        usual = self._settings.worker.concurrency or max(ready, default=1)
+        connecting = [
+            machine.concurrency or usual
+            for machine, node in zip(self.machines, nodes, strict=False)
+            if node.state == NodeState.CONNECTING
+        ]
+        return sum(ready) + sum(connecting)
+
+    def cost(self) -> Cost | None:
+        """Return what the machines cost; None if they cost nothing, or their price is not known."""
+        return self._settings.provider.cost(self.machines)
+
+    def _watch(self) -> None:
+        """Write into the log what becomes of the nodes, and have lost ones replaced, until the pool is closed."""
+        before: dict[int, str] = {}
+        while self._lifecycle.stage < Stage.RELEASING:
+            nodes = self.snapshot()
+            for number, node in enumerate(nodes):
+                old, before[number] = before.get(number, NodeState.CONNECTING), node.state
+                if old == NodeState.CONNECTING and node.slots and node.state != NodeState.READY:
+                    # The node has greeted, so it was ready for a moment between two looks.
+                    old = NodeState.READY
+                if node.state != old:
+                    if number < len(self.machines):
+                        self._on_node_change(number, old, node.state)
+                    self._log_change(number, node, old)
+            self._core.wait_for_change([node.state for node in nodes], WATCH_MS)
+
+    def _log_change(self, number: int, node: Node, old: str) -> None:
+        if node.state == NodeState.READY:
+            log.info("node %s is ready with %d slots", node.name, node.slots)
+            differences = self._core.differences(number)
+            if differences:
+                log.warning(
+                    "node %s has another environment than this process: %s. What one version pickled may not work with "
+                    "another: Image(pip=[...]) says what a node is to have",
+                    *(node.name, "; ".join(differences)),
+                )
+        elif node.state == NodeState.DRAINING:
+            log.warning(
+                "node %s takes no more tasks, what it has not started runs elsewhere: %s", node.name, node.reason
+            )
+        elif node.state == NodeState.LOST and old == NodeState.CONNECTING:
+            log.warning("node %s is left out: %s", node.name, node.reason)
+        elif node.state == NodeState.LOST:
+            log.warning("node %s is lost, what it had not finished runs elsewhere: %s", node.name, node.reason)
+
+    def _on_node_change(self, number: int, old: str, new: str) -> None:
+        """Have a machine that is draining or lost replaced and a lost one released, on a thread of its own."""
+        machine = self.machines[number]
+        if not machine.replaceable or new not in (NodeState.DRAINING, NodeState.LOST):
+            return
+        with self._lock:
+            stage = self._lifecycle.stage
+            # While the pool is being left, only tasks that somebody waits for need a replacement.
+            if stage is not Stage.OPEN and (stage is not Stage.DRAINING or not self._has_waiters()):
+                return
+            first = number not in self._given_up
+            if first:
+                self._given_up.add(number)
+                self._expected += 1
+                self._core.expect(self._expected)
+            name = f"skyward-after-{machine.name}"
+            self._start_thread(name, self._replace_machine, machine, old, new, first)
+
+    def _replace_machine(self, machine: Machine, old: str, new: str, first: bool) -> None:
+        """Release a machine that is lost. Have it replaced if `first`: a node may be draining first and lost later."""
+        provider = self._settings.provider
+        try:
+            # Asked before the release: afterwards the provider no longer knows why the machine never became a node.
+            wanted = first and (old != NodeState.CONNECTING or machine.unlucky())
+            if new == NodeState.LOST:
+                provider.retire(machine)
+            if wanted and self._may_replace():
+                replacements: list[Machine] = []
+                provider.replace(machine, replacements)
+                log.info("node %s is replaced by %s", machine.name, ", ".join(m.name for m in replacements))
+                self.join(replacements)
+        except (NodeStartError, OSError) as error:
+            log.warning("node %s is not replaced: %s", machine.name, error)
+        finally:
+            if first:
+                with self._lock:
+                    self._expected -= 1
+                    self._core.expect(self._expected)
+
+    def _may_replace(self) -> bool:
+        with self._lock:
+            self._replacements += 1
+            return self._replacements <= REPLACEMENTS_PER_NODE * self._settings.wanted_nodes
+
+    def release(self, deadline: float) -> None:
+        """Release all machines, and wait for the threads that start and replace them, until `time.monotonic()`'s value.
+
+        The core must have been closed before: what these threads wait for has ended then.
+        """
+        provider = self._settings.provider
+        before = self.cost()
+        provider.stop(self.machines, max(MIN_RELEASE_SECONDS, deadline - time.monotonic()))
+        for thread in self._threads:
+            thread.join(max(MIN_RELEASE_SECONDS, deadline - time.monotonic()))
+        cost = self.cost()
+        if cost is not None and before is not None:
+            log.info("this pool's nodes cost about $%.4f, at last $%.4f/h", cost.total, before.hourly)

@@ -1,0 +1,138 @@
+"""What `pool()` and `Worker()` take, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from .. import checks, credentials
+from ..hooks import Plugin
+from ..image import Image
+from ..providers import Provider
+from ..providers.local import Local
+
+MAX_PAYLOAD = 1 << 40
+"""Largest `Worker(max_payload=)`, in bytes: more than a machine's memory."""
+MAX_SIZE = 1_000_000
+"""Largest `pool(vcpus=)`, in cores, and largest `pool(memory_gb=)`, in GB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """How each node runs tasks.
+
+    `concurrency`: tasks at once on a node, at most 4,096; None means one per core of the node.
+    `executor`: "thread" for one process of so many threads, "process" for so many processes, each of which runs its
+    tasks on its main thread. A process of several threads runs no task on its main thread, so signal handlers cannot
+    be set there; what its tasks share, and what they do not, is in the README.
+    `retries`: how often a task may be tried again after its node was lost.
+    `task_timeout`: seconds that one call may run before its node ends it, with its process, and it fails with
+    `TaskTimeoutError`; None for no limit. Looked at five times a second. Other tasks of that process run on for up to
+    3 s, and those that do not end in that time run again.
+    `max_payload`: largest pickled task or result, in bytes; at most 1 TiB.
+    """
+
+    concurrency: int | None = None
+    executor: Literal["thread", "process"] = "thread"
+    retries: int = 3
+    max_payload: int = 4 << 30
+    task_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.concurrency is not None:
+            most = checks.MAX_CONCURRENCY
+            slots = checks.whole("Worker", "concurrency", self.concurrency, 1, most, "None for one per core")
+            object.__setattr__(self, "concurrency", slots)
+        if self.executor not in ("thread", "process"):
+            raise ValueError(f'Worker(executor={checks.shown(self.executor)}): "thread" or "process"')
+        object.__setattr__(self, "retries", checks.whole("Worker", "retries", self.retries, 0, 1000))
+        most = checks.whole("Worker", "max_payload", self.max_payload, 1, MAX_PAYLOAD)
+        object.__setattr__(self, "max_payload", most)
+        if self.task_timeout is not None:
+            object.__setattr__(self, "task_timeout", checks.seconds("Worker", "task_timeout", self.task_timeout))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The parameters of one pool as the user meant them: checked, and with the defaults in place. Never changed."""
+
+    provider: Provider
+    min_nodes: int
+    """Nodes that must be ready before the block begins."""
+    wanted_nodes: int
+    vcpus: int | None
+    memory_gb: float | None
+    worker: Worker
+    image: Image
+    """The user's own, without what the plugins add."""
+    plugins: tuple[Plugin, ...]
+    lease: float
+    """Seconds, as the two timeouts that follow."""
+    connect_timeout: float
+    start_timeout: float
+    strict_env: bool
+
+
+def checked(
+    provider: Provider | None,
+    nodes: int | tuple[int, int] | None,
+    *,
+    vcpus: int | None,
+    memory_gb: float | None,
+    worker: Worker | None,
+    image: Image | None,
+    plugins: Sequence[Plugin],
+    lease: float,
+    connect_timeout: float,
+    start_timeout: float,
+    strict_env: bool,
+) -> Settings:
+    """Return the settings of a pool with these parameters, which are described at `ComputePool`.
+
+    Raise `TypeError` or `ValueError` that names the parameter and what it takes.
+    """
+    _check_types(provider, worker, image, plugins)
+    provider = Local() if provider is None else provider
+    min_nodes, wanted_nodes = _node_counts(nodes, provider)
+    return Settings(
+        provider=provider,
+        min_nodes=min_nodes,
+        wanted_nodes=wanted_nodes,
+        vcpus=None if vcpus is None else checks.whole("pool", "vcpus", vcpus, 1, MAX_SIZE),
+        memory_gb=None if memory_gb is None else checks.number("pool", "memory_gb", memory_gb, MAX_SIZE, "GB"),
+        worker=Worker() if worker is None else worker,
+        image=Image() if image is None else image,
+        plugins=tuple(plugins),
+        lease=checks.seconds("pool", "lease", lease),
+        connect_timeout=checks.seconds("pool", "connect_timeout", connect_timeout),
+        start_timeout=checks.seconds("pool", "start_timeout", start_timeout),
+        strict_env=checks.switch("pool", "strict_env", strict_env),
+    )
+
+
+def _check_types(provider: object, worker: object, image: object, plugins: Any) -> None:
+    """Raise `TypeError` for a value of the wrong type, with an example of a right one."""
+    if provider is not None and not isinstance(provider, Provider):
+        shown = credentials.mask(repr(provider))
+        raise TypeError(f"pool(provider={shown}): a provider, such as sky.Local(nodes=2) or sky.SSH('me@lab1')")
+    if worker is not None and not isinstance(worker, Worker):
+        raise TypeError(f"pool(worker={worker!r}): a sky.Worker, such as sky.Worker(concurrency=4)")
+    if image is not None and not isinstance(image, Image):
+        raise TypeError(f"pool(image={credentials.mask(repr(image))}): a sky.Image, such as sky.Image(pip=['numpy'])")
+    if not isinstance(plugins, Sequence) or not all(isinstance(plugin, Plugin) for plugin in plugins):
+        raise TypeError(f"pool(plugins={plugins!r}): a list of plugins, such as [sky.plugins.joblib()]")
+
+
+def _node_counts(nodes: int | tuple[int, int] | None, provider: Provider) -> tuple[int, int]:
+    """Return the numbers of nodes that a pool needs at least and that it asks for."""
+    if nodes is None:
+        nodes = provider.nodes or 1
+    counts = nodes if isinstance(nodes, tuple) and len(nodes) == 2 else (nodes, nodes)
+    either = "two: (least, wanted)"
+    least, wanted = (checks.whole("pool", "nodes", count, 1, checks.MAX_NODES, either) for count in counts)
+    if provider.nodes is not None and wanted != provider.nodes:
+        raise ValueError(f"pool(nodes={nodes}) and {provider!r} disagree: say the number of nodes once")
+    if least > wanted:
+        raise ValueError(f"pool(nodes={nodes}): (least, wanted) with least <= wanted")
+    return least, wanted

@@ -1,0 +1,302 @@
+"""A call becomes a task, and the task's end becomes a value or an error.
+
+                 any thread                                   one thread per completion queue
+    +--------+              +---------+                   +-----------------+             +----------------+
+    | submit | => Tasks  => | pending | => CompletionQueue| core.finished() | => resolve  | Future, Batch  |
+    | map    |    pickles   |         |      .send        |                 |   outcome   | value or error |
+    | @ >> > |              +---------+         |         +-----------------+             +----------------+
+    | joblib |                                  v                  ^
+    +--------+                          _core: a queue of tasks, nodes, ended tasks
+
+Submitting pickles the call on the caller's thread, appends it to the queue in the Rust core and returns at once. The
+core sends it to a node. Its end comes out of `core.finished` on the thread of its completion queue, which resolves the
+future, or the batch of joblib, that waits for it.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import pickle
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Executor, Future
+from typing import Any, Final, NoReturn, TypeVar
+
+from .. import _core
+from ..errors import NodeLostError, PoolClosedError, RemoteError, TaskTimeoutError, WorkerCrashedError
+from ..pickling import blame, modules, payload
+from ..pickling.modules import Modules
+from ..pickling.pickler import Shared
+from ..pickling.route import Route
+from .completions import CLOSED, AbandonHook, CompletionQueue, Completions
+from .lifecycle import Lifecycle, Stage
+from .nodes import Nodes
+from .output import Printer
+from .settings import Settings
+
+T = TypeVar("T")
+
+CANCEL_MS: Final = 1_000
+"""Bound on waiting for a node's answer whether a task could still be cancelled."""
+MAX_REASON: Final = 16_000
+"""Bytes of a node's report of how a task ended, which may tell of several nodes."""
+
+_OPEN: Final = Stage.OPEN
+_RELEASING: Final = Stage.RELEASING
+_ERRORS: Final = {
+    _core.CRASHED: WorkerCrashedError,
+    _core.NODE_LOST: NodeLostError,
+    _core.TIMED_OUT: TaskTimeoutError,
+}
+
+
+def outcome(code: int, pickled: Any, buffers: Any, first: int | None = None) -> Any:
+    """Return a task's value, or raise what it raised or what became of it.
+
+    `first` is the place of its first call among the calls that were submitted together, None for a call alone.
+    """
+    if code == _core.RETURNED:
+        try:
+            return payload.loads(pickled, buffers)
+        except Exception as error:
+            reason = _core.printable(f"{type(error).__name__}: {error}")
+            raise RemoteError(f"the task's result cannot be rebuilt here: {reason}") from error
+    if code == _core.RAISED:
+        raise payload.load_exception(pickled, buffers, first)
+    if code == _core.CANCELLED:
+        raise CancelledError("the task was cancelled")
+    # The text is the node's own, also where the core reports that a node was lost.
+    raise _ERRORS.get(code, RemoteError)(_core.printable(bytes(pickled), MAX_REASON))
+
+
+class PoolFuture(Future[T]):
+    """A future whose `cancel` reaches the task wherever it waits. `queue` is the one that all futures share."""
+
+    def __init__(self, queue: CompletionQueue, first: int | None) -> None:
+        super().__init__()
+        self.task = 0
+        """The task's number; set once, when the task has been sent."""
+        self._queue = queue
+        self._first = first
+
+    def __reduce__(self) -> NoReturn:
+        raise pickle.PicklingError(
+            "a future of a pool means something in this process only: send what its result() gives"
+        )
+
+    def cancel(self) -> bool:
+        """Cancel the task if it has not started: true if so.
+
+        Waits for the answer of the node that has it, a round trip; but not in callbacks and on the thread of a running
+        asyncio loop, where false may become true later.
+        """
+        if not self.done():
+            must_not_wait = _on_an_event_loop() or self._queue.is_current()
+            self._queue.cancel(self.task, 0 if must_not_wait else CANCEL_MS)
+        return self.cancelled()
+
+    def cancel_later(self) -> None:
+        """Cancel the task if it has not started, without waiting for the answer of the node that has it."""
+        self._queue.cancel(self.task)
+
+    def resolve(self, code: int, nanos: int, pickled: Any, buffers: Any) -> None:
+        """Set the result or the exception, from how the task ended."""
+        if code == _core.CANCELLED:
+            super().cancel()
+            self.set_running_or_notify_cancel()
+            return
+        try:
+            value = outcome(code, pickled, buffers, self._first)
+        except BaseException as error:
+            self.set_exception(error)
+        else:
+            self.set_result(value)
+
+
+_tasks_of_pools: weakref.WeakKeyDictionary[Executor, Tasks] = weakref.WeakKeyDictionary()
+
+
+def _on_an_event_loop() -> bool:
+    # A program that never imported asyncio runs no loop.
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return asyncio is not None and asyncio.get_running_loop() is not None
+    except RuntimeError:
+        return False
+
+
+class Tasks:
+    """The tasks of one pool: what the pool's own methods, lazy calls and joblib's backend submit with.
+
+    Made by the pool, and usable from its start on. `nodes` and `completions` are the pool's too.
+    """
+
+    def __init__(
+        self,
+        core: _core.Core,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        completions: Completions,
+        nodes: Nodes,
+        printer: Printer,
+    ) -> None:
+        self.core = core
+        self.completions = completions
+        self.nodes = nodes
+        self.max_payload = settings.worker.max_payload
+        """Bytes of the largest payload."""
+        self.route = Route(shares_files=False, to_client=False)
+        """Where payloads go; set again by the pool as soon as it knows its machines."""
+        self._lifecycle = lifecycle
+        self._printer = printer
+        self._futures = completions.futures
+        self._modules: Modules
+        """What the workers can import; set by `use`."""
+
+    @staticmethod
+    def of(pool: Executor) -> Tasks:
+        """Return the tasks of a pool. They are no attribute of the pool, because its attributes are public."""
+        return _tasks_of_pools[pool]
+
+    def belong_to(self, pool: Executor) -> None:
+        """Make these the tasks of a pool. Called once, by the pool."""
+        _tasks_of_pools[pool] = self
+
+    def use(self, modules: Modules) -> None:
+        """Pickle for workers that can import what `modules` says. Called once, before anything is encoded."""
+        self._modules = modules
+
+    def submit(
+        self,
+        pickled: bytes,
+        buffers: payload.Buffers,
+        node: int | None = None,
+        kind: int = payload.CALL,
+        first: int | None = None,
+        calls: int = 1,
+    ) -> PoolFuture[Any]:
+        """Send an encoded call, to the node of that number or to whichever is free; return its future."""
+        future: PoolFuture[Any] = PoolFuture(self._futures, first)
+        future.task = self._futures.send(future, kind, pickled, buffers, node, calls)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        chunksize: int,
+        buffersize: int | None,
+    ) -> Iterator[T]:
+        """Submit `fn` over the iterables in chunks, and return an iterator over the results: see `ComputePool.map`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        calls = zip(*iterables, strict=False)
+        chunks: Iterator[tuple[tuple[Any, ...], ...]] = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
+        ahead = None if buffersize is None else max(1, buffersize // chunksize)
+        firsts = itertools.count(0, chunksize)
+
+        def submit(chunk: tuple[tuple[Any, ...], ...]) -> PoolFuture[list[T]]:
+            # As a batch, in which each call is a task's to plugins and to the time limit.
+            self.check_submit()
+            encoded = self.encode_batch([(fn, args, {}) for args in chunk])
+            return self.submit(*encoded, kind=payload.BATCH, first=next(firsts), calls=len(chunk))
+
+        pending = collections.deque(map(submit, itertools.islice(chunks, ahead)))
+
+        def results() -> Iterator[T]:
+            try:
+                while pending:
+                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                    values = pending[0].result(left)
+                    pending.popleft()
+                    for chunk in itertools.islice(chunks, 1):
+                        pending.append(submit(chunk))
+                    yield from values
+            finally:
+                for future in pending:
+                    future.cancel_later()
+
+        return results()
+
+    def open_queue(self, abandon: AbandonHook) -> CompletionQueue:
+        """Open a completion queue for one call of `Parallel`. Raise `PoolClosedError` if the pool is closed."""
+        self.check_not_closed()
+        self._printer.call_made()
+        return self.completions.open(abandon)
+
+    def encode_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
+        """Check that the pool is open, and return a call as it is sent."""
+        self.check_submit()
+        return self.encode(fn, args, kwargs)
+
+    def encode(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
+        """Return a call as it is sent. Raise what pickling it raises, with a note on what it is about."""
+        self.check_not_closed()
+        encoder = self._encoder()
+        before = self._modules.begin()
+        try:
+            return encoder.dumps(self._modules.with_path((fn, args, kwargs)))
+        except Exception as error:
+            blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
+            modules.explain(error)
+            raise
+        finally:
+            modules.end(before)
+
+    def encode_batch(
+        self,
+        calls: Sequence[payload.Triple],
+        shared: Shared | None = None,
+        threads: int | None = None,
+        nanos: int | None = None,
+    ) -> payload.Encoded:
+        """Return a batch of calls as it is sent; as for `encode`.
+
+        `shared` is what the batches of one call of `Parallel` have in common, `threads` their
+        `inner_max_num_threads`, and `nanos` the time after which the worker gives back the calls that it has not begun.
+        """
+        self.check_not_closed()
+        encoder = self._encoder()
+        if shared is not None and threads is nanos is None and payload.is_small(calls, shared):
+            # Pickling so small a batch cannot fail, and asks for no module that the workers may lack.
+            return encoder.dumps(self._modules.with_path(calls), None, 1, shared.functions)
+        before = self._modules.begin()
+        try:
+            return encoder.dump_calls(calls, shared, threads, nanos)
+        except Exception as error:
+            blame.explain(error, blame.of_calls(calls), encoder)
+            modules.explain(error)
+            raise
+        finally:
+            modules.end(before)
+
+    def encode_hooks(self, hooks: object) -> payload.Encoded:
+        """Return plugins' hooks as they are sent, in a hello."""
+        before = self._modules.begin()
+        try:
+            return self._encoder().dumps(hooks)
+        finally:
+            modules.end(before)
+
+    def _encoder(self) -> payload.Encoder:
+        return payload.encoder(self.max_payload, self.route)
+
+    def check_submit(self) -> None:
+        """Raise `PoolClosedError` if the pool is not open, and note which notebook cell submits."""
+        self._printer.call_made()
+        stage = self._lifecycle.stage
+        if stage is not _OPEN:
+            raise PoolClosedError(
+                "this pool has not started: use it as `with sky.pool(...) as pool:`"
+                if stage is Stage.NEW
+                else f"this pool is {stage.word}: submit inside its with block"
+            )
+
+    def check_not_closed(self) -> None:
+        """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""
+        if self._lifecycle.stage >= _RELEASING:
+            raise PoolClosedError(CLOSED)
+        self.core.check_owner()

@@ -1,0 +1,48 @@
+"""What a plugin is: a frozen record of optional hooks.
+
+Both ends read this module, so it imports nothing of the client. The plugins that come with the package are made in
+`client/joblib_plugin.py`, and `plugins.py` is the public face of all of this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from .image import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerInfo:
+    """A worker process: its node's name, its process id and how many tasks it runs at once."""
+
+    node: str
+    pid: int
+    slots: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugin:
+    """A named set of hooks; each may be left out. The first plugin of a list is the outermost.
+
+    `preload` are modules that the client and the workers import while the nodes start, so that the first task does
+    not wait for them. A module that is missing is no error.
+    `transform(image)` returns the image with what the plugin needs on the nodes.
+    `around_client(pool)` returns a context manager. The pool, a `ComputePool`, enters it when its nodes are ready and
+    leaves it before they are released.
+    `around_worker(info)` returns a context manager. Each worker process enters it on its main thread before the first
+    task and leaves it, within 2 s, when the pool is left in order; a process that is killed does not leave it. If
+    entering raises, the node does not start.
+    `decorate(fn)` returns what a worker calls in place of each task's function.
+
+    The last two are pickled to the nodes, at most 32 KiB for all plugins.
+    """
+
+    name: str
+    preload: Sequence[str] = ()
+    transform: Callable[[Image], Image] | None = None
+    around_client: Callable[[Any], AbstractContextManager[object]] | None = None
+    around_worker: Callable[[WorkerInfo], AbstractContextManager[object]] | None = None
+    decorate: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None

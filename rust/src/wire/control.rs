@@ -1,0 +1,256 @@
+//! The frames that are no part of a message: what each means, how it is written, and how it is read.
+//!
+//! [`control_frames!`] has one entry per frame. A new frame is a new entry, and what its receiver does with it.
+
+use bytes::{Buf, Bytes};
+
+use crate::error::FrameError;
+use crate::wire::header::{Attempt, Header, MAX_BODY};
+
+/// Cap of the reason in [`Control::Drain`], in bytes.
+pub const MAX_REASON: usize = 1024;
+/// Bytes of an attempt in an acknowledgement.
+const ATTEMPT_BYTES: usize = 10;
+
+/// Define [`Control`], its writer and its reader. An entry is: the frame's documentation, its kind (a number that names
+/// it on the wire and is never given to another), its variant, then how [`Writer`] writes it and how [`Frame`] is read.
+macro_rules! control_frames {
+    ($(
+        $(#[$doc:meta])*
+        $kind:literal => $name:ident $fields:tt:
+            write |$pattern:pat, $to:ident| $write:expr;
+            read |$frame:ident| $read:expr;
+    )*) => {
+        /// A frame that is no part of a message.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Control {
+            $($(#[$doc])* $name $fields,)*
+        }
+
+        impl Control {
+            /// Append this frame to a block's raw bytes. Long acknowledgements become several frames.
+            ///
+            /// # Errors
+            /// [`FrameError::TooLong`] for a text over [`MAX_BODY`], or a reason over [`MAX_REASON`].
+            pub fn put(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
+                match self {
+                    $($pattern => {
+                        let mut $to = Writer { kind: $kind, out };
+                        $write
+                    })*
+                }
+            }
+
+            /// Read a frame that has arrived in full.
+            pub(super) fn read(header: Header, body: Bytes) -> Result<Self, FrameError> {
+                match header.kind {
+                    $($kind => {
+                        let $frame = Frame { id: header.id, body };
+                        Ok($read)
+                    })*
+                    other => Err(FrameError::UnknownKind(other)),
+                }
+            }
+        }
+    };
+}
+
+control_frames! {
+    /// Who the sender is and what it wants, in JSON (see `hello.rs`). The first frame of each direction.
+    1 => Hello(Bytes):
+        write |Self::Hello(json), to| to.text(0, json);
+        read |frame| Self::Hello(frame.body);
+
+    /// From an agent: the node has its workers and takes tasks. From a worker: it does.
+    2 => Ready { slots: u64 }:
+        write |Self::Ready { slots }, to| to.number(*slots);
+        read |frame| Self::Ready { slots: frame.number()? };
+
+    /// The sender lives. The receiver may go on working for `lease_ms` milliseconds without another heartbeat.
+    3 => Heartbeat { nonce: u64, lease_ms: u64 }:
+        write |Self::Heartbeat { nonce, lease_ms }, to| to.bytes(*nonce, &lease_ms.to_le_bytes());
+        read |frame| Self::Heartbeat { nonce: frame.id.task, lease_ms: frame.u64("heartbeat")? };
+
+    /// The answer to the heartbeat of the same nonce.
+    4 => Pulse { nonce: u64 }:
+        write |Self::Pulse { nonce }, to| to.number(*nonce);
+        read |frame| Self::Pulse { nonce: frame.number()? };
+
+    /// The sender ends this session on purpose; why, in UTF-8. A stream that ends without it is a lost connection.
+    5 => Goodbye(Bytes):
+        write |Self::Goodbye(why), to| to.text(0, why);
+        read |frame| Self::Goodbye(frame.body);
+
+    /// The client has these results: the agent forgets them, and their bytes are credit again.
+    6 => Acknowledge(Vec<Attempt>):
+        write |Self::Acknowledge(ids), to| to.attempts(ids);
+        read |frame| Self::Acknowledge(frame.attempts("acknowledgement")?);
+
+    /// Drop this task if it has not started. Answered with its result, or with `RecallRefused` if it is running.
+    7 => Cancel(Attempt):
+        write |Self::Cancel(id), to| to.attempt(*id);
+        read |frame| Self::Cancel(frame.attempt()?);
+
+    /// Give this task back if it has not started. Answered with `GivenBack`, `RecallRefused` or its result.
+    8 => Recall(Attempt):
+        write |Self::Recall(id), to| to.attempt(*id);
+        read |frame| Self::Recall(frame.attempt()?);
+
+    /// The recalled task is given back unstarted.
+    9 => GivenBack(Attempt):
+        write |Self::GivenBack(id), to| to.attempt(*id);
+        read |frame| Self::GivenBack(frame.attempt()?);
+
+    /// The recalled or cancelled task is not given back: it has started, or is not here.
+    10 => RecallRefused(Attempt):
+        write |Self::RecallRefused(id), to| to.attempt(*id);
+        read |frame| Self::RecallRefused(frame.attempt()?);
+
+    // 11 and 12 are tasks and results: see `message.rs`.
+
+    /// Drop this task, and end it if it is running: nobody wants its result any more.
+    13 => Abort(Attempt):
+        write |Self::Abort(id), to| to.attempt(*id);
+        read |frame| Self::Abort(frame.attempt()?);
+
+    /// What tasks wrote to a stream. The stream's number is made by `node/stdio.rs`; 0 is [`super::LEFT_OUT`].
+    14 => Output { stream: u64, text: Bytes }:
+        write |Self::Output { stream, text }, to| to.text(*stream, text);
+        read |frame| Self::Output { stream: frame.id.task, text: frame.copied() };
+
+    /// This node will soon be gone; why, in UTF-8. It takes no more tasks, and gives back those that it has not
+    /// started.
+    15 => Drain(Bytes):
+        write |Self::Drain(why), to| {
+            not_over("reason", why.len(), MAX_REASON)?;
+            to.text(0, why)
+        };
+        read |frame| {
+            not_over("reason", frame.body.len(), MAX_REASON)?;
+            Self::Drain(frame.body)
+        };
+
+    // 16 are notes: see `message.rs`.
+
+    /// The note of this number was taken if `error` is empty; otherwise why it was not, in UTF-8.
+    17 => NoteAnswer { note: u64, error: Bytes }:
+        write |Self::NoteAnswer { note, error }, to| to.text(*note, error);
+        read |frame| Self::NoteAnswer { note: frame.id.task, error: frame.copied() };
+}
+
+impl Control {
+    /// Bytes that the receiver stores for this frame beside the enum, about.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Self::Output { text: body, .. } | Self::NoteAnswer { error: body, .. } => body.len(),
+            Self::Acknowledge(ids) => size_of_val(ids.as_slice()),
+            _ => 0,
+        }
+    }
+
+    /// Memory that this frame takes, in bytes, if it answers the peer or asks it for something that the peer made
+    /// necessary; else 0. Every other frame has a bound of its own: its sender sends few, or one per task of a caller.
+    pub(super) fn answer_cost(&self) -> usize {
+        let body = match self {
+            Self::NoteAnswer { error, .. } => error.len(),
+            Self::Pulse { .. } | Self::Recall(_) | Self::GivenBack(_) | Self::RecallRefused(_) => 0,
+            _ => return 0,
+        };
+        size_of::<Self>() + body
+    }
+}
+
+fn not_over(what: &'static str, len: usize, cap: usize) -> Result<(), FrameError> {
+    if len > cap { Err(FrameError::TooLong { what, len, cap }) } else { Ok(()) }
+}
+
+/// Appends the frame of one kind to a block's raw bytes.
+struct Writer<'a> {
+    kind: u8,
+    out: &'a mut Vec<u8>,
+}
+
+#[allow(clippy::unnecessary_wraps)] // every way to write a frame has the same type
+impl Writer<'_> {
+    fn put(&mut self, id: Attempt, body: &[u8]) {
+        Header { kind: self.kind, flags: 0, id }.put(body.len(), self.out);
+        self.out.extend_from_slice(body);
+    }
+
+    /// About an attempt, without a body.
+    fn attempt(&mut self, id: Attempt) -> Result<(), FrameError> {
+        self.put(id, &[]);
+        Ok(())
+    }
+
+    /// A number without a body.
+    fn number(&mut self, number: u64) -> Result<(), FrameError> {
+        self.bytes(number, &[])
+    }
+
+    /// A number and a body of fixed length.
+    fn bytes(&mut self, number: u64, body: &[u8]) -> Result<(), FrameError> {
+        self.put(Attempt { task: number, attempt: 0 }, body);
+        Ok(())
+    }
+
+    /// A number and a body of any length up to [`MAX_BODY`].
+    fn text(&mut self, number: u64, body: &[u8]) -> Result<(), FrameError> {
+        not_over("control frame", body.len(), MAX_BODY)?;
+        self.bytes(number, body)
+    }
+
+    /// Attempts, in as many frames as they need; no frame if there are none.
+    fn attempts(&mut self, ids: &[Attempt]) -> Result<(), FrameError> {
+        for ids in ids.chunks(MAX_BODY / ATTEMPT_BYTES) {
+            let header = Header { kind: self.kind, flags: 0, id: Attempt { task: 0, attempt: 0 } };
+            header.put(ids.len() * ATTEMPT_BYTES, self.out);
+            for id in ids {
+                self.out.extend_from_slice(&id.task.to_le_bytes());
+                self.out.extend_from_slice(&id.attempt.to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A control frame as it arrived.
+struct Frame {
+    id: Attempt,
+    body: Bytes,
+}
+
+impl Frame {
+    /// What [`Writer::attempt`] wrote.
+    fn attempt(&self) -> Result<Attempt, FrameError> {
+        if self.body.is_empty() { Ok(self.id) } else { Err(FrameError::BadBody("control frame")) }
+    }
+
+    /// What [`Writer::number`] wrote.
+    fn number(&self) -> Result<u64, FrameError> {
+        self.attempt().map(|id| id.task)
+    }
+
+    /// The body, if it is one integer.
+    fn u64(&self, what: &'static str) -> Result<u64, FrameError> {
+        let body = <[u8; 8]>::try_from(&self.body[..]).map_err(|_| FrameError::BadBody(what))?;
+        Ok(u64::from_le_bytes(body))
+    }
+
+    /// The body, copied: a slice of a few bytes would keep the memory of its whole block.
+    fn copied(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.body)
+    }
+
+    /// What [`Writer::attempts`] wrote in one frame.
+    fn attempts(mut self, what: &'static str) -> Result<Vec<Attempt>, FrameError> {
+        if !self.body.len().is_multiple_of(ATTEMPT_BYTES) {
+            return Err(FrameError::BadBody(what));
+        }
+        let mut ids = Vec::with_capacity(self.body.len() / ATTEMPT_BYTES);
+        while self.body.has_remaining() {
+            ids.push(Attempt { task: self.body.get_u64_le(), attempt: self.body.get_u16_le() });
+        }
+        Ok(ids)
+    }
+}

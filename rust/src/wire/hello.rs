@@ -1,0 +1,118 @@
+//! What the ends of a session tell of themselves: the body of the first frame of each direction, in JSON.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::error::SessionError;
+use crate::text;
+use crate::wire::control::Control;
+
+/// Bytes that are shown of a sentence that a node sent, and of an error in its hello.
+pub(super) const MAX_SENTENCE: usize = 500;
+/// Sentences that are shown of those that a node sent.
+const MAX_SENTENCES: usize = 100;
+
+/// The client's hello to an agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientHello {
+    /// The version of our package at the client.
+    pub version: String,
+    /// Names the pool.
+    pub run: String,
+    /// The client's name for this node.
+    pub node: String,
+    /// The client's Python, "3.11": the node's must be the same.
+    pub python: String,
+    /// How long the node may go on working without the client, in milliseconds.
+    pub lease_ms: u64,
+    /// Distributions that the node should have as the client has them: name → version.
+    #[serde(default)]
+    pub packages: BTreeMap<String, String>,
+    /// Whether a node is refused whose distributions differ from `packages`.
+    #[serde(default)]
+    pub strict: bool,
+    pub worker: WorkerSpec,
+}
+
+/// How an agent runs its workers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerSpec {
+    /// Tasks at once on the node; `None`: one per core.
+    pub concurrency: Option<usize>,
+    /// True: `concurrency` processes that run one task at once. False: one process of `concurrency` threads.
+    pub processes: bool,
+    /// Set in the workers' environment before they start.
+    pub env: BTreeMap<String, String>,
+    /// The client's import path, for nodes that share its file system.
+    pub sys_path: Vec<String>,
+    /// Whether the node sees the client's files and processes under the same names.
+    #[serde(default)]
+    pub shares_files: bool,
+    /// Modules that a worker imports before it takes tasks.
+    pub preload: Vec<String>,
+    /// Cap of one message's payload, in bytes.
+    pub max_payload: usize,
+    /// How long one task may run, in milliseconds; `None`: as long as it likes.
+    pub task_timeout_ms: Option<u64>,
+    /// What the plugins do in a worker; only its Python part can read it. Empty: nothing.
+    pub setup: String,
+    /// Whether workers are asked to end, so that the setup can be undone, before they are killed.
+    pub unwind: bool,
+}
+
+/// An agent's answer to the client's hello.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AgentHello {
+    /// The version of our package on the node.
+    pub version: String,
+    /// The node's Python, "3.11".
+    pub python: String,
+    /// Names this life of the agent: attempts of another epoch mean nothing to it.
+    pub epoch: String,
+    /// The node's cores.
+    pub cores: usize,
+    /// The agent's process.
+    pub pid: u32,
+    /// The distributions that the node lacks or has in another version than the client, a sentence each.
+    #[serde(deserialize_with = "read_sentences")]
+    pub differences: Vec<String>,
+}
+
+/// An agent's hello to a worker that it starts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerHello {
+    /// The client's name for this node.
+    pub node: String,
+    /// Threads that take tasks.
+    pub slots: usize,
+    /// As [`ClientHello::lease_ms`].
+    pub lease_ms: u64,
+    pub work: WorkerSpec,
+}
+
+/// Read sentences that a node sent, made harmless and bounded in length and number.
+fn read_sentences<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let sentences: Vec<String> = Vec::deserialize(from)?;
+    let more = sentences.len().saturating_sub(MAX_SENTENCES);
+    let shown = sentences.iter().take(MAX_SENTENCES).map(|sentence| text::line(sentence, MAX_SENTENCE));
+    Ok(shown.chain((more > 0).then(|| format!("and {more} more"))).collect())
+}
+
+/// Write a hello as a control frame.
+///
+/// # Errors
+/// [`SessionError::BadHello`] if it cannot be written as JSON.
+pub fn hello<T: Serialize>(value: &T) -> Result<Control, SessionError> {
+    let json = serde_json::to_vec(value).map_err(|e| SessionError::BadHello(e.to_string()))?;
+    Ok(Control::Hello(Bytes::from(json)))
+}
+
+/// Read the body of a hello.
+///
+/// # Errors
+/// [`SessionError::BadHello`] if a field is missing or of another type.
+pub fn read_hello<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, SessionError> {
+    serde_json::from_slice(body).map_err(|e| SessionError::BadHello(text::line(e.to_string(), MAX_SENTENCE)))
+}

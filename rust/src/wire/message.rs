@@ -1,0 +1,292 @@
+//! Tasks, results and notes: messages that are cut into chunks and joined again.
+//!
+//! ```text
+//! message = chunk+                              each chunk is a frame; the first and the last have a flag
+//! chunk   = head? bytes                         the head stands in the first chunk
+//! head    = code (u8) 0 (u8) parts (u16) nanos (u64) length (u64)[parts]
+//! ```
+//!
+//! Chunks of different messages may alternate. Every length is checked against a cap before anything is allocated for
+//! it, so a broken peer costs an error; memory grows with the bytes that arrive.
+
+use bytes::{Buf, Bytes};
+
+use crate::error::FrameError;
+use crate::wire::header::{Attempt, FIRST, Header, LAST};
+
+/// Payload bytes in a chunk, which is what a small task may have to wait for. With the header and the head it fits the
+/// packets of OpenSSH and of russh, 32 KiB.
+pub const MAX_CHUNK: usize = 32 * 1024 - 64;
+/// Parts of one message (its pickle and the buffers beside it); their lengths fit a single frame.
+pub const MAX_PARTS: usize = 1024;
+/// Payload bytes of a note.
+pub const MAX_NOTE: usize = 16 * 1024 * 1024;
+/// Bytes set aside for a part of a message before they arrive; beyond it the memory grows with what arrived.
+const EAGER_PART_BYTES: usize = 1024 * 1024;
+/// A part up to this size, in bytes, is copied out of its block; a larger one shares the block's memory.
+const MAX_COPIED_PART: usize = 4096;
+/// Bytes of memory that a part takes beside its payload, about.
+const PART_OVERHEAD: usize = 64;
+/// Bytes of a head without the parts' lengths.
+const HEAD: usize = 12;
+
+/// What a message is about. The number is the kind of its frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Body {
+    Task = 11,
+    Result = 12,
+    /// What a task tells the client while it runs; the client answers with [`super::Control::NoteAnswer`].
+    Note = 16,
+}
+
+impl Body {
+    /// Return what a frame of this kind is a chunk of, if it is one.
+    #[must_use]
+    pub fn of(kind: u8) -> Option<Self> {
+        [Self::Task, Self::Result, Self::Note].into_iter().find(|body| *body as u8 == kind)
+    }
+}
+
+/// How a task ended: the code of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Outcome {
+    /// The function returned; the parts are its pickled value.
+    Returned = 0,
+    /// The function raised; the parts are the pickled exception and its traceback.
+    Raised = 1,
+    /// The worker process died; the part is a description in UTF-8.
+    Crashed = 2,
+    /// The task was dropped before it started.
+    Cancelled = 3,
+    /// The node went away and no attempt is left; the part is a description in UTF-8.
+    NodeLost = 4,
+    /// The task ran for longer than a task may; the part is a description in UTF-8.
+    TimedOut = 5,
+    /// The parts are the pickled values of a batch's first calls; the worker has not begun the others.
+    Partial = 6,
+}
+
+impl Outcome {
+    const ALL: [Self; 7] =
+        [Self::Returned, Self::Raised, Self::Crashed, Self::Cancelled, Self::NodeLost, Self::TimedOut, Self::Partial];
+
+    /// Return the outcome of a result's code. The decoder refuses results of other codes.
+    #[must_use]
+    pub fn of(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+}
+
+/// A task on its way to a worker, or a result or a note on its way back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub id: Attempt,
+    /// Of a result: its [`Outcome`]. Of a task: how the worker's Python reads the pickle; nobody else looks at it.
+    pub code: u8,
+    /// Of a result: how long the function ran, in nanoseconds, by the worker's clock. Of a task: how long the task may
+    /// run in all, 0 for as long as it likes; the client uses it when the task's node does not end the task in time.
+    pub nanos: u64,
+    /// The pickle, then its out-of-band buffers.
+    pub parts: Vec<Bytes>,
+}
+
+impl Message {
+    /// Return a result whose only part is text, for outcomes that no pickle describes.
+    #[must_use]
+    pub fn text(id: Attempt, outcome: Outcome, text: String) -> Self {
+        Self { id, code: outcome as u8, nanos: 0, parts: vec![Bytes::from(text)] }
+    }
+
+    /// Return the result of a task that was dropped before it started.
+    #[must_use]
+    pub fn cancelled(id: Attempt) -> Self {
+        Self { id, code: Outcome::Cancelled as u8, nanos: 0, parts: Vec::new() }
+    }
+
+    /// Return how the task ended that this is the result of.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        Outcome::of(self.code)
+    }
+
+    /// Return the payload's size in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
+
+    /// Return the bytes of memory that the message takes, about: many small parts take more than their payload.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        self.size() + (self.parts.len() + 2) * PART_OVERHEAD
+    }
+
+    fn put_head(&self, out: &mut Vec<u8>) {
+        let count = u16::try_from(self.parts.len()).unwrap_or(u16::MAX);
+        out.extend_from_slice(&[self.code, 0]);
+        out.extend_from_slice(&count.to_le_bytes());
+        out.extend_from_slice(&self.nanos.to_le_bytes());
+        for part in &self.parts {
+            out.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        }
+    }
+}
+
+/// A message that is being cut into chunks.
+#[derive(Debug)]
+pub struct Outgoing {
+    body: Body,
+    message: Message,
+    /// Whether the first chunk, with the head, was written.
+    started: bool,
+    /// The part that the next chunk begins in, and the bytes of it that were written.
+    part: usize,
+    offset: usize,
+    /// Bytes of payload not yet written.
+    pub left: usize,
+}
+
+impl Outgoing {
+    #[must_use]
+    pub fn new(body: Body, message: Message) -> Self {
+        let left = message.size();
+        Self { body, message, started: false, part: 0, offset: 0, left }
+    }
+
+    /// Append the next chunk to `out`. Return whether it was the last.
+    pub fn put_chunk(&mut self, out: &mut Vec<u8>) -> bool {
+        let at = out.len();
+        Header { kind: self.body as u8, flags: 0, id: self.message.id }.put(0, out);
+        let mut flags = 0;
+        if !self.started {
+            self.started = true;
+            flags |= FIRST;
+            self.message.put_head(out);
+        }
+        let mut room = MAX_CHUNK;
+        while let Some(part) = self.message.parts.get(self.part) {
+            let bytes = part.get(self.offset..).unwrap_or_default();
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            out.extend_from_slice(now);
+            room -= now.len();
+            self.left -= now.len();
+            if later.is_empty() {
+                self.part += 1;
+                self.offset = 0;
+            } else {
+                self.offset += now.len();
+                break;
+            }
+        }
+        let last = self.part >= self.message.parts.len();
+        if last {
+            flags |= LAST;
+        }
+        Header::complete(at, flags, out);
+        last
+    }
+}
+
+/// A message that is being joined from its chunks.
+#[derive(Debug)]
+pub(super) struct Assembly {
+    id: Attempt,
+    code: u8,
+    nanos: u64,
+    /// Payload bytes of the whole message.
+    pub size: usize,
+    /// The parts' lengths, as the head declared them.
+    lens: Vec<usize>,
+    /// The parts that are complete.
+    done: Vec<Bytes>,
+    /// The bytes that arrived of the part behind them.
+    part: Vec<u8>,
+}
+
+impl Assembly {
+    /// Take a message's head off its first chunk, and check what it declares.
+    pub fn begin(body: Body, id: Attempt, max_message: usize, chunk: &mut Bytes) -> Result<Self, FrameError> {
+        if chunk.len() < HEAD {
+            return Err(FrameError::Truncated("message head"));
+        }
+        let code = chunk.get_u8();
+        let _reserved = chunk.get_u8();
+        let count = usize::from(chunk.get_u16_le());
+        let nanos = chunk.get_u64_le();
+        if count > MAX_PARTS {
+            return Err(FrameError::TooLong { what: "list of parts", len: count, cap: MAX_PARTS });
+        }
+        if chunk.len() < count * 8 {
+            return Err(FrameError::Truncated("message head"));
+        }
+        let mut lens = Vec::with_capacity(count);
+        let mut size = 0_usize;
+        for _ in 0..count {
+            let len = usize::try_from(chunk.get_u64_le()).unwrap_or(usize::MAX);
+            size = size.saturating_add(len);
+            lens.push(len);
+        }
+        if size > max_message {
+            return Err(FrameError::TooLong { what: "message", len: size, cap: max_message });
+        }
+        if body == Body::Result && Outcome::of(code).is_none() {
+            return Err(FrameError::BadOutcome(code));
+        }
+        if body == Body::Note && size > MAX_NOTE {
+            return Err(FrameError::TooLong { what: "note", len: size, cap: MAX_NOTE });
+        }
+        Ok(Self { id, code, nanos, size, done: Vec::with_capacity(count), lens, part: Vec::new() })
+    }
+
+    /// Return the message whose only chunk is `chunk`. Its parts are slices of the block, unless they are so small that
+    /// they would keep much more memory alive than they count for. Parts of notes are always copied: notes are counted
+    /// in bytes.
+    pub fn whole(self, body: Body, mut chunk: Bytes) -> Result<Message, FrameError> {
+        let Self { id, code, nanos, lens, done: mut parts, .. } = self;
+        let max_copied = if body == Body::Note { usize::MAX } else { MAX_COPIED_PART };
+        for len in lens {
+            if len > chunk.len() {
+                return Err(FrameError::Truncated("message"));
+            }
+            let part = chunk.split_to(len);
+            parts.push(if len <= max_copied { Bytes::copy_from_slice(&part) } else { part });
+        }
+        if chunk.is_empty() { Ok(Message { id, code, nanos, parts }) } else { Err(FrameError::BadBody("message")) }
+    }
+
+    /// Store a chunk. Return false if there is no memory for it; the bytes that were not stored are left in `chunk`.
+    pub fn take(&mut self, chunk: &mut Bytes) -> Result<bool, FrameError> {
+        while let Some(&len) = self.lens.get(self.done.len()) {
+            let now = chunk.len().min(len - self.part.len());
+            if self.part.capacity() < self.part.len() + now {
+                let grow = self.part.capacity().max(EAGER_PART_BYTES).max(now).min(len - self.part.len());
+                if self.part.try_reserve_exact(grow).is_err() {
+                    return Ok(false);
+                }
+            }
+            self.part.extend_from_slice(&chunk.split_to(now));
+            if self.part.len() < len {
+                break;
+            }
+            self.done.push(Bytes::from(std::mem::take(&mut self.part)));
+        }
+        if chunk.is_empty() { Ok(true) } else { Err(FrameError::BadBody("message")) }
+    }
+
+    /// Return the payload bytes that are not stored yet.
+    pub fn missing(&self) -> usize {
+        self.size - self.part.len() - self.done.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    /// Return the message after its last chunk.
+    pub fn end(self) -> Result<Message, FrameError> {
+        let Self { id, code, nanos, lens, done: parts, .. } = self;
+        if parts.len() == lens.len() {
+            Ok(Message { id, code, nanos, parts })
+        } else {
+            Err(FrameError::Truncated("message"))
+        }
+    }
+}

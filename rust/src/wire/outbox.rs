@@ -1,0 +1,241 @@
+//! What one end has yet to send, and in which order. Pure.
+//!
+//! Control frames come first, then small messages, then one chunk of each large message in turn. So no small task waits
+//! behind a large one, and no heartbeat behind either. (Only what the SSH channel's window has taken already is ahead.)
+//!
+//! For example: a task of 8 MiB, one of 1 MiB and one of 100 bytes were submitted in this order. The first block has
+//! the small task, and a chunk of 32 KiB of the first; the following blocks have chunks of both large ones in turn. The
+//! task of 1 MiB has arrived after about 2 MiB, and that of 8 MiB last.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::error::SessionError;
+use crate::timing::MAX_ANSWERS;
+use crate::wire::block::Packer;
+use crate::wire::control::Control;
+use crate::wire::decoder::MAX_UNFINISHED;
+use crate::wire::flood::{Flood, Piece};
+use crate::wire::header::{Attempt, put_preamble};
+use crate::wire::message::{Body, MAX_CHUNK, Message, Outgoing};
+
+/// Raw bytes after which a block is sent.
+pub(super) const FULL_BLOCK: usize = 64 * 1024;
+/// Payload up to which a message is small, in bytes: it goes ahead of chunks of large ones.
+const MAX_SMALL_MESSAGE: usize = 16 * 1024;
+/// Large messages that are sent in turns; others wait until one of them has been sent. The receiver refuses more than
+/// [`MAX_UNFINISHED`] at once.
+const MAX_TURNS: usize = MAX_UNFINISHED / 4;
+/// Acknowledgements in one frame, so that it fits a block.
+const ACKNOWLEDGEMENTS_PER_FRAME: usize = 4096;
+/// Bytes of output in one frame, and in one block.
+pub const MAX_OUTPUT_FRAME: usize = 16 * 1024;
+/// The stream of an output frame whose text is a number: so many bytes of output are left out here.
+pub const LEFT_OUT: u64 = 0;
+
+/// See the file's text.
+#[derive(Debug)]
+pub struct Outbox {
+    /// Whether the preamble is still to be sent.
+    preamble: bool,
+    control: VecDeque<Control>,
+    acknowledgements: Vec<Attempt>,
+    output: Flood<u64>,
+    small: VecDeque<Outgoing>,
+    /// At most [`MAX_TURNS`] large messages, of which a chunk each is sent in turn.
+    large: VecDeque<Outgoing>,
+    /// Large messages that wait until `large` has room.
+    later: VecDeque<Outgoing>,
+    /// Payload bytes of messages that are still to be sent.
+    bytes: usize,
+    /// Memory of the answers in `control` and `acknowledgements`: see [`Control::answer_cost`].
+    answers: usize,
+    /// Set when `answers` exceeded [`MAX_ANSWERS`]: everything was dropped, and nothing more is sent.
+    given_up: bool,
+    /// Set by [`Outbox::close`]: nothing is added after the goodbye.
+    closed: bool,
+    /// The block that is being filled; empty between two calls of [`Outbox::fill`], which reuse its memory.
+    raw: Vec<u8>,
+    packer: Packer,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self {
+            preamble: true,
+            control: VecDeque::new(),
+            acknowledgements: Vec::new(),
+            output: Flood::default(),
+            small: VecDeque::new(),
+            large: VecDeque::new(),
+            later: VecDeque::new(),
+            bytes: 0,
+            answers: 0,
+            given_up: false,
+            closed: false,
+            raw: Vec::new(),
+            packer: Packer::default(),
+        }
+    }
+}
+
+impl Outbox {
+    /// Send a control frame ahead of all messages.
+    pub fn control(&mut self, control: Control) {
+        if self.is_open() {
+            self.answers += control.answer_cost();
+            self.control.push_back(control);
+            self.give_up_on_deaf_peer();
+        }
+    }
+
+    /// Acknowledge results. Many become one frame.
+    pub fn acknowledge(&mut self, ids: impl IntoIterator<Item = Attempt>) {
+        if self.is_open() {
+            let before = self.acknowledgements.len();
+            self.acknowledgements.extend(ids);
+            self.answers += (self.acknowledgements.len() - before) * size_of::<Attempt>();
+            self.give_up_on_deaf_peer();
+        }
+    }
+
+    /// Drop everything if more answers wait than those of a peer that reads. [`Outbox::fill`] returns the error.
+    fn give_up_on_deaf_peer(&mut self) {
+        if self.answers > MAX_ANSWERS {
+            *self = Self { given_up: true, ..Self::default() };
+        }
+    }
+
+    /// Send what tasks wrote to a stream, at most [`MAX_OUTPUT_FRAME`] bytes. If too much output waits, its middle is
+    /// left out.
+    pub fn output(&mut self, stream: u64, text: Bytes) {
+        if self.is_open() {
+            self.output.push(Piece { from: stream, text, left_out: 0 });
+        }
+    }
+
+    fn next_output(&mut self) -> Option<Control> {
+        let piece = self.output.pop()?;
+        Some(if piece.left_out == 0 {
+            Control::Output { stream: piece.from, text: piece.text }
+        } else {
+            Control::Output { stream: LEFT_OUT, text: Bytes::from(piece.left_out.to_string()) }
+        })
+    }
+
+    /// Send a task, a result or a note.
+    pub fn message(&mut self, body: Body, message: Message) {
+        if !self.is_open() {
+            return;
+        }
+        let size = message.size();
+        self.bytes += size;
+        let queue = match size {
+            ..=MAX_SMALL_MESSAGE => &mut self.small,
+            _ if self.large.len() < MAX_TURNS => &mut self.large,
+            _ => &mut self.later,
+        };
+        queue.push_back(Outgoing::new(body, message));
+    }
+
+    /// Send a goodbye, and nothing after it. Messages that were not sent yet are dropped; output is still sent.
+    pub fn close(&mut self, why: &str) {
+        if !self.closed {
+            self.small.clear();
+            self.large.clear();
+            self.later.clear();
+            self.bytes = 0;
+            while let Some(output) = self.next_output() {
+                self.control.push_back(output);
+            }
+            self.control.push_back(Control::Goodbye(Bytes::copy_from_slice(why.as_bytes())));
+            self.closed = true;
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        !self.closed && !self.given_up
+    }
+
+    /// Return whether a goodbye was the last thing to send, and is sent.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.closed && self.is_empty()
+    }
+
+    /// Return the payload bytes of messages that are still to be sent.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Return whether there is nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.control.is_empty()
+            && self.acknowledgements.is_empty()
+            && self.output.is_empty()
+            && self.small.is_empty()
+            && self.large.is_empty()
+    }
+
+    /// Append the next block to `out`. Return false if there was nothing to send.
+    ///
+    /// # Errors
+    /// [`SessionError::Frame`] if a control frame is over its cap, [`SessionError::Deaf`] if answers over
+    /// [`MAX_ANSWERS`] waited.
+    pub fn fill(&mut self, out: &mut Vec<u8>) -> Result<bool, SessionError> {
+        if self.given_up {
+            return Err(SessionError::Deaf(MAX_ANSWERS));
+        }
+        if self.preamble {
+            self.preamble = false;
+            put_preamble(out);
+        }
+        self.raw.clear();
+        self.put_control()?;
+        self.put_messages();
+        if self.raw.is_empty() {
+            return Ok(!out.is_empty());
+        }
+        self.packer.pack(&self.raw, out);
+        Ok(true)
+    }
+
+    /// Append the control frames, one frame of acknowledgements and one of output, until the block is full.
+    fn put_control(&mut self) -> Result<(), SessionError> {
+        while let Some(control) = if self.raw.len() < FULL_BLOCK { self.control.pop_front() } else { None } {
+            self.answers -= control.answer_cost();
+            control.put(&mut self.raw)?;
+        }
+        if !self.acknowledgements.is_empty() && self.raw.len() < FULL_BLOCK {
+            let count = self.acknowledgements.len().min(ACKNOWLEDGEMENTS_PER_FRAME);
+            let ids: Vec<_> = self.acknowledgements.drain(..count).collect();
+            self.answers -= ids.len() * size_of::<Attempt>();
+            Control::Acknowledge(ids).put(&mut self.raw)?;
+        }
+        if self.raw.len() < FULL_BLOCK
+            && let Some(output) = self.next_output()
+        {
+            output.put(&mut self.raw)?;
+        }
+        Ok(())
+    }
+
+    /// Append small messages and chunks of large ones, until the block is full.
+    fn put_messages(&mut self) {
+        // A block has room for one chunk of a large message, however many small ones wait.
+        let room = if self.large.is_empty() { FULL_BLOCK } else { FULL_BLOCK - MAX_CHUNK };
+        while let Some(mut small) = if self.raw.len() < room { self.small.pop_front() } else { None } {
+            self.bytes -= small.left;
+            small.put_chunk(&mut self.raw);
+        }
+        while let Some(mut large) = if self.raw.len() < FULL_BLOCK { self.large.pop_front() } else { None } {
+            let before = large.left;
+            let last = large.put_chunk(&mut self.raw);
+            self.bytes -= before - large.left;
+            self.large.extend(if last { self.later.pop_front() } else { Some(large) });
+        }
+    }
+}

@@ -1,0 +1,157 @@
+"""Tasks that are cancelled, aborted, or run into `Worker(task_timeout=)`."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import operator
+import os
+import signal
+import threading
+import time
+
+import pytest
+import skyward_lite as sky
+from joblib import Parallel, delayed
+from processes import eventually, ours
+from skyward_lite.client.tasks import Tasks
+
+
+def wait_for(gate):
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+    return "waited"
+
+
+def mark_and_sleep(path):
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(300)
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_running_tasks_of_an_aborted_call_are_ended(tmp_path, executor):
+    """An error in one task: the others' processes are gone within 5 s, and the pool goes on."""
+    log = tmp_path / "log"
+
+    def fail():
+        while not log.exists():
+            time.sleep(0.01)
+        raise LookupError
+
+    with sky.pool(worker=sky.Worker(concurrency=2, executor=executor)) as pool:
+        calls = [delayed(mark_and_sleep)(str(log)), delayed(fail)(), *[delayed(mark_and_sleep)(str(log))] * 5]
+        with pytest.raises(LookupError):
+            Parallel(n_jobs=-1, batch_size=1, pre_dispatch="all")(calls)
+        pids = [int(line) for line in log.read_text().split()]
+        assert eventually(lambda: not set(pids) & set(ours()), 5), (pids, ours())
+        assert Parallel(n_jobs=-1)(delayed(operator.neg)(i) for i in range(20)) == [-i for i in range(20)]
+        assert eventually(lambda: Tasks.of(pool).core.counts()[0] == 0, 5)
+        # Those that waited never started.
+        assert len(log.read_text().split()) <= 2
+
+
+def test_bystanders_of_an_aborted_task_lose_nothing(tmp_path):
+    """What else ran in the replaced process ends in time, or runs again."""
+    gate = tmp_path / "gate"
+    with sky.pool(worker=sky.Worker(concurrency=3)) as pool:
+        before = pool.submit(os.getpid).result(20)
+        long = pool.submit(wait_for, str(gate))
+        with pytest.raises((TimeoutError, multiprocessing.TimeoutError)):
+            Parallel(n_jobs=2, timeout=0.1)(delayed(time.sleep)(300) for _ in range(2))
+        # All slots are taken until the process is replaced.
+        assert pool.submit(os.getpid).result(20) != before
+        assert not long.done()
+        gate.touch()
+        assert long.result(20) == "waited"
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_task_timeout_is_enforced_on_the_node(executor):
+    """The task that takes too long fails, whatever it does, and others do not."""
+    worker = sky.Worker(concurrency=2, executor=executor, task_timeout=1.0)
+    with sky.pool(worker=worker, plugins=[]) as pool:
+        late = pool.submit(hold_the_gil, 300)
+        with pytest.raises(sky.TaskTimeoutError, match=r"node local-0: .*task_timeout=1"):
+            late.result(20)
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+@pytest.mark.slow
+def test_task_timeout_counts_calls_not_batches():
+    """Ten calls of a batch may together take longer."""
+    with sky.pool(worker=sky.Worker(concurrency=1, task_timeout=1.0)):
+        assert Parallel(n_jobs=2, batch_size=10)(delayed(time.sleep)(0.25) for _ in range(10)) == [None] * 10
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_task_timeout_holds_for_what_clears_up_behind_a_task(executor):
+    """The tasks that wait behind it run elsewhere."""
+
+    # In here, so that it arrives at once: this module's import would count.
+    class Stays:
+        """Arrives as a number, and never goes where it was made."""
+
+        def __reduce__(self):
+            return int, ()
+
+        def __del__(self):
+            threading.Event().wait()
+
+    with sky.pool(worker=sky.Worker(concurrency=1, executor=executor, task_timeout=1.0), plugins=[]) as pool:
+        assert pool.submit(Stays).result(20) == 0
+        assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+def test_cancel_reaches_a_task_that_waits_on_its_node(tmp_path):
+    """`Future.cancel()` is true wherever the task waits, and false once it runs."""
+    gate, log = tmp_path / "gate", tmp_path / "log"
+
+    def start_and_wait():
+        log.touch()
+        return wait_for(gate)
+
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        running = pool.submit(start_and_wait)
+        assert eventually(log.exists, 20)
+        queued = [pool.submit(wait_for, "/") for _ in range(10)]
+        assert all(future.cancel() for future in queued)
+        assert all(future.cancelled() for future in queued)
+        assert not running.cancel()
+        assert not running.cancelled()
+        gate.touch()
+        assert running.result(20) == "waited"
+        assert not running.cancel()
+
+
+def hold_the_gil(seconds):
+
+    # Unlike CDLL, PyDLL does not release the GIL around its calls.
+    ctypes.PyDLL(None).sleep(seconds)
+    return "held"
+
+
+@pytest.mark.slow
+def test_an_abort_that_crosses_a_recall_harms_nobody(tmp_path):
+    """The task has come back unstarted, so nothing is to be ended for it where it had been."""
+
+    def quick(i):
+        time.sleep(0.25)
+
+    def slow(i):
+        (tmp_path / f"{i}-{time.monotonic()}").touch()
+        time.sleep(5)
+
+    with sky.pool(nodes=2, worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+        first, _ = sky.compute(os.getpid)() @ pool
+        os.kill(first, signal.SIGSTOP)
+        futures = [pool.submit(quick, i) for i in range(8)]
+        # The other node ends its own, and asks for what it can of the first one's.
+        assert eventually(lambda: sum(future.done() for future in futures) >= 4, 10)
+        time.sleep(0.5)
+        for future in futures:
+            Tasks.of(pool).completions.futures.abort(future.task)
+        os.kill(first, signal.SIGCONT)
+        for future in [pool.submit(slow, i) for i in range(4)]:
+            future.result(30)
+    assert len(list(tmp_path.iterdir())) == 4

@@ -57,7 +57,7 @@ test-python: build
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What most changes can break, in less than a minute: everything without a process, and Local() but for its slow tests.
-FAST := frame honest liveness queue text
+FAST := frame honest liveness outbox queue recalls text
 test-fast: build
 	$(CARGO) test $(MANIFEST) --release --quiet --lib $(FAST:%=--test %)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit tests/pool
@@ -83,6 +83,7 @@ lint-code: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/basedpyright --project pyproject.toml
 	$(BIN)/codespell
+	$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR $$(git ls-files '*.sh')
 
 # The rules of the house: directions of imports, sizes, private names.
 lint-house: $(STAMP)

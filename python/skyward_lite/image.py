@@ -10,31 +10,36 @@ from collections.abc import Mapping, Sequence
 from . import checks, credentials
 from ._version import PYTHON
 
-_INSTEAD = {
-    "pip": "; write them into pip's or uv's configuration file in the node's home directory (extra-index-url, say)",
-}
-"""Where options may stand that a field does not take."""
+# What typing.TYPE_CHECKING is for type checkers, without the import of typing.
+TYPE_CHECKING = False
 
-_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*(?:==\s*([^\s;,*]+)(?=\s*(?:[;,]|$)))?")
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+_PIP_OPTIONS = "; write them into pip's or uv's configuration file in the node's home directory (extra-index-url, say)"
+"""Where options of pip's may stand, which `pip` does not take."""
+
+_PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.+!_-]*)")
+"""A name and one version, as plugins write a requirement. It is read without `packaging`, whose import takes 15 ms."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Image:
     """The environment of a node.
 
-    `python`: the Python version of the nodes, "3.11"; it must be the client's, which is what None means.
-    `pip`: requirements in pip's syntax. `apt`: packages of Debian's and its kin, for which the user must be root or may
-    use sudo without a password.
-    `env`: set in the workers' environment before they start.
-    `index_url`: where pip looks instead of PyPI. `wheelhouse`: a directory of wheels here that is sent to the nodes and
-    is all that pip uses there, for hosts without a network.
-    `includes`: modules and packages here (files and directories) that can be imported on the nodes.
-    `wheel`: a wheel of skyward_lite for nodes on which the client's own does not run.
+    `python`: the Python version of the nodes, "3.11". It must be the client's, which None stands for.
+    `pip`: requirements in pip's syntax. `apt`: packages of Debian or a system derived from it, which are installed by
+    root, or by a user who may use sudo without a password.
+    `env`: variables of the workers' environment, set before they start.
+    `index_url`: the index that pip uses instead of PyPI. `wheelhouse`: a directory of wheels on this machine that is
+    sent to the nodes, where pip then uses these wheels only: for hosts without a network.
+    `includes`: files and directories on this machine with modules and packages that the nodes can import.
+    `wheel`: a wheel of skyward_lite for nodes on which the client's own build does not run.
 
-    A node that uses an interpreter as it is (`Local`, `SSH(python=)`) verifies `pip` and installs nothing.
+    Where an interpreter is used as it is (`Local`, `SSH(python=)`), `pip` is verified and nothing is installed.
 
-    Credentials may stand in `index_url` and in the URLs of `pip` (percent-encoded): they reach pip and git on a node
-    through files that only the user may read, and are shown nowhere.
+    `index_url` and the URLs in `pip` may have credentials (percent-encoded): they reach pip and git on a node through
+    files that only the user may read, and are shown nowhere.
     """
 
     python: str | None = None
@@ -72,7 +77,7 @@ class Image:
         for name, value in self.env.items():
             if not name or "=" in name or "\0" in name + value:
                 raise ValueError(
-                    f'Image(env={{{name!r}: ...}}): a name is not empty and has no "=", and neither has NUL'
+                    f'Image(env={{{name!r}: ...}}): a name is not empty and has no "=", and no name or value has a NUL'
                 )
 
     def __repr__(self) -> str:
@@ -85,22 +90,23 @@ class Image:
         return f"Image({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def masked_pip(self) -> tuple[str, ...]:
-        """Return the requirements without credentials, to be shown."""
+        """Return the requirements without credentials, fit to be shown."""
         return tuple(credentials.mask(requirement) for requirement in self.pip)
 
     def secrets(self) -> frozenset[str]:
-        """Return what must not be shown of what pip and git print."""
+        """Return the credentials, which must not be shown where pip or git prints them."""
         return frozenset().union(*(credentials.secrets(text) for text in (*self.pip, self.index_url or "")))
 
     def with_pip(self, *requirements: str) -> Image:
-        """Give this image with further requirements, each listed once."""
+        """Return this image with further requirements, each listed once."""
         new = [r for r in requirements if r not in self.pip]
         return dataclasses.replace(self, pip=[*self.pip, *new])
 
     def with_package(self, name: str, version: str | None) -> Image:
-        """Give this image with the package in that version, which replaces what was asked of it before.
+        """Return this image with the package in this version, in place of requirements for another version.
 
-        None leaves what the image asks already; else it means this interpreter's version, or any where it has none.
+        None keeps the image's own requirement for the package, if it has one; else it means this interpreter's version,
+        or any version if this interpreter does not have the package.
         """
         others = [r for r in self.pip if _package(r) != canonical(name)]
         if version is None:
@@ -110,31 +116,21 @@ class Image:
         return dataclasses.replace(self, pip=[*others, name if version is None else f"{name}=={version}"])
 
     def packages(self) -> set[str]:
-        """Give the names of the packages that `pip` requires."""
+        """Return the canonical names of the packages that `pip` requires."""
         return {name for name in map(_package, self.pip) if name is not None}
 
     def missing(self) -> list[str]:
-        """Say which requirements this interpreter does not meet, one sentence each.
+        """Return a sentence for each requirement that this interpreter does not meet.
 
-        Names and exact versions (`==`) are checked; other specifiers only for the name.
+        Compared are names and versions. A requirement whose marker does not hold here is met. Of a URL after a name
+        (`name @ URL`) only the name is compared, and the further requirements of extras are not looked at.
         """
-        problems = []
-        for requirement, shown in zip(self.pip, self.masked_pip(), strict=True):
-            match = _REQUIREMENT.match(requirement)
-            if match is None:
-                problems.append(f"{shown!r} is not a requirement that pip would understand")
-                continue
-            name, wanted = match.groups()
-            found = installed(name)
-            if found is None:
-                problems.append(f"{shown} is not installed")
-            elif wanted is not None and found != wanted:
-                problems.append(f"{shown} is wanted, {found} is installed")
-        return problems
+        problems = (_problem(*pair) for pair in zip(self.pip, self.masked_pip(), strict=True))
+        return [problem for problem in problems if problem is not None]
 
 
 def _checked_requirement(text: str) -> str:
-    """Return a requirement that is one line of a requirements file, and no option of pip's. Raises `ValueError`."""
+    """Return a requirement that is one line of a requirements file. Raises `ValueError` for an option of pip's."""
     requirement = _checked("pip", text)
     if requirement.startswith("#") or re.search(r"\s#", requirement) or requirement.endswith("\\"):
         raise ValueError(f"Image(pip=[{credentials.mask(text)!r}]): a requirement has no comment and no line after it")
@@ -142,7 +138,7 @@ def _checked_requirement(text: str) -> str:
 
 
 def _checked_package(text: str) -> str:
-    """Return the name of a package of apt's, which installs it. Raises `ValueError`."""
+    """Return the name of a package that apt is to install. Raises `ValueError`."""
     name = _checked("apt", text)
     if name.endswith("-") or any(character.isspace() for character in name):
         shown = credentials.mask(text)
@@ -161,9 +157,9 @@ def _checked_index(text: str) -> str:
 
 
 def _checked(field: str, text: str) -> str:
-    """Return the text without blanks around it, if it is something and no option. Raises `ValueError`.
+    """Return the text without blanks around it. Raises `ValueError` if it is empty, or would be taken for an option.
 
-    Credentials in it are such as can be kept off command lines.
+    Raises `ValueError` also for credentials that could not be kept off command lines.
     """
     stripped = text.strip(" \t")
     shown = credentials.mask(text)
@@ -171,7 +167,8 @@ def _checked(field: str, text: str) -> str:
     if not stripped:
         raise ValueError(f"{shown}: it is empty" + (" (None stands for PyPI)" if field == "index_url" else ""))
     if stripped.startswith("-"):
-        raise ValueError(f'{shown}: it begins with "-", and options are not taken here{_INSTEAD.get(field, "")}')
+        elsewhere = _PIP_OPTIONS if field == "pip" else ""
+        raise ValueError(f'{shown}: it begins with "-", and options are not taken here{elsewhere}')
     if not all(character.isprintable() or character == "\t" for character in stripped):
         raise ValueError(f"{shown}: it contains a line end or another control character")
     if field != "apt":
@@ -183,8 +180,8 @@ def _checked(field: str, text: str) -> str:
 
 
 def installed(package: str) -> str | None:
-    """Give this interpreter's version of a package."""
-    # Not at the module's head: it would be a fifth of the time that importing the package's names takes.
+    """Return this interpreter's version of a package; None if it does not have the package."""
+    # Not at the module's head: it would be a fifth of the time that importing the public names takes.
     from importlib import metadata
 
     try:
@@ -193,11 +190,54 @@ def installed(package: str) -> str | None:
         return None
 
 
+def _problem(requirement: str, shown: str) -> str | None:
+    """Return why this interpreter does not meet a requirement; None if it does. `shown` is without credentials."""
+    pinned = _PINNED.fullmatch(requirement)
+    if pinned is not None and installed(pinned[1]) == pinned[2]:
+        return None
+    parsed = _parse(requirement)
+    if parsed is None:
+        if re.search(r"[/\\]|(?i:\.(?:whl|zip|tar\.gz|tgz|tar\.bz2)$)", requirement):
+            return f"{shown} is a URL or a path, which does not tell the package: write it as `name @ URL`"
+        return f"{shown!r} is not a requirement that pip would understand"
+    if parsed.marker is not None and not parsed.marker.evaluate({"extra": ""}):
+        return None
+    version = installed(parsed.name)
+    if version is None:
+        return f"{shown} is not installed"
+    return None if _is_met(parsed, version) else f"{shown} is wanted, {version} is installed"
+
+
+def _is_met(requirement: Requirement, version: str) -> bool:
+    """Return whether a version meets a requirement. As for pip, a pre-release that is installed may meet any."""
+    from packaging.version import InvalidVersion
+
+    try:
+        return requirement.specifier.contains(version, prereleases=True)
+    except InvalidVersion:
+        # A version from before PEP 440 is not comparable.
+        return not requirement.specifier
+
+
 def _package(requirement: str) -> str | None:
-    match = _REQUIREMENT.match(requirement)
-    return None if match is None else canonical(match[1])
+    """Return the canonical name of the package that is required; None if the requirement names none."""
+    pinned = _PINNED.fullmatch(requirement)
+    if pinned is not None:
+        return canonical(pinned[1])
+    parsed = _parse(requirement)
+    return None if parsed is None else canonical(parsed.name)
+
+
+def _parse(requirement: str) -> Requirement | None:
+    """Return a requirement's parts by PEP 508; None for one that only pip understands (a URL or a path), or nothing."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        return Requirement(requirement)
+    except InvalidRequirement:
+        return None
 
 
 def canonical(name: str) -> str:
-    """Spell a package's name as the index does: scikit-learn and Scikit_Learn are one."""
+    """Return a package's name as the index spells it: scikit-learn and Scikit_Learn are one package."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -17,6 +17,7 @@ import threading
 import zipfile
 from pathlib import Path
 
+import packaging
 import pytest
 import skyward_lite as sky
 import uv
@@ -114,6 +115,21 @@ def test_the_environment_is_made_once(lab, caplog):
         assert said in caplog.text
     assert [path.name for path in (host.cache / "skyward_lite").glob("sent-*/*")] == ["bundle.zip"]
     assert environments(host) == [f"{bundle.environment_name(sky.Image())}-{ARCHITECTURE}"]
+
+
+def test_a_node_has_what_a_pool_of_its_own_needs(lab, built):
+    """A task may open one: it compares requirements, which pip is told nothing of, and runs scripts on other hosts."""
+
+    def look() -> tuple[list[str], bytes, str]:
+        import packaging
+
+        missing = sky.Image(pip=["cloudpickle>=99", "packaging"]).missing()
+        return missing, probe.probe_script("env-x"), packaging.__version__
+
+    with open_pool(lab, built) as pool:
+        missing, script, version = pool.submit(look).result(20)
+    assert [text.partition(" ")[0] for text in missing] == ["cloudpickle>=99", "packaging"]
+    assert (script, version) == (probe.probe_script("env-x"), packaging.__version__)
 
 
 def test_two_at_the_same_time_make_one(lab):

@@ -107,8 +107,8 @@ def test_what_runs_in_this_process_is_said_once_per_pool(caplog):
                 for _ in range(2):
                     assert workers(Parallel(n_jobs=1)) == {os.getpid()}
                     assert workers(Parallel(n_jobs=2, require="sharedmem")) == {os.getpid()}
-            said = [record.message for record in caplog.records if "this process" in record.message]
-            assert [text.split(" ")[0] for text in said] == ["Parallel(n_jobs=1)", 'Parallel(require="sharedmem")']
+            logged = [record.message for record in caplog.records if "this process" in record.message]
+            assert [text.split(" ")[0] for text in logged] == ["Parallel(n_jobs=1)", 'Parallel(require="sharedmem")']
 
 
 def test_processes_run_side_by_side():
@@ -366,5 +366,5 @@ def test_the_name_without_a_pool_is_explained_from_the_start():
         "try: joblib.Parallel(n_jobs=2, backend='skyward')(joblib.delayed(abs)(i) for i in range(3))\n"
         "except skyward_lite.PoolClosedError as error: print(error)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert "with sky.pool" in said.stdout
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "with sky.pool" in done.stdout

@@ -310,7 +310,7 @@ for _ in range(2):
 
 @pytest.mark.parametrize("changed", [True, False])
 def test_an_unknown_transport_is_warned_of_before_the_first_task(changed):
-    """Once, when the first callback is sent, with what to do; nothing is said of the one that is known."""
+    """Once, when the first callback is sent, with what to do; the known transport brings no warning."""
     command = [sys.executable, "-c", WARNED, *(["changed"] if changed else [])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr

@@ -172,9 +172,9 @@ def test_no_limit_costs_nothing(shared_pool):
 
     send = CompletionQueue.send
 
-    def spy(lane, call, kind, head, *more):
-        sent.append(pickle.loads(head))
-        return send(lane, call, kind, head, *more)
+    def spy(queue, batch, kind, pickled, *more):
+        sent.append(pickle.loads(pickled))
+        return send(queue, batch, kind, pickled, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CompletionQueue, "send", spy)

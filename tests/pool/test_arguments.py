@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-from skyward_lite.pickling import payload
+from skyward_lite.pickling import batches, payload
 
 CALLS = 12
 SMALL = np.zeros(3)
@@ -132,8 +132,8 @@ def test_functions_and_classes_stay_shared(pool):
         return type(local), id(helper)
 
     calls = [(function, (Local(i), len, i), {}) for i in range(50)]
-    head, buffers = payload.Encoder(1 << 30).dump_calls(calls)
-    assert payload.size(head, buffers) < 60_000
+    pickled, buffers = batches.dump(payload.Encoder(1 << 30), calls)
+    assert payload.size(pickled, buffers) < 60_000
     got = Parallel(n_jobs=2, batch_size=50)(delayed(function)(*args) for _, args, _ in calls)
     assert {kind for kind, _ in got} == {Local}
     # Of each process.
@@ -154,9 +154,9 @@ def test_functions_and_classes_stay_shared(pool):
 def test_what_is_large_travels_once_for_a_batch(value):
     """However many calls of the batch have it, as an argument or by its keyword."""
     calls = [(append, ([value] if isinstance(value, np.ndarray) else value, i), {"more": value}) for i in range(20)]
-    head, buffers = payload.Encoder(1 << 30).dump_calls(calls)
-    assert payload.size(head, buffers) < 1_700_000
-    for (_, (first, number), kwargs), i in zip(payload.loads(head, buffers), range(20), strict=True):
+    pickled, buffers = batches.dump(payload.Encoder(1 << 30), calls)
+    assert payload.size(pickled, buffers) < 1_700_000
+    for (_, (first, number), kwargs), i in zip(payload.loads(pickled, buffers), range(20), strict=True):
         assert number == i
         assert np.array_equal(np.asarray(first).ravel(), np.asarray([value]).ravel())
         assert np.array_equal(kwargs["more"], value)
@@ -209,8 +209,8 @@ def test_small_tasks_do_not_pay(first, second, together):
         [(print, first, {}), (print, second, {})],
         [(print, (), {"x": first}), (print, (), {"x": second})],
     ):
-        head, _ = payload.Encoder(1 << 30).dump_calls(calls)
-        assert (b"skyward_lite" not in head) is together
+        pickled, _ = batches.dump(payload.Encoder(1 << 30), calls)
+        assert (b"skyward_lite" not in pickled) is together
 
 
 def test_a_list_that_contains_itself_is_a_batchs_business_too(pool):
@@ -241,13 +241,13 @@ COLLECTED = """
 import gc
 import numpy as np
 from skyward_lite import PayloadTooLargeError
-from skyward_lite.pickling import payload
+from skyward_lite.pickling import batches, payload
 
 encoder = payload.Encoder(1 << 16)
 for _ in range(300):
     kept = []
     try:
-        encoder.dump_calls([(np.sum, (np.zeros(5000),), {}) for _ in range(10)])
+        batches.dump(encoder, [(np.sum, (np.zeros(5000),), {}) for _ in range(10)])
     except PayloadTooLargeError as error:
         kept += [error, kept]
 gc.collect()
@@ -266,7 +266,7 @@ def test_a_pickled_batch_is_let_go_of_at_once():
     gone = [weakref.ref(array) for array in arrays]
     gc.disable()
     try:
-        payload.Encoder(1 << 20).dump_calls([(np.sum, (array,), {}) for array in arrays])
+        batches.dump(payload.Encoder(1 << 20), [(np.sum, (array,), {}) for array in arrays])
         del arrays
         assert [reference() for reference in gone] == [None] * 3
     finally:

@@ -24,8 +24,8 @@ BACK = Route(shares_files=False, to_client=True)
 
 def journey(value, route=HERE):
     """Pickle and unpickle: what arrives, the bytes of the pickle, and those beside it."""
-    head, buffers = payload.Encoder(1 << 30, route).dumps(value)
-    return payload.loads(head, buffers), len(head), payload.size(head, buffers) - len(head)
+    pickled, buffers = payload.Encoder(1 << 30, route).dumps(value)
+    return payload.loads(pickled, buffers), len(pickled), payload.size(pickled, buffers) - len(pickled)
 
 
 @pytest.fixture
@@ -189,14 +189,14 @@ def views(array):
 def test_views_of_a_map_arrive_as_they_were(mapped, name):
     """Values, type, shape, strides and the right to write; twice on the way, too."""
     view = views(mapped)[name]
-    once, head, beside = journey(view)
+    once, pickled, beside = journey(view)
     twice, _, _ = journey(once)
     for there in (once, twice):
         assert type(there) is type(view)
         assert (there == view).all()
         assert (there.shape, there.strides, there.dtype) == (view.shape, view.strides, view.dtype)
         assert there.flags.writeable == view.flags.writeable
-    assert head < 5_000
+    assert pickled < 5_000
     assert beside == 0
     mapped[:] = 5
     assert (once == view).all()
@@ -236,7 +236,7 @@ def test_a_copy_on_write_map_carries_what_was_written(tmp_path):
 @pytest.mark.parametrize("place", [0, 77_777, 499_999])
 def test_one_number_that_was_written_is_found(tmp_path, monkeypatch, place):
     """Of a copy-on-write map that has been read; the look at it goes by parts."""
-    monkeypatch.setattr(arrays, "MAX_ENTRIES", 10)
+    monkeypatch.setattr(arrays, "MAX_PAGEMAP_ENTRIES", 10)
     np.arange(500_000.0).tofile(tmp_path / "file")
     array = np.memmap(tmp_path / "file", dtype="f8", mode="c")
     total = array.sum()
@@ -364,14 +364,14 @@ def test_subclasses_arrive_as_they_were(make, order, rows):
     array = make(np.asarray(np.arange(rows * 70.0).reshape(rows, 70), order="C"))
     if order == "F":
         array = array.copy(order="F")
-    there, head, beside = journey(array)
+    there, pickled, beside = journey(array)
     assert type(there) is type(array)
     assert there.dtype == array.dtype
     assert np.array_equal(np.asarray(there), np.asarray(array))
     assert there.flags.f_contiguous == array.flags.f_contiguous
     assert there.flags.writeable
     if rows > 3:
-        assert head < 2_000
+        assert pickled < 2_000
         assert beside >= array.nbytes
     if isinstance(array, np.ma.MaskedArray):
         assert np.array_equal(np.ma.getmaskarray(there), np.ma.getmaskarray(array))

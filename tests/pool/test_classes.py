@@ -307,11 +307,11 @@ def test_what_is_kept_of_classes_is_bounded():
     """A program that makes a class for each task does not fill its workers."""
     from skyward_lite.pickling import classes
 
-    kept = classes._Latest()
-    for number in range(3 * classes.MAX_KEPT):
+    kept = classes.RecentlyUsed()
+    for number in range(3 * classes.MAX_REMEMBERED):
         kept.keep(number, number)
         assert kept.find(0) == 0
-    assert len(kept) == classes.MAX_KEPT
+    assert len(kept) == classes.MAX_REMEMBERED
     assert kept.find(1) is None
 
 
@@ -665,9 +665,9 @@ def test_slices_of_arrow_data_travel_alone(pool, make, part):
     """A slice of ten rows does not bring the whole along, and is equal to what was sent."""
     whole = make()
     data = whole.slice(part.start or 0, (part.stop if part.stop is not None else len(whole)) - (part.start or 0))
-    head, buffers = payload.Encoder(1 << 30).dumps(data)
+    pickled, buffers = payload.Encoder(1 << 30).dumps(data)
     if len(data) < 100:
-        assert payload.size(head, buffers) < 20_000
+        assert payload.size(pickled, buffers) < 20_000
     got = pool.submit(lambda value: value, data).result(20)
     assert type(got) is type(data)
     assert got.equals(data)

@@ -92,7 +92,7 @@ def test_waiting_for_futures(shared_pool, tmp_path):
 
 
 def test_submit_in_a_callback(shared_pool):
-    """A future's callback may submit: it runs on the thread that settles futures, which never waits."""
+    """A future's callback may submit: it runs on the thread that resolves futures, which never waits."""
     second: concurrent.futures.Future[int] = concurrent.futures.Future()
 
     def go_on(first):

@@ -84,7 +84,7 @@ def begin(pool, where, workers):
 
 
 def assert_ended_in_order(where, pids):
-    """Check that everything was seen to that the processes kept."""
+    """Check that each process deleted its files and ran its callbacks."""
     for pid in pids:
         assert (where / f"file-{pid}").read_text() == "x" * 100
         for what in ("atexit", "finalized"):
@@ -121,13 +121,13 @@ def test_what_is_printed_at_exit_comes_too(capfd, executor):
     """From `atexit`, and what a closed stream still had in its buffer."""
 
     def register():
-        atexit.register(print, "said at exit")
+        atexit.register(print, "printed at exit")
         atexit.register(os.write, 2, b"written at exit")
 
     with sky.pool(worker=sky.Worker(concurrency=1, executor=executor), plugins=[]) as pool:
         pool.submit(register).result(20)
     out, err = capfd.readouterr()
-    assert out == "[local-0] said at exit\n"
+    assert out == "[local-0] printed at exit\n"
     assert err == "[local-0] written at exit\n"
 
 

@@ -153,7 +153,7 @@ def test_the_first_error_of_a_node_is_raised(shared_pool):
 
 
 def test_only_ready_nodes_are_counted(shared_pool, monkeypatch):
-    """With none, that is said: an empty list would hide it."""
+    """With no ready node the error says so: an empty list would hide it."""
     monkeypatch.setattr(shared_pool, "nodes", lambda: [sky.Node("n", "lost", "gone", 0, None, None)])
     with pytest.raises(sky.NodeLostError, match="no node is ready"):
         double(1) @ shared_pool
@@ -166,9 +166,9 @@ def test_importable_functions_travel_by_name(shared_pool):
     """Neither their code nor their module's globals are sent, also for what refers to itself, joblib and submit."""
     encoder = payload.Encoder(1 << 20)
     for value in (double, double.local, Scale.times, Scale.times.local, Scale.half):
-        head, _ = encoder.dumps(value)
-        assert b"cloudpickle" not in head
-        assert payload.loads(head, None) is value
+        pickled, _ = encoder.dumps(value)
+        assert b"cloudpickle" not in pickled
+        assert payload.loads(pickled, None) is value
         assert pickle.loads(pickle.dumps(value)) is value
     assert factorial(5) >> shared_pool == 120
     assert shared_pool.submit(double.local, 3).result(10) == 6
@@ -369,10 +369,10 @@ def test_a_groups_results_are_not_kept(shared_pool):
     try:
         future = (double(1) & double(2)) > shared_pool
         assert future.result(10) == (2, 4)
-        double(3) >> shared_pool  # settled after it: the settling thread has moved on
-        kept = weakref.ref(future)
+        double(3) >> shared_pool  # resolved after it: the resolving thread has moved on
+        future_ref = weakref.ref(future)
         del future
-        assert kept() is None
+        assert future_ref() is None
     finally:
         gc.enable()
 

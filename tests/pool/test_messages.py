@@ -239,19 +239,19 @@ def test_a_bystander_of_a_dying_process_is_heard_once(tmp_path, listen):
     told: list[Any] = []
     listen("test", told.append)
 
-    def bystander(said, gate):
+    def bystander(sent, gate):
         send("heard")
-        said.touch()
+        sent.touch()
         eventually(gate.exists, 40)
         return send("end")
 
-    def killer(said):
-        eventually(said.exists, 40)
+    def killer(sent):
+        eventually(sent.exists, 40)
         os._exit(3)
 
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
-        first = pool.submit(bystander, tmp_path / "said", tmp_path / "gate")
-        second = pool.submit(killer, tmp_path / "said")
+        first = pool.submit(bystander, tmp_path / "sent", tmp_path / "gate")
+        second = pool.submit(killer, tmp_path / "sent")
         with pytest.raises(sky.WorkerCrashedError):
             second.result(40)
         (tmp_path / "gate").touch()

@@ -22,7 +22,8 @@ from joblib import Parallel, delayed
 from lab import Lab
 from skyward_lite import nesting
 from skyward_lite.client.tasks import Tasks
-from skyward_lite.pickling import modules
+from skyward_lite.pickling import changes, modules
+from skyward_lite.pickling.installed import editable_projects
 
 SOURCE = """
     import threading
@@ -386,7 +387,7 @@ def test_a_reloaded_module_is_new_in_every_task(pool, write, monkeypatch, tmp_pa
 
 def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let pools look at the files for every call."""
-    monkeypatch.setattr(modules, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(changes, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(modules, "LOOK_SHARE", 0)
 
 
@@ -513,7 +514,7 @@ def test_an_edit_concerns_what_uses_the_module(pool, write, monkeypatch, tmp_pat
 
 def test_looks_take_a_small_share_of_the_time(pool, write, monkeypatch, tmp_path):
     """Where a look at the files takes long, the next one comes much later."""
-    monkeypatch.setattr(modules, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(changes, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(modules, "LOOK_SHARE", 10**9)
     path = write("looked_at")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -647,11 +648,11 @@ def installed(tmp_path, monkeypatch):
         (info / "direct_url.json").write_text(json.dumps({"url": project.as_uri(), "dir_info": {"editable": True}}))
         for file, text in texts.items():
             (info / f"{file}.txt").write_text(text)
-        modules._editable.cache_clear()
+        editable_projects.cache_clear()
 
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     yield install
-    modules._editable.cache_clear()
+    editable_projects.cache_clear()
 
 
 def test_projects_that_are_installed_where_they_are_go_by_name(installed, write, monkeypatch, tmp_path):

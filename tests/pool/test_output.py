@@ -49,11 +49,11 @@ def test_what_c_libraries_print_comes_too(capsys, monkeypatch):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
     def put():
-        ctypes.CDLL(None).puts(b"said in C")
+        ctypes.CDLL(None).puts(b"printed in C")
 
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         pool.submit(put).result(20)
-    assert "[local-0] said in C\n" in capsys.readouterr().out
+    assert "[local-0] printed in C\n" in capsys.readouterr().out
 
 
 def test_lines_stay_whole(capsys):
@@ -138,9 +138,9 @@ def test_a_flood_is_bounded(capsys, stream):
     assert text.startswith("[local-0] begin\n")
     assert text.endswith("[local-0] end\n")
     notes = re.findall(r"^\[local-0\] … (\d+) bytes of output are left out here$", both.err, re.MULTILINE)
-    kept = sum(len(line) - len("[local-0] ") for line in text.splitlines(keepends=True) if "…" not in line)
+    written = sum(len(line) - len("[local-0] ") for line in text.splitlines(keepends=True) if "…" not in line)
     # A reader that keeps up gets everything.
-    assert kept + sum(map(int, notes)) == (64 << 20) + len("begin\nend\n")
+    assert written + sum(map(int, notes)) == (64 << 20) + len("begin\nend\n")
 
 
 def close_all():
@@ -399,7 +399,7 @@ def test_parts_of_lines_are_put_together(monkeypatch, rows, file, terminal):
 
 
 def test_a_line_without_an_end_is_bounded(monkeypatch):
-    """What is kept of it is: it is written in parts, which no other line breaks before its time."""
+    """It is written in parts, of which the printer holds one at most; until then no other line comes between them."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     printer = Printer(None)

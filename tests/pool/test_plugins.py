@@ -117,5 +117,5 @@ def test_a_preload_that_fails_is_named(tmp_path, monkeypatch):
         assert pool.submit(abs, -1).result(20) == 1
     with pytest.raises(Exception, match="licence") as caught, sky.pool(plugins=[sky.Plugin("x", preload=["failing"])]):
         pass
-    said = [str(caught.value), *getattr(caught.value, "__notes__", [])]
-    assert "failing" in "\n".join(said)
+    texts = [str(caught.value), *getattr(caught.value, "__notes__", [])]
+    assert "failing" in "\n".join(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import logging
 import operator
 import os
@@ -192,8 +193,8 @@ def test_queued_futures_can_be_cancelled(tmp_path):
         path.touch()
         done, pending = concurrent.futures.wait(futures, 20)
         assert not pending
-        for future, said in zip(futures, cancelled, strict=True):
-            if said:
+        for future, was_cancelled in zip(futures, cancelled, strict=True):
+            if was_cancelled:
                 assert future.cancelled()
                 with pytest.raises(concurrent.futures.CancelledError):
                     future.result()
@@ -289,9 +290,9 @@ def test_image_environment_reaches_the_workers():
 
 def test_local_verifies_and_installs_nothing():
     """A requirement that this interpreter does not meet is named on entry."""
-    image = sky.Image(pip=["no-such-package-here", "numpy==0.0.1"])
+    image = sky.Image(pip=["no-such-package-here", "numpy>=99"])
     with (
-        pytest.raises(sky.NodeStartError, match=r"no-such-package-here is not installed.*numpy==0\.0\.1 is wanted"),
+        pytest.raises(sky.NodeStartError, match=r"no-such-package-here is not installed.*numpy>=99 is wanted"),
         sky.pool(image=image, plugins=[]),
     ):
         pass
@@ -417,11 +418,11 @@ def test_results_are_not_kept():
     with sky.pool(plugins=[]) as pool:
         future = pool.submit(operator.neg, 1)
         assert future.result(10) == -1
-        kept = weakref.ref(future)
+        future_ref = weakref.ref(future)
         del future
         pool.submit(operator.neg, 2).result(10)
         gc.collect()
-        assert kept() is None
+        assert future_ref() is None
 
 
 def test_a_client_without_standard_streams(tmp_path):
@@ -444,16 +445,6 @@ def test_odd_import_paths_are_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
     with sky.pool(plugins=[]) as pool:
         assert pool.submit(operator.neg, 1).result(10) == -1
-
-
-def test_requirements_other_than_exact_versions_are_checked_by_name():
-    """Local() reads names and `==`; the rest is pip's."""
-    fine = ["numpy", "numpy>=1", "numpy==2.*", "numpy[extra] ; python_version > '3'", f"numpy=={np.__version__}"]
-    assert sky.Image(pip=fine).missing() == []
-    assert sky.Image(pip=["numpy==0.1", "nothing-like-it>2"]).missing() == [
-        f"numpy==0.1 is wanted, {np.__version__} is installed",
-        "nothing-like-it>2 is not installed",
-    ]
 
 
 def test_a_callback_that_never_returns_is_left_alone(monkeypatch, caplog):
@@ -508,3 +499,27 @@ def test_what_is_not_what_a_parameter_takes_is_named(wrong, says):
     """With what was probably meant."""
     with pytest.raises(TypeError, match=says):
         sky.pool(**wrong)
+
+
+def test_a_pool_is_left_in_order():
+    """Tasks end, then the plugins' contexts are left, then the machines are released, whatever raises before that."""
+    steps = []
+
+    def note(step):
+        steps.append(f"{step} {repr(pool).rpartition(' ')[2]}")
+
+    class Noting(sky.Local):
+        def stop(self, machines, timeout):
+            note("release")
+            super().stop(machines, timeout)
+
+    @contextlib.contextmanager
+    def around(_):
+        yield
+        note("plugin")
+        raise LookupError
+
+    pool = sky.pool(Noting(), worker=sky.Worker(concurrency=1), plugins=[sky.Plugin("p", around_client=around)])
+    with pytest.raises(LookupError), pool:
+        pool.submit(time.sleep, 0.3).add_done_callback(lambda _: note("task"))
+    assert steps == ["task closing>", "plugin closing>", "release closed>"]

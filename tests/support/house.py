@@ -23,18 +23,20 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 LONG_FILES = {RUST / "queue.rs"}
 """Files that may be longer; the head of each says why."""
-ROOT_MODULES = {"_core", "_signals", "_version"}
-"""Modules that users do not see, of which every other may use the public names."""
+ALLOWED_NAMES = {"_core", "_signals", "_version", "_fields", "_listeners"}
+"""The names of private modules, which the whole package uses, and names of other packages that one of our modules has,
+too: named tuples' `_fields`, scikit-learn's `_listeners`."""
 LONG_FUNCTIONS: set[str] = set()
 """Functions that may be longer, as `file:name`; a comment in each says why."""
 
 BELOW = {
-    "python": {"client", "node", "transport", "queue", "wire", "error", "text", "timing"},
-    "client": {"transport", "queue", "wire", "error", "text", "timing"},
-    "node": {"transport", "queue", "wire", "error", "text", "timing"},
-    "transport": {"wire", "error", "text", "timing"},
-    "queue": {"wire", "error", "text", "timing"},
-    "wire": {"error", "text", "timing"},
+    "python": {"client", "node", "transport", "queue", "wire", "error", "locks", "text", "timing"},
+    "client": {"transport", "queue", "wire", "error", "locks", "text", "timing"},
+    "node": {"transport", "queue", "wire", "error", "locks", "text", "timing"},
+    "transport": {"wire", "error", "locks", "text", "timing"},
+    "queue": {"wire", "error", "locks", "text", "timing"},
+    "wire": {"error", "locks", "text", "timing"},
+    "locks": set[str](),
     "error": {"text", "timing"},
     "text": set[str](),
     "timing": set[str](),
@@ -115,13 +117,18 @@ def private_names() -> Iterator[str]:
                 used += [(path, alias.name, node.lineno) for alias in node.names]
     for path, name, line in used:
         others = set().union(*(names for other, names in defined.items() if other != path))
-        if re.match(r"_[a-z]", name) and name in others - defined[path] - ROOT_MODULES:
+        if re.fullmatch(r"_[a-z]\w*[^_]", name) and name in others - defined[path] - ALLOWED_NAMES:
             yield f"{shown(path)}:{line}: `{name}` is private to another module"
+
+
+def code_of(path: Path) -> str:
+    """Return a Rust file without its comments and its own tests."""
+    return re.sub(r"//[^\n]*", "", path.read_text()).partition("mod tests")[0]
 
 
 def imports_of(path: Path) -> set[tuple[str, ...]]:
     """Return the paths that a Rust file names below `crate::`, each as a tuple of its parts."""
-    text = re.sub(r"//[^\n]*", "", path.read_text())
+    text = code_of(path)
     found = set()
     for start in re.finditer(r"\bcrate((?:::\w+)*)(?:::\{)?", text):
         head = tuple(start[1].split("::")[1:])
@@ -183,8 +190,7 @@ def rust_circles() -> Iterator[str]:
                 files = (RUST.joinpath(*used[:parts]).with_suffix(".rs") for parts in (2, 1) if used[:parts])
                 edges[path].update(file for file in files if file.exists())
         edges[path].discard(path)
-        text = path.read_text()
-        for module in re.findall(r"\bsuper::(\w+)", text.partition("mod tests")[0]):
+        for module in re.findall(r"\bsuper::(\w+)", code_of(path)):
             target = known.get((path.parent.name, module), path.with_name(f"{module}.rs"))
             if target.exists() and target != path:
                 edges[path].add(target)

@@ -162,9 +162,9 @@ def test_categories_that_no_import_finds_travel_by_value(encoder):
     class LocalWarning(UserWarning):
         level = 3
 
-    head, buffers = encoder.dumps(LocalWarning)
-    assert b"skyward_lite.pickling.filters" not in head
-    assert payload.loads(head, buffers).level == 3
+    pickled, buffers = encoder.dumps(LocalWarning)
+    assert b"skyward_lite.pickling.filters" not in pickled
+    assert payload.loads(pickled, buffers).level == 3
 
 
 def test_a_category_that_is_missing_gets_a_stand_in(encoder, made_up, monkeypatch, no_stand_ins):
@@ -245,10 +245,10 @@ def test_registered_modules_still_go_by_value(encoder, made_up, monkeypatch):
     """`cloudpickle.register_pickle_by_value` is the user's word."""
     cloudpickle.register_pickle_by_value(made_up)
     try:
-        head, _ = encoder.dumps(made_up.SdkWarning)
+        pickled, _ = encoder.dumps(made_up.SdkWarning)
     finally:
         cloudpickle.unregister_pickle_by_value(made_up)
-    assert b"skyward_lite.pickling.filters" not in head
+    assert b"skyward_lite.pickling.filters" not in pickled
 
 
 def test_objects_that_claim_to_be_classes_travel(encoder):

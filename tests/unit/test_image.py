@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from skyward_lite.environment import build, installer, probe, scripts
+from skyward_lite.image import installed
 from test_environment import FACTS
 
 WRONG = ["", "  ", "-r file", "--pre", "-e .", " -x", "\t--x", "a\nb", "a\r", "a\0b", "a\x1b[2J", "a\u2028b", "a\x0bb"]
@@ -223,3 +224,76 @@ def test_a_host_is_written_in_small_letters():
     lines, pip = installer.steps(image, "pip", uv=False)
     assert pip == "pip --index-url https://host.example:8443/Simple"
     assert 'machine host.example login "user" password "secret"\n' in "\n".join(lines)
+
+
+WANTED = "is wanted, {version} is installed"
+UNKNOWN = "is a URL or a path, which does not tell the package: write it as `name @ URL`"
+
+
+@pytest.mark.parametrize(
+    ("requirement", "problem"),
+    [
+        ("pytest", None),
+        ("PyTest", None),
+        ("pytest>=1,<99", None),
+        ("pytest>=99", WANTED),
+        ("pytest<1", WANTED),
+        ("pytest!=99.*", None),
+        ("pytest~=1.0", WANTED),
+        ("pytest=={version}", None),
+        ("pytest=={version}.0", None),
+        ("pytest == {version}", None),
+        ("pytest==0.1", WANTED),
+        ("pytest==99.*", WANTED),
+        ("pytest[dev]>=1", None),
+        ("pytest[dev]>=99", WANTED),
+        ("pytest>=99; python_version < '3'", None),
+        ("pytest>=99; python_version > '3'", WANTED),
+        ("nothing-like-it; sys_platform == 'win32'", None),
+        ("pytest; extra == 'dev'", None),
+        ("nothing-like-it", "is not installed"),
+        ("nothing-like-it>=1", "is not installed"),
+        ("pytest @ https://host/pytest-99.whl", None),
+        ("nothing-like-it @ https://host/a.whl", "is not installed"),
+        ("git+https://host/pytest.git#egg=pytest", UNKNOWN),
+        ("./wheels/pytest", UNKNOWN),
+        ("pytest>>1", "is not a requirement that pip would understand"),
+        ("pytest 1", "is not a requirement that pip would understand"),
+    ],
+)
+def test_requirements_are_compared_with_what_is_installed(requirement, problem):
+    """Names, versions, markers: as pip would decide for this interpreter."""
+    version = installed("pytest")
+    problems = sky.Image(pip=[requirement.format(version=version)]).missing()
+    assert len(problems) == (problem is not None)
+    assert all(text.endswith(problem.format(version=version)) for text in problems)
+
+
+@pytest.mark.parametrize(
+    ("version", "requirement", "met"),
+    [
+        ("2.0rc1", ">=1", True),
+        ("2.0rc1", ">=2.0", False),
+        ("2.0rc1", "==2.0rc1", True),
+        ("2.0+cpu", "==2.0", True),
+        ("2.0.post1", ">=2.0", True),
+        ("2004d", ">=1", False),
+        ("2004d", "", True),
+    ],
+)
+def test_odd_versions_are_compared_as_by_pip(version, requirement, met, monkeypatch):
+    """Pre-releases that are installed count; a version from before PEP 440 meets only a name."""
+    monkeypatch.setattr("skyward_lite.image.installed", lambda name: version)
+    assert sky.Image(pip=[f"a{requirement}"]).missing() == (
+        [] if met else [f"a{requirement} is wanted, {version} is installed"]
+    )
+
+
+def test_packages_are_known_by_the_names_of_requirements():
+    """However they are spelled; what names no package, as a path, has none."""
+    image = sky.Image(
+        pip=["Scikit_Learn>=1; python_version > '3'", "a==1", "b.c @ https://host/b", "./d", "git+https://e/f"]
+    )
+    assert image.packages() == {"scikit-learn", "a", "b-c"}
+    assert image.with_package("scikit-learn", "2").pip[-1] == "scikit-learn==2"
+    assert image.with_package("A", None) is image

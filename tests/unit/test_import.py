@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 
-HEAVY = {"boto3", "importlib.metadata", "joblib", "numpy", "scipy", "sklearn"}
+HEAVY = {"boto3", "importlib.metadata", "joblib", "numpy", "packaging", "scipy", "sklearn"}
 
 
 def imported(code: str) -> set[str]:
@@ -34,6 +34,13 @@ def test_naming_the_pool_imports_nothing_heavy():
     modules = imported("import skyward_lite as sky\nsky.pool(sky.Local(2)), sky.compute")
     assert {"cloudpickle", "skyward_lite.client.pool"} <= modules
     assert not modules & HEAVY
+
+
+@pytest.mark.parametrize(("image", "compares"), [("sky.Image()", False), ("sky.Image(pip=['joblib>=1'])", True)])
+def test_an_image_without_requirements_imports_no_parser_of_them(image, compares):
+    """The exact versions that a pool's own plugins ask for are compared without it."""
+    modules = imported(f"import skyward_lite as sky\nwith sky.pool(sky.Local(1), image={image}): pass")
+    assert ("packaging.requirements" in modules) == compares
 
 
 def test_the_nodes_processes_import_no_more_than_they_need():

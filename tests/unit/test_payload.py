@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 from skyward_lite import PayloadTooLargeError, RemoteError, RemoteTraceback
-from skyward_lite.pickling import payload
+from skyward_lite.pickling import exceptions, payload
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def encoder() -> payload.Encoder:
 def test_values_survive(encoder):
     """What goes in comes out, lambdas and closures included."""
     k = 3
-    head, buffers = encoder.dumps((lambda x: x + k, {"a": [1, None]}))
-    function, value = payload.loads(head, buffers)
+    pickled, buffers = encoder.dumps((lambda x: x + k, {"a": [1, None]}))
+    function, value = payload.loads(pickled, buffers)
     assert function(4) == 7
     assert value == {"a": [1, None]}
     assert buffers is None
@@ -30,10 +30,10 @@ def test_values_survive(encoder):
 def test_large_arrays_travel_beside_the_pickle(encoder):
     """From 16 KiB on an array's memory is not copied into the pickle."""
     small, large = np.arange(100), np.arange(10_000)
-    head, buffers = encoder.dumps([small, large])
-    assert len(head) < 2000
+    pickled, buffers = encoder.dumps([small, large])
+    assert len(pickled) < 2000
     assert [b.nbytes for b in buffers] == [large.nbytes]
-    one, two = payload.loads(head, buffers)
+    one, two = payload.loads(pickled, buffers)
     assert (one == small).all()
     assert (two == large).all()
 
@@ -51,9 +51,9 @@ def test_more_buffers_than_a_message_has_parts(encoder):
     encoder.limit = 1 << 30
     many = arrays * 21
     many = [a.copy() for a in many]
-    head, buffers = encoder.dumps(many)
+    pickled, buffers = encoder.dumps(many)
     assert len(buffers) == payload.MAX_BUFFERS
-    assert all((a == b).all() for a, b in zip(payload.loads(head, buffers), many, strict=True))
+    assert all((a == b).all() for a, b in zip(payload.loads(pickled, buffers), many, strict=True))
 
 
 def test_nothing_is_remembered_between_values(encoder):
@@ -69,8 +69,8 @@ def test_a_failed_pickle_leaves_no_trace(encoder):
     """After an error the encoder is as new."""
     with pytest.raises(TypeError):
         encoder.dumps([np.arange(10_000), threading.Lock()])
-    head, buffers = encoder.dumps(1)
-    assert (payload.loads(head, buffers), buffers) == (1, None)
+    pickled, buffers = encoder.dumps(1)
+    assert (payload.loads(pickled, buffers), buffers) == (1, None)
 
 
 def test_too_large_payloads_are_named(encoder):
@@ -102,8 +102,8 @@ def raised(error: BaseException) -> BaseException:
 
 
 def travelled(encoder: payload.Encoder, error: BaseException) -> BaseException:
-    place = payload.Place("lab1", 1, "f(3)")
-    return payload.load_exception(*payload.dump_exception(encoder, error, 0, place), first=10)
+    place = exceptions.Place("lab1", 1, "f(3)")
+    return exceptions.load(*exceptions.dump(encoder, error, 0, place), first=10)
 
 
 def test_exceptions_carry_their_traceback(encoder):
@@ -175,7 +175,7 @@ def test_pickling_may_pickle(encoder):
         def __reduce__(self):
             return (bytes, (encoder.dumps(["inner"])[0],))
 
-    head, buffers = encoder.dumps(["before", Inner(), "after"])
-    before, inner, after = payload.loads(head, buffers)
+    pickled, buffers = encoder.dumps(["before", Inner(), "after"])
+    before, inner, after = payload.loads(pickled, buffers)
     assert (before, after) == ("before", "after")
     assert pickle.loads(inner) == ["inner"]

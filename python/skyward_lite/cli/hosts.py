@@ -36,7 +36,7 @@ class InspectedHost(SSHMachine):
         Raises `OSError` or `UnicodeError`.
         """
         if config.proxy is not None:
-            self.fd = self._through(config.proxy)
+            self.fd = self.open_proxy(config.proxy)
             return None
         reasons = []
         for family, kind, protocol, _, address in socket.getaddrinfo(

@@ -25,7 +25,7 @@ from typing import Any, Concatenate, Generic, Never, NoReturn, ParamSpec, Self, 
 
 from ..errors import NodeLostError
 from ..pickling import payload
-from ..pickling.pickler import travels_by_name
+from ..pickling.modules import travels_by_name
 from .nodes import NodeState
 from .pool import ComputePool
 from .tasks import Tasks

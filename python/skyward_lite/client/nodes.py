@@ -261,7 +261,7 @@ class Nodes:
         provider = self._settings.provider
         try:
             # Asked before the release: afterwards the provider no longer knows why the machine never became a node.
-            wanted = first and (old != NodeState.CONNECTING or machine.unlucky())
+            wanted = first and (old != NodeState.CONNECTING or machine.failed_transiently())
             if new == NodeState.LOST:
                 provider.retire(machine)
             if wanted and self._may_replace():

@@ -27,7 +27,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from .. import _core
 from ..errors import NodeLostError, PoolClosedError, RemoteError, TaskTimeoutError, WorkerCrashedError
-from ..pickling import blame, modules, payload
+from ..pickling import batches, blame, exceptions, modules, payload
 from ..pickling.modules import Modules
 from ..pickling.pickler import Shared
 from ..pickling.route import Route
@@ -65,7 +65,7 @@ def outcome(code: int, pickled: Any, buffers: Any, first: int | None = None) -> 
             reason = _core.printable(f"{type(error).__name__}: {error}")
             raise RemoteError(f"the task's result cannot be rebuilt here: {reason}") from error
     if code == _core.RAISED:
-        raise payload.load_exception(pickled, buffers, first)
+        raise exceptions.load(pickled, buffers, first)
     if code == _core.CANCELLED:
         raise CancelledError("the task was cancelled")
     # The text is the node's own, also where the core reports that a node was lost.
@@ -260,12 +260,12 @@ class Tasks:
         """
         self.check_not_closed()
         encoder = self._encoder()
-        if shared is not None and threads is nanos is None and payload.is_small(calls, shared):
+        if shared is not None and threads is nanos is None and batches.is_small(calls, shared):
             # Pickling so small a batch cannot fail, and asks for no module that the workers may lack.
             return encoder.dumps(self._modules.with_path(calls), None, 1, shared.functions)
         before = self._modules.begin()
         try:
-            return encoder.dump_calls(calls, shared, threads, nanos)
+            return batches.dump(encoder, calls, shared, threads, nanos)
         except Exception as error:
             blame.explain(error, blame.of_calls(calls), encoder)
             modules.explain(error)

@@ -20,8 +20,8 @@ from .._version import PYTHON, __version__
 from ..image import Image
 from .probe import Facts
 
-_PACKED_SUFFIXES = (".py", ".so", ".pyi", ".typed")
-"""Files of a package that nodes get. They need none of its shell scripts, which a client runs."""
+_PACKED_SUFFIXES = (".py", ".sh", ".so", ".pyi", ".typed")
+"""Files of a package that nodes get: all, because a task may open a pool of its own there."""
 
 _packing = threading.Lock()
 """Held while our package is read: the hosts of a pool ask for it at once, and one of them reads it for all."""
@@ -76,7 +76,7 @@ def needed_glibc() -> tuple[int, ...]:
 
 
 def bundle() -> bytes:
-    """Return our package and cloudpickle as a zip file, to be unpacked where packages go."""
+    """Return our package and what it needs as a zip file, to be unpacked where packages go."""
     with _packing:
         return _bundle_once()
 
@@ -91,14 +91,16 @@ def _bundle_once() -> bytes:
 
 
 def _package() -> Iterator[tuple[str, bytes]]:
-    """Yield the files of our package and of cloudpickle, as they are here: path where packages go, content."""
+    """Yield the files of our package and of those that it needs, as they are here: path where packages go, content."""
     import cloudpickle
+    import packaging
 
-    assert cloudpickle.__file__ is not None
-    for root in (Path(__file__).parent.parent, Path(cloudpickle.__file__).parent):
+    others = [Path(str(package.__file__)).parent for package in (cloudpickle, packaging)]
+    for root in (Path(__file__).parent.parent, *others):
         for path in sorted(root.rglob("*")):
             if path.is_file() and path.suffix in _PACKED_SUFFIXES:
                 yield f"{root.name}/{path.relative_to(root)}", path.read_bytes()
+    # packaging stays unknown to pip: many packages require it, and pip is to install the version that these need.
     for package, version in (("skyward_lite", __version__), ("cloudpickle", metadata.version("cloudpickle"))):
         text = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
         yield f"{package}-{version}.dist-info/METADATA", text.encode()

@@ -24,6 +24,9 @@ except ImportError as error:
 if skyward_lite.__version__ != version:
     print("problem=it has skyward_lite %s, the client %s" % (skyward_lite.__version__, version))
 from skyward_lite.image import Image
-for problem in Image(pip=json.loads(os.environ["GIVEN_PIP"])).missing():
-    print("problem=" + problem)
+try:
+    for problem in Image(pip=json.loads(os.environ["GIVEN_PIP"])).missing():
+        print("problem=" + problem)
+except ImportError as error:
+    print("problem=skyward_lite lacks a package there that it needs itself: %s" % error)
 PYTHON_ENDS_HERE

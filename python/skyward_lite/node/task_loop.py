@@ -30,7 +30,7 @@ from time import perf_counter_ns
 from typing import Any, Final, NoReturn
 
 from .. import _core
-from ..pickling import blame, classes, payload, script
+from ..pickling import batches, blame, classes, exceptions, payload, script
 from ..pickling.route import Route
 from . import first_imports, task_warnings
 from .batch import Function, Triple, run_batch, run_limited
@@ -178,7 +178,7 @@ class TaskLoop:
                 place = blame.place_of_result(error, self._worker.node, kind, self._call, value, self._encoder)
             else:
                 place = blame.place(self._worker.node, kind, self._call, len(self._values))
-            dumped = payload.dump_exception(self._encoder, error, skip, place)
+            dumped = exceptions.dump(self._encoder, error, skip, place)
             self._answer = task, attempt, _core.RAISED, nanos, *dumped
         self._state = ENDED
 
@@ -187,7 +187,7 @@ class TaskLoop:
         threads, limit, calls = batch if isinstance(batch, tuple) else (None, None, batch)
         self._call = calls
         count = len(calls)
-        if isinstance(calls, payload.Calls):
+        if isinstance(calls, batches.Calls):
             calls.loads = first_imports.loads
         if self._decorate is not None:
             calls = decorated(calls, self._decorate)
@@ -203,7 +203,7 @@ class TaskLoop:
         """End a task with the exception that came before the task's own one was pickled."""
         if self._answer is None and self._stray is not None:
             place = blame.place(self._worker.node, self._kind, self._call, max(0, len(self._values) - 1))
-            dumped = payload.dump_exception(self._encoder, self._stray, 2, place)
+            dumped = exceptions.dump(self._encoder, self._stray, 2, place)
             self._answer = *self._begun, _core.RAISED, 0, *dumped
         self._state = ENDED
 

@@ -1,8 +1,9 @@
 """Which functions and classes can be pickled alone, apart from the call that uses them.
 
-A pickle of its own has copies of what it refers to. That makes no difference if these are things that nothing changes:
-numbers and text, modules, what goes by name, and further functions and classes of this kind. If a function refers to a
-list, or sets a global variable, the rest of its call may refer to the same, so it belongs into the call's pickle.
+A function that is pickled alone refers to copies. For example, it uses the global list `seen`, and an argument of the
+call is the same list. Pickled together they have one list at the worker, as at the client. Pickled apart they have two.
+So such a function has to be pickled with its call. Copies make no difference if nothing changes the originals: numbers
+and text, modules, objects that go by name, and functions and classes which in turn refer to such objects only.
 """
 
 from __future__ import annotations
@@ -29,21 +30,23 @@ _CONSTANT: Final = {
     *(fractions.Fraction, uuid.UUID, pathlib.PosixPath, pathlib.PurePosixPath, re.Pattern, logging.Logger),
     *(types.ModuleType, types.GenericAlias, types.UnionType),
 }
-"""Types of what nothing changes, or what goes by name."""
+"""Types of objects that nothing changes, or that go by name."""
 _DESCRIPTORS: Final = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
 _STORES: Final = {dis.opmap[name] for name in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF")}
 
 ByName = Callable[[Any], bool]
-"""Says whether a function or a class goes by name."""
+"""Tells whether a function or a class goes by name."""
 
 
 class Question:
-    """Asks of functions and classes whether they can be pickled alone; for one pickle, or one call of `Parallel`."""
+    """The question whether a function or a class can be pickled alone; for one pickle, or one call of `Parallel`."""
 
     def __init__(self) -> None:
         self._by_name: ByName = bool
         self._known: dict[int, tuple[Any, bool]] = {}
+        """The answers, by `id`; with what was asked about, so that nothing else gets its `id`."""
         self._stored: dict[int, set[str]] = {}
+        """`id` of a module's dictionary → the globals that the module's functions set."""
 
     def ask(self, thing: Any, by_name: ByName) -> bool:
         """Return whether a function, class or cached function that goes by value can be pickled alone."""
@@ -51,18 +54,22 @@ class Question:
         known = self._known.get(id(thing))
         if known is not None:
             return known[1]
-        # What leads back here is as good as what else it leads to.
+        # Functions and classes that refer to one another are gone through once. All of them can be pickled alone, or
+        # this one cannot.
         reached: dict[int, Any] = {}
         answer = all(map(self._is_constant, self._reach(thing, reached)))
         if answer:
-            # So are those that it leads to. The others may be good by themselves.
+            # Those that it refers to can be pickled alone as well. If it cannot be, they may nevertheless.
             self._known.update((key, (each, True)) for key, each in reached.items())
         else:
             self._known[id(thing)] = thing, False
         return answer
 
     def _reach(self, thing: Any, reached: dict[int, Any]) -> Iterator[Any]:
-        """Yield what a thing leads to, other than functions and classes; `_CHANGING` for what a task may change."""
+        """Yield the objects, other than functions and classes, to which a thing refers in any number of steps.
+
+        Yield `_CHANGING` in the place of objects that a task may change.
+        """
         waiting = [thing]
         while waiting:
             each = waiting.pop()
@@ -89,7 +96,7 @@ class Question:
         elif isinstance(thing, types.FunctionType):
             yield from self._parts_of_function(thing)
         elif isinstance(thing, _CACHED):
-            # What it keeps is its own.
+            # The content of its cache stays behind.
             yield thing.__wrapped__
         else:
             yield from thing
@@ -99,7 +106,7 @@ class Question:
         yield from cls.__bases__
         inner = {"_abc_impl", "_fields", "_field_defaults", "__weakref__"} | set(getattr(cls, "__slots__", ()))
         if issubclass(cls, enum.Enum):
-            # Members come by name. What a member is made of is its own.
+            # Others refer to a member by its name, and to nothing that it consists of.
             inner |= {name for name in vars(cls) if name.startswith("_") or name in cls.__members__}
         for field in vars(cls).get("__dataclass_fields__", {}).values():
             if field.default_factory is not dataclasses.MISSING:
@@ -134,7 +141,8 @@ class Question:
                 value = cell.cell_contents
             except ValueError:
                 continue  # not assigned yet
-            # The functions that share a cell may change what is in it, but not what one of them is.
+            # Other functions may share the cell, and set it. So any value in it counts as changing, even a number. But
+            # a function, a class or a module in a cell comes from a `def`, `class` or `import`, and is set once.
             yield value if isinstance(value, type | types.FunctionType | types.ModuleType | _CACHED) else _CHANGING
         yield from function.__defaults__ or ()
         yield from (function.__kwdefaults__ or {}).values()
@@ -168,7 +176,7 @@ class Question:
 
 _CACHED: Final = type(functools.lru_cache(lambda: None))
 _CHANGING: Final = object()
-"""Stands for a value that a task may change."""
+"""Stands for an object that a task may change."""
 
 
 def _functions_of(value: Any) -> Iterator[types.FunctionType]:

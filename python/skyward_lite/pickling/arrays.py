@@ -1,10 +1,13 @@
-"""numpy's arrays beside the pickle, and memory maps by the name of their file.
+"""How arrays are pickled: numpy's data beside the pickle, memory maps by the name of their file, slices of Arrow data.
 
 A memory map (`np.memmap`, or an array that is a view of one) goes by name where both ends share files, so that what a
-task writes into it is in the file. Elsewhere its data travels, unless it is writable: what a task wrote would be lost.
+task writes into it is in the file. To other machines its data travels. If the map is writable, that is an error: what
+a task wrote into its copy would be lost.
 
-Instances of an ndarray's subclass travel as an array and what else the instance has. numpy's own way copies their data
-into the pickle and forgets their attributes. A subclass that says itself how it is pickled is left to do so.
+An instance of an ndarray's subclass travels as a plain array and its attributes: numpy's own way copies the data into
+the pickle and forgets the attributes. A subclass that defines how it is pickled is pickled so.
+
+pyarrow pickles a slice with all of the data that it was cut from. Here it travels alone.
 """
 
 from __future__ import annotations
@@ -20,17 +23,20 @@ from typing import Any, Final, NamedTuple
 
 from .route import Route
 
-MIN_LOOK: Final = 1 << 20
-"""Bytes from which on a copy-on-write map is worth the look at whether it has been written to."""
-PAGE_ENTRY: Final = 8
-"""Bytes of what /proc/self/pagemap says of a page."""
-PAGE_OF_FILE: Final = 61
-"""The bit of a page that is a file's. Above this one stand only two: that it is swapped out, and that it is there."""
-PAGE_SWAPPED: Final = 62
-MAX_ENTRIES: Final = 1 << 17
-"""Pages that are looked at in one go."""
-MEMMAP_FIELDS: Final = frozenset({"_mmap", "filename", "offset", "mode"})
-"""Attributes of an `np.memmap` that are made anew with the map."""
+MIN_CHECKED_BYTES: Final = 1 << 20
+"""A copy-on-write map of fewer bytes travels as its data: to find out whether it was written to would take longer."""
+PAGEMAP_ENTRY_BYTES: Final = 8
+"""Bytes of the entry that /proc/self/pagemap has for a page: see proc_pid_pagemap(5)."""
+FILE_PAGE_BIT: Final = 61
+"""The bit of an entry which tells that the page is a file's."""
+SWAPPED_BIT: Final = 62
+"""The bit which tells that the page is swapped out. The next one, the highest, tells that it is in memory."""
+MAX_PAGEMAP_ENTRIES: Final = 1 << 17
+"""Entries that are read at once."""
+MEMMAP_ATTRIBUTES: Final = frozenset({"_mmap", "filename", "offset", "mode"})
+"""Attributes of an `np.memmap` that the far end's map has of its own."""
+COMPLETE_SHARE: Final = 0.9
+"""Arrow data that shows more than this share of its buffers travels with all of them."""
 
 
 def reducer(kind: type, route: Route) -> Callable[[Any], Any] | None:
@@ -62,7 +68,7 @@ def _reduce_subclass(route: Route, array: Any) -> Any:
     """Return how an instance of a subclass travels: its data, by name or as a plain array, and its attributes."""
     np: Any = sys.modules["numpy"]
     if array.dtype.hasobject:
-        # It may hold itself, which only numpy's way can tell.
+        # An array of objects may contain itself, and only numpy's own way can pickle that.
         return NotImplemented
     kind = type(array)
     state: Any = object.__getstate__(array)
@@ -76,17 +82,17 @@ def _reduce_subclass(route: Route, array: Any) -> Any:
 
 
 def _without_map(attributes: Any) -> Any:
-    """Return attributes without those of a memory map.
+    """Return attributes without those that belong to a memory map.
 
-    An array that is made from a map, as by slicing or by arithmetic, may have copied them: as its own, if its class is
-    a user's, or into a dictionary, as masked arrays do.
+    An array that is made from a map, as by slicing or by arithmetic, may have copied the map's attributes: a user's
+    class has them as its own, and a masked array has them in a dictionary.
     """
     if not isinstance(attributes, dict):
         return attributes
     return {
         name: _without_map(value) if type(value) is dict and _has_map(value) else value
         for name, value in attributes.items()
-        if name not in MEMMAP_FIELDS or not _has_map(attributes)
+        if name not in MEMMAP_ATTRIBUTES or not _has_map(attributes)
     }
 
 
@@ -97,7 +103,8 @@ def _has_map(attributes: dict[Any, Any]) -> bool:
 def _viewed(kind: type, array: Any) -> Any:
     """Return the plain, contiguous array as an instance of a subclass, on the same memory.
 
-    As when numpy unpickles one, `__array_finalize__` is called with None: with an array it may expect one of its kind.
+    `__array_finalize__` is called with None, as when numpy unpickles an instance. If it were called with the plain
+    array, it might expect an instance of its own class.
     """
     make: Any = type(array).__new__
     if array.nbytes == 0:
@@ -109,23 +116,26 @@ def _set_state(array: Any, state: Any) -> None:
     """Set the attributes of an array that `object.__getstate__` named."""
     attributes, slots = state if isinstance(state, tuple) else (state, None)
     if attributes:
-        # Not by assignment: numpy's own subclasses do more than that when an attribute is set.
+        # Not by assignment: some of numpy's own subclasses act when an attribute is set.
         array.__dict__.update(attributes)
     for name, value in (slots or {}).items():
         object.__setattr__(array, name, value)
 
 
-# Memory maps -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------ memory maps
 
 
 class _Named(NamedTuple):
-    """An array as a part of a file. `offset` is that of its lowest byte, `first` its first element's from there."""
+    """An array as a part of a file."""
 
     path: str
     mode: str
     offset: int
+    """The place of the array's lowest byte in the file."""
     length: int
+    """The bytes from there to behind its highest one."""
     first: int
+    """The bytes from there to its first element, which is not the lowest if a stride is negative."""
     dtype: Any
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -133,24 +143,25 @@ class _Named(NamedTuple):
 
 
 class _File(NamedTuple):
-    """The file behind a map: where it is found, which it is, and where in it the map begins."""
+    """The file that a map shows."""
 
     path: str
     identity: tuple[int, int]
+    """Its device and inode: another file may get the same path later."""
     start: int
-    """Address of the map's first byte."""
+    """The address of the map's first byte."""
     offset: int
-    """Place of that byte in the file."""
+    """The place of that byte in the file."""
 
 
 _files: weakref.WeakKeyDictionary[mmap.mmap, _File] = weakref.WeakKeyDictionary()
-"""What was found out of each map. It holds for as long as the path leads to the same file."""
+"""The file of each map that was looked up. An entry is valid while its path leads to the same file."""
 
 
 def _named(route: Route, array: Any) -> _Named | None:
-    """Return how an array is found in a file; None if it is no memory map's, or travels as its data.
+    """Return the part of a file that an array is; None if it is no memory map's, or is to travel as its data.
 
-    Raises `PicklingError` for a task's writable map that the worker could not write to.
+    Raises `PicklingError` for a writable map in a task whose worker could not write to the file.
     """
     root, memory = _root(array)
     if root is None or array.size == 0:
@@ -202,7 +213,7 @@ def _bounds(array: Any) -> tuple[int, int]:
 
 
 def _file(root: Any, memory: Any) -> _File | None:
-    """Return the file that a map shows; None if no path leads to it: it has been deleted, or never had a name."""
+    """Return the file that a map shows; None if no path leads to it: it was deleted, or never had a name."""
     file = _files.get(memory)
     if file is None or _identity(file.path) != file.identity:
         file = _look_up(root)
@@ -219,7 +230,7 @@ def _look_up(root: Any) -> _File | None:
         if start <= address < end:
             identity = None if path.endswith(" (deleted)") else _identity(path)
             return None if identity is None else _File(path, identity, start, offset)
-    # A system without /proc: what numpy noted.
+    # The system has no /proc. numpy has noted the file's name.
     path = "" if root.filename is None else os.fspath(root.filename)
     identity = _identity(path)
     return None if identity is None else _File(path, identity, _bounds(root)[0], root.offset)
@@ -234,20 +245,20 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _is_unmodified(low: int, high: int) -> bool:
-    """Return whether a copy-on-write map is known to have been written to nowhere between these addresses.
+    """Return whether it is known that nobody has written to a copy-on-write map between these addresses.
 
-    See proc_pid_pagemap(5): a page that is there, or swapped out, and is no file's has been copied.
+    A write copies the page. So a page that is in memory, or swapped out, and is no file's has been written to.
     """
-    if high - low < MIN_LOOK:
+    if high - low < MIN_CHECKED_BYTES:
         return False
     np: Any = sys.modules["numpy"]
     first, end = low // mmap.PAGESIZE, -(-high // mmap.PAGESIZE)
     try:
         with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            pagemap.seek(first * PAGE_ENTRY)
+            pagemap.seek(first * PAGEMAP_ENTRY_BYTES)
             while first < end:
-                entries = np.frombuffer(pagemap.read(min(end - first, MAX_ENTRIES) * PAGE_ENTRY), "u8")
-                if len(entries) == 0 or ((entries >> PAGE_SWAPPED != 0) & (entries >> PAGE_OF_FILE & 1 == 0)).any():
+                entries = np.frombuffer(pagemap.read(min(end - first, MAX_PAGEMAP_ENTRIES) * PAGEMAP_ENTRY_BYTES), "u8")
+                if len(entries) == 0 or ((entries >> SWAPPED_BIT != 0) & (entries >> FILE_PAGE_BIT & 1 == 0)).any():
                     return False
                 first += len(entries)
     except OSError:
@@ -256,9 +267,9 @@ def _is_unmodified(low: int, high: int) -> bool:
 
 
 def _maps() -> Iterator[tuple[int, int, int, str]]:
-    """Yield this process's maps: start, end, offset in the file, and its path.
+    """Yield this process's maps: start, end, offset in the file, and its path: see proc_pid_maps(5).
 
-    See proc_pid_maps(5). Nothing on a system that has no such listing.
+    Yield nothing on a system without /proc.
     """
     try:
         with open("/proc/self/maps", errors="surrogateescape") as lines:
@@ -287,7 +298,10 @@ def _mapped(
     strides: tuple[int, ...],
     writable: bool,
 ) -> Any:
-    """Map an array's part of a file. Raises `OSError` or `ValueError` naming the file if it is not as it was."""
+    """Map the part of a file that an array is: see `_Named`.
+
+    Raises `OSError` or `ValueError`, which names the file, if the file is gone or too short.
+    """
     np: Any = sys.modules["numpy"]
     access = {"r": mmap.ACCESS_READ, "c": mmap.ACCESS_COPY}.get(mode, mmap.ACCESS_WRITE)
     start = offset - offset % mmap.ALLOCATIONGRANULARITY
@@ -301,3 +315,50 @@ def _mapped(
     if not writable and access != mmap.ACCESS_READ:
         array.flags.writeable = False
     return array if kind is np.memmap else array.view(kind)
+
+
+# ------------------------------------------------------------------------------------------------ Arrow
+
+
+def reduce_arrow(data: Any) -> Any:
+    """Return how an array, a record batch or a table of pyarrow is pickled.
+
+    If it shows a part of its buffers only, it travels beside the pickle in Arrow's stream format, which cuts buffers to
+    size.
+    """
+    if data.nbytes > COMPLETE_SHARE * data.get_total_buffer_size():
+        return NotImplemented
+    pa: Any = sys.modules["pyarrow"]
+
+    kinds = str(data.schema if isinstance(data, pa.Table | pa.RecordBatch) else data.type)
+    if "extension<" in kinds or "union" in kinds:
+        # Arrow's stream format does not have all of these, so pyarrow pickles them in its own way.
+        return NotImplemented
+    table = data
+    if isinstance(data, pa.Array | pa.ChunkedArray):
+        table = pa.table({"": data})
+    elif isinstance(data, pa.RecordBatch):
+        table = pa.Table.from_batches([data])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return rebuild_arrow, (_kind(pa, data), pickle.PickleBuffer(sink.getvalue()))
+
+
+def _kind(pa: Any, data: Any) -> str:
+    kinds = ("Array", "ChunkedArray", "RecordBatch", "Table")
+    return next(kind for kind in kinds if isinstance(data, getattr(pa, kind)))
+
+
+def rebuild_arrow(kind: str, stream: Any) -> Any:
+    """Return the array, record batch or table that a stream has."""
+    import pyarrow as pa
+
+    table = pa.ipc.open_stream(pa.py_buffer(stream)).read_all()
+    if kind == "Table":
+        return table
+    if kind == "RecordBatch":
+        batches = table.to_batches()
+        return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+    column = table.column(0)
+    return column if kind == "ChunkedArray" else column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

@@ -1,4 +1,4 @@
-"""What an error is about: the value that cannot be pickled, by the path that leads to it, and the call that raised."""
+"""What an error is about: the call that raised it, or the value that cannot be pickled and the path to it."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from typing import Any, Final
 
 from ..errors import PayloadTooLargeError
 from . import payload
+from .batches import Calls
+from .exceptions import Place
 
 MAX_TRIALS: Final = 2_000
-"""Values that are tried before the search for the one that cannot be pickled is given up."""
-MAX_SECONDS: Final = 5.0
+"""Values that are tried, one by one, in the search for the one that cannot be pickled."""
+MAX_SEARCH_SECONDS: Final = 5.0
 """Bound on that search."""
-MAX_CALL: Final = 200
+MAX_CALL_CHARACTERS: Final = 200
 """Characters of a call in a note."""
 
 Part = tuple[str, Any]
-"""A value and how it is reached from the one that it is a part of."""
+"""A value, and before it how it is reached from the value that it is a part of: `.name`, `[0]`, "argument 0 of f"."""
 
 _repr = reprlib.Repr()
 _repr.maxother = _repr.maxstring = 60
 
+# ------------------------------------------------------------------------------------------------ which call
 
-def place(node: str, kind: int, call: Any, position: int) -> payload.Place:
-    """Return where an exception was raised: at this call, or at the one of this position in a batch."""
+
+def place(node: str, kind: int, call: Any, position: int) -> Place:
+    """Return where an exception was raised: in this call, or in the call at this position of a batch."""
     if kind == payload.BATCH and call is not None:
         # An exception that comes from outside may come just after the last call.
-        call = call.current if isinstance(call, payload.Calls) else call[min(position, len(call) - 1)]
-    return payload.Place(node, position if kind == payload.BATCH else None, "" if call is None else shown(call))
+        call = call.current if isinstance(call, Calls) else call[min(position, len(call) - 1)]
+    return Place(node, position if kind == payload.BATCH else None, "" if call is None else shown(call))
 
 
-def place_of_result(
-    error: Exception, node: str, kind: int, call: Any, value: Any, encoder: payload.Encoder
-) -> payload.Place:
-    """Return which call has a result that cannot be sent, and say so in the error's text."""
+def place_of_result(error: Exception, node: str, kind: int, call: Any, value: Any, encoder: payload.Encoder) -> Place:
+    """Return which call has a result that cannot be sent, and write that into the error's text."""
     before = "the result cannot be sent: "
     if kind != payload.BATCH:
         explain(error, [("the result", value)], encoder, before)
@@ -46,12 +48,12 @@ def place_of_result(
     search = _Search(encoder)
     position = next((number for number, each in enumerate(value) if search.fails(each)), None)
     if position is None:
-        # Each of them can be sent: it is all together that cannot.
+        # Each result can be sent alone, but not all of them together.
         explain(error, [], encoder, before)
-        return payload.Place(node, None, f"the results of {len(value)} calls")
+        return Place(node, None, f"the results of {len(value)} calls")
     explain(error, [("the result", value[position])], encoder, before)
-    known = not isinstance(call, payload.Calls)
-    return payload.Place(node, position, shown(call[position]) if known else "its result")
+    known = not isinstance(call, Calls)
+    return Place(node, position, shown(call[position]) if known else "its result")
 
 
 def shown(call: payload.Triple) -> str:
@@ -62,11 +64,23 @@ def shown(call: payload.Triple) -> str:
         text = f"{_name(function)}({', '.join(parts)})"
     except BaseException:
         return "a call that cannot be shown"
-    return text if len(text) <= MAX_CALL else f"{text[:MAX_CALL]}…"
+    return text if len(text) <= MAX_CALL_CHARACTERS else f"{text[:MAX_CALL_CHARACTERS]}…"
+
+
+def _name(function: Any) -> str:
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    if not isinstance(name, str):
+        name = type(function).__qualname__
+    name = name.rpartition("<locals>.")[2]
+    # A compute function `f` sends its method `f.local`.
+    return name if name == "local" else name.removesuffix(".local")
+
+
+# ------------------------------------------------------------------------------------------------ which value
 
 
 def explain(error: Exception, parts: Iterable[Part], encoder: payload.Encoder, before: str = "") -> None:
-    """Say in the text of an error of pickling which value it is about: the one among the parts that fails by itself."""
+    """Write into the text of a pickling error which value it is about: the first part that cannot be pickled alone."""
     if not (len(error.args) == 1 and isinstance(error.args[0], str)):
         return
     path = "" if isinstance(error, PayloadTooLargeError) else _Search(encoder).path(parts)
@@ -74,7 +88,7 @@ def explain(error: Exception, parts: Iterable[Part], encoder: payload.Encoder, b
 
 
 def of_calls(calls: Sequence[payload.Triple]) -> Iterator[Part]:
-    """Yield the parts of calls."""
+    """Yield the parts of calls: their functions and arguments."""
     for function, args, kwargs in calls:
         name = _name(function)
         yield f"the function {name}", function
@@ -84,45 +98,37 @@ def of_calls(calls: Sequence[payload.Triple]) -> Iterator[Part]:
             yield f"argument {key!r} of {name}", value
 
 
-def _name(function: Any) -> str:
-    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
-    if not isinstance(name, str):
-        name = type(function).__qualname__
-    name = name.rpartition("<locals>.")[2]
-    # The function behind a compute function.
-    return name if name == "local" else name.removesuffix(".local")
-
-
-_ATTRIBUTE: Final = (".", "[")
-"""How the label of a part begins that continues the one before."""
+_CONTINUES: Final = (".", "[")
+"""First characters of a label that continues the label before: "argument 0 of f" and ".args[0]"."""
 
 
 class _Search:
-    """Finds what cannot be pickled by trying the parts of what cannot."""
+    """Finds what cannot be pickled: of a value that cannot be, it tries the parts, and then the parts' parts."""
 
     def __init__(self, encoder: payload.Encoder) -> None:
         self._limit, self._route = encoder.limit, encoder.route
-        self._until = time.monotonic() + MAX_SECONDS
+        self._until = time.monotonic() + MAX_SEARCH_SECONDS
         self._trials = 0
         self._seen: set[int] = set()
+        """The `id`s of the values that were tried."""
 
     def path(self, parts: Iterable[Part]) -> str:
-        """Return the way to the innermost part that fails; nothing if none does by itself."""
+        """Return the way to the innermost part that fails; an empty text if no part fails alone."""
         way, before = "", ""
         while (bad := next((part for part in parts if self.fails(part[1])), None)) is not None:
             label, value = bad
-            if before.startswith("the function ") and not label.startswith(_ATTRIBUTE):
-                # The label names the function as well.
+            if before.startswith("the function ") and not label.startswith(_CONTINUES):
+                # This label, as "global 'x' of f", has the function's name, too.
                 way = label
             else:
-                continues = before.startswith(_ATTRIBUTE) and label.startswith(_ATTRIBUTE)
+                continues = before.startswith(_CONTINUES) and label.startswith(_CONTINUES)
                 way += label if continues or not way else f", {label}"
             before = label
             parts = _parts(value)
         return way
 
     def fails(self, value: Any) -> bool:
-        """Return whether a value cannot be pickled; false for one that was asked for before, or when time is up."""
+        """Return whether a value cannot be pickled; False for a value that was tried before, or when time is up."""
         if id(value) in self._seen or self._trials >= MAX_TRIALS or time.monotonic() > self._until:
             return False
         self._seen.add(id(value))
@@ -137,7 +143,7 @@ class _Search:
 
 
 def _parts(value: Any) -> Iterator[Part]:
-    """Yield what a value is pickled by."""
+    """Yield the values that are pickled with a value."""
     if isinstance(value, types.FunctionType):
         yield from _parts_of_function(value)
     elif isinstance(value, types.MethodType):
@@ -176,7 +182,7 @@ def _parts_of_function(function: types.FunctionType) -> Iterator[Part]:
         yield f"default of {key!r} of {name}", default
     yield from ((f".{key}", each) for key, each in vars(function).items())
     for constant in code.co_consts:
-        # What functions within it use.
+        # The globals of functions that are defined within it.
         if isinstance(constant, types.CodeType):
             for variable in constant.co_names:
                 if variable in function.__globals__:

@@ -1,8 +1,8 @@
 """Proxies of `multiprocessing`'s managers as arguments and results of tasks.
 
-A proxy connects to its manager's process with that process's key. multiprocessing sends the key only to children that
-it starts itself; here it goes with the proxy, and only to nodes that share files with the client: a manager is usually
-reached through a Unix socket of its machine, and a key is no other machine's business.
+A proxy connects to its manager's process with the manager's key. multiprocessing sends the key only to children that it
+starts itself. Here the key travels with the proxy, and only to nodes that share files with the client: a manager is
+usually reached through a Unix socket of its machine, and no other machine should get the key.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from typing import Any
 from .route import Route
 
 unclaimed: dict[int, list[Any]] = {}
-"""Proxies that were pickled for a task which has not been sent, by thread."""
+"""Proxies that a thread has pickled for a task which it has not sent yet, by the thread."""
 
 
 class Keeping:
-    """A submitted call that keeps the proxies it was sent with until it has ended."""
+    """A submitted call, together with the proxies that it was sent with: they live until the call has ended.
+
+    A manager drops an object when its last proxy is gone, and the worker's proxy counts only once the task is there.
+    """
 
     def __init__(self, call: Any) -> None:
         self._call = call
@@ -57,14 +60,14 @@ def _reduce(route: Route, proxy: Any) -> Any:
     # Not an AuthenticationString, which refuses to be pickled.
     options = {**options, "authkey": bytes(proxy._authkey)}
     if not route.to_client:
-        # The manager drops what no proxy names. The worker's proxy counts only when the task has got there.
+        # See `Keeping`.
         unclaimed.setdefault(threading.get_ident(), []).append(proxy)
     own = None if route.to_client else bytes(managers.process.current_process().authkey)
     return _rebuild, (own, kind, token, serializer, options)
 
 
 def _rebuild(authkey: bytes | None, kind: Any, token: Any, serializer: str, options: dict[str, Any]) -> Any:
-    """Return the proxy. A worker takes the client's key over: proxies that it gets out of this one want it."""
+    """Return the proxy. A worker makes the client's key its own: proxies that it gets through this one need it."""
     from multiprocessing import managers, process
 
     current = process.current_process()

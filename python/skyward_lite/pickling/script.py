@@ -1,7 +1,7 @@
-"""The script's `__main__`, in a worker: a module that has what was sent of it by value.
+"""The script's `__main__`, in a worker: a module with the functions and classes of the script that tasks were sent.
 
-What pickles by name, as `joblib.Memory`, `joblib.dump` and `pickle` do, and what looks names up, as
-`typing.get_type_hints` does, finds it there. The module that runs a worker is not to be found by such names.
+Code in tasks that pickles by name, as `joblib.Memory`, `joblib.dump` and `pickle` do, or that looks names up, as
+`typing.get_type_hints` does, finds them there. It does not find the module that runs the worker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class _Own(threading.local):
-    """What the task that runs on this thread was sent: others may bring other versions meanwhile."""
+    """What the task was sent that runs on this thread. Tasks on other threads may be sent other versions meanwhile."""
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {}
@@ -39,22 +39,23 @@ class _Script(types.ModuleType):
 
 
 _stand_in: _Script | None = None
-_kept: types.ModuleType | None = None
-"""The module that runs the worker, which nothing else refers to."""
+_worker_main: types.ModuleType | None = None
+"""The module that runs the worker, to which nothing else refers."""
 
 
 def install() -> None:
     """Put the stand-in into the place of `__main__`."""
-    global _stand_in, _kept
-    _kept = sys.modules["__main__"]
+    global _stand_in, _worker_main
+    _worker_main = sys.modules["__main__"]
     _stand_in = _Script("__main__")
-    # What Python expects of this module: pickled functions take their globals' `__builtins__` from their own module.
+    # Python expects this name in the module. Functions that were pickled do not need it: cloudpickle puts it into their
+    # own globals.
     _stand_in.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = _stand_in
 
 
 def enter(thing: Any) -> None:
-    """Enter a function, class or the like of the script that has been rebuilt, if its name is one of the module's."""
+    """Enter a function or a class that was rebuilt, if it is the script's and has a name on the module's level."""
     if _stand_in is None or getattr(thing, "__module__", None) != "__main__":
         return
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
@@ -63,19 +64,22 @@ def enter(thing: Any) -> None:
 
 
 def enter_all(names: dict[str, Any]) -> None:
-    """Enter what the script has under these names."""
+    """Enter objects of the script under their names."""
     if _stand_in is not None:
         _stand_in.__dict__.update(names)
         _own.names.update(names)
 
 
 def names() -> dict[str, Any]:
-    """Return what was entered on this thread; to be emptied when a task has ended."""
+    """Return the dictionary of what was entered on this thread. The task loop clears it when a task has ended."""
     return _own.names
 
 
 def set_function(function: types.FunctionType, state: tuple[Callable[..., None], Any, dict[str, Any]]) -> None:
-    """Set the state of a function of the script, by cloudpickle's `setter`; enter it and the names that it looks up."""
+    """Set the state of a function of the script, and enter it and the names that it looks up.
+
+    `state` is what cloudpickle sets it with, its state, and the names with their objects.
+    """
     setter, own, names = state
     setter(function, own)
     enter(function)
@@ -83,5 +87,5 @@ def set_function(function: types.FunctionType, state: tuple[Callable[..., None],
     if _stand_in is not None and "__file__" not in _stand_in.__dict__:
         file = function.__globals__.get("__file__")
         if isinstance(file, str) and os.path.exists(file):
-            # Processes that multiprocessing spawns import the script, as they do at home.
+            # Processes that multiprocessing spawns import the script, as those of the client do.
             _stand_in.__file__ = file

@@ -1,10 +1,12 @@
 """scikit-learn's callbacks (`ProgressBar`, `ScoringMonitor`; scikit-learn 1.9 and later) on workers.
 
 A callback in a worker reports to a listener in the user's process. scikit-learn's own transport connects to a socket of
-the user's machine, which other machines cannot reach, and its one connection per process mixes up the messages of
-threads. So a listener's handle is pickled in a way that, once rebuilt in a worker, makes what scikit-learn sends to
-that listener a message home (see `messages.py`). The one name that is replaced, in worker processes only, is `Client`
-in scikit-learn's transport. All functions there connect through it, also for those who imported them from there.
+the user's machine. Other machines cannot reach it, and the one connection that a process has mixes up the messages of
+its threads. So a listener's handle is pickled in a way of ours: once it is rebuilt in a worker, whatever scikit-learn
+sends to the listener becomes a message home (messages.py).
+
+For that, one name in scikit-learn's transport is replaced, in worker processes only: `Client`. All functions of the
+transport connect through it, also when other modules have imported these functions.
 """
 
 from __future__ import annotations
@@ -23,19 +25,20 @@ from .. import messages
 log = logging.getLogger("skyward_lite")
 
 ADDRESS: Final = "scikit-learn callbacks"
-"""Where messages for scikit-learn's listeners go; each is a pair of the listener's own address and what it is told."""
+"""The address of messages for scikit-learn's listeners. Each message is a pair: the listener's own address, and the
+message for it."""
 
 _lock = threading.Lock()
 _home: set[str] = set()
-"""In a worker: the addresses of listeners of the client, or of processes beyond it."""
+"""In a worker: the addresses of listeners that are in the client, or in the client of a pool around this one."""
 _warned = False
 
 
 def reducer(kind: type) -> Callable[[Any], Any] | None:
     """Return how an instance of this class of scikit-learn's callbacks is pickled; None for the usual way.
 
-    Warns, once, if this is a callback or its handle and the installed scikit-learn sends messages in a way that is not
-    known here.
+    Warns, once, if it is the class of a callback or of a handle, and the installed scikit-learn has a transport that is
+    not the one known here.
     """
     is_handle = kind.__name__ == "ListenerHandle"
     if not is_handle and not hasattr(kind, "on_fit_task_begin"):
@@ -64,7 +67,7 @@ def _warn(why: str) -> None:
 
 @functools.cache
 def _transport() -> tuple[ModuleType | None, str]:
-    """Return scikit-learn's transport if it is the one that is known here; otherwise None, and how it differs."""
+    """Return scikit-learn's transport, if it is the one known here; otherwise None, and in which way it differs."""
     try:
         from sklearn.callback import _transport as found
     except ImportError as error:
@@ -72,9 +75,9 @@ def _transport() -> tuple[ModuleType | None, str]:
     module: Any = found
     try:
         known = (
-            module.ListenerHandle._fields == ("address", "authkey")
+            getattr(module.ListenerHandle, "_fields", ()) == ("address", "authkey")
             and isinstance(module._message_consumers, dict)
-            and isinstance(module._listeners, dict)
+            and isinstance(vars(module).get("_listeners"), dict)
             and module.Client in (multiprocessing.connection.Client, _connect)
             and list(inspect.signature(module.send).parameters) == ["listener_handle", "message"]
             and list(inspect.signature(module.can_reuse_listener).parameters) == ["listener_handle"]
@@ -87,7 +90,7 @@ def _transport() -> tuple[ModuleType | None, str]:
 
 
 def _reduce(handle: Any) -> Any:
-    """Reduce the handle of a listener of this process, or of one whose messages this process hands on."""
+    """Return how a handle is pickled whose listener is in this process, or gets its messages through this process."""
     transport = _transport()[0]
     if transport is None or (handle.address not in transport._message_consumers and handle.address not in _home):
         return NotImplemented
@@ -96,11 +99,11 @@ def _reduce(handle: Any) -> Any:
 
 
 def _rebuild(address: str, authkey: bytes) -> Any:
-    """Rebuild a handle. In a worker, what is sent to its listener goes home from now on.
+    """Rebuild a handle. In a worker, messages to its listener go home from now on.
 
-    At the client, a listener that is not its own is a worker's. What is fitted at the client would report there, while
-    that process lives and is on this machine, and nobody would read it. So the handle is made one that leads nowhere,
-    and scikit-learn opens a listener at the client.
+    At the client, a listener that is not the client's own is a worker's: a task has returned an estimator with a
+    callback. A fit of this estimator at the client would report to the worker, where nobody reads it. So the handle
+    gets an address that leads nowhere, and scikit-learn opens a listener at the client.
     """
     from sklearn.callback._transport import ListenerHandle
 
@@ -124,7 +127,7 @@ def _connect(address: str, *args: Any, **kwargs: Any) -> Any:
 
 
 class _Home:
-    """What scikit-learn takes for a connection to a listener. It keeps nothing, so threads may share it."""
+    """A connection to a listener, as scikit-learn sees it. It has no state, so that threads may share it."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -139,9 +142,9 @@ class _Home:
         pass
 
 
-def _deliver(told: tuple[str, Any]) -> None:
-    """Hand a message to scikit-learn's listener in this process, or on to the next one on its way home."""
-    address, message = told
+def _deliver(pair: tuple[str, Any]) -> None:
+    """Hand a message to scikit-learn's listener in this process, or send it on to the client of this worker's pool."""
+    address, message = pair
     transport, why = _transport()
     if transport is None:
         raise LookupError(f"scikit-learn's listener cannot be found: {why}")
@@ -149,6 +152,6 @@ def _deliver(told: tuple[str, Any]) -> None:
     if consumer is not None:
         consumer(message)
     elif address in _home:
-        messages.send_home(ADDRESS, told)
+        messages.send_home(ADDRESS, pair)
     else:
         raise LookupError("scikit-learn's listener is closed: its fit has ended, or its callback is gone")

@@ -61,7 +61,7 @@ class Machine(abc.ABC):
         Raises `NodeStartError` or `CoreError`: then the pool does without this machine, and reports the reason.
         """
 
-    def unlucky(self) -> bool:
+    def failed_transiently(self) -> bool:
         """Return whether it failed to start for a transient reason: then the pool replaces it.
 
         Called for replaceable machines only, on a thread of its own.

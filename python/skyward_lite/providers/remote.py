@@ -27,8 +27,8 @@ UPLOAD_SECONDS = 600.0
 class RemoteMachine(Machine):
     """A host behind an SSH server, on its way to being a node."""
 
-    prelude = ""
-    """Shell text at the head of scripts that take long."""
+    prelude = b""
+    """The head of a script that takes long."""
     agent = "stdio"
     """The agent's arguments, as words of a command."""
 
@@ -97,7 +97,7 @@ class RemoteMachine(Machine):
             uploads[kind] = self._upload(connection, facts.root, name, data)
         # Not in a variable: the script has the credentials, and what reports errors may show variables.
         report, status, printed = self.run_script(
-            connection, self.prelude.encode() + build.build_script(facts, image, env, uploads), build.BUILD_SECONDS
+            connection, self.prelude + build.build_script(facts, image, env, uploads), build.BUILD_SECONDS
         )
         if status:
             failed = credentials.mask(report.get("failed", [""])[0].partition(" ")[2])

@@ -194,9 +194,9 @@ class SSHMachine(RemoteMachine):
 
     def _endpoint(self, config: Config) -> int | tuple[str, int]:
         """Return what `connect` takes: a socket that leads to the host, or its name and port."""
-        return (config.hostname, config.port) if config.proxy is None else self._through(config.proxy)
+        return (config.hostname, config.port) if config.proxy is None else self.open_proxy(config.proxy)
 
-    def _through(self, command: str) -> int:
+    def open_proxy(self, command: str) -> int:
         """Start the command that leads to the host. Return the socket to it."""
         ours, theirs = socket.socketpair()
         with theirs:

@@ -16,6 +16,7 @@ use rustix::process::Pid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixStream, unix::pipe};
 use tokio::sync::Notify;
+use tracing::{info, warn};
 
 use crate::error::{AgentError, FrameError, SessionError};
 use crate::node::supervisor::{GRACE, KillDeadline, Workers};
@@ -178,6 +179,7 @@ where
         differences,
     })?;
     link.send(|o| o.control(answer));
+    info!(node = %client.node, lease_ms = client.lease_ms, "hello of the client");
     let agent = Arc::new(Agent {
         spec,
         node: client.node,
@@ -203,6 +205,7 @@ where
         agent.on_client(&mut events);
         let ending = lock(&agent.state).ending.take();
         if let Some(why) = ending {
+            info!(%why, "goodbye");
             agent.dismiss().await;
             agent.end_crew().await;
             agent.link.send(|o| o.close(&why));
@@ -211,6 +214,7 @@ where
         }
         tokio::select! {
             read = source.read_admitted(&mut events, admit_task) => if let Err(e) = read {
+                warn!(why = %e, "the client is lost");
                 // The client learns the reason if it can still read.
                 agent.link.send(|o| o.close(&e.to_string()));
                 farewell(&mut source, &mut writer).await;
@@ -240,6 +244,7 @@ pub fn drain(reason: &str) -> bool {
         reason.pop();
     }
     if !std::mem::replace(&mut lock(&agent.state).drained, true) {
+        info!(%reason, "drain");
         agent.link.send(|o| o.control(Control::Drain(Bytes::from(reason))));
     }
     true

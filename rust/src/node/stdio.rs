@@ -13,11 +13,8 @@ use tokio::time::Instant;
 
 use crate::queue::PeerId;
 use crate::wire::{FrameSender, LINES, lock};
+pub use crate::wire::{STDERR, STDOUT};
 
-/// Standard output, in the lowest bits of the number that an output frame has for its stream.
-pub const STDOUT: u64 = 1;
-/// Standard error.
-pub const STDERR: u64 = 2;
 /// The text ends within a line, and the worker has written no more for now: the line is worth showing.
 pub const PAUSED: u64 = 4;
 /// Above these bits stands the worker's number within its node, 0 for what is said of the node.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
+use tracing::info;
 
 use crate::error::{AgentError, FrameError, SessionError};
 use crate::node::agent::{Agent, State, TICK};
@@ -245,6 +246,7 @@ impl Agent {
             outlets.spawn(forward(stderr, stdio::stream(id, STDERR), Arc::clone(&self.link), Some(Arc::clone(&tail))));
         }
         let pid = child.id().unwrap_or_default();
+        info!(worker = id, pid, "worker started");
         let link_ = Arc::clone(&link);
         let group = Group::of(pid);
         let group_ = group.clone();
@@ -319,6 +321,7 @@ impl Agent {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let Some(member) = state.crew.members.remove(&id) else { return };
+        info!(worker = id, pid = member.pid, ?status, "worker ended");
         let held = state.queue.remove_peer(id);
         let running = member.table.running(self.shape().1);
         let doomed: Vec<_> = state.crew.doomed.extract_if(|_, doom| doom.worker == id).map(|(id, _)| id).collect();

@@ -18,6 +18,7 @@ use russh::keys::{PrivateKey, PublicKey};
 use crate::client::pool::{Endpoint, Lines, Node, NodeSpec, NodeState, Pool};
 use crate::python::buffer::{parts, snapshot, to_python};
 use crate::python::convert::{PoolClosedError, core_error, from_dataclass, private_key, public_key, seconds, socket};
+use crate::python::log;
 use crate::timing::Timing;
 use crate::transport::auth::{Identity, SshAgent, new_key};
 use crate::transport::connection;
@@ -166,6 +167,7 @@ impl Core {
     #[new]
     #[pyo3(signature = (attempts, max_payload, timing=None))]
     fn new(attempts: u16, max_payload: usize, timing: Option<(f64, f64, f64)>) -> PyResult<Self> {
+        log::start();
         let timing = match timing {
             Some((heartbeat, answer, drain)) => Timing {
                 heartbeat: seconds(heartbeat)?,

@@ -5,6 +5,7 @@
 mod buffer;
 mod client;
 mod convert;
+mod log;
 mod node;
 
 use pyo3::prelude::*;

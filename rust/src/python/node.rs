@@ -12,6 +12,7 @@ use crate::node::agent::{self, AgentSpec};
 use crate::node::worker::Worker;
 use crate::python::buffer::{owned, parts, to_python};
 use crate::python::convert::{core_error, private_key, public_key, seconds, socket, to_dataclass};
+use crate::python::log;
 use crate::transport::server;
 use crate::wire::{Attempt, Message, WorkerHello};
 
@@ -165,6 +166,7 @@ impl From<AgentSpecArgument> for AgentSpec {
 
 /// Run an agent to its end.
 fn block_on(py: Python<'_>, agent: impl Future<Output = Result<(), AgentError>> + Send) -> PyResult<()> {
+    log::start();
     py.detach(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -42,6 +42,7 @@ macro_rules! control_frames {
             }
 
             /// Read a frame that has arrived in full.
+            #[inline]
             pub(super) fn read(header: Header, body: Bytes) -> Result<Self, FrameError> {
                 match header.kind {
                     $($kind => {

@@ -70,6 +70,7 @@ impl Header {
     }
 
     /// Take the next frame off a block's raw bytes: its header and its body.
+    #[inline]
     pub fn read(block: &mut Bytes) -> Result<(Self, Bytes), FrameError> {
         if block.len() < FRAME_HEADER {
             return Err(FrameError::Truncated("frame header"));

@@ -29,7 +29,7 @@ pub use decoder::{Admit, Decoder, Event, MAX_UNFINISHED, Offer};
 pub use header::{Attempt, MAGIC, MAX_BODY, MAX_NOISE, PROTOCOL, put_preamble};
 pub use hello::{AgentHello, ClientHello, WorkerHello, WorkerSpec, hello, read_hello};
 pub use message::{Body, MAX_CHUNK, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing};
-pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, Outbox};
+pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, Outbox, STDERR, STDOUT};
 pub use stream::{EventReader, FrameSender};
 
 pub(crate) use crate::locks::lock;

@@ -31,6 +31,10 @@ const MAX_TURNS: usize = MAX_UNFINISHED / 4;
 const ACKNOWLEDGEMENTS_PER_FRAME: usize = 4096;
 /// Bytes of output in one frame, and in one block.
 pub const MAX_OUTPUT_FRAME: usize = 16 * 1024;
+/// Standard output, in the lowest bits of the number that an output frame has for its stream.
+pub const STDOUT: u64 = 1;
+/// Standard error, alike.
+pub const STDERR: u64 = 2;
 /// The stream of an output frame whose text is a number: so many bytes of output are left out here.
 pub const LEFT_OUT: u64 = 0;
 

@@ -59,7 +59,7 @@ class Instance(RemoteMachine):
         """The public host key that its SSH server must show: the user-data's, then the one that the instance made."""
         self.launch_another = launch_another
         """Launches one more instance of the run, and appends it to the given list."""
-        self.prelude = boot.sign_of_life().decode()
+        self.prelude = boot.sign_of_life()
         self.agent = boot.agent_arguments(launched.offer.spot)
         self.boot_timed_out = False
         """Set when the instance did not let us in within `boot_timeout`."""
@@ -76,7 +76,7 @@ class Instance(RemoteMachine):
                     raise NodeStartError(f"EC2 ended it while it started: {why}") from error
             raise
 
-    def unlucky(self) -> bool:
+    def failed_transiently(self) -> bool:
         # A reason that begins with "Server." (no capacity, a fault, spot taken back) is EC2's, and concerns this one
         # instance. Any other reason lies in the account. So does a boot that timed out, if no instance has let us in.
         return self._why_ended().startswith("Server.") or (self.boot_timed_out and self.run.entered.is_set())

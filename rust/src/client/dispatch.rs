@@ -1,0 +1,400 @@
+//! The client's decider: what callers ask for, what nodes send and the passing of time come in, as method calls with the
+//! clock as an argument; what is to be done about it comes out, as [`Action`]s. Pure state: no I/O, no lock, no clock.
+//!
+//! | what happens | method | what may come of it |
+//! |---|---|---|
+//! | a caller submits, cancels or aborts a task | `submit`, `cancel`, `abort` | `Send`, `Tell`, `Complete` |
+//! | a caller has taken ends of tasks | `taken` | `Acknowledge` |
+//! | nodes are added, are on their way, greet | `add_node`, `expect`, `begin`, `greeted` | `Complete` |
+//! | a node sends frames, or is lost | `received`, `lost` (`arrivals.rs`) | all of them |
+//! | a heartbeat is due; a tick has passed | `beat` (`arrivals.rs`), `tick` | `Tell`, `Acknowledge`, `Complete` |
+//! | the pool is closed | `close` | `Goodbye`, `Complete` |
+//!
+//! The actions are appended to a buffer of the caller, who carries them out in this order and keeps the buffer: a task on
+//! its way through costs no allocation here. Every submitted task has exactly one `Complete`, but for a task whose
+//! `cancel` returned that it was dropped.
+
+use std::collections::HashMap;
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::client::completions::QUEUE_SHIFT;
+use crate::client::liveness::{Ask, Liveness};
+use crate::client::node::{Node, NodeRecord, NodeState, Session, session};
+use crate::client::wakeups::Wakeups;
+use crate::queue::{Cancelled, PeerId, Queue};
+use crate::timing::Timing;
+use crate::wire::{AgentHello, Attempt, ClientHello, Control, Message, Outcome};
+
+/// Most slots of a node whose user asked for one slot per core: the node tells its number of cores itself.
+const MAX_CORES: usize = 8192;
+
+/// What is to be done. Frames for a node leave when its sender is woken.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send this task to the node.
+    Send(PeerId, Message),
+    /// Send this control frame to the node.
+    Tell(PeerId, Control),
+    /// Acknowledge this result to the node: it may forget the result.
+    Acknowledge(PeerId, Attempt),
+    /// Say goodbye to the node, for this reason, and drop what was not sent yet.
+    Goodbye(PeerId, &'static str),
+    /// Wake the node's sender.
+    Wake(PeerId),
+    /// Give the caller the end of this task; [`Dispatch::taken`] is to be told when it was taken, if a node is named.
+    Complete(Option<PeerId>, Message),
+    /// Give the caller what a task told this process; [`Dispatch::answer_note`] answers it.
+    Note(PeerId, Message),
+    /// Give the caller what a worker of the node wrote to a stream.
+    Print(PeerId, u64, Bytes),
+    /// Wake the threads that wait for a node's state, or for the answer to a cancel.
+    Notify,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Dispatch {
+    pub(super) queue: Queue,
+    /// By number. Nodes are never removed.
+    pub(super) nodes: Vec<NodeRecord>,
+    /// The pool was closed: whatever is submitted ends at once.
+    pub(super) closing: bool,
+    /// Nodes that are on their way and not added yet. Set by [`Dispatch::expect`].
+    expected: usize,
+    /// Attempts that a task has at most.
+    pub(super) attempts: u16,
+    timing: Timing,
+    /// Results that came late or twice, so far.
+    pub(super) stale: u64,
+    /// Tasks whose caller waits in `cancel` for the node's answer, and whether it was that the task was dropped.
+    pub(super) pending_cancels: HashMap<u64, bool>,
+    wakeups: Wakeups,
+}
+
+impl Dispatch {
+    /// No nodes and no tasks. A task has at most `attempts` attempts.
+    #[must_use]
+    pub fn new(attempts: u16, timing: Timing) -> Self {
+        Self {
+            queue: Queue::default(),
+            nodes: Vec::new(),
+            closing: false,
+            expected: 0,
+            attempts: attempts.max(1),
+            timing,
+            stale: 0,
+            pending_cancels: HashMap::new(),
+            wakeups: Wakeups::default(),
+        }
+    }
+
+    /// Add a node that is to be connected to, and return its number. Queued tasks wait for it from now on.
+    pub fn add_node(&mut self, name: String) -> PeerId {
+        let state = if self.closing { NodeState::Closed } else { NodeState::Connecting };
+        self.nodes.push(NodeRecord::new(name, state));
+        self.nodes.len() - 1
+    }
+
+    /// Set how many further nodes are on their way. With 0, tasks fail that no node can ever run.
+    pub fn expect(&mut self, count: usize, now: Instant, out: &mut Vec<Action>) {
+        self.expected = count;
+        self.fail_stranded(now, out);
+    }
+
+    /// Note that a session with a node begins, which ends with [`Dispatch::lost`]. Return false if the node was given up.
+    pub fn begin(&mut self, id: PeerId) -> bool {
+        let Some(record) = self.nodes.get_mut(id) else { return false };
+        record.has_begun = record.node.state == NodeState::Connecting;
+        record.has_begun
+    }
+
+    /// Note what a node and this client told of themselves. Return the interval at which [`Dispatch::beat`] is to be
+    /// called.
+    pub fn greeted(&mut self, id: PeerId, client: &ClientHello, agent: AgentHello, now: Instant) -> Duration {
+        let life = Liveness::new(self.timing, Duration::from_millis(client.lease_ms));
+        let interval = life.every();
+        if let Some(record) = self.nodes.get_mut(id) {
+            record.max_slots = client.worker.concurrency.unwrap_or(agent.cores.min(MAX_CORES)).max(1);
+            record.node.hello = Some(agent);
+            record.session = Some(Session {
+                life,
+                since: now,
+                lease_ms: client.lease_ms,
+                has_task_timeout: client.worker.task_timeout_ms.is_some(),
+            });
+        }
+        interval
+    }
+
+    /// All nodes that were added, in that order.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().map(|record| &record.node)
+    }
+
+    /// The node of this number.
+    #[must_use]
+    pub fn node(&self, id: PeerId) -> Option<&Node> {
+        self.nodes.get(id).map(|record| &record.node)
+    }
+
+    /// Tasks that have not ended, and results that came late or twice.
+    #[must_use]
+    pub fn counts(&self) -> (usize, u64) {
+        (self.queue.len(), self.stale)
+    }
+
+    /// Append a task to the queue, or send it to this one node.
+    pub fn submit(
+        &mut self,
+        task: Message,
+        node: Option<PeerId>,
+        caller: ThreadId,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        let id = task.id;
+        let refused = match node {
+            Some(node) if !self.closing => match self.queue.push_to(node, task) {
+                Some(task) => {
+                    self.send(node, Action::Send(node, task), out);
+                    None
+                }
+                None => Some(self.why_not(node)),
+            },
+            _ => match self.no_eligible_node(now) {
+                None => {
+                    self.queue.push(task);
+                    self.assign(now, out);
+                    None
+                }
+                why => why,
+            },
+        };
+        if let Some(why) = refused {
+            out.push(Action::Complete(None, Message::text(id, Outcome::NodeLost, why)));
+        } else if !self.wakeups.may_batch(id.task >> QUEUE_SHIFT, caller, self.queue.len(), now) {
+            self.wake(out);
+        }
+        debug_assert!(self.is_consistent());
+    }
+
+    /// Drop a task that has not started. If a node holds the task, the node is asked; with `wait` its answer is kept for
+    /// [`Dispatch::cancel_answer`]. A task that was dropped at once has no `Complete`.
+    pub fn cancel(&mut self, task: u64, wait: bool, out: &mut Vec<Action>) -> Cancelled {
+        let cancelled = self.queue.cancel(task);
+        if let Cancelled::Held(node) = cancelled {
+            self.ask_about(node, Ask::Cancel, task, out);
+            if wait {
+                self.pending_cancels.insert(task, false);
+            }
+        }
+        debug_assert!(self.is_consistent());
+        cancelled
+    }
+
+    /// Whether the answer to a cancel is still to come.
+    #[must_use]
+    pub fn is_cancel_pending(&self, task: u64) -> bool {
+        self.pending_cancels.get(&task) == Some(&false) && self.queue.attempt(task).is_some()
+    }
+
+    /// Return whether the task was dropped, and wait no longer for the answer.
+    pub fn cancel_answer(&mut self, task: u64) -> bool {
+        self.pending_cancels.remove(&task) == Some(true)
+    }
+
+    /// Drop a task, or end it if it is running. However it ends, it has a `Complete`.
+    pub fn abort(&mut self, task: u64, out: &mut Vec<Action>) {
+        match self.queue.cancel(task) {
+            Cancelled::Dropped => {
+                out.push(Action::Complete(None, Message::cancelled(Attempt { task, attempt: 0 })));
+            }
+            Cancelled::Held(node) => self.ask_about(node, Ask::Abort, task, out),
+            Cancelled::Unknown => {}
+        }
+        debug_assert!(self.is_consistent());
+    }
+
+    /// Note that this thread takes a queue's tasks, and acknowledge the results that it took when senders are woken next.
+    pub fn taken(
+        &mut self,
+        queue: u64,
+        caller: ThreadId,
+        results: impl IntoIterator<Item = (PeerId, Attempt)>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        self.wakeups.taken(queue, caller, now);
+        self.acknowledge(results, out);
+    }
+
+    /// Forget which thread takes a queue's tasks.
+    pub fn close_queue(&mut self, queue: u64) {
+        self.wakeups.close_queue(queue);
+    }
+
+    /// Tell a note's sender that the note was taken, or in `error` why it was not.
+    pub fn answer_note(&mut self, from: PeerId, note: u64, error: Bytes, out: &mut Vec<Action>) {
+        if let Some(record) = self.nodes.get_mut(from) {
+            record.notes.give_back(note);
+            out.extend([Action::Tell(from, Control::NoteAnswer { note, error }), Action::Wake(from)]);
+        }
+    }
+
+    /// Do what becomes due while nothing happens: acknowledge `stuck` results, which no thread has taken for a while, ask
+    /// draining nodes again for their tasks, and fail tasks that waited too long for a node's replacement.
+    pub fn tick(&mut self, stuck: impl IntoIterator<Item = (PeerId, Attempt)>, now: Instant, out: &mut Vec<Action>) {
+        self.acknowledge(stuck, out);
+        // A task that was on its way to a draining node when it was asked for was not found there.
+        for id in 0..self.nodes.len() {
+            if self.nodes.get(id).is_some_and(|record| matches!(record.node.state, NodeState::Draining(_))) {
+                let tasks = self.queue.recall_all(id);
+                self.recall(id, tasks, out);
+            }
+        }
+        self.assign(now, out);
+        self.wake(out);
+        self.fail_stranded(now, out);
+        debug_assert!(self.is_consistent());
+    }
+
+    /// Say goodbye to all nodes. Tasks that have not ended are cancelled.
+    pub fn close(&mut self, out: &mut Vec<Action>) {
+        self.closing = true;
+        for (id, record) in self.nodes.iter_mut().enumerate() {
+            out.extend([Action::Goodbye(id, "the pool was closed"), Action::Wake(id)]);
+            if record.node.state == NodeState::Connecting && !record.has_begun {
+                record.node.state = NodeState::Closed;
+            }
+        }
+        out.extend(self.queue.drain().into_iter().map(|id| Action::Complete(None, Message::cancelled(id))));
+        debug_assert!(self.is_consistent());
+    }
+
+    /// Return why no task can ever run but on a node that the task is for alone; `None` if one can.
+    ///
+    /// A node that announced its departure is probably being replaced. Tasks that any node may run stay queued for
+    /// [`Timing::replacement`] after the announcement; then they fail, unless another node is there.
+    fn no_eligible_node(&self, now: Instant) -> Option<String> {
+        if self.closing {
+            return Some("the pool is closed".to_owned());
+        }
+        if self.expected > 0 {
+            return None;
+        }
+        let mut reasons = Vec::new();
+        for NodeRecord { node, draining_since, .. } in &self.nodes {
+            let is_replaced = |since: Instant| now.saturating_duration_since(since) < self.timing.replacement;
+            match &node.state {
+                NodeState::Connecting | NodeState::Ready => return None,
+                NodeState::Draining(_) if draining_since.is_some_and(is_replaced) => return None,
+                NodeState::Draining(why) => reasons.push(format!("{} takes no more tasks: {why}", node.name)),
+                NodeState::Lost(why) => reasons.push(format!("{}: {why}", node.name)),
+                NodeState::Closed => {}
+            }
+        }
+        (!self.nodes.is_empty()).then(|| format!("no node is left ({})", reasons.join("; ")))
+    }
+
+    /// End the queued tasks, if no node will ever take them.
+    pub(super) fn fail_stranded(&mut self, now: Instant, out: &mut Vec<Action>) {
+        // The text is shared: there may be a million tasks.
+        let Some(why) = self.no_eligible_node(now).map(Bytes::from) else { return };
+        out.extend(self.queue.take_waiting().into_iter().map(|id| {
+            let end = Message::text(id, Outcome::NodeLost, String::new());
+            Action::Complete(None, Message { parts: vec![why.clone()], ..end })
+        }));
+    }
+
+    /// Return why a node takes no task.
+    fn why_not(&self, id: PeerId) -> String {
+        match self.nodes.get(id).map(|record| &record.node) {
+            Some(Node { name, state: NodeState::Lost(why), .. }) => format!("node {name} was lost: {why}"),
+            Some(Node { name, .. }) => format!("node {name} is not ready"),
+            None => format!("there is no node {id}"),
+        }
+    }
+
+    /// Send a node what it is told; [`Dispatch::wake`] must follow.
+    pub(super) fn send(&mut self, node: PeerId, action: Action, out: &mut Vec<Action>) {
+        self.wakeups.add(node);
+        out.push(action);
+    }
+
+    /// Send nodes the tasks that they have room for, and ask loaded nodes for tasks that idle nodes could run;
+    /// [`Dispatch::wake`] must follow.
+    pub(super) fn assign(&mut self, now: Instant, out: &mut Vec<Action>) {
+        while let Some((node, task)) = self.queue.assign() {
+            self.send(node, Action::Send(node, task), out);
+        }
+        if self.nodes.len() > 1 {
+            while let Some((node, id)) = self.queue.steal(now) {
+                self.ask(node, Ask::Recall, id, out);
+            }
+        }
+    }
+
+    /// Ask a node for these tasks back; [`Dispatch::wake`] must follow. The last one is asked for first: as the tasks come
+    /// back, each goes to the front of the queue, and so they end up in their old order.
+    pub(super) fn recall(&mut self, node: PeerId, tasks: Vec<Attempt>, out: &mut Vec<Action>) {
+        for id in tasks.into_iter().rev() {
+            self.ask(node, Ask::Recall, id, out);
+        }
+    }
+
+    /// Ask the node that holds a task about it, at once.
+    fn ask_about(&mut self, node: PeerId, ask: Ask, task: u64, out: &mut Vec<Action>) {
+        if let Some(id) = self.queue.attempt(task) {
+            self.ask(node, ask, id, out);
+            self.wake(out);
+        }
+    }
+
+    /// Ask a node about a task; its answer is due from now on. [`Dispatch::wake`] must follow.
+    fn ask(&mut self, node: PeerId, ask: Ask, id: Attempt, out: &mut Vec<Action>) {
+        if let Some(session) = session(&mut self.nodes, node) {
+            session.life.ask(ask, id);
+        }
+        let question = match ask {
+            Ask::Recall => Control::Recall(id),
+            Ask::Cancel => Control::Cancel(id),
+            Ask::Abort => Control::Abort(id),
+        };
+        self.send(node, Action::Tell(node, question), out);
+    }
+
+    /// Acknowledge results; [`Dispatch::wake`] must follow.
+    fn acknowledge(&mut self, results: impl IntoIterator<Item = (PeerId, Attempt)>, out: &mut Vec<Action>) {
+        for (node, id) in results {
+            self.send(node, Action::Acknowledge(node, id), out);
+        }
+    }
+
+    /// Wake the senders of all nodes for which there are frames.
+    pub fn wake(&mut self, out: &mut Vec<Action>) {
+        out.extend(self.wakeups.take().map(Action::Wake));
+    }
+
+    /// Whether every task is in exactly one place, and each record agrees with the others. Takes time in proportion to the
+    /// tasks: for tests and debug builds.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        let held = |id: PeerId| self.queue.held(id);
+        let is_held = |id: PeerId| held(id).all(|attempt| self.queue.holds(id, attempt));
+        let total: usize = (0..self.nodes.len()).map(|id| held(id).count()).sum();
+        let may_hold = |record: &NodeRecord| record.node.slots > 0 && record.node.state.is_alive();
+        let nodes_agree = self.nodes.iter().enumerate().all(|(id, record)| {
+            is_held(id)
+                && record.notes.is_consistent()
+                && record.node.slots <= record.max_slots
+                && (may_hold(record) || held(id).next().is_none())
+        });
+        nodes_agree
+            && self.queue.waiting() + total == self.queue.len()
+            && self.wakeups.is_consistent(self.nodes.len())
+            && (!self.closing || self.queue.is_empty())
+    }
+}

@@ -1,0 +1,153 @@
+//! What the client knows of a node. Pure state: no I/O, no clock.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::client::liveness::Liveness;
+use crate::error::FrameError;
+use crate::queue::PeerId;
+use crate::timing::NOTE_CREDIT;
+use crate::wire::{AgentHello, Message};
+
+/// Where a node stands. Its state only ever moves down this list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeState {
+    /// It was added to the pool, and its workers do not take tasks yet.
+    Connecting,
+    Ready,
+    /// The node announced that it will soon be gone, and why: it ends the tasks that it runs, and is sent no further task
+    /// but those that are for this node alone.
+    Draining(String),
+    /// The node never was, or is no longer, usable, and why.
+    Lost(String),
+    /// The session ended because the pool was closed.
+    Closed,
+}
+
+impl NodeState {
+    /// The state's name, as `Node.state` has it in Python.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Ready => "ready",
+            Self::Draining(_) => "draining",
+            Self::Lost(_) => "lost",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// Whether the node is, or may become, usable.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        matches!(self, Self::Connecting | Self::Ready | Self::Draining(_))
+    }
+}
+
+/// What callers of [`crate::client::pool::Pool::nodes`] are told of a node.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub name: String,
+    pub state: NodeState,
+    /// Tasks that the node runs at once; 0 until its workers take tasks.
+    pub slots: usize,
+    /// Smallest recent round-trip time of a heartbeat; [`Duration::MAX`] until the first one was answered.
+    pub rtt: Duration,
+    /// What the agent told of itself, once it has greeted.
+    pub hello: Option<AgentHello>,
+}
+
+/// A node's record in the decider, which owns it and alone changes it.
+#[derive(Debug)]
+pub(super) struct NodeRecord {
+    pub node: Node,
+    /// Slots that the node may offer at most: as many as the user asked for, or its cores. Set when the agent greets.
+    pub max_slots: usize,
+    /// Whether a session with the node was begun. The session then tells the end of the node, and nobody else does.
+    pub has_begun: bool,
+    /// When the node announced that it will soon be gone.
+    pub draining_since: Option<Instant>,
+    /// From the agent's greeting to the end of the connection.
+    pub session: Option<Session>,
+    pub notes: NoteCredit,
+}
+
+impl NodeRecord {
+    pub fn new(name: String, state: NodeState) -> Self {
+        Self {
+            node: Node { name, state, slots: 0, rtt: Duration::MAX, hello: None },
+            max_slots: 0,
+            has_begun: false,
+            draining_since: None,
+            session: None,
+            notes: NoteCredit::default(),
+        }
+    }
+}
+
+/// What is agreed on in a node's session, and what the node owes in it.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub life: Liveness,
+    /// When the agent greeted. Heartbeats are numbered by the microseconds since.
+    pub since: Instant,
+    pub lease_ms: u64,
+    /// Whether the node ends tasks that run for too long.
+    pub has_task_timeout: bool,
+}
+
+/// Return the session with this node, if there is one.
+pub(super) fn session(nodes: &mut [NodeRecord], id: PeerId) -> Option<&mut Session> {
+    nodes.get_mut(id)?.session.as_mut()
+}
+
+/// The notes of one node that this process has not answered yet. A node keeps those back that are beyond its credit; one
+/// note alone may be larger.
+#[derive(Debug, Default)]
+pub(super) struct NoteCredit {
+    /// The memory, in bytes, that each unanswered note takes, by the note's number.
+    costs: HashMap<u64, usize>,
+    /// The sum of `costs`.
+    used: usize,
+}
+
+impl NoteCredit {
+    /// Check that the node may send a note that takes `cost` bytes beside `unfinished` bytes of notes that have arrived in
+    /// part.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLong`] if the node has not so much credit.
+    pub fn check(&self, unfinished: usize, cost: usize) -> Result<(), FrameError> {
+        let before = self.used.saturating_add(unfinished);
+        let len = before.saturating_add(cost);
+        if before == 0 || len <= NOTE_CREDIT {
+            return Ok(());
+        }
+        Err(FrameError::TooLong { what: "notes without an answer", len, cap: NOTE_CREDIT })
+    }
+
+    /// Count a note that has arrived as unanswered.
+    ///
+    /// # Errors
+    /// As [`NoteCredit::check`]; [`FrameError::BadSequence`] if a note of this number is not answered yet.
+    pub fn take(&mut self, note: &Message) -> Result<(), FrameError> {
+        let cost = note.cost();
+        self.check(0, cost)?;
+        if self.costs.contains_key(&note.id.task) {
+            return Err(FrameError::BadSequence("two notes of the same number"));
+        }
+        self.costs.insert(note.id.task, cost);
+        self.used += cost;
+        Ok(())
+    }
+
+    /// Return the credit of a note that is answered.
+    pub fn give_back(&mut self, note: u64) {
+        self.used -= self.costs.remove(&note).unwrap_or_default();
+    }
+
+    /// Whether the credit in use is what the unanswered notes take.
+    pub fn is_consistent(&self) -> bool {
+        self.used == self.costs.values().sum::<usize>()
+    }
+}

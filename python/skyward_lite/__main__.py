@@ -91,7 +91,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         provider = SSH(*args.hosts, accept_new=args.accept_new, python=args.python, config=args.config)
     except ValueError as error:
         parser.error(str(error))
-    logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # the report says the rest
+    logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # the report has everything else
     return check(provider, as_json=args.json)
 
 

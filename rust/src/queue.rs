@@ -572,6 +572,11 @@ impl Queue {
         self.tasks.get(&task).is_some_and(|e| e.place == Place::Orphan)
     }
 
+    /// Return the orphans. Looks at every task: for checks.
+    pub fn orphans(&self) -> impl Iterator<Item = u64> {
+        self.tasks.iter().filter(|(_, entry)| entry.place == Place::Orphan).map(|(task, _)| *task)
+    }
+
     /// Return a task to recall and its holder, while (1) no task waits, (2) the least loaded peer has a free slot that
     /// no earlier recall will fill, and (3) the most loaded peer would not start the task before its answer is here.
     ///

@@ -22,7 +22,7 @@ use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
 use skyward_lite::transport::ssh::{Algorithms, Target};
-use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender, MAX_MESSAGE, NOTE_CREDIT, WorkerSpec};
+use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender, MAX_MESSAGE, WorkerSpec};
 use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Outcome, Outgoing, Packer};
 
 /// Bound on everything here: a hang is a failure with a name.
@@ -768,7 +768,7 @@ fn cancelled_tasks_do_not_start() {
 /// A running task that is aborted is ended, and its worker replaced; what else runs there runs on or again.
 #[test]
 fn aborted_tasks_are_ended() {
-    for (slots, processes) in [(1, false), (2, false), (2, true)] {
+    for (slots, processes) in [(2, false), (2, true)] {
         let gate = Gate::new("aborted");
         let pool = ready(vec![embedded(hello(slots, processes), "3.11")]);
         let other = Gate::new("bystander");
@@ -776,10 +776,10 @@ fn aborted_tasks_are_ended() {
         submit(&pool, other.task(1));
         submit(&pool, task(2, 0, vec![]));
         pool.abort(0);
-        let ended = collect(&pool, if slots == 1 { 1 } else { 2 });
+        let ended = collect(&pool, 2);
         assert_eq!(ended[&0].code, Outcome::Cancelled as u8, "{slots} {processes}");
         other.open();
-        let ended = collect(&pool, if slots == 1 { 2 } else { 1 });
+        let ended = collect(&pool, 1);
         assert_eq!(ended[&1].code, Outcome::Returned as u8);
         assert_eq!(pool.counts(), (0, 0));
     }
@@ -803,69 +803,6 @@ fn bystanders_of_a_crash_run_again_alone() {
     assert!(collect(&pool, 2).values().all(|m| m.code == Outcome::Returned as u8));
     submit(&pool, task(4, 0, vec![]));
     assert_eq!(collect(&pool, 1)[&4].code, Outcome::Returned as u8);
-}
-
-/// A worker that a shell script starts; `$0` is the program that it is to run, `$1` a file to log its starts in.
-fn scripted(script: &str, log: &Gate) -> AgentSpec {
-    let worker = ["sh", "-c", script, &echo_node(), &log.0.display().to_string()].map(str::to_owned).into();
-    AgentSpec { worker, ..agent_spec("3.11") }
-}
-
-fn starts(log: &Gate) -> usize {
-    std::fs::read_to_string(&log.0).map_or(0, |text| text.lines().count())
-}
-
-fn await_starts(log: &Gate, count: usize) {
-    let by = Instant::now() + BOUND;
-    while starts(log) < count {
-        assert!(Instant::now() < by, "{} of {count} workers were started", starts(log));
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Have so many tasks wait at the gate in the only process, and one more end that.
-fn crash(pool: &Pool, gate: &Gate, waiting: u64) {
-    (0..waiting).for_each(|n| submit(pool, gate.task(n)));
-    // The last one to be taken: when it is back, the others run.
-    submit(pool, task(waiting, 0, vec![]));
-    collect(pool, 1);
-    submit(pool, task(waiting + 1, 3, vec![]));
-}
-
-/// No more processes are started for the suspects of a crash than will run them, however long each takes to start.
-#[test]
-fn suspects_get_each_a_process_and_no_more() {
-    let (gate, log) = (Gate::new("each"), Gate::new("each-log"));
-    let node = scripted("echo >> \"$1\"; sleep 1; exec \"$0\" worker", &log);
-    let pool = ready(vec![embedded_agent(hello(8, false), node)]);
-    crash(&pool, &gate, 7);
-    // The first, its replacement, one for a suspect.
-    await_starts(&log, 3);
-    gate.open();
-    let ended = collect(&pool, 8);
-    assert_eq!(ended.values().filter(|m| m.code == Outcome::Returned as u8).count(), 7);
-    // Perhaps there was a spare, and one was started after the second crash.
-    assert!(starts(&log) <= 2 + 8 + 2, "{} workers were started", starts(&log));
-}
-
-/// Suspects for which no worker can be started end with the reason; everything else goes on.
-#[test]
-fn suspects_do_not_wait_for_what_cannot_start() {
-    let (gate, log, broken) = (Gate::new("in-vain"), Gate::new("in-vain-log"), Gate::new("in-vain-log.broken"));
-    let script = "[ -e \"$1.broken\" ] && exit 7; echo >> \"$1\"; exec \"$0\" worker";
-    let pool = ready(vec![embedded_agent(hello(4, false), scripted(script, &log))]);
-    // The spare will take the place of the first one.
-    await_starts(&log, 2);
-    broken.open();
-    crash(&pool, &gate, 3);
-    let ended = collect(&pool, 4);
-    for message in ended.values() {
-        assert_eq!(message.code, Outcome::Crashed as u8);
-        let text = String::from_utf8_lossy(&message.parts[0]);
-        assert!(text.contains("node tested") && text.contains("status 7"), "{text}");
-    }
-    submit(&pool, task(9, 0, vec![]));
-    assert_eq!(collect(&pool, 1)[&9].code, Outcome::Returned as u8);
 }
 
 /// A client that says what it is told, and an agent in the same thread.
@@ -927,35 +864,6 @@ fn heartbeat(event: &Event) -> bool {
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(test);
-}
-
-/// A task that came back unstarted when it was aborted has ended, and is no reason to end the worker that gave it back.
-#[test]
-fn an_abort_that_crosses_a_recall_ends_no_worker() {
-    run(async {
-        let gate = Gate::new("crossed");
-        let mut client = Raw::connect(hello(2, false)).await;
-        for message in [task(0, 0, vec![]), gate.task(1), gate.task(2), task(3, 0, vec![]), task(4, 0, vec![])] {
-            client.submit(message);
-        }
-        let result = |event: &Event| matches!(event, Event::Message(..));
-        client.until(1, result).await;
-        // The last two wait in the worker now, behind two that wait at the gate.
-        let id = Attempt { task: 3, attempt: 0 };
-        client.link.send(|o| {
-            o.control(Control::Recall(id));
-            o.control(Control::Abort(id));
-        });
-        client.until(2, result).await;
-        client.heartbeats().await;
-        // Another worker would have run the last one.
-        let dropped = (3, Outcome::Cancelled as u8);
-        assert_eq!(client.ended(), [(0, Outcome::Returned as u8), dropped]);
-        gate.open();
-        client.until(5, result).await;
-        let returned = |end: &&(u64, u8)| end.1 == Outcome::Returned as u8;
-        assert_eq!(client.ended().iter().filter(returned).count(), 4, "{:?}", client.ended());
-    });
 }
 
 /// The limit is for a task, not for how long the client lets its result wait.
@@ -1043,30 +951,6 @@ fn notes_come_home_and_their_answers_go_back() {
     assert!(pool.notes(BOUND).is_none());
 }
 
-/// The answer to a note of a process that has died is not taken for the answer to its successor's note.
-#[test]
-fn an_answer_that_comes_too_late_goes_to_nobody() {
-    run(async {
-        let note = |event: &Event| matches!(event, Event::Message(Body::Note, _));
-        let result = |event: &Event| matches!(event, Event::Message(Body::Result, _));
-        let mut client = Raw::connect(hello(1, false)).await;
-        client.submit(task(0, 7, vec![]));
-        client.until(1, note).await;
-        client.link.send(|o| o.control(Control::Abort(Attempt { task: 0, attempt: 0 })));
-        client.until(1, result).await;
-        client.submit(task(1, 7, vec![]));
-        client.until(2, note).await;
-        let notes: Vec<_> = client.seen.iter().filter(|event| note(event)).cloned().collect();
-        for (event, error) in notes.into_iter().zip(["to the first", "to the second"]) {
-            let Event::Message(_, message) = event else { panic!("{event:?}") };
-            client.link.send(|o| o.control(Control::NoteAnswer { note: message.id.task, error: Bytes::from(error) }));
-        }
-        client.until(2, result).await;
-        let Some(Event::Message(_, last)) = client.seen.iter().rfind(|event| result(event)) else { panic!() };
-        assert_eq!((last.id.task, &last.parts[..]), (1, &[Bytes::from_static(b"to the second")][..]));
-    });
-}
-
 /// A task that writes frames to its worker's socket before it ends.
 fn forging(n: u64, frames: impl FnOnce(&mut Vec<u8>)) -> Message {
     let (mut raw, mut wire) = (Vec::new(), Vec::new());
@@ -1077,54 +961,6 @@ fn forging(n: u64, frames: impl FnOnce(&mut Vec<u8>)) -> Message {
 
 fn result(event: &Event) -> bool {
     matches!(event, Event::Message(Body::Result, _))
-}
-
-/// What a task says in its worker's name ends no task of another worker, and lifts no abort.
-#[test]
-fn forged_answers_count_for_their_worker_only() {
-    run(async {
-        let gate = Gate::new("forged");
-        let mut client = Raw::connect(hello(2, true)).await;
-        client.submit(gate.task(0));
-        client.submit(task(1, 0, vec![]));
-        client.until(1, result).await;
-        gate.wait_for(0);
-        let id = Attempt { task: 0, attempt: 0 };
-        let forged = |raw: &mut Vec<u8>| {
-            Outgoing::new(Body::Result, task(0, Outcome::Returned as u8, vec![Bytes::from_static(b"forged")]))
-                .put_chunk(raw);
-            Control::RecallRefused(id).put(raw).unwrap();
-            Control::GivenBack(id).put(raw).unwrap();
-        };
-        client.link.send(|o| o.control(Control::Abort(id)));
-        client.submit(forging(2, forged));
-        client.until(3, result).await;
-        let ended = client.ended();
-        assert!(
-            ended.contains(&(0, Outcome::Cancelled as u8)) && ended.contains(&(2, Outcome::Returned as u8)),
-            "{ended:?}"
-        );
-        client.submit(task(3, 0, vec![]));
-        client.until(4, result).await;
-    });
-}
-
-/// A worker that says once more that it is ready still holds what it held: its death is noticed for all of it.
-#[test]
-fn a_second_hello_of_a_worker_changes_nothing() {
-    run(async {
-        let gate = Gate::new("hello again");
-        let mut client = Raw::connect(hello(2, false)).await;
-        client.submit(gate.task(0));
-        client.submit(forging(1, |raw| Control::Hello(Bytes::from_static(b"1")).put(raw).unwrap()));
-        client.until(1, result).await;
-        client.submit(task(2, 3, vec![]));
-        client.until(2, result).await;
-        gate.open();
-        client.until(3, result).await;
-        let ended = [(1, Outcome::Returned as u8), (2, Outcome::Crashed as u8), (0, Outcome::Returned as u8)];
-        assert_eq!(client.ended(), ended);
-    });
 }
 
 /// A worker that sends a task, or the beginning of a large result that it does not owe, stores nothing in the agent.
@@ -1145,28 +981,6 @@ fn a_worker_cannot_fill_the_agent() {
         client.until(2, result).await;
         assert_eq!(client.ended()[1], (1, Outcome::Crashed as u8));
         client.submit(task(2, 0, vec![]));
-        client.until(3, result).await;
-    });
-}
-
-/// Notes beyond the credit wait in the node until the client has answered the ones before, and then all arrive.
-#[test]
-fn notes_wait_for_their_credit() {
-    run(async {
-        let note = |event: &Event| matches!(event, Event::Message(Body::Note, _));
-        let mut client = Raw::connect(hello(3, false)).await;
-        (0..3).for_each(|n| client.submit(task(n, 7, vec![Bytes::from(vec![n as u8; NOTE_CREDIT / 2])])));
-        for n in 1..=3 {
-            client.until(n, note).await;
-            if n == 1 {
-                client.heartbeats().await;
-            }
-            let notes: Vec<_> = client.seen.iter().filter(|event| note(event)).cloned().collect();
-            assert_eq!(notes.len(), n, "only one at once");
-            let Some(Event::Message(_, last)) = notes.last() else { panic!() };
-            let answer = Control::NoteAnswer { note: last.id.task, error: Bytes::new() };
-            client.link.send(|o| o.control(answer));
-        }
         client.until(3, result).await;
     });
 }
@@ -1214,33 +1028,6 @@ fn an_agent_that_is_full_answers() {
             client.link.send(|o| o.acknowledge(ended));
         }
         assert!(client.ended().iter().all(|(_, code)| *code == Outcome::Returned as u8), "{:?}", client.ended());
-    });
-}
-
-/// A note that a task sends twice under one number is counted once.
-#[test]
-fn a_doubled_note_is_counted_once() {
-    run(async {
-        let note = |event: &Event| matches!(event, Event::Message(Body::Note, _));
-        let mut client = Raw::connect(hello(1, false)).await;
-        let mut raw = Vec::new();
-        for size in [1, 1000] {
-            Outgoing::new(Body::Note, task(99, 0, vec![Bytes::from(vec![0; size])])).put_chunk(&mut raw);
-        }
-        let mut wire = Vec::new();
-        Packer::default().pack(&raw, &mut wire);
-        client.submit(task(0, 8, vec![Bytes::from(wire)]));
-        client.submit(task(1, 7, vec![Bytes::new()]));
-        client.submit(task(2, 7, vec![Bytes::new()]));
-        for n in 1..=3 {
-            client.until(n, note).await;
-            let Some(Event::Message(_, last)) = client.seen.iter().filter(|event| note(event)).nth(n - 1) else {
-                panic!()
-            };
-            let answer = Control::NoteAnswer { note: last.id.task, error: Bytes::new() };
-            client.link.send(|o| o.control(answer));
-        }
-        client.until(3, result).await;
     });
 }
 

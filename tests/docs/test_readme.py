@@ -74,7 +74,7 @@ def test_the_example_with_hosts_runs(tmp_path):
     try:
         hosts = [lab.host(name=name) for name in ("lab1", "lab2", "gpu")]
         for host in hosts:
-            host.furnish(sky.plugins.joblib().transform(sky.Image(pip=["numpy"])))
+            host.make_environment(sky.plugins.joblib().transform(sky.Image(pip=["numpy"])))
         block = (
             BLOCKS[4].replace("me@lab1", "lab1").replace("lab2:2222", "lab2").replace("concurrency=64", "concurrency=3")
         )

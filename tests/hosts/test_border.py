@@ -48,7 +48,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 def fake_python(host: Sshd, script: str) -> None:
     """Let a host have its environment, whose interpreter is a shell script."""
-    host.furnish(Image())
+    host.make_environment(Image())
     (python,) = host.cache.glob("skyward_lite/*/bin/python")
     python.write_text(f"#!/bin/sh\n{script}\n")
 
@@ -116,9 +116,9 @@ def test_an_agent_without_a_good_hello(caplog, behaviour, args):
 
 
 def test_two_nodes_that_do_not_start(caplog):
-    """Where one has said several lines, each node begins a line of its own, which no node can forge."""
-    said = b"one\nfake-1 is ready"
-    behaviour = (f"{WORDS}:begins", {"first": opening("goodbye", said).hex()})
+    """Where one has message several lines, each node begins a line of its own, which no node can forge."""
+    message = b"one\nfake-1 is ready"
+    behaviour = (f"{WORDS}:begins", {"first": opening("goodbye", message).hex()})
     provider = fakes.Fakes(behaviour, behaviour, good=0)
     text = refused(sky.pool(provider, nodes=(1, 2), plugins=[], start_timeout=20.0), caplog)
     assert text.count("one\n  | fake-1 is ready") == 2
@@ -133,7 +133,7 @@ def test_two_nodes_that_do_not_start(caplog):
 def test_a_program_that_is_no_agent(lab, caplog, more, then):
     """What it prints is in the error, made harmless."""
     host = lab.host()
-    file = host.directory / "said"
+    file = host.directory / "printed"
     file.write_bytes(HOSTILE.encode() + more)
     fake_python(host, f"cat {file} {then}")
     assert "CRITICAL" in refused(on_host(lab, host), caplog)
@@ -171,7 +171,7 @@ def test_what_a_node_says_of_itself(caplog):
 
 
 def test_how_a_task_ended():
-    """The end of standard error of a crashed worker, and whatever else is said of an end, is harmless and bounded."""
+    """The end of standard error of a crashed worker, and any other text about an end, is harmless and bounded."""
     ends = {
         "crashed": sky.WorkerCrashedError,
         "timed_out": sky.TaskTimeoutError,
@@ -200,11 +200,11 @@ def test_what_pip_prints(lab, tmp_path, caplog):
     """The end of a failed build is in the error, each of its lines marked as one."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    said = tmp_path / "said"
-    said.write_bytes(f"{FORGED}\n{HOSTILE}\n{FORGED}\nno such package\n".encode())
+    words = tmp_path / "printed"
+    words.write_bytes(f"{FORGED}\n{HOSTILE}\n{FORGED}\nno such package\n".encode())
     python = tools / f"python{PYTHON}"
     python.write_text(
-        f'#!/bin/sh\ncase "$*" in *sys.version_info*) echo {PYTHON};; *import*) ;; *) cat {said} >&2; exit 9;; esac\n'
+        f'#!/bin/sh\ncase "$*" in *sys.version_info*) echo {PYTHON};; *import*) ;; *) cat {words} >&2; exit 9;; esac\n'
     )
     python.chmod(0o755)
     text = refused(on_host(lab, lab.host(env={"PATH": f"{tools}:/usr/bin:/bin"})), caplog)
@@ -214,10 +214,10 @@ def test_what_pip_prints(lab, tmp_path, caplog):
 
 def test_a_forced_command_and_a_proxy(lab, caplog):
     """What a server runs in place of our script, and what a proxy command prints, is harmless; so is a banner."""
-    said = lab.directory / "said"
-    said.write_bytes(HOSTILE.encode() + b"\xff")
-    forced = lab.host(f"ForceCommand cat {said}", f"Banner {said}")
-    behind = lab.host(ssh_options=(f"ProxyCommand cat {said} >&2",))
+    printed = lab.directory / "printed"
+    printed.write_bytes(HOSTILE.encode() + b"\xff")
+    forced = lab.host(f"ForceCommand cat {printed}", f"Banner {printed}")
+    behind = lab.host(ssh_options=(f"ProxyCommand cat {printed} >&2",))
     for host in (forced, behind):
         assert "CRITICAL" in refused(on_host(lab, host), caplog)
         status, shown = check(lab, host.name)
@@ -245,8 +245,8 @@ def test_a_host_whose_name_cannot_be_seen(name):
 def test_what_a_script_of_ours_printed():
     """Values can be shown; a line that was cut off is none; a value without an end to it is bounded."""
     begin = f"noise\n{scripts.REPORT_MARKER}\n".encode()
-    said = scripts.parse_report(begin + b"why=\x1b[2J\x85two\xe2\x80\xa8three\nsystem=Lin")
-    assert said == {"why": ["\\x1b[2J\\x85two\\u2028three"]}
+    report = scripts.parse_report(begin + b"why=\x1b[2J\x85two\xe2\x80\xa8three\nsystem=Lin")
+    assert report == {"why": ["\\x1b[2J\\x85two\\u2028three"]}
     many = scripts.parse_report(begin + b"found=x\n" * 10_000)
     assert many is not None
     assert len(many["found"]) == scripts.MAX_VALUES
@@ -286,7 +286,7 @@ VERSION = b"SSH-2.0-odd\r\n"
 
 
 @pytest.mark.parametrize(
-    "said",
+    "greeting",
     [
         HOSTILE.encode() + b"\r\n" + VERSION,
         b"SSH-2.0-" + ODD.replace("\r\n", "").encode() + b"\r\n" + key_exchange(*GOOD),
@@ -296,13 +296,13 @@ VERSION = b"SSH-2.0-odd\r\n"
     ],
     ids=["before the version", "version", "key exchange", "host key", "cipher"],
 )
-def test_a_server_that_nobody_has_verified(said):
+def test_a_server_that_nobody_has_verified(greeting):
     """What it calls itself and its algorithms is harmless in the error: anybody can be there."""
     core = _core.Core(1, 1)
     private, public = _core.generate_key()
 
     def answer(one: socket.socket) -> None:
-        one.sendall(said)
+        one.sendall(greeting)
         one.shutdown(socket.SHUT_WR)
         while one.recv(1 << 16):
             pass
@@ -319,7 +319,7 @@ def test_a_server_that_nobody_has_verified(said):
         )
     core.close()
     assert is_harmless(str(caught.value.args[0])), caught.value
-    assert ("CRITICAL" in str(caught.value)) is (ODD.encode() in said), caught.value
+    assert ("CRITICAL" in str(caught.value)) is (ODD.encode() in greeting), caught.value
 
 
 def test_a_terminal_without_these_characters(lab):

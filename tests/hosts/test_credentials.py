@@ -252,13 +252,13 @@ def test_what_fails_is_said_without_credentials(lab, site, tmp_path):
     """Of an index, of a file and of a repository; whether the host quotes them or we do."""
     host = lab.host(env={"PATH": with_uv(tmp_path)})
     wrong = f"http://{ENCODED}@{site.place}"
-    for image, said in (
+    for image, expected in (
         (sky.Image(pip=["labmissing"], index_url=f"{wrong}/simple"), "labmissing was not found"),
         (sky.Image(pip=[f"a @ {wrong}/a.whl"]), "a @ http://***@"),
         (sky.Image(pip=[f"git+{wrong}/team/none.git"]), "git+http://***@"),
     ):
         text = refusal(lab, host, image)
-        assert said in text
+        assert expected in text
         assert not any(secret in text for secret in secrets()), text
     assert leaks(host.directory) == []
 

@@ -107,12 +107,12 @@ def test_the_environment_is_made_once(lab, caplog):
         old = host.cache / "skyward_lite" / name
         old.mkdir(parents=True)
         os.utime(old, (0, 0))
-    for said in ("its environment took", "the environment is there"):
+    for message in ("its environment took", "the environment is there"):
         caplog.clear()
         with caplog.at_level(logging.INFO, "skyward_lite"), open_pool(lab, host) as pool:
             assert pool.submit(sum, [1, 2]).result(20) == 3
             assert str(host.cache) in pool.submit(eval, "__import__('sys').executable").result(20)
-        assert said in caplog.text
+        assert message in caplog.text
     assert [path.name for path in (host.cache / "skyward_lite").glob("sent-*/*")] == ["bundle.zip"]
     assert environments(host) == [f"{bundle.environment_name(sky.Image())}-{ARCHITECTURE}"]
 
@@ -156,9 +156,9 @@ def test_a_killed_builders_lock_is_broken(lab):
     host = lab.host()
     root = host.cache / "skyward_lite"
     root.mkdir()
-    said = {"root": [str(root)], "system": ["Linux"], "machine": [ARCHITECTURE], "python": [sys.executable]}
+    report = {"root": [str(root)], "system": ["Linux"], "machine": [ARCHITECTURE], "python": [sys.executable]}
     image, env = sky.Image(), bundle.environment_name(sky.Image())
-    script = build.build_script(probe.read_facts({**said, "venv": ["yes"]}), image, env, {"bundle": "/nonexistent"})
+    script = build.build_script(probe.read_facts({**report, "venv": ["yes"]}), image, env, {"bundle": "/nonexistent"})
     builder = subprocess.Popen(["sh", "-s"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0)
     assert builder.stdin is not None
     builder.stdin.write(script)
@@ -176,7 +176,7 @@ def test_a_killed_builders_lock_is_broken(lab):
 def test_an_environment_whose_python_is_gone_is_made_anew(lab):
     """As after an update of the system."""
     host = lab.host()
-    host.furnish(sky.Image())
+    host.make_environment(sky.Image())
     (env,) = environments(host)
     python = host.cache / "skyward_lite" / env / "bin" / "python"
     python.unlink()
@@ -188,13 +188,13 @@ def test_an_environment_whose_python_is_gone_is_made_anew(lab):
 def test_an_agent_that_does_not_start_says_why(lab):
     """In its own words, with its exit status."""
     host = lab.host()
-    host.furnish(sky.Image())
+    host.make_environment(sky.Image())
     (python,) = (host.cache / "skyward_lite").glob("env-*/bin/python")
     python.write_text("#!/bin/sh\necho 'No module named skyward_lite.node.agent' >&2\nexit 1\n")
-    said = refusal(lab, host)
-    assert "Its agent does not start: `/" in said
-    assert "ended with status 1: " in said
-    assert "No module named skyward_lite.node.agent" in said
+    error = refusal(lab, host)
+    assert "Its agent does not start: `/" in error
+    assert "ended with status 1: " in error
+    assert "No module named skyward_lite.node.agent" in error
 
 
 def test_a_build_ends_with_its_client(lab):
@@ -221,9 +221,9 @@ def test_a_lock_of_another_machine_is_waited_for(lab, monkeypatch):
     root.mkdir()
     lock = root / f"{bundle.environment_name(sky.Image())}-{ARCHITECTURE}.lock"
     lock.symlink_to("elsewhere 17")
-    said = refusal(lab, host)
-    assert "another client (elsewhere 17)" in said
-    assert f"remove {lock}" in said
+    error = refusal(lab, host)
+    assert "another client (elsewhere 17)" in error
+    assert f"remove {lock}" in error
     assert environments(host) == [lock.name]
 
 
@@ -244,10 +244,10 @@ def test_a_lock_that_was_free_for_a_moment_is_waited_for(lab, tmp_path, monkeypa
 def test_a_failing_requirement_is_said(lab, wheelhouse):
     """The command, its exit status and its standard error; nothing half-installed is left."""
     host = lab.host()
-    said = refusal(lab, host, sky.Image(pip=["labpackage==9"], wheelhouse=str(wheelhouse)))
-    assert "pip install" in said
-    assert "private/requirements` for labpackage==9 ended with status 1" in said
-    assert "No matching distribution found for labpackage==9" in said
+    error = refusal(lab, host, sky.Image(pip=["labpackage==9"], wheelhouse=str(wheelhouse)))
+    assert "pip install" in error
+    assert "private/requirements` for labpackage==9 ended with status 1" in error
+    assert "No matching distribution found for labpackage==9" in error
     assert environments(host) == []
 
 
@@ -350,8 +350,8 @@ def test_a_host_without_python_is_refused(lab, few):
     if any(Path(f"{place}/python{PYTHON}").exists() for place in ("/usr/local/bin", "/opt/python/bin")):
         pytest.skip("this machine has a Python in a place that is always looked at")
     host = lab.host(env={"PATH": str(few)})
-    said = refusal(lab, host)
-    assert f"no Python {PYTHON}, which is the client's, and no uv" in said
+    error = refusal(lab, host)
+    assert f"no Python {PYTHON}, which is the client's, and no uv" in error
     assert environments(host) == []
 
 
@@ -412,9 +412,9 @@ def test_a_file_that_cannot_be_written_leaves_nothing(lab, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", sent], capture_output=True).returncode:
         pytest.skip("nothing can be mounted here")
     try:
-        said = refusal(lab, host)
-        assert "could not be written there: " in said
-        assert "No space left" in said
+        error = refusal(lab, host)
+        assert "could not be written there: " in error
+        assert "No space left" in error
         assert list(sent.iterdir()) == []
     finally:
         subprocess.run(["umount", sent], check=True)

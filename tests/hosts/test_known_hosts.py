@@ -60,10 +60,10 @@ def say(lab, both):
 
 def ended(host: Sshd, start: int) -> bool:
     """Say whether every connection that the host has logged since then is over, and there was one."""
-    said = host.said()[start:]
-    ports = re.findall(r"Connection from \S+ port (\d+)", said)
+    log = host.log_text()[start:]
+    ports = re.findall(r"Connection from \S+ port (\d+)", log)
     ends = "Connection (?:closed|reset) by|Unable to negotiate|Received disconnect"
-    return bool(ports) and all(re.search(rf"(?:{ends}).* port {port}\b", said) for port in ports)
+    return bool(ports) and all(re.search(rf"(?:{ends}).* port {port}\b", log) for port in ports)
 
 
 def refused(lab: Lab, host: Sshd, *, connects: bool = True, **kwargs: object) -> str:
@@ -71,15 +71,15 @@ def refused(lab: Lab, host: Sshd, *, connects: bool = True, **kwargs: object) ->
 
     `connects` is False where the known keys alone decide, and the host never hears from us.
     """
-    start = len(host.said())
+    start = len(host.log_text())
     assert not ssh(lab, host.name)
-    assert eventually(lambda: ended(host, start), 10), host.said()[start:]
-    start = len(host.said())
+    assert eventually(lambda: ended(host, start), 10), host.log_text()[start:]
+    start = len(host.log_text())
     with pytest.raises(sky.NodeStartError) as caught:
         connect(lab, host.name, **kwargs)
-    assert not connects or eventually(lambda: ended(host, start), 10), host.said()[start:]
-    assert connects or "Connection from" not in host.said()[start:]
-    assert "userauth-request" not in host.said()[start:]
+    assert not connects or eventually(lambda: ended(host, start), 10), host.log_text()[start:]
+    assert connects or "Connection from" not in host.log_text()[start:]
+    assert "userauth-request" not in host.log_text()[start:]
     return str(caught.value)
 
 
@@ -96,23 +96,23 @@ def place(host: Sshd) -> str:
 def test_an_unknown_host_is_refused(lab, both, say):
     """The text names the host, the file, the fingerprint that it shows, and what to do."""
     say()
-    said = refused(lab, both)
+    error = refused(lab, both)
     shown = [fingerprint(path) for path in both.keys.values()]
-    assert place(both) in said
-    assert str(lab.known_hosts) in said
-    assert any(one in said for one in shown)
-    assert f"ssh {both.name}" in said
-    assert "accept_new=True" in said
+    assert place(both) in error
+    assert str(lab.known_hosts) in error
+    assert any(one in error for one in shown)
+    assert f"ssh {both.name}" in error
+    assert "accept_new=True" in error
 
 
 def test_a_changed_key_is_refused(lab, both, say, another):
     """Both fingerprints are shown, and how to forget the old one; `accept_new` does not help."""
     say(f"{place(both)} {another['key']}")
     for kwargs in ({}, {"accept_new": True}):
-        said = refused(lab, both, **kwargs)
-        assert fingerprint(both.keys["ed25519"]) in said
-        assert another["fingerprint"] in said
-        assert f"ssh-keygen -R '{place(both)}'" in said
+        error = refused(lab, both, **kwargs)
+        assert fingerprint(both.keys["ed25519"]) in error
+        assert another["fingerprint"] in error
+        assert f"ssh-keygen -R '{place(both)}'" in error
 
 
 def test_the_key_type_that_is_known_is_asked_for(lab, both, say):
@@ -126,9 +126,9 @@ def test_a_key_known_only_of_another_type_is_refused(lab, both, say):
     """What is known is an RSA key, and the host has none: both are named."""
     rsa = keygen(lab.directory / "rsa_host", "rsa")
     say(f"{place(both)} {public(rsa)}")
-    said = refused(lab, both)
-    assert fingerprint(rsa) in said
-    assert "ssh-ed25519" in said
+    error = refused(lab, both)
+    assert fingerprint(rsa) in error
+    assert "ssh-ed25519" in error
 
 
 @pytest.mark.parametrize("accept_new", [False, True])
@@ -137,10 +137,10 @@ def test_a_revoked_key_is_refused(lab, both, say, accept_new):
     revoked = [f"@revoked * {key(both, kind)}" for kind in both.keys]
     for lines in (revoked, [*revoked, f"{place(both)} {key(both)}"]):
         say(*lines)
-        said = refused(lab, both, accept_new=accept_new)
-        assert "revoked" in said
-        assert "accept_new" not in said
-        assert "ssh-keygen -R" not in said
+        error = refused(lab, both, accept_new=accept_new)
+        assert "revoked" in error
+        assert "accept_new" not in error
+        assert "ssh-keygen -R" not in error
 
 
 @pytest.mark.parametrize(
@@ -213,16 +213,16 @@ def test_revoked_host_keys_are_refused(lab, both, say, another):
 def test_a_certificate_authority_alone_is_refused_clearly(lab, both, say, another):
     """Host certificates are not supported, and the text says so, and where the authority is named."""
     say("# first", f"@cert-authority * {another['key']}")
-    said = refused(lab, both, connects=False)
-    assert "certificate authority" in said
-    assert f"{lab.known_hosts}:2" in said
+    error = refused(lab, both, connects=False)
+    assert "certificate authority" in error
+    assert f"{lab.known_hosts}:2" in error
     say(f"@cert-authority * {another['key']}", f"{place(both)} {key(both)}")
     assert accepted(lab, both) == key(both)
 
 
 @pytest.mark.parametrize("hashed", ["no", "yes"])
 def test_accept_new_records_the_key_once(lab, both, say, another, hashed, caplog):
-    """A new key is said and recorded, also after a line without its end; from then on it is the one that counts."""
+    """A new key is logged and recorded, also after a line without its end; from then on it is the one that counts."""
     say(ssh_options=(f"HashKnownHosts {hashed}",))
     lab.known_hosts.write_text(f"other {another['key']}")
     with caplog.at_level(logging.WARNING, "skyward_lite"):
@@ -242,9 +242,9 @@ def test_accept_new_records_the_key_once(lab, both, say, another, hashed, caplog
 def test_a_new_port_of_a_known_host_is_new_and_not_changed(lab, both, say, another):
     """A key that is known without a port serves all ports; another one there is an unknown one."""
     say(f"{both.address} {another['key']}")
-    said = refused(lab, both)
-    assert "accept_new=True" in said
-    assert "ssh-keygen -R" not in said
+    error = refused(lab, both)
+    assert "accept_new=True" in error
+    assert "ssh-keygen -R" not in error
     shown = connect(lab, both.name, accept_new=True)
     assert f"{place(both)} {shown}" in lab.known_hosts.read_text()
     say(f"{both.address} {key(both)}", f"{both.address} {key(both, 'ecdsa')}")

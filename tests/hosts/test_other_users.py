@@ -61,9 +61,9 @@ def run(script: bytes, **env: str) -> subprocess.CompletedProcess[bytes]:
 
 
 def probed(**env: str) -> probe.Facts:
-    said = scripts.parse_report(run(probe.probe_script(ENV), **env).stdout)
-    assert said is not None
-    return probe.read_facts(said)
+    report = scripts.parse_report(run(probe.probe_script(ENV), **env).stdout)
+    assert report is not None
+    return probe.read_facts(report)
 
 
 def environment(root: Path, ran: Path) -> Path:

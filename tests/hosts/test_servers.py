@@ -80,14 +80,14 @@ def test_a_server_with_too_many_connections_is_asked_again(lab, over):
     assert other.recv(1) == b"S"
 
     def leave() -> None:
-        assert eventually(lambda: "past MaxStartups" in busy.said(), 20)
+        assert eventually(lambda: "past MaxStartups" in busy.log_text(), 20)
         other.close()
 
     leaver = threading.Thread(target=leave)
     leaver.start()
     works(lab, (busy if over == "straight" else behind).name)
     leaver.join(20)
-    assert "past MaxStartups" in busy.said()
+    assert "past MaxStartups" in busy.log_text()
 
 
 def test_a_server_that_only_hangs_up_is_given_up(lab, monkeypatch):
@@ -108,29 +108,29 @@ def test_a_server_that_only_hangs_up_is_given_up(lab, monkeypatch):
 
         porter = threading.Thread(target=hang_up)
         porter.start()
-        said = fails(lab, host.name)
+        error = fails(lab, host.name)
         porter.join(10)
     assert len(came) == 3
-    assert "it hung up before it showed its key" in said
-    assert "MaxStartups" in said
+    assert "it hung up before it showed its key" in error
+    assert "MaxStartups" in error
 
 
 @pytest.mark.parametrize("command", ["/bin/echo no", "internal-sftp", "/bin/false"])
 def test_a_forced_command_is_detected(lab, command):
     """What ran instead is shown."""
-    said = fails(lab, as_it_is(lab, f"ForceCommand {command}").name)
-    assert "ForceCommand" in said
+    error = fails(lab, as_it_is(lab, f"ForceCommand {command}").name)
+    assert "ForceCommand" in error
     if "echo" in command:
-        assert "no" in said.rpartition("It printed:")[2]
+        assert "no" in error.rpartition("It printed:")[2]
 
 
 def test_an_interpreter_is_verified(lab):
     """`SSH(python=)` installs nothing: what is missing is named, all of it."""
     host = as_it_is(lab)
     image = sky.Image(pip=["no-such-package", "cloudpickle==0.0.1"])
-    said = fails(lab, host.name, image)
-    assert "no-such-package is not installed" in said
-    assert "cloudpickle==0.0.1 is wanted" in said
+    error = fails(lab, host.name, image)
+    assert "no-such-package is not installed" in error
+    assert "cloudpickle==0.0.1 is wanted" in error
     assert "/nonexistent/python cannot be used: " in fails(lab, host.name, python="/nonexistent/python")
     bare = lab.host()
     assert "skyward_lite is not installed in it" in fails(
@@ -238,9 +238,9 @@ def test_an_account_without_a_shell_is_detected(lab, directory, account, shell):
     host = open_to(lab, directory)
     lab.extra[host.name] = [f"User {name}"]
     lab.write()
-    said = fails(lab, host.name, python=None)
-    assert "the account has no shell" in said
-    assert "nologin" not in shell or "not available" in said
+    error = fails(lab, host.name, python=None)
+    assert "the account has no shell" in error
+    assert "nologin" not in shell or "not available" in error
 
 
 @root_only
@@ -250,10 +250,10 @@ def test_a_user_like_any_other(lab, directory, account):
     host = open_to(lab, directory)
     lab.extra[host.name] = [f"User {name}"]
     lab.write()
-    said = fails(lab, host.name, sky.Image(apt=["no-such-package"]), python=None)
-    assert "apt-get" in said
-    assert "sudo" in said
-    assert "status" in said
+    error = fails(lab, host.name, sky.Image(apt=["no-such-package"]), python=None)
+    assert "apt-get" in error
+    assert "sudo" in error
+    assert "status" in error
     works(lab, host.name, python=None)
     cache = home / ".cache" / "skyward_lite"
     assert not [path.name for path in cache.iterdir() if "tmp" in path.name or "lock" in path.name]
@@ -292,10 +292,10 @@ def test_a_cache_that_cannot_serve_is_left_for_another(lab, directory, options, 
             (cache / "full").write_bytes(b"x" * 4096)
         host = open_to(lab, directory, env={"XDG_CACHE_HOME": str(cache)})
         status, stdout, _ = run(lab, host.name, scripts.SHELL, probe.probe_script("env-none"))
-        said = scripts.parse_report(stdout)
+        report = scripts.parse_report(stdout)
         assert status == 0
-        assert said is not None
-        facts = probe.read_facts(said)
+        assert report is not None
+        facts = probe.read_facts(report)
         assert f"{cache}/skyward_lite {why}" in facts.why
         assert facts.root == f"/var/tmp/skyward_lite-{os.getuid()}"
     finally:
@@ -309,8 +309,8 @@ def test_a_disk_with_little_room_is_said_before_the_build(lab, directory):
     mounted(cache, "size=20m")
     try:
         host = open_to(lab, directory, env={"XDG_CACHE_HOME": str(cache)})
-        said = fails(lab, host.name, python=None)
-        assert f"{cache}/skyward_lite has " in said
-        assert "200 MB are needed" in said
+        error = fails(lab, host.name, python=None)
+        assert f"{cache}/skyward_lite has " in error
+        assert "200 MB are needed" in error
     finally:
         subprocess.run(["umount", cache], check=True)

@@ -103,7 +103,7 @@ def test_keys_of_all_types_serve(lab, door, keys, kind):
     """The key of an IdentityFile proves who we are."""
     configure(lab, door, f"IdentityFile {keys.good[kind]}")
     connect(lab, door.name)
-    assert fingerprint(keys.good[kind]) in door.said()
+    assert fingerprint(keys.good[kind]) in door.log_text()
 
 
 def test_a_wrong_key_is_refused_and_named(lab, door, keys):
@@ -112,12 +112,12 @@ def test_a_wrong_key_is_refused_and_named(lab, door, keys):
     assert not ssh(lab, door.name)
     with pytest.raises(sky.NodeStartError) as caught:
         connect(lab, door.name)
-    said = str(caught.value)
-    assert f"{keys.wrong[0]} (ssh-ed25519 {fingerprint(keys.wrong[0])})" in said
-    assert str(lab.user_key) in said
-    assert "publickey" in said
-    assert "ssh-copy-id" in said
-    assert getpass.getuser() in said
+    error = str(caught.value)
+    assert f"{keys.wrong[0]} (ssh-ed25519 {fingerprint(keys.wrong[0])})" in error
+    assert str(lab.user_key) in error
+    assert "publickey" in error
+    assert "ssh-copy-id" in error
+    assert getpass.getuser() in error
 
 
 def test_no_key_at_all(lab, door, keys):
@@ -197,7 +197,7 @@ def test_the_agent_of_the_environment_serves(lab, keys, monkeypatch):
     host = lab.host(f"AuthorizedKeysFile {keys.authorized}", "MaxAuthTries 6")
     configure(lab, host, "IdentityAgent SSH_AUTH_SOCK", "IdentitiesOnly no")
     connect(lab, host.name)
-    assert fingerprint(keys.locked) in host.said()
+    assert fingerprint(keys.locked) in host.log_text()
 
 
 def test_an_agent_that_is_gone_is_named(lab, door, keys):
@@ -418,7 +418,7 @@ def test_jumps_over_three_hosts(lab, host):
         connect(lab, host.name)
     finally:
         configure(lab, host)
-    assert all("Accepted publickey" in hop.said() for hop in hops)
+    assert all("Accepted publickey" in hop.log_text() for hop in hops)
 
 
 @pytest.fixture
@@ -463,7 +463,7 @@ def test_a_host_that_only_the_last_jump_reaches(lab, islands):
 
 
 def test_nobody_there(lab, host):
-    """A refused connection is said so; an unknown name too."""
+    """The error tells a refused connection from an unknown name."""
     with socket.socket() as closed:
         closed.bind((host.address, 0))
         with pytest.raises(sky.NodeStartError, match="(?i)refused"):
@@ -544,7 +544,7 @@ RESTRICTIONS = {
 
 
 def warned(tmp_path: Path, host: str, *lines: str) -> list[str]:
-    """Return what is said of the restrictions in a configuration."""
+    """Return the warnings about the restrictions in a configuration."""
     config = tmp_path / "config"
     config.write_text("".join(f"{line}\n" for line in lines))
     return openssh.warnings_of(openssh.resolve(openssh.parse(host), str(config)), host)
@@ -552,12 +552,12 @@ def warned(tmp_path: Path, host: str, *lines: str) -> list[str]:
 
 @pytest.mark.parametrize(("line", "consequence"), RESTRICTIONS.items())
 def test_restrictions_that_are_not_applied_are_said(tmp_path, line, consequence):
-    """What is said names the host, the option, its value, what follows and what to do."""
+    """The warning names the host, the option, its value, what follows and what to do."""
     option, value = line.split()
-    (said,) = warned(tmp_path, "node.example", line)
-    assert said.startswith(f"node.example: the ssh configuration sets {option.lower()} to {value!r}")
-    assert consequence in said
-    assert "Remedy: " in said
+    (warning,) = warned(tmp_path, "node.example", line)
+    assert warning.startswith(f"node.example: the ssh configuration sets {option.lower()} to {value!r}")
+    assert consequence in warning
+    assert "Remedy: " in warning
 
 
 def test_restrictions_that_are_not_applied_are_logged_as_warnings(lab, host, caplog):
@@ -568,12 +568,12 @@ def test_restrictions_that_are_not_applied_are_logged_as_warnings(lab, host, cap
             connect(lab, host.name)
     finally:
         configure(lab, host)
-    said = "".join(record.getMessage() for record in caplog.records)
-    assert f"{host.name}: the ssh configuration sets knownhostscommand" in said
+    messages = "".join(record.getMessage() for record in caplog.records)
+    assert f"{host.name}: the ssh configuration sets knownhostscommand" in messages
 
 
 def test_restrictions_that_make_no_difference_are_not_said(tmp_path):
-    """A policy of the whole system may name all that is used; and after the remedy nothing is said any more."""
+    """A policy of the whole system may name all that is used; and after the remedy there is no warning."""
     key, other = keygen(tmp_path / "key"), keygen(tmp_path / "other", "rsa")
     policy = "PubkeyAcceptedAlgorithms ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,ssh-ed25519"
     for host, *lines in (
@@ -625,9 +625,9 @@ def test_algorithms_of_the_configuration_are_used(lab, talkative, line, logged):
     with lab.known_hosts.open("a") as file:
         file.write(talkative.known("rsa") + "\n")
     configure(lab, talkative, "Ciphers aes256-ctr" if line.startswith("MACs") else "", line)
-    start = len(talkative.said())
+    start = len(talkative.log_text())
     connect(lab, talkative.name)
-    assert logged in talkative.said()[start:]
+    assert logged in talkative.log_text()[start:]
 
 
 def test_algorithms_that_are_not_supported_are_named(lab, talkative):

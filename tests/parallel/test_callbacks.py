@@ -52,7 +52,7 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("callbacks"))
     # Another choice of OpenBLAS's kernels would be another last digit.
     kernels = {k: v for k, v in os.environ.items() if k.startswith("OPENBLAS_")}
-    lab.host(env=kernels).furnish(PLUGINS[0].transform(sky.Image()))
+    lab.host(env=kernels).make_environment(PLUGINS[0].transform(sky.Image()))
     yield lab
     lab.close()
 

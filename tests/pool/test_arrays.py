@@ -144,7 +144,7 @@ def test_a_read_only_map_travels_elsewhere_as_its_data(far, mapped, tmp_path):
     """The values arrive beside the pickle and cannot be written to, as at the client."""
     mapped.flush()
     read = np.memmap(tmp_path / "data", dtype="f8", mode="r", shape=(400, 100))
-    assert len(far._encode(np.sum, (read,), {})[0]) < 2_000
+    assert len(far._tasks.encode(np.sum, (read,), {})[0]) < 2_000
 
     def use(array):
         return float(array.sum()), array.flags.writeable

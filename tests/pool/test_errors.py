@@ -27,7 +27,7 @@ def pool(request):
     if request.param == "ssh":
         lab = request.getfixturevalue("lab")
         host = lab.host(name="lab1")
-        host.furnish(sky.plugins.joblib().transform(sky.Image()))
+        host.make_environment(sky.plugins.joblib().transform(sky.Image()))
         with sky.pool(sky.SSH("lab1", config=lab.config), worker=sky.Worker(concurrency=2)) as pool:
             yield pool
     else:

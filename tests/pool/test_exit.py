@@ -107,7 +107,7 @@ def test_workers_on_an_ssh_host_end_as_interpreters_do(where, tmp_path, executor
     lab = Lab(tmp_path)
     image = sky.Image(env={"PYTHONPATH": f"{Path(sky.__file__).parent.parent}:{tmp_path}"})
     try:
-        lab.host(name="far").furnish(image)
+        lab.host(name="far").make_environment(image)
         worker = sky.Worker(concurrency=2, executor=executor)
         with sky.pool(sky.SSH("far", config=lab.config), worker=worker, image=image, plugins=[]) as pool:
             pids = begin(pool, where, 1 if executor == "thread" else 2)

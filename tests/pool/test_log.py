@@ -39,14 +39,16 @@ def test_the_client_logs_the_life_of_a_node(debug_log):
     """At level debug: connected, greeted, ready and closed, in this order."""
     text = "\n".join(lines_of(debug_log, "client"))
     places = [text.find(event) for event in ("connected, and auth", "hello of the agent", '"ready"', '"closed"')]
-    assert -1 not in places and places == sorted(places), text
+    assert -1 not in places, text
+    assert places == sorted(places), text
 
 
 def test_an_agent_logs_its_workers_to_its_standard_error(debug_log):
     """At level debug: greeted, a worker started and ended. An agent of Local() has the client's standard error."""
     text = "\n".join(lines_of(debug_log, "node"))
     places = [text.find(event) for event in ("hello of the client", "worker started", "worker ended")]
-    assert -1 not in places and places == sorted(places), text
+    assert -1 not in places, text
+    assert places == sorted(places), text
 
 
 @pytest.mark.parametrize("level", ["", "off", "ERROR"])
@@ -58,4 +60,5 @@ def test_nothing_is_logged_unless_asked_for(level):
 def test_a_value_that_is_no_level_is_named():
     """A line names the variable and the levels, once in each process, and the pool works."""
     lines = log_of("verbose")
-    assert lines and all("SKYWARD_LOG" in line and "trace" in line for line in lines)
+    assert lines
+    assert all("SKYWARD_LOG" in line and "trace" in line for line in lines)

@@ -353,7 +353,7 @@ def test_messages_come_home_over_ssh(tmp_path, listen):
     lab = Lab(tmp_path)
     try:
         host = lab.host()
-        host.furnish(sky.Image())
+        host.make_environment(sky.Image())
 
         def task(number):
             from skyward_lite import messages

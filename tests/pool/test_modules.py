@@ -22,7 +22,7 @@ from joblib import Parallel, delayed
 from lab import Lab
 from skyward_lite import nesting
 from skyward_lite.client.tasks import Tasks
-from skyward_lite.pickling import changes, modules
+from skyward_lite.pickling import changes, modules, stand_ins
 from skyward_lite.pickling.installed import editable_projects
 
 SOURCE = """
@@ -388,7 +388,7 @@ def test_a_reloaded_module_is_new_in_every_task(pool, write, monkeypatch, tmp_pa
 def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let pools look at the files for every call."""
     monkeypatch.setattr(changes, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(modules, "LOOK_SHARE", 0)
+    monkeypatch.setattr(changes, "LOOK_FACTOR", 0)
 
 
 def test_an_edited_module_is_what_this_process_has(pool, write, monkeypatch, tmp_path):
@@ -515,7 +515,7 @@ def test_an_edit_concerns_what_uses_the_module(pool, write, monkeypatch, tmp_pat
 def test_looks_take_a_small_share_of_the_time(pool, write, monkeypatch, tmp_path):
     """Where a look at the files takes long, the next one comes much later."""
     monkeypatch.setattr(changes, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(modules, "LOOK_SHARE", 10**9)
+    monkeypatch.setattr(changes, "LOOK_FACTOR", 10**9)
     path = write("looked_at")
     monkeypatch.syspath_prepend(str(tmp_path))
     module = importlib.import_module("looked_at")
@@ -560,7 +560,7 @@ def host(tmp_path_factory):
     """A machine with the environment of an image, and none of this one's modules."""
     lab = Lab(tmp_path_factory.mktemp("modules"))
     host = lab.host()
-    host.furnish(sky.Image())
+    host.make_environment(sky.Image())
     yield host, lab.config
     lab.close()
 
@@ -716,12 +716,12 @@ def test_what_is_installed_under_another_name_goes_by_name():
 
 def test_hints_name_the_module_and_the_remedy():
     """For what is missing as a whole, in part, or by name; and nothing for other errors."""
-    hint = modules.missing_module_hint
+    hint = stand_ins.missing_module_hint
     assert "no module lab" in (hint(ModuleNotFoundError("No module named 'lab.x'", name="lab.x")) or "")
     assert "Image(includes=[...])" in (hint(ModuleNotFoundError("No module named 'lab'", name="lab")) or "")
     assert "this node's joblib has no module joblib.nope" in (hint(missing("joblib.nope")) or "")
-    said = hint(AttributeError("Can't get attribute 'f' on <module 'lab.x' from '/x'>"))
-    assert "module lab.x lacks" in (said or "")
+    hinted = hint(AttributeError("Can't get attribute 'f' on <module 'lab.x' from '/x'>"))
+    assert "module lab.x lacks" in (hinted or "")
     for other in (ValueError("x"), AttributeError("'A' object has no attribute 'b'"), missing("json.nope")):
         assert hint(other) is None
 

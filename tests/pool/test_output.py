@@ -225,7 +225,7 @@ def test_workers_on_a_host_in_the_posix_locale_print_every_character(capsys, tmp
         # The host has none of this test's modules.
         modules = f"{Path(sky.__file__).parent.parent}:{Path(__file__).parent}"
         image = sky.Image(env={"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": modules})
-        lab.host(name="far", env={"LC_ALL": "C", "LANG": "C"}).furnish(image)
+        lab.host(name="far", env={"LC_ALL": "C", "LANG": "C"}).make_environment(image)
         for executor in ("thread", "process"):
             worker = sky.Worker(concurrency=1, executor=executor)
             with sky.pool(sky.SSH("far", config=lab.config), worker=worker, image=image, plugins=[]) as pool:

@@ -102,7 +102,7 @@ class Fakes(sky.Local):
             else:
                 host = self.lab.host(name=f"fake-{number}-{uuid.uuid4().hex[:6]}")
                 # The host has the environment already, and its Python is the fake agent where an agent is started.
-                host.furnish(wanted.image)
+                host.make_environment(wanted.image)
                 (python,) = host.cache.glob("skyward_lite/*/bin/python")
                 lines = python.read_text().splitlines()
                 fake = f'case "$*" in *skyward_lite.node.agent*) exec {shlex.join(command)};; esac'

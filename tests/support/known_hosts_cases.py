@@ -67,7 +67,7 @@ class Verdict:
 
     key: str | None
     """The fingerprint."""
-    said: str
+    output: str
     files: dict[str, bytes]
     """What the case's files are afterwards."""
 
@@ -174,9 +174,9 @@ class Bench:
         set_here += options
         command = ["ssh", "-v", "-F", config, *(w for o in set_here for w in ("-o", o)), "--", case.name, "true"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-        said = done.stderr.decode(errors="replace")
-        shown = re.findall(r"Server host (?:key|certificate): \S+ (SHA256:\S+)", said)
-        return Verdict(shown[-1] if shown and "Permission denied (" in said else None, said, {})
+        output = done.stderr.decode(errors="replace")
+        shown = re.findall(r"Server host (?:key|certificate): \S+ (SHA256:\S+)", output)
+        return Verdict(shown[-1] if shown and "Permission denied (" in output else None, output, {})
 
 
 def _public(path: Path) -> bytes:
@@ -198,7 +198,7 @@ def hashed(name: bytes, salt: bytes = b"12345678901234567890") -> bytes:
 def judge(case: Case, ours: Verdict, theirs: Verdict) -> tuple[str, str]:
     """Compare two verdicts: what is wrong, or nothing; and why we were stricter, if we were."""
     if ours.key and not theirs.key:
-        last = [line for line in theirs.said.splitlines() if not line.startswith("debug")][-3:]
+        last = [line for line in theirs.output.splitlines() if not line.startswith("debug")][-3:]
         return f"{case.what}: we accept {ours.key} and ssh does not ({last}): {show(case)}", ""
     # A salt is new each time; and ssh (9.2) spoils a last line that has no end.
     comparable = all(data[-1:] in (b"", b"\n") for data in case.files.values()) and b"HASH" not in case.config.upper()
@@ -207,9 +207,11 @@ def judge(case: Case, ours: Verdict, theirs: Verdict) -> tuple[str, str]:
     if not theirs.key or ours.key:
         return "", ""
     text = b"\n".join([case.config, *case.files.values()]).upper()
-    reasons = [why for why, (said, has) in STRICTER.items() if re.search(said, ours.said) and re.search(has, text)]
+    reasons = [
+        why for why, (output, has) in STRICTER.items() if re.search(output, ours.output) and re.search(has, text)
+    ]
     reason = next(iter(reasons), "")
-    return ("", reason) if reason else (f"{case.what}: ssh accepts, and we say {ours.said!r}: {show(case)}", "")
+    return ("", reason) if reason else (f"{case.what}: ssh accepts, and we print {ours.output!r}: {show(case)}", "")
 
 
 def show(case: Case) -> str:

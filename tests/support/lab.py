@@ -91,7 +91,7 @@ class Sshd:
             if "Server listening" in line:
                 break
         else:
-            raise RuntimeError(f"sshd does not start: {self.said()}")
+            raise RuntimeError(f"sshd does not start: {self.log_text()}")
         # Keep the pipe drained, or sshd would block on it.
         self.drain = threading.Thread(target=self._drain, daemon=True)
         self.drain.start()
@@ -108,18 +108,18 @@ class Sshd:
             port: int = probe.getsockname()[1]
             return port
 
-    def said(self) -> str:
-        """Give what sshd has logged."""
+    def log_text(self) -> str:
+        """Return the log of this server."""
         self.log.flush()
         return Path(self.log.name).read_text()
 
     def known(self, kind: str = "ed25519") -> str:
-        """Give its line for a known_hosts file."""
+        """Return its line for a known_hosts file."""
         public = Path(f"{self.keys[kind]}.pub").read_text().split()
         return f"[{self.address}]:{self.port} {public[0]} {public[1]}"
 
-    def furnish(self, image: sky.Image) -> None:
-        """Let it have the image's environment: this interpreter, instead of one that is built."""
+    def make_environment(self, image: sky.Image) -> None:
+        """Make the image's environment on this host: of this interpreter, which takes no time."""
         root = self.cache / "skyward_lite" / f"{bundle.environment_name(image)}-{os.uname().machine}"
         (root / "bin").mkdir(parents=True)
         base = Path(sys._base_executable)  # type: ignore[attr-defined]

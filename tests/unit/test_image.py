@@ -107,7 +107,7 @@ def test_hosts_that_are_options_are_refused(host):
 
 
 def test_a_hosts_password_is_not_shown():
-    """It is not used either, which is said."""
+    """It is not used, and the error names it."""
     for host in ("me:geheim@host", "ssh://me:geheim@host:22", "me:ge$heim@host"):
         with pytest.raises(ValueError, match="no password is used") as caught:
             sky.SSH(host)
@@ -142,10 +142,10 @@ def test_a_strange_uname_runs_nothing(tmp_path, monkeypatch):
     (tmp_path / "uname").chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(["sh", "-s"], input=probe.probe_script("env-x"), env=env, capture_output=True, timeout=30)
-    said = scripts.parse_report(done.stdout)
-    assert said is not None
+    report = scripts.parse_report(done.stdout)
+    assert report is not None
     with pytest.raises(sky.NodeStartError):
-        probe.interpreter(probe.read_facts(said), "env-x")
+        probe.interpreter(probe.read_facts(report), "env-x")
     assert not (tmp_path / "ran").exists()
 
 

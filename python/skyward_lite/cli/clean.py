@@ -1,6 +1,6 @@
 """What `python -m skyward_lite clean` does: hosts remove the environments and files that pools left there for later.
 
-A host does the same by itself whenever it has built an environment, with what nothing has used for 30 days.
+Whenever a host has built an environment, it removes by itself what nothing has used for 30 days.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class InspectedHost(SSHMachine):
             return took
         raise ConnectionError("; ".join(reasons))
 
-    def _endpoint(self, config: Config) -> int:
+    def endpoint(self, config: Config) -> int:
         if self.fd < 0:
             self.reach(config)
         fd, self.fd = self.fd, -1

@@ -62,7 +62,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class CacheEntry:
-    """An environment in a host's cache directory, or a file that was sent there, and what was decided of it."""
+    """An environment in a host's cache directory, or a file that was sent there, and whether it is removed."""
 
     decision: str
     """As the script reports it: "gone" (removed, or to be removed), "kept", or "stuck" (it could not be removed)."""

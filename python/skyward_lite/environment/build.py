@@ -1,7 +1,6 @@
-"""How a host that has only a shell gets the environment of an image, and how the agent is started in it.
+"""The scripts that make an environment on a host, start the agent in it, and remove environments that nothing uses.
 
-`probe` finds out what the host has and whether the environment is there; `build` makes it, once: in a temporary
-directory, under a lock, renamed when it is complete. `clean` removes what nothing has used for a long time.
+An environment is made once: in a temporary directory, under a lock, renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ UNUSED_SECONDS = 30 * 24 * 3600
 LOCK_LIFETIME_SECONDS = 24 * 3600
 """Age from which on a lock no longer protects what a build uses: no client lets a build run for so long."""
 RECENT_SECONDS = 3600
-"""What was used within this time counts as in use: a running agent marks its environment more often."""
+"""An environment that was used within this time counts as in use: a running agent marks its own more often."""
 
 _SITE = 'site=$("$tmp/bin/python" -I -c "import sysconfig; print(sysconfig.get_path(\'purelib\'))") || exit 1'
 """Sets the directory where packages go in the new environment."""

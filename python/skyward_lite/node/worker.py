@@ -4,7 +4,7 @@ The agent starts it with a socket as its standard input. User code runs only in 
 
 When its pool is left in order, a worker ends as any Python process does: the interpreter waits for threads that are no
 daemons, runs finalizers and what was registered with `atexit`, and closes what is open. The agent kills a worker that
-is not done after 2 s (`UNWIND` in worker.rs), so that no step here needs a bound.
+is not done after 2 s (`worker_exit` in timing.rs), so that no step here needs a bound.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 connect                    on the host's own thread
   resolve → known → trust    what OpenSSH's tools say of the host (openssh.py, known_hosts.py)
-  _endpoint                  its name and port, or the proxy command that leads to it
+  endpoint                   its name and port, or the proxy command that leads to it
                            → a connection; from then on all hosts are alike (remote.py)
 """
 
@@ -29,17 +29,18 @@ from .remote import RemoteMachine
 log = logging.getLogger("skyward_lite")
 
 FIRST_PAUSE_SECONDS = 0.25
-"""Before the first further attempt, where a server hangs up; each further pause is twice as long."""
+"""Pause before the second attempt to connect to a server that hung up; each further pause is twice as long."""
 MAX_PAUSES = 5
+"""The number of further attempts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """One host of `SSH()`, where it differs from the others.
+    """A host of `SSH()` that differs from the others.
 
     `address`: as for `ssh`: "name", "user@name", "name:port" or "[address]:port".
-    `concurrency`: tasks at once on it; None for what `Worker(concurrency=)` says.
-    `python`: an interpreter there that is used as it is; None for what `SSH(python=)` says.
+    `concurrency`: the number of tasks that run on it at once; None for `Worker(concurrency=)`.
+    `python`: an interpreter there that is used as it is; None for `SSH(python=)`.
     """
 
     address: str
@@ -57,25 +58,25 @@ class Host:
             raise ValueError(f"Host({self.address!r}): its name has characters that cannot be seen")
         _check_python(self.python)
         if self.concurrency is not None:
-            name, otherwise = f"{self.address!r}, concurrency", "None for what Worker(concurrency=) says"
+            name, otherwise = f"{self.address!r}, concurrency", "None for Worker(concurrency=)"
             slots = checks.whole("Host", name, self.concurrency, 1, checks.MAX_CONCURRENCY, otherwise)
             object.__setattr__(self, "concurrency", slots)
 
 
 def _check_python(path: str | None) -> str | None:
-    """Return an interpreter's path on a host. Raise `ValueError` for what a shell would take for something else."""
+    """Return an interpreter's path on a host. Raise `ValueError` for a path that a program would take for an option."""
     if path is not None and (not path or path.startswith("-") or not path.isprintable()):
         raise ValueError(f"SSH(python={path!r}): the path of an interpreter on the hosts")
     return path
 
 
 class SSH(Provider):
-    """Hosts that you can `ssh` to, with the user's OpenSSH configuration, keys, agent and known hosts.
+    """Hosts that you can `ssh` to, with the user's OpenSSH configuration, keys, ssh-agent and known hosts.
 
     `hosts`: "name", "user@name", "name:port", "[address]:port", or `Host(...)`.
     `accept_new`: whether a host that no known_hosts file names is trusted with the key that it shows, which is then
-    recorded, as `StrictHostKeyChecking accept-new` does. Like an option on ssh's command line it comes before what the
-    configuration says. A host whose key has changed is refused always.
+    recorded, as by `StrictHostKeyChecking accept-new`. True takes precedence over the configuration, like an option on
+    ssh's command line. A host whose key has changed is always refused.
     `python`: an interpreter on the hosts that is used as it is: it is verified, and nothing is installed.
     `config`: an ssh configuration file that is used instead of the user's own, as by `ssh -F`.
     """
@@ -116,7 +117,7 @@ class SSHMachine(RemoteMachine):
         self.accept_new = provider.accept_new
         self.config = provider.config
         self.proxy: subprocess.Popen[bytes] | None = None
-        # Many hosts may be behind one server that hung up on all of them at once: they shall not come back at once.
+        # With jitter: a server may have hung up on many connections at once, which are not to come back at once.
         self.backoff = Backoff(FIRST_PAUSE_SECONDS, factor=2.0, jitter=(0.5, 1.5), most=MAX_PAUSES)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `end`)
         """Receives what the proxy command prints."""
@@ -156,7 +157,7 @@ class SSHMachine(RemoteMachine):
         while True:
             try:
                 return core.connect(
-                    endpoint=self._endpoint(config),
+                    endpoint=self.endpoint(config),
                     user=config.user,
                     host_keys=list(trust.host_keys),
                     revoked=list(known.revoked),
@@ -192,7 +193,7 @@ class SSHMachine(RemoteMachine):
         self.log.seek(0)
         return _core.printable(self.log.read(4096).strip())
 
-    def _endpoint(self, config: Config) -> int | tuple[str, int]:
+    def endpoint(self, config: Config) -> int | tuple[str, int]:
         """Return what `connect` takes: a socket that leads to the host, or its name and port."""
         return (config.hostname, config.port) if config.proxy is None else self.open_proxy(config.proxy)
 

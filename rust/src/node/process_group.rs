@@ -1,12 +1,12 @@
-//! The process group that a worker leads: it ends with all that the worker's tasks have started.
+//! The process group that a worker leads: it ends with all processes that the worker's tasks have started.
 //!
-//! What has moved to a group or session of its own, as `timeout` and `setsid` do, is found by its parents. Only a daemon,
-//! whose parent has ended, is on its own.
+//! A process that has moved to a group or session of its own, as `timeout` and `setsid` do, is found by way of its
+//! parents. Only a daemon, whose parent has ended, is not found.
 //!
-//! Python's resource trackers, of multiprocessing and of loky, are among what tasks start. They remove the shared memory
-//! and the temporary files of processes that could not do so, when the last of these has ended, and then end by
-//! themselves. So they are killed only if they live on for longer than [`TRACKERS`]. They are known by their whole
-//! command line. A program that imitates one gains that time and no more.
+//! Tasks start Python's resource trackers too, those of multiprocessing and of loky. A tracker waits until the last process
+//! that it serves has ended, removes the shared memory and the temporary files that this process could not remove, and
+//! then ends by itself. So trackers are killed only if they live on for longer than [`TRACKERS_TIMEOUT`]. A tracker is
+//! recognized by its whole command line. A program that imitates it gains that time and no more.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -17,26 +17,27 @@ use rustix::process::{Pid, Signal, getpgid, getpid, kill_process, kill_process_g
 
 use crate::wire::lock;
 
-/// Pause between two rounds.
+/// Pause between two rounds of killing.
 pub const PAUSE: Duration = Duration::from_millis(5);
-/// How long all but trackers may take to end: what is killed ends as soon as it leaves the kernel.
-const OTHERS: Duration = Duration::from_millis(200);
-/// How long trackers may take to clear up once all others have ended.
-const TRACKERS: Duration = Duration::from_secs(2);
-/// How long a round waits for the command lines of processes that are becoming other programs. One that hides its own is
-/// killed then.
-const EXEC: Duration = Duration::from_millis(100);
+/// How long processes other than trackers may take to end: a process that is killed ends as soon as it leaves the kernel.
+const OTHERS_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long trackers may take to clear up once all other processes have ended.
+const TRACKERS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a round waits for the command lines of processes that are becoming other programs. A process that hides its
+/// command line is then taken for no tracker, and killed.
+const EXEC_TIMEOUT: Duration = Duration::from_millis(100);
 /// The flag in `/proc/PID/stat` of a process that is ending.
 const PF_EXITING: u32 = 4;
 /// The modules whose `main` is a tracker.
-const MODULES: [&str; 3] = [
+const TRACKER_MODULES: [&str; 3] = [
     "multiprocessing.resource_tracker",
     "loky.backend.resource_tracker",
     "joblib.externals.loky.backend.resource_tracker",
 ];
-/// Waits until the processes in its arguments have ended, at most the seconds in the first; then kills them and the
-/// group that it leads. A process that has come to the number of one of them began at another time, and lives on.
-const WAIT: &str = "\
+/// A program that waits until the processes in its arguments have ended, at most for the seconds in its first argument;
+/// then it kills them and the group that it leads. A process that was given the number of an ended one began at another
+/// time, and is not killed.
+const WAIT_PROGRAM: &str = "\
 import os, sys, time
 
 def begun(pid):
@@ -62,7 +63,7 @@ for pid in left():
 os.killpg(0, 9)
 ";
 
-/// What a round found alive.
+/// The processes that a round of killing found alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Survivors {
     Nothing,
@@ -71,13 +72,13 @@ pub enum Survivors {
 }
 
 impl Survivors {
-    /// How long after the first round this may be left.
+    /// Return how long after the first round these may be alive.
     #[must_use]
     pub fn bound(self) -> Duration {
         match self {
             Self::Nothing => Duration::ZERO,
-            Self::Trackers => TRACKERS,
-            Self::Others => OTHERS,
+            Self::Trackers => TRACKERS_TIMEOUT,
+            Self::Others => OTHERS_TIMEOUT,
         }
     }
 }
@@ -86,26 +87,26 @@ impl Survivors {
 #[derive(Debug, Clone)]
 pub struct Group {
     leader: Option<Pid>,
-    /// Trackers outside of the group that were seen when the rest of the worker's descendants there was killed.
+    /// Trackers outside of the group, found when the worker's other descendants there were killed.
     trackers: Arc<Mutex<Vec<Pid>>>,
 }
 
 impl Group {
-    /// The group of the worker that has this process id. If there can be no such process, nothing is ever done to it.
+    /// Return the group of the worker that has this process id. If no process can have this id, nothing is ever killed.
     #[must_use]
     pub fn of(leader: u32) -> Self {
         let leader = i32::try_from(leader).ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
         Self { leader, trackers: Arc::default() }
     }
 
-    /// The group that this process belongs to, and leads.
+    /// Return the group that this process belongs to, and leads.
     #[must_use]
     pub fn own() -> Self {
         Self { leader: Some(rustix::process::getpgrp()), trackers: Arc::default() }
     }
 
-    /// One round: kill everything in the group, but if there are resource trackers these and this process. What is being
-    /// started meanwhile is then found by the next one.
+    /// Kill everything in the group once. If there are resource trackers, they and this process are spared; a process that
+    /// is started meanwhile is then found by the next call.
     #[must_use]
     pub fn sweep(&self) -> Survivors {
         let Some(group) = self.leader else { return Survivors::Nothing };
@@ -118,7 +119,7 @@ impl Group {
             return Survivors::Nothing;
         };
         if outside == Survivors::Nothing && !members.iter().any(|(_, tracker)| *tracker) {
-            // At once, so that nothing can be started meanwhile.
+            // All at once, so that no process can be started meanwhile.
             self.kill();
             return if members.is_empty() { Survivors::Nothing } else { Survivors::Others };
         }
@@ -128,23 +129,23 @@ impl Group {
                 left = left.max(Survivors::Trackers);
             } else if pid != getpid() {
                 left = Survivors::Others;
-                // Gone already: fine.
+                // It may have ended already.
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
         left
     }
 
-    /// Kill the leader, and those of its descendants that have left the group.
+    /// Kill the leader, and its descendants that have left the group.
     pub fn kill_leader(&self) {
         let Some(leader) = self.leader else { return };
-        // So that it starts nothing more meanwhile. Gone already: fine.
+        // Stopped, it starts no process meanwhile. It may have ended already.
         let _ = kill_process(leader, Signal::STOP);
         self.kill_escaped();
         let _ = kill_process(leader, Signal::KILL);
     }
 
-    /// Kill those descendants of the leader that have left the group.
+    /// Kill the leader's descendants that have left the group.
     pub fn kill_escaped(&self) {
         let Some(leader) = self.leader else { return };
         let mut family = vec![leader];
@@ -154,7 +155,7 @@ impl Group {
             family.extend(children);
             at += 1;
         }
-        let until = Instant::now() + EXEC;
+        let until = Instant::now() + EXEC_TIMEOUT;
         for pid in family {
             if getpgid(Some(pid)).is_ok_and(|group| group != leader) {
                 if is_tracker(pid, until) {
@@ -166,10 +167,10 @@ impl Group {
         }
     }
 
-    /// Wait for the trackers outside of the group, and kill those that are left then.
+    /// Wait for the trackers outside of the group to end, and kill those that do not.
     pub fn end_outside(&self) {
         let begun = Instant::now();
-        while !self.trackers_outside().is_empty() && begun.elapsed() < TRACKERS {
+        while !self.trackers_outside().is_empty() && begun.elapsed() < TRACKERS_TIMEOUT {
             std::thread::sleep(PAUSE);
         }
         self.kill_outside();
@@ -189,10 +190,10 @@ impl Group {
         }
     }
 
-    /// Wait for the trackers and kill all that is left then, this process too.
+    /// Wait for the trackers to end, then kill the whole group, this process too.
     ///
-    /// They wait for this process in turn, because it holds the pipe on which they listen: it becomes another program,
-    /// which has nothing open.
+    /// The trackers wait for this process in turn, because it holds the pipe on which they listen. So it becomes another
+    /// program, which has nothing open.
     pub fn end_with_trackers(&self) -> ! {
         let inside = self.leader.and_then(members).unwrap_or_default();
         let mut trackers = self.trackers_outside();
@@ -200,7 +201,7 @@ impl Group {
         if let (false, Ok(python)) = (trackers.is_empty(), std::env::current_exe()) {
             // Isolated, and without an environment: no task has a say in what this program does.
             let failed = Command::new(python)
-                .args(["-I", "-S", "-c", WAIT, &TRACKERS.as_secs_f64().to_string()])
+                .args(["-I", "-S", "-c", WAIT_PROGRAM, &TRACKERS_TIMEOUT.as_secs_f64().to_string()])
                 .args(trackers.iter().map(|pid| pid.as_raw_nonzero().to_string()))
                 .env_clear()
                 .stdin(Stdio::null())
@@ -213,20 +214,21 @@ impl Group {
         std::process::exit(1);
     }
 
-    /// Those that live. A process that has come to the number of one that ended is none.
+    /// Return the trackers outside of the group that are alive. A process that was given the number of an ended tracker is
+    /// none.
     fn trackers_outside(&self) -> Vec<Pid> {
         let mut trackers = lock(&self.trackers);
-        let until = Instant::now() + EXEC;
+        let until = Instant::now() + EXEC_TIMEOUT;
         trackers.retain(|pid| is_tracker(*pid, until));
         trackers.clone()
     }
 }
 
-/// The living processes of a group, and whether each is a resource tracker; `None` if the system does not say.
+/// Return the living processes of a group, and whether each is a resource tracker; `None` if the system does not say.
 #[cfg(target_os = "linux")]
 fn members(group: Pid) -> Option<Vec<(Pid, bool)>> {
     let mut members = Vec::new();
-    let until = Instant::now() + EXEC;
+    let until = Instant::now() + EXEC_TIMEOUT;
     for entry in std::fs::read_dir("/proc").ok()?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
             continue;
@@ -248,7 +250,7 @@ fn members(_: Pid) -> Option<Vec<(Pid, bool)>> {
     None
 }
 
-/// Whether a process is a resource tracker. One that has ended is none: it has no command line.
+/// Return whether a process is a resource tracker. A process that has ended is none: it has no command line.
 fn is_tracker(pid: Pid, until: Instant) -> bool {
     let read = |file: &str| std::fs::read(format!("/proc/{}/{file}", pid.as_raw_nonzero())).unwrap_or_default();
     loop {
@@ -256,8 +258,8 @@ fn is_tracker(pid: Pid, until: Instant) -> bool {
         if !command.is_empty() {
             return tracks(&String::from_utf8_lossy(&command));
         }
-        // Without a command line a process is perhaps in the midst of execve(2), and its parent goes on already. Or it is
-        // ending, which takes long where it has much memory.
+        // A process without a command line is perhaps in the midst of execve(2), while its parent goes on already. Or it is
+        // ending, which takes long if it has much memory.
         if is_ending(&read("stat")) || Instant::now() >= until {
             return false;
         }
@@ -265,8 +267,8 @@ fn is_tracker(pid: Pid, until: Instant) -> bool {
     }
 }
 
-/// Whether a `/proc/PID/stat` is of a process that is ending or has ended: pid (name) state parent group session terminal
-/// its-group flags …
+/// Return whether a `/proc/PID/stat` is of a process that is ending or has ended. Its fields are: pid (name) state parent
+/// group session terminal its-group flags …
 fn is_ending(stat: &[u8]) -> bool {
     let stat = String::from_utf8_lossy(stat);
     let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
@@ -274,9 +276,9 @@ fn is_ending(stat: &[u8]) -> bool {
     matches!(state, Some("Z" | "X")) || flags.is_none_or(|flags| flags & PF_EXITING != 0)
 }
 
-/// Whether a command line, each argument ended by a zero byte, is that of a resource tracker:
-/// `python [flags of the interpreter] -c "from MODULE import main;main(5)"`. That of loky has a space before `main` and
-/// says whether it is verbose.
+/// Return whether a command line, each argument ended by a zero byte, is that of a resource tracker:
+/// `python [flags of the interpreter] -c "from MODULE import main;main(5)"`. In loky's, a space stands before `main`, and
+/// a second argument says whether the tracker is verbose.
 #[must_use]
 pub fn tracks(command: &str) -> bool {
     let arguments: Vec<&str> = command.strip_suffix('\0').unwrap_or(command).split('\0').collect();
@@ -296,10 +298,10 @@ pub fn tracks(command: &str) -> bool {
     };
     let (pipe, verbose) = values.split_once(", ").unwrap_or((values, "0"));
     let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    MODULES.contains(&module) && number(pipe) && (number(verbose) || matches!(verbose, "True" | "False"))
+    TRACKER_MODULES.contains(&module) && number(pipe) && (number(verbose) || matches!(verbose, "True" | "False"))
 }
 
-/// The processes that each thread of a process has started; nothing if the system does not say.
+/// Return the processes that the threads of a process have started; none if the system does not say.
 fn children(parent: Pid) -> Vec<Pid> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", parent.as_raw_nonzero()));
     let lists = tasks.into_iter().flatten().flatten().map(|task| std::fs::read_to_string(task.path().join("children")));

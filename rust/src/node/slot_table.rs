@@ -1,7 +1,8 @@
-//! What each thread of a worker is running, in memory that outlives the process.
+//! Which task each thread of a worker runs, in memory that outlives the process.
 //!
-//! The worker notes a task before it unpickles it, and forgets it when it has nothing to do. So the agent knows, when
-//! the process has died, which tasks may have killed it, and while it lives, which ones run for too long.
+//! The worker writes a task's number into its slot before it unpickles the task, and clears the slot when it has no task.
+//! So the agent knows which tasks may have killed a process that has died, and which tasks of a living process run for
+//! too long.
 
 use std::fs::File;
 use std::io;
@@ -18,11 +19,11 @@ use rustix::net::{
 
 use crate::wire::Attempt;
 
-/// Bytes of a slot's record: when it began (u64, nanoseconds of the system's monotonic clock; 0 for nothing), task
-/// (u64), attempt (u64).
-const RECORD: usize = 24;
-/// When a task began whose time does not count: it has run for no time at all.
-const NEVER: u64 = u64::MAX;
+/// Bytes of a slot's record: when its task began (u64, nanoseconds of the system's monotonic clock; 0: no task runs), the
+/// task (u64), its attempt (u64).
+const RECORD_BYTES: usize = 24;
+/// The beginning of a task whose time does not count: by the clock, it has run for no time at all.
+const NOT_COUNTED: u64 = u64::MAX;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -53,15 +54,15 @@ fn memory() -> io::Result<File> {
 }
 
 impl SlotTable {
-    /// A table for one worker.
+    /// Make a table for one worker.
     ///
     /// # Errors
-    /// When the system has no memory file left to give.
+    /// When the system can make no more memory files.
     pub fn new() -> io::Result<Self> {
         memory().map(|file| Self { file })
     }
 
-    /// Send it to the process at the other end of `socket`, ahead of everything else.
+    /// Send the table to the process at the other end of `socket`, ahead of everything else.
     ///
     /// # Errors
     /// When the socket fails.
@@ -74,7 +75,7 @@ impl SlotTable {
         Ok(())
     }
 
-    /// Take the table that the agent sent first.
+    /// Return the table that the agent sent first.
     ///
     /// # Errors
     /// When the socket fails, or something else came first.
@@ -92,34 +93,34 @@ impl SlotTable {
         Ok(Self { file: File::from(fd) })
     }
 
-    /// Note what a slot runs from now on.
+    /// Set the task that a slot runs from now on.
     pub fn set(&self, slot: usize, id: Option<Attempt>) {
-        let mut record = [0; RECORD];
+        let mut record = [0; RECORD_BYTES];
         if let Some(id) = id {
             let fields = [now(), id.task, u64::from(id.attempt)];
             let bytes = fields.into_iter().flat_map(u64::to_le_bytes);
             record.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
         }
-        // Without a note a death blames fewer tasks than it might, no more.
-        drop(self.file.write_all_at(&record, (slot * RECORD) as u64));
+        // If the write fails, this task is not among those that are blamed for the process's death.
+        drop(self.file.write_all_at(&record, (slot * RECORD_BYTES) as u64));
     }
 
-    /// Let a slot's time begin anew.
+    /// Count the time of a slot's task from now on.
     pub fn restart(&self, slot: usize) {
-        drop(self.file.write_all_at(&now().to_le_bytes(), (slot * RECORD) as u64));
+        drop(self.file.write_all_at(&now().to_le_bytes(), (slot * RECORD_BYTES) as u64));
     }
 
-    /// Let a slot's time count no more: its task waits for what is not its own doing.
+    /// Count the time of a slot's task no more: the task waits for another task, or for the agent.
     pub fn stop(&self, slot: usize) {
-        drop(self.file.write_all_at(&NEVER.to_le_bytes(), (slot * RECORD) as u64));
+        drop(self.file.write_all_at(&NOT_COUNTED.to_le_bytes(), (slot * RECORD_BYTES) as u64));
     }
 
-    /// What runs, and for how long.
+    /// Return the tasks that run, and for how long each does.
     #[must_use]
     pub fn running(&self, slots: usize) -> Vec<(Attempt, Duration)> {
         let mut before = self.read(slots);
         loop {
-            // A record that is being written can be read half: what is read twice is whole.
+            // A record that is being written can be read half. One that is the same when it is read again is whole.
             let again = self.read(slots);
             if again == before {
                 break;
@@ -128,7 +129,7 @@ impl SlotTable {
         }
         let now = now();
         let mut running = Vec::new();
-        for mut record in before.chunks_exact(RECORD) {
+        for mut record in before.chunks_exact(RECORD_BYTES) {
             let (began, task, attempt) = (record.get_u64_le(), record.get_u64_le(), record.get_u64_le());
             if began != 0 {
                 let id = Attempt { task, attempt: u16::try_from(attempt).unwrap_or(u16::MAX) };
@@ -139,7 +140,7 @@ impl SlotTable {
     }
 
     fn read(&self, slots: usize) -> Vec<u8> {
-        let mut bytes = vec![0; slots * RECORD];
+        let mut bytes = vec![0; slots * RECORD_BYTES];
         let mut at = 0;
         while let Some(rest) = bytes.get_mut(at..) {
             match self.file.read_at(rest, at as u64) {

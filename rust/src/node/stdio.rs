@@ -1,8 +1,8 @@
-//! What a worker writes to its standard output and standard error, on its way to the client.
+//! The text that a worker writes to its standard output and standard error, on its way to the client.
 //!
-//! Whole lines are sent at once. The beginning of a line is held back for [`LOOK`], because most lines end soon, and is
-//! then sent as far as it goes, marked with [`PAUSED`]. Of a line that is written over, as progress bars do with `\r`,
-//! only the last state is sent at each of these looks. The client puts the parts of a line together again.
+//! Whole lines are sent at once. The beginning of a line is held back for [`HOLD_BACK`], because most lines end soon, and
+//! is then sent as far as it goes, marked with [`PAUSED`]. Of a line that is written over, as progress bars do with `\r`,
+//! only the last state is sent, once in that time. The client puts the parts of a line together again.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,58 +15,59 @@ use crate::queue::PeerId;
 use crate::wire::{FrameSender, LINES, lock};
 pub use crate::wire::{STDERR, STDOUT};
 
-/// The text ends within a line, and the worker has written no more for now: the line is worth showing.
+/// A bit of a stream's number: the text ends within a line, and the worker has written no more for now, so the line is
+/// worth showing.
 pub const PAUSED: u64 = 4;
-/// Above these bits stands the worker's number within its node, 0 for what is said of the node.
+/// Above these bits stands the worker's number within its node; 0 for a text about the node.
 const WORKER_SHIFT: u32 = 3;
 
-/// Bytes of a worker's standard error that are kept for the error that names its death.
-const TAIL: usize = 2048;
-/// Bytes of a line without an end that are held back.
-const LINE: usize = 8 * 1024;
-/// How long a line without an end is held back, and how often a line that is written over is looked at.
-const LOOK: Duration = Duration::from_millis(500);
-/// How long something that is being written may take to be here in full.
-const MOMENT: Duration = Duration::from_millis(50);
+/// Bytes of a worker's standard error that are kept for the error that names the worker's death.
+const TAIL_BYTES: usize = 2048;
+/// Bytes of a line without an end that are held back at most.
+const MAX_HELD_BACK: usize = 8 * 1024;
+/// How long a line without an end is held back, and how often the state of a line that is written over is sent.
+const HOLD_BACK: Duration = Duration::from_millis(500);
+/// How long a text that is just being written may take to be here in full.
+const WRITE_TIME: Duration = Duration::from_millis(50);
 /// Moves a terminal's cursor up.
-const UP: &[u8] = b"\x1b[A";
+const CURSOR_UP: &[u8] = b"\x1b[A";
 /// Bytes per read.
-const READ: usize = 64 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 
-/// The number that output frames have for a stream of this worker.
+/// Return the number that output frames have for a stream of this worker.
 #[must_use]
 pub fn stream(worker: PeerId, stream: u64) -> u64 {
     (worker as u64) << WORKER_SHIFT | stream
 }
 
-/// Send on what a worker writes until its last writer closes the pipe. Never makes the worker wait: what the client does
-/// not take in time is left out.
+/// Send on the text that a worker writes, until the pipe's last writer closes it. Never makes the worker wait: text that
+/// the client does not take in time is left out.
 pub async fn forward(
     mut from: impl AsyncRead + Unpin,
     stream: u64,
     to: Arc<FrameSender>,
     tail: Option<Arc<Mutex<Vec<u8>>>>,
 ) {
-    let mut text = BytesMut::with_capacity(READ);
-    // When what is held back is to be sent, and whether that has been put off once.
+    let mut text = BytesMut::with_capacity(READ_BYTES);
+    // When the text that is held back is to be sent, and whether this has been put off once.
     let mut due: Option<Instant> = None;
     let mut put_off = false;
     let mut line = Sent::Whole;
     loop {
         let before = text.len();
-        text.reserve(READ);
+        text.reserve(READ_BYTES);
         let reading = from.read_buf(&mut text);
         let read = match due {
             Some(due) => tokio::time::timeout_at(due, reading).await,
             None => Ok(reading.await),
         };
-        // By the clock: a worker that never stops writing lets no read wait.
+        // Asked of the clock, because no read waits while a worker never stops writing.
         let overdue = due.is_some_and(|due| due <= Instant::now());
         let (idle, ended) = (read.is_err(), matches!(read, Ok(Ok(0) | Err(_))));
         if let (Some(tail), Some(new)) = (&tail, text.get(before..)) {
             let mut tail = lock(tail);
             tail.extend_from_slice(new);
-            let excess = tail.len().saturating_sub(TAIL);
+            let excess = tail.len().saturating_sub(TAIL_BYTES);
             tail.drain(..excess);
         }
         take_back(&mut text);
@@ -77,19 +78,19 @@ pub async fn forward(
         }
         overwrite(&mut text);
         let paused = overdue && due.is_some();
-        let may_be_taken_back = last_end(&text) > 0 && text.len() <= LINE;
+        let may_be_taken_back = last_end(&text) > 0 && text.len() <= MAX_HELD_BACK;
         if text.is_empty() {
             due = None;
         } else if paused && may_be_taken_back {
-            // Perhaps the worker is just writing what takes it back.
-            (due, put_off) = (Some(Instant::now() + MOMENT), true);
-        } else if (paused || ended || text.len() > LINE) && !may_be_taken_back {
+            // Perhaps the worker is just writing the "cursor up" that takes the newline back.
+            (due, put_off) = (Some(Instant::now() + WRITE_TIME), true);
+        } else if (paused || ended || text.len() > MAX_HELD_BACK) && !may_be_taken_back {
             let state = text.contains(&b'\r') || line == Sent::State;
             line = if state { Sent::State } else { Sent::Beginning };
             send(&to, if paused { stream | PAUSED } else { stream }, text.split().freeze());
             due = None;
         } else if due.is_none() {
-            (due, put_off) = (Some(Instant::now() + LOOK), false);
+            (due, put_off) = (Some(Instant::now() + HOLD_BACK), false);
         }
         if ended {
             if line != Sent::Whole {
@@ -100,26 +101,26 @@ pub async fn forward(
     }
 }
 
-/// What has been sent of the line that is being written.
+/// How much of the line that is being written has been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
-    /// All up to the end of the line before.
+    /// Nothing: the line before has ended.
     Whole,
-    /// Its beginning.
+    /// The line's beginning.
     Beginning,
-    /// A state that it will be written over.
+    /// A state of the line, which will be written over.
     State,
 }
 
-/// Take out each newline that is followed by "cursor up": several progress bars, one below the other, write those. Each of
-/// them is a state of the same line then.
+/// Replace each newline that is followed by "cursor up" by `\r`. Several progress bars, one below the other, write such
+/// newlines; then each bar is a state of the same line.
 pub fn take_back(text: &mut BytesMut) {
-    // No newline stands before the first of these, no "cursor up" before the second.
+    // No newline stands before `first`, no "cursor up" before `from`.
     let (mut first, mut from) = (0, 0);
-    while let Some(up) = text.get(from..).and_then(|rest| rest.windows(UP.len()).position(|w| w == UP)) {
+    while let Some(up) = text.get(from..).and_then(|rest| rest.windows(CURSOR_UP.len()).position(|w| w == CURSOR_UP)) {
         let up = from + up;
         let newline = text.get(first..up).and_then(|before| before.iter().rposition(|b| *b == b'\n'));
-        for at in newline.map(|at| first + at).into_iter().chain(up..up + UP.len()) {
+        for at in newline.map(|at| first + at).into_iter().chain(up..up + CURSOR_UP.len()) {
             if let Some(byte) = text.get_mut(at) {
                 *byte = b'\r';
             }
@@ -135,8 +136,8 @@ fn last_end(text: &[u8]) -> usize {
     text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1)
 }
 
-/// How much of a text is lines that have ended, without a last one whose end may still be taken back: it was written over,
-/// and no text follows it. `line` is what has been sent of the first one.
+/// Return how many bytes of a text are lines that have ended. The last line does not count if it was written over and no
+/// text follows it, because its end may still be taken back. `line` is how much of the first line has been sent.
 #[must_use]
 pub fn whole_lines(text: &[u8], line: Sent) -> usize {
     let end = last_end(text);
@@ -150,7 +151,7 @@ pub fn whole_lines(text: &[u8], line: Sent) -> usize {
     if written_over || (begin == 0 && line == Sent::State) { begin } else { end }
 }
 
-/// Drop what the first line was written over with: all that stands before the last `\r` that is followed by text.
+/// Drop the earlier states of the first line: all that stands before the last `\r` that is followed by text.
 pub fn overwrite(text: &mut BytesMut) {
     let line = text.get(..).and_then(|text| text.split(|b| *b == b'\n').next()).unwrap_or_default();
     let end = line.iter().rposition(|b| *b != b'\r').unwrap_or_default();
@@ -158,7 +159,7 @@ pub fn overwrite(text: &mut BytesMut) {
     text.advance(begin.unwrap_or_default());
 }
 
-/// Send a text in messages that are short enough, of whole lines if possible.
+/// Send a text in frames that are short enough, of whole lines if possible.
 fn send(to: &FrameSender, stream: u64, mut text: Bytes) {
     to.send(|outbox| {
         while !text.is_empty() {

@@ -1,6 +1,6 @@
-"""boto3's clients for EC2, its errors in plain words, and waiting for what EC2 does not know at once.
+"""boto3's clients for EC2, AWS's errors in plain words, and waiting until EC2 knows what was just made.
 
-Every call is made within `translate_errors`: what AWS refuses is raised as an `AWSError`, whose text says what to do.
+Every call is made within `translate_errors`: an error of AWS becomes an `AWSError`, whose text says what to do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...backoff import Backoff
 from ...errors import NodeStartError
 
 CONSISTENCY_SECONDS = 15.0
-"""After this time EC2 is taken to know everywhere what was made: its answers are consistent in the end only."""
+"""EC2's answers become consistent after a while only: by then every part of EC2 is taken to know a new resource."""
 PAUSE_GROWTH = 5.0
 """The longest pause between two descriptions of the same instances, as a multiple of the first one."""
 LAUNCH_ATTEMPTS = 6

@@ -25,7 +25,7 @@ GUARD_PATH = f"{DIRECTORY}/guard"
 TTL_UNIT = "skyward-lite-ttl"
 GUARD_UNIT = "skyward-lite-guard"
 MAX_TICK_SECONDS = 5
-"""Longest pause between two looks of the guard for a sign of life."""
+"""Longest pause between two checks of the guard for a sign of life."""
 
 
 def user_data(host_key: tuple[str, str], user_key: str, ttl: float, orphan_timeout: float) -> str:

@@ -1,6 +1,6 @@
 """What can be launched: instance types, zones, prices and images.
 
-zones, instance_types → offers     what fits, and in which order it is asked for: spot first, cheapest first
+zones, instance_types → offers     types that fit, in the order in which they are asked for: spot first, cheapest first
 image                              the machine image
 """
 
@@ -34,7 +34,7 @@ MAX_GB_PER_VCPU = 8
 VCPU_COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 36, 48, 64, 72, 96, 128, 192, 224, 256, 384, 448, 896)
 """Numbers of vCPUs that instance types have."""
 MAX_OFFERS = 60
-"""Offers of each market, spot and on-demand, that are tried before there is said to be no capacity."""
+"""Offers of each market, spot and on-demand, that a launch tries before it fails for lack of capacity."""
 
 UBUNTU = "/aws/service/canonical/ubuntu/server"
 IMAGES = {
@@ -130,7 +130,7 @@ def instance_types(
 
 
 def _describe_small_types(clients: Clients, arch: str, vcpus: int, memory_gb: float, *, spot: bool) -> list[Any]:
-    """Return what EC2 says of the types that have this many vCPUs, or little more where the memory takes more.
+    """Return EC2's descriptions of the types that have this many vCPUs, or a few more if the memory takes more.
 
     They are of the current generation. Left out are types with an accelerator, which would be paid for and not used,
     and burstable types, because a pool loads whole cores.
@@ -211,7 +211,7 @@ def on_demand_prices(clients: Clients, types: Sequence[InstanceType]) -> dict[st
 
 
 def offers(clients: Clients, types: Sequence[InstanceType], zones: Zones, allocation: Allocation) -> Iterator[Offer]:
-    """Yield what can be asked for, in order: spot offers first, if allowed, then on-demand; the cheapest first in each.
+    """Yield the offers in the order in which a launch tries them: spot, if allowed, then on-demand, the cheapest first.
 
     The prices of a market are asked for when its first offer is taken.
     """

@@ -31,7 +31,7 @@ ROTATE_SECONDS = 30.0
 INSTALL_SECONDS = 600.0
 """Bound on installing Python."""
 ADDRESS_POLL_SECONDS = 0.25
-"""Pause between looks for the address; most looks are answered from the run's last description."""
+"""Pause between two checks for the address; most are answered from the run's last description."""
 LOGIN_PAUSES = (3.0, 5.0, 8.0, 13.0)
 """Seconds between attempts to log in. The server refuses every login until the boot has come far enough, and may ban an
 address for a while after a few refusals in short time."""

@@ -170,7 +170,7 @@ class Launcher:
     def launch(self, count: int, least: int, machines: list[Machine]) -> None:
         """Launch `count` instances, offer by offer, and append each to `machines` as soon as EC2 has launched it.
 
-        Raises `NodeStartError` if there are fewer than `least` in the end; those that were launched stay in `machines`.
+        Raises `NodeStartError` if there are fewer than `least` in the end; `machines` keeps those that are there.
         """
         with self.launching:
             if self.run.unconfirmed:
@@ -198,7 +198,7 @@ class Launcher:
                 refused["cost"] = f"{offer}: more than max_hourly_cost={settings.max_hourly_cost} allows"
                 continue
             try:
-                # A Ctrl-C waits until `machines` has what was launched.
+                # A Ctrl-C waits until the launched instances are in `machines`.
                 with held(insist=True):
                     new = self._launch(offer, number, user_data, public_host_key)
                     machines.extend(new)
@@ -232,7 +232,7 @@ class Launcher:
             yield offer
 
     def _affordable_number(self, offer: Offer) -> int:
-        """Return how many instances of the offer `max_hourly_cost` allows, beside those that are there and stay."""
+        """Return how many instances of the offer `max_hourly_cost` allows beside the instances that stay."""
         limit = self.settings.max_hourly_cost
         if limit is None or not offer.price:
             return self.wanted.nodes
@@ -260,7 +260,7 @@ class Launcher:
         new = [Launched(name, offer) for name in names]
         run.add(new)
         if run.closing.is_set():
-            # `Run.end` may have looked before these instances were added.
+            # `Run.end` may have read the list of instances before these were in it.
             terminate(run.clients, names, [], time.monotonic() + TERMINATION_SECONDS)
             raise NodeStartError("the pool is closed")
         return [Instance(launched, run, self.wanted, host_key, self.launch_another) for launched in new]

@@ -2,7 +2,7 @@
 
 The rooms, each using those below it:
 
-provider.py       what a pool calls: start, replace, release, stop, cost
+provider.py       what a pool calls: start, replace, retire, stop, cost
 launch.py         offers → security group → RunInstances           everything is tagged from its first moment
 instance.py       address → host key → a host key of its own → environment
 run.py            the expiry, moved on while this process lives; TerminateInstances → terminated → security group
@@ -96,7 +96,7 @@ class AWS(Provider):
             launcher.plan()
             launcher.launch(wanted.nodes, wanted.least, machines)
         except BaseException:
-            # The first Ctrl-C may be what ends the launch. A second one must not interrupt the cleaning up.
+            # A Ctrl-C may have ended the launch. A second one must not interrupt the cleaning up.
             with held():
                 launcher.run.end(time.monotonic() + self.leave)
             raise

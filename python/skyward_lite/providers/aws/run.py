@@ -68,9 +68,9 @@ class Run:
         self.group: str | None = None
         """The security group's id. None before there is one, and while the outcome of its creation is unknown."""
         self.group_requested_at: float | None = None
-        """When the run asked EC2 to create its group, by `time.monotonic`. None if the user named a group."""
+        """When the run asked EC2 to create its group, by `time.monotonic`. None before, and if the user named one."""
         self.expires = self._next_expiry()
-        """What the tags `EXPIRES` say. Moved on by `_renew`."""
+        """The value of the tags `EXPIRES`. `_renew` moves it on."""
         self.lock = threading.Lock()
         """Held for `launched`, `described`, `described_at` and `pause`, and while EC2 describes instances: a thread
         that waited for the lock then finds the answer."""
@@ -85,7 +85,7 @@ class Run:
         """Launches whose outcome is unknown, by their client token: the offer, and the number of instances asked for.
         The launching thread adds and removes them."""
         self.closing = threading.Event()
-        """Set when the pool is being left: whoever waits for an instance gives up."""
+        """Set when the pool is being left: every thread that waits for an instance gives up."""
         self.entered = threading.Event()
         """Set when the SSH server of one of the instances has let us in."""
         self.is_over = False
@@ -250,7 +250,7 @@ class Run:
         try:
             found = self.find_unconfirmed()
         except NodeStartError as error:
-            log.warning("what became of a launch could not be found out: %s", error)
+            log.warning("whether a launch has made instances could not be found out: %s", error)
             return
         for token, names in found.items():
             offer, _ = self.unconfirmed.pop(token)

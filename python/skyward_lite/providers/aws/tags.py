@@ -62,7 +62,7 @@ def this_process() -> str:
 
 
 def client_fate(tag: str) -> Literal["lives", "gone", "unknown"]:
-    """Return what became of the process that a tag `PROCESS` names; "unknown" for a process of another machine.
+    """Return whether the process that a tag `PROCESS` names still runs; "unknown" for a process of another machine.
 
     Whoever may tag resources can write any text into the tag. A text that `this_process` would not have written is
     "unknown", too.

@@ -1,0 +1,355 @@
+//! The agent's decider: what happens goes in as [`Input`]s, what is to be done comes out as [`Action`]s.
+//!
+//! It has no socket, no lock, no process and no clock of its own, so each rule of the node is tested as a table
+//! (`rust/tests/state.rs`). `tasks.rs` follows the tasks, `results.rs` their ends until the client has taken them, and
+//! `workers.rs` the worker processes; here they are told of what happens, and what one of them finds out goes to the
+//! others.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::error::FrameError;
+use crate::node::actions::{Action, Exit, Input};
+use crate::node::tasks::Tasks;
+pub use crate::node::workers::TICK;
+use crate::node::workers::{ABORT_GRACE, MAX_EARLY_DEATHS, Role, WorkerState, Workers};
+use crate::queue::PeerId;
+use crate::timing::AGENT_BACKLOG;
+use crate::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome, PEER_TIMEOUT};
+
+/// What the decider knows from the client's hello. It never changes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What the client calls this node.
+    pub node: String,
+    /// Worker processes, and tasks at once in each.
+    pub processes: usize,
+    pub slots: usize,
+    /// The node's cores.
+    pub cores: usize,
+    /// How long one task may run.
+    pub task_timeout: Option<Duration>,
+    /// Plugins have set something up in the workers: all of them are asked to end, so that they can undo it.
+    pub unwind: bool,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct State {
+    settings: Settings,
+    tasks: Tasks,
+    workers: Workers,
+    /// The agent ends then. Each heartbeat of the client sets it anew.
+    lease: Instant,
+    /// The client was told that all workers are ready.
+    announced: bool,
+    /// The client was told that this node will soon be gone.
+    draining: bool,
+    /// [`Action::Stop`] was returned.
+    stopping: bool,
+}
+
+impl State {
+    #[must_use]
+    pub fn new(settings: Settings, lease: Instant) -> Self {
+        Self {
+            workers: Workers::new(settings.slots, settings.cores),
+            settings,
+            tasks: Tasks::default(),
+            lease,
+            announced: false,
+            draining: false,
+            stopping: false,
+        }
+    }
+
+    /// Append what is to be done, now that `input` has happened, to `out`.
+    pub fn handle(&mut self, input: Input<'_>, now: Instant, out: &mut Vec<Action>) {
+        match input {
+            Input::Begin => (0..self.settings.processes).for_each(|_| self.workers.start(Role::Regular, out)),
+            Input::Client(events) => events.drain(..).for_each(|event| self.on_client(event, now, out)),
+            Input::Worker(worker, events) => {
+                self.workers.heard(worker);
+                events.drain(..).for_each(|event| self.on_worker(worker, event, now, out));
+            }
+            Input::NotStarted(worker, why) => {
+                if self.workers.not_started(worker, now) {
+                    self.stop(why, out);
+                }
+            }
+            Input::Exited(worker, exit) => self.on_exit(worker, &exit, now, out),
+            Input::Tick { orphaned, running } => self.on_tick(orphaned, running, now, out),
+            Input::Drain(why) => {
+                if !std::mem::replace(&mut self.draining, true) {
+                    out.push(Action::Reply(Control::Drain(Bytes::from(why))));
+                }
+                // Nothing else is decided: this may come from a thread that cannot start a worker.
+                return;
+            }
+            Input::Dismiss => return self.dismiss(out),
+            Input::KillAll => {
+                self.workers.finish();
+                out.extend(self.workers.iter().map(|(worker, _)| Action::Kill(worker)));
+                return;
+            }
+        }
+        self.distribute(now, out);
+        debug_assert!(self.is_consistent(), "{self:?}");
+    }
+
+    /// Whether a worker's message is to be stored, now that its first chunk is here. A task can write to the socket of its
+    /// worker, so a result counts only from the worker that holds the task.
+    ///
+    /// # Errors
+    /// [`FrameError::BadSequence`] for a task, which no worker sends.
+    pub fn admit(&self, worker: PeerId, offer: &Offer) -> Result<bool, FrameError> {
+        match offer.body {
+            Body::Task => Err(FrameError::BadSequence("a task from a worker")),
+            Body::Result => Ok(self.tasks.queue.holds(worker, offer.id)),
+            Body::Note => Ok(offer.unfinished == 0 || offer.unfinished.saturating_add(offer.size) <= AGENT_BACKLOG),
+        }
+    }
+
+    /// Whether so much waits for the client's credit that the workers are not to be read from.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.tasks.results.is_full()
+    }
+
+    /// Tasks that have not ended, and results that wait for the client's credit.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        (self.tasks.queue.len(), self.tasks.results.backlog())
+    }
+
+    fn stop(&mut self, why: String, out: &mut Vec<Action>) {
+        if !std::mem::replace(&mut self.stopping, true) {
+            out.push(Action::Stop(why));
+        }
+    }
+
+    /// End the cancelled tasks that came back, give crash suspects their processes, then send waiting tasks to workers with
+    /// room, and ask for tasks back that idle workers could run.
+    fn distribute(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.tasks.end_cancelled(out);
+        self.workers.isolate_suspects(&mut self.tasks, now, out);
+        while let Some((worker, task)) = self.tasks.queue.assign() {
+            out.push(Action::Assign(worker, task));
+        }
+        while let Some((worker, id)) = self.tasks.queue.steal(now) {
+            out.push(Action::Tell(worker, Control::Recall(id)));
+        }
+    }
+
+    fn on_client(&mut self, event: Event, now: Instant, out: &mut Vec<Action>) {
+        match event {
+            Event::Message(Body::Task, task) => {
+                let arrived = self.tasks.arrive(task, out);
+                self.stop_if_broken(arrived, out);
+            }
+            Event::NoMemory(Body::Task, id, size) => {
+                let text = format!("node {}: no memory for a task of {size} bytes in its agent", self.settings.node);
+                self.tasks.results.deliver(Message::text(id, Outcome::Crashed, text), out);
+            }
+            Event::Control(control) => self.on_client_control(control, now, out),
+            Event::Message(..) | Event::Skipped(..) | Event::NoMemory(..) => {}
+        }
+    }
+
+    fn on_client_control(&mut self, control: Control, now: Instant, out: &mut Vec<Action>) {
+        match control {
+            Control::Heartbeat { nonce, lease_ms } => {
+                self.lease = now + Duration::from_millis(lease_ms);
+                out.push(Action::Reply(Control::Pulse { nonce }));
+                let heartbeat = Control::Heartbeat { nonce, lease_ms };
+                out.extend(self.workers.iter().map(|(worker, _)| Action::Tell(worker, heartbeat.clone())));
+            }
+            Control::Acknowledge(ids) => self.tasks.acknowledge(&ids, out),
+            Control::Cancel(id) => {
+                let cancelled = self.tasks.cancel(id, out);
+                self.stop_if_broken(cancelled, out);
+            }
+            Control::Abort(id) => {
+                let aborted = self.tasks.abort(id, now + ABORT_GRACE, out);
+                self.stop_if_broken(aborted, out);
+            }
+            Control::Recall(id) => self.tasks.recall(id, out),
+            Control::NoteAnswer { note, error } => {
+                if let Some((worker, note)) = self.tasks.results.answer_note(note, out) {
+                    out.push(Action::Tell(worker, Control::NoteAnswer { note, error }));
+                }
+            }
+            Control::Goodbye(_) => self.stop("goodbye".to_owned(), out),
+            _ => {}
+        }
+    }
+
+    fn stop_if_broken(&mut self, handled: Result<(), String>, out: &mut Vec<Action>) {
+        if let Err(why) = handled {
+            self.stop(why, out);
+        }
+    }
+
+    fn on_worker(&mut self, worker: PeerId, event: Event, now: Instant, out: &mut Vec<Action>) {
+        match event {
+            Event::Message(Body::Result, result) => self.on_result(worker, result, now, out),
+            // The result is not owed any more, but the task has ended.
+            Event::Skipped(Body::Result, task) => self.on_result(worker, Message::cancelled(task), now, out),
+            Event::NoMemory(Body::Result, task, size) => {
+                let text = format!(
+                    "node {}: the task has ended, but the agent has no memory for its result of {size} bytes",
+                    self.settings.node
+                );
+                self.on_result(worker, Message::text(task, Outcome::Crashed, text), now, out);
+            }
+            Event::Message(Body::Note, note) => self.tasks.results.deliver_note(worker, note, out),
+            Event::Skipped(Body::Note, note) | Event::NoMemory(Body::Note, note, _) => {
+                let error = Bytes::from_static(b"the node has no memory for so many messages at once");
+                out.push(Action::Tell(worker, Control::NoteAnswer { note: note.task, error }));
+            }
+            Event::Control(Control::Hello(_)) => {
+                let complete = self.workers.is_ready(worker, &mut self.tasks, now);
+                if complete && !std::mem::replace(&mut self.announced, true) {
+                    self.workers.want_spare(now);
+                    out.push(Action::Reply(Control::Ready { slots: self.tasks.queue.slots() as u64 }));
+                }
+            }
+            Event::Control(Control::GivenBack(task)) => self.tasks.given_back(worker, task, out),
+            Event::Control(Control::RecallRefused(task)) => self.tasks.refused(worker, task, out),
+            Event::Control(_) | Event::Message(..) | Event::Skipped(..) | Event::NoMemory(..) => {}
+        }
+    }
+
+    fn on_result(&mut self, worker: PeerId, result: Message, now: Instant, out: &mut Vec<Action>) {
+        self.workers.ended_a_task(worker);
+        self.tasks.ended(worker, result, now, out);
+    }
+
+    fn on_exit(&mut self, id: PeerId, exit: &Exit, now: Instant, out: &mut Vec<Action>) {
+        let Some(worker) = self.workers.remove(id) else { return };
+        let held = self.tasks.queue.remove_peer(id);
+        if self.workers.is_over() {
+            return;
+        }
+        let blame = self.workers.blame(id, &worker, &held, exit, &mut self.tasks);
+        for task in blame.innocent {
+            self.tasks.run_elsewhere(task, out);
+        }
+        for &task in &blame.suspects {
+            self.tasks.refuse_suspect(task, out);
+        }
+        let what = self.describe(&worker, exit);
+        let tail = &exit.stderr_tail;
+        if let [culprit] = blame.suspects[..] {
+            let again = if worker.role == Role::Isolated { " again, alone," } else { "" };
+            self.tasks.crash(culprit, format!("{what} while it ran this task{again}{tail}"), out);
+        } else {
+            self.workers.suspect(blame.suspects);
+        }
+        match worker.role {
+            Role::Regular => {
+                if self.workers.lost_regular(blame.early, &mut self.tasks, now, out) {
+                    self.stop(format!("{MAX_EARLY_DEATHS} workers in a row ended by themselves: {what}{tail}"), out);
+                }
+            }
+            Role::Spare | Role::Isolated => {
+                for task in self.workers.lost_helper(blame.early, now) {
+                    // Suspects that were cancelled meanwhile have ended.
+                    if self.tasks.queue.is_orphan(task) {
+                        let text = format!(
+                            "this task ran in a worker process that died of one of its tasks, and no other could be \
+                             started to run it again, alone: {what}{tail}"
+                        );
+                        self.tasks.crash(task, text, out);
+                    }
+                }
+            }
+            Role::Retired(_) => {}
+        }
+    }
+
+    /// Return how a worker's process ended, as a sentence without its end.
+    fn describe(&self, worker: &WorkerState, exit: &Exit) -> String {
+        let how = match &exit.unreadable {
+            Some(error) => {
+                format!("was ended because what it sent cannot be read ({error}), perhaps a task wrote to its socket")
+            }
+            None if worker.is_silent() => {
+                format!("gave no sign of life for {} s and was ended", PEER_TIMEOUT.as_secs())
+            }
+            None => exit.how.clone(),
+        };
+        format!("node {}: worker process {} {how}", self.settings.node, exit.pid)
+    }
+
+    fn on_tick(
+        &mut self,
+        orphaned: bool,
+        running: &dyn Fn(PeerId) -> Vec<(Attempt, Duration)>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        if self.lease <= now {
+            self.stop("the lease is over: nothing was heard from the client".to_owned(), out);
+        }
+        if orphaned {
+            self.stop("the process that started the agent is gone".to_owned(), out);
+        }
+        self.tasks.answer_if_full(out);
+        // First: the spare for a worker that is replaced now starts with the next tick, not beside the replacement.
+        self.workers.keep_spare(now, out);
+        if let Some(limit) = self.settings.task_timeout {
+            self.end_late_tasks(limit, running, now, out);
+        }
+        self.workers.end_overdue(&mut self.tasks, now, out);
+        self.workers.kill_lost(&self.tasks, now, out);
+    }
+
+    fn end_late_tasks(
+        &mut self,
+        limit: Duration,
+        running: &dyn Fn(PeerId) -> Vec<(Attempt, Duration)>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        let busy = self.workers.iter().filter(|(_, worker)| worker.ready && worker.role != Role::Spare);
+        let running = busy.flat_map(|(worker, _)| running(worker).into_iter().map(move |(id, age)| (worker, id, age)));
+        for (worker, id, age) in running.filter(|(.., age)| *age > limit).collect::<Vec<_>>() {
+            let text = format!(
+                "node {}: the task ran for {:.1} s, longer than Worker(task_timeout={}), and was ended",
+                self.settings.node,
+                age.as_secs_f64(),
+                limit.as_secs_f64()
+            );
+            let end = Message::text(id, Outcome::TimedOut, text);
+            if !self.tasks.time_out(worker, end, now, out) && !self.tasks.is_aborting(id) {
+                // The task's result is here, but its thread does not come back for the tasks that wait there.
+                self.workers.retire(worker, &mut self.tasks, now, out);
+            }
+        }
+    }
+
+    /// Ask workers to end as interpreters do, which runs what was registered with `atexit`, finalizers, and writes what
+    /// open files hold back.
+    ///
+    /// A worker that has not run a task has nothing to write and nobody to tell, and one that holds a task does not come to
+    /// its end in time: both are killed at once. Where a plugin has set something up in the workers, all are asked.
+    fn dismiss(&mut self, out: &mut Vec<Action>) {
+        self.workers.finish();
+        for (id, worker) in self.workers.iter() {
+            let idle = self.tasks.queue.held(id).next().is_none();
+            out.push(if self.settings.unwind || (idle && worker.has_something_to_write()) {
+                Action::Tell(id, Control::Goodbye(Bytes::new()))
+            } else {
+                Action::Kill(id)
+            });
+        }
+    }
+
+    /// Whether every part of the state agrees with the others, and each task is in exactly one place. Slow: for tests.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        self.workers.is_over() || self.workers.is_consistent(&self.tasks)
+    }
+}

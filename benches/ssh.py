@@ -149,7 +149,7 @@ def connection(lab: Lab, rounds: int) -> None:
     name = host(lab, lab.directory / "shared").name
     with sky.pool(sky.SSH(name, config=lab.config), plugins=[]):
         pass  # makes the environment
-    core = _core.Pool(1, 1 << 20)
+    core = _core.Core(1, 1 << 20)
     parts: dict[str, list[float]] = {"resolve": [], "known keys": [], "connect, authenticate": [], "probe": []}
     ours, theirs, classic = [], [], []
 

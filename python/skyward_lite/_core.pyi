@@ -1,25 +1,77 @@
-"""The Rust core. Not public: use `skyward_lite`."""
+"""The Rust core. Not public: use `skyward_lite`.
 
-from typing import Any, TypeAlias
+`rust/src/python/` has the same: constants in mod.rs, exceptions and text in convert.rs, memory in buffer.rs, the
+client's part in client.rs, a node's part in node.rs.
+"""
 
-LEAVE_SECONDS: float
+from typing import Any, Final, TypeAlias, TypedDict
+
+from .hello import ClientHello, WorkerSettings
+
+# ------------------------------------------------------------------------------------------------ constants
+
+# How a task ended: `code` on a finished task.
+RETURNED: Final[int]
+"""The function returned: the pickle is its value, or the list of a batch's values."""
+RAISED: Final[int]
+"""The function raised: the pickle is the exception and its traceback."""
+CRASHED: Final[int]
+"""The worker process died of the task: the pickle is a description in UTF-8."""
+CANCELLED: Final[int]
+"""The task was dropped before it started."""
+NODE_LOST: Final[int]
+"""The node went away and no attempt is left: the pickle is a description in UTF-8."""
+TIMED_OUT: Final[int]
+"""The task ran for longer than a task may: the pickle is a description in UTF-8."""
+PARTIAL: Final[int]
+"""The pickle is the list of values of a batch's first calls; the worker has not begun the others."""
+
+QUEUE_SHIFT: Final[int]
+"""A task's number has the number of its completion queue in the bits from this one on."""
+LEAVE_SECONDS: Final[float]
 """Seconds that leaving a pool takes at most if its machines end with their agents: see `rust/src/timing.rs`."""
-PROTOCOL: int
-"""Version of the wire protocol."""
-QUEUE_SHIFT: int
-"""A task's number has in the bits from this one on the number of the completion queue that its end comes out of."""
+MAX_PARTS: Final[int]
+"""Parts that one message may have: its pickle, and the buffers beside it."""
+MAX_NOTE: Final[int]
+"""Largest note, in bytes of its pickle and buffers."""
+MAX_BODY: Final[int]
+"""Largest frame, in bytes. A hello must fit one."""
 
-_NodeRow: TypeAlias = tuple[str, str, str, int, float | None, int | None]
-"""(name, state, reason, slots, round-trip time in seconds, the agent's process id); for the states see `Node`"""
-_Message: TypeAlias = tuple[int, int, int, int, bytes | memoryview, list[memoryview] | None]
-"""(task, attempt, tag, nanoseconds, pickle, out-of-band buffers)"""
-
-_Identity: TypeAlias = str | tuple[str, str | None] | tuple[str, list[str], bool, list[str]]
-"""A private key; a file with one and one with its certificate; an agent's socket, the keys wanted first, whether only
-these, and files with certificates for its keys."""
+# ------------------------------------------------------------------------------------------------ exceptions
 
 class CoreError(RuntimeError):
-    """Raised when the core cannot do what it was asked; the message is for people."""
+    """Raised when the core cannot do what it was asked; the only argument is a text for people."""
+
+class UnreachableError(CoreError):
+    """Raised when nothing answers at the host's address, or its name has no address."""
+
+class ConnectTimeoutError(CoreError):
+    """Raised when connection, key exchange and authentication together took too long."""
+
+class HungUpError(CoreError):
+    """Raised when a server hung up before it showed its key: it is asked too often, or only starting."""
+
+class HostKeyError(CoreError):
+    """Raised when a host shows a key that is not among the known ones."""
+
+class RevokedHostKeyError(HostKeyError):
+    """Raised when a host shows a revoked key."""
+
+class AuthenticationError(CoreError):
+    """Raised when the server accepts none of the identities. Names what was tried."""
+
+class ClosedError(CoreError):
+    """Raised when the core is closed meanwhile."""
+
+# ------------------------------------------------------------------------------------------------ payloads
+
+Message: TypeAlias = tuple[int, int, int, int, bytes | memoryview, list[memoryview] | None]
+"""A task, its end, or a note: (task or note number, attempt, code, nanoseconds, pickle, out-of-band buffers).
+
+`code` of a task: its kind (payload.py); of its end: how it ended (above).
+`nanoseconds` of a task: how long all of it may run, 0 for as long as it likes; of its end: how long it ran.
+A plain tuple, because each task crosses twice and an object with attributes takes longer to make and to read.
+"""
 
 class Buffer:
     """Memory received from the wire: writable through the buffer protocol, without a copy."""
@@ -29,119 +81,174 @@ class Buffer:
     def copy(self) -> Buffer:
         """Return a copy. Releases the GIL meanwhile."""
 
+def address(data: bytes | memoryview, /) -> int:
+    """Return where the memory of a bytes-like object begins."""
+
+def printable(message: str | bytes, limit: int = 4000, *, lines: bool = True) -> str:
+    """Return the text of a node, a host or a cloud as it may be shown in an error, a log line or on a terminal.
+
+    Control, bidirectional and invisible characters and bytes that are not UTF-8 are escaped. Line ends stay, and each
+    further line begins with "  | ", so that none can be taken for a line of the log; without `lines` they are escaped,
+    too. Of more than `limit` bytes the beginning and the end are shown. Applied to its own result it changes nothing.
+    """
+
+# ------------------------------------------------------------------------------------------------ client
+
+Endpoint: TypeAlias = int | tuple[str, int]
+"""Where an SSH server is: a socket's descriptor, which is given away, or a host and a port."""
+Identity: TypeAlias = str | tuple[str, str | None] | tuple[str, list[str], bool, list[str]]
+"""A way to prove who we are: a private key; a private key's file and its certificate's file; an ssh-agent's socket, the
+keys that are tried first, whether only these are tried, and files with certificates for its keys."""
+
+class NodeRow(TypedDict):
+    """How a node stands: the fields of `Node`."""
+
+    name: str
+    state: str
+    """One of those that `Node` lists."""
+    reason: str
+    """Why the node is draining or lost; otherwise empty."""
+    slots: int
+    rtt: float | None
+    """Round-trip time in seconds; None before the first answer."""
+    pid: int | None
+    """The agent's process; None before it has greeted."""
+
 class Connection:
-    """An open SSH connection, on which commands run."""
+    """An open connection to a machine, on which commands run."""
 
     host_key: str
     """The key that the host showed, in OpenSSH's one-line format."""
+    fingerprint: str
+    """The type and the SHA-256 fingerprint of that key, as `ssh` shows them: "ssh-ed25519 SHA256:..."."""
 
     def run(self, command: str, stdin: bytes, bound: float) -> tuple[int | None, bytes, bytes]:
-        """Run a command to its end: its status (None for none), standard output and standard error, 1 MiB of each."""
+        """Run a command to its end, at most `bound` seconds.
 
-class Pool:
-    """The nodes of one pool, the queue in front of them and the finished tasks behind."""
+        Return its exit status (None if it has none) and the first MiB of its standard output and standard error.
+        """
+
+class Core:
+    """The nodes of one pool, the queue in front of them and the completion queues behind.
+
+    In a forked child `nodes`, `submit`, `end`, `cancel` and `connect` raise `PoolClosedError`.
+    """
+
+    is_forked: bool
+    """Whether this process was forked from the one that made the core."""
 
     def __init__(self, attempts: int, max_payload: int, timing: tuple[float, float, float] | None = None) -> None:
         """`timing`: seconds between heartbeats, for an answer, and for the end of what a draining node runs."""
+    def check_owner(self) -> None:
+        """Raise `PoolClosedError` in a forked child."""
     def add_node(self, name: str) -> int:
-        """Count a node in that is to be connected to; its number in `nodes`. What waits then runs there, too."""
+        """Add a node that is to be connected to; return its index in `nodes`. Waiting tasks then run there, too."""
     def expect(self, count: int) -> None:
-        """Say how many nodes are asked for and not yet added: while there are any, tasks wait for them if none is left.
+        """Set how many further nodes are on their way. While there are any, tasks wait for them if no node is left.
 
-        Who adds one says so after `add_node`, who gives one up says so at once: with 0 the tasks that no node will ever
-        take end as lost.
+        Lower it after `add_node`, or as soon as a start is given up. At 0, tasks that no node can run end as
+        `NODE_LOST`.
         """
     def connect(
         self,
         *,
-        endpoint: int | tuple[str, int],
+        endpoint: Endpoint,
         user: str,
         host_keys: list[str],
         revoked: list[str],
         accept_new: bool,
-        identities: list[_Identity],
+        identities: list[Identity],
         timeout: float,
         algorithms: dict[str, list[str]] | None = None,
     ) -> Connection:
-        """Connect to the SSH server at a socket, which is given away, or at a host and port. Waits, `timeout` seconds.
+        """Connect to an SSH server, verify its key and authenticate, within `timeout` seconds. Raise a `CoreError`.
 
-        `algorithms`: what is offered, by OpenSSH's names, for "kex", "host_key", "cipher" and "mac"; our own choice for
-        those that are missing or empty.
-
-        Raises `CoreError`, whose second argument says what it is about: "host key", "authentication", "closed" or "".
+        The host must show one of `host_keys`; any key if there are none and `accept_new` is true; never one of
+        `revoked`. `algorithms`: what is offered, by OpenSSH's names, for "kex", "host_key", "cipher" and "mac"; our own
+        choice for those that are missing or empty.
         """
-    def start_node(self, node: int, connection: Connection, command: str, hello: str, ready_timeout: float) -> None:
-        """Begin a session with the agent that `command` starts there. Time in seconds."""
+    def start_node(
+        self, node: int, connection: Connection, command: str, hello: ClientHello, ready_timeout: float
+    ) -> None:
+        """Begin a session with the agent that `command` starts there. The node is lost if it is not ready in time."""
     def differences(self, node: int) -> list[str] | None:
-        """Say what a node's environment has otherwise than ours, a sentence each; None before it has greeted."""
+        """Return how a node's environment differs from ours, a sentence each; None before the node has greeted."""
     def fail_node(self, node: int, why: str) -> None:
         """Give a node up that no session was begun with."""
-    def nodes(self) -> list[_NodeRow]: ...
+    def nodes(self) -> list[NodeRow]:
+        """Return all nodes that were added, in that order."""
     def wait_for_change(self, seen: list[str], bound_ms: int) -> None:
         """Wait until a node is not in the state that it had in `seen`, in the nodes' order; at most `bound_ms`."""
     def submit(
         self, task: int, kind: int, pickled: bytes, buffers: list[Any] | None, node: int | None, nanos: int
     ) -> bool:
-        """Append a task. Copies the payload; never waits. It comes out of `finished` of its lane exactly once.
+        """Append a task. Copies the payload; never waits. The task comes out of `finished` of its queue exactly once.
 
-        The bits of its number from the 40th on are its lane, which is open; lane 0 always is.
-        It goes to the node of that index in `nodes`, or to any if that is None.
-        `nanos`: how long all of it may run; its node is lost that holds it for much longer. 0 for as long as it likes.
-        False if `finished` has already said that no more will come.
+        The bits of its number from `QUEUE_SHIFT` on are its completion queue, which is open; queue 0 always is.
+        The task goes to the node of that index in `nodes`, or to any if `node` is None.
+        `nanos`: how long all of it may run; a node that holds it for much longer is lost. 0 for as long as it likes.
+        Return False if `finished` has already returned None.
         """
     def end(self, task: int) -> bool:
-        """Let a task that was never sent come out of `finished`; False as for `submit`."""
+        """Make a task that was never submitted come out of `finished`; return False as `submit` does."""
     def cancel(self, task: int, bound_ms: int) -> bool:
-        """Drop a task that has not started. True if that is its end; then it does not come out of `finished`.
+        """Drop a task that has not started. If true, it has ended and does not come out of `finished`.
 
-        Waits at most `bound_ms` for the word of the node that has it. After that it may still come out as cancelled.
+        Waits at most `bound_ms` for the answer of the node that has the task. After that it may still come out as
+        cancelled.
         """
     def abort(self, task: int) -> None:
         """Drop a task, or end it if it is running. How it ended comes out of `finished`, within seconds."""
     def output(self, bound_ms: int) -> list[tuple[str, int, bytes]] | None:
-        """Take what workers wrote: (node's name, stream, text); None once the pool is closed.
+        """Take what workers wrote: (node's name, stream, text); None once the core is closed.
 
         The stream is 1 for standard output or 2 for standard error, plus 4 if the worker has paused within a line that
         the text ends with, plus 8 times the worker's number within its node.
         """
-    def notes(self, bound_ms: int) -> list[tuple[int, _Message]] | None:
-        """Take what tasks told this process, waiting at most `bound_ms`: (node, note); None once the pool is closed.
+    def notes(self, bound_ms: int) -> list[tuple[int, Message]] | None:
+        """Take what tasks told this process, waiting at most `bound_ms`: (node, note); None once the core is closed.
 
         Each note, whose number is where a task's is, is to be answered.
         """
-    def answer_note(self, node: int, note: int, error: bytes) -> None:
-        """Tell a note's sender that the note was taken, or in `error` why not. Nobody hears it if the node is lost."""
+    def answer_note(self, node: int, note: int, error: bytes, /) -> None:
+        """Tell a note's sender that the note was taken, or in `error` why not. Without effect if the node is lost."""
     def open_queue(self) -> int:
         """Open a completion queue and return its number; queue 0 is open from the start.
 
         The numbers of its tasks are from `(number << QUEUE_SHIFT) + 1` on.
         """
-    def close_queue(self, lane: int) -> None:
-        """Let go of a lane all of whose tasks have ended."""
-    def wake(self, lane: int) -> None:
-        """Let whoever waits for tasks of this lane return, with none if there is none."""
-    def finished(self, lane: int, bound_ms: int) -> list[_Message] | None:
-        """Take the tasks of a lane that ended, waiting at most `bound_ms` for one; None once the pool is closed."""
+    def close_queue(self, queue: int) -> None:
+        """Forget a completion queue whose tasks have all ended."""
+    def wake(self, queue: int) -> None:
+        """Make the thread that waits in `finished` for this queue return, even with no task."""
+    def finished(self, queue: int, bound_ms: int) -> list[Message] | None:
+        """Take a queue's tasks that ended, waiting at most `bound_ms` for one; None once the core is closed."""
     def counts(self) -> tuple[int, int]:
-        """Give (tasks that have not ended, answers that came late or twice)."""
+        """Return (tasks that have not ended, answers that came late or twice)."""
     def close(self) -> None:
         """Leave all nodes and cancel what has not ended. Takes at most a few seconds; idempotent."""
 
-class Worker:
+def generate_key() -> tuple[str, str]:
+    """Make an Ed25519 key: (private, public), in OpenSSH's formats."""
+
+def public_half(private: bytes) -> str | None:
+    """Return the public key, in one line, of a private key's file in OpenSSH's format; None if it is not readable.
+
+    No passphrase is needed: it does not hide this half.
+    """
+
+# ------------------------------------------------------------------------------------------------ node
+
+class WorkerRuntime:
     """A worker process's runtime: its reader, its writer and its watchdog need no GIL."""
 
     node: str
+    """What the client calls this node."""
     slots: int
-    processes: bool
-    sys_path: list[str]
-    shares_files: bool
-    """Whether this node sees the client's files and processes under the same names."""
-    preload: list[str]
-    setup: str
-    """Pickled hooks, in base64; empty for none."""
-    max_payload: int
-    timed: bool
-    """Whether each call's time is limited."""
+    """Threads of this process that take tasks."""
+    lease_ms: int
+    """How long the node works on without hearing from the client, in milliseconds."""
+    settings: WorkerSettings
     over: bool
     """Whether the process is to undo its setup and end."""
 
@@ -152,13 +259,11 @@ class Worker:
         """Kill what this process's tasks have started and what has moved to a process group of its own."""
     def ready(self) -> None:
         """Tell the agent that tasks may come."""
-    def take(self, slot: int, bound_ms: int, into: list[_Message]) -> None:
-        """Append the next task for this slot's thread to the list, waiting at most `bound_ms`. Its tag is its kind.
+    def take(self, slot: int, bound_ms: int, into: list[Message]) -> None:
+        """Append the next task for this slot's thread to the list, waiting at most `bound_ms`.
 
-        It is not returned, so that it is not lost if something is raised in the thread just then.
+        The task is not returned, because an exception that is raised in the thread just then would lose it.
         """
-    lease_ms: int
-
     @staticmethod
     def current() -> int:
         """Return the number of the task that the calling thread took last; 0 for a thread that takes none."""
@@ -170,47 +275,45 @@ class Worker:
     def restart(self, slot: int) -> None:
         """Begin the time of what this slot runs anew."""
     def pause(self, slot: int) -> None:
-        """Let the time of what this slot runs not count until it begins anew."""
+        """Stop the time of what this slot runs until `restart`."""
     def finish(
         self,
         task: int,
         attempt: int,
-        tag: int,
+        code: int,
         nanos: int,
         pickled: bytes | memoryview,
         buffers: list[Any] | None = None,
     ) -> None:
-        """Hand in a result, if that has not been done. Copies the payload; waits while more than 64 MiB are unsent."""
+        """Hand in a result, unless the task has one. Copies the payload; waits while more than 64 MiB are unsent."""
 
-def address(data: bytes | memoryview, /) -> int:
-    """Return where the memory of a bytes-like object begins."""
+class AgentSpec(TypedDict):
+    """What an agent cannot find out by itself."""
 
-def generate_key() -> tuple[str, str]:
-    """Make an Ed25519 key: (private, public), in OpenSSH's formats."""
+    worker: list[str]
+    """The command that starts a worker."""
+    version: str
+    python: str
+    epoch: str
+    """Names this life of the agent."""
+    packages: dict[str, str]
+    """The distributions of this environment: normalized name → version."""
 
-def serve_embedded(spec: dict[str, object], *, fd: int, host_key: str, authorized_key: str, timeout: float) -> None:
-    """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raises `CoreError`.
+def serve_embedded(spec: AgentSpec, *, fd: int, host_key: str, authorized_key: str, timeout: float) -> None:
+    """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raise `CoreError`.
 
-    `spec` has what `AgentSpec` in agent.rs lists.
+    `timeout`: seconds until the client must have asked for the agent.
     """
 
-def serve(spec: dict[str, object], *, reading: int, writing: int) -> None:
+def serve(spec: AgentSpec, *, reading: int, writing: int) -> None:
     """Be an agent for the client behind two sockets or pipes, which are given away, until it is done.
 
-    Raises `CoreError`.
-    """
-
-def printable(said: str | bytes, limit: int = 4000, *, lines: bool = True) -> str:
-    """Return what a node, a host or a cloud says as it may be shown in an error, a log line or on a terminal.
-
-    Control, bidirectional and invisible characters and bytes that are not UTF-8 are escaped. Line ends stay, and each
-    further line begins with "  | ", so that none can be taken for a line of the log; without `lines` they are escaped,
-    too. Of more than `limit` bytes the beginning and the end are kept. Applied to its own result it changes nothing.
+    Raise `CoreError`.
     """
 
 def drain(reason: str) -> bool:
     """Tell the client that this process serves that the node will soon be gone, and why, in at most 1 KiB.
 
     What has not started here runs elsewhere at once, and so does what runs if it has not ended when the node is lost.
-    From any thread; only the first call counts. False if no client is being served (yet).
+    From any thread; only the first call counts. Return False if no client is being served (yet).
     """

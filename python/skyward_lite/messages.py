@@ -23,11 +23,12 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
+from . import _core
 from .errors import MessageError
 
 Listener = Callable[[Any], object]
 
-LIMIT: Final = 16 * 1024 * 1024
+LIMIT: Final = _core.MAX_NOTE
 """Largest pickled message, in bytes. The client holds one of each sender at once, beyond the credit for results."""
 
 _listeners: dict[str, Listener] = {}

@@ -113,8 +113,8 @@ pub enum SshError {
     #[error("connect, key exchange and authentication took more than {0} s")]
     Timeout(u64),
     /// The server showed a key that is not among the known ones.
-    #[error("the host key {got} is not known for this host; known: {expected}")]
-    HostKey { got: String, expected: String },
+    #[error("the host key {got}{} is not known for this host; known: {expected}", if *.revoked { ", which is revoked" } else { "" })]
+    HostKey { got: String, revoked: bool, expected: String },
     /// The user's configuration leaves no algorithm of this kind that is supported here.
     #[error("no {what} algorithm that the ssh configuration allows is supported here: {names}")]
     Algorithms { what: &'static str, names: String },

@@ -10,7 +10,10 @@ use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, client};
 use skyward_lite::client::pool::{Endpoint, Pool};
-use skyward_lite::transport::ssh::{Algorithms, BufferedWrites, CHANNEL_WINDOW, Identity, Target, new_key};
+use skyward_lite::transport::auth::{Identity, new_key};
+use skyward_lite::transport::buffered::BufferedWrites;
+use skyward_lite::transport::host_key::HostKeys;
+use skyward_lite::transport::ssh::{Algorithms, CHANNEL_WINDOW, Target};
 use skyward_lite::wire::MAX_MESSAGE;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -93,9 +96,7 @@ fn outcomes(rounds: usize) -> Result<Vec<String>, String> {
     let (host_key, user_key) = (new_key().unwrap(), new_key().unwrap());
     let target = Target {
         user: "user".to_owned(),
-        host_keys: vec![host_key.public_key().clone()],
-        revoked: Vec::new(),
-        accept_new: false,
+        host_keys: HostKeys { known: vec![host_key.public_key().clone()], ..HostKeys::default() },
         algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(user_key))],
         timeout: BOUND,

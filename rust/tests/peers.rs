@@ -18,8 +18,10 @@ use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey};
 use russh::server::{Auth, VerifiedPublicKey};
 use skyward_lite::client::pool::{Endpoint, Node, NodeSpec, NodeState, Pool, QUEUE_SHIFT};
 use skyward_lite::node::agent::{self, AgentSpec};
+use skyward_lite::transport::auth::{Identity, new_key};
+use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
-use skyward_lite::transport::ssh::{Algorithms, Identity, Target, new_key};
+use skyward_lite::transport::ssh::{Algorithms, Target};
 use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender, MAX_MESSAGE, WorkerSpec};
 use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Outcome, Outgoing, Packer};
 
@@ -77,9 +79,7 @@ struct Far {
 fn spec(endpoint: Endpoint, key: PrivateKey, host_keys: Vec<PublicKey>, hello: ClientHello) -> Far {
     let target = Target {
         user: std::env::var("USER").unwrap_or_else(|_| "root".to_owned()),
-        host_keys,
-        revoked: Vec::new(),
-        accept_new: false,
+        host_keys: HostKeys { known: host_keys, ..HostKeys::default() },
         algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(key))],
         timeout: Duration::from_secs(20),
@@ -362,7 +362,7 @@ fn another_host_key_is_refused() {
     let sshd = Sshd::start("");
     let mut node = sshd.node(hello(1, false));
     let other = new_key().unwrap().public_key().clone();
-    node.target.host_keys = vec![other.clone()];
+    node.target.host_keys.known = vec![other.clone()];
     let why = lost(node);
     let shown = |k: &PublicKey| k.fingerprint(russh::keys::HashAlg::Sha256).to_string();
     assert!(why.contains("host key") && why.contains(&shown(&other)), "{why}");
@@ -381,13 +381,13 @@ fn new_and_revoked_host_keys() {
         (false, true, true, false),
     ] {
         let mut node = sshd.node(hello(1, false));
-        node.target.host_keys = if known { vec![key.clone()] } else { Vec::new() };
-        node.target.revoked = if revoked { vec![key.clone()] } else { Vec::new() };
-        node.target.accept_new = accept_new;
+        node.target.host_keys.known = if known { vec![key.clone()] } else { Vec::new() };
+        node.target.host_keys.revoked = if revoked { vec![key.clone()] } else { Vec::new() };
+        node.target.host_keys.accept_new = accept_new;
         let pool = Pool::new(3, MAX_MESSAGE).unwrap();
         let opened = pool.connect(node.endpoint, node.target);
         match opened {
-            Ok(connection) => assert!(good && connection.host_key.key_data() == key.key_data()),
+            Ok(connection) => assert!(good && connection.host_key().key_data() == key.key_data()),
             Err(why) => assert!(!good && why.to_string().contains("host key"), "{why}"),
         }
     }

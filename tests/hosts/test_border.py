@@ -298,7 +298,7 @@ VERSION = b"SSH-2.0-odd\r\n"
 )
 def test_a_server_that_nobody_has_verified(greeting):
     """What it calls itself and its algorithms is harmless in the error: anybody can be there."""
-    core = _core.Pool(1, 1)
+    core = _core.Core(1, 1)
     private, public = _core.generate_key()
 
     def answer(one: socket.socket) -> None:

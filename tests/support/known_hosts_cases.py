@@ -77,7 +77,7 @@ class Bench:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.core = _core.Pool(1, 1 << 30)
+        self.core = _core.Core(1, 1 << 30)
         self.user = keygen(directory / "user")
         self.own: dict[str, bytes] = {}
         self.foreign: dict[str, bytes] = {}

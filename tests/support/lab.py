@@ -210,11 +210,11 @@ class Lab:
 @contextlib.contextmanager
 def machine(
     lab: Lab, name: str, timeout: float = 20.0, patience: float = 5.0, **options: object
-) -> Iterator[tuple[SSHMachine, _core.Pool]]:
+) -> Iterator[tuple[SSHMachine, _core.Core]]:
     """Name a host as a pool would, and let go of it afterwards."""
     provider = SSH(name, **{"config": lab.config, **options})  # type: ignore[arg-type]
     machines: list[Machine] = []
-    core = _core.Pool(1, 1 << 30)
+    core = _core.Core(1, 1 << 30)
     try:
         provider.start(NodeRequest(1, 1, Image(), None, None, timeout), machines)
         (one,) = machines

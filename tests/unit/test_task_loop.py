@@ -7,6 +7,7 @@ import pickle
 import types
 
 import pytest
+from skyward_lite import _core
 from skyward_lite.node import task_loop
 from skyward_lite.pickling import exceptions, payload
 
@@ -15,17 +16,11 @@ class Stray(Exception):
     """Raised by nothing that a task does."""
 
 
-RETURNED, RAISED = 0, 1  # as the core numbers them
-
-
 class ScriptedCore:
     """Hands out tasks, notes their ends, and raises `Stray` where `raise_at` tells it to."""
 
     node = "scripted"
     slots = 1
-    shares_files = True
-    max_payload = 1 << 20
-    timed = False
     settings = types.SimpleNamespace(shares_files=True, max_payload=1 << 20, task_timeout_ms=None)
 
     def __init__(self, calls, raise_at=()):
@@ -80,7 +75,7 @@ def run(core):
 def test_what_is_raised_between_two_tasks_is_dropped(step):
     """Each task runs once, and its end is handed in."""
     core = ScriptedCore([single(note, (1,)), (payload.BATCH, [(note, (2,), {}), (note, (3,), {})])], [step, step])
-    assert run(core) == {1: (RETURNED, 1), 2: (RETURNED, [2, 3])}
+    assert run(core) == {1: (_core.RETURNED, 1), 2: (_core.RETURNED, [2, 3])}
     assert ran == [1, 2, 3]
 
 
@@ -88,7 +83,7 @@ def test_what_is_raised_while_a_task_runs_is_its_end():
     """For a batch, its position among the calls is known."""
     core = ScriptedCore([single(stray, ()), (payload.BATCH, [(note, (2,), {}), (stray, (), {})])])
     ends = run(core)
-    assert [code for code, _ in ends.values()] == [RAISED, RAISED]
+    assert [code for code, _ in ends.values()] == [_core.RAISED, _core.RAISED]
     assert [type(error) for _, (error, _, _) in ends.values()] == [Stray, Stray]
     assert ends[2][1][2][1] == 1
 
@@ -114,8 +109,8 @@ def test_a_second_exception_becomes_the_end_and_the_task_does_not_run_again(monk
         task_loop.first_imports, "loads", lambda pickled, buffers: pickle.loads(pickled) or (fail, (1,), {})
     )
     ends = run(core)
-    assert (ends[1][0], type(ends[1][1][0])) == (RAISED, Stray)
-    assert ends[2] == (RETURNED, 2)
+    assert (ends[1][0], type(ends[1][1][0])) == (_core.RAISED, Stray)
+    assert ends[2] == (_core.RETURNED, 2)
     assert ran == [1, 2]
 
 

@@ -8,9 +8,7 @@ Nothing is built: the command leaves only the cache directory behind, and with `
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -43,7 +41,7 @@ MIN_OPEN_FILES = 1024
 class HostCheck:
     """The steps for one host, taken on a thread of its own."""
 
-    def __init__(self, machine: InspectedHost, core: _core.Pool, measuring: threading.Lock) -> None:
+    def __init__(self, machine: InspectedHost, core: _core.Core, measuring: threading.Lock) -> None:
         self.machine = machine
         self.core = core
         self.measuring = measuring
@@ -141,7 +139,7 @@ class HostCheck:
         how = "known" if {*before.keys, *before.portless} else "new, and not recorded"
         if how != "known" and connection.host_key in known(config).keys:
             how = f"new, and now in {config.new_keys}"
-        kind, digest = fingerprint(connection.host_key)
+        kind, _, digest = connection.fingerprint.partition(" ")
         self.report.ok("host key", f"{how}: {kind} {digest}", key_type=kind, fingerprint=digest)
         text = f"as {config.user}, with {_shown_identities(config)}; {milliseconds(took)} with the key exchange"
         self.report.ok("authentication", text, connect_ms=took * 1000)
@@ -149,16 +147,15 @@ class HostCheck:
 
     def _explain_refusal(self, error: NodeStartError, config: Config, is_known: bool) -> None:
         name, cause = self.machine.name, error.__cause__
-        about = cause.args[1] if isinstance(cause, _core.CoreError) and len(cause.args) > 1 else ""
         if not config.public_keys:
             self.report.fail("authentication", str(error), "PubkeyAuthentication yes, and publickey among the methods")
-        elif about == "host key" and "revoked" in str(cause):
+        elif isinstance(cause, _core.RevokedHostKeyError):
             self.report.fail("host key", str(error), "this key is marked as revoked: give the host a new one")
-        elif about == "host key" and is_known:
+        elif isinstance(cause, _core.HostKeyError) and is_known:
             self.report.fail("host key", str(error), f"find out why; then `ssh-keygen -R '{config.key_name}'`")
-        elif about == "host key":
+        elif isinstance(cause, _core.HostKeyError):
             self.report.fail("host key", str(error), f"compare and accept it with `ssh {name}`, or use --accept-new")
-        elif about == "authentication":
+        elif isinstance(cause, _core.AuthenticationError):
             self.report.ok("host key", "as expected")
             self.report.fail(
                 "authentication", str(error), f"`ssh-copy-id {name}`, `ssh-add` for a key with a passphrase, or User"
@@ -304,13 +301,6 @@ class HostCheck:
             self.report.note("limits", f"only {files} open files", "raise `ulimit -n` for sessions there")
 
 
-def fingerprint(key: str) -> tuple[str, str]:
-    """Return a public key's type and its fingerprint, as `ssh-keygen -l` prints it."""
-    kind, blob = key.split()[:2]
-    digest = base64.b64encode(hashlib.sha256(base64.b64decode(blob)).digest()).decode().rstrip("=")
-    return kind, f"SHA256:{digest}"
-
-
 def _shown_identities(config: Config) -> str:
     offered = [str(one[0] if isinstance(one, tuple) else one) for one in identities(config)]
     if config.ssh_agent is not None:
@@ -325,7 +315,7 @@ def _number(details: dict[str, str], key: str) -> int | None:
 
 def check(provider: SSH, *, as_json: bool = False) -> int:
     """Check the provider's hosts, print the reports, and return the exit status: 0 if all hosts can be used, else 1."""
-    core, measuring = _core.Pool(1, 1 << 20), threading.Lock()
+    core, measuring = _core.Core(1, 1 << 20), threading.Lock()
     request = default_request(provider)
     reports = []
     try:

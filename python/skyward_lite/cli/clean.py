@@ -24,7 +24,7 @@ def clean(provider: SSH, *, everything: bool, dry_run: bool) -> int:
     more often than that.
     """
     seconds = build.RECENT_SECONDS if everything else build.UNUSED_SECONDS
-    core, status = _core.Pool(1, 1 << 20), 0
+    core, status = _core.Core(1, 1 << 20), 0
     try:
         jobs = [functools.partial(_clean_host, core, host, provider, seconds, dry_run) for host in provider.hosts]
         for report in in_order(jobs):
@@ -41,7 +41,7 @@ def clean(provider: SSH, *, everything: bool, dry_run: bool) -> int:
     return status
 
 
-def _clean_host(core: _core.Pool, host: Host, provider: SSH, seconds: int, dry_run: bool) -> CleanReport:
+def _clean_host(core: _core.Core, host: Host, provider: SSH, seconds: int, dry_run: bool) -> CleanReport:
     machine = SSHMachine(host, provider, default_request(provider))
     try:
         script = build.clean_script(seconds, dry_run=dry_run)
@@ -49,7 +49,7 @@ def _clean_host(core: _core.Pool, host: Host, provider: SSH, seconds: int, dry_r
     except NodeStartError as error:
         return CleanReport(host.address, problems=(str(error),))
     except _core.CoreError as error:
-        return CleanReport(host.address, problems=(str(error.args[0]),))
+        return CleanReport(host.address, problems=(str(error),))
     finally:
         machine.end(time.monotonic() + 1.0)
     entries = [CacheEntry.parse(key, line) for key in ("gone", "kept", "stuck") for line in report.get(key, [])]

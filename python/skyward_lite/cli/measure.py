@@ -64,7 +64,7 @@ def _measure_bandwidth(
             status, stdout, _ = connection.run(line, stdin, bound)
         except _core.CoreError as error:
             rate = size / 1e6 / bound
-            report.note(step, f"less than {rate:.3f} MB/s: {error.args[0]}", "is the line that slow?")
+            report.note(step, f"less than {rate:.3f} MB/s: {error}", "is the line that slow?")
             return
         took = time.perf_counter() - began
         if status != 0:

@@ -40,7 +40,7 @@ class Pending(Protocol):
 class Completions:
     """All completion queues of one pool."""
 
-    def __init__(self, core: _core.Pool, task_timeout: float | None, lifecycle: Lifecycle) -> None:
+    def __init__(self, core: _core.Core, task_timeout: float | None, lifecycle: Lifecycle) -> None:
         self.core = core
         self.lifecycle = lifecycle
         self.call_nanos = int((task_timeout or 0) * 1e9)
@@ -91,7 +91,6 @@ class CompletionQueue:
         self._abandoned = False
         self._completions = completions
         self._core = completions.core
-        self._check_owner = completions.lifecycle.check_owner
         self._number = number
         self._abandon = abandon
         self._call_nanos = completions.call_nanos
@@ -156,7 +155,6 @@ class CompletionQueue:
 
     def end(self, waiter: Pending) -> None:
         """Have a task that cannot be sent resolved on the queue's thread, like one that was sent."""
-        self._check_owner()
         task = next(self._tasks)
         self.pending[task] = waiter
         if not self._core.end(task):
@@ -168,9 +166,8 @@ class CompletionQueue:
 
     def cancel(self, task: int, bound_ms: int = 0) -> None:
         """Drop a task that has not started. It is resolved now, or when the node that has it has answered."""
-        self._check_owner()
         if self._core.cancel(task, bound_ms):
-            self.pending[task].resolve(payload.CANCELLED, 0, b"", None)
+            self.pending[task].resolve(_core.CANCELLED, 0, b"", None)
             del self.pending[task]
 
     def abort(self, task: int) -> None:

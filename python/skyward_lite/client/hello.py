@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import functools
-import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .. import nesting
+from .. import _core, nesting
 from .._version import PYTHON, __version__
+from ..hello import ClientHello, WorkerSettings
 from ..hooks import Plugin
 from ..image import Image, canonical
 from ..pickling import payload
@@ -19,8 +19,8 @@ from ..pickling.modules import Modules
 from ..providers import Machine
 from .settings import Settings
 
-MAX_SETUP = 32 * 1024
-"""Bytes of pickled plugin hooks that fit a hello."""
+MAX_SETUP = _core.MAX_BODY // 2
+"""Largest pickle of the plugins' hooks, in bytes: the whole hello must fit one frame."""
 
 
 class Greeting:
@@ -40,32 +40,31 @@ class Greeting:
         self._setup = setup
         self._imported = frozenset(imported)
 
-    def for_machine(self, machine: Machine) -> str:
-        """Return what the agent on this machine must know, as JSON; `ClientHello` in the Rust core reads it."""
+    def for_machine(self, machine: Machine) -> ClientHello:
+        """Return what the agent on this machine must know."""
         settings, worker = self._settings, self._settings.worker
         timeout = worker.task_timeout
-        hello = {
-            "version": __version__,
-            "run": self._run,
-            "node": machine.name,
-            "python": PYTHON,
-            "lease_ms": int(settings.lease * 1000),
-            "packages": {} if machine.shares_files else _distributions_of(self._imported),
-            "strict": settings.strict_env,
-            "worker": {
-                "concurrency": machine.concurrency or worker.concurrency,
-                "processes": worker.executor == "process",
-                "env": {"PYTHONHASHSEED": hash_seed(self._run), **self._image.env, **nesting.worker_environment()},
-                "shares_files": machine.shares_files,
-                "sys_path": list(self._modules.path) if machine.shares_files else [],
-                "preload": [module for plugin in settings.plugins for module in plugin.preload],
-                "max_payload": worker.max_payload,
-                "task_timeout_ms": None if timeout is None else max(1, int(timeout * 1000)),
-                "setup": self._setup,
-                "unwind": any(plugin.around_worker is not None for plugin in settings.plugins),
-            },
-        }
-        return json.dumps(hello)
+        return ClientHello(
+            version=__version__,
+            run=self._run,
+            node=machine.name,
+            python=PYTHON,
+            lease_ms=int(settings.lease * 1000),
+            packages={} if machine.shares_files else _distributions_of(self._imported),
+            strict=settings.strict_env,
+            worker=WorkerSettings(
+                concurrency=machine.concurrency or worker.concurrency,
+                processes=worker.executor == "process",
+                env={"PYTHONHASHSEED": hash_seed(self._run), **self._image.env, **nesting.worker_environment()},
+                shares_files=machine.shares_files,
+                sys_path=list(self._modules.path) if machine.shares_files else [],
+                preload=[module for plugin in settings.plugins for module in plugin.preload],
+                max_payload=worker.max_payload,
+                task_timeout_ms=None if timeout is None else max(1, int(timeout * 1000)),
+                setup=self._setup,
+                unwind=any(plugin.around_worker is not None for plugin in settings.plugins),
+            ),
+        )
 
 
 def pickled_hooks(plugins: Sequence[Plugin], pickled: Callable[[Any], payload.Encoded]) -> str:

@@ -21,7 +21,7 @@ MIN_COUNTED_TASKS: Final = 1_000
 """Tasks whose messages are counted before the counts of those that have ended are dropped for the first time."""
 
 
-def start_taking(core: _core.Pool, is_pending: Callable[[int], bool]) -> None:
+def start_taking(core: _core.Core, is_pending: Callable[[int], bool]) -> None:
     """Start the thread that hands the messages of a pool's tasks to their listeners. It ends with the pool.
 
     `is_pending(task)` returns whether the task of this number has not ended.
@@ -29,7 +29,7 @@ def start_taking(core: _core.Pool, is_pending: Callable[[int], bool]) -> None:
     threading.Thread(target=_take_all, args=(core, is_pending), name="skyward-messages", daemon=True).start()
 
 
-def _take_all(core: _core.Pool, is_pending: Callable[[int], bool]) -> None:
+def _take_all(core: _core.Core, is_pending: Callable[[int], bool]) -> None:
     taken: dict[int, int] = {}
     limit = MIN_COUNTED_TASKS
     pickled: Any

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from joblib import parallel_config, register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
-from .. import checks
+from .. import _core, checks
 from ..errors import PayloadTooLargeError, PoolClosedError, SkywardError
 from ..pickling import payload
 from . import joblib_batches
@@ -222,7 +222,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         following = batch.call.end(batch)
         if following is not None:
             self._send(following)
-        if batch.whole is not None or batch.code == payload.PARTIAL:
+        if batch.whole is not None or batch.code == _core.PARTIAL:
             if not self._join_part(batch):
                 return
             batch = batch.whole or batch

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from .. import _core
 from ..errors import PoolClosedError
 from ..pickling import payload
 from ..pickling.pickler import Shared
@@ -159,7 +160,7 @@ class Batch:
         """The task's number; 0 before it is sent."""
         self.size = 0
         """Bytes of the payload that was sent, or of the result if that is larger."""
-        self.code = payload.RETURNED
+        self.code = _core.RETURNED
         """How the task ended, with its result in `pickled` and `buffers` until that is read."""
         self.nanos = 0
         self.pickled: Any = None
@@ -201,4 +202,4 @@ class Batch:
             return values
         pickled, buffers = self.pickled, self.buffers
         self.pickled = self.buffers = None
-        return outcome(payload.RETURNED if self.code == payload.PARTIAL else self.code, pickled, buffers, self.first)
+        return outcome(_core.RETURNED if self.code == _core.PARTIAL else self.code, pickled, buffers, self.first)

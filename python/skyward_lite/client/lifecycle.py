@@ -7,10 +7,7 @@ pool made whether it is open or being left.
 from __future__ import annotations
 
 import enum
-import os
 import threading
-
-from ..errors import PoolClosedError
 
 
 class Stage(enum.IntEnum):
@@ -45,7 +42,6 @@ class Lifecycle:
         """The threads that have begun to leave the pool. Each waits for its end, so none reads further results."""
         self.changed = threading.Condition()
         """Notified when the stage changes, and when the last task of a completion queue has ended."""
-        self._owner = os.getpid()
 
     def advance(self, stage: Stage) -> bool:
         """Go on to `stage` and return true, or return false if the pool has come as far already."""
@@ -60,12 +56,3 @@ class Lifecycle:
         """Wake the threads that wait on `changed`."""
         with self.changed:
             self.changed.notify_all()
-
-    def is_owner(self) -> bool:
-        """Return whether this process made the pool: a forked child has neither the pool's threads nor its nodes."""
-        return os.getpid() == self._owner
-
-    def check_owner(self) -> None:
-        """Raise `PoolClosedError` in a process that was forked from the one which made the pool."""
-        if os.getpid() != self._owner:
-            raise PoolClosedError("this process was forked from the one that opened the pool: open a pool of its own")

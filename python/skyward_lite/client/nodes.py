@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from .. import _core
 from ..errors import NodeStartError
+from ..hello import ClientHello
 from ..image import Image
 from ..providers import Cost, Machine, NodeRequest
 from .lifecycle import Lifecycle, Stage
@@ -81,7 +82,7 @@ class Nodes:
     """
 
     def __init__(
-        self, core: _core.Pool, settings: Settings, lifecycle: Lifecycle, has_waiters: Callable[[], bool]
+        self, core: _core.Core, settings: Settings, lifecycle: Lifecycle, has_waiters: Callable[[], bool]
     ) -> None:
         self.machines: list[Machine] = []
         """All that were started, also those that were left out or lost. A node's number is its place in here."""
@@ -89,7 +90,7 @@ class Nodes:
         self._settings = settings
         self._lifecycle = lifecycle
         self._has_waiters = has_waiters
-        self._greet: Callable[[Machine], str]
+        self._greet: Callable[[Machine], ClientHello]
         """Returns what a machine's agent is told first; set by `start`."""
         self._lock = threading.Lock()
         """Guards the fields below and the order of `machines`."""
@@ -102,7 +103,7 @@ class Nodes:
         self._given_up: set[int] = set()
         """Numbers of the draining, lost and failed nodes for which it was decided whether they are replaced."""
 
-    def start(self, image: Image, greet: Callable[[Machine], str]) -> Sequence[Machine]:
+    def start(self, image: Image, greet: Callable[[Machine], ClientHello]) -> Sequence[Machine]:
         """Start the machines, each of which becomes a node in its own time, and watch them from now on. Return them.
 
         Raise what the provider raises; the machines that it had begun to start then are in `self.machines`.
@@ -180,8 +181,7 @@ class Nodes:
 
     def snapshot(self) -> list[Node]:
         """Return how each node stands, in the order in which they were started."""
-        self._lifecycle.check_owner()
-        return [Node(*row) for row in self._core.nodes()]
+        return [Node(**row) for row in self._core.nodes()]
 
     def slots(self) -> int:
         """Return the number of tasks that can run at once: the sum of the ready nodes' slots."""

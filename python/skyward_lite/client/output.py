@@ -45,7 +45,7 @@ Source = tuple[str, int]
 class Printer:
     """Writes what the workers of one pool wrote, on a thread of its own."""
 
-    def __init__(self, core: _core.Pool) -> None:
+    def __init__(self, core: _core.Core) -> None:
         self._core = core
         self._thread = threading.Thread(target=self._run, name="skyward-print", daemon=True)
         self._held: dict[Source, bytes] = {}

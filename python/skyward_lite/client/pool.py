@@ -106,7 +106,7 @@ class ComputePool(Executor):
         self.provider, self.worker, self.image = checked.provider, checked.worker, checked.image
         self.min_nodes, self.nodes_wanted = checked.min_nodes, checked.wanted_nodes
         self.vcpus, self.memory_gb, self.plugins = checked.vcpus, checked.memory_gb, checked.plugins
-        self._core = core = _core.Pool(self.worker.retries + 1, self.worker.max_payload)
+        self._core = core = _core.Core(self.worker.retries + 1, self.worker.max_payload)
         self._lifecycle = lifecycle = Lifecycle()
         self._printer = Printer(core)
         completions = Completions(core, self.worker.task_timeout, lifecycle)
@@ -209,7 +209,7 @@ class ComputePool(Executor):
 
         Ctrl-C meanwhile cancels what is pending, and is raised at the end.
         """
-        if not self._lifecycle.is_owner():
+        if self._core.is_forked:
             return  # a forked child has neither the pool's threads nor its nodes
         try:
             with held() as signals:

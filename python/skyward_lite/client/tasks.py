@@ -47,9 +47,9 @@ MAX_REASON: Final = 16_000
 _OPEN: Final = Stage.OPEN
 _RELEASING: Final = Stage.RELEASING
 _ERRORS: Final = {
-    payload.CRASHED: WorkerCrashedError,
-    payload.NODE_LOST: NodeLostError,
-    payload.TIMED_OUT: TaskTimeoutError,
+    _core.CRASHED: WorkerCrashedError,
+    _core.NODE_LOST: NodeLostError,
+    _core.TIMED_OUT: TaskTimeoutError,
 }
 
 
@@ -58,15 +58,15 @@ def outcome(code: int, pickled: Any, buffers: Any, first: int | None = None) -> 
 
     `first` is the place of its first call among the calls that were submitted together, None for a call alone.
     """
-    if code == payload.RETURNED:
+    if code == _core.RETURNED:
         try:
             return payload.loads(pickled, buffers)
         except Exception as error:
             reason = _core.printable(f"{type(error).__name__}: {error}")
             raise RemoteError(f"the task's result cannot be rebuilt here: {reason}") from error
-    if code == payload.RAISED:
+    if code == _core.RAISED:
         raise exceptions.load(pickled, buffers, first)
-    if code == payload.CANCELLED:
+    if code == _core.CANCELLED:
         raise CancelledError("the task was cancelled")
     # The text is the node's own, also where the core reports that a node was lost.
     raise _ERRORS.get(code, RemoteError)(_core.printable(bytes(pickled), MAX_REASON))
@@ -104,7 +104,7 @@ class PoolFuture(Future[T]):
 
     def resolve(self, code: int, nanos: int, pickled: Any, buffers: Any) -> None:
         """Set the result or the exception, from how the task ended."""
-        if code == payload.CANCELLED:
+        if code == _core.CANCELLED:
             super().cancel()
             self.set_running_or_notify_cancel()
             return
@@ -136,7 +136,7 @@ class Tasks:
 
     def __init__(
         self,
-        core: _core.Pool,
+        core: _core.Core,
         settings: Settings,
         lifecycle: Lifecycle,
         completions: Completions,
@@ -299,4 +299,4 @@ class Tasks:
         """Raise `PoolClosedError` where no task can be sent. A pool that is being left still takes joblib's."""
         if self._lifecycle.stage >= _RELEASING:
             raise PoolClosedError(CLOSED)
-        self._lifecycle.check_owner()
+        self.core.check_owner()

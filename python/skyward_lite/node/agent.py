@@ -51,7 +51,7 @@ def packages() -> dict[str, str]:
     return found
 
 
-def spec() -> dict[str, object]:
+def spec() -> _core.AgentSpec:
     """Return what the agent must be told because it cannot find it out by itself."""
     options = ["-P"]
     if hasattr(sys.flags, "context_aware_warnings"):

@@ -27,9 +27,9 @@ class _Sent(threading.local):
 class Home:
     """The client of this worker process, as its tasks' messages reach it."""
 
-    def __init__(self, core: _core.Worker) -> None:
+    def __init__(self, core: _core.WorkerRuntime) -> None:
         self._core = core
-        self._route = Route(core.shares_files, to_client=True)
+        self._route = Route(core.settings.shares_files, to_client=True)
         self._sent = _Sent()
 
     def send(self, address: str, message: object) -> None:
@@ -39,7 +39,7 @@ class Home:
         if task != sent.task:
             sent.task, sent.count = task, 0
         sent.count += 1
-        encoder = payload.encoder(core.max_payload, self._route)
+        encoder = payload.encoder(core.settings.max_payload, self._route)
         pickled, buffers = encoder.dumps((address, task, sent.count, message))
         size = payload.size(pickled, buffers)
         if size > messages.LIMIT:

@@ -55,7 +55,7 @@ MAIN_THREAD_NOTE: Final = (
 )
 
 
-def take_tasks(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> None:
+def take_tasks(worker: _core.WorkerRuntime, slot: int, decorators: list[Decorator]) -> None:
     """Run this slot's tasks on the calling thread, until the process is to end."""
     TaskLoop(worker, slot, decorators).run_tasks()
 
@@ -63,16 +63,17 @@ def take_tasks(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> 
 class TaskLoop:
     """The tasks of one slot. Made on the thread that runs them: it prepares that thread."""
 
-    def __init__(self, worker: _core.Worker, slot: int, decorators: list[Decorator]) -> None:
+    def __init__(self, worker: _core.WorkerRuntime, slot: int, decorators: list[Decorator]) -> None:
+        settings = worker.settings
         self._worker = worker
         self._decorate = decorator(worker, slot, decorators)
-        self._encoder = payload.encoder(worker.max_payload, Route(worker.shares_files, to_client=True))
+        self._encoder = payload.encoder(settings.max_payload, Route(settings.shares_files, to_client=True))
         self._process = os.getpid()
         """The worker's process: a child that a task forks has another one."""
         self._several = worker.slots > 1
         if self._several:
             timer = functools.partial(worker.pause, slot), functools.partial(worker.restart, slot)
-            first_imports.enter(timer if worker.timed else None)
+            first_imports.enter(None if settings.task_timeout_ms is None else timer)
         self._warnings = task_warnings.enter() if self._several else task_warnings.Scope()
         self._names = script.names()
         """What the running task has entered into the script's `__main__`."""
@@ -93,10 +94,8 @@ class TaskLoop:
         """The value that the task returned, until its end is handed in: freeing it may run code of the user's."""
         self._values: list[Any] = []
         """Of a batch, the values of the calls that have returned."""
-        self._value: Any = None
-        """What the task returned, until its end has been handed in: to drop it may run the task's own finalizers."""
         self._answer: Any = None
-        """The attempt and how it ended, as `_core.Worker.finish` takes it; set just before the state becomes ENDED."""
+        """The attempt and how it ended, as `WorkerRuntime.finish` takes it; set just before the state becomes ENDED."""
         self._stray: BaseException | None = None
         """The last exception that interrupted a step."""
         self._strays = 0
@@ -165,8 +164,7 @@ class TaskLoop:
                 function, args, kwargs = call
                 if self._decorate is not None:
                     function = self._decorate(function)
-                code, value = payload.RETURNED, function(*args, **kwargs)
-            self._value = value
+                code, value = _core.RETURNED, function(*args, **kwargs)
             nanos = perf_counter_ns() - start
             self._value = value
             returned = True
@@ -186,7 +184,7 @@ class TaskLoop:
             else:
                 place = blame.place(self._worker.node, kind, self._call, len(self._values))
             dumped = exceptions.dump(self._encoder, error, skip, place)
-            self._answer = task, attempt, payload.RAISED, nanos, *dumped
+            self._answer = task, attempt, _core.RAISED, nanos, *dumped
         self._state = ENDED
 
     def _run_batch(self, batch: Any) -> tuple[int, list[Any]]:
@@ -204,14 +202,14 @@ class TaskLoop:
             run_batch(calls, self._values, limit)
         else:
             run_limited(threads, calls, self._values, limit)
-        return payload.PARTIAL if len(self._values) < count else payload.RETURNED, self._values
+        return _core.PARTIAL if len(self._values) < count else _core.RETURNED, self._values
 
     def _end_interrupted(self) -> None:
         """End a task with the exception that came before the task's own one was pickled."""
         if self._answer is None and self._stray is not None:
             place = blame.place(self._worker.node, self._kind, self._call, max(0, len(self._values) - 1))
             dumped = exceptions.dump(self._encoder, self._stray, 2, place)
-            self._answer = *self._begun, payload.RAISED, 0, *dumped
+            self._answer = *self._begun, _core.RAISED, 0, *dumped
         self._state = ENDED
 
     def _hand_in(self) -> None:
@@ -274,15 +272,16 @@ def decorated(calls: Iterable[Triple], decorate: Decorator) -> Iterator[Triple]:
         yield decorate(function), args, kwargs
 
 
-def decorator(worker: _core.Worker, slot: int, decorators: list[Decorator]) -> Decorator | None:
+def decorator(worker: _core.WorkerRuntime, slot: int, decorators: list[Decorator]) -> Decorator | None:
     """Return what is done to each function that this slot runs; None for nothing."""
-    if not decorators and not worker.timed:
+    is_timed = worker.settings.task_timeout_ms is not None
+    if not decorators and not is_timed:
         return None
 
     def decorate(function: Function) -> Function:
         for plugin in reversed(decorators):
             function = plugin(function)
-        return functools.partial(timed, function) if worker.timed else function
+        return functools.partial(timed, function) if is_timed else function
 
     def timed(function: Function, /, *args: Any, **kwargs: Any) -> Any:
         # The limit is for one call, and a batch has several.

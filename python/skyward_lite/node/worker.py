@@ -43,17 +43,18 @@ TRACKERS: Final = ("multiprocessing", "loky.backend", "joblib.externals.loky.bac
 
 def main() -> None:
     """Connect to the agent and serve until it ends this process, or asks for its end."""
-    worker = _core.Worker(prepare_process())
+    worker = _core.WorkerRuntime(prepare_process())
     messages.be_worker(Home(worker).send)
-    if worker.sys_path:
-        sys.path[:] = worker.sys_path
+    settings = worker.settings
+    if settings.sys_path:
+        sys.path[:] = settings.sys_path
     sys.argv[:] = nesting.take_arguments()
-    for module in worker.preload:
+    for module in settings.preload:
         # A task that needs a module which is missing here reports that itself.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     prepare_exit()
-    hooks = pickle.loads(base64.b64decode(worker.setup)) if worker.setup else []
+    hooks = pickle.loads(base64.b64decode(settings.setup)) if settings.setup else []
     decorators = [decorate for _, decorate in hooks if decorate is not None]
     info = WorkerInfo(node=worker.node, pid=os.getpid(), slots=worker.slots)
     with contextlib.ExitStack() as stack:
@@ -108,13 +109,13 @@ def prepare_exit() -> None:
     def end_escaped() -> None:
         # A child that a task forked has the same list of callbacks.
         if os.getpid() == worker:
-            _core.Worker.end_escaped()
+            _core.WorkerRuntime.end_escaped()
 
     # The first to be registered is the last to be called.
     atexit.register(end_escaped)
 
 
-def run_slots(worker: _core.Worker, loops: Sequence[Callable[[], None]]) -> None:
+def run_slots(worker: _core.WorkerRuntime, loops: Sequence[Callable[[], None]]) -> None:
     """Run each slot's loop on a thread of its own, and wait on the main thread until the process is to end.
 
     With several slots the main thread runs no task, so that all slots are alike: signal handlers run there only, and

@@ -27,29 +27,22 @@ Loads = Callable[[bytes | memoryview, Sequence[Any] | None], Any]
 BACKEND_NAME: Final = "skyward"
 """The name under which joblib knows our backend, at the client and in workers."""
 
-# Tags on the wire; frame.rs has the same.
+# How a worker reads a task's pickle. The core carries these numbers and does not read them.
 CALL: Final = 0
-"""On a task: the pickle is `(function, args, kwargs)`."""
+"""The pickle is `(function, args, kwargs)`."""
 BATCH: Final = 1
-"""On a task: the pickle is a list of such triples, as joblib makes them, or a `batches.Calls`; the result is the list
+"""The pickle is a list of such triples, as joblib makes them, or a `batches.Calls`; the result is the list
 of their values.
 
 Or the pickle is a triple of `inner_max_num_threads`, or None; of the nanoseconds after which the worker gives back the
 calls that it has not begun, or None; and of the calls.
 """
-RETURNED: Final = 0
-RAISED: Final = 1
-CRASHED: Final = 2
-CANCELLED: Final = 3
-NODE_LOST: Final = 4
-TIMED_OUT: Final = 5
-PARTIAL: Final = 6
 
 OUT_OF_BAND_BYTES: Final = 16 * 1024
 """A buffer of at least so many bytes travels beside the pickle. A smaller one stays inside: one copy of it is cheaper
 than one more allocation."""
 MAX_BUFFERS: Final = 1000
-"""Buffers beside one pickle; further ones stay inside it. The core takes 1,024 parts in a message."""
+"""Buffers beside one pickle; further ones stay inside it. A message has at most `_core.MAX_PARTS`."""
 
 
 class Encoder:

@@ -55,7 +55,7 @@ class Machine(abc.ABC):
     """Whether it sees this machine's files, so that the client's import path is valid there."""
 
     @abc.abstractmethod
-    def open(self, core: _core.Pool) -> PreparedMachine:
+    def open(self, core: _core.Core) -> PreparedMachine:
         """Connect, and prepare what the agent needs. Each machine has a thread for this, and may wait.
 
         Raises `NodeStartError` or `CoreError`: then the pool does without this machine, and reports the reason.

@@ -10,7 +10,7 @@ from . import public_keys
 from .openssh import Config, run_tool, too_short
 
 Identity: TypeAlias = str | tuple[str, str | None] | tuple[str, list[str], bool, list[str]]
-"""As `_core.Pool.connect` takes it: a private key; a file with a private key, and one with its certificate; or the
+"""As `_core.Core.connect` takes it: a private key; a file with a private key, and one with its certificate; or the
 ssh-agent's socket, the keys wanted first, whether only these may be used, and files with certificates for its keys."""
 
 

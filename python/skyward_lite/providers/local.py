@@ -97,7 +97,7 @@ class LocalMachine(Machine):
             # An agent that has already ended is noticed by `open`.
             self.socket.sendall(json.dumps(keys).encode() + b"\n")
 
-    def open(self, core: _core.Pool) -> PreparedMachine:
+    def open(self, core: _core.Core) -> PreparedMachine:
         try:
             connection = core.connect(
                 endpoint=self.socket.detach(),
@@ -109,7 +109,7 @@ class LocalMachine(Machine):
                 timeout=self.timeout,
             )
         except _core.CoreError as error:
-            raise NodeStartError(self._explain(str(error.args[0]))) from error
+            raise NodeStartError(self._explain(str(error))) from error
         return PreparedMachine(connection, "agent")
 
     def _explain(self, error: str) -> str:

@@ -11,6 +11,8 @@ import dataclasses
 import re
 from pathlib import Path
 
+from .. import _core
+
 TYPES = frozenset(
     {
         *("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
@@ -41,8 +43,6 @@ _CURVES = {
 _RSA_BITS = range(1024, 16385)
 """Bits of the moduli that OpenSSH reads."""
 
-_MAGIC = b"openssh-key-v1\0"
-"""Begins a private key in OpenSSH's format (PROTOCOL.key)."""
 _WORDS = re.compile(rb"[ \t]*([^ \t]+)[ \t]+([^ \t]+)")
 _SPACE = b" \t\n\v\f\r"
 """The white space that C's isspace() makes OpenSSH skip inside base64."""
@@ -129,17 +129,10 @@ def in_file(file: str) -> str | None:
 def of_private_file(file: str) -> str | None:
     """Return the public key in a private key's file in OpenSSH's format, which does not encrypt this part of it."""
     try:
-        data = base64.b64decode(b"".join(Path(file).read_bytes().split(b"-----")[2].split()))
-    except (OSError, ValueError, IndexError):
+        line = _core.public_half(Path(file).read_bytes())
+    except OSError:
         return None
-    at = len(_MAGIC)
-    # Cipher, KDF, its options; the number of keys; the first one. PROTOCOL.key of OpenSSH.
-    for _ in range(3):
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
-    at += 4
-    blob = data[at + 4 : at + 4 + int.from_bytes(data[at : at + 4], "big")]
-    kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")]
-    key = read(kind + b" " + base64.b64encode(blob)) if data.startswith(_MAGIC) else None
+    key = None if line is None else read(line.encode())
     return key.line if key is not None and key.usable else None
 
 

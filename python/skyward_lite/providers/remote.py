@@ -38,14 +38,14 @@ class RemoteMachine(Machine):
         self.python = python
 
     @abc.abstractmethod
-    def connect(self, core: _core.Pool) -> _core.Connection:
+    def connect(self, core: _core.Core) -> _core.Connection:
         """Connect to the host, verify its key and authenticate. Raises `NodeStartError`."""
 
     def install_python(self, connection: _core.Connection, facts: probe.Facts) -> probe.Facts:
         """Install what making an environment needs, on hosts that are ours; return what the host has then."""
         return facts
 
-    def open(self, core: _core.Pool) -> PreparedMachine:
+    def open(self, core: _core.Core) -> PreparedMachine:
         connection = self.connect(core)
         if self.python is None:
             return PreparedMachine(connection, build.agent_command(self._environment(connection), self.agent))

@@ -124,7 +124,7 @@ class SSHMachine(RemoteMachine):
 
     # ------------------------------------------------------------------------------------------------ connection
 
-    def connect(self, core: _core.Pool) -> _core.Connection:
+    def connect(self, core: _core.Core) -> _core.Connection:
         config = openssh.resolve(openssh.parse(self.name), self.config)
         if config.unsupported:
             log.info("%s: ssh's options %s are set and not applied", self.name, ", ".join(config.unsupported))
@@ -132,7 +132,7 @@ class SSHMachine(RemoteMachine):
             log.warning("%s", sentence)
         return self.connect_to(core, config)
 
-    def connect_to(self, core: _core.Pool, config: Config) -> _core.Connection:
+    def connect_to(self, core: _core.Core, config: Config) -> _core.Connection:
         """Connect as the configuration says. Raises `NodeStartError`."""
         if not config.public_keys:
             raise NodeStartError(
@@ -152,7 +152,7 @@ class SSHMachine(RemoteMachine):
                 log.warning("%s: its new key %s could not be recorded: %s", self.name, connection.host_key, error)
         return connection
 
-    def _connect(self, core: _core.Pool, config: Config, known: Known, trust: known_hosts.Trust) -> _core.Connection:
+    def _connect(self, core: _core.Core, config: Config, known: Known, trust: known_hosts.Trust) -> _core.Connection:
         """Connect, as often as the server hangs up because too many are connecting. Raises `NodeStartError`."""
         while True:
             try:
@@ -176,7 +176,7 @@ class SSHMachine(RemoteMachine):
 
         It hangs up in the same way on an address that it penalizes (PerSourcePenalties), but for longer.
         """
-        if error.args[-1] != "hung up":
+        if not isinstance(error, _core.HungUpError):
             return False
         # A proxy command may have ended for a reason of its own.
         return config.proxy is None or "kex_exchange_identification" in self._printed()
@@ -212,25 +212,25 @@ class SSHMachine(RemoteMachine):
 
     def _explain(self, error: _core.CoreError, config: Config, known: Known, trust: known_hosts.Trust) -> str:
         """Return why a connection failed, and what to do."""
-        text, about = str(error.args[0]), error.args[1] if len(error.args) > 1 else ""
+        text = str(error)
         files = " or ".join(config.known_hosts) or "any known_hosts file"
-        if about == "host key" and "is revoked" in text:
+        if isinstance(error, _core.RevokedHostKeyError):
             return f"{text} in {files}: the host must get another key, and nothing here is to be done"
-        if about == "host key" and known.keys:
+        if isinstance(error, _core.HostKeyError) and known.keys:
             chosen = "" if config.known_first else ". HostKeyAlgorithms decides which of its keys the host shows"
             return (
                 f"{text}. Either somebody is between here and {config.key_name}, or its key has changed: if you know "
                 f"that it has, `ssh-keygen -R '{config.key_name}'` forgets the old one{chosen}"
             )
-        if about == "host key" and not trust.accept_new:
+        if isinstance(error, _core.HostKeyError) and not trust.accept_new:
             unreadable = f" (not readable: {', '.join(known.unreadable)})" if known.unreadable else ""
             return (
                 f"{config.key_name} is not in {files}{unreadable}, so it is not trusted; {text}. "
                 f"Compare and accept its key with `ssh {self.name}`, or use SSH(..., accept_new=True)"
             )
-        if about == "authentication":
+        if isinstance(error, _core.AuthenticationError):
             return f"{text}. If `ssh {self.name}` asks for a password: set up a key with `ssh-copy-id`"
-        if about == "hung up" and config.proxy is None:
+        if isinstance(error, _core.HungUpError) and config.proxy is None:
             return (
                 f"{text}. It may have too many connections (MaxStartups), refuse this address for a while after "
                 "failed logins (PerSourcePenalties), or be no SSH server"

@@ -5,10 +5,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tracing::{debug, info, warn};
 
 use crate::client::completions::{Completions, Ended};
 use crate::client::dispatch::{Action, Dispatch};
 use crate::client::inbox::Inbox;
+use crate::client::node::NodeState;
 use crate::client::session::{self, NodeSpec, Sink};
 use crate::error::{FrameError, SessionError};
 use crate::locks::lock;
@@ -41,6 +43,8 @@ pub(super) struct State {
     pub senders: Vec<Arc<FrameSender>>,
     /// The buffer that actions are passed in; empty but while they are carried out.
     pub actions: Vec<Action>,
+    /// The state of each node that was logged last, by its number. Changed when a node's state has changed.
+    pub logged: Vec<&'static str>,
 }
 
 impl Shared {
@@ -63,7 +67,7 @@ impl Shared {
 
     /// Carry out all actions but the ends of tasks, which are returned.
     pub fn send(&self, state: &mut State) -> Vec<Ended> {
-        let State { dispatch, senders, actions } = state;
+        let State { dispatch, senders, actions, logged } = state;
         let mut ended = Vec::new();
         for action in actions.drain(..) {
             match action {
@@ -83,7 +87,10 @@ impl Shared {
                         self.inbox.add_output(&node.name, stream, text);
                     }
                 }
-                Action::Notify => self.changed.notify_all(),
+                Action::Notify => {
+                    log_states(dispatch, logged);
+                    self.changed.notify_all();
+                }
             }
         }
         actions.shrink_to(KEPT_ACTIONS);
@@ -118,10 +125,34 @@ fn put(senders: &[Arc<FrameSender>], id: PeerId, add: impl FnOnce(&mut Outbox)) 
     }
 }
 
+/// Log each node whose state is not the one that was logged last.
+fn log_states(dispatch: &Dispatch, logged: &mut Vec<&'static str>) {
+    if !tracing::enabled!(tracing::Level::INFO) {
+        return;
+    }
+    for (id, node) in dispatch.nodes().enumerate() {
+        if logged.len() <= id {
+            logged.push(NodeState::Connecting.name());
+        }
+        let state = node.state.name();
+        let Some(last) = logged.get_mut(id).filter(|last| **last != state) else { continue };
+        *last = state;
+        match &node.state {
+            NodeState::Connecting | NodeState::Closed => info!(node = %node.name, state),
+            NodeState::Ready => info!(node = %node.name, slots = node.slots, state),
+            NodeState::Draining(why) => info!(node = %node.name, %why, state),
+            NodeState::Lost(why) => warn!(node = %node.name, %why, state),
+        }
+    }
+}
+
 /// Run the session with a node to its end. What it brings is handed to the decider, and so is its end.
 pub(super) async fn serve(shared: Arc<Shared>, id: PeerId, spec: NodeSpec, sender: Arc<FrameSender>) {
     let node = NodeSink { shared: &shared, id };
+    let name = spec.hello.node.clone();
+    debug!(node = %name, "session begins");
     let end = session::run(spec, &sender, shared.max_message, &node).await;
+    debug!(node = %name, "session has ended");
     shared.decide(|dispatch, out| dispatch.lost(id, end, Instant::now(), out));
 }
 
@@ -133,6 +164,7 @@ struct NodeSink<'a> {
 
 impl Sink for NodeSink<'_> {
     fn greeted(&self, client: &ClientHello, agent: AgentHello) -> Duration {
+        debug!(node = %client.node, pid = agent.pid, cores = agent.cores, version = %agent.version, "hello of the agent");
         lock(&self.shared.state).dispatch.greeted(self.id, client, agent, Instant::now())
     }
 

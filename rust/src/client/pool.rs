@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::runtime;
 use tokio::sync::Notify;
+use tracing::{debug, info};
 
 use crate::client::completions::Completions;
 pub use crate::client::completions::QUEUE_SHIFT;
@@ -26,7 +27,9 @@ use crate::error::{NodeError, SshError};
 use crate::locks::{lock, wait_timeout_while};
 use crate::queue::{Cancelled, PeerId};
 use crate::timing::Timing;
-use crate::transport::ssh::{self, Connection, Target};
+use crate::transport::connection::Connection;
+use crate::transport::output::CommandOutput;
+use crate::transport::ssh::{self, Target};
 use crate::wire::{Attempt, Message, Outcome};
 
 /// Where a node's SSH server is.
@@ -65,7 +68,7 @@ impl Pool {
     pub fn with_timing(attempts: u16, max_message: usize, timing: Timing) -> std::io::Result<Self> {
         let dispatch = Dispatch::new(attempts, timing);
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { dispatch, senders: Vec::new(), actions: Vec::new() }),
+            state: Mutex::new(State { dispatch, senders: Vec::new(), actions: Vec::new(), logged: Vec::new() }),
             changed: Condvar::new(),
             completions: Completions::default(),
             inbox: Inbox::default(),
@@ -102,14 +105,18 @@ impl Pool {
     /// [`NodeError::Ssh`], and [`NodeError::Closed`] if the pool is closed meanwhile.
     pub fn connect(&self, endpoint: Endpoint, target: Target) -> Result<Connection, NodeError> {
         self.wait(async move {
-            Ok(match endpoint {
+            debug!(?endpoint, user = target.user, "connecting");
+            let connected = match endpoint {
                 Endpoint::Socket(socket) => {
                     socket.set_nonblocking(true).map_err(SshError::Io)?;
                     let socket = UnixStream::from_std(socket).map_err(SshError::Io)?;
-                    ssh::connect(socket, &target).await?
+                    ssh::connect(socket, &target).await
                 }
-                Endpoint::Address(host, port) => ssh::connect_tcp(&host, port, &target).await?,
-            })
+                Endpoint::Address(host, port) => ssh::connect_tcp(&host, port, &target).await,
+            };
+            let connection = connected.inspect_err(|why| info!(%why, "not connected"))?;
+            debug!(user = target.user, "connected, and authenticated");
+            Ok(Connection::Ssh(connection))
         })
     }
 
@@ -123,7 +130,7 @@ impl Pool {
         command: String,
         input: Bytes,
         bound: Duration,
-    ) -> Result<ssh::Output, NodeError> {
+    ) -> Result<CommandOutput, NodeError> {
         self.wait(async move {
             let ended = tokio::time::timeout(bound, connection.run(&command, input)).await;
             Ok(ended.map_err(|_| SshError::Command { command, seconds: bound.as_secs() })??)
@@ -265,9 +272,16 @@ impl Pool {
         lock(&self.shared.state).dispatch.counts()
     }
 
+    /// Return whether this process was forked from the one that opened the pool: it has no I/O thread, and any lock may be
+    /// held for ever.
+    #[must_use]
+    pub fn is_forked(&self) -> bool {
+        self.owner != std::process::id()
+    }
+
     /// Leave all nodes. Tasks that have not ended are cancelled. Waits at most a few seconds; idempotent.
     pub fn close(&self) {
-        if self.owner != std::process::id() {
+        if self.is_forked() {
             return;
         }
         let mut state = lock(&self.shared.state);

@@ -11,7 +11,8 @@ use tokio::io::AsyncRead;
 use crate::error::{FrameError, NodeError, SessionError};
 use crate::text;
 use crate::timing::{LEAST_MESSAGE, PEER_TIMEOUT};
-use crate::transport::ssh::{self, Connection};
+use crate::transport::connection::Connection;
+use crate::transport::output::shown;
 use crate::wire::{AgentHello, ClientHello, Event, EventReader, FrameSender, Offer, hello, read_hello};
 
 /// Bound on finding out why an agent did not start.
@@ -144,7 +145,7 @@ async fn why_not_started(spec: &NodeSpec, why: SessionError) -> NodeError {
     }
     match tokio::time::timeout(START_DIAGNOSIS_TIMEOUT, spec.connection.run(&spec.command, Bytes::new())).await {
         Ok(Ok(output)) if output.status.is_some_and(|status| status != 0) && !output.stderr.is_empty() => {
-            let (status, agent) = (output.status.unwrap_or_default(), ssh::shown(&spec.command));
+            let (status, agent) = (output.status.unwrap_or_default(), shown(&spec.command));
             let printed = text::lines(output.stderr.trim_ascii(), text::LIMIT);
             NodeError::Other(format!(
                 "{why}. Its agent does not start: `{agent}` ended with status {status}: {printed}"

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixStream, unix::pipe};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
 
 use crate::error::{AgentError, FrameError, SessionError};
 use crate::locks::lock;
@@ -159,6 +160,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
             differences,
         })?;
         self.link.send(|o| o.control(answer));
+        info!(node = %client.node, lease_ms = client.lease_ms, "hello of the client");
         Ok(client)
     }
 
@@ -175,6 +177,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
             }
             let stop = lock(&agent.inner).stop.take();
             if let Some(why) = stop {
+                info!(%why, "goodbye");
                 agent.dismiss_workers().await;
                 agent.kill_workers().await;
                 self.say_goodbye(&why).await;
@@ -182,6 +185,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
             }
             tokio::select! {
                 read = self.reader.read_admitted(&mut events, admit_task) => if let Err(e) = read {
+                    warn!(why = %e, "the client is lost");
                     // The client learns the reason if it can still read.
                     self.say_goodbye(&e.to_string()).await;
                     return Err(e.into());
@@ -218,6 +222,7 @@ pub fn drain(reason: &str) -> bool {
     while reason.len() > MAX_REASON {
         reason.pop();
     }
+    info!(%reason, "drain");
     agent.handle(Input::Drain(reason));
     true
 }
@@ -324,7 +329,10 @@ impl Agent {
                         let started = supervisor.start(worker, Arc::clone(self));
                         failed.extend(started.err().map(|why| (worker, why.to_string())));
                     }
-                    Action::Kill(worker) => supervisor.kill(worker),
+                    Action::Kill(worker) => {
+                        debug!(worker, "worker is ended");
+                        supervisor.kill(worker);
+                    }
                     Action::ReadWorkers => self.backlog_drained.notify_waiters(),
                     Action::Stop(why) => {
                         *stop = Some(why);

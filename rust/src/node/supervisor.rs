@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tracing::info;
 
 use crate::error::{AgentError, FrameError, SessionError};
 use crate::locks::lock;
@@ -124,6 +125,7 @@ impl Supervisor {
             forwarding.spawn(forward(stderr, stdio::stream(id, STDERR), Arc::clone(&self.client), tail));
         }
         let pid = child.id().unwrap_or_default();
+        info!(worker = id, pid, "worker started");
         let group = Group::of(pid);
         let started = Started {
             id,
@@ -239,6 +241,7 @@ impl Started {
         }
         let written = async { while self.forwarding.join_next().await.is_some() {} };
         drop(tokio::time::timeout(LAST_OUTPUT_TIMEOUT, written).await);
+        info!(worker = self.id, ?status, "worker ended");
         observer.on_exit(self.id, status, unreadable.as_ref());
     }
 }

@@ -1,7 +1,7 @@
-//! The user's keys and certificates as OpenSSH keeps them: what an agent lists, and a certificate's file.
+//! The user's keys and certificates as OpenSSH stores them: what an ssh-agent lists, and a certificate's file.
 //!
-//! Both carry comments, which may be in any encoding and which nobody reads. russh's own readers take them for UTF-8,
-//! and fail for all keys of the agent if the comment of one is not.
+//! Both carry comments, which may be in any encoding and which nobody reads. russh's own readers take each comment for
+//! UTF-8: if the comment of one key is not, they fail for all keys of the ssh-agent.
 
 use std::io;
 use std::path::Path;
@@ -11,18 +11,20 @@ use russh::keys::{Certificate, PublicKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-/// Message numbers of the agent's protocol.
+/// Message numbers of the ssh-agent's protocol (draft-ietf-sshm-ssh-agent, section 5.1).
 const REQUEST_IDENTITIES: u8 = 11;
 const IDENTITIES_ANSWER: u8 = 12;
-/// Bytes that an answer of the agent may have, as for OpenSSH.
+/// Largest answer of an ssh-agent, in bytes; OpenSSH has the same bound.
 const MAX_ANSWER: u32 = 256 * 1024;
-/// What the names of all types of certificates end with.
-const CERTIFICATE: &[u8] = b"-cert-v01@openssh.com";
+/// The end of every certificate type's name.
+const CERTIFICATE_SUFFIX: &[u8] = b"-cert-v01@openssh.com";
+/// Certificates that one blob may have within another, itself included.
+const MAX_NESTED_CERTIFICATES: usize = 8;
 
-/// Ask the agent at this socket for its keys and certificates. Those of an unknown kind are left out.
+/// Ask the ssh-agent at this socket for its keys and certificates. Keys of an unknown type are left out.
 ///
 /// # Errors
-/// What the socket reports; [`io::ErrorKind::InvalidData`] for an answer that is no list of keys.
+/// The socket's errors; [`io::ErrorKind::InvalidData`] for an answer that is no list of keys.
 pub async fn held(socket: &Path) -> io::Result<Vec<AgentIdentity>> {
     let mut agent = UnixStream::connect(socket).await?;
     agent.write_all(&[0, 0, 0, 1, REQUEST_IDENTITIES]).await?;
@@ -35,7 +37,7 @@ pub async fn held(socket: &Path) -> io::Result<Vec<AgentIdentity>> {
     listed(&answer).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it does not list its keys"))
 }
 
-/// Read a certificate's file; `None` if it has none.
+/// Return the certificate in a file; `None` if there is none.
 #[must_use]
 pub fn certificate(file: &Path) -> Option<Certificate> {
     let data = std::fs::read(file).ok()?;
@@ -57,10 +59,11 @@ fn listed(answer: &[u8]) -> Option<Vec<AgentIdentity>> {
 }
 
 fn identity(blob: &[u8]) -> Option<AgentIdentity> {
-    // A certificate's own authority is decoded by recursion, without a bound on the depth.
-    let certificates = blob.windows(CERTIFICATE.len()).filter(|part| *part == CERTIFICATE).count();
-    if string(&mut &*blob)?.ends_with(CERTIFICATE) {
-        (certificates <= 8).then(|| Certificate::from_bytes(blob).ok())?.map(AgentIdentity::from)
+    // A certificate names the key of its authority, which may be a certificate in turn: russh decodes them by recursion
+    // without a bound on the depth, so a blob with too many is left out.
+    let certificates = blob.windows(CERTIFICATE_SUFFIX.len()).filter(|part| *part == CERTIFICATE_SUFFIX).count();
+    if string(&mut &*blob)?.ends_with(CERTIFICATE_SUFFIX) {
+        (certificates <= MAX_NESTED_CERTIFICATES).then(|| Certificate::from_bytes(blob).ok())?.map(AgentIdentity::from)
     } else {
         PublicKey::from_bytes(blob).ok().map(AgentIdentity::from)
     }
@@ -83,7 +86,7 @@ fn string<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::transport::ssh::new_key;
+    use crate::transport::auth::new_key;
 
     fn answer(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
         let mut all = vec![IDENTITIES_ANSWER];
@@ -95,7 +98,7 @@ mod tests {
         all
     }
 
-    /// Comments of any bytes do no harm, nor does a key of an unknown kind: the other keys are there.
+    /// Comments of any bytes do no harm, nor does a key of an unknown type: the other keys are listed.
     #[test]
     fn keys_are_listed_whatever_is_beside_them() {
         let key = new_key().unwrap().public_key().to_bytes().unwrap();
@@ -103,7 +106,7 @@ mod tests {
         assert_eq!(all.iter().filter(|i| i.public_key().to_bytes().unwrap() == key).count(), 2);
     }
 
-    /// An answer that ends anywhere within, or that is another message, is no list.
+    /// An answer that is cut anywhere, or that is another message, is no list.
     #[test]
     fn broken_answers_are_refused() {
         let key = new_key().unwrap().public_key().to_bytes().unwrap();
@@ -113,10 +116,10 @@ mod tests {
         assert!(listed(&[IDENTITIES_ANSWER, 255, 255, 255, 255]).is_none());
     }
 
-    /// A certificate within a certificate, and so on, is left out before it is decoded.
+    /// Certificates that are nested deeply are left out before they are decoded.
     #[test]
     fn nested_certificates_are_not_decoded() {
-        let name = [&b"ssh-ed25519"[..], CERTIFICATE].concat();
+        let name = [&b"ssh-ed25519"[..], CERTIFICATE_SUFFIX].concat();
         let mut blob = [&u32::try_from(name.len()).unwrap().to_be_bytes()[..], &name].concat();
         blob.extend(name.repeat(100_000));
         assert!(identity(&blob).is_none());

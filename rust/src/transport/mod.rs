@@ -1,5 +1,13 @@
 //! A byte stream to a machine, and commands there.
+//!
+//! [`connection`] is what the client holds; [`ssh`] makes it, with [`host_key`] (is this the host?) and [`auth`] (who are
+//! we?). [`server`] is the embedded far end of `Local()`. Both ends write through [`buffered`].
 
+pub mod auth;
+pub mod buffered;
+pub mod connection;
+pub mod host_key;
 pub mod identities;
+pub mod output;
 pub mod server;
 pub mod ssh;

@@ -1,6 +1,6 @@
-//! The embedded SSH server: one connection, one user key, one command, over a socket that somebody hands us.
+//! The embedded SSH server: one connection, one user key, one command, over a socket that the caller hands in.
 //!
-//! It is the far end of `Local()`: no port is opened, and both keys are made for this run. The client goes through
+//! The server is the far end of `Local()`: no port is opened, and both keys are made for this run. The client goes through
 //! the same key exchange, authentication and channel as with OpenSSH.
 
 use std::sync::Arc;
@@ -13,11 +13,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use crate::error::SshError;
-use crate::transport::ssh::{BufferedWrites, CHANNEL_WINDOW, preferred};
+use crate::transport::buffered::BufferedWrites;
+use crate::transport::ssh::{CHANNEL_WINDOW, preferred};
 
 struct Server {
+    /// The only key that may log in.
     authorized: PublicKey,
+    /// The session's channel, from its opening until its command is asked for.
     channel: Option<Channel<Msg>>,
+    /// Takes the channel once its command is asked for, which happens once.
     started: Option<oneshot::Sender<Channel<Msg>>>,
 }
 
@@ -34,7 +38,7 @@ impl server::Handler for Server {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), russh::Error> {
-        // One channel: a second one is rejected by dropping its handle.
+        // There is one channel: dropping the handle of a second one refuses it.
         if self.started.is_some() && self.channel.is_none() {
             self.channel = Some(channel);
             reply.accept().await;
@@ -66,7 +70,7 @@ pub struct Accepted {
     pub stream: ChannelStream<Msg>,
 }
 
-/// Serve one client on `stream` until it has asked for a command (which one does not matter: there is only us).
+/// Serve one client on `stream` until it has asked for a command. Its text does not matter: only the agent is here.
 ///
 /// # Errors
 /// [`SshError::Timeout`] if that takes longer than `timeout`; what russh reports otherwise.
@@ -85,13 +89,13 @@ where
         window_size: CHANNEL_WINDOW,
         event_buffer_size: 64,
         preferred: preferred(),
-        // The default of 600 s would end a quiet session with one long task in it.
+        // russh's default of 600 s would end a quiet session in which one long task runs.
         inactivity_timeout: None,
         ..server::Config::default()
     };
     let (started, channel) = oneshot::channel();
     let handler = Server { authorized, channel: None, started: Some(started) };
-    // No bound on writes: a client that was stopped is waited for until its lease ends.
+    // Writes have no bound: the agent waits for a client that was stopped until the client's lease ends.
     let serve = async {
         let session = server::run_stream(Arc::new(config), BufferedWrites::new(stream, None), handler).await?;
         let handle = session.handle();

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skyward_lite::client::pool::{Endpoint, NodeSpec, Pool};
+use skyward_lite::transport::auth::{Identity, new_key};
+use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
-use skyward_lite::transport::ssh::{Algorithms, Identity, Target, new_key};
+use skyward_lite::transport::ssh::{Algorithms, Target};
 use skyward_lite::wire::{
     self, AgentHello, ClientHello, Control, MAX_BLOCK, MAX_MESSAGE, Packer, WorkerSpec, put_preamble,
 };
@@ -165,9 +167,7 @@ pub fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: 
     });
     let target = Target {
         user: "root".to_owned(),
-        host_keys: vec![host_public],
-        revoked: Vec::new(),
-        accept_new: false,
+        host_keys: HostKeys { known: vec![host_public], ..HostKeys::default() },
         algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(user_key))],
         timeout: Duration::from_secs(20),

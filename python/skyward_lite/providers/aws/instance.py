@@ -64,7 +64,7 @@ class Instance(RemoteMachine):
         self.boot_timed_out = False
         """Set when the instance did not let us in within `boot_timeout`."""
 
-    def open(self, core: _core.Pool) -> PreparedMachine:
+    def open(self, core: _core.Core) -> PreparedMachine:
         try:
             return super().open(core)
         except BaseException as error:
@@ -124,7 +124,7 @@ class Instance(RemoteMachine):
 
     # ------------------------------------------------------------------------------------------------ connecting
 
-    def connect(self, core: _core.Pool) -> _core.Connection:
+    def connect(self, core: _core.Core) -> _core.Connection:
         deadline = time.monotonic() + self.run.settings.boot_timeout
         address = self._wait_for_address(deadline)
         first = self._enter(core, address, self.host_key, deadline)
@@ -138,7 +138,7 @@ class Instance(RemoteMachine):
         # As after the boot, the server's listener may not be there yet: it has been restarted.
         return self._enter(core, address, self.host_key, deadline)
 
-    def _enter(self, core: _core.Pool, address: str, host_key: str, deadline: float) -> _core.Connection:
+    def _enter(self, core: _core.Core, address: str, host_key: str, deadline: float) -> _core.Connection:
         """Connect as soon as the instance's SSH server lets us in. A wrong host key is never tried again."""
         login_pauses = list(LOGIN_PAUSES)
         first, longest = CONNECT_PAUSES
@@ -154,23 +154,22 @@ class Instance(RemoteMachine):
                     identities=[self.run.user_key],
                     timeout=max(1.0, min(self.wanted.connect_timeout, deadline - time.monotonic())),
                 )
+            except _core.HostKeyError as error:
+                raise NodeStartError(
+                    f"{error}: somebody may be between here and {address}; the instance is ended"
+                ) from error
             except _core.CoreError as error:
-                about = error.args[-1]
-                if about == "host key":
-                    raise NodeStartError(
-                        f"{error.args[0]}: somebody may be between here and {address}; the instance is ended"
-                    ) from error
-                if about == "authentication" and login_pauses:
+                if isinstance(error, _core.AuthenticationError) and login_pauses:
                     at_least = login_pauses.pop(0)
-                elif about in ("unreachable", "hung up", "timeout"):
+                elif isinstance(error, _core.UnreachableError | _core.HungUpError | _core.ConnectTimeoutError):
                     at_least = 0.0
                 else:
-                    raise NodeStartError(str(error.args[0])) from error
+                    raise NodeStartError(str(error)) from error
                 self._describe()
                 if not backoff.pause(at_least):
                     raise self._time_out(
                         f"it did not let us in within {self.run.settings.boot_timeout:.0f} s of its launch: "
-                        f"{error.args[0]}. Does its security group allow SSH from here, and has its subnet a way out?"
+                        f"{error}. Does its security group allow SSH from here, and has its subnet a way out?"
                     ) from error
 
     # ------------------------------------------------------------------------------------------------ environment

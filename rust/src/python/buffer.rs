@@ -1,0 +1,136 @@
+//! Payloads and descriptors across the border: the only file with unsafe code.
+//!
+//! A payload crosses as a pickle and a list of out-of-band buffers. Up to [`INLINE`] bytes are copied while the GIL is held,
+//! more bytes without the GIL.
+
+// The buffer protocol and descriptors that are handed over as numbers are unsafe by nature; each use says why it is sound.
+#![allow(unsafe_code)]
+// pyo3 hands arguments over by value.
+#![allow(clippy::needless_pass_by_value)]
+
+use std::collections::TryReserveError;
+use std::ffi::c_int;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use bytes::{Bytes, BytesMut};
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyBufferError, PyMemoryError, PyValueError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyTuple};
+
+use crate::wire::{MAX_PARTS, Message};
+
+/// Bytes up to which a payload is copied without releasing the GIL: releasing it takes longer than the copy.
+const INLINE: usize = 32 * 1024;
+
+/// Memory received from the wire: writable, without a copy, through the buffer protocol.
+#[pyclass(module = "skyward_lite._core")]
+pub(super) struct Buffer {
+    data: BytesMut,
+}
+
+#[pymethods]
+impl Buffer {
+    fn __len__(&self) -> usize {
+        self.data.len()
+    }
+
+    fn copy(&self, py: Python<'_>) -> Self {
+        let data = &self.data;
+        Self { data: py.detach(|| BytesMut::from(&data[..])) }
+    }
+
+    /// # Safety
+    /// Called by the interpreter with a valid `view`.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let mut this = slf.borrow_mut();
+        let len = ffi::Py_ssize_t::try_from(this.data.len()).map_err(|e| PyBufferError::new_err(e.to_string()))?;
+        let start = this.data.as_mut_ptr().cast();
+        // SAFETY: the memory lives as long as the object, to which the view holds a reference; nothing in this class
+        // ever moves or resizes the memory.
+        if unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 0, flags) } == 0 {
+            Ok(())
+        } else {
+            Err(PyErr::fetch(slf.py()))
+        }
+    }
+}
+
+impl Buffer {
+    fn new(py: Python<'_>, part: Bytes) -> PyResult<Bound<'_, Self>> {
+        // A large part owns its memory, so this is no copy. A small part is a slice of its block.
+        let data = if part.len() <= INLINE { BytesMut::from(&part[..]) } else { py.detach(|| BytesMut::from(part)) };
+        Bound::new(py, Self { data })
+    }
+}
+
+/// Return a message as the stub's `Message`: `(task, attempt, code, nanos, pickled, buffers)`.
+pub(super) fn to_python(py: Python<'_>, message: Message) -> PyResult<Bound<'_, PyTuple>> {
+    let mut parts = message.parts.into_iter();
+    let pickled = parts.next().unwrap_or_default();
+    let pickled = if pickled.len() <= INLINE {
+        PyBytes::new(py, &pickled).into_any()
+    } else {
+        Buffer::new(py, pickled)?.into_any()
+    };
+    let buffers = if parts.len() == 0 {
+        py.None().into_bound(py)
+    } else {
+        let buffers = parts.map(|part| Buffer::new(py, part)).collect::<PyResult<Vec<_>>>()?;
+        PyList::new(py, buffers)?.into_any()
+    };
+    (message.id.task, message.id.attempt, message.code, message.nanos, pickled, buffers).into_pyobject(py)
+}
+
+/// Return a copy of a bytes-like object's content.
+pub(super) fn snapshot(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    let py = object.py();
+    if let Ok(bytes) = object.cast::<PyBytes>()
+        && bytes.as_bytes().len() <= INLINE
+    {
+        return Ok(Bytes::copy_from_slice(bytes.as_bytes()));
+    }
+    let view = PyBuffer::<u8>::get(object)?;
+    if !view.is_c_contiguous() {
+        return Err(PyValueError::new_err("payload buffers must be C-contiguous bytes (see PickleBuffer.raw())"));
+    }
+    let (start, len) = (view.buf_ptr() as usize, view.len_bytes());
+    if len == 0 {
+        return Ok(Bytes::new());
+    }
+    let copy = move || {
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(len)?;
+        // SAFETY: `view` lives until this function returns; it keeps the memory alive and its size fixed. If another
+        // thread writes to the array meanwhile, the copy is torn, as any pickler's copy would be.
+        copy.extend_from_slice(unsafe { std::slice::from_raw_parts(start as *const u8, len) });
+        Ok(Bytes::from(copy))
+    };
+    let copied: Result<_, TryReserveError> = if len <= INLINE { copy() } else { py.detach(copy) };
+    copied.map_err(|_| PyMemoryError::new_err(format!("no memory to send {len} bytes")))
+}
+
+/// Return copies of a pickle and its buffers, as a message's parts.
+pub(super) fn parts(pickled: &Bound<'_, PyAny>, buffers: Option<Vec<Bound<'_, PyAny>>>) -> PyResult<Vec<Bytes>> {
+    let Some(buffers) = buffers else { return Ok(vec![snapshot(pickled)?]) };
+    if buffers.len() >= MAX_PARTS {
+        return Err(PyValueError::new_err(format!("more than {} buffers in one message", MAX_PARTS - 1)));
+    }
+    std::iter::once(pickled).chain(buffers.iter()).map(snapshot).collect()
+}
+
+/// Return where the memory of a bytes-like object begins.
+#[pyfunction]
+pub(super) fn address(data: &Bound<'_, PyAny>) -> PyResult<usize> {
+    Ok(PyBuffer::<u8>::get(data)?.buf_ptr() as usize)
+}
+
+/// Own the descriptor that Python code detached from its socket or file.
+pub(super) fn owned(fd: c_int) -> PyResult<OwnedFd> {
+    if fd < 0 {
+        return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
+    }
+    // SAFETY: the stub of each function that calls this says that the descriptor is given away.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

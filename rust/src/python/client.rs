@@ -1,0 +1,338 @@
+//! What the user's process has of the core: [`Core`], the nodes of one pool, and [`Connection`], a way to one of them.
+
+// pyo3 hands arguments over by value.
+#![allow(clippy::needless_pass_by_value)]
+
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pyo3::exceptions::PyOSError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyTuple};
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::{PrivateKey, PublicKey};
+
+use crate::client::pool::{Endpoint, Lines, Node, NodeSpec, NodeState, Pool};
+use crate::python::buffer::{parts, snapshot, to_python};
+use crate::python::convert::{PoolClosedError, core_error, from_dataclass, private_key, public_key, seconds, socket};
+use crate::python::log;
+use crate::timing::Timing;
+use crate::transport::auth::{Identity, SshAgent, new_key};
+use crate::transport::connection;
+use crate::transport::host_key::{HostKeys, fingerprint};
+use crate::transport::ssh::{Algorithms, Target};
+use crate::wire::{Attempt, ClientHello, MAX_BODY, Message};
+
+/// The stub's `Endpoint`: a socket, or a host and a port.
+#[derive(FromPyObject)]
+enum EndpointArgument {
+    Socket(c_int),
+    Address(String, u16),
+}
+
+impl EndpointArgument {
+    fn endpoint(self) -> PyResult<Endpoint> {
+        Ok(match self {
+            Self::Socket(fd) => Endpoint::Socket(socket(fd)?),
+            Self::Address(host, port) => Endpoint::Address(host, port),
+        })
+    }
+}
+
+/// The stub's `Identity`: a private key; an ssh-agent's socket with the wanted keys, whether only these are tried, and files
+/// with certificates; or a private key's file and its certificate's file.
+#[derive(FromPyObject)]
+enum IdentityArgument {
+    Key(String),
+    SshAgent(String, Vec<String>, bool, Vec<String>),
+    File(String, Option<String>),
+}
+
+impl IdentityArgument {
+    fn identity(self) -> PyResult<Identity> {
+        Ok(match self {
+            Self::Key(text) => Identity::Key(Arc::new(private_key(&text)?)),
+            Self::File(path, certificate) => Identity::File(path.into(), certificate.map(Into::into)),
+            Self::SshAgent(socket, wanted, only, certificates) => Identity::SshAgent(SshAgent {
+                socket: socket.into(),
+                wanted: public_keys(&wanted)?,
+                only,
+                certificates: certificates.into_iter().map(Into::into).collect(),
+            }),
+        })
+    }
+}
+
+fn public_keys(lines: &[String]) -> PyResult<Vec<PublicKey>> {
+    lines.iter().map(|line| public_key(line)).collect()
+}
+
+fn algorithms(mut lists: HashMap<String, Vec<String>>) -> Algorithms {
+    let mut take = |kind| lists.remove(kind).unwrap_or_default();
+    Algorithms { kex: take("kex"), host_key: take("host_key"), cipher: take("cipher"), mac: take("mac") }
+}
+
+/// Make an Ed25519 key: (private, public), in OpenSSH's formats.
+#[pyfunction]
+pub(super) fn generate_key() -> PyResult<(String, String)> {
+    let key = new_key().map_err(core_error)?;
+    let private = key.to_openssh(LineEnding::LF).map_err(core_error)?;
+    let public = key.public_key().to_openssh().map_err(core_error)?;
+    Ok((private.to_string(), public))
+}
+
+/// Return the public half of a private key in OpenSSH's format, which no passphrase hides; `None` if it is not readable.
+#[pyfunction]
+pub(super) fn public_half(private: &[u8]) -> Option<String> {
+    let key = PublicKey::from(PrivateKey::from_openssh(private).ok()?.public_key().key_data().clone());
+    key.to_openssh().ok()
+}
+
+#[pyclass(frozen, module = "skyward_lite._core")]
+pub(super) struct Connection {
+    inner: Arc<connection::Connection>,
+    core: Py<Core>,
+}
+
+#[pymethods]
+impl Connection {
+    #[getter]
+    fn host_key(&self) -> PyResult<String> {
+        self.inner.host_key().to_openssh().map_err(core_error)
+    }
+
+    #[getter]
+    fn fingerprint(&self) -> String {
+        fingerprint(self.inner.host_key())
+    }
+
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        command: String,
+        stdin: &Bound<'py, PyAny>,
+        bound: f64,
+    ) -> PyResult<(Option<u32>, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
+        let (input, bound, connection) = (snapshot(stdin)?, seconds(bound)?, Arc::clone(&self.inner));
+        let core = self.core.get();
+        let output = py.detach(|| core.pool.run(connection, command, input, bound))?;
+        Ok((output.status, PyBytes::new(py, &output.stdout), PyBytes::new(py, &output.stderr)))
+    }
+}
+
+/// A row of [`Core::nodes`]: a dict, whose keys are the fields of the public `Node`.
+#[derive(IntoPyObject)]
+struct NodeRow {
+    name: String,
+    state: &'static str,
+    reason: String,
+    slots: usize,
+    rtt: Option<f64>,
+    pid: Option<u32>,
+}
+
+impl From<Node> for NodeRow {
+    fn from(node: Node) -> Self {
+        let state = node.state.name();
+        let reason = match node.state {
+            NodeState::Draining(why) | NodeState::Lost(why) => why,
+            NodeState::Connecting | NodeState::Ready | NodeState::Closed => String::new(),
+        };
+        let rtt = (node.rtt != Duration::MAX).then_some(node.rtt.as_secs_f64());
+        Self { name: node.name, state, reason, slots: node.slots, rtt, pid: node.hello.map(|h| h.pid) }
+    }
+}
+
+#[pyclass(frozen, module = "skyward_lite._core")]
+pub(super) struct Core {
+    pool: Pool,
+}
+
+impl Core {
+    /// Return the pool. Raise `PoolClosedError` in a forked child, which has neither the pool's thread nor its locks.
+    fn owned(&self) -> PyResult<&Pool> {
+        if self.pool.is_forked() {
+            let text = "this process was forked from the one that opened the pool: open a pool of its own";
+            return Err(PoolClosedError::new_err(text));
+        }
+        Ok(&self.pool)
+    }
+}
+
+#[pymethods]
+impl Core {
+    #[new]
+    #[pyo3(signature = (attempts, max_payload, timing=None))]
+    fn new(attempts: u16, max_payload: usize, timing: Option<(f64, f64, f64)>) -> PyResult<Self> {
+        log::start();
+        let timing = match timing {
+            Some((heartbeat, answer, drain)) => Timing {
+                heartbeat: seconds(heartbeat)?,
+                answer: seconds(answer)?,
+                drain: seconds(drain)?,
+                ..Timing::DEFAULT
+            },
+            None => Timing::default(),
+        };
+        let pool = Pool::with_timing(attempts, max_payload, timing).map_err(PyOSError::new_err)?;
+        Ok(Self { pool })
+    }
+
+    #[getter]
+    fn is_forked(&self) -> bool {
+        self.pool.is_forked()
+    }
+
+    fn check_owner(&self) -> PyResult<()> {
+        self.owned().map(drop)
+    }
+
+    fn add_node(&self, name: String) -> usize {
+        self.pool.add_node(name)
+    }
+
+    fn expect(&self, py: Python<'_>, count: usize) {
+        py.detach(|| self.pool.expect(count));
+    }
+
+    #[allow(clippy::too_many_arguments)] // keyword arguments in Python
+    #[pyo3(signature = (*, endpoint, user, host_keys, revoked, accept_new, identities, timeout, algorithms = None))]
+    fn connect(
+        slf: Bound<'_, Self>,
+        endpoint: EndpointArgument,
+        user: String,
+        host_keys: Vec<String>,
+        revoked: Vec<String>,
+        accept_new: bool,
+        identities: Vec<IdentityArgument>,
+        timeout: f64,
+        algorithms: Option<HashMap<String, Vec<String>>>,
+    ) -> PyResult<Connection> {
+        let endpoint = endpoint.endpoint()?;
+        let target = Target {
+            user,
+            host_keys: HostKeys { known: public_keys(&host_keys)?, revoked: public_keys(&revoked)?, accept_new },
+            algorithms: self::algorithms(algorithms.unwrap_or_default()),
+            identities: identities.into_iter().map(IdentityArgument::identity).collect::<PyResult<_>>()?,
+            timeout: seconds(timeout)?,
+        };
+        let pool = slf.get().owned()?;
+        let connection = slf.py().detach(|| pool.connect(endpoint, target))?;
+        Ok(Connection { inner: Arc::new(connection), core: slf.unbind() })
+    }
+
+    fn start_node(
+        &self,
+        node: usize,
+        connection: &Connection,
+        command: String,
+        hello: &Bound<'_, PyAny>,
+        ready_timeout: f64,
+    ) -> PyResult<()> {
+        let hello: ClientHello = from_dataclass(hello)?;
+        let connection = Arc::clone(&connection.inner);
+        self.pool.start_node(node, NodeSpec { connection, command, hello, ready_timeout: seconds(ready_timeout)? });
+        Ok(())
+    }
+
+    fn differences(&self, node: usize) -> Option<Vec<String>> {
+        self.pool.nodes().into_iter().nth(node)?.hello.map(|hello| hello.differences)
+    }
+
+    fn fail_node(&self, py: Python<'_>, node: usize, why: String) {
+        py.detach(|| self.pool.fail_node(node, why));
+    }
+
+    fn nodes(&self) -> PyResult<Vec<NodeRow>> {
+        Ok(self.owned()?.nodes().into_iter().map(NodeRow::from).collect())
+    }
+
+    #[pyo3(signature = (seen, bound_ms))]
+    fn wait_for_change(&self, py: Python<'_>, seen: Vec<String>, bound_ms: u64) {
+        py.detach(|| self.pool.wait_for_change(&seen, Duration::from_millis(bound_ms)));
+    }
+
+    #[pyo3(signature = (task, kind, pickled, buffers, node, nanos))]
+    fn submit(
+        &self,
+        task: u64,
+        kind: u8,
+        pickled: &Bound<'_, PyAny>,
+        buffers: Option<Vec<Bound<'_, PyAny>>>,
+        node: Option<usize>,
+        nanos: u64,
+    ) -> PyResult<bool> {
+        let pool = self.owned()?;
+        let parts = parts(pickled, buffers)?;
+        Ok(pool.submit(Message { id: Attempt { task, attempt: 0 }, code: kind, nanos, parts }, node))
+    }
+
+    fn end(&self, task: u64) -> PyResult<bool> {
+        Ok(self.owned()?.end(Attempt { task, attempt: 0 }))
+    }
+
+    #[pyo3(signature = (task, bound_ms))]
+    fn cancel(&self, py: Python<'_>, task: u64, bound_ms: u64) -> PyResult<bool> {
+        let pool = self.owned()?;
+        Ok(py.detach(|| pool.cancel(task, Duration::from_millis(bound_ms))))
+    }
+
+    fn abort(&self, task: u64) {
+        // A forked child has nothing to abort: its copies of the parent's tasks never end.
+        if !self.pool.is_forked() {
+            self.pool.abort(task);
+        }
+    }
+
+    #[pyo3(signature = (bound_ms))]
+    fn output<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Option<Bound<'py, PyList>>> {
+        let lines = py.detach(|| self.pool.output(Duration::from_millis(bound_ms)));
+        let rows = |lines: Vec<Lines>| {
+            let rows = lines.into_iter().map(|(node, stream, text)| (node, stream, PyBytes::new(py, &text)));
+            PyList::new(py, rows.collect::<Vec<_>>())
+        };
+        lines.map(rows).transpose()
+    }
+
+    #[pyo3(signature = (bound_ms))]
+    fn notes<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Option<Bound<'py, PyList>>> {
+        let Some(notes) = py.detach(|| self.pool.notes(Duration::from_millis(bound_ms))) else { return Ok(None) };
+        let rows = notes.into_iter().map(|(node, note)| Ok((node, to_python(py, note)?)));
+        PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?).map(Some)
+    }
+
+    #[pyo3(signature = (from, note, error, /))]
+    fn answer_note(&self, from: usize, note: u64, error: &[u8]) {
+        let error = Bytes::copy_from_slice(error.get(..error.len().min(MAX_BODY)).unwrap_or_default());
+        self.pool.answer_note(from, note, error);
+    }
+
+    fn open_queue(&self) -> u64 {
+        self.pool.open_queue()
+    }
+
+    fn close_queue(&self, queue: u64) {
+        self.pool.close_queue(queue);
+    }
+
+    fn wake(&self, queue: u64) {
+        self.pool.wake(queue);
+    }
+
+    #[pyo3(signature = (queue, bound_ms))]
+    fn finished<'py>(&self, py: Python<'py>, queue: u64, bound_ms: u64) -> PyResult<Option<Vec<Bound<'py, PyTuple>>>> {
+        let messages = py.detach(|| self.pool.finished(queue, Duration::from_millis(bound_ms)));
+        messages.map(|all| all.into_iter().map(|m| to_python(py, m)).collect()).transpose()
+    }
+
+    fn counts(&self) -> (usize, u64) {
+        self.pool.counts()
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.pool.close());
+    }
+}

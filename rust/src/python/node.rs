@@ -1,0 +1,222 @@
+//! What a node's processes have of the core: [`WorkerRuntime`] in each worker, and the agent's whole work.
+
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList};
+
+use crate::error::{AgentError, SessionError};
+use crate::node::agent::{self, AgentSpec};
+use crate::node::worker::Worker;
+use crate::python::buffer::{owned, parts, to_python};
+use crate::python::convert::{core_error, private_key, public_key, seconds, socket, to_dataclass};
+use crate::python::log;
+use crate::transport::server;
+use crate::wire::{Attempt, Message, WorkerHello};
+
+/// Longest time for which a thread that waits for the answer to a note handles no signals.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
+/// Bound on what an agent's runtime still does after the agent has ended.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
+
+#[pyclass(frozen, module = "skyward_lite._core")]
+pub(super) struct WorkerRuntime {
+    worker: Worker,
+    hello: WorkerHello,
+    settings: Py<PyAny>,
+}
+
+#[pymethods]
+impl WorkerRuntime {
+    #[new]
+    fn new(py: Python<'_>, fd: c_int) -> PyResult<Self> {
+        let socket = socket(fd)?;
+        let (worker, hello) = py.detach(|| Worker::start(socket)).map_err(core_error)?;
+        let settings = to_dataclass(py, "WorkerSettings", &hello.work)?;
+        Ok(Self { worker, hello, settings })
+    }
+
+    #[getter]
+    fn node(&self) -> &str {
+        &self.hello.node
+    }
+
+    #[getter]
+    fn slots(&self) -> usize {
+        self.hello.slots
+    }
+
+    #[getter]
+    fn lease_ms(&self) -> u64 {
+        self.hello.lease_ms
+    }
+
+    #[getter]
+    fn settings(&self, py: Python<'_>) -> Py<PyAny> {
+        self.settings.clone_ref(py)
+    }
+
+    #[getter]
+    fn over(&self) -> bool {
+        self.worker.over()
+    }
+
+    #[staticmethod]
+    fn end_escaped(py: Python<'_>) {
+        py.detach(Worker::end_escaped);
+    }
+
+    fn ready(&self) -> PyResult<()> {
+        self.worker.ready().map_err(core_error)
+    }
+
+    #[pyo3(signature = (slot, bound_ms, into))]
+    fn take(&self, py: Python<'_>, slot: usize, bound_ms: u64, into: &Bound<'_, PyList>) {
+        // A thread that holds the GIL and finds a task goes on without giving the GIL up.
+        let task = match self.worker.try_next(slot) {
+            Some(task) => Some(task),
+            None => py.detach(|| self.worker.next(slot, Duration::from_millis(bound_ms))),
+        };
+        if let Some(task) = task
+            && let Err(error) = to_python(py, task).and_then(|task| into.append(task))
+        {
+            // There is no memory for a few bytes. The task has left the queue: the agent learns from the slot table that
+            // this process had it.
+            error.print(py);
+            std::process::abort();
+        }
+    }
+
+    fn restart(&self, slot: usize) {
+        self.worker.restart(slot);
+    }
+
+    fn pause(&self, slot: usize) {
+        self.worker.pause(slot);
+    }
+
+    #[staticmethod]
+    fn current() -> u64 {
+        Worker::current()
+    }
+
+    #[pyo3(signature = (pickled, buffers, bound_ms))]
+    fn note<'py>(
+        &self,
+        py: Python<'py>,
+        pickled: &Bound<'py, PyAny>,
+        buffers: Option<Vec<Bound<'py, PyAny>>>,
+        bound_ms: u64,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let (number, mut answer) = self.worker.send_note(parts(pickled, buffers)?);
+        let until = Instant::now() + Duration::from_millis(bound_ms);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let received;
+            (received, answer) = py.detach(move || (answer.recv_timeout(left.min(SIGNAL_INTERVAL)), answer));
+            if let Ok(error) = received {
+                return Ok(Some(PyBytes::new(py, &error)));
+            }
+            let interrupted = py.check_signals();
+            if left.is_zero() || interrupted.is_err() {
+                self.worker.forget_note(number);
+                return interrupted.map(|()| None);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // a flat call is what the hot path wants
+    #[pyo3(signature = (task, attempt, code, nanos, pickled, buffers=None))]
+    fn finish(
+        &self,
+        py: Python<'_>,
+        task: u64,
+        attempt: u16,
+        code: u8,
+        nanos: u64,
+        pickled: &Bound<'_, PyAny>,
+        buffers: Option<Vec<Bound<'_, PyAny>>>,
+    ) -> PyResult<()> {
+        let message = Message { id: Attempt { task, attempt }, code, nanos, parts: parts(pickled, buffers)? };
+        if let Some(message) = self.worker.try_finish(message) {
+            py.detach(|| self.worker.finish(message));
+        }
+        Ok(())
+    }
+}
+
+/// The stub's `AgentSpec`, a dict.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub(super) struct AgentSpecArgument {
+    worker: Vec<String>,
+    version: String,
+    python: String,
+    epoch: String,
+    packages: BTreeMap<String, String>,
+}
+
+impl From<AgentSpecArgument> for AgentSpec {
+    fn from(AgentSpecArgument { worker, version, python, epoch, packages }: AgentSpecArgument) -> Self {
+        Self { worker, version, python, epoch, packages }
+    }
+}
+
+/// Run an agent to its end.
+fn block_on(py: Python<'_>, agent: impl Future<Output = Result<(), AgentError>> + Send) -> PyResult<()> {
+    log::start();
+    py.detach(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| AgentError::Session(SessionError::Io(e)))?;
+        let end = runtime.block_on(agent);
+        runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+        end
+    })
+    .map_err(core_error)
+}
+
+/// Be an agent for the client at the other end of the socket `fd`, behind an embedded SSH server, until it is done.
+#[pyfunction]
+#[pyo3(signature = (spec, *, fd, host_key, authorized_key, timeout))]
+pub(super) fn serve_embedded(
+    py: Python<'_>,
+    spec: AgentSpecArgument,
+    fd: c_int,
+    host_key: &str,
+    authorized_key: &str,
+    timeout: f64,
+) -> PyResult<()> {
+    let socket = socket(fd)?;
+    let host_key = private_key(host_key)?;
+    let authorized = public_key(authorized_key)?;
+    let timeout = seconds(timeout)?;
+    block_on(py, async move {
+        socket.set_nonblocking(true).map_err(SessionError::Io)?;
+        let socket = tokio::net::UnixStream::from_std(socket).map_err(SessionError::Io)?;
+        let accepted = server::accept(socket, host_key, authorized, timeout).await?;
+        let (from, to) = tokio::io::split(accepted.stream);
+        agent::run(from, to, spec.into()).await
+    })
+}
+
+/// Be an agent for the client behind these two descriptors, which are given away, until it is done.
+#[pyfunction]
+#[pyo3(signature = (spec, *, reading, writing))]
+pub(super) fn serve(py: Python<'_>, spec: AgentSpecArgument, reading: c_int, writing: c_int) -> PyResult<()> {
+    let (reading, writing) = (owned(reading)?, owned(writing)?);
+    block_on(py, async move {
+        let from = agent::reader(reading).map_err(SessionError::Io)?;
+        let to = agent::writer(writing).map_err(SessionError::Io)?;
+        agent::run(from, to, spec.into()).await
+    })
+}
+
+/// Tell the client of this process's agent that the node will soon be gone.
+#[pyfunction]
+pub(super) fn drain(py: Python<'_>, reason: &str) -> bool {
+    py.detach(|| agent::drain(reason))
+}

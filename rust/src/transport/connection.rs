@@ -1,0 +1,47 @@
+//! The one type for a way to a machine: commands run there, whatever carries their standard streams.
+//!
+//! An enum rather than a trait object, as in the crate `openssh`: callers match nothing, and each kind of connection stays
+//! a plain struct in a file of its own.
+
+use bytes::Bytes;
+use russh::keys::PublicKey;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::error::SshError;
+use crate::transport::output::CommandOutput;
+use crate::transport::ssh::SshConnection;
+
+/// An open connection to a machine. Dropping it closes the connection.
+pub enum Connection {
+    Ssh(SshConnection),
+}
+
+impl Connection {
+    /// Return the key that the host showed.
+    #[must_use]
+    pub fn host_key(&self) -> &PublicKey {
+        match self {
+            Self::Ssh(ssh) => &ssh.host_key,
+        }
+    }
+
+    /// Start a command, and return its standard input and output as one stream.
+    ///
+    /// # Errors
+    /// [`SshError::Exec`] if the server refuses.
+    pub async fn exec(&self, command: &str) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, SshError> {
+        match self {
+            Self::Ssh(ssh) => ssh.exec(command).await,
+        }
+    }
+
+    /// Run a command to its end, with `input` as its standard input.
+    ///
+    /// # Errors
+    /// [`SshError::Exec`] if the server refuses.
+    pub async fn run(&self, command: &str, input: Bytes) -> Result<CommandOutput, SshError> {
+        match self {
+            Self::Ssh(ssh) => ssh.run(command, input).await,
+        }
+    }
+}

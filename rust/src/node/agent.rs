@@ -55,11 +55,12 @@ pub struct AgentSpec {
     pub packages: BTreeMap<String, String>,
 }
 
-/// The decider with those whom its actions concern, and what they leave behind.
+/// The decider, and the processes that it decides about.
 struct Inner {
     state: State,
     supervisor: Supervisor,
-    /// Decided, to be carried out before the lock is let go. Kept for its memory.
+    /// The actions that were decided and are carried out before the lock is released. Empty between two inputs; a field so
+    /// that its memory is reused.
     actions: Vec<Action>,
     /// Why the session is to end. Set once, by [`Action::Stop`].
     stop: Option<String>,

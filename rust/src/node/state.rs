@@ -2,8 +2,8 @@
 //!
 //! It has no socket, no lock, no process and no clock of its own, so each rule of the node is tested as a table
 //! (`rust/tests/state.rs`). `tasks.rs` follows the tasks, `results.rs` their ends until the client has taken them, and
-//! `workers.rs` the worker processes; here they are told of what happens, and what one of them finds out goes to the
-//! others.
+//! `workers.rs` the worker processes; this file tells each of them of the inputs that concern it, and passes on
+//! what one of them finds out and another one needs.
 
 use std::time::{Duration, Instant};
 

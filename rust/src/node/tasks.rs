@@ -204,7 +204,7 @@ impl Tasks {
         }
     }
 
-    /// A task's worker has died, and not of this task: it runs elsewhere, or goes back to the client if that asked for it.
+    /// A task's worker has died, and not of this task: it runs elsewhere, or goes back to a client that recalled it.
     pub fn run_elsewhere(&mut self, task: u64, out: &mut Vec<Action>) {
         // A task that was cancelled ends with this.
         self.queue.requeue(task);

@@ -62,7 +62,7 @@ impl WorkerState {
         self.silent_ticks.is_some_and(|ticks| TICK * ticks > PEER_TIMEOUT)
     }
 
-    /// Whether it may be about to end in order, as interpreters do, if asked to.
+    /// Whether its tasks may have left something to write at its end, and it is not being replaced.
     #[must_use]
     pub fn has_something_to_write(&self) -> bool {
         self.has_ended_a_task && !matches!(self.role, Role::Retired(_))
@@ -167,8 +167,7 @@ impl Workers {
         }
     }
 
-    /// A worker said that it takes tasks. Only the first time counts; returns whether it was that, and the node's workers
-    /// are complete now.
+    /// A worker said that it takes tasks. Returns whether it said so for the first time and all workers are ready now.
     pub fn is_ready(&mut self, id: PeerId, tasks: &mut Tasks, now: Instant) -> bool {
         let Some(worker) = self.members.get_mut(&id).filter(|worker| !worker.ready) else { return false };
         worker.ready = true;

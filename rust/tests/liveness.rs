@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use skyward_lite::client::liveness::{Ask, Liveness, Oldest};
+use skyward_lite::client::liveness::{Liveness, Oldest, Request};
 use skyward_lite::error::SessionError;
 use skyward_lite::timing::Timing;
 use skyward_lite::wire::Attempt;
@@ -90,46 +90,46 @@ fn answers_may_wait_behind_results() {
     assert!(trickling.beats(1, false).is_err());
 }
 
-/// Each question has a bound that is counted in answered heartbeats.
+/// Each request has a bound that is counted in answered heartbeats.
 #[test]
-fn questions_must_be_answered() {
-    for ask in [Ask::Recall, Ask::Cancel, Ask::Abort] {
+fn requests_must_be_answered() {
+    for request in [Request::Recall, Request::Cancel, Request::Abort] {
         let mut node = Node::new();
         node.beats(3, true).unwrap();
-        node.life.ask(ask, ID);
-        // While nothing is answered, nothing shows that the question was read.
+        node.life.ask(request, ID);
+        // While nothing is answered, nothing shows that the request was read.
         node.beats(ANSWER - 1, false).unwrap();
         (4..3 + ANSWER).for_each(|nonce| assert!(node.life.pulse(nonce)));
         node.beats(1, true).unwrap();
-        assert!(matches!(node.beats(1, true), Err(SessionError::NoAnswer { seconds: 60, .. })), "{ask:?}");
+        assert!(matches!(node.beats(1, true), Err(SessionError::NoAnswer { seconds: 60, .. })), "{request:?}");
     }
 }
 
-/// A task that is kept answers a recall and a cancel, but no abort; asked again, it owes another answer.
+/// A refused recall answers a cancel, too, but no abort; asked again, the node owes another answer.
 #[test]
-fn what_is_kept_is_answered() {
+fn a_refused_recall_is_an_answer() {
     let mut node = Node::new();
-    node.life.ask(Ask::Recall, ID);
-    node.life.ask(Ask::Cancel, ID);
+    node.life.ask(Request::Recall, ID);
+    node.life.ask(Request::Cancel, ID);
     node.beats(20, true).unwrap();
-    assert!(node.life.kept(ID));
-    node.life.ask(Ask::Recall, ID);
+    assert!(node.life.recall_refused(ID));
+    node.life.ask(Request::Recall, ID);
     node.beats(20, true).unwrap();
-    assert!(node.life.kept(ID));
+    assert!(node.life.recall_refused(ID));
     node.beats(100, true).unwrap();
-    node.life.ask(Ask::Abort, ID);
-    assert!(!node.life.kept(ID));
+    node.life.ask(Request::Abort, ID);
+    assert!(!node.life.recall_refused(ID));
     node.beats(ANSWER, true).unwrap();
     assert!(node.beats(1, true).is_err());
 }
 
-/// There are no more answers than questions, and heartbeats do not come in floods.
+/// There are no more answers than requests, and heartbeats do not come in floods.
 #[test]
 fn answers_are_counted() {
     let mut node = Node::new();
     assert!(!node.life.answer());
-    node.life.ask(Ask::Recall, ID);
-    node.life.ask(Ask::Cancel, ID);
+    node.life.ask(Request::Recall, ID);
+    node.life.ask(Request::Cancel, ID);
     assert!(node.life.answer() && node.life.answer() && !node.life.answer());
     assert!((0..1 << 16).all(|_| node.life.heartbeat()));
     assert!(!node.life.heartbeat());
@@ -137,11 +137,11 @@ fn answers_are_counted() {
     assert!(node.life.heartbeat());
 }
 
-/// What was answered by the task's end is owed no more.
+/// A request that was answered by the end of its task is owed no more.
 #[test]
 fn what_ended_is_not_owed() {
     let mut node = Node::new();
-    node.life.ask(Ask::Abort, ID);
+    node.life.ask(Request::Abort, ID);
     node.life.check(None, false, 0, |_, _| false).unwrap();
     node.beats(10 * ANSWER, true).unwrap();
 }
@@ -150,17 +150,17 @@ fn what_ended_is_not_owed() {
 #[test]
 fn a_busy_link_is_waited_for() {
     let mut node = Node::new();
-    node.life.ask(Ask::Recall, ID);
-    node.life.ask(Ask::Abort, ID);
+    node.life.ask(Request::Recall, ID);
+    node.life.ask(Request::Abort, ID);
     for _ in 0..3 * ANSWER {
         node.results += 20_000;
         node.beats(1, true).unwrap();
     }
-    assert!(node.life.kept(Attempt { task: 9, attempt: 0 }));
-    node.life.kept(ID);
+    assert!(node.life.recall_refused(Attempt { task: 9, attempt: 0 }));
+    node.life.recall_refused(ID);
     node.uploading = true;
     node.beats(3 * ANSWER, true).unwrap();
-    node.life.ask(Ask::Recall, Attempt { task: 8, attempt: 0 });
+    node.life.ask(Request::Recall, Attempt { task: 8, attempt: 0 });
     assert!(node.beats(ANSWER + 1, true).is_err());
 }
 
@@ -192,7 +192,7 @@ fn tasks_must_end() {
 #[test]
 fn stale_results_are_not_waited_for() {
     let mut node = Node::new();
-    node.life.ask(Ask::Recall, ID);
+    node.life.ask(Request::Recall, ID);
     let late = (0..=ANSWER).find_map(|_| {
         node.results += 20_000;
         node.life.stale(20_000);
@@ -212,7 +212,7 @@ fn slow_starts_are_waited_for() {
     assert!(matches!(node.beats(1, true), Err(SessionError::NoResult { seconds: 440, .. })));
 }
 
-/// A node that said that it will soon be gone is lost if it still has tasks after the bound, and left alone if not.
+/// A node that announced that it will soon be gone is lost if it still has tasks after the bound, and left alone if not.
 #[test]
 fn a_draining_node_ends() {
     let mut node = Node::new();

@@ -1,4 +1,4 @@
-"""`python -m skyward_lite check` says of real servers what works and what to fix."""
+"""`python -m skyward_lite check` reports what works with real servers and what to fix."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def plain(lab: Lab, *options: str, known: bool = True, **env: str) -> Sshd:
 
 
 def program(settings: str) -> tuple[str, str]:
-    """Return what lets an interpreter be the command, with other settings."""
+    """Return the arguments with which an interpreter runs the command with other settings."""
     return (
         "-c",
         (
@@ -66,11 +66,11 @@ def program(settings: str) -> tuple[str, str]:
 
 COMMAND = ("-m", "skyward_lite")
 QUICK = program("measure.SAMPLE_BYTES = (1 << 16,)")
-"""The command, but that it measures speed with a few bytes."""
+"""Runs the command, and lets it measure speed with few bytes."""
 
 
 def check(lab: Lab, *arguments: str, command: tuple[str, str] = QUICK) -> tuple[int, str]:
-    """Run the command: its exit status and what it printed."""
+    """Run the command. Return its exit status and what it printed."""
     line = [sys.executable, *command, "check", "--config", lab.config, *arguments]
     done = subprocess.run(line, capture_output=True, text=True, timeout=50, check=False)
     assert "Traceback" not in done.stderr
@@ -78,7 +78,7 @@ def check(lab: Lab, *arguments: str, command: tuple[str, str] = QUICK) -> tuple[
 
 
 def failed(lab: Lab, host: str, *options: str) -> tuple[str, str, str]:
-    """Check a host that cannot be used: the step that failed last, its text and its remedy."""
+    """Check a host that cannot be used. Return the name, the text and the fix of the last step that failed."""
     status, text = check(lab, "--json", host, *options)
     assert status == 1
     (report,) = json.loads(text)["hosts"]
@@ -88,18 +88,18 @@ def failed(lab: Lab, host: str, *options: str) -> tuple[str, str, str]:
 
 
 def python() -> str:
-    """A directory on PATH with this interpreter under the name that the probe looks for."""
+    """Return a directory that has this interpreter under the name that the probe looks for."""
     return os.path.dirname(os.path.realpath(sys.executable))
 
 
 def test_a_host_that_can_be_used(lab):
-    """Every step is there, with its figures; nothing but the cache directory is made."""
+    """A good host's report has every step with its figures, and the check makes only the cache directory there."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
     status, text = check(lab, "--json", host.name, command=COMMAND)
-    output = json.loads(text)
+    printed = json.loads(text)
     assert status == 0, text
-    assert output["client"]["skyward_lite"] == sky.__version__
-    (report,) = output["hosts"]
+    assert printed["client"]["skyward_lite"] == sky.__version__
+    (report,) = printed["hosts"]
     assert report["usable"] is True
     steps = {step["step"]: step for step in report["steps"] if step["status"] == "ok"}
     assert list(steps) == [
@@ -116,7 +116,7 @@ def test_a_host_that_can_be_used(lab):
 
 
 def test_the_lines_for_people(lab):
-    """A line a step, with a sign; what the host is called comes first."""
+    """The report for people begins with the host's name, and has a line with a sign for each step."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
     status, text = check(lab, host.name)
     assert status == 0
@@ -126,7 +126,7 @@ def test_the_lines_for_people(lab):
 
 
 def test_an_environment_that_is_there(lab):
-    """Its versions are compared with the client's."""
+    """The versions in an environment that is there are compared with the client's."""
     host = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
     host.make_environment(hosts.default_image())
     status, text = check(lab, host.name)
@@ -136,7 +136,7 @@ def test_an_environment_that_is_there(lab):
 
 
 def test_an_unknown_key(lab):
-    """It is shown, and how to accept it is told; with --accept-new it is recorded."""
+    """An unknown key is reported with the ways to accept it; --accept-new records it."""
     host = plain(lab, known=False, PATH=f"{python()}:/usr/bin:/bin")
     step, text, fix = failed(lab, host.name)
     assert step == "host key"
@@ -148,7 +148,7 @@ def test_an_unknown_key(lab):
 
 
 def test_a_key_that_is_written_nowhere(lab):
-    """It is taken, as that is what the configuration says, and so it is called."""
+    """A new key that the configuration accepts and has no file for is reported as not recorded."""
     options = ("UserKnownHostsFile /dev/null", "GlobalKnownHostsFile none", "StrictHostKeyChecking no")
     host = plain(lab, known=False, PATH=f"{python()}:/usr/bin:/bin")
     lab.extra[host.name] = list(options)
@@ -159,7 +159,7 @@ def test_a_key_that_is_written_nowhere(lab):
 
 
 def test_a_changed_key(lab):
-    """It is refused even with --accept-new."""
+    """A changed key is refused even with --accept-new."""
     host = plain(lab, known=False)
     other = keygen(lab.directory / "other")
     words = Path(f"{other}.pub").read_text().split()
@@ -170,7 +170,7 @@ def test_a_changed_key(lab):
 
 
 def test_a_revoked_key(lab):
-    """It is refused, and called so."""
+    """A revoked key is refused, and reported as revoked."""
     host = plain(lab)
     with lab.known_hosts.open("a") as file:
         file.write(f"@revoked {host.known()}\n")
@@ -179,7 +179,7 @@ def test_a_revoked_key(lab):
 
 
 def test_refused_authentication(lab):
-    """The host key is good; what was tried is named."""
+    """Refused authentication is reported with the identities that were tried."""
     host = plain(lab, "AuthorizedKeysFile none")
     step, text, fix = failed(lab, host.name)
     assert step == "authentication"
@@ -188,7 +188,7 @@ def test_refused_authentication(lab):
 
 
 def test_a_closed_port(lab):
-    """Nothing is reported about keys."""
+    """A closed port fails the step before the keys."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     step, text, fix = failed(lab, f"127.0.0.1:{port}")
@@ -198,7 +198,7 @@ def test_a_closed_port(lab):
 
 
 def test_a_name_without_an_address(lab):
-    """It is a matter of the name."""
+    """A name without an address is reported as a wrong name."""
     step, _, fix = failed(lab, "nowhere.invalid")
     assert step == "reach"
     assert "HostName" in fix
@@ -209,7 +209,7 @@ def test_a_name_without_an_address(lab):
     reason="the probe looks at a place that cannot be hidden",
 )
 def test_a_host_without_the_clients_python(lab):
-    """Neither it nor uv is there: the steps that do not need it are taken all the same."""
+    """Without the client's Python and uv the step fails, and steps that need neither are still taken."""
     tools = lab.directory / "tools"
     tools.mkdir()
     for name in TOOLS:
@@ -225,7 +225,7 @@ def test_a_host_without_the_clients_python(lab):
 
 
 def test_an_interpreter_that_is_used_as_it_is(lab):
-    """It is verified; one that is not there fails."""
+    """`--python` is verified; a path that is not there fails."""
     package = Path(sky.__file__).parent.parent
     host = plain(lab, PYTHONPATH=str(package))
     status, text = check(lab, "--python", sys.executable, host.name)
@@ -234,8 +234,19 @@ def test_an_interpreter_that_is_used_as_it_is(lab):
     assert (step, "/nowhere/python" in text) == ("python", True)
 
 
+def test_an_interpreter_in_the_home_directory(lab):
+    """`--python ~/…` is found by the host's shell, and its versions are compared, too."""
+    host = plain(lab, PYTHONPATH=str(Path(sky.__file__).parent.parent))
+    python = lab.directory / "home" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    status, text = check(lab, "--python", "~/python", host.name)
+    assert (status, "~/python is used as it is" in text) == (0, True), text
+    assert f"skyward_lite {sky.__version__}, cloudpickle " in text
+
+
 def test_a_forced_command(lab):
-    """A server that runs something else than what it is asked is found out."""
+    """A server that forces another command than ours is reported."""
     host = plain(lab, "ForceCommand echo none of that")
     step, text, _ = failed(lab, host.name)
     assert step == "shell"
@@ -243,7 +254,7 @@ def test_a_forced_command(lab):
 
 
 def test_a_host_behind_another(lab):
-    """The proxy is named; there is no handshake of ours to time."""
+    """For a host behind a proxy command the command is named, and no handshake is timed."""
     outer = plain(lab)
     inner = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
     lab.extra[inner.name] = [f"ProxyCommand ssh -F {lab.config} -W %h:%p {outer.name}"]
@@ -255,7 +266,7 @@ def test_a_host_behind_another(lab):
 
 
 def test_several_hosts(lab):
-    """Each has its report, in the order in which they were named; one that cannot be used makes the status 1."""
+    """Reports come in the order of the command line; one host that cannot be used makes the exit status 1."""
     good = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
     bad = plain(lab, "AuthorizedKeysFile none")
     status, text = check(lab, bad.name, good.name)
@@ -264,7 +275,7 @@ def test_several_hosts(lab):
 
 
 def test_an_interrupt(lab):
-    """It ends the command while a host keeps silent."""
+    """Ctrl-C ends the command while a host keeps silent."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host = f"127.0.0.1:{server.getsockname()[1]}"
         command = [sys.executable, "-m", "skyward_lite", "check", "--config", lab.config, host]
@@ -278,7 +289,7 @@ def test_an_interrupt(lab):
 
 @pytest.mark.parametrize("arguments", [[], ["check"], ["check", "a b"], ["check", "same", "same"], ["heal", "host"]])
 def test_wrong_usage(arguments):
-    """The exit status is 2, and an error is printed."""
+    """Wrong usage prints the usage, and the exit status is 2."""
     command = [sys.executable, "-m", "skyward_lite", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
@@ -312,7 +323,7 @@ SILENT = {"endless": f"{MARKED}; exec yes cores=1", "hang": "exec sleep 60", "no
 
 
 def answering(lab: Lab, answers: dict[str, str]) -> list[str]:
-    """Start hosts that answer our scripts so, and run nothing else; their names."""
+    """Start hosts that answer our scripts with `answers`, and run nothing else. Return their names."""
     for name, script in answers.items():
         file = lab.directory / f"answer-{name}"
         file.write_text(f"[ \"$SSH_ORIGINAL_COMMAND\" = '{scripts.SHELL}' ] || exit 1\n{script}\n")
@@ -321,7 +332,7 @@ def answering(lab: Lab, answers: dict[str, str]) -> list[str]:
 
 
 def test_hosts_that_answer_nonsense(lab):
-    """Each has a report of bounded length that says that it cannot be used, and the good one has its own."""
+    """Hosts that answer nonsense have a report of bounded length, and do not change that of a good host."""
     bad = answering(lab, NONSENSE)
     good = plain(lab, PATH=f"{python()}:/usr/bin:/bin")
     status, text = check(lab, "--json", *bad, good.name)
@@ -337,7 +348,7 @@ def test_hosts_that_answer_nonsense(lab):
 
 
 def test_hosts_that_never_come_to_an_end(lab):
-    """They are given up after a bound, and reported beside the others."""
+    """Hosts that never finish an answer are given up after a bound, and reported beside the others."""
     names = answering(lab, SILENT)
     status, text = check(lab, *names, command=program("check.COMMAND_SECONDS = probe.PROBE_SECONDS = 1.0"))
     assert status == 1

@@ -1,4 +1,4 @@
-"""What nothing uses is removed from hosts after a while, or by `python -m skyward_lite clean`."""
+"""Environments and files that nothing uses are removed from hosts, by later builds or by the command `clean`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 
 def environment(root: Path, name: str, *, unused: float, complete: bool = True) -> Path:
-    """Make what looks like an environment that was last used so many seconds ago."""
+    """Make a directory that looks like an environment which was last used so many seconds ago."""
     path = root / name
     (path / "bin").mkdir(parents=True)
     if complete:
@@ -40,7 +40,7 @@ def environment(root: Path, name: str, *, unused: float, complete: bool = True) 
 
 
 def sweep(root: Path, seconds: int, *, dry_run: bool = False, **env: str) -> dict[str, str]:
-    """Run the script as a host would: what became of each thing in the cache directory."""
+    """Run the script as a host would. Return what was decided of each name in the cache directory."""
     env = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(root.parent), "HOME": "/dev/null", **env}
     script = build.clean_script(seconds, dry_run=dry_run)
     done = subprocess.run(["sh", "-s"], input=script, env=env, capture_output=True, timeout=30, check=True)
@@ -52,7 +52,7 @@ def sweep(root: Path, seconds: int, *, dry_run: bool = False, **env: str) -> dic
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch) -> Path:
-    """A cache directory, and no other."""
+    """Return a cache directory, and let the script find no other."""
     monkeypatch.setattr(probe, "FALLBACK_DIRECTORIES", (str(tmp_path / "none"),))
     root = tmp_path / "cache" / "skyward_lite"
     root.mkdir(parents=True)
@@ -65,7 +65,7 @@ def holder(pid: int) -> str:
 
 
 def test_what_was_not_used_for_a_while_is_removed(root):
-    """Environments and files that were sent; what was never complete goes after an hour, what is not ours never."""
+    """Environments and sent files go after 30 days without use, unfinished ones after an hour, other files never."""
     environment(root, "env-old-x", unused=31 * DAY)
     environment(root, "env-new-x", unused=29 * DAY)
     environment(root, "sent-old", unused=31 * DAY, complete=False)
@@ -89,9 +89,9 @@ def test_what_was_not_used_for_a_while_is_removed(root):
 
 
 def test_what_a_build_uses_is_kept(root):
-    """A running one, or one of another host, of which nothing is known; that of a dead process is none.
+    """A build that runs, or that another host may be running, protects what it uses; a dead process protects nothing.
 
-    Neither is one from before this host was started: its process id may be another's by now.
+    So does a process from before the host was started anew: its process id may be another's by now.
     """
     environment(root, "env-a-x.tmp.7", unused=31 * DAY, complete=False)
     environment(root, "env-b-x", unused=31 * DAY)
@@ -111,7 +111,7 @@ def test_what_a_build_uses_is_kept(root):
 
 
 def test_a_host_that_is_gone_protects_nothing_for_ever(root):
-    """Its lock stays where a home directory is shared; from a day on it is known to be nobody's."""
+    """The lock of another host protects nothing once it is a day old."""
     environment(root, "env-a-x.tmp.7", unused=31 * DAY, complete=False)
     environment(root, "sent-a", unused=31 * DAY, complete=False)
     lock = root / "env-a-x.lock"
@@ -122,7 +122,7 @@ def test_a_host_that_is_gone_protects_nothing_for_ever(root):
 
 
 def test_the_file_servers_clock_counts(root, tmp_path):
-    """A host whose clock is a year ahead removes nothing that others use; names may have blanks."""
+    """A host whose clock is a year ahead removes nothing that others use, and names may have blanks."""
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "date").write_text(f"#!/bin/sh\necho {int(time.time()) + 365 * DAY}\n")
@@ -135,7 +135,7 @@ def test_the_file_servers_clock_counts(root, tmp_path):
 
 
 def test_what_cannot_be_removed_is_said(root, tmp_path):
-    """It stays as it is."""
+    """An environment that cannot be removed is reported, and stays as it is."""
     old = environment(root, "env-old-x", unused=31 * DAY)
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -146,7 +146,7 @@ def test_what_cannot_be_removed_is_said(root, tmp_path):
 
 
 def test_a_start_marks_its_environment(lab):
-    """The probe that finds it does, and so does the agent that runs in it."""
+    """The probe that finds an environment marks its use, and so does the agent that runs in it."""
     host = lab.host()
     host.make_environment(sky.Image())
     root = host.cache / "skyward_lite"
@@ -164,7 +164,7 @@ def test_a_start_marks_its_environment(lab):
 
 
 def test_the_command(lab, monkeypatch, capsys):
-    """Each host is cleaned, and what becomes of each thing is printed; an unreachable host makes the status 1."""
+    """Each host is cleaned and reported; a host that cannot be reached makes the exit status 1."""
     monkeypatch.setattr(probe, "FALLBACK_DIRECTORIES", (str(lab.directory),))
     host, empty = lab.host(), lab.host()
     root = host.cache / "skyward_lite"
@@ -186,7 +186,7 @@ def test_the_command(lab, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments", [[], ["-x"], ["--all"], ["host", "host"], ["a b"]])
 def test_wrong_usage(arguments):
-    """The exit status is 2, and an error is printed."""
+    """Wrong usage prints the usage, and the exit status is 2."""
     line = [sys.executable, "-m", "skyward_lite", "clean", *arguments]
     done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, "usage: " in done.stderr) == (2, True)

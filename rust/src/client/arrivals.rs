@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::client::dispatch::{Action, Dispatch};
-use crate::client::liveness::{Ask, Liveness, may_end};
+use crate::client::liveness::{Liveness, Request, check_outcome};
 use crate::client::node::{NodeState, NoteCredit, Session, session};
 use crate::error::{FrameError, NodeError, SessionError};
 use crate::queue::PeerId;
@@ -15,8 +15,8 @@ use crate::timing::CREDIT;
 use crate::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
 
 impl Dispatch {
-    /// Return whether a message of a node is to be stored, now that its first chunk is here: only results are of tasks that
-    /// the node holds.
+    /// Return whether a message of a node is to be stored, now that its first chunk is here: a result is, if the node holds
+    /// its task.
     ///
     /// # Errors
     /// [`FrameError`] if the node may not send the message: the session ends.
@@ -52,11 +52,12 @@ impl Dispatch {
         let mut notify = !self.pending_cancels.is_empty();
         let mut end = Ok(());
         for event in events.drain(..) {
-            notify |= matches!(event, Event::Control(Control::Ready { .. } | Control::Drain(_)));
+            let changes_node = matches!(event, Event::Control(Control::Ready { .. } | Control::Drain(_)));
             end = self.on_event(from, event, now, out);
             if end.is_err() {
                 break;
             }
+            notify |= changes_node;
         }
         self.complete_cancelled(out);
         self.assign(now, out);
@@ -106,12 +107,12 @@ impl Dispatch {
         match control {
             Control::GivenBack(id) => {
                 if let Some(session) = session(&mut self.nodes, from) {
-                    session.life.returned(&mut self.queue, from, id)?;
+                    session.life.on_given_back(&mut self.queue, from, id)?;
                 }
             }
             Control::RecallRefused(id) => {
                 if let Some(session) = session(&mut self.nodes, from)
-                    && session.life.keeps(&mut self.queue, from, id)?
+                    && session.life.on_recall_refused(&mut self.queue, from, id)?
                 {
                     self.pending_cancels.remove(&id.task);
                 }
@@ -129,7 +130,7 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Let a result end its task; a result that is late or doubled is acknowledged and counted.
+    /// End a task with its result; a result that is late or doubled is acknowledged and counted.
     fn on_result(
         &mut self,
         from: PeerId,
@@ -139,7 +140,7 @@ impl Dispatch {
     ) -> Result<(), SessionError> {
         let record = self.nodes.get(from);
         let has_task_timeout = record.and_then(|r| r.session.as_ref()).is_some_and(|s| s.has_task_timeout);
-        may_end(&self.queue, from, &result, has_task_timeout)?;
+        check_outcome(&self.queue, from, &result, has_task_timeout)?;
         let id = result.id;
         // A machine that shuts down ends its workers, perhaps before its agent: the task is not to blame.
         let is_draining = record.is_some_and(|r| matches!(r.node.state, NodeState::Draining(_)));
@@ -160,7 +161,7 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Let a result end its task that this process had no memory for.
+    /// End a task for whose result this process had no memory.
     fn on_lost_result(&mut self, from: PeerId, id: Attempt, size: usize, now: Instant, out: &mut Vec<Action>) {
         if !self.ends(from, id, now) {
             self.on_stale(from, id, out);
@@ -201,8 +202,8 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Let a node take tasks. It offers as many slots as it was asked for, or fewer if its workers could not all be
-    /// started. A node that offers none or more is broken, and its count could be anything.
+    /// Add a node's slots to the queue. The node offers as many as it was asked for, or fewer if its workers could not all
+    /// be started. A node that offers none or more is broken, and its count could be anything.
     fn on_ready(&mut self, from: PeerId, offered: u64, now: Instant) -> Result<(), SessionError> {
         let Some(record) = self.nodes.get_mut(from) else { return Ok(()) };
         let max_slots = record.max_slots;
@@ -229,7 +230,7 @@ impl Dispatch {
         Ok(())
     }
 
-    /// Send a node nothing more that it announced will soon be gone, and ask for its tasks back.
+    /// Stop sending tasks to a node that announced that it will soon be gone, and ask for its tasks back.
     fn on_drain(&mut self, from: PeerId, why: &[u8], now: Instant, out: &mut Vec<Action>) -> Result<(), SessionError> {
         self.require(from, Liveness::drains, "said twice that it will soon be gone")?;
         if let Some(record) = self.nodes.get_mut(from)
@@ -272,9 +273,9 @@ impl Dispatch {
         let session = session(&mut self.nodes, id);
         let Some(Session { life, since, lease_ms, .. }) = session else { return Ok(()) };
         let oldest = queue.oldest(id).map(|(number, nanos)| (number, Duration::from_nanos(nanos)));
-        life.check(oldest, uploading, results, |attempt, ask| match ask {
-            Ask::Recall => queue.is_asked_back(id, attempt),
-            Ask::Cancel | Ask::Abort => queue.is_to_drop(id, attempt),
+        life.check(oldest, uploading, results, |attempt, request| match request {
+            Request::Recall => queue.is_asked_back(id, attempt),
+            Request::Cancel | Request::Abort => queue.is_to_drop(id, attempt),
         })?;
         let nonce = u64::try_from(now.saturating_duration_since(*since).as_micros()).unwrap_or(u64::MAX);
         life.beat(nonce);
@@ -317,7 +318,7 @@ impl Dispatch {
         debug_assert!(self.is_consistent());
     }
 
-    /// Tell the caller that waits in `cancel` for it that this task was dropped; return false if none does.
+    /// Note for the caller that waits in `cancel` that this task was dropped; return false if no caller waits.
     fn answer_cancel(&mut self, id: Attempt) -> bool {
         self.pending_cancels.get_mut(&id.task).is_some_and(|dropped| {
             *dropped = true;

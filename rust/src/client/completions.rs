@@ -77,7 +77,7 @@ impl Completions {
         lock(&self.inner).queues.remove(&queue);
     }
 
-    /// Let the thread that waits for a queue's tasks return, with none if none has ended.
+    /// Wake the thread that waits for a queue's tasks: it returns, with none if none has ended.
     pub fn wake(&self, queue: u64) {
         if let Some(queue) = lock(&self.inner).queues.get_mut(&queue) {
             queue.woken = true;
@@ -133,7 +133,7 @@ impl Completions {
         stuck
     }
 
-    /// Let every thread that takes return when its queue is empty: no further task ends.
+    /// Mark the pool as closed: no further task ends, and every thread that takes returns when its queue is empty.
     pub fn finish(&self) {
         let mut inner = lock(&self.inner);
         inner.closed = true;

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::client::completions::QUEUE_SHIFT;
-use crate::client::liveness::{Ask, Liveness};
+use crate::client::liveness::{Liveness, Request};
 use crate::client::node::{Node, NodeRecord, NodeState, Session, session};
 use crate::client::wakeups::Wakeups;
 use crate::queue::{Cancelled, PeerId, Queue};
@@ -44,11 +44,12 @@ pub enum Action {
     Goodbye(PeerId, &'static str),
     /// Wake the node's sender.
     Wake(PeerId),
-    /// Give the caller the end of this task; [`Dispatch::taken`] is to be told when it was taken, if a node is named.
+    /// Hand the end of this task to the caller. If a node is named, [`Dispatch::taken`] is to be called when the caller has
+    /// taken it.
     Complete(Option<PeerId>, Message),
-    /// Give the caller what a task told this process; [`Dispatch::answer_note`] answers it.
+    /// Hand what a task told this process to the caller, who answers with [`Dispatch::answer_note`].
     Note(PeerId, Message),
-    /// Give the caller what a worker of the node wrote to a stream.
+    /// Hand what a worker of the node wrote to a stream to the caller.
     Print(PeerId, u64, Bytes),
     /// Wake the threads that wait for a node's state, or for the answer to a cancel.
     Notify,
@@ -69,13 +70,13 @@ pub struct Dispatch {
     timing: Timing,
     /// Results that came late or twice, so far.
     pub(super) stale: u64,
-    /// Tasks whose caller waits in `cancel` for the node's answer, and whether it was that the task was dropped.
+    /// Tasks whose caller waits in `cancel` for the node's answer, each with whether the task was dropped.
     pub(super) pending_cancels: HashMap<u64, bool>,
     wakeups: Wakeups,
 }
 
 impl Dispatch {
-    /// No nodes and no tasks. A task has at most `attempts` attempts.
+    /// Return the state of a pool without nodes and tasks. A task has at most `attempts` attempts.
     #[must_use]
     pub fn new(attempts: u16, timing: Timing) -> Self {
         Self {
@@ -106,16 +107,20 @@ impl Dispatch {
 
     /// Note that a session with a node begins, which ends with [`Dispatch::lost`]. Return false if the node was given up.
     pub fn begin(&mut self, id: PeerId) -> bool {
-        let Some(record) = self.nodes.get_mut(id) else { return false };
-        record.has_begun = record.node.state == NodeState::Connecting;
-        record.has_begun
+        match self.nodes.get_mut(id) {
+            Some(record) if record.node.state == NodeState::Connecting => {
+                record.has_begun = true;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Note what a node and this client told of themselves. Return the interval at which [`Dispatch::beat`] is to be
     /// called.
     pub fn greeted(&mut self, id: PeerId, client: &ClientHello, agent: AgentHello, now: Instant) -> Duration {
         let life = Liveness::new(self.timing, Duration::from_millis(client.lease_ms));
-        let interval = life.every();
+        let interval = life.interval();
         if let Some(record) = self.nodes.get_mut(id) {
             record.max_slots = client.worker.concurrency.unwrap_or(agent.cores.min(MAX_CORES)).max(1);
             record.node.hello = Some(agent);
@@ -129,18 +134,18 @@ impl Dispatch {
         interval
     }
 
-    /// All nodes that were added, in that order.
+    /// Return all nodes that were added, in that order.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().map(|record| &record.node)
     }
 
-    /// The node of this number.
+    /// Return the node of this number.
     #[must_use]
     pub fn node(&self, id: PeerId) -> Option<&Node> {
         self.nodes.get(id).map(|record| &record.node)
     }
 
-    /// Tasks that have not ended, and results that came late or twice.
+    /// Return the number of tasks that have not ended, and of results that came late or twice.
     #[must_use]
     pub fn counts(&self) -> (usize, u64) {
         (self.queue.len(), self.stale)
@@ -162,7 +167,9 @@ impl Dispatch {
                     self.send(node, Action::Send(node, task), out);
                     None
                 }
-                None => Some(self.why_not(node)),
+                None => {
+                    Some(self.nodes.get(node).map_or_else(|| format!("there is no node {node}"), NodeRecord::why_not))
+                }
             },
             _ => match self.no_eligible_node(now) {
                 None => {
@@ -186,7 +193,7 @@ impl Dispatch {
     pub fn cancel(&mut self, task: u64, wait: bool, out: &mut Vec<Action>) -> Cancelled {
         let cancelled = self.queue.cancel(task);
         if let Cancelled::Held(node) = cancelled {
-            self.ask_about(node, Ask::Cancel, task, out);
+            self.ask_about(node, Request::Cancel, task, out);
             if wait {
                 self.pending_cancels.insert(task, false);
             }
@@ -195,13 +202,13 @@ impl Dispatch {
         cancelled
     }
 
-    /// Whether the answer to a cancel is still to come.
+    /// Return whether the answer to a cancel is still to come.
     #[must_use]
     pub fn is_cancel_pending(&self, task: u64) -> bool {
         self.pending_cancels.get(&task) == Some(&false) && self.queue.attempt(task).is_some()
     }
 
-    /// Return whether the task was dropped, and wait no longer for the answer.
+    /// Stop waiting for the answer to a cancel. Return whether the task was dropped.
     pub fn cancel_answer(&mut self, task: u64) -> bool {
         self.pending_cancels.remove(&task) == Some(true)
     }
@@ -212,7 +219,7 @@ impl Dispatch {
             Cancelled::Dropped => {
                 out.push(Action::Complete(None, Message::cancelled(Attempt { task, attempt: 0 })));
             }
-            Cancelled::Held(node) => self.ask_about(node, Ask::Abort, task, out),
+            Cancelled::Held(node) => self.ask_about(node, Request::Abort, task, out),
             Cancelled::Unknown => {}
         }
         debug_assert!(self.is_consistent());
@@ -236,7 +243,7 @@ impl Dispatch {
         self.wakeups.close_queue(queue);
     }
 
-    /// Tell a note's sender that the note was taken, or in `error` why it was not.
+    /// Answer a note's sender: the note was taken, or `error` is why it was not.
     pub fn answer_note(&mut self, from: PeerId, note: u64, error: Bytes, out: &mut Vec<Action>) {
         if let Some(record) = self.nodes.get_mut(from) {
             record.notes.give_back(note);
@@ -309,15 +316,6 @@ impl Dispatch {
         }));
     }
 
-    /// Return why a node takes no task.
-    fn why_not(&self, id: PeerId) -> String {
-        match self.nodes.get(id).map(|record| &record.node) {
-            Some(Node { name, state: NodeState::Lost(why), .. }) => format!("node {name} was lost: {why}"),
-            Some(Node { name, .. }) => format!("node {name} is not ready"),
-            None => format!("there is no node {id}"),
-        }
-    }
-
     /// Send a node what it is told; [`Dispatch::wake`] must follow.
     pub(super) fn send(&mut self, node: PeerId, action: Action, out: &mut Vec<Action>) {
         self.wakeups.add(node);
@@ -332,7 +330,7 @@ impl Dispatch {
         }
         if self.nodes.len() > 1 {
             while let Some((node, id)) = self.queue.steal(now) {
-                self.ask(node, Ask::Recall, id, out);
+                self.ask(node, Request::Recall, id, out);
             }
         }
     }
@@ -341,29 +339,29 @@ impl Dispatch {
     /// back, each goes to the front of the queue, and so they end up in their old order.
     pub(super) fn recall(&mut self, node: PeerId, tasks: Vec<Attempt>, out: &mut Vec<Action>) {
         for id in tasks.into_iter().rev() {
-            self.ask(node, Ask::Recall, id, out);
+            self.ask(node, Request::Recall, id, out);
         }
     }
 
-    /// Ask the node that holds a task about it, at once.
-    fn ask_about(&mut self, node: PeerId, ask: Ask, task: u64, out: &mut Vec<Action>) {
+    /// Request the node that holds a task about it, at once.
+    fn ask_about(&mut self, node: PeerId, request: Request, task: u64, out: &mut Vec<Action>) {
         if let Some(id) = self.queue.attempt(task) {
-            self.ask(node, ask, id, out);
+            self.ask(node, request, id, out);
             self.wake(out);
         }
     }
 
-    /// Ask a node about a task; its answer is due from now on. [`Dispatch::wake`] must follow.
-    fn ask(&mut self, node: PeerId, ask: Ask, id: Attempt, out: &mut Vec<Action>) {
+    /// Request a node about a task; its answer is due from now on. [`Dispatch::wake`] must follow.
+    fn ask(&mut self, node: PeerId, request: Request, id: Attempt, out: &mut Vec<Action>) {
         if let Some(session) = session(&mut self.nodes, node) {
-            session.life.ask(ask, id);
+            session.life.ask(request, id);
         }
-        let question = match ask {
-            Ask::Recall => Control::Recall(id),
-            Ask::Cancel => Control::Cancel(id),
-            Ask::Abort => Control::Abort(id),
+        let control = match request {
+            Request::Recall => Control::Recall(id),
+            Request::Cancel => Control::Cancel(id),
+            Request::Abort => Control::Abort(id),
         };
-        self.send(node, Action::Tell(node, question), out);
+        self.send(node, Action::Tell(node, control), out);
     }
 
     /// Acknowledge results; [`Dispatch::wake`] must follow.
@@ -378,22 +376,18 @@ impl Dispatch {
         out.extend(self.wakeups.take().map(Action::Wake));
     }
 
-    /// Whether every task is in exactly one place, and each record agrees with the others. Takes time in proportion to the
-    /// tasks: for tests and debug builds.
+    /// Return whether every task is in exactly one place, and each record agrees with the others. Takes time in proportion
+    /// to the number of tasks: for tests and debug builds.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
-        let held = |id: PeerId| self.queue.held(id);
-        let is_held = |id: PeerId| held(id).all(|attempt| self.queue.holds(id, attempt));
-        let total: usize = (0..self.nodes.len()).map(|id| held(id).count()).sum();
-        let may_hold = |record: &NodeRecord| record.node.slots > 0 && record.node.state.is_alive();
+        let mut held = 0;
         let nodes_agree = self.nodes.iter().enumerate().all(|(id, record)| {
-            is_held(id)
-                && record.notes.is_consistent()
-                && record.node.slots <= record.max_slots
-                && (may_hold(record) || held(id).next().is_none())
+            let before = held;
+            held += self.queue.held(id).count();
+            self.queue.held(id).all(|attempt| self.queue.holds(id, attempt)) && record.is_consistent(held - before)
         });
         nodes_agree
-            && self.queue.waiting() + total == self.queue.len()
+            && self.queue.waiting() + held == self.queue.len()
             && self.wakeups.is_consistent(self.nodes.len())
             && (!self.closing || self.queue.is_empty())
     }

@@ -84,7 +84,7 @@ impl Inbox {
         (!notes.closed).then(|| std::mem::take(&mut notes.items))
     }
 
-    /// Let the threads that take return when nothing is left.
+    /// Mark the pool as closed: the threads that take return when nothing is left.
     pub fn close(&self) {
         lock(&self.output).closed = true;
         self.output_came.notify_all();

@@ -14,7 +14,7 @@ use crate::error::{FrameError, SessionError};
 use crate::locks::lock;
 use crate::queue::PeerId;
 use crate::timing::Timing;
-use crate::wire::{AgentHello, Body, ClientHello, Event, FrameSender, Offer};
+use crate::wire::{AgentHello, Body, ClientHello, Event, FrameSender, Offer, Outbox};
 
 /// Actions for which the buffer keeps memory.
 const KEPT_ACTIONS: usize = 1024;
@@ -66,13 +66,16 @@ impl Shared {
         let State { dispatch, senders, actions } = state;
         let mut ended = Vec::new();
         for action in actions.drain(..) {
-            let to = |id: PeerId| senders.get(id);
             match action {
-                Action::Send(id, task) => to(id).map_or((), |to| to.stage(|o| o.message(Body::Task, task))),
-                Action::Tell(id, control) => to(id).map_or((), |to| to.stage(|o| o.control(control))),
-                Action::Acknowledge(id, result) => to(id).map_or((), |to| to.stage(|o| o.acknowledge([result]))),
-                Action::Goodbye(id, why) => to(id).map_or((), |to| to.stage(|o| o.close(why))),
-                Action::Wake(id) => to(id).map_or((), |to| to.flush()),
+                Action::Send(id, task) => put(senders, id, |o| o.message(Body::Task, task)),
+                Action::Tell(id, control) => put(senders, id, |o| o.control(control)),
+                Action::Acknowledge(id, result) => put(senders, id, |o| o.acknowledge([result])),
+                Action::Goodbye(id, why) => put(senders, id, |o| o.close(why)),
+                Action::Wake(id) => {
+                    if let Some(sender) = senders.get(id) {
+                        sender.flush();
+                    }
+                }
                 Action::Complete(from, message) => ended.push((from, message)),
                 Action::Note(from, note) => self.inbox.add_note(from, note),
                 Action::Print(id, stream, text) => {
@@ -87,7 +90,7 @@ impl Shared {
         ended
     }
 
-    /// Let time pass until the pool is closed; then wait for the nodes' goodbyes.
+    /// Call the decider's tick until the pool is closed; then wait for the nodes' goodbyes.
     pub async fn housekeeping(&self, timing: Timing) {
         let mut tick = tokio::time::interval(timing.tick);
         loop {
@@ -105,6 +108,13 @@ impl Shared {
         while is_leaving(&lock(&self.state)) && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+}
+
+/// Put something into a node's outbox. The node's sender is woken by an action of its own.
+fn put(senders: &[Arc<FrameSender>], id: PeerId, add: impl FnOnce(&mut Outbox)) {
+    if let Some(sender) = senders.get(id) {
+        sender.stage(add);
     }
 }
 

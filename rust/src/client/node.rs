@@ -37,7 +37,7 @@ impl NodeState {
         }
     }
 
-    /// Whether the node is, or may become, usable.
+    /// Return whether the node is, or may become, usable.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         matches!(self, Self::Connecting | Self::Ready | Self::Draining(_))
@@ -82,6 +82,20 @@ impl NodeRecord {
             session: None,
             notes: NoteCredit::default(),
         }
+    }
+
+    /// Return why the node takes no task, which is not ready or lost.
+    pub fn why_not(&self) -> String {
+        match &self.node.state {
+            NodeState::Lost(why) => format!("node {} was lost: {why}", self.node.name),
+            _ => format!("node {} is not ready", self.node.name),
+        }
+    }
+
+    /// Return whether the record agrees with itself, and with the number of tasks that the node holds.
+    pub fn is_consistent(&self, held: usize) -> bool {
+        let may_hold = self.node.slots > 0 && self.node.state.is_alive();
+        self.notes.is_consistent() && self.node.slots <= self.max_slots && (may_hold || held == 0)
     }
 }
 
@@ -146,7 +160,7 @@ impl NoteCredit {
         self.used -= self.costs.remove(&note).unwrap_or_default();
     }
 
-    /// Whether the credit in use is what the unanswered notes take.
+    /// Return whether the credit in use is what the unanswered notes take.
     pub fn is_consistent(&self) -> bool {
         self.used == self.costs.values().sum::<usize>()
     }

@@ -152,7 +152,7 @@ impl Pool {
         self.runtime.spawn(io::serve(Arc::clone(&self.shared), id, spec, sender));
     }
 
-    /// Give a node up that was added and with which no session was begun, for this reason.
+    /// Mark a node as lost, for this reason, that was added and with which no session was begun.
     pub fn fail_node(&self, id: PeerId, why: String) {
         let end = Err(NodeError::Other(why));
         self.shared.decide(|dispatch, out| dispatch.lost(id, end, Instant::now(), out));
@@ -216,12 +216,12 @@ impl Pool {
         self.shared.inbox.take_notes(bound)
     }
 
-    /// Tell the sender of a note that it was taken, or in `error` why it was not. A node that is lost is told nothing.
+    /// Answer the sender of a note: it was taken, or `error` is why it was not. A node that is lost hears no answer.
     pub fn answer_note(&self, from: PeerId, note: u64, error: Bytes) {
         self.shared.decide(|dispatch, out| dispatch.answer_note(from, note, error, out));
     }
 
-    /// Let a task that was never submitted come out of [`Pool::finished`], with nothing in it; false as for `submit`.
+    /// Append the end of a task that was never submitted, with nothing in it. Return false as [`Pool::submit`] does.
     pub fn end(&self, id: Attempt) -> bool {
         let end = Message { id, code: Outcome::Returned as u8, nanos: 0, parts: Vec::new() };
         self.shared.completions.add([(None, end)])
@@ -240,7 +240,7 @@ impl Pool {
         lock(&self.shared.state).dispatch.close_queue(queue);
     }
 
-    /// Let the thread that waits for a queue's tasks return, with none if none has ended.
+    /// Wake the thread that waits for a queue's tasks: it returns, with none if none has ended.
     pub fn wake(&self, queue: u64) {
         self.shared.completions.wake(queue);
     }

@@ -44,7 +44,7 @@ pub trait Sink: Sync {
     /// [`FrameError`] if the node may not send it.
     fn admit(&self, offer: &Offer) -> Result<bool, FrameError>;
 
-    /// Whether the node's workers take tasks.
+    /// Return whether the node's workers take tasks.
     fn is_ready(&self) -> bool;
 
     /// Send a heartbeat. `uploading`: whether tasks are on their way to the node; `results`: the bytes of results that ever

@@ -65,7 +65,7 @@ impl Wakeups {
         self.batched < (unfinished / BATCH_SHARE).min(MAX_BATCHED) && pause < MAX_BATCH_PAUSE
     }
 
-    /// Whether no batch is too large and only these first `nodes` are to be woken.
+    /// Return whether no batch is too large and only these first `nodes` are to be woken.
     #[must_use]
     pub fn is_consistent(&self, nodes: usize) -> bool {
         self.batched < MAX_BATCHED && self.due.iter().all(|id| *id < nodes)

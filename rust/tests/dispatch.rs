@@ -1,0 +1,627 @@
+//! What the client decides: events in, actions out, in tables. Without a socket, a thread or a clock.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use std::collections::BTreeMap;
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use skyward_lite::client::completions::{Completions, QUEUE_SHIFT};
+use skyward_lite::client::dispatch::{Action, Dispatch};
+use skyward_lite::client::node::NodeState;
+use skyward_lite::client::wakeups::{MAX_BATCH_PAUSE, MAX_BATCHED, Wakeups};
+use skyward_lite::error::{NodeError, SessionError};
+use skyward_lite::queue::{Cancelled, PeerId};
+use skyward_lite::timing::{CREDIT, NOTE_CREDIT, Timing};
+use skyward_lite::wire::{AgentHello, Attempt, Body, ClientHello, Control, Event, Message, Offer, Outcome, WorkerSpec};
+
+use Step::{
+    Abort, Cancel, CancelAndWait, Close, Crashed, Drain, Dropped, Expect, GivenBack, Join, Lost, Refused, Returned,
+    Submit, SubmitTo, Tick,
+};
+
+/// What happens. A node's answers are about the attempt that it was sent last.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Submit(u64),
+    SubmitTo(PeerId, u64),
+    Cancel(u64),
+    CancelAndWait(u64),
+    Abort(u64),
+    /// A node comes with so many slots.
+    Join(usize),
+    GivenBack(PeerId, u64),
+    Refused(PeerId, u64),
+    Returned(PeerId, u64),
+    Crashed(PeerId, u64),
+    /// The node ended the task because it was cancelled or aborted.
+    Dropped(PeerId, u64),
+    Drain(PeerId),
+    Lost(PeerId),
+    Expect(usize),
+    Tick,
+    Close,
+}
+
+struct Client {
+    dispatch: Dispatch,
+    now: Instant,
+    /// The latest attempt at each task that each node was sent.
+    sent: BTreeMap<(PeerId, u64), Attempt>,
+}
+
+impl Client {
+    /// Nodes of so many slots, and two attempts for each task.
+    fn new(slots: &[usize]) -> Self {
+        let dispatch = Dispatch::new(2, Timing::DEFAULT);
+        let mut client = Self { dispatch, now: Instant::now(), sent: BTreeMap::new() };
+        for slots in slots {
+            client.step(Join(*slots));
+        }
+        client
+    }
+
+    fn received(&mut self, from: PeerId, events: Vec<Event>) -> (String, Result<(), SessionError>) {
+        let (mut events, mut out) = (events, Vec::new());
+        let end = self.dispatch.received(from, &mut events, self.now, &mut out);
+        assert!(events.is_empty());
+        (self.show(out), end)
+    }
+
+    fn step(&mut self, step: Step) -> String {
+        let (now, mut out) = (self.now, Vec::new());
+        let Self { dispatch, sent, .. } = self;
+        let attempt = |node, task| sent.get(&(node, task)).copied().unwrap_or(Attempt { task, attempt: 0 });
+        let result = |node, task, code| Event::Message(Body::Result, message(attempt(node, task), code));
+        let from = match step {
+            Submit(task) => {
+                dispatch.submit(message(first(task), Outcome::Returned), None, thread(), now, &mut out);
+                None
+            }
+            SubmitTo(node, task) => {
+                dispatch.submit(message(first(task), Outcome::Returned), Some(node), thread(), now, &mut out);
+                None
+            }
+            Cancel(task) | CancelAndWait(task) => {
+                dispatch.cancel(task, matches!(step, CancelAndWait(_)), &mut out);
+                None
+            }
+            Abort(task) => {
+                dispatch.abort(task, &mut out);
+                None
+            }
+            Join(slots) => {
+                let node = dispatch.add_node(format!("n{}", dispatch.nodes().count()));
+                assert!(dispatch.begin(node));
+                dispatch.greeted(node, &client_hello(slots), agent_hello(), now);
+                Some((node, Event::Control(Control::Ready { slots: slots as u64 })))
+            }
+            GivenBack(node, task) => Some((node, Event::Control(Control::GivenBack(attempt(node, task))))),
+            Refused(node, task) => Some((node, Event::Control(Control::RecallRefused(attempt(node, task))))),
+            Returned(node, task) => Some((node, result(node, task, Outcome::Returned))),
+            Crashed(node, task) => Some((node, result(node, task, Outcome::Crashed))),
+            Dropped(node, task) => Some((node, result(node, task, Outcome::Cancelled))),
+            Drain(node) => Some((node, Event::Control(Control::Drain("spot notice".into())))),
+            Lost(node) => {
+                dispatch.lost(node, Err(NodeError::Other("no power".to_owned())), now, &mut out);
+                None
+            }
+            Expect(count) => {
+                dispatch.expect(count, now, &mut out);
+                None
+            }
+            Tick => {
+                dispatch.tick([], now, &mut out);
+                None
+            }
+            Close => {
+                dispatch.close(&mut out);
+                None
+            }
+        };
+        if let Some((node, event)) = from {
+            dispatch.received(node, &mut vec![event], now, &mut out).unwrap();
+        }
+        assert!(dispatch.is_consistent(), "after {step:?}: {dispatch:?}");
+        self.show(out)
+    }
+
+    /// Take the steps, and compare the actions that come of each.
+    fn check(&mut self, table: &[(Step, &str)]) {
+        for (number, (step, actions)) in table.iter().enumerate() {
+            assert_eq!(self.step(*step), *actions, "of step {number}, {step:?}");
+        }
+    }
+
+    fn show(&mut self, out: Vec<Action>) -> String {
+        let shown: Vec<_> = out.into_iter().map(|action| self.show_action(action)).collect();
+        shown.join(", ")
+    }
+
+    fn show_action(&mut self, action: Action) -> String {
+        match action {
+            Action::Send(node, task) => {
+                self.sent.insert((node, task.id.task), task.id);
+                format!("send {} to {node}", name(task.id))
+            }
+            Action::Tell(node, Control::Recall(id)) => format!("recall {} from {node}", name(id)),
+            Action::Tell(node, Control::Cancel(id)) => format!("cancel {} at {node}", name(id)),
+            Action::Tell(node, Control::Abort(id)) => format!("abort {} at {node}", name(id)),
+            Action::Tell(node, other) => format!("tell {node} {other:?}"),
+            Action::Acknowledge(node, id) => format!("acknowledge {} to {node}", name(id)),
+            Action::Goodbye(node, _) => format!("leave {node}"),
+            Action::Wake(node) => format!("wake {node}"),
+            Action::Complete(from, end) => {
+                let how = match Outcome::of(end.code) {
+                    Some(Outcome::Returned) => "returned",
+                    Some(Outcome::Cancelled) => "cancelled",
+                    Some(Outcome::Crashed) => "crashed",
+                    Some(Outcome::NodeLost) => "node lost",
+                    _ => "otherwise",
+                };
+                let from = from.map(|node| format!(" by {node}")).unwrap_or_default();
+                format!("{} ends: {how}{from}", name(end.id))
+            }
+            Action::Note(node, note) => format!("note {} from {node}", note.id.task),
+            Action::Print(node, ..) => format!("print of {node}"),
+            Action::Notify => "notify".to_owned(),
+        }
+    }
+}
+
+fn first(task: u64) -> Attempt {
+    Attempt { task, attempt: 0 }
+}
+
+/// "7" for the first attempt at task 7, "7.1" for the second one.
+fn name(id: Attempt) -> String {
+    if id.attempt == 0 { id.task.to_string() } else { format!("{}.{}", id.task, id.attempt) }
+}
+
+fn message(id: Attempt, code: Outcome) -> Message {
+    Message { id, code: code as u8, nanos: 0, parts: Vec::new() }
+}
+
+fn thread() -> ThreadId {
+    std::thread::current().id()
+}
+
+fn client_hello(slots: usize) -> ClientHello {
+    ClientHello {
+        version: String::new(),
+        run: String::new(),
+        node: String::new(),
+        python: String::new(),
+        lease_ms: 60_000,
+        packages: BTreeMap::new(),
+        strict: false,
+        worker: WorkerSpec {
+            concurrency: Some(slots),
+            processes: true,
+            env: BTreeMap::new(),
+            sys_path: Vec::new(),
+            shares_files: false,
+            preload: Vec::new(),
+            max_payload: 1 << 30,
+            task_timeout_ms: None,
+            setup: String::new(),
+            unwind: false,
+        },
+    }
+}
+
+fn agent_hello() -> AgentHello {
+    AgentHello {
+        version: String::new(),
+        python: String::new(),
+        epoch: String::new(),
+        cores: 1,
+        pid: 1,
+        differences: Vec::new(),
+    }
+}
+
+/// A task goes to the least loaded node; with every slot and its prefetch filled it waits for the next result.
+#[test]
+fn tasks_go_to_the_least_loaded_node() {
+    Client::new(&[1, 1]).check(&[
+        (Submit(1), "send 1 to 0, wake 0"),
+        (Submit(2), "send 2 to 1, wake 1"),
+        (Submit(3), "send 3 to 0, wake 0"),
+        (Submit(4), "send 4 to 1, wake 1"),
+        (Submit(5), ""),
+        (Returned(1, 2), "2 ends: returned by 1, send 5 to 1, wake 1"),
+        (Returned(0, 1), "1 ends: returned by 0"),
+    ]);
+}
+
+/// Tasks that are submitted before a node is there wait for it.
+#[test]
+fn tasks_wait_for_the_first_node() {
+    Client::new(&[]).check(&[(Submit(1), ""), (Expect(0), ""), (Join(1), "send 1 to 0, wake 0, notify")]);
+}
+
+/// An idle node is given what a loaded one has not started, whatever else is asked about the task meanwhile.
+#[test]
+fn a_recall_meets_whatever_else_happens_to_the_task() {
+    let races: &[&[(Step, &str)]] = &[
+        &[(GivenBack(0, 2), "send 2 to 1, wake 1"), (Returned(1, 2), "2 ends: returned by 1")],
+        &[(Refused(0, 2), ""), (Returned(0, 2), "2 ends: returned by 0")],
+        &[(Returned(0, 2), "2 ends: returned by 0"), (Refused(0, 2), "")],
+        &[(Crashed(0, 2), "2 ends: crashed by 0"), (Refused(0, 2), "")],
+        &[(Cancel(2), "cancel 2 at 0, wake 0"), (GivenBack(0, 2), "2 ends: cancelled")],
+        &[(Cancel(2), "cancel 2 at 0, wake 0"), (Dropped(0, 2), "2 ends: cancelled by 0"), (Refused(0, 2), "")],
+        &[
+            (Cancel(2), "cancel 2 at 0, wake 0"),
+            (Refused(0, 2), ""),
+            (Refused(0, 2), ""),
+            (Returned(0, 2), "2 ends: returned by 0"),
+        ],
+        &[(CancelAndWait(2), "cancel 2 at 0, wake 0"), (GivenBack(0, 2), "notify")],
+        &[(CancelAndWait(2), "cancel 2 at 0, wake 0"), (Dropped(0, 2), "acknowledge 2 to 0, wake 0, notify")],
+        &[(Abort(2), "abort 2 at 0, wake 0"), (GivenBack(0, 2), "2 ends: cancelled")],
+        &[(Abort(2), "abort 2 at 0, wake 0"), (Refused(0, 2), ""), (Dropped(0, 2), "2 ends: cancelled by 0")],
+        &[(Abort(2), "abort 2 at 0, wake 0"), (Returned(0, 2), "2 ends: returned by 0"), (Refused(0, 2), "")],
+        &[
+            (Cancel(2), "cancel 2 at 0, wake 0"),
+            (Abort(2), "abort 2 at 0, wake 0"),
+            (Lost(0), "leave 0, 2.1 ends: cancelled, send 1.1 to 1, wake 0, wake 1, notify"),
+        ],
+        &[(Lost(0), "leave 0, send 1.1 to 1, send 2.1 to 1, wake 0, wake 1, notify")],
+        &[
+            (GivenBack(0, 2), "send 2 to 1, wake 1"),
+            (Lost(0), "leave 0, send 1.1 to 1, wake 0, wake 1, notify"),
+            (Returned(1, 2), "2 ends: returned by 1"),
+        ],
+    ];
+    for race in races {
+        let mut client = Client::new(&[1]);
+        client.check(&[
+            (Submit(1), "send 1 to 0, wake 0"),
+            (Submit(2), "send 2 to 0, wake 0"),
+            (Join(1), "recall 2 from 0, wake 0, notify"),
+        ]);
+        client.check(race);
+    }
+}
+
+/// A task that waits is dropped at once, and one that has ended is not.
+#[test]
+fn a_task_that_waits_is_cancelled_at_once() {
+    let mut client = Client::new(&[1]);
+    for task in 1..=4 {
+        client.step(Submit(task));
+    }
+    let mut out = Vec::new();
+    assert_eq!(client.dispatch.cancel(3, true, &mut out), Cancelled::Dropped);
+    assert!(!client.dispatch.cancel_answer(3));
+    client.check(&[(Abort(4), "4 ends: cancelled"), (Returned(0, 1), "1 ends: returned by 0")]);
+    assert_eq!(client.dispatch.cancel(1, true, &mut out), Cancelled::Unknown);
+    assert_eq!(out, []);
+    client.check(&[(Abort(1), "")]);
+}
+
+/// Whoever waits in a cancel hears whether the task was dropped, and then nobody else does.
+#[test]
+fn a_cancel_that_is_waited_for_is_answered() {
+    for (answer, actions, dropped) in [
+        (Dropped(0, 1), "acknowledge 1 to 0, wake 0, notify", true),
+        (Refused(0, 1), "notify", false),
+        (Returned(0, 1), "1 ends: returned by 0, notify", false),
+        (Lost(0), "leave 0, wake 0, notify", true),
+    ] {
+        let mut client = Client::new(&[1]);
+        client.step(Submit(1));
+        client.step(CancelAndWait(1));
+        assert!(client.dispatch.is_cancel_pending(1));
+        client.check(&[(answer, actions)]);
+        assert!(!client.dispatch.is_cancel_pending(1), "{answer:?}");
+        assert_eq!(client.dispatch.cancel_answer(1), dropped, "{answer:?}");
+    }
+    // When nobody waits any more, the task ends as every other.
+    let mut client = Client::new(&[1]);
+    client.step(Submit(1));
+    client.step(CancelAndWait(1));
+    assert!(!client.dispatch.cancel_answer(1));
+    client.check(&[(Dropped(0, 1), "1 ends: cancelled by 0")]);
+}
+
+/// What a draining node has not started runs elsewhere, a crash there is not held against the task, and neither is the loss.
+#[test]
+fn a_draining_node_is_emptied() {
+    let mut client = Client::new(&[2, 2]);
+    for task in 1..=4 {
+        client.step(Submit(task));
+    }
+    client.check(&[
+        (SubmitTo(0, 5), "send 5 to 0, wake 0"),
+        (Drain(0), "recall 3 from 0, recall 1 from 0, wake 0, notify"),
+        (Refused(0, 1), ""),
+        (GivenBack(0, 3), "send 3 to 1, wake 1"),
+        (Submit(6), "send 6 to 1, wake 1"),
+        // Perhaps the task had not arrived when it was asked for.
+        (Tick, "recall 1 from 0, wake 0"),
+        (Tick, ""),
+        (Returned(1, 2), "2 ends: returned by 1"),
+        (Crashed(0, 1), "acknowledge 1 to 0, send 1 to 1, wake 0, wake 1"),
+        (SubmitTo(0, 7), "send 7 to 0, wake 0"),
+        (Lost(0), "leave 0, 7 ends: node lost, 5 ends: node lost, wake 0, notify"),
+        (SubmitTo(0, 8), "8 ends: node lost"),
+    ]);
+    let lost = &client.dispatch.node(0).unwrap().state;
+    assert_eq!(lost, &NodeState::Lost("no power (it was draining: spot notice)".to_owned()));
+    let mut client = Client::new(&[1, 1]);
+    client.step(Submit(1));
+    client.step(Drain(0));
+    client.check(&[(Lost(0), "leave 0, send 1 to 1, wake 0, wake 1, notify")]);
+}
+
+/// Tasks wait for the node that replaces a draining one, but not for ever.
+#[test]
+fn a_replacement_is_waited_for() {
+    let mut client = Client::new(&[1]);
+    client.check(&[(Drain(0), "notify"), (Submit(1), "")]);
+    client.now += Timing::DEFAULT.replacement - Duration::from_millis(1);
+    client.check(&[(Tick, "")]);
+    client.now += Duration::from_millis(1);
+    client.check(&[(Tick, "1 ends: node lost"), (Submit(2), "2 ends: node lost")]);
+    client.check(&[(Join(1), "notify"), (Submit(3), "send 3 to 1, wake 1")]);
+}
+
+/// A task is tried again on another node when its node is lost, as often as it has attempts.
+#[test]
+fn a_lost_node_costs_an_attempt() {
+    Client::new(&[1, 1]).check(&[
+        (Submit(1), "send 1 to 0, wake 0"),
+        (Lost(0), "leave 0, send 1.1 to 1, wake 0, wake 1, notify"),
+        (Lost(1), "leave 1, 1.1 ends: node lost, wake 1, notify"),
+        (Submit(2), "2 ends: node lost"),
+    ]);
+    // A task that is for one node alone is not tried elsewhere, and one that waited has lost nothing.
+    Client::new(&[1, 1]).check(&[
+        (SubmitTo(0, 1), "send 1 to 0, wake 0"),
+        (Lost(0), "leave 0, 1 ends: node lost, wake 0, notify"),
+        (SubmitTo(0, 2), "2 ends: node lost"),
+        (SubmitTo(7, 3), "3 ends: node lost"),
+    ]);
+}
+
+/// A task for one node alone is sent there however loaded the node is, and is not recalled.
+#[test]
+fn a_pinned_task_stays_where_it_is() {
+    Client::new(&[1]).check(&[
+        (SubmitTo(0, 1), "send 1 to 0, wake 0"),
+        (SubmitTo(0, 2), "send 2 to 0, wake 0"),
+        (SubmitTo(0, 3), "send 3 to 0, wake 0"),
+        (Join(1), "notify"),
+        (Drain(0), "notify"),
+        (Returned(0, 3), "3 ends: returned by 0"),
+    ]);
+}
+
+/// Answers that come late or twice are acknowledged, counted, and end nothing.
+#[test]
+fn late_and_doubled_results_are_stale() {
+    let mut client = Client::new(&[1, 1]);
+    client.check(&[
+        (Submit(1), "send 1 to 0, wake 0"),
+        (Returned(0, 1), "1 ends: returned by 0"),
+        (Returned(0, 1), "acknowledge 1 to 0, wake 0"),
+        (Crashed(1, 1), "acknowledge 1 to 1, wake 1"),
+        (Submit(2), "send 2 to 0, wake 0"),
+        (Lost(0), "leave 0, send 2.1 to 1, wake 0, wake 1, notify"),
+    ]);
+    let earlier = vec![Event::Message(Body::Result, message(first(2), Outcome::Returned))];
+    assert_eq!(client.received(1, earlier).0, "acknowledge 2 to 1, wake 1");
+    let skipped = vec![Event::Skipped(Body::Result, first(2)), Event::NoMemory(Body::Result, first(2), 1)];
+    assert_eq!(client.received(1, skipped).0, "acknowledge 2 to 1, acknowledge 2 to 1, wake 1");
+    assert_eq!(client.dispatch.counts(), (1, 5));
+    client.check(&[(Returned(1, 2), "2.1 ends: returned by 1")]);
+}
+
+/// A task whose result has no room in this process's memory has ended all the same.
+#[test]
+fn a_result_without_memory_ends_its_task() {
+    let mut client = Client::new(&[1]);
+    client.step(Submit(1));
+    let event = Event::NoMemory(Body::Result, first(1), 1 << 40);
+    assert_eq!(client.received(0, vec![event]).0, "1 ends: crashed by 0");
+}
+
+/// While nodes are on their way tasks wait for them, and end with the last one that does not come.
+#[test]
+fn tasks_wait_while_nodes_are_expected() {
+    Client::new(&[1]).check(&[
+        (Expect(2), ""),
+        (Submit(1), "send 1 to 0, wake 0"),
+        (Lost(0), "leave 0, wake 0, notify"),
+        (Submit(2), ""),
+        (Expect(1), ""),
+        (Expect(0), "1.1 ends: node lost, 2 ends: node lost"),
+    ]);
+}
+
+/// A pool that is closed leaves its nodes and cancels its tasks; what comes afterwards ends at once.
+#[test]
+fn closing_ends_every_task() {
+    let mut client = Client::new(&[1]);
+    for task in 1..=3 {
+        client.step(Submit(task));
+    }
+    let unconnected = client.dispatch.add_node("late".to_owned());
+    let mut ends: Vec<_> = client.step(Close).split(", ").map(str::to_owned).collect();
+    ends.sort();
+    let cancelled = ["1 ends: cancelled", "2 ends: cancelled", "3 ends: cancelled"];
+    assert_eq!(ends, [&cancelled[..], &["leave 0", "leave 1", "wake 0", "wake 1"]].concat());
+    assert_eq!(client.dispatch.node(unconnected).unwrap().state, NodeState::Closed);
+    assert!(!client.dispatch.begin(unconnected));
+    client.check(&[
+        (Submit(4), "4 ends: node lost"),
+        (SubmitTo(0, 5), "5 ends: node lost"),
+        (Returned(0, 1), "acknowledge 1 to 0, wake 0"),
+        (Close, "leave 0, wake 0, leave 1, wake 1"),
+        (Lost(0), "leave 0, wake 0, notify"),
+    ]);
+    assert_eq!(client.dispatch.node(0).unwrap().state, NodeState::Closed);
+    let added = client.dispatch.add_node("later".to_owned());
+    assert_eq!(client.dispatch.node(added).unwrap().state, NodeState::Closed);
+}
+
+/// What the caller took is acknowledged with the next wake-up, what nobody takes with the next tick.
+#[test]
+fn results_are_acknowledged_when_they_are_taken() {
+    let mut client = Client::new(&[1]);
+    client.check(&[
+        (Submit(1), "send 1 to 0, wake 0"),
+        (Submit(2), "send 2 to 0, wake 0"),
+        (Returned(0, 1), "1 ends: returned by 0"),
+        (Returned(0, 2), "2 ends: returned by 0"),
+    ]);
+    let mut out = Vec::new();
+    client.dispatch.taken(0, thread(), [(0, first(1))], client.now, &mut out);
+    assert_eq!(client.show(out), "acknowledge 1 to 0");
+    let mut out = Vec::new();
+    client.dispatch.wake(&mut out);
+    client.dispatch.wake(&mut out);
+    assert_eq!(client.show(out), "wake 0");
+    let mut out = Vec::new();
+    client.dispatch.tick([(0, first(2))], client.now, &mut out);
+    assert_eq!(client.show(out), "acknowledge 2 to 0, wake 0");
+}
+
+/// The thread that takes a queue's tasks submits several before the sender is woken; others wake it each time.
+#[test]
+fn wake_ups_are_batched() {
+    const QUEUE: u64 = 3;
+    let other = std::thread::spawn(thread).join().unwrap();
+    let start = Instant::now();
+    let soon = |n: u32| start + Duration::from_micros(10) * n;
+    let mut wakeups = Wakeups::default();
+    assert!(!wakeups.may_batch(QUEUE, thread(), 1000, soon(0)), "nobody takes from the queue");
+    wakeups.taken(QUEUE, thread(), soon(0));
+    let batched = |wakeups: &mut Wakeups, unfinished| {
+        let batch = (1..).take_while(|n| wakeups.may_batch(QUEUE, thread(), unfinished, soon(*n))).count();
+        assert_eq!(wakeups.take().count(), 0);
+        batch + 1
+    };
+    assert_eq!(batched(&mut wakeups, 100), 20);
+    assert_eq!(batched(&mut wakeups, 4), 1);
+    assert_eq!(batched(&mut wakeups, 1_000_000), MAX_BATCHED);
+    assert!(wakeups.may_batch(QUEUE, thread(), 100, soon(50)));
+    assert!(!wakeups.may_batch(QUEUE, other, 100, soon(51)), "another thread does not come back for more");
+    assert!(!wakeups.may_batch(QUEUE + 1, thread(), 100, soon(51)), "this thread does not take from that queue");
+    assert!(!wakeups.may_batch(QUEUE, thread(), 100, soon(50) + MAX_BATCH_PAUSE), "the caller is slow");
+    wakeups.close_queue(QUEUE);
+    assert!(!wakeups.may_batch(QUEUE, thread(), 100, soon(80)));
+}
+
+/// A batch of submits leaves with one wake-up.
+#[test]
+fn a_batch_is_sent_together() {
+    let mut client = Client::new(&[64]);
+    for task in 1..=50 {
+        client.step(Submit(task));
+    }
+    client.dispatch.taken(0, thread(), [], client.now, &mut Vec::new());
+    for task in 51..=59 {
+        assert_eq!(client.step(Submit(task)), format!("send {task} to 0"));
+    }
+    assert_eq!(client.step(Submit(60)), "send 60 to 0");
+    assert_eq!(client.step(Submit(61)), "send 61 to 0");
+    assert_eq!(client.step(Submit(62)), "send 62 to 0, wake 0", "12 are a fifth of 62");
+}
+
+/// A node that sends what it may not send is lost; what it sent before counts, what it sent afterwards does not.
+#[test]
+fn what_a_node_may_not_send_ends_its_session() {
+    let control = Event::Control;
+    let wrong = [
+        control(Control::GivenBack(first(1))),
+        control(Control::RecallRefused(first(1))),
+        control(Control::Ready { slots: 1 }),
+        control(Control::Pulse { nonce: 7 }),
+        control(Control::Goodbye("bye".into())),
+        control(Control::Recall(first(1))),
+        Event::Message(Body::Task, message(first(9), Outcome::Returned)),
+        Event::Message(Body::Result, message(first(2), Outcome::Cancelled)),
+        Event::Message(Body::Result, message(first(2), Outcome::NodeLost)),
+        Event::Message(Body::Result, message(first(2), Outcome::TimedOut)),
+    ];
+    for event in wrong {
+        let mut client = Client::new(&[2]);
+        client.step(Submit(1));
+        client.step(Submit(2));
+        let returned = |task| Event::Message(Body::Result, message(first(task), Outcome::Returned));
+        let (actions, end) = client.received(0, vec![returned(1), event.clone(), returned(2)]);
+        assert_eq!(actions, "1 ends: returned by 0", "{event:?}");
+        assert!(end.is_err(), "{event:?}");
+    }
+    let mut client = Client::new(&[1]);
+    client.step(Drain(0));
+    assert!(client.received(0, vec![control(Control::Drain("again".into()))]).1.is_err());
+    for slots in [0, 3, u64::MAX] {
+        let mut client = Client::new(&[]);
+        let node = client.dispatch.add_node("n".to_owned());
+        client.dispatch.greeted(node, &client_hello(2), agent_hello(), client.now);
+        let (_, end) = client.received(node, vec![control(Control::Ready { slots })]);
+        assert!(matches!(end, Err(SessionError::Slots { .. })), "{slots}");
+    }
+}
+
+/// A node may send results that it owes, and notes within its credit.
+#[test]
+fn only_what_a_node_owes_is_stored() {
+    let mut client = Client::new(&[1]);
+    client.step(Submit(1));
+    let offer = |body, task, size, unfinished| Offer { body, id: first(task), size, unfinished };
+    let admit = |client: &Client, offer| client.dispatch.admit(0, &offer).ok();
+    assert_eq!(admit(&client, offer(Body::Result, 1, CREDIT + 1, 0)), Some(true));
+    assert_eq!(admit(&client, offer(Body::Result, 1, CREDIT, 1)), None);
+    assert_eq!(admit(&client, offer(Body::Result, 2, 1, 0)), Some(false));
+    assert_eq!(admit(&client, offer(Body::Task, 1, 1, 0)), None);
+    assert_eq!(admit(&client, offer(Body::Note, 1, NOTE_CREDIT + 1, 0)), Some(true));
+    assert_eq!(admit(&client, offer(Body::Note, 1, NOTE_CREDIT, 1)), None);
+    let note = |number, size| {
+        let parts = vec![Bytes::from(vec![0; size])];
+        Event::Message(Body::Note, Message { parts, ..message(first(number), Outcome::Returned) })
+    };
+    assert_eq!(client.received(0, vec![note(1, NOTE_CREDIT)]).0, "note 1 from 0");
+    assert_eq!(admit(&client, offer(Body::Note, 2, 1, 0)), None);
+    let (actions, end) = client.received(0, vec![note(2, 1)]);
+    assert!(actions.is_empty() && end.is_err());
+    let mut out = Vec::new();
+    client.dispatch.answer_note(0, 1, Bytes::new(), &mut out);
+    assert_eq!(out.last(), Some(&Action::Wake(0)));
+    assert_eq!(client.received(0, vec![note(2, 1)]).0, "note 2 from 0");
+    assert!(client.received(0, vec![note(2, 1)]).1.is_err(), "two notes of the same number");
+    client.check(&[(Lost(0), "leave 0, 1.1 ends: node lost, wake 0, notify")]);
+    assert_eq!(admit(&client, offer(Body::Note, 2, NOTE_CREDIT, 0)), Some(true), "the lost node's notes are forgotten");
+}
+
+/// Each queue has its own ended tasks; what is not taken for a while is told once, so that it can be acknowledged.
+#[test]
+fn ended_tasks_wait_in_their_queue() {
+    const NOW: Duration = Duration::ZERO;
+    let completions = Completions::default();
+    let queue = completions.open();
+    assert_eq!((queue, completions.open()), (1, 2));
+    let end = |queue: u64, number: u64| (Some(0), message(first((queue << QUEUE_SHIFT) + number), Outcome::Returned));
+    assert!(completions.add([end(0, 1), end(1, 1), end(1, 2)]));
+    assert!(!completions.add([end(7, 1)]), "that queue is not open");
+    assert_eq!(completions.take(0, NOW), Some(vec![end(0, 1)]));
+    assert_eq!(completions.take_stuck(), []);
+    let stuck = [(0, end(1, 1).1.id), (0, end(1, 2).1.id)];
+    assert_eq!(completions.take_stuck(), stuck);
+    assert_eq!(completions.take_stuck(), []);
+    let taken: Vec<_> = completions.take(1, NOW).unwrap().into_iter().map(|(from, _)| from).collect();
+    assert_eq!(taken, [None, None], "they were acknowledged");
+    completions.wake(1);
+    assert_eq!(completions.take(1, Duration::from_secs(60)), Some(Vec::new()));
+    completions.finish();
+    assert!(completions.add([end(1, 3)]), "a task may end while the pool is being closed");
+    assert_eq!(completions.take(1, NOW), Some(vec![end(1, 3)]));
+    assert_eq!(completions.take(1, Duration::from_secs(60)), None);
+    assert!(!completions.add([end(1, 4)]), "the queue's thread was told that no more will come");
+    completions.close(1);
+    assert_eq!(completions.take(1, NOW), None);
+}

@@ -200,12 +200,21 @@ def _problem(requirement: str, shown: str) -> str | None:
         if re.search(r"[/\\]|(?i:\.(?:whl|zip|tar\.gz|tgz|tar\.bz2)$)", requirement):
             return f"{shown} is a URL or a path, which does not tell the package: write it as `name @ URL`"
         return f"{shown!r} is not a requirement that pip would understand"
-    if parsed.marker is not None and not parsed.marker.evaluate({"extra": ""}):
+    if not _applies(parsed):
         return None
     version = installed(parsed.name)
     if version is None:
         return f"{shown} is not installed"
     return None if _is_met(parsed, version) else f"{shown} is wanted, {version} is installed"
+
+
+def _applies(requirement: Requirement) -> bool:
+    """Return whether a requirement's marker holds here. A marker that cannot be evaluated counts as one that holds."""
+    try:
+        return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    except (ValueError, KeyError):
+        # Raised for a comparison that packaging does not define, and for a variable that only lock files have.
+        return True
 
 
 def _is_met(requirement: Requirement, version: str) -> bool:
@@ -233,7 +242,8 @@ def _parse(requirement: str) -> Requirement | None:
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
-        return Requirement(requirement)
+        # Options of pip's may follow, as `--hash`. Like pip, look for the first word that begins with "-".
+        return Requirement(re.split(r"\s+-", requirement, maxsplit=1)[0])
     except InvalidRequirement:
         return None
 

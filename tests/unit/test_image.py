@@ -251,6 +251,12 @@ UNKNOWN = "is a URL or a path, which does not tell the package: write it as `nam
         ("pytest>=99; python_version > '3'", WANTED),
         ("nothing-like-it; sys_platform == 'win32'", None),
         ("pytest; extra == 'dev'", None),
+        ("pytest; sys_platform ~= 'linux'", None),
+        ("pytest>=99; sys_platform ~= 'linux'", WANTED),
+        ("nothing-like-it; 'a' < 'b'", "is not installed"),
+        ("pytest=={version} --hash=sha256:ab", None),
+        ("pytest==0.1 --hash=sha256:ab --hash=sha256:cd", "is wanted, {version} is installed"),
+        ("pytest>=99; python_version > '3' --config-settings a=b", WANTED),
         ("nothing-like-it", "is not installed"),
         ("nothing-like-it>=1", "is not installed"),
         ("pytest @ https://host/pytest-99.whl", None),
@@ -291,9 +297,8 @@ def test_odd_versions_are_compared_as_by_pip(version, requirement, met, monkeypa
 
 def test_packages_are_known_by_the_names_of_requirements():
     """However they are spelled; what names no package, as a path, has none."""
-    image = sky.Image(
-        pip=["Scikit_Learn>=1; python_version > '3'", "a==1", "b.c @ https://host/b", "./d", "git+https://e/f"]
-    )
-    assert image.packages() == {"scikit-learn", "a", "b-c"}
+    named = ["Scikit_Learn>=1; python_version > '3'", "a==1", "b.c @ https://host/b", "g==1 --hash=h"]
+    image = sky.Image(pip=[*named, "./d", "git+https://e/f"])
+    assert image.packages() == {"scikit-learn", "a", "b-c", "g"}
     assert image.with_package("scikit-learn", "2").pip[-1] == "scikit-learn==2"
     assert image.with_package("A", None) is image

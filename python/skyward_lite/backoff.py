@@ -31,12 +31,16 @@ class Backoff:
         self._next, self._factor, self._longest = first, factor, longest
         self._jitter, self._left, self._deadline, self._sleep = jitter, most, deadline, sleep
 
-    def pause(self, at_least: float = 0.0) -> bool:
-        """Wait, `at_least` so many seconds. Return False if there is to be no further attempt."""
-        seconds = max(at_least, self._next) * random.uniform(*self._jitter)
+    def pause(self, exactly: float | None = None) -> bool:
+        """Wait. Return False if there is to be no further attempt.
+
+        `exactly` is the pause in seconds where the loop has a reason for another one; further pauses grow from it.
+        """
+        pause = self._next if exactly is None else exactly
+        seconds = pause * random.uniform(*self._jitter)
         remaining = self._deadline - time.monotonic()
         if self._left < 1 or remaining <= 0:
             return False
         self._left -= 1
-        self._next = min(self._next * self._factor, self._longest)
+        self._next = min(pause * self._factor, self._longest)
         return not self._sleep(min(seconds, remaining))

@@ -11,13 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import skyward_lite as sky
 from cloud import aws, launches, pool
 from processes import eventually
+from skyward_lite import _core
 from skyward_lite._version import PYTHON
+from skyward_lite.providers import NodeRequest
 from skyward_lite.providers.aws import api, launch, run, tags
+from skyward_lite.providers.aws.instance import Instance
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"
@@ -430,3 +435,29 @@ def test_nodes_of_another_architecture(cloud, tmp_path):
     (instance,) = cloud.instances()
     found = cloud.ec2().describe_images(ImageIds=[instance.request["ImageId"]])["Images"][0]
     assert found["Architecture"] == "arm64"
+
+
+def test_pauses_between_attempts_grow_from_a_refused_login():
+    """A server that was asked for too many logins hangs up: it is not asked again at once."""
+    errors = [
+        *(_core.UnreachableError("no route"), _core.AuthenticationError("refused"), _core.HungUpError("hung up")),
+        *(_core.ConnectTimeoutError("silent"), _core.AuthenticationError("refused"), _core.HostKeyError("another key")),
+    ]
+    slept: list[float] = []
+
+    def connect(**parameters: object) -> _core.Connection:
+        raise errors.pop(0)
+
+    core: Any = SimpleNamespace(connect=connect)
+    running = {"State": {"Name": "running"}, "PublicIpAddress": "192.0.2.1"}
+    of_run: Any = SimpleNamespace(
+        closing=SimpleNamespace(wait=slept.append),
+        describe=lambda ids: dict.fromkeys(ids, running),
+        settings=SimpleNamespace(boot_timeout=300.0),
+        user_key="a key",
+    )
+    launched: Any = SimpleNamespace(name="i-1", offer=SimpleNamespace(spot=False))
+    machine = Instance(launched, of_run, NodeRequest(1, 1, sky.Image(), None, None, 20.0), "a key", list.clear)
+    with pytest.raises(sky.NodeStartError, match="another key: somebody may be between"):
+        machine.connect(core)
+    assert slept == [0.25, 3.0, 4.5, 5.0, 5.0]

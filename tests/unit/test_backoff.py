@@ -29,12 +29,15 @@ def test_jitter_spreads_each_pause():
     assert len(set(slept)) > 1
 
 
-def test_one_pause_may_be_longer():
+@pytest.mark.parametrize(("exactly", "further"), [(10.0, 5.0), (2.0, 4.0), (0.5, 1.0)])
+def test_a_pause_may_be_given(exactly, further):
+    """It may be longer or shorter than the next pause would be, and further pauses grow from it."""
     slept: list[float] = []
-    backoff = Backoff(1.0, factor=2.0, sleep=slept.append)
-    assert backoff.pause(at_least=10.0)
+    backoff = Backoff(1.0, factor=2.0, longest=5.0, sleep=slept.append)
     assert backoff.pause()
-    assert slept == [10.0, 2.0]
+    assert backoff.pause(exactly)
+    assert backoff.pause()
+    assert slept == [1.0, exactly, further]
 
 
 def test_the_deadline_cuts_the_last_pause_short(monkeypatch):

@@ -159,14 +159,15 @@ class Instance(RemoteMachine):
                     f"{error}: somebody may be between here and {address}; the instance is ended"
                 ) from error
             except _core.CoreError as error:
+                pause: float | None
                 if isinstance(error, _core.AuthenticationError) and login_pauses:
-                    at_least = login_pauses.pop(0)
+                    pause = login_pauses.pop(0)
                 elif isinstance(error, _core.UnreachableError | _core.HungUpError | _core.ConnectTimeoutError):
-                    at_least = 0.0
+                    pause = None
                 else:
                     raise NodeStartError(str(error)) from error
                 self._describe()
-                if not backoff.pause(at_least):
+                if not backoff.pause(pause):
                     raise self._time_out(
                         f"it did not let us in within {self.run.settings.boot_timeout:.0f} s of its launch: "
                         f"{error}. Does its security group allow SSH from here, and has its subnet a way out?"

@@ -159,6 +159,16 @@ def test_the_agents_key_is_known_by_its_private_file_too(lab, door, keys, tmp_pa
     assert "ssh-add" not in str(caught.value)
 
 
+@pytest.mark.parametrize("after", ["\n", "\n# a note\n"])
+def test_text_after_a_private_key_is_no_part_of_it(keys, tmp_path, after):
+    """For ssh the key ends with its last line, and its public half is known all the same."""
+    for key in (keys.good["ed25519"], keys.good["rsa"], keys.locked):
+        file = tmp_path / "key"
+        file.write_text(key.read_text() + after)
+        expected = " ".join(Path(f"{key}.pub").read_text().split()[:2])
+        assert public_keys.of_private_file(str(file)) == public_keys.of_private_file(str(key)) == expected
+
+
 @pytest.mark.parametrize(("kind", "where"), [("rsa", "agent"), ("ed25519", "beside"), ("rsa", "CertificateFile")])
 def test_certificates_for_the_agents_keys_serve(lab, door, keys, tmp_path, kind, where):
     """They may be in the agent, too, or in a file where only the agent can sign."""

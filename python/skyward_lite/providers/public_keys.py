@@ -129,9 +129,12 @@ def in_file(file: str) -> str | None:
 def of_private_file(file: str) -> str | None:
     """Return the public key in a private key's file in OpenSSH's format, which does not encrypt this part of it."""
     try:
-        line = _core.public_half(Path(file).read_bytes())
+        data = Path(file).read_bytes()
     except OSError:
         return None
+    # To ssh, the key ends here: blank lines or other text may follow.
+    key_file, end, _ = data.partition(b"-----END OPENSSH PRIVATE KEY-----")
+    line = _core.public_half(key_file + end)
     key = None if line is None else read(line.encode())
     return key.line if key is not None and key.usable else None
 

@@ -201,11 +201,16 @@ def test_a_build_ends_with_its_client(lab):
     """Nothing is left of it, also if it was waiting for an index that does not answer."""
     host = lab.host()
     with socket.create_server(("127.0.0.1", 0)) as index:
-        image = sky.Image(pip=["labpackage"], index_url=f"http://127.0.0.1:{index.getsockname()[1]}/simple")
-        options = {"image": image, "plugins": [], "start_timeout": 5}
-        with pytest.raises(sky.NodeStartError, match="is connecting"):
-            sky.pool(sky.SSH(host.name, config=lab.config), **options).__enter__()
-        asked, _ = index.accept()
+        image = f"sky.Image(pip=['labpackage'], index_url='http://127.0.0.1:{index.getsockname()[1]}/simple')"
+        provider = f"sky.SSH({host.name!r}, config={lab.config!r})"
+        program = f"import skyward_lite as sky; sky.pool({provider}, image={image}, plugins=[]).__enter__()"
+        client = subprocess.Popen([sys.executable, "-c", program])
+        try:
+            index.settimeout(50)
+            asked, _ = index.accept()
+        finally:
+            client.kill()
+            client.wait(10)
         with asked:
             asked.settimeout(20)
             while asked.recv(4096):

@@ -41,6 +41,10 @@ class Gated(sky.Local):
 
         return open_late
 
+    def stop(self, machines, timeout):
+        self.gate.set()
+        super().stop(machines, timeout)
+
 
 def pid(_):
     return os.getpid()
@@ -55,6 +59,13 @@ def test_a_pool_starts_with_the_least_number_and_the_rest_joins():
         assert joblib.effective_n_jobs(-1) == 6
         provider.gate.set()
         assert eventually(lambda: pool.slots() == 6, 20)
+
+
+def test_a_pool_that_does_not_start_in_time_says_which_nodes_are_late():
+    """The first node is ready at once, or nearly; the second one never connects."""
+    why = "2 ready nodes are needed, but local-0 is [a-z]+; local-1 is connecting"
+    with pytest.raises(sky.NodeStartError, match=why):
+        sky.pool(Gated(), 2, plugins=[], start_timeout=1.0).__enter__()
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def embedded_server() -> str:
     target = os.environ.get("CARGO_TARGET_DIR") or str(cache)
     program = Path(target) / "release/examples/embedded_server"
     rust = HERE.parent.parent / "rust"
-    sources = [rust / "Cargo.lock", *rust.glob("src/*.rs"), rust / "examples/embedded_server.rs"]
+    sources = [rust / "Cargo.lock", *rust.glob("src/**/*.rs"), rust / "examples/embedded_server.rs"]
     # `make test` and `make chaos` have built it; cargo would wait here for whatever else it builds.
     if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):
         command = ["cargo", "build", "--quiet", "--release", "--locked", "--manifest-path", str(rust / "Cargo.toml")]

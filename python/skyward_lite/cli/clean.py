@@ -58,5 +58,5 @@ def _clean_host(core: _core.Core, host: Host, provider: SSH, seconds: int, dry_r
         problems.append(f"there are more than the {scripts.MAX_VALUES} that are listed: clean it again")
     if status or None in entries:
         problems.append(f"it could not be cleaned (status {status}): {printed[-1000:] or 'no reason'}")
-    complete = sorted(filter(None, entries), key=lambda entry: entry.path)
-    return CleanReport(host.address, tuple(complete), tuple(problems))
+    parsed = sorted(filter(None, entries), key=lambda entry: entry.path)
+    return CleanReport(host.address, tuple(parsed), tuple(problems))

@@ -134,7 +134,7 @@ def judge(
 
 
 def _spare_used_groups(resources: Sequence[Resource], verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Let a security group be "unclear" while an instance stays: deleting the group would wait for the instance."""
+    """Return the verdicts; "unclear" for a group that an instance may use, because deleting it would wait for that."""
     pairs = list(zip(resources, verdicts, strict=True))
     staying = [resource.name for resource, verdict in pairs if resource.kind == "instance" and verdict.state != "over"]
     return [

@@ -241,12 +241,12 @@ def _package(requirement: str) -> str | None:
 
 def _parse(requirement: str) -> Requirement | None:
     """Return a requirement's parts by PEP 508; None for one that only pip understands (a URL or a path), or nothing."""
-    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.requirements import Requirement
 
     try:
         # Options of pip's may follow, as `--hash`. Like pip, look for the first word that begins with "-".
         return Requirement(re.split(r"\s+-", requirement, maxsplit=1)[0])
-    except InvalidRequirement:
+    except ValueError:  # InvalidRequirement, and from older versions of packaging InvalidSpecifier, too
         return None
 
 

@@ -265,6 +265,7 @@ UNKNOWN = "is a URL or a path, which does not tell the package: write it as `nam
         ("./wheels/pytest", UNKNOWN),
         ("pytest>>1", "is not a requirement that pip would understand"),
         ("pytest 1", "is not a requirement that pip would understand"),
+        ("pytest===pytest[x,y]", "is not a requirement that pip would understand"),
     ],
 )
 def test_requirements_are_compared_with_what_is_installed(requirement, problem):

@@ -107,7 +107,7 @@ def test_the_host_key_is_rotated(cloud):
         throwaway = json.loads(instance.user_data.partition("\n")[2])["ssh_keys"]["ed25519_public"].split()[1]
         there = instance.run("cat /etc/ssh/ssh_host_ed25519_key.pub").split()[1]
         assert there != throwaway
-        machine = opened._machines[0]
+        machine = opened._nodes.machines[0]
         assert machine.host_key.split()[1] == there  # type: ignore[attr-defined]
 
 
@@ -173,7 +173,7 @@ def test_launches_go_over_types_and_zones(cloud):
     cloud.spot_prices.update({("c5.large", zone): 0.03 for zone in ("us-east-1a", "us-east-1d", "us-east-1f")})
     cloud.capacity[("c5.large", "us-east-1b", "spot")] = 1
     with pool(2, aws(instance_type="c5.large", allocation="spot")) as opened:
-        places = [machine.launched.offer.zone for machine in opened._machines]  # type: ignore[attr-defined]
+        places = [machine.launched.offer.zone for machine in opened._nodes.machines]  # type: ignore[attr-defined]
     assert places == ["us-east-1b", "us-east-1c"]
 
 
@@ -181,7 +181,7 @@ def test_spot_falls_back_to_on_demand(cloud):
     """Without spot capacity an on-demand instance is launched."""
     cloud.capacity[("*", "*", "spot")] = 0
     with pool(provider=aws(instance_type="c5.large")) as opened:
-        assert not opened._machines[0].launched.offer.spot  # type: ignore[attr-defined]
+        assert not opened._nodes.machines[0].launched.offer.spot  # type: ignore[attr-defined]
     assert "InstanceMarketOptions.MarketType" not in cloud.instances()[0].request
 
 
@@ -189,7 +189,7 @@ def test_all_of_spot_is_not_all_there_is(cloud):
     """On-demand is asked for in the end, however many types and zones have a spot market without capacity."""
     cloud.capacity[("*", "*", "spot")] = 0
     with pool() as opened:
-        assert not opened._machines[0].launched.offer.spot  # type: ignore[attr-defined]
+        assert not opened._nodes.machines[0].launched.offer.spot  # type: ignore[attr-defined]
 
 
 def test_enough_is_enough(cloud, caplog):

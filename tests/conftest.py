@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -104,3 +106,14 @@ def either_pool(request: pytest.FixtureRequest) -> sky.ComputePool:
     name = "shared_pool" if request.param == "thread" else "shared_processes"
     pool: sky.ComputePool = request.getfixturevalue(name)
     return pool
+
+
+@pytest.fixture
+def short_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`time.sleep` lasts 1/500 of the time: the original page has 2,000 tasks that sleep for 5 s each."""
+
+    # A nested function travels by value, so that no node imports this file.
+    def sleep(seconds: float) -> None:
+        threading.Event().wait(seconds / 500)
+
+    monkeypatch.setattr(time, "sleep", sleep)

@@ -20,6 +20,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from joblib.parallel import ParallelBackendBase, SequentialBackend, get_active_backend
+from original_page import BASIC, LEARNED, TUNED
 from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -37,68 +38,6 @@ def shared_pool(_shared_pool):
 
 # ------------------------------------------------------------------------------------------------ its snippets
 
-SECOND = 0.002
-"""Seconds that a second of the page's `sleep` lasts here: 2,000 tasks of 5 s are a test otherwise too long."""
-
-BASIC = """
-from time import sleep
-
-from joblib import Parallel, delayed
-
-import skyward as sky
-
-
-def slow_task(x):
-    sleep(5)
-    return x * 2
-
-
-with sky.ComputePool(
-    provider=sky.AWS(),
-    nodes=10,
-    worker=sky.Worker(concurrency=10),
-    plugins=[sky.plugins.joblib()],
-) as pool:
-    results = Parallel(n_jobs=-1)(
-        delayed(slow_task)(i) for i in range(2000)
-    )
-"""
-
-TUNED = """
-with sky.ComputePool(
-    provider=sky.AWS(),
-    nodes=2,
-    vcpus=64,
-    worker=sky.Worker(concurrency=120),
-    plugins=[sky.plugins.joblib()],
-) as pool:
-    results = Parallel(n_jobs=-1)(
-        delayed(slow_task)(i) for i in range(20000)
-    )
-"""
-
-LEARNED = """
-with sky.ComputePool(
-    provider=sky.AWS(),
-    nodes=4,
-    worker=sky.Worker(concurrency=4),
-    plugins=[sky.plugins.sklearn()],
-) as pool:
-    grid = GridSearchCV(SVC(), param_grid, cv=5, n_jobs=-1)
-    grid.fit(X, y)
-"""
-
-
-@pytest.fixture
-def the_pages_time(monkeypatch):
-    """Let `time.sleep` be short."""
-
-    # Local, so that it travels by value: this file takes a second to import, on each of ten nodes.
-    def sleep(seconds):
-        threading.Event().wait(seconds * SECOND)
-
-    monkeypatch.setattr(time, "sleep", sleep)
-
 
 def run(snippet, namespace):
     """Run a snippet as a script's code: its import line and its provider are all that is changed."""
@@ -109,14 +48,14 @@ def run(snippet, namespace):
     return namespace
 
 
-def test_the_basic_snippet_runs(the_pages_time):
+def test_the_basic_snippet_runs(short_sleep):
     """2,000 tasks on 10 nodes of 10."""
     page = run(BASIC, {})
     assert page["results"] == [i * 2 for i in range(2000)]
     assert [node.slots for node in page["pool"].nodes()] == [10] * 10
 
 
-def test_the_tuned_snippet_runs(the_pages_time):
+def test_the_tuned_snippet_runs(short_sleep):
     """20,000 tasks on 2 nodes of 120, and `vcpus=`."""
     head = BASIC[: BASIC.index("with sky")]
     page = run(head + TUNED, {})

@@ -248,3 +248,27 @@ def ssh(lab: Lab, name: str) -> bool:
     """Say whether `ssh` itself can run a command there."""
     command = ["ssh", "-F", lab.config, "-o", "BatchMode=yes", "-o", "UpdateHostKeys=no", name, "true"]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30).returncode == 0
+
+
+def program(settings: str) -> tuple[str, str]:
+    """Return the arguments with which an interpreter runs the command with other settings."""
+    return (
+        "-c",
+        (
+            "import sys; from skyward_lite import __main__; from skyward_lite.cli import check, measure; "
+            "from skyward_lite.environment import probe; "
+            f"{settings}; sys.exit(__main__.main())"
+        ),
+    )
+
+
+QUICK = program("measure.SAMPLE_BYTES = (1 << 16,)")
+"""Runs the command, but measures the connection's speed with few bytes."""
+
+
+def check(lab: Lab, *arguments: str, command: tuple[str, str] = QUICK) -> tuple[int, str]:
+    """Run the command `check`. Return its exit status and what it printed."""
+    line = [sys.executable, *command, "check", "--config", lab.config, *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=50, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr

@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import cloudpickle
 import pytest
 import skyward_lite as sky
 from processes import eventually, ours, parent
+from skyward_lite.pickling import payload
 
 if TYPE_CHECKING:
     from cloud import Cloud
@@ -117,3 +119,17 @@ def short_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
         threading.Event().wait(seconds / 500)
 
     monkeypatch.setattr(time, "sleep", sleep)
+
+
+@pytest.fixture(scope="module")
+def functions_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The functions of the test's file travel by value, so that no node has to import it."""
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
+@pytest.fixture
+def encoder() -> payload.Encoder:
+    """A pickler of payloads with a limit of 1 MiB."""
+    return payload.Encoder(1 << 20)

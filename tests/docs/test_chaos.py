@@ -20,5 +20,7 @@ def test_chaos_interrupted_clients(number):
 
 
 def test_chaos_hostile_nodes():
-    """With floods, nonsense and silence beside a good node the call is right, memory bounded, the block left in time."""
+    """With floods, nonsense and silence beside a good node the call is right, memory bounded, the block left in
+    time.
+    """
     assert chaos.hostile(1.0, ["floods of pulse", "nonsense: frames", "silence"]) == []

@@ -69,7 +69,9 @@ def test_readme_plugin_example(capsys):
 
 
 def test_readme_ssh_example(tmp_path):
-    """The example with hosts runs on three hosts that have the environment, of which the last has its own concurrency."""
+    """The example with hosts runs on three hosts that have the environment, of which the last has its own
+    concurrency.
+    """
     lab = Lab(tmp_path)
     try:
         hosts = [lab.host(name=name) for name in ("lab1", "lab2", "gpu")]

@@ -173,7 +173,9 @@ def test_scoring_monitors_of_concurrent_searches(pool, serial):
 
 
 def test_scoring_monitor_of_a_returned_estimator(pool):
-    """A returned monitor has the rows logged before and a listener of its own, so later rows do not reach the original."""
+    """A returned monitor has the rows logged before and a listener of its own, so later rows do not reach the
+    original.
+    """
     monitor = ScoringMonitor(scoring="accuracy")
     estimator = LogisticRegression(max_iter=10).set_callbacks(monitor)
     estimator.fit(X, Y)
@@ -211,7 +213,9 @@ def test_scoring_monitor_made_in_a_task(pool):
 
 
 def test_transport_imported_by_name_is_replaced(pool):
-    """A library's callback that imported the transport's functions by name, before or after us, sends through the pool."""
+    """A library's callback that imported the transport's functions by name, before or after us, sends through
+    the pool.
+    """
     told: list[Any] = []
 
     class Callback:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import operator
 import os
 import resource
@@ -13,6 +12,7 @@ import time
 import pytest
 import skyward_lite as sky
 from processes import MARK, eventually
+from task_functions import hold_the_gil
 
 
 def test_tasks_of_a_killed_agent_run_on_another_node():
@@ -64,13 +64,6 @@ def test_stopped_agent_is_a_lost_node():
                 future.result(20)
         finally:
             os.kill(pid, signal.SIGCONT)
-
-
-def hold_the_gil(seconds):
-
-    # Unlike CDLL, PyDLL does not release the GIL around its calls.
-    ctypes.PyDLL(None).sleep(seconds)
-    return "held"
 
 
 @pytest.mark.slow

@@ -224,7 +224,9 @@ def test_argument_that_contains_itself(pool):
 
 
 def test_argument_that_cannot_be_rebuilt_fails_its_own_call(pool):
-    """The calls before a call whose argument cannot be rebuilt have run; the error says that this call was not rebuilt."""
+    """The calls before a call whose argument cannot be rebuilt have run; the error says that this call was not
+    rebuilt.
+    """
 
     class Bad:
         def __reduce__(self):

@@ -141,7 +141,9 @@ def test_writable_memmap_is_refused_on_a_host_without_shared_files(far, mapped):
 
 
 def test_read_only_memmap_travels_as_data_to_a_host_without_shared_files(far, mapped, tmp_path):
-    """The values of a read-only map arrive beside the pickle on a host that does not share files, and are not writable."""
+    """The values of a read-only map arrive beside the pickle on a host that does not share files, and are not
+    writable.
+    """
     mapped.flush()
     read = np.memmap(tmp_path / "data", dtype="f8", mode="r", shape=(400, 100))
     assert len(far._tasks.encode(np.sum, (read,), {})[0]) < 2_000
@@ -284,7 +286,9 @@ def test_memmap_of_a_renamed_file(tmp_path, mapped):
 
 
 def test_memmap_of_a_truncated_file_is_an_error(tmp_path, mapped):
-    """If a map's file has become shorter, the worker raises an error with its name, and does not make the file longer."""
+    """If a map's file has become shorter, the worker raises an error with its name, and does not make the file
+    longer.
+    """
     os.truncate(tmp_path / "data", 1000)
     with pytest.raises(ValueError, match=r"data cannot be mapped up to byte 320,000"):
         journey(mapped)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import operator
 import os
@@ -15,12 +14,7 @@ import skyward_lite as sky
 from joblib import Parallel, delayed
 from processes import eventually, ours
 from skyward_lite.client.tasks import Tasks
-
-
-def wait_for(gate):
-    while not os.path.exists(gate):
-        time.sleep(0.01)
-    return "waited"
+from task_functions import hold_the_gil, wait_for
 
 
 def mark_and_sleep(path):
@@ -65,7 +59,7 @@ def test_abort_reruns_other_tasks_of_the_killed_process(tmp_path):
         assert pool.submit(os.getpid).result(20) != before
         assert not long.done()
         gate.touch()
-        assert long.result(20) == "waited"
+        assert long.result(20) == str(gate)
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
@@ -113,7 +107,7 @@ def test_cancel_of_a_task_that_waits_on_its_node(tmp_path):
 
     def start_and_wait():
         log.touch()
-        return wait_for(gate)
+        return wait_for(str(gate))
 
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         running = pool.submit(start_and_wait)
@@ -124,15 +118,8 @@ def test_cancel_of_a_task_that_waits_on_its_node(tmp_path):
         assert not running.cancel()
         assert not running.cancelled()
         gate.touch()
-        assert running.result(20) == "waited"
+        assert running.result(20) == str(gate)
         assert not running.cancel()
-
-
-def hold_the_gil(seconds):
-
-    # Unlike CDLL, PyDLL does not release the GIL around its calls.
-    ctypes.PyDLL(None).sleep(seconds)
-    return "held"
 
 
 @pytest.mark.slow

@@ -573,7 +573,9 @@ def _fibonacci(n):
 
 
 def test_lru_cache_is_kept_in_a_worker(shared_thread_pool):
-    """A cached function, also one that calls itself, keeps its cache in a worker, and comes back as the client's own."""
+    """A cached function, also one that calls itself, keeps its cache in a worker, and comes back as the
+    client's own.
+    """
 
     @functools.lru_cache(maxsize=100, typed=True)
     def fibonacci(n):

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import functools
 import pickle
-import sys
 import threading
 
-import cloudpickle
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def functions_of_this_file_go_by_value():
-    """The host has directories of its own, and this file is in none of them."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module", params=["thread", "process", "ssh"])
@@ -40,7 +30,8 @@ def shared_pool():
     """Pools of this module outlive its tests; nothing else is left behind."""
 
 
-pytestmark = pytest.mark.usefixtures("shared_pool")
+# The host of the lab has directories of its own, and this file is in none of them.
+pytestmark = pytest.mark.usefixtures("functions_by_value", "shared_pool")
 
 
 class Client:

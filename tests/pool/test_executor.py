@@ -7,22 +7,12 @@ import concurrent.futures
 import operator
 import os
 import sys
-import threading
 import time
 
 import pytest
 import skyward_lite as sky
 from scipy.optimize import differential_evolution, rosen
-
-
-def wait_for(path: str) -> str:
-    while not os.path.exists(path):
-        threading.Event().wait(0.005)
-    return path
-
-
-def fail(message: str) -> None:
-    raise ValueError(message)
+from task_functions import fail, wait_for
 
 
 def test_asyncio_awaits_the_futures(either_pool):

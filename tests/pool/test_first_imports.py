@@ -152,7 +152,9 @@ def test_waiting_for_an_import_does_not_count_as_task_time(modules):
 
 @pytest.mark.slow
 def test_concurrent_import_of_a_package_from_two_modules(modules):
-    """Two modules that import a package at once see it whole, where Python's own locks would show one of them a part."""
+    """Two modules that import a package at once see it whole, where Python's own locks would show one of them a
+    part.
+    """
     modules(WHOLE)
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
         futures = [pool.submit(import_whole), pool.submit(import_part)]
@@ -228,7 +230,9 @@ def fork_meanwhile():
 
 
 def test_forked_child_imports_while_its_parent_does(modules):
-    """A child that is forked during an import can import, although the thread that holds the lock is not in the child."""
+    """A child that is forked during an import can import, although the thread that holds the lock is not in the
+    child.
+    """
     modules({"gate": WHOLE["gate"], "slow": SLOW, "waited": "VALUE = 7"})
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
         # This module, and the gate.
@@ -261,7 +265,9 @@ class Rebuilt:
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_call_is_rebuilt_again_after_a_partial_import(tmp_path, executor):
-    """A call that failed to be rebuilt by a half-imported module is rebuilt once more; any other error is the task's."""
+    """A call that failed to be rebuilt by a half-imported module is rebuilt once more; any other error is the
+    task's.
+    """
     with sky.pool(worker=sky.Worker(concurrency=2, executor=executor), plugins=[]) as pool:
         half = Rebuilt(str(tmp_path / "half"), "cannot import name 'x' from partially initialized module 'y'")
         assert pool.submit(lambda function: function(-1), half).result(20) == 1
@@ -287,7 +293,9 @@ def test_call_that_cannot_be_rebuilt_has_one_error(shared_pool):
 
 
 def test_warnings_during_an_import_name_the_importer(modules):
-    """`stacklevel=2` in a module's body means the line that imports it, and tracebacks show no more than Python's do."""
+    """`stacklevel=2` in a module's body means the line that imports it, and tracebacks show no more than
+    Python's do.
+    """
     modules(
         {
             "deprecated": "import warnings\nwarnings.warn('old', UserWarning, stacklevel=2)",

@@ -163,7 +163,9 @@ def test_broadcast_without_a_ready_node_is_an_error(shared_pool, monkeypatch):
 
 
 def test_importable_functions_travel_by_name(shared_pool):
-    """Neither code nor globals of an importable function are sent, for recursive functions, joblib and submit as well."""
+    """Neither code nor globals of an importable function are sent, for recursive functions, joblib and submit
+    as well.
+    """
     encoder = payload.Encoder(1 << 20)
     for value in (double, double.local, Scale.times, Scale.times.local, Scale.half):
         pickled, _ = encoder.dumps(value)
@@ -227,7 +229,9 @@ def test_compute_functions_of_a_script_travel(tmp_path):
 
 
 def test_compute_functions_of_modules_that_the_node_lacks(tmp_path, monkeypatch, shared_pool):
-    """Functions of modules that the node lacks are sent by value, after `cloudpickle.register_pickle_by_value` as well."""
+    """Functions of modules that the node lacks are sent by value, after `cloudpickle.register_pickle_by_value`
+    as well.
+    """
     import cloudpickle
 
     (tmp_path / "only_here.py").write_text(

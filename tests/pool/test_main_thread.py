@@ -72,7 +72,9 @@ def test_main_thread_note_is_not_on_other_exceptions():
 
 
 def test_main_thread_runs_signal_handlers_during_tasks(tmp_path):
-    """Signal handlers that a plugin set on the main thread run during tasks, and one that raises has no effect on them."""
+    """Signal handlers that a plugin set on the main thread run during tasks, and one that raises has no effect
+    on them.
+    """
     heard = tmp_path / "heard"
 
     @contextlib.contextmanager
@@ -99,7 +101,9 @@ def test_main_thread_runs_signal_handlers_during_tasks(tmp_path):
 
 
 def test_main_thread_leaves_worker_hooks(tmp_path):
-    """The main thread leaves the plugins' worker contexts when the pool closes, though a task's thread is still busy."""
+    """The main thread leaves the plugins' worker contexts when the pool closes, though a task's thread is still
+    busy.
+    """
     log = tmp_path / "log"
 
     @contextlib.contextmanager

@@ -119,7 +119,9 @@ def test_max_payload_applies_to_messages(listen):
 
 
 def test_listener_that_raises_is_an_error_in_the_task(either_pool, listen):
-    """A listener's exception is an error in the task with the listener's traceback as text; the next message is taken."""
+    """A listener's exception is an error in the task with the listener's traceback as text; the next message is
+    taken.
+    """
     told = []
 
     def choosy(message):
@@ -317,7 +319,9 @@ def test_send_is_interrupted_by_a_signal_handler(shared_processes, blocked):
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_pool_closes_while_a_task_waits_in_send(executor, blocked):
-    """When an exception leaves the block while a listener does not return, the pool closes and the task is cancelled."""
+    """When an exception leaves the block while a listener does not return, the pool closes and the task is
+    cancelled.
+    """
     told, _ = blocked
     with pytest.raises(KeyError), sky.pool(worker=sky.Worker(concurrency=2, executor=executor), plugins=[]) as pool:
         future = pool.submit(send, 1, address="blocked")

@@ -228,7 +228,9 @@ def test_module_object_in_a_task(pool, write):
 
 
 def test_sys_path_entry_added_after_the_pool_was_opened(pool, write, monkeypatch, tmp_path):
-    """Workers search a directory added to `sys.path` later, so its modules go by name and have their own state there."""
+    """Workers search a directory added to `sys.path` later, so its modules go by name and have their own state
+    there.
+    """
     write("came_later")
     write("came_later_too", "import came_later\ndef f(x): return came_later.f(x)")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -296,7 +298,9 @@ def test_standard_library_and_installed_packages_go_by_name(shared_pool):
 
 
 def test_module_state_that_cannot_be_pickled(pool, write):
-    """A module whose state cannot be pickled is an error at the call, with module, reason and remedy; other calls work."""
+    """A module whose state cannot be pickled is an error at the call, with module, reason and remedy; other
+    calls work.
+    """
     module = load("with_a_lock", write("there"))
     with pytest.raises(TypeError, match=r"'lock' of locked.*module with_a_lock.*do not find .*there.py.*sys.path"):
         pool.submit(module.locked, 1)
@@ -614,7 +618,9 @@ def test_package_missing_on_a_node_is_named(remote, write, tmp_path):
 
 
 def test_image_includes_go_by_name(write, monkeypatch, tmp_path):
-    """Modules and packages of `Image(includes=)` go by name however their paths are written; others beside them do not."""
+    """Modules and packages of `Image(includes=)` go by name however their paths are written; others beside them
+    do not.
+    """
     paths = [str(write("included")), str(write("included_too/__init__", "").parent) + "/"]
     write("included_too/inner")
     write("left_out")
@@ -662,7 +668,9 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_projects_installed_in_place_go_by_name(installed, write, monkeypatch, tmp_path):
-    """Projects installed in place, or named by `Image(pip=)`, go by name on other machines; files beside them do not."""
+    """Projects installed in place, or named by `Image(pip=)`, go by name on other machines; files beside them
+    do not.
+    """
     project = tmp_path / "my project"
     installed("My-Project", project)
     installed("other-name", project, top_level="imported_so\n")
@@ -815,7 +823,9 @@ def test_program_started_by_a_task_may_open_pools_at_import(tmp_path, write, exe
     "call", ["Parallel(n_jobs=-1)(delayed(f)(i) for i in range(4))", "pool.submit(id, Cut(1)).result(20)"]
 )
 def test_call_during_the_import_of_its_module_is_an_error(tmp_path, write, call):
-    """A call that would wait for results which wait for the import is an error at once, with the module and the remedy."""
+    """A call that would wait for results which wait for the import is an error at once, with the module and the
+    remedy.
+    """
     write(
         "calls_at_top",
         f"""
@@ -836,7 +846,9 @@ def test_call_during_the_import_of_its_module_is_an_error(tmp_path, write, call)
 
 
 def test_calls_that_are_allowed_during_an_import(tmp_path, write):
-    """Functions of other modules, functions without a name, threads that nobody waits for and later calls are allowed."""
+    """Functions of other modules, functions without a name, threads that nobody waits for and later calls are
+    allowed.
+    """
     write("whole", "class Cut: pass\ndef f(x): return Cut()")
     write(
         "calls",

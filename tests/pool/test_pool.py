@@ -17,6 +17,7 @@ import skyward_lite as sky
 from processes import ours, refusal_in_a_fork
 from skyward_lite.client import pool as compute_pool
 from skyward_lite.client.tasks import Tasks
+from task_functions import fail
 
 
 def gate(path: str, value: int) -> int:
@@ -24,10 +25,6 @@ def gate(path: str, value: int) -> int:
     while not os.path.exists(path):
         time.sleep(0.005)
     return value
-
-
-def fail(message: str) -> None:
-    raise ValueError(message)
 
 
 def test_submit_returns_a_future(either_pool):

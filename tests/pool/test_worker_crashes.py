@@ -12,6 +12,7 @@ import time
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
+from task_functions import wait_for
 
 
 def die(how):
@@ -55,12 +56,6 @@ def test_crash_error_has_the_end_of_standard_error():
         assert "in die" in str(caught.value)
 
 
-def wait_for(gate):
-    while not os.path.exists(gate):
-        time.sleep(0.01)
-    return "waited"
-
-
 def append(path):
     with open(path, "a") as file:
         file.write("x")
@@ -77,7 +72,7 @@ def test_crash_fails_only_the_task_that_caused_it(tmp_path):
             culprit.result(20)
         assert not any(future.done() for future in waiting)
         gate.touch()
-        assert [future.result(20) for future in waiting] == ["waited"] * 3
+        assert [future.result(20) for future in waiting] == [str(gate)] * 3
     assert log.read_text() == "xx"
 
 

@@ -29,11 +29,6 @@ HIDDEN = ["pytest", "_pytest", "boto3", "botocore"]
 
 
 @pytest.fixture
-def encoder() -> payload.Encoder:
-    return payload.Encoder(1 << 20)
-
-
-@pytest.fixture
 def made_up(monkeypatch):
     """A package that only this process has: nothing on any disk can be imported by its name."""
     module = types.ModuleType("made_up_sdk.warnings")
@@ -86,20 +81,13 @@ def node_with():
         yield pool
 
 
-@pytest.fixture(scope="module", autouse=True)
-def functions_of_this_file_go_by_value():
-    """This file imports what a node lacks, so no node shall import it."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-
-
 @pytest.fixture
 def shared_pool():
     """Pools of this module outlive its tests; nothing else is left behind."""
 
 
-pytestmark = pytest.mark.usefixtures("shared_pool")
+# This file imports what a node lacks, so no node shall import it.
+pytestmark = pytest.mark.usefixtures("functions_by_value", "shared_pool")
 
 FOREIGN = [
     pytest.PytestUnraisableExceptionWarning,
@@ -168,7 +156,9 @@ def test_categories_that_no_import_finds_travel_by_value(encoder):
 
 
 def test_missing_category_gets_a_stand_in(encoder, made_up, monkeypatch, no_stand_ins):
-    """A category missing at the other end is a stand-in with the original's name, which no warning is an instance of."""
+    """A category missing at the other end is a stand-in with the original's name, which no warning is an
+    instance of.
+    """
     sent = encoder.dumps([made_up.SdkWarning, made_up.SdkWarning.Inner])
     monkeypatch.delitem(sys.modules, made_up.__name__)
     outer, inner = payload.loads(*sent)

@@ -12,11 +12,6 @@ from skyward_lite import PayloadTooLargeError, RemoteError, RemoteTraceback
 from skyward_lite.pickling import exceptions, payload
 
 
-@pytest.fixture
-def encoder() -> payload.Encoder:
-    return payload.Encoder(1 << 20)
-
-
 def test_values_round_trip(encoder):
     """Values arrive equal, lambdas and closures included."""
     k = 3

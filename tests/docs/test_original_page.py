@@ -57,8 +57,8 @@ def test_the_basic_snippet_runs(short_sleep):
 
 def test_the_tuned_snippet_runs(short_sleep):
     """The page's tuned snippet runs 20,000 tasks on 2 nodes of 120 slots, with `vcpus=`."""
-    head = BASIC[: BASIC.index("with sky")]
-    page = run(head + TUNED, {})
+    imports = BASIC[: BASIC.index("with sky")]
+    page = run(imports + TUNED, {})
     assert page["results"] == [i * 2 for i in range(20000)]
     assert page["pool"].vcpus == 64
 
@@ -375,27 +375,27 @@ def test_the_plugins_take_a_version_or_none():
 
 def test_the_size_of_nodes_reaches_the_provider():
     """`vcpus=` and `memory_gb=` reach the provider, which has to meet them."""
-    asked = {}
+    passed = {}
 
     class Sized(sky.Local):
         def start(self, wanted, hosts):
-            asked.update(vcpus=wanted.vcpus, memory_gb=wanted.memory_gb)
+            passed.update(vcpus=wanted.vcpus, memory_gb=wanted.memory_gb)
             super().start(wanted, hosts)
 
     with sky.pool(Sized(), vcpus=64, memory_gb=0.5) as pool:
         assert (pool.vcpus, pool.memory_gb) == (64, 0.5)
-    assert asked == {"vcpus": 64, "memory_gb": 0.5}
+    assert passed == {"vcpus": 64, "memory_gb": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "expected_warnings"),
     [({"vcpus": 100_000}, 1), ({"memory_gb": 1e6}, 1), ({"vcpus": 1, "memory_gb": 0.01}, 0), ({}, 0)],
 )
-def test_local_nodes_are_as_large_as_this_machine(caplog, size, said):
+def test_local_nodes_are_as_large_as_this_machine(caplog, size, expected_warnings):
     """`Local()` warns once, for any number of nodes, if this machine is smaller than the size asked for."""
     with caplog.at_level(logging.INFO, "skyward_lite"), sky.pool(sky.Local(), 2, **size):
         pass
-    assert sum("uses this machine as it is" in message for message in caplog.messages) == said
+    assert sum("uses this machine as it is" in message for message in caplog.messages) == expected_warnings
 
 
 @pytest.mark.parametrize("size", [{"vcpus": 0}, {"memory_gb": -1.0}, {"memory_gb": float("nan")}])

@@ -166,7 +166,7 @@ def test_how_a_task_ended():
         "timed_out": sky.TaskTimeoutError,
         "partial": sky.RemoteError,
     }
-    with fake("ends", tags=list(ends), text=f"it died:\n{HOSTILE}{'x' * 20_000}") as opened_pool:
+    with fake("ends", outcomes=list(ends), text=f"it died:\n{HOSTILE}{'x' * 20_000}") as opened_pool:
         for error in ends.values():
             caught = opened_pool.submit(len, "").exception(20)
             assert type(caught) is error

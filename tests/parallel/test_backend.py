@@ -58,12 +58,12 @@ def test_nothing_runs_in_the_client():
         assert os.getpid() not in pids
 
 
-@pytest.mark.parametrize(("asked", "got"), [(-1, 4), (-2, 3), (2, 2), (20, 4), (None, 4), (1, 1), (-100, 2)])
-def test_effective_n_jobs(asked, got):
+@pytest.mark.parametrize(("n_jobs", "effective"), [(-1, 4), (-2, 3), (2, 2), (20, 4), (None, 4), (1, 1), (-100, 2)])
+def test_effective_n_jobs(n_jobs, effective):
     """n_jobs=-1 means all slots, -2 all but one, n at most n; 1 is joblib's sequential mode, which no pool claims to
     be.
     """
-    assert joblib.effective_n_jobs(asked) == got
+    assert joblib.effective_n_jobs(n_jobs) == effective
 
 
 def test_n_jobs_zero_is_refused():

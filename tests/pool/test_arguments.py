@@ -247,11 +247,11 @@ from skyward_lite.pickling import batches, payload
 
 encoder = payload.Encoder(1 << 16)
 for _ in range(300):
-    kept = []
+    cycle = []
     try:
         batches.dump(encoder, [(np.sum, (np.zeros(5000),), {}) for _ in range(10)])
     except PayloadTooLargeError as error:
-        kept += [error, kept]
+        cycle += [error, cycle]
 gc.collect()
 """
 

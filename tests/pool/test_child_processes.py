@@ -37,13 +37,13 @@ def test_process_executor_runs_loky_in_a_task():
         assert pool.submit(os.getpid).result(20) not in pids
 
 
-kept = []
+segments = []
 
 
 def share():
     """Make shared memory that this process's resource tracker removes when the process has ended."""
-    kept.append(shared_memory.SharedMemory(create=True, size=1000))
-    return kept[-1].name, resource_tracker._resource_tracker._pid, os.getppid()
+    segments.append(shared_memory.SharedMemory(create=True, size=1000))
+    return segments[-1].name, resource_tracker._resource_tracker._pid, os.getppid()
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
@@ -88,7 +88,7 @@ def test_nested_loky_leaves_no_processes_or_semaphores(capsys):
     assert "resource_tracker" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("code", "status"), [(0, 0), (3, 3), ("said", 1), (None, 0)])
+@pytest.mark.parametrize(("code", "status"), [(0, 0), (3, 3), ("text", 1), (None, 0)])
 def test_forked_child_of_a_task_exits_with_its_status(code, status):
     """A child that a task forks exits with its own status, and the task goes on."""
 

@@ -38,9 +38,9 @@ STARVED = """
 import os, sys, skyward_lite as sky
 open(sys.argv[1], "w").write(str(os.getpid()))
 def grow():
-    kept = []
+    blocks = []
     while True:
-        kept.append(b"x" * (1 << 24))
+        blocks.append(b"x" * (1 << 24))
 with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
     print(pool.submit(grow).exception(40))
     print(pool.submit(abs, -1).result(20))

@@ -109,8 +109,8 @@ def check(module: types.ModuleType) -> None:
 
 def sends_code(pool: sky.ComputePool, thing: object) -> bool:
     """Say whether a pickle has the code of something, not only names."""
-    head, _ = Tasks.of(pool).encode(id, (thing,), {})
-    return any(word in head for word in (b"CodeType", b"_make_", b"_fill", b"rebuild"))
+    pickled, _ = Tasks.of(pool).encode(id, (thing,), {})
+    return any(word in pickled for word in (b"CodeType", b"_make_", b"_fill", b"rebuild"))
 
 
 # ------------------------------------------------------------------------------------------------ Local()
@@ -789,8 +789,8 @@ def test_module_that_opens_a_pool_at_import(tmp_path, write, executor):
             print(type(error).__name__, error)
         """
     done = run(tmp_path, script)
-    said = "NodeStartError module opens opens a pool when it is imported"
-    assert done.stdout.count(said) == 3, done.stdout + done.stderr
+    message = "NodeStartError module opens opens a pool when it is imported"
+    assert done.stdout.count(message) == 3, done.stdout + done.stderr
     assert 'under `if __name__ == "__main__":`' in done.stdout
 
 
@@ -934,17 +934,17 @@ def test_sys_executable_is_missing(monkeypatch, tmp_path):
     """A `sys.executable` that is missing or no program is named at once."""
     (tmp_path / "text").touch()
     for path in (tmp_path / "nothing", tmp_path / "text"):
-        said = refusal(monkeypatch, str(path))
-        assert "sys.executable cannot be started" in said
-        assert str(path) in said
+        message = refusal(monkeypatch, str(path))
+        assert "sys.executable cannot be started" in message
+        assert str(path) in message
 
 
 def test_sys_executable_is_no_python(monkeypatch, tmp_path):
     """A `sys.executable` that ends at once is named in the error, with its exit status and the remedy."""
     path = script_at(tmp_path / "editor", "exit 3")
-    said = refusal(monkeypatch, path)
-    assert f"{path}, which is sys.executable, was started as a node and ended with status 3" in said
-    assert "set sys.executable" in said
+    message = refusal(monkeypatch, path)
+    assert f"{path}, which is sys.executable, was started as a node and ended with status 3" in message
+    assert "set sys.executable" in message
 
 
 @pytest.mark.slow

@@ -358,12 +358,14 @@ def test_warning_filters_in_threads_of_a_task(threads):
     def task():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            kept = time.__dict__["_skyward_kept"] = ThreadPoolExecutor(2)
-            return [kept.submit(outcome, 0).result(20), *kept.map(overlapping, range(2)), outcome(0)]
+            executor = time.__dict__["_skyward_executor"] = ThreadPoolExecutor(2)
+            return [executor.submit(outcome, 0).result(20), *executor.map(overlapping, range(2)), outcome(0)]
 
     before = threads.submit(filters).result(20)
     assert threads.submit(task).result(20) == ["raised", "shown", "raised", "raised"]
-    assert threads.submit(lambda: time.__dict__["_skyward_kept"].submit(outcome, 0).result(20)).result(20) == "shown"
+    assert (
+        threads.submit(lambda: time.__dict__["_skyward_executor"].submit(outcome, 0).result(20)).result(20) == "shown"
+    )
     assert threads.submit(filters).result(20) == before
 
 

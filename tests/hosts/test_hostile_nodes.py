@@ -38,7 +38,7 @@ def test_a_fake_agent_is_a_node_like_others(lab, door, capsys):
 @pytest.fixture
 def impatient(monkeypatch):
     """Pools that send many heartbeats and do not wait long for what a node owes."""
-    monkeypatch.setattr(_core, "Pool", functools.partial(_core.Core, timing=TIMING))
+    monkeypatch.setattr(_core, "Core", functools.partial(_core.Core, timing=TIMING))
 
 
 def reasons(pool):

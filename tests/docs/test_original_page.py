@@ -40,7 +40,7 @@ def shared_pool(_shared_pool):
 
 
 def run(snippet, namespace):
-    """Run a snippet as a script's code: its import line and its provider are all that is changed."""
+    """Run a snippet as a script's code, with another import line and provider."""
     for old, new in (("import skyward as sky", "import skyward_lite as sky"), ("sky.AWS()", "sky.Local()")):
         snippet = snippet.replace(old, new)
     namespace["__name__"] = "__main__"
@@ -280,7 +280,7 @@ def test_high_concurrency_suits_tasks_that_sleep():
     """With `Worker(concurrency=120)` a barrier opens for which 120 tasks of a node must be there at once."""
 
     def arrive():
-        # The module lives in the worker: all its threads see the same object.
+        # All threads of the worker see the same module object.
         barrier = time.__dict__.setdefault("_skyward_test_barrier", threading.Barrier(120))
         barrier.wait(30)
         return os.getpid()
@@ -368,7 +368,7 @@ def test_filters_that_workers_can_import_are_kept():
 
 
 def test_the_plugins_take_a_version_or_none():
-    """The plugins take the versions of the page's table."""
+    """Both plugins have a parameter `version` with the default None, as in the page's table."""
     for plugin in (sky.plugins.joblib, sky.plugins.sklearn):
         assert inspect.signature(plugin).parameters["version"].default is None
 

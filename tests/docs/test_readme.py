@@ -64,7 +64,7 @@ def test_readme_plugin_example(capsys):
     run(BLOCKS[3], given)
     out = capsys.readouterr().out
     assert out.startswith("[local-0] slow_task took ")
-    # Two threads' lines may get into one: print writes a line's end by itself.
+    # Lines of two threads may be joined, as print writes a line's end separately.
     assert len(re.findall(r"slow_task took 0\.\d{3} s", out)) == 3
 
 

@@ -33,7 +33,7 @@ def backend_pool():
 
 @pytest.fixture
 def shared_pool(backend_pool):
-    """Override: tests here share a pool that is joblib's default."""
+    """The pool of this file, which is joblib's default."""
     return backend_pool
 
 
@@ -76,7 +76,7 @@ def test_n_jobs_limits_concurrent_tasks():
     """With n_jobs=2 on four slots never more than two tasks run at once."""
 
     def busy(_):
-        # The module lives in the worker: all its threads see the same object.
+        # All threads of the worker see the same module object.
         state = time.__dict__.setdefault("_skyward_test_meter", [threading.Lock(), 0, 0])
         with state[0]:
             state[1] += 1
@@ -325,7 +325,7 @@ def test_slow_callback_of_an_aborted_call_is_dropped():
         assert inside.wait(20)
         with pytest.warns(UserWarning, match="have been cancelled"):
             results.close()
-        # The last one runs alone.
+        # The last task runs alone.
         assert list(parallel(delayed(sleep_or_fail)(0.1) for _ in range(11))) == [None] * 11
 
 

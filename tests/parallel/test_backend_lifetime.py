@@ -197,7 +197,7 @@ def test_shutdown_on_another_thread_restores_the_default_backend():
 
 
 def endless(read):
-    """Give calls without end, and count them."""
+    """Yield calls without end, and count them."""
     for i in itertools.count():
         read.append(i)
         yield delayed(operator.neg)(i)
@@ -251,14 +251,14 @@ def test_leaving_does_not_wait_for_an_input_that_waits(tmp_path, error):
     with pytest.raises(error) if error else contextlib.nullcontext(), sky.pool(worker=sky.Worker(concurrency=2)):
         results = Parallel(n_jobs=2, return_as="generator", batch_size=1, pre_dispatch=4)(calls())
         if not error:
-            # joblib holds a lock while it reads the input, and needs it here: so it reads on only afterwards.
+            # joblib holds a lock while it reads the input and needs the lock here, so it reads on only afterwards.
             assert next(results) == 0
         gate.touch()
         assert reached.wait(20)
         if error:
             raise error
     go_on.set()
-    # With an exception, what was on its way is cancelled, if something was.
+    # An exception cancels the calls that were under way, if there were any.
     with pytest.raises((CancelledError, sky.PoolClosedError) if error else sky.PoolClosedError):
         list(results)
 

@@ -28,11 +28,11 @@ class Ten(SkywardBackend):
     """The pool's backend, with automatic batches of ten calls."""
 
     def compute_batch_size(self):
-        """Whatever the tasks take."""
+        """Return ten for tasks of any duration."""
         return 10
 
     def start_call(self):
-        """Whatever the round trip takes, on a loaded machine."""
+        """Start a call with the shortest batches, however long a round trip takes on a loaded machine."""
         super().start_call()
         self.MIN_IDEAL_BATCH_DURATION = SkywardBackend.MIN_IDEAL_BATCH_DURATION
         self.MAX_IDEAL_BATCH_DURATION = SkywardBackend.MAX_IDEAL_BATCH_DURATION
@@ -46,12 +46,12 @@ def pool(request):
 
 
 def parallel(pool, **options):
-    """Make a `Parallel` whose automatic batches have ten calls, if it gets ten for each slot."""
+    """Return a `Parallel` whose automatic batches have ten calls, if it gets ten for each slot."""
     return Parallel(**{"n_jobs": -1, "pre_dispatch": "all", "backend": Ten(pool=pool), **options})
 
 
 def meet(directory, name, others):
-    """Note that this call has begun; wait until so many have."""
+    """Record that this call has begun, and wait until `others` have."""
     Path(directory, str(name)).touch()
     deadline = time.monotonic() + 20
     while len(os.listdir(directory)) < others:
@@ -73,7 +73,7 @@ def work(i, directory, log):
 
 
 def ran(log):
-    """Say which calls ran, in order; one that ran twice is there twice."""
+    """Return the calls that ran, sorted; a call that ran twice is there twice."""
     return sorted(int(line) for line in log.read_text().split())
 
 
@@ -104,7 +104,7 @@ def test_slow_tasks_between_fast_ones_run_at_once(pool, tmp_path):
 
     def task(i):
         if 2000 <= i < 2020:
-            # The first calls of a batch wait in vain for company.
+            # The first calls of a batch time out, as no other call meets them.
             mine = Path(tmp_path, str(i))
             mine.touch()
             deadline = time.monotonic() + LONG
@@ -142,7 +142,7 @@ def test_parts_of_long_batches_keep_to_n_jobs(pool, n_jobs):
         return begun, time.monotonic()
 
     spans = parallel(pool, n_jobs=n_jobs)(delayed(task)(i) for i in range(10 * n_jobs))
-    # At each begin, how many have begun and not ended.
+    # At each start, the number of calls that have begun and not ended.
     most = max(sum(begun <= moment < ended for begun, ended in spans) for moment, _ in spans)
     assert most == n_jobs
 

@@ -29,7 +29,7 @@ pytest.importorskip("rich")
 
 from sklearn.callback import ProgressBar, ScoringMonitor, _transport
 
-# Ten iterations are too few, and that is no matter here.
+# Ten iterations are too few to converge, which does not matter here.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 X, Y = load_iris(return_X_y=True)
@@ -50,7 +50,7 @@ class Unreachable(_transport.Listener):
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("callbacks"))
-    # Another choice of OpenBLAS's kernels would be another last digit.
+    # With other kernels of OpenBLAS the last digit would differ.
     kernels = {k: v for k, v in os.environ.items() if k.startswith("OPENBLAS_")}
     lab.host(env=kernels).make_environment(PLUGINS[0].transform(sky.Image()))
     yield lab
@@ -71,7 +71,7 @@ def pool(request, lab, serial) -> Iterator[sky.ComputePool]:
 
 
 def search(estimator: Any, n_jobs: int, *callbacks: Any, **parameters: Any) -> Any:
-    """Search a grid, and give the fitted search."""
+    """Search a grid, and return the fitted search."""
     name = "C" if isinstance(estimator, LogisticRegression) else "logisticregression__C"
     grid = GridSearchCV(estimator, {name: CANDIDATES}, cv=3, n_jobs=n_jobs, error_score="raise", **parameters)
     if callbacks:
@@ -81,7 +81,7 @@ def search(estimator: Any, n_jobs: int, *callbacks: Any, **parameters: Any) -> A
 
 
 def monitored(n_jobs: int, inside: bool = False) -> tuple[list[Any], Any]:
-    """Search a grid with a monitor on the classifier, perhaps inside a pipeline: what it logged, and the search."""
+    """Search a grid with a monitor on the classifier, perhaps inside a pipeline. Return its log and the search."""
     monitor = ScoringMonitor(scoring=["accuracy", "neg_log_loss"])
     estimator = LogisticRegression(max_iter=10).set_callbacks(monitor)
     found = search(make_pipeline(StandardScaler(), estimator) if inside else estimator, n_jobs)
@@ -235,7 +235,7 @@ def test_transport_imported_by_name_is_replaced(pool):
 
 
 def tell(handle, *told):
-    """Send to one of scikit-learn's listeners; the text of the error that this raises."""
+    """Send to one of scikit-learn's listeners. Return the text of the error that this raises."""
 
     def task(handle, told):
         from sklearn.callback._transport import send

@@ -21,7 +21,7 @@ JOBLIB = tuple(int(part) for part in joblib.__version__.split(".")[:2])
 def test_inner_threads_of_a_library_that_the_task_loads(executor):
     """OpenMP that a task is the first to load has the limit in that task, and its default afterwards."""
 
-    # Not a function of this module, so that to unpickle it imports nothing.
+    # A local function, so that unpickling it imports nothing.
     def fresh(_):
         loaded = "sklearn.utils._openmp_helpers" in sys.modules
         import sklearn.utils._openmp_helpers  # noqa: F401
@@ -66,12 +66,12 @@ def limited_pool(request):
 
 @pytest.fixture
 def shared_pool(limited_pool):
-    """Override: tests here share a pool that is joblib's default."""
+    """The pool of this file, which is joblib's default."""
     return limited_pool
 
 
 def threads_of_libraries(_=None):
-    """Give file → threads, as seen by the thread that runs this, with numpy's BLAS and scikit-learn's OpenMP loaded."""
+    """Return file → threads, as this thread sees them, with numpy's BLAS and scikit-learn's OpenMP loaded."""
     import numpy  # noqa: F401
     import sklearn.utils._openmp_helpers  # noqa: F401
     from threadpoolctl import threadpool_info
@@ -101,7 +101,7 @@ def test_inner_threads_as_a_parameter_of_parallel(shared_pool):
 
 
 def overlapping():
-    """Run two limited batches that overlap, in this process; the threads of BLAS in the course of it."""
+    """Run two limited batches that overlap in this process. Return the threads of BLAS at each step."""
     import numpy  # noqa: F401
     from threadpoolctl import threadpool_info
 

@@ -30,7 +30,7 @@ callback = pytest.importorskip("sklearn.callback")
 ROUNDS = int(os.environ.get("ROUNDS", "2"))
 X, Y = load_iris(return_X_y=True)
 SEARCHES: list[tuple[Any, dict[str, list[Any]]]] = [
-    # Those with 2 iterations do not converge: their fits fail where the warning is an error.
+    # Fits with 2 iterations do not converge, so they fail where the warning is an error.
     (LogisticRegression(), {"C": list(np.logspace(-2, 2, 6)), "max_iter": [2, 1000]}),
     (Perceptron(random_state=0), {"alpha": [1e-4, 1e-2], "max_iter": [2, 1000]}),
     (SVC(), {"C": [0.1, 1.0, 10.0], "max_iter": [2, -1]}),
@@ -43,7 +43,7 @@ SEARCHES: list[tuple[Any, dict[str, list[Any]]]] = [
 
 
 def searched(number: int, n_jobs: int) -> tuple[Any, ...]:
-    """Search one of the grids with a monitor; what was found, and what the monitor logged."""
+    """Search one of the grids with a monitor. Return the search's results and the monitor's log."""
     estimator, grid = SEARCHES[number]
     search = GridSearchCV(estimator, grid, cv=3, n_jobs=n_jobs, refit=False)
     monitor = None

@@ -79,7 +79,7 @@ def here(make: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def scores(results):
-    """Of a search or a validation, all but the times."""
+    """Return the results of a search or a validation without the times."""
     return {k: v for k, v in results.items() if "time" not in k and k not in ("params", "estimator")}
 
 
@@ -333,7 +333,7 @@ pytestmark = pytest.mark.usefixtures("shared_pool")
 
 
 def serial(run):
-    """Run the same in this process, one task after the other."""
+    """Run the same function in this process, one task after the other."""
     with parallel_config(backend="sequential"):
         return run()
 
@@ -400,7 +400,7 @@ LINES = [f"The {n} quick brown foxes' jumping over {n * n} lazier dogs is well-k
 )
 def test_nltk_equals_its_serial_run(spied, make):
     """NLTK's `parallelize_preprocess` keeps the order of its lines."""
-    # Made anew: NLTK 3.10's tokenizers do not survive pickle once they were used.
+    # A new object, as NLTK 3.10's tokenizers cannot be unpickled once they were used.
     expected = list(parallelize_preprocess(make(), LINES, processes=1))
     assert spied.sent == 0
     assert parallelize_preprocess(make(), LINES, processes=2) == expected

@@ -22,14 +22,14 @@ SMALL = np.zeros(3)
 
 @pytest.fixture(scope="module", params=["thread", "process"])
 def pool(request):
-    """One node that is joblib's backend, with each executor."""
+    """A pool of one node as joblib's backend, with each executor."""
     with sky.pool(worker=sky.Worker(concurrency=2, executor=request.param)) as pool:
         yield pool
 
 
 @pytest.fixture
 def shared_pool():
-    """Pools of this module outlive its tests; nothing else is left behind."""
+    """Tells the check for left processes that the pools of this file outlive its tests."""
 
 
 pytestmark = pytest.mark.usefixtures("shared_pool")
@@ -67,7 +67,7 @@ class Counter:
 
 
 def changing():
-    """Calls that share something which each of them changes."""
+    """Return calls that share an argument which each of them changes."""
     large = np.zeros(50_000)
     counter = Counter()
     nested = {"n": 0, "inner": [large]}
@@ -136,7 +136,7 @@ def test_functions_and_classes_of_a_batch_are_shared(pool):
     assert payload.size(pickled, buffers) < 60_000
     got = Parallel(n_jobs=2, batch_size=50)(delayed(function)(*args) for _, args, _ in calls)
     assert {kind for kind, _ in got} == {Local}
-    # Of each process.
+    # One for each process.
     assert len({helper for _, helper in got}) <= 2
 
 

@@ -23,14 +23,14 @@ BACK = Route(shares_files=False, to_client=True)
 
 
 def journey(value, route=HERE):
-    """Pickle and unpickle: what arrives, the bytes of the pickle, and those beside it."""
+    """Pickle and unpickle. Return the value that arrives, the bytes of the pickle, and the buffers beside it."""
     pickled, buffers = payload.Encoder(1 << 30, route).dumps(value)
     return payload.loads(pickled, buffers), len(pickled), payload.size(pickled, buffers) - len(pickled)
 
 
 @pytest.fixture
 def mapped(tmp_path):
-    """A writable map of 400 × 100 numbers, each its own."""
+    """A writable map of 400 × 100 different numbers."""
     array = np.memmap(tmp_path / "data", dtype="f8", mode="w+", shape=(400, 100))
     array[:] = np.arange(40_000).reshape(400, 100)
     return array
@@ -38,7 +38,7 @@ def mapped(tmp_path):
 
 @pytest.fixture(scope="module", params=["thread", "process"])
 def workers(request):
-    """How a node runs its tasks."""
+    """The settings of the workers, with each executor."""
     return sky.Worker(concurrency=2, executor=request.param)
 
 
@@ -171,7 +171,7 @@ def test_memmap_result_from_a_host_without_shared_files_is_data(far):
 
 
 def views(array):
-    """Views of all kinds: slices, orders, signs of strides, other types, fewer and more dimensions."""
+    """Return views of all kinds: slices, orders, signs of strides, other types, fewer and more dimensions."""
     return {
         "whole": array,
         "rows": array[7:300],
@@ -247,7 +247,7 @@ def test_single_write_to_a_copy_on_write_memmap_is_found(tmp_path, monkeypatch, 
     there, _, beside = journey(array)
     assert beside == array.nbytes
     assert there.sum() == total + 1
-    # The page of the number, and no other.
+    # Only the number's page was written.
     rest = array[100_000:400_000]
     assert journey(rest)[2] == 0
 
@@ -322,7 +322,7 @@ class Slotted(np.ndarray):
 
 
 class Own(np.ndarray):
-    """A subclass that says itself how it is pickled."""
+    """A subclass with its own `__reduce__`."""
 
     def __reduce__(self):
         return Own.of, (len(self),)
@@ -333,14 +333,14 @@ class Own(np.ndarray):
 
 
 def slotted(length):
-    """Make one with its slot filled."""
+    """Return a slotted array whose slot is filled."""
     made = np.arange(float(length)).view(Slotted)
     made.unit = "K"
     return made
 
 
 def as_matrix(array):
-    """Make what numpy advises against."""
+    """Return a `numpy.matrix`, against which numpy advises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PendingDeprecationWarning)
         return np.matrix(array)
@@ -388,7 +388,7 @@ def test_array_subclasses_keep_type_order_and_attributes(make, order, rows):
 
 
 class Copying(np.ndarray):
-    """A subclass that takes over all attributes of what it is made from."""
+    """A subclass that takes over all attributes of the array from which it is made."""
 
     def __array_finalize__(self, obj):
         self.__dict__.update(getattr(obj, "__dict__", {}))
@@ -424,7 +424,7 @@ def test_arrays_derived_from_a_memmap(mapped, name, mode, route):
     mapped.flush()
     array = MADE_FROM_A_MAP[name](np.memmap(mapped.filename, dtype="f8", mode=mode, shape=mapped.shape))
     if route is ELSEWHERE and mode == "r+":
-        # A writable map is refused there; a task's result is its data.
+        # A writable map is refused on the other machine; a task's result is sent as data.
         route = BACK
     once, _, _ = journey(array, route)
     for there in (once, journey(once, route)[0]):

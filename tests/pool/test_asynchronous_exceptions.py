@@ -17,7 +17,7 @@ from processes import eventually
 
 
 def raise_when_idle(how, over, done):
-    """Let something be raised in this task's thread when this is over and the thread waits for the next one."""
+    """Raise an exception in this task's thread after the task, while the thread waits for the next one."""
     thread = threading.get_ident()
 
     def raise_there():
@@ -54,7 +54,7 @@ def test_asynchronous_exception_between_tasks_is_dropped(tmp_path, executor, how
 
 
 def hammer(seconds, go):
-    """Raise something in this task's thread all the time, later."""
+    """Raise exceptions in this task's thread again and again, from a moment after the task on."""
     thread = threading.get_ident()
 
     def raise_there():

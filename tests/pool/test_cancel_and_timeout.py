@@ -43,7 +43,7 @@ def test_abort_kills_running_tasks_of_a_parallel_call(tmp_path, executor):
         assert eventually(lambda: not set(pids) & set(ours()), 5), (pids, ours())
         assert Parallel(n_jobs=-1)(delayed(operator.neg)(i) for i in range(20)) == [-i for i in range(20)]
         assert eventually(lambda: Tasks.of(pool).core.counts()[0] == 0, 5)
-        # Those that waited never started.
+        # The tasks that waited never started.
         assert len(log.read_text().split()) <= 2
 
 
@@ -86,9 +86,9 @@ def test_task_timeout_includes_cleanup_after_a_task(executor):
     one.
     """
 
-    # In here, so that it arrives at once: this module's import would count.
+    # A local class, which arrives at once: the import of this file would count against the limit.
     class Stays:
-        """Arrives as a number, and never goes where it was made."""
+        """Arrives as a number, and its destructor never returns in the worker."""
 
         def __reduce__(self):
             return int, ()
@@ -137,7 +137,7 @@ def test_abort_that_crosses_a_recall(tmp_path):
         first, _ = sky.compute(os.getpid)() @ pool
         os.kill(first, signal.SIGSTOP)
         futures = [pool.submit(quick, i) for i in range(8)]
-        # The other node ends its own, and asks for what it can of the first one's.
+        # The other node ends its own tasks, and recalls the tasks that the first node has not started.
         assert eventually(lambda: sum(future.done() for future in futures) >= 4, 10)
         time.sleep(0.5)
         for future in futures:

@@ -74,7 +74,7 @@ def nest():
 
 def test_nested_loky_leaves_no_processes_or_semaphores(capsys):
     """loky in a task leaves neither processes nor semaphores, and prints no warning about them."""
-    # An earlier process of the same number may have left some.
+    # An earlier process with the same number may have left semaphores.
     before = set(Path("/dev/shm").iterdir())
 
     def semaphores(pid):

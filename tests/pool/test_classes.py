@@ -29,21 +29,21 @@ TO_WORKERS = Route(shares_files=False, to_client=False)
 
 @pytest.fixture(scope="module", params=["thread", "process"])
 def pool(request):
-    """One node that is joblib's backend, with each executor."""
+    """A pool of one node as joblib's backend, with each executor."""
     with sky.pool(worker=sky.Worker(concurrency=4, executor=request.param)) as pool:
         yield pool
 
 
 @pytest.fixture
 def shared_pool():
-    """Pools of this module outlive its tests; nothing else is left behind."""
+    """Tells the check for left processes that the pools of this file outlive its tests."""
 
 
 pytestmark = pytest.mark.usefixtures("shared_pool")
 
 
 def there_and_back(value):
-    """Pickle and rebuild as at a worker and back."""
+    """Return a value that was pickled and rebuilt twice, as for the way to a worker and back."""
     encoder = payload.Encoder(1 << 30, TO_WORKERS)
     home = payload.Encoder(1 << 30)
     return payload.loads(*home.dumps(payload.loads(*encoder.dumps(value))))
@@ -101,7 +101,7 @@ def test_class_attribute_set_by_a_task_stays_in_its_worker(pool):
     got += [pool.submit(Model().predict, i).result(20) for i in range(8)]
     for pid in {pid for pid, _ in got}:
         loaded = [net for each, net in got if each == pid]
-        # Threads that begin at the same time may each load; afterwards it stays.
+        # Threads that begin at the same time may each load the model; afterwards it stays.
         assert len(set(loaded)) <= 4
         assert len(set(loaded[8:])) == 1 or len(loaded) <= 8
     assert Model.net is None
@@ -142,7 +142,7 @@ def test_class_does_not_change_under_a_running_task(shared_thread_pool):
 
 @pytest.fixture(scope="module")
 def shared_thread_pool():
-    """One process of four threads."""
+    """A pool of one process with four threads."""
     with sky.pool(worker=sky.Worker(concurrency=4), plugins=[]) as pool:
         yield pool
 
@@ -298,7 +298,7 @@ def test_pickled_class_is_the_same_bytes_each_time():
         return encoder.dumps(Model())[0]
 
     first = digest()
-    # Pickling an instance leaves notes on its class.
+    # Pickling an instance leaves attributes on its class.
     copy.copy(Model())
     Model().run(1)
     assert there_and_back(Model) is Model
@@ -518,7 +518,7 @@ def enumerations():
 
 
 def facts(kind):
-    """What there is to know of an enumeration."""
+    """Return all that can be read from an enumeration."""
     return {
         "names": list(kind.__members__),
         "canonical": [member.name for member in kind],
@@ -588,7 +588,7 @@ def test_lru_cache_is_kept_in_a_worker(shared_thread_pool):
         assert shared_thread_pool.submit(use).result(20) == (832040, 31, {"maxsize": 100, "typed": True})
     assert shared_thread_pool.submit(lambda: fibonacci).result(20) is fibonacci
     assert fibonacci.cache_info().misses == 0
-    # One that its module has travels by its name.
+    # A function that its module has travels by its name.
     assert b"rebuild" not in payload.Encoder(1 << 30).dumps(_fibonacci)[0]
 
 
@@ -646,7 +646,7 @@ def test_replaced_standard_stream_is_the_workers(pool):
 
 
 class _Named:
-    """A stream of another make that says that it is standard output."""
+    """A stream of another class with standard output's name."""
 
     name = "<stdout>"
 
@@ -685,7 +685,7 @@ def test_arrow_slices_travel_without_their_table(pool, make, part):
 
 
 def check_script(text: str, directory: Path, executor: str) -> None:
-    """Run a script of its own, which is told the executor and a directory, and says in the end that all is well."""
+    """Run a script with the executor and a directory as its arguments, and check that it printed its last line."""
     script = directory / "script.py"
     script.write_text(text)
     command = [sys.executable, str(script), executor, str(directory / "cache")]
@@ -720,7 +720,7 @@ class Cut:
 
 
 def flush(x: int) -> Cut:
-    # Its name is one of the worker's own.
+    # The worker's own `__main__` has this name, too.
     return Cut(x * FACTOR)
 
 

@@ -14,7 +14,7 @@ from processes import eventually, ours
 CLIENT = """
 import sys, time, operator, subprocess, skyward_lite as sky
 def spawn():
-    # A grandchild in the worker's group. Its command line is sure to be there when it speaks: Popen returns earlier.
+    # A grandchild in the worker's group. It has its command line once it prints; Popen returns earlier.
     command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)", "skyward_lite.grandchild"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     process.stdout.readline()
@@ -27,7 +27,7 @@ time.sleep(300)
 
 
 def client(tmp_path, lease):
-    """A client process with a pool, a task and a grandchild; its pid and theirs."""
+    """Start a client process with a pool, a task and a grandchild. Return its process id and theirs."""
     script = tmp_path / "client.py"
     script.write_text(CLIENT.format(lease=lease))
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)

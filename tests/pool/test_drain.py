@@ -45,7 +45,7 @@ class Doomed(LocalMachine):
 
 
 class DoomedNodes(sky.Local):
-    """Local nodes, each with its notice; more of them can join a running pool."""
+    """Local nodes, each with a notice of its own; more of them can join a running pool."""
 
     def __init__(self, directory):
         super().__init__()
@@ -65,7 +65,7 @@ class DoomedNodes(sky.Local):
 
 
 class Gate:
-    """Holds tasks up; says where each of them runs."""
+    """Delays tasks until it is opened, and records the node of each task."""
 
     def __init__(self, directory):
         self.directory = directory

@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 
 @pytest.fixture(scope="module", params=["thread", "process", "ssh"])
 def pool(request):
-    """One node that is joblib's backend: with each executor, and a real sshd with directories of its own."""
+    """A pool of one node as joblib's backend: with each executor, and on a real sshd with directories of its own."""
     if request.param == "ssh":
         lab = request.getfixturevalue("lab")
         host = lab.host(name="lab1")
@@ -27,7 +27,7 @@ def pool(request):
 
 @pytest.fixture
 def shared_pool():
-    """Pools of this module outlive its tests; nothing else is left behind."""
+    """Tells the check for left processes that the pools of this file outlive its tests."""
 
 
 # The host of the lab has directories of its own, and this file is in none of them.

@@ -56,7 +56,7 @@ def test_asyncio_cancels_a_task_that_has_not_started(tmp_path):
                 await wrapped
             path.touch()
             assert await asyncio.wrap_future(running) == str(path)
-            # asyncio hands the cancellation on from its loop; by now that has had its turn.
+            # asyncio passes the cancellation on in a turn of its loop, which has passed by now.
             assert behind[-1].cancelled()
 
         asyncio.run(main())

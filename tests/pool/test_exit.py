@@ -31,7 +31,7 @@ class Sample:
         self.itself = self
 
     def __del__(self, symlink=os.symlink):
-        # Little else is left by now.
+        # Few other globals are left at this moment.
         symlink("deleted", self.path)
 
 def begin(where):
@@ -55,7 +55,7 @@ EXECUTORS = pytest.mark.parametrize("executor", ["thread", "process"])
 
 @pytest.fixture
 def where(tmp_path, monkeypatch):
-    """Give an empty directory, beside a module that workers can import, which keeps what is seen to at an end."""
+    """Return an empty directory, beside a module that workers can import and whose objects are cleaned up at exit."""
     (tmp_path / "keeper.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     directory = tmp_path / "where"
@@ -64,11 +64,11 @@ def where(tmp_path, monkeypatch):
 
 
 def begin(pool, where, workers):
-    """Have so many worker processes keep something; their ids."""
+    """Create objects to clean up in `workers` worker processes. Return the processes' ids."""
     pids: set[int] = set()
 
     def keep(where):
-        # Found there, not sent.
+        # The worker imports the module; it is not sent.
         import keeper
 
         return keeper.begin(where)
@@ -146,7 +146,7 @@ def test_exit_waits_for_threads_of_tasks(tmp_path, executor, slots):
         threading.Thread(target=work).start()
 
     def open_the_gate():
-        # When the block is being left.
+        # While the block is being left.
         assert eventually(lambda: "closed" in repr(pool), 20)
         gate.touch()
 

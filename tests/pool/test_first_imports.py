@@ -32,7 +32,7 @@ CLASSIFIERS = {
 def test_concurrent_first_imports_of_ten_classifiers(where):
     """Ten classifiers can be a pool's first tasks, each imported when its call is rebuilt or within the function."""
 
-    # In here, so that they go by value: no task imports this module, and scikit-learn with it, for the others.
+    # Local functions go by value, so no task imports this file, and scikit-learn with it, before the others.
     def classifier(module, name):
         import importlib
 
@@ -81,7 +81,7 @@ WHOLE = {
         import threading
         began, reached = threading.Event(), threading.Event()
         """,
-    # Either of the two can be imported first. Without the lock, the other is reached in another thread meanwhile.
+    # Either module can be imported first. Without the lock, another thread reaches the other one meanwhile.
     "whole/__init__": """
         from gate import began, reached
         began.set()
@@ -247,7 +247,7 @@ def import_gate():
 
 
 def rebuild(path, text):
-    """Fail the first time, as an import in another thread can make it."""
+    """Fail the first time, as an object can while another thread imports its module."""
     if not os.path.exists(path):
         open(path, "w").close()
         raise ImportError(text)

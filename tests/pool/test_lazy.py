@@ -78,7 +78,7 @@ class Scale:
 
 
 class Unpicklable:
-    """As an argument it fails its call at once."""
+    """An argument that fails its call at once."""
 
     def __reduce__(self):
         raise TypeError("not this one")

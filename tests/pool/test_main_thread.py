@@ -20,7 +20,7 @@ def on_main_thread():
 
 
 def all_slots(_):
-    """Hold a slot until each of three has a task."""
+    """Occupy a slot until each of three slots has a task."""
     time.__dict__.setdefault("_skyward_slots", threading.Barrier(3)).wait(20)
     return on_main_thread(), threading.current_thread().name
 

@@ -16,13 +16,13 @@ from joblib import Parallel, delayed
 from lab import Lab
 from skyward_lite.client import hello
 
-# Not by fork: this process has threads.
+# Started without fork, as this process has threads.
 spawning = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(scope="module")
 def manager():
-    """A manager with everything that multiprocessing offers."""
+    """A manager with every type that multiprocessing offers."""
     with spawning.Manager() as manager:
         yield manager
 
@@ -37,7 +37,7 @@ def host(tmp_path_factory):
 
 
 class Counter:
-    """What a user's manager serves."""
+    """The object that a user's manager serves."""
 
     def __init__(self):
         self.count = 0
@@ -155,7 +155,7 @@ with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=2, executor="process
 
 
 def orders(**env):
-    """Open a pool in a process with these variables: what its four workers saw, and what the client sees."""
+    """Open a pool in a process with these variables. Return the orders that its four workers see, and the client's."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
     run = subprocess.run(
         [sys.executable, "-c", ORDERS], env={**clean, **env}, capture_output=True, text=True, timeout=60

@@ -20,7 +20,7 @@ from skyward_lite.node import home
 
 @pytest.fixture
 def listen() -> Iterator[Callable[[str, Callable[[Any], object]], None]]:
-    """`messages.listen`, with an end to it after the test."""
+    """`messages.listen`, whose listeners are removed after the test."""
     addresses = []
 
     def listen(address: str, listener: Callable[[Any], object]) -> None:
@@ -34,7 +34,7 @@ def listen() -> Iterator[Callable[[str, Callable[[Any], object]], None]]:
 
 @pytest.fixture
 def blocked(listen) -> Iterator[tuple[queue.Queue, threading.Event]]:
-    """A listener at "blocked" that tells of each message in the queue, and returns when the event is set."""
+    """A listener at "blocked" that puts each message into the queue, and returns when the event is set."""
     told: queue.Queue = queue.Queue()
     go_on = threading.Event()
 
@@ -54,7 +54,7 @@ def send(*told, address="test"):
 
 
 def failure(address="test", message=1):
-    """Give the text of the MessageError that sending raises."""
+    """Return the text of the MessageError that sending raises."""
     try:
         messages.send(address, message)
     except sky.MessageError as error:
@@ -334,7 +334,7 @@ def test_task_timeout_includes_waiting_in_send(blocked):
     """The time limit ends a task whose listener does not return."""
     told, go_on = blocked
 
-    # By value: no import of this module counts against the limit.
+    # A local function goes by value, so that no import of this file counts against the limit.
     def say(message):
         from skyward_lite import messages
 
@@ -345,7 +345,7 @@ def test_task_timeout_includes_waiting_in_send(blocked):
         with pytest.raises(sky.TaskTimeoutError):
             pool.submit(say, 1).result(30)
         go_on.set()
-        # The answer to the message of a process that is gone goes to nobody.
+        # The answer to a message of a process that has ended is dropped.
         assert pool.submit(say, 2).result(30) == 2
     assert [told.get(timeout=20), told.get(timeout=20)] == [1, 2]
 

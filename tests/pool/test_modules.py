@@ -64,7 +64,7 @@ SOURCE = """
 
 @pytest.fixture(params=["thread", "process"])
 def pool(request):
-    """A pool of its own: what it knows of modules is the test's."""
+    """A pool for one test, as a pool remembers modules."""
     with sky.pool(worker=sky.Worker(concurrency=2, executor=request.param)) as opened:
         yield opened
 
@@ -97,7 +97,7 @@ def load(name: str, path: Path) -> types.ModuleType:
 
 
 def check(module: types.ModuleType) -> None:
-    """See that functions, classes, instances and methods of a module mean in tasks what they mean here."""
+    """Check that functions, classes, instances and methods of a module work in tasks as they do here."""
     assert Parallel(n_jobs=-1)(delayed(module.f)(i) for i in range(20)) == [2 * i + 7 for i in range(20)]
     assert Parallel(n_jobs=-1)(delayed(module.where)() for _ in range(2)) == [module.__name__] * 2
     for cut in Parallel(n_jobs=-1)(delayed(module.cut)(i) for i in range(2)):
@@ -108,7 +108,7 @@ def check(module: types.ModuleType) -> None:
 
 
 def sends_code(pool: sky.ComputePool, thing: object) -> bool:
-    """Say whether a pickle has the code of something, not only names."""
+    """Return whether an object's pickle has code and not only names."""
     pickled, _ = Tasks.of(pool).encode(id, (thing,), {})
     return any(word in pickled for word in (b"CodeType", b"_make_", b"_fill", b"rebuild"))
 
@@ -236,7 +236,7 @@ def test_sys_path_entry_added_after_the_pool_was_opened(pool, write, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     module = importlib.import_module("came_later")
     check(module)
-    # By name, so that its lock is the worker's.
+    # The function goes by name, so that its lock is the worker's.
     assert pool.submit(module.locked, 3).result(20) == 3
 
     def imports(x):
@@ -392,7 +392,7 @@ def test_reloaded_module_is_sent_by_value(pool, write, monkeypatch, tmp_path):
 
 
 def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let pools look at the files for every call."""
+    """Make pools check the modules' files at every call."""
     monkeypatch.setattr(changes, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(changes, "LOOK_FACTOR", 0)
 
@@ -552,7 +552,7 @@ def test_modules_that_replace_themselves_in_sys_modules(pool, write, monkeypatch
     result, cut = pool.submit(module.bump, 2).result(20)
     assert result == 4
     assert type(cut) is module.bump(1)[1].__class__
-    # On other machines it is installed if the file is.
+    # On other machines the module counts as installed if its file is.
     assert modules.Modules(False).by_value("puts_another", module.bump)
     assert not modules.Modules(False, [str(tmp_path / "puts_another.py")]).by_value("puts_another", module.bump)
     write("file_of_another")
@@ -567,7 +567,7 @@ def test_modules_that_replace_themselves_in_sys_modules(pool, write, monkeypatch
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """A machine with the environment of an image, and none of this one's modules."""
+    """A host with the environment of an image, and without this machine's modules."""
     lab = Lab(tmp_path_factory.mktemp("modules"))
     host = lab.host()
     host.make_environment(sky.Image())
@@ -577,7 +577,7 @@ def host(tmp_path_factory):
 
 @pytest.fixture(params=["thread", "process"])
 def remote(request, host, write, monkeypatch, tmp_path):
-    """A pool on that machine; modules in `tmp_path` can be imported here."""
+    """A pool on that host; modules in `tmp_path` can be imported here."""
     monkeypatch.syspath_prepend(str(tmp_path))
     provider = sky.SSH(host[0].name, config=host[1])
     with sky.pool(provider, worker=sky.Worker(concurrency=2, executor=request.param), plugins=[]) as pool:
@@ -592,7 +592,7 @@ def test_local_modules_go_to_other_machines_by_value(remote, write):
     beside, package = (importlib.import_module(name) for name in ("beside", "package"))
     assert remote.submit(beside.f, 1).result(20) == 9
     with pytest.raises(TypeError, match=r"module beside.*Image\(includes=\[...\]\)"):
-        # It takes the module as a whole, and that has a lock.
+        # The function refers to the whole module, which has a lock.
         remote.submit(package.f, 2)
     beside.lock = None
     number, cut = remote.submit(package.f, 2).result(20)
@@ -644,14 +644,14 @@ def test_editable_installs_go_by_name(monkeypatch, write, tmp_path):
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
     module = importlib.import_module("editable")
     assert not modules.Modules(True).by_value("editable", module.f)
-    # What it finds now is not what this process has.
+    # The importer now finds another file than this process has loaded.
     file = write("project/moved")
     assert modules.Modules(True).by_value("editable", module.f)
 
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Install a project where it is, as `pip install --editable` notes it."""
+    """Record a project as installed in place, as `pip install --editable` does."""
 
     def install(name: str, project: Path, **texts: str) -> None:
         info = tmp_path / "site" / f"{name.replace('-', '_')}-1.0.dist-info"
@@ -745,7 +745,7 @@ def test_import_error_hints():
 
 
 def missing(name: str) -> ModuleNotFoundError:
-    """Return what importing this raises."""
+    """Return the error that the import of a missing module raises."""
     with pytest.raises(ModuleNotFoundError) as caught:
         importlib.import_module(name)
     return caught.value
@@ -762,7 +762,7 @@ def test_sys_argv_on_other_machines(remote):
 def run(
     directory: Path, script: str, *args: str, seconds: float = 40, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of that directory."""
+    """Run a script in a directory, and return the completed process."""
     (directory / "script.py").write_text(textwrap.dedent(script))
     command = [sys.executable, "script.py", *args]
     env = {**os.environ, **variables}
@@ -846,7 +846,7 @@ def test_call_during_the_import_of_its_module_is_an_error(tmp_path, write, call)
 
 
 def test_calls_that_are_allowed_during_an_import(tmp_path, write):
-    """Functions of other modules, functions without a name, threads that nobody waits for and later calls are
+    """Functions of whole modules, functions without a name, threads that nobody waits for and later calls are
     allowed.
     """
     write("whole", "class Cut: pass\ndef f(x): return Cut()")
@@ -910,7 +910,7 @@ def test_nested_pools_have_a_depth_limit(tmp_path, write):
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, executable: object) -> str:
-    """Return why no pool starts with this as `sys.executable`."""
+    """Return the error with which no pool starts with this `sys.executable`."""
     monkeypatch.setattr(sys, "executable", executable)
     with pytest.raises(sky.NodeStartError) as caught:
         sky.pool(plugins=[]).__enter__()
@@ -918,7 +918,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, executable: object) -> str:
 
 
 def script_at(path: Path, text: str) -> str:
-    """Make a program of a shell."""
+    """Write a shell script as a program."""
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return str(path)

@@ -20,7 +20,7 @@ from skyward_lite.providers.local import LocalMachine
 
 
 class Gated(sky.Local):
-    """Local nodes of which all but the first wait for the gate."""
+    """Local nodes of which all but the first wait for the gate to open."""
 
     def __init__(self, fails=False, **kwargs):
         super().__init__(**kwargs)

@@ -139,14 +139,14 @@ def test_output_flood_is_bounded(capsys, stream):
     assert text.endswith("[local-0] end\n")
     notes = re.findall(r"^\[local-0\] … (\d+) bytes of output are left out here$", both.err, re.MULTILINE)
     written = sum(len(line) - len("[local-0] ") for line in text.splitlines(keepends=True) if "…" not in line)
-    # A reader that keeps up gets everything.
+    # A reader that keeps up gets all output.
     assert written + sum(map(int, notes)) == (64 << 20) + len("begin\nend\n")
 
 
 def close_all():
     for fd in (0, 1, 2):
         os.close(fd)
-    # These take the freed numbers.
+    # These files take the freed descriptors.
     files = [open(os.devnull, "rb") for _ in range(3)]  # noqa: SIM115
     return [file.fileno() for file in files]
 
@@ -200,7 +200,7 @@ LOCALES = {
 
 
 def print_odd():
-    """Print what is no ASCII; the encoding that a program of this task prints in."""
+    """Print text that is no ASCII. Return the encoding of a program that the task starts."""
     print(ODD)
     print(ODD, "lone \udce4", file=sys.stderr)
     return subprocess.check_output([sys.executable, "-c", "import sys; print(sys.stdout.encoding)"], text=True).strip()
@@ -224,7 +224,7 @@ def test_output_of_any_character_over_ssh_in_the_posix_locale(capsys, tmp_path):
     """Both executors print every character over SSH on a host without a locale."""
     lab = Lab(tmp_path)
     try:
-        # The host has none of this test's modules.
+        # The host has none of this file's modules.
         modules = f"{Path(sky.__file__).parent.parent}:{Path(__file__).parent}"
         image = sky.Image(env={"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": modules})
         lab.host(name="far", env={"LC_ALL": "C", "LANG": "C"}).make_environment(image)
@@ -256,7 +256,7 @@ def test_output_that_the_clients_stream_cannot_encode_is_escaped(monkeypatch, en
 
 
 def print_long(directory, mark):
-    """Write long lines in parts, at the same time as the other one."""
+    """Write long lines in parts, at the same time as the other task."""
     line = f"{mark}ä€" * 15_000
     (directory / mark).touch()
     while len(list(directory.iterdir())) < 2:
@@ -283,13 +283,13 @@ def test_long_output_lines_of_two_workers_stay_whole(capsys, tmp_path, executor)
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream whose `isatty` is true."""
 
     def isatty(self):
         return True
 
     def screen(self):
-        """Give what can be seen in the end."""
+        """Return the text that a terminal shows in the end."""
         lines = []
         for line in self.getvalue().split("\n"):
             seen = ""
@@ -319,7 +319,7 @@ def test_progress_on_a_terminal_while_a_task_runs(monkeypatch, tmp_path):
         assert not future.done()
         gate.touch()
     assert terminal.screen() == ["[local-0] all done", ""]
-    # Two a second and one at the end.
+    # Two updates a second and one at the end.
     assert terminal.getvalue().count("step") < 100
 
 

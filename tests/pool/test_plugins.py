@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 
 
 def noting(name, path, fails=False):
-    """A plugin that notes in a file when its hooks are entered and left."""
+    """Return a plugin that writes to a file when its hooks are entered and left."""
 
     def note(text):
         with open(path, "a") as file:

@@ -21,7 +21,7 @@ from task_functions import fail
 
 
 def gate(path: str, value: int) -> int:
-    """Wait until the file exists: a task that ends when the test wants it."""
+    """Return the value when the file exists."""
     while not os.path.exists(path):
         time.sleep(0.005)
     return value

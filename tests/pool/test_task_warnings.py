@@ -34,7 +34,7 @@ def threads():
 
 @pytest.fixture
 def shared_pool(threads):
-    """Override: tests here share a pool that is joblib's default."""
+    """The pool of this file, which is joblib's default."""
     return threads
 
 
@@ -42,8 +42,8 @@ pytestmark = pytest.mark.usefixtures("shared_pool")
 
 
 def meet(name, parties=2):
-    """Wait, in a worker of threads, for the other tasks that come here."""
-    # The module lives in the worker: all its threads see the same object.
+    """Wait in a worker of threads until the other tasks are here, too."""
+    # All threads of the worker see the same module object.
     return time.__dict__.setdefault(f"_skyward_{name}", threading.Barrier(parties)).wait(20)
 
 
@@ -301,7 +301,7 @@ def test_showwarning_set_by_an_import_stays(tmp_path, monkeypatch, name, executo
             warnings.showwarning = lambda *details: None
         warnings.warn(f"warning {i}", UserWarning, stacklevel=1)
         if other and executor == "process":
-            # There a task's changes stay, as at home.
+            # In a process a task's changes stay, as in the client.
             warnings.showwarning = logging._showwarning if name == "logs" else sys.modules[name].show
         return len(shown) - before
 

@@ -77,7 +77,7 @@ def test_process_named_like_a_tracker_is_killed_with_its_client(tmp_path):
 
 
 def share_elsewhere():
-    """Start a process in a session of its own that has shared memory, and return the name of that."""
+    """Start a process in a session of its own that has shared memory, and return the memory's name."""
     code = (
         "import time\n"
         "from multiprocessing import resource_tracker, shared_memory\n"

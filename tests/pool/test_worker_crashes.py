@@ -122,7 +122,7 @@ def test_crash_suspects_are_rerun_in_few_processes(tmp_path):
         futures = [pool.submit(task, i) for i in range(6)]
         assert [future.result(40) for future in futures[1:]] == [1, 2, 3, 4, 5]
         assert isinstance(futures[0].exception(1), sky.WorkerCrashedError)
-        # One, its spare, those for six suspects at most, and what replaces the culprit's and the spare.
+        # The first worker, its spare, at most one for each of six suspects, and two in the place of culprit and spare.
         assert len(starts.read_text()) <= 10
 
 

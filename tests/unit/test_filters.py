@@ -68,7 +68,7 @@ def node_without(request, tmp_path_factory):
         """)
     )
     path = os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # One slot: which filters are active is the whole process's, and the threads of a worker share them.
+    # One slot, as the active filters are the process's, which the threads of a worker share.
     worker = sky.Worker(concurrency=1, executor=request.param)
     with sky.pool(worker=worker, image=sky.Image(env={"PYTHONPATH": path}), plugins=[sky.plugins.sklearn()]) as pool:
         yield pool
@@ -83,7 +83,7 @@ def node_with():
 
 @pytest.fixture
 def shared_pool():
-    """Pools of this module outlive its tests; nothing else is left behind."""
+    """Tells the check for left processes that the pools of this file outlive its tests."""
 
 
 # This file imports what a node lacks, so no node shall import it.
@@ -106,7 +106,7 @@ def importable(name):
 
 
 def under(active, warn=None):
-    """Run with these filters, as scikit-learn does; warn with a category, and say what the filters are."""
+    """Run with these filters, as scikit-learn does, and warn with a category. Return the filters."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.resetwarnings()
         for action, _, category, *_ in active:

@@ -156,16 +156,16 @@ def test_uname_of_a_host_is_text_to_the_probe(tmp_path, monkeypatch):
         ("Password for 'https://one@host/team/a.git': ", "se'c:r@t 1"),
         ("Password for 'https://two@host/team/b.git': ", "secret2"),
         ("Password for 'https://two@host:8443/c': ", "secret3"),
-        # As git before 2.31 asks: the first that is for this host.
+        # Git before 2.31 asks without a path, and gets the first answer for this host.
         ("Username for 'https://host': ", "one"),
         ("Password for 'https://one@host': ", "se'c:r@t 1"),
         ("Password for 'https://two@host:8443': ", "secret3"),
         # A submodule on the same host.
         ("Password for 'https://one@host/team/other.git': ", "se'c:r@t 1"),
-        # What a shell would expand.
+        # Text that a shell would expand.
         ("Username for 'https://third': ", "$HOME"),
         ("Password for 'https://$HOME@third/d': ", "$(id)`"),
-        # To where a server may lead git.
+        # A host to which a server may redirect git.
         ("Password for 'https://two@other/team/a.git': ", ""),
         ("Password for 'http://one@host/team/a.git': ", ""),
         ("Password for 'https://one@evil/x@host/team/a.git': ", ""),

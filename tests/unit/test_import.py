@@ -15,7 +15,7 @@ HEAVY = {"boto3", "importlib.metadata", "joblib", "numpy", "packaging", "scipy",
 
 
 def imported(code: str) -> set[str]:
-    """Run the code in a fresh interpreter; the modules that it has then and that a bare one has not."""
+    """Run code in a fresh interpreter. Return the modules that it imported beyond a bare interpreter's."""
     listed = "import sys; before = {*sys.modules}; exec(sys.argv[1]); print(*{*sys.modules} - before, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", listed, code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr

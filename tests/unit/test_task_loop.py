@@ -13,11 +13,11 @@ from skyward_lite.pickling import exceptions, payload
 
 
 class Stray(Exception):
-    """Raised by nothing that a task does."""
+    """An exception that no task raises itself."""
 
 
 class ScriptedCore:
-    """Hands out tasks, notes their ends, and raises `Stray` where `raise_at` tells it to."""
+    """Hands out tasks, records their outcomes, and raises `Stray` at the steps of `raise_at`."""
 
     node = "scripted"
     slots = 1

@@ -72,7 +72,7 @@ $(DENY):
 	  $(CARGO) install --quiet --locked --debug cargo-deny --version $(DENY_VERSION) --root $(patsubst %/bin/cargo-deny,%,$@)
 
 # The crates come last: without a network cargo-deny cannot be built, and all else is known by then.
-lint: lint-code lint-crates
+lint: lint-code lint-house lint-crates
 
 lint-code: $(STAMP)
 	$(CARGO) fmt --manifest-path rust/Cargo.toml --check

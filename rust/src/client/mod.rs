@@ -1,4 +1,16 @@
-//! What runs in the user's process.
+//! The core's part of the user's process.
+//!
+//! | file | what it promises |
+//! |---|---|
+//! | `dispatch.rs` | PURE: calls, node events and ticks in; frames to send, ended tasks and changed states out |
+//! | `arrivals.rs` | its half that nodes drive: their frames, heartbeats and loss |
+//! | `wakeups.rs` | PURE: when the I/O thread is woken for a submitted task |
+//! | `liveness.rs` | PURE: when a node has not done for too long what it was asked to do |
+//! | `io.rs` | the lock around the decider; carries its actions out |
+//! | `pool.rs` | the calls from Python, and the I/O thread |
+//! | `session.rs` | one node's connection, from the first byte to the last |
+//! | `node.rs` | a node and its states |
+//! | `completions.rs`, `inbox.rs` | ended tasks, output and notes, until they are taken |
 
 mod arrivals;
 pub mod completions;

@@ -6,14 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{UnixStream, unix::pipe};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
@@ -74,37 +72,6 @@ struct Agent {
     backlog_drained: Notify,
     /// Notified by [`Action::Stop`].
     stopped: Notify,
-}
-
-/// A descriptor that somebody handed us to read from: a socket or a pipe, as the SSH server has it.
-///
-/// # Errors
-/// If it is neither.
-pub fn reader(fd: OwnedFd) -> io::Result<Box<dyn AsyncRead + Unpin + Send>> {
-    rustix::io::ioctl_fionbio(&fd, true)?;
-    Ok(if is_socket(&fd)? {
-        Box::new(UnixStream::from_std(fd.into())?)
-    } else {
-        Box::new(pipe::Receiver::from_owned_fd(fd)?)
-    })
-}
-
-/// As [`reader`], to write to.
-///
-/// # Errors
-/// If it is neither.
-pub fn writer(fd: OwnedFd) -> io::Result<Box<dyn AsyncWrite + Unpin + Send>> {
-    rustix::io::ioctl_fionbio(&fd, true)?;
-    Ok(if is_socket(&fd)? {
-        Box::new(UnixStream::from_std(fd.into())?)
-    } else {
-        Box::new(pipe::Sender::from_owned_fd(fd)?)
-    })
-}
-
-fn is_socket(fd: &OwnedFd) -> io::Result<bool> {
-    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
-    Ok(kind == rustix::fs::FileType::Socket)
 }
 
 /// The stream from the client, and the task that writes the one to it.

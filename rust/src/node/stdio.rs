@@ -1,14 +1,17 @@
-//! The text that a worker writes to its standard output and standard error, on its way to the client.
+//! The standard streams of the agent, on which it talks with the client, and of its workers, whose text goes to the client.
 //!
 //! Whole lines are sent at once. The beginning of a line is held back for [`HOLD_BACK`], because most lines end soon, and
 //! is then sent as far as it goes, marked with [`PAUSED`]. Of a line that is written over, as progress bars do with `\r`,
 //! only the last state is sent, once in that time. The client puts the parts of a line together again.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{UnixStream, unix::pipe};
 use tokio::time::Instant;
 
 use crate::locks::lock;
@@ -178,4 +181,36 @@ fn piece(text: &[u8]) -> usize {
         }
         _ => text.len(),
     }
+}
+
+/// Return an asynchronous reader of a descriptor that this process was started with: a socket or a pipe, whichever the SSH
+/// server uses.
+///
+/// # Errors
+/// If the descriptor is neither a socket nor a pipe.
+pub fn reader(fd: OwnedFd) -> io::Result<Box<dyn AsyncRead + Unpin + Send>> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    Ok(if is_socket(&fd)? {
+        Box::new(UnixStream::from_std(fd.into())?)
+    } else {
+        Box::new(pipe::Receiver::from_owned_fd(fd)?)
+    })
+}
+
+/// As [`reader`], for writing.
+///
+/// # Errors
+/// If the descriptor is neither a socket nor a pipe.
+pub fn writer(fd: OwnedFd) -> io::Result<Box<dyn AsyncWrite + Unpin + Send>> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    Ok(if is_socket(&fd)? {
+        Box::new(UnixStream::from_std(fd.into())?)
+    } else {
+        Box::new(pipe::Sender::from_owned_fd(fd)?)
+    })
+}
+
+fn is_socket(fd: &OwnedFd) -> io::Result<bool> {
+    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
+    Ok(kind == rustix::fs::FileType::Socket)
 }

@@ -9,6 +9,7 @@ use pyo3::types::{PyBytes, PyList};
 
 use crate::error::{AgentError, SessionError};
 use crate::node::agent::{self, AgentSpec};
+use crate::node::stdio;
 use crate::node::worker::Worker;
 use crate::python::buffer::{owned, parts, to_python};
 use crate::python::convert::{core_error, private_key, public_key, seconds, socket, to_dataclass};
@@ -209,8 +210,8 @@ pub(super) fn serve_embedded(
 pub(super) fn serve(py: Python<'_>, spec: AgentSpecArgument, reading: c_int, writing: c_int) -> PyResult<()> {
     let (reading, writing) = (owned(reading)?, owned(writing)?);
     block_on(py, async move {
-        let from = agent::reader(reading).map_err(SessionError::Io)?;
-        let to = agent::writer(writing).map_err(SessionError::Io)?;
+        let from = stdio::reader(reading).map_err(SessionError::Io)?;
+        let to = stdio::writer(writing).map_err(SessionError::Io)?;
         agent::run(from, to, spec.into()).await
     })
 }

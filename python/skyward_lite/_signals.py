@@ -49,22 +49,22 @@ def held(*, insist: bool = False) -> Iterator[Sequence[int]]:
             handlers[number](number, None)
 
 
-def install_signal_handlers() -> list[int]:
+def install_signal_handlers(installed: list[int]) -> None:
     """Install handlers that raise `SystemExit` for signals that would end this process without leaving its pools.
 
-    Return the numbers of the signals that got a handler. A signal that the program handles or ignores itself keeps its
-    handler, and on a thread other than the main one, where Python can set no handlers, none is installed.
+    Append to `installed` the numbers of the signals that get a handler, each before it gets the handler, which may
+    raise at once. A signal that the program handles or ignores itself keeps its handler, and on a thread other than the
+    main one, where Python can set no handlers, none is installed.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return []
-    installed: list[int] = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
-    for number in installed:
-        signal.signal(number, _raise_system_exit)
-    return installed
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                installed.append(number)
+                signal.signal(number, _raise_system_exit)
 
 
 def remove_signal_handlers(installed: list[int]) -> None:
-    """Set the default action again for signals that `install_signal_handlers` returned, and empty the list.
+    """Set the default action again for signals that `install_signal_handlers` listed, and empty the list.
 
     On a thread other than the main one the handlers and the list stay as they are.
     """

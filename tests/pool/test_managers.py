@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import uuid
 from multiprocessing.managers import BaseManager
 
@@ -14,6 +16,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
+from processes import eventually
 from skyward_lite.client import hello
 
 # Started without fork, as this process has threads.
@@ -190,6 +193,29 @@ def test_hash_seed_differs_between_pools():
     """Without a seed in the environment each pool has a seed of its own."""
     seeds = {hello.hash_seed(uuid.uuid4().hex) for _ in range(5)}
     assert len(seeds) > 1
+
+
+def test_hash_seed_of_late_nodes(monkeypatch):
+    """A node that starts late has the seed of the others, though the program has set another one meanwhile."""
+    reseeded = threading.Event()
+
+    class Gated(sky.Local):
+        def start(self, wanted, machines):
+            super().start(wanted, machines)
+            machines[1].open = functools.partial(open_late, machines[1])
+
+    def open_late(machine, core):
+        assert reseeded.wait(20)
+        return type(machine).open(machine, core)
+
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    with sky.pool(Gated(), nodes=(1, 2), plugins=[]) as pool:
+        monkeypatch.setenv("PYTHONHASHSEED", "7")
+        reseeded.set()
+        assert eventually(lambda: pool.slots() and all(node.state == "ready" for node in pool.nodes()), 20)
+        seeds = sky.compute(os.getenv)("PYTHONHASHSEED") @ pool
+    assert len(seeds) == 2
+    assert len(set(seeds)) == 1
 
 
 def test_hash_seed_of_an_image():

@@ -35,10 +35,11 @@ class Greeting:
     ) -> None:
         self._settings = settings
         self._run = run
-        self._image = image
         self._modules = modules
         self._setup = setup
         self._imported = frozenset(imported)
+        # Found out once: the program may change its environment before the last node has come.
+        self._env = {"PYTHONHASHSEED": hash_seed(run), **image.env}
 
     def for_machine(self, machine: Machine) -> ClientHello:
         """Return what the agent on this machine must know."""
@@ -55,7 +56,7 @@ class Greeting:
             worker=WorkerSettings(
                 concurrency=machine.concurrency or worker.concurrency,
                 processes=worker.executor == "process",
-                env={"PYTHONHASHSEED": hash_seed(self._run), **self._image.env, **nesting.worker_environment()},
+                env={**self._env, **nesting.worker_environment()},
                 shares_files=machine.shares_files,
                 sys_path=list(self._modules.path) if machine.shares_files else [],
                 preload=[module for plugin in settings.plugins for module in plugin.preload],

@@ -40,12 +40,15 @@ class Lifecycle:
         """Changed by `advance` only, under `changed`; read by any thread."""
         self.leaving: set[threading.Thread] = set()
         """The threads that have begun to leave the pool. Each waits for its end, so none reads further results."""
-        self.changed = threading.Condition()
+        self._lock = threading.RLock()
+        """The lock of `changed`."""
+        self.changed = threading.Condition(self._lock)
         """Notified when the stage changes, and when the last task of a completion queue has ended."""
 
     def advance(self, stage: Stage) -> bool:
         """Go on to `stage` and return true, or return false if the pool has come as far already."""
-        with self.changed:
+        # By the lock itself: Ctrl-C could be raised within the condition's own methods, and leave the lock taken.
+        with self._lock:
             if self.stage >= stage:
                 return False
             self.stage = stage

@@ -127,6 +127,10 @@ class Nodes:
             # Each machine that was started must be released, whether or not it became a node.
             self.machines += [machine for machine in machines if machine not in self.machines]
             raise
+        finally:
+            if self._lifecycle.stage >= Stage.RELEASING:
+                # Another thread closes the pool, and may have released its machines before these were among them.
+                settings.provider.stop(machines, settings.provider.leave)
         return machines
 
     def join(self, machines: list[Machine]) -> None:

@@ -160,10 +160,11 @@ class ComputePool(Executor):
         self._tasks.use(modules)
         setup = pickled_hooks(self.plugins, self._tasks.encode_hooks)
         greeting = Greeting(self._settings, uuid.uuid4().hex, image, modules, setup, sys.modules)
-        self._lifecycle.advance(Stage.OPEN)
+        if not self._lifecycle.advance(Stage.OPEN):
+            raise PoolClosedError("this pool was closed while it started: make a new one with sky.pool()")
         if self.provider.outlives_client:
             # A signal that ended this process at once would leave the machines running.
-            self._handled_signals = install_signal_handlers()
+            install_signal_handlers(self._handled_signals)
         _open_pools.add(self)
         self._tasks.completions.futures.start()
         self._printer.start()
@@ -200,9 +201,14 @@ class ComputePool(Executor):
         """
         if wait and not self._tasks.completions.runs_this_thread():
             self._leave(cancel_futures)
-        elif self._begin_to_leave(cancel_futures):
-            self._leave_plugins()
-            threading.Thread(target=self._close, name="skyward-shutdown").start()
+        elif not self._core.is_forked:
+            # Once a thread has begun to leave the pool it must get as far as starting the thread that closes it.
+            with held(insist=True):
+                if self._begin_to_leave(cancel_futures):
+                    try:
+                        self._leave_plugins()
+                    finally:
+                        threading.Thread(target=self._close, name="skyward-shutdown").start()
 
     def _leave(self, cancel: bool, *error: Any) -> None:
         """Close the pool, or wait until the thread that closes it has done so.
@@ -345,5 +351,7 @@ _open_pools: set[ComputePool] = set()
 
 @atexit.register
 def _close_open_pools() -> None:
-    for open_pool in list(_open_pools):
-        open_pool._leave(True)
+    with contextlib.ExitStack() as stack:
+        # The stack goes on with the other pools after an exception, which it raises at the end.
+        for open_pool in list(_open_pools):
+            stack.callback(open_pool._leave, True)

@@ -1,6 +1,6 @@
 """The agent process of one node.
 
-`python -m skyward_lite.node.agent stdio` serves the client at its standard input and output; so does sshd start it.
+`python -m skyward_lite.node.agent stdio` serves the client at its standard input and output, and is started by sshd.
 With `--alive` and `--spot` it also does what an EC2 instance's agent has to do (`ec2_watch.py`).
 `python -m skyward_lite.node.agent embedded` has an SSH server of its own, behind the socket at its standard input.
 

@@ -376,7 +376,7 @@ fn surplus_spares_replace_workers_before_they_are_ended() {
     (2..6).for_each(|worker| drop(node.hello(worker)));
     assert_eq!(node.submit([3]), [assign(2, 3)]);
     node.ask(Control::Abort(id(3)));
-    (0..3).for_each(|n| drop(node.result(n as usize + 3, task(n))));
+    (3..6).for_each(|worker| drop(node.result(worker, task(worker as u64 - 3))));
     // Worker 3 takes the place of worker 2, and worker 4 stays as the spare.
     assert_eq!(node.tick_after(ABORT_GRACE), [Action::Kill(2), Action::Kill(5)]);
     assert_eq!(node.exit(2, &[3]), [cancelled(3)]);
@@ -409,6 +409,22 @@ fn spares_that_are_ready_come_first() {
     node.hello(4);
     assert_eq!(node.exit(2, &[]), []);
     assert_eq!(node.submit([2]), [assign(4, 2)]);
+}
+
+/// An isolated worker that is killed for an aborted suspect is no regular worker, so none takes its place.
+#[test]
+fn isolated_workers_are_not_replaced() {
+    let mut node = Node::ready(settings(1, 2));
+    node.submit([0, 1]);
+    assert_eq!(node.exit(1, &[0, 1]), (2..5).map(Action::Start).collect::<Vec<_>>());
+    node.hello(2);
+    assert_eq!([node.hello(3), node.hello(4)].concat(), [assign(3, 0), assign(4, 1)]);
+    node.ask(Control::Abort(id(0)));
+    // The spare, which is due because both are taken.
+    assert_eq!(node.tick_after(ABORT_GRACE), [Action::Start(5), Action::Kill(3)]);
+    assert_eq!(node.exit(3, &[0]), [cancelled(0)]);
+    assert_eq!(node.hello(5), []);
+    assert_eq!(node.submit([2, 3]), [assign(2, 2), assign(2, 3)]);
 }
 
 /// Isolated workers take one suspect after another; there are at most as many as cores, and four at least.
@@ -518,7 +534,8 @@ fn a_spare_stands_by() {
     assert_eq!(node.hello(3), [assign(3, 2)]);
 }
 
-/// A worker that the system does not start ends the agent; a spare that it does not start is tried again later.
+/// A worker that the system does not start ends the agent; a spare that it does not start is tried again later, unless a
+/// crash suspect waits for it.
 #[test]
 fn starts_that_fail() {
     let mut node = Node::new(settings(2, 1));
@@ -532,6 +549,11 @@ fn starts_that_fail() {
     assert_eq!(node.handle(Input::NotStarted(2, "why".to_owned())), []);
     assert_eq!(node.tick_after(a_tick_less(SPARE_RETRY)), []);
     assert_eq!(node.tick_after(TICK), [Action::Start(3)]);
+
+    let mut node = Node::ready(settings(1, 2));
+    node.submit([0, 1]);
+    assert_eq!(node.exit(1, &[0, 1]), (2..5).map(Action::Start).collect::<Vec<_>>());
+    assert_eq!(node.handle(Input::NotStarted(3, "why".to_owned())), stop);
 }
 
 /// A task that runs for longer than it may ends on the node, and its worker with it.
@@ -587,6 +609,19 @@ fn a_node_drains_once() {
     assert_eq!(node.handle(Input::Drain("spot".to_owned())), [drain]);
     assert_eq!(node.handle(Input::Drain("again".to_owned())), []);
     assert_eq!(node.submit([0]), [assign(1, 0)]);
+}
+
+/// The notice may come from a thread that can start no worker: the next tick starts those that are due.
+#[test]
+fn a_drain_starts_no_worker() {
+    let mut node = Node::ready(settings(1, 2));
+    node.submit([0, 1]);
+    assert_eq!(node.exit(1, &[0, 1]), (2..5).map(Action::Start).collect::<Vec<_>>());
+    assert_eq!([node.exit(3, &[]), node.exit(4, &[])].concat(), []);
+    node.now += SPARE_RETRY;
+    let drain = Action::Reply(Control::Drain(Bytes::from_static(b"spot")));
+    assert_eq!(node.handle(Input::Drain("spot".to_owned())), [drain]);
+    assert_eq!(node.tick_after(Duration::ZERO), [Action::Start(5), Action::Start(6)]);
 }
 
 /// The client's heartbeat is answered, passed on to the workers, and prolongs the lease. Without it the agent ends, once.
@@ -770,7 +805,7 @@ impl Process {
         }
         let (n, _) = self.running.remove(at % self.running.len());
         // 50 to 200 MiB: one or two of them fill the agent's backlog.
-        let parts = if n % 3 == 0 { vec![large.clone(); 1 + n as usize % 4] } else { Vec::new() };
+        let parts = if n % 3 == 0 { (0..=n % 4).map(|_| large.clone()).collect() } else { Vec::new() };
         self.to_agent.push_back(Event::Message(Body::Result, Message { parts, ..task(n) }));
         true
     }

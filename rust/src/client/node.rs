@@ -20,7 +20,7 @@ pub enum NodeState {
     Draining(String),
     /// The node never was, or is no longer, usable, and why.
     Lost(String),
-    /// The session ended because the pool was closed.
+    /// The pool was closed, and the session with the node has ended, if there was one.
     Closed,
 }
 
@@ -84,7 +84,7 @@ impl NodeRecord {
         }
     }
 
-    /// Return why the node takes no task, which is not ready or lost.
+    /// Return why the node takes no task: it is lost, or not ready.
     pub fn why_not(&self) -> String {
         match &self.node.state {
             NodeState::Lost(why) => format!("node {} was lost: {why}", self.node.name),

@@ -56,8 +56,8 @@ pub trait Sink: Sync {
     fn beat(&self, uploading: bool, results: u64) -> Result<(), SessionError>;
 }
 
-/// Run the session to its end. Return without an error if it was ended here, by a goodbye. `sender` is what others send
-/// through; messages of more than `max_message` bytes are refused.
+/// Run the session to its end. Return without an error if this end closed it, with a goodbye. Other threads put what the
+/// node is to be sent into `sender`. Messages of more than `max_message` bytes are refused.
 ///
 /// # Errors
 /// [`NodeError`]: why the node could not be used, or is lost.

@@ -57,6 +57,20 @@ def test_nothing_is_logged_unless_asked_for(level):
     assert log_of(level) == []
 
 
+@pytest.mark.parametrize("level", ["trace", "verbose"])
+def test_a_log_that_nobody_reads_costs_no_task(level):
+    """Standard error is a pipe whose reader is gone: the pool works, and nothing is logged."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "SKYWARD_LOG": level}
+    command = [sys.executable, "-c", PROGRAM]
+    try:
+        ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=write, text=True, timeout=60)
+    finally:
+        os.close(write)
+    assert (ran.returncode, ran.stdout) == (0, "done\n")
+
+
 def test_a_value_that_is_no_level_is_named():
     """A line names the variable and the levels, once in each process, and the pool works."""
     lines = log_of("verbose")

@@ -57,7 +57,7 @@ test-python: build
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What most changes can break, in less than a minute: everything without a process, and Local() but for its slow tests.
-FAST := frame honest liveness outbox queue recalls text
+FAST := dispatch frame honest liveness outbox queue recalls state text
 test-fast: build
 	$(CARGO) test $(MANIFEST) --release --quiet --lib $(FAST:%=--test %)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit tests/pool

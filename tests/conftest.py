@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import cloudpickle
 import pytest
 import skyward_lite as sky
 from processes import eventually, ours, parent
+from skyward_lite.pickling import payload
 
 if TYPE_CHECKING:
     from cloud import Cloud
@@ -104,3 +108,28 @@ def either_pool(request: pytest.FixtureRequest) -> sky.ComputePool:
     name = "shared_pool" if request.param == "thread" else "shared_processes"
     pool: sky.ComputePool = request.getfixturevalue(name)
     return pool
+
+
+@pytest.fixture
+def short_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`time.sleep` lasts 1/500 of the time: the original page has 2,000 tasks that sleep for 5 s each."""
+
+    # A nested function travels by value, so that no node imports this file.
+    def sleep(seconds: float) -> None:
+        threading.Event().wait(seconds / 500)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
+@pytest.fixture(scope="module")
+def functions_by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The functions of the test's file travel by value, so that no node has to import it."""
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
+@pytest.fixture
+def encoder() -> payload.Encoder:
+    """A pickler of payloads with a limit of 1 MiB."""
+    return payload.Encoder(1 << 20)

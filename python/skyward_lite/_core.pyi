@@ -70,7 +70,7 @@ Message: TypeAlias = tuple[int, int, int, int, bytes | memoryview, list[memoryvi
 
 `code` of a task: its kind (payload.py); of its end: how it ended (above).
 `nanoseconds` of a task: how long all of it may run, 0 for as long as it likes; of its end: how long it ran.
-A plain tuple, because each task crosses twice and an object with attributes takes longer to make and to read.
+A plain tuple, which its receivers unpack at once: each task crosses the border twice.
 """
 
 class Buffer:

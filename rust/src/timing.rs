@@ -17,8 +17,8 @@
 //!
 //! The last one is `Provider.leave`. Its time begins before the client says goodbye; `Provider.stop` gets the rest of
 //! it, but at least half a second. A provider whose machines take longer to end, as those of AWS do, has a `leave` of
-//! its own. Callbacks of futures, which are the user's code, are waited for beside these bounds (`LEAVE` in
-//! `client/pool.py`).
+//! its own. Callbacks of futures, which are the user's code, are waited for beside these bounds (`JOIN_SECONDS`
+//! in `client/pool.py`).
 
 use std::time::Duration;
 

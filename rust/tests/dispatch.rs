@@ -13,15 +13,15 @@ use skyward_lite::client::wakeups::{MAX_BATCH_PAUSE, MAX_BATCHED, Wakeups};
 use skyward_lite::error::{NodeError, SessionError};
 use skyward_lite::queue::{Cancelled, PeerId};
 use skyward_lite::timing::{CREDIT, NOTE_CREDIT, Timing};
-use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
+use skyward_lite::wire::{AgentHello, Attempt, Body, Control, Event, Message, Offer, Outcome};
 
 #[path = "support/hello.rs"]
 mod support;
 use support::{agent_hello, client_hello};
 
 use Step::{
-    Abort, Cancel, CancelAndWait, Close, Crashed, Drain, Dropped, Expect, GivenBack, Join, Lost, Refused, Returned,
-    Submit, SubmitTo, Tick,
+    Abort, Cancel, CancelAndWait, Close, Connect, Crashed, Drain, Dropped, Expect, GivenBack, Join, Lost, Ready,
+    Refused, Returned, Submit, SubmitTo, Tick,
 };
 
 /// What happens. A node's answers are about the attempt that it was sent last.
@@ -32,7 +32,11 @@ enum Step {
     Cancel(u64),
     CancelAndWait(u64),
     Abort(u64),
-    /// A node comes with so many slots.
+    /// A node is added and greets, which may have so many slots.
+    Connect(usize),
+    /// The node's workers take tasks: so many at once.
+    Ready(PeerId, usize),
+    /// The two steps before for one node.
     Join(usize),
     GivenBack(PeerId, u64),
     Refused(PeerId, u64),
@@ -49,6 +53,8 @@ enum Step {
 
 struct Client {
     dispatch: Dispatch,
+    /// When the first nodes greeted.
+    start: Instant,
     now: Instant,
     /// The latest attempt at each task that each node was sent.
     sent: BTreeMap<(PeerId, u64), Attempt>,
@@ -58,7 +64,8 @@ impl Client {
     /// Nodes of so many slots, and two attempts for each task.
     fn new(slots: &[usize]) -> Self {
         let dispatch = Dispatch::new(2, Timing::DEFAULT);
-        let mut client = Self { dispatch, now: Instant::now(), sent: BTreeMap::new() };
+        let start = Instant::now();
+        let mut client = Self { dispatch, start, now: start, sent: BTreeMap::new() };
         for slots in slots {
             client.step(Join(*slots));
         }
@@ -94,12 +101,14 @@ impl Client {
                 dispatch.abort(task, &mut out);
                 None
             }
-            Join(slots) => {
+            Connect(slots) | Join(slots) => {
                 let node = dispatch.add_node(format!("n{}", dispatch.nodes().count()));
                 assert!(dispatch.begin(node));
                 dispatch.greeted(node, &client_hello(slots, true), agent_hello(), now);
-                Some((node, Event::Control(Control::Ready { slots: slots as u64 })))
+                let ready = Event::Control(Control::Ready { slots: slots as u64 });
+                matches!(step, Join(_)).then_some((node, ready))
             }
+            Ready(node, slots) => Some((node, Event::Control(Control::Ready { slots: slots as u64 }))),
             GivenBack(node, task) => Some((node, Event::Control(Control::GivenBack(attempt(node, task))))),
             Refused(node, task) => Some((node, Event::Control(Control::RecallRefused(attempt(node, task))))),
             Returned(node, task) => Some((node, result(node, task, Outcome::Returned))),
@@ -134,6 +143,36 @@ impl Client {
     fn check(&mut self, table: &[(Step, &str)]) {
         for (number, (step, actions)) in table.iter().enumerate() {
             assert_eq!(self.step(*step), *actions, "of step {number}, {step:?}");
+        }
+    }
+
+    /// Send a heartbeat to a node from which so many bytes of results have come. Return its number.
+    fn beat(&mut self, node: PeerId, results: u64) -> Result<u64, SessionError> {
+        let mut out = Vec::new();
+        self.dispatch.beat(node, false, results, self.now, &mut out)?;
+        let nonce = u64::try_from((self.now - self.start).as_micros()).unwrap();
+        let heartbeat = Control::Heartbeat { nonce, lease_ms: 60_000 };
+        assert_eq!(out, [Action::Tell(node, heartbeat), Action::Wake(node)]);
+        Ok(nonce)
+    }
+
+    /// Send a node so many heartbeats, of which it answers each after `rtt`.
+    fn beats(&mut self, node: PeerId, count: u32, rtt: Duration) -> Result<(), SessionError> {
+        for _ in 0..count {
+            self.now += Timing::DEFAULT.heartbeat;
+            let nonce = self.beat(node, 0)?;
+            self.now += rtt;
+            self.received(node, vec![Event::Control(Control::Pulse { nonce })]).1?;
+        }
+        Ok(())
+    }
+
+    /// Submit and end so many tasks, `pause` after one another.
+    fn run(&mut self, tasks: u64, pause: Duration) {
+        for task in 1..=tasks {
+            self.step(Submit(task));
+            self.now += pause;
+            self.step(Returned(0, task));
         }
     }
 
@@ -568,6 +607,176 @@ fn only_what_a_node_owes_is_stored() {
     assert_eq!(admit(&client, offer(Body::Note, 2, NOTE_CREDIT, 0)), Some(true), "the lost node's notes are forgotten");
 }
 
+/// A node that announces its departure before its workers take tasks is sent only the tasks that are for it alone.
+#[test]
+fn a_node_may_drain_before_it_is_ready() {
+    Client::new(&[]).check(&[
+        (Connect(1), ""),
+        (Submit(1), ""),
+        (Drain(0), "notify"),
+        (Ready(0, 1), "notify"),
+        (Tick, ""),
+        (SubmitTo(0, 2), "send 2 to 0, wake 0"),
+        (Returned(0, 2), "2 ends: returned by 0"),
+        (Join(1), "send 1 to 1, wake 1, notify"),
+    ]);
+}
+
+/// A node whose session has begun when the pool is closed is left, and its goodbye is waited for.
+#[test]
+fn a_node_that_connects_is_left_too() {
+    let mut client = Client::new(&[]);
+    client.check(&[(Connect(1), ""), (Close, "leave 0, wake 0")]);
+    assert!(client.dispatch.node(0).unwrap().state.is_alive());
+    client.check(&[(Lost(0), "leave 0, wake 0, notify")]);
+    assert_eq!(client.dispatch.node(0).unwrap().state, NodeState::Closed);
+}
+
+/// A node that is asked for one slot per core has as many as its cores, at least 1 and at most 8192.
+#[test]
+fn a_node_has_one_slot_per_core_unless_told_otherwise() {
+    for (cores, slots, is_right) in
+        [(3, 3, true), (3, 4, false), (0, 1, true), (0, 2, false), (10_000, 8192, true), (10_000, 8193, false)]
+    {
+        let mut client = Client::new(&[]);
+        let node = client.dispatch.add_node("n".to_owned());
+        let mut hello = client_hello(1, true);
+        hello.worker.concurrency = None;
+        client.dispatch.greeted(node, &hello, AgentHello { cores, ..agent_hello() }, client.now);
+        let (_, end) = client.received(node, vec![Event::Control(Control::Ready { slots })]);
+        assert_eq!(end.is_ok(), is_right, "{slots} slots of {cores} cores");
+    }
+}
+
+/// A task behind a long one is recalled when its node, which was fast before, has ended no task for a while.
+#[test]
+fn a_tick_recalls_from_a_node_that_became_slow() {
+    let mut client = Client::new(&[1]);
+    client.run(400, Duration::from_micros(250));
+    for task in 501..=505 {
+        client.step(Submit(task));
+    }
+    client.check(&[(Join(1), "notify"), (Tick, "")]);
+    client.now += Duration::from_secs(10);
+    client.check(&[(Tick, "recall 505 from 0, wake 0"), (GivenBack(0, 505), "send 505 to 1, wake 1")]);
+}
+
+/// A node's round-trip time is the smallest one that was measured, which may rise to twice itself with each heartbeat.
+#[test]
+fn round_trips_are_measured() {
+    let mut client = Client::new(&[1]);
+    assert_eq!(client.dispatch.node(0).unwrap().rtt, Duration::MAX);
+    for (measured, rtt) in [(10, 10), (50, 20), (5, 5), (100, 10), (12, 12)] {
+        client.beats(0, 1, Duration::from_millis(measured)).unwrap();
+        assert_eq!(client.dispatch.node(0).unwrap().rtt, Duration::from_millis(rtt), "{measured} ms");
+    }
+}
+
+/// The longer the round trip, the more tasks a fast node is sent in advance.
+#[test]
+fn a_long_way_is_filled_with_tasks() {
+    let mut client = Client::new(&[1]);
+    client.run(400, Duration::from_micros(500));
+    client.beats(0, 1, Duration::from_millis(50)).unwrap();
+    let sent = (501..=1000).filter(|task| client.step(Submit(*task)).starts_with("send")).count();
+    assert!((100..200).contains(&sent), "{sent} tasks, where 2000 end per second");
+}
+
+/// A node that answers heartbeats and not a request is lost, unless the answer is of no interest any more.
+#[test]
+fn requests_must_be_answered() {
+    for (request, asked, answer) in [
+        (Tick, "to give a task back", GivenBack(0, 2)),
+        (Tick, "to give a task back", Refused(0, 2)),
+        (Cancel(2), "to drop a task", Refused(0, 2)),
+        (Abort(2), "to end a task", Dropped(0, 2)),
+    ] {
+        let waiting = |answer: Option<Step>| {
+            let mut client = Client::new(&[1]);
+            client.step(Submit(1));
+            client.step(Submit(2));
+            if matches!(request, Tick) {
+                assert_eq!(client.step(Join(1)), "recall 2 from 0, wake 0, notify");
+            }
+            client.step(request);
+            client.beats(0, 30, Duration::ZERO).unwrap();
+            answer.map(|answer| client.step(answer));
+            client.beats(0, 1, Duration::ZERO)
+        };
+        let end = waiting(None).unwrap_err();
+        assert!(matches!(end, SessionError::NoAnswer { asked: about, .. } if about == asked), "{end}");
+        waiting(Some(Returned(0, 2))).unwrap();
+        waiting(Some(answer)).unwrap();
+    }
+}
+
+/// A node that ends tasks is not lost because of one that takes long. Twice the time that its workers took to start is
+/// added to the bound.
+#[test]
+fn tasks_must_end() {
+    for (beats_before_ready, bound) in [(0, 40), (5, 50)] {
+        let begun = || {
+            let mut client = Client::new(&[]);
+            client.step(Connect(2));
+            client.beats(0, beats_before_ready, Duration::ZERO).unwrap();
+            client.step(Ready(0, 2));
+            for task in [1, 2] {
+                let task = Message { nanos: 10_000_000_000, ..message(first(task), Outcome::Returned) };
+                client.dispatch.submit(task, None, thread(), client.now, &mut Vec::new());
+            }
+            // The first heartbeat begins to count.
+            client.beats(0, bound, Duration::ZERO).unwrap();
+            client
+        };
+        assert!(matches!(begun().beats(0, 1, Duration::ZERO), Err(SessionError::NoResult { limit: 10.0, .. })));
+        let mut client = begun();
+        assert_eq!(client.step(Returned(0, 2)), "2 ends: returned by 0");
+        client.beats(0, bound, Duration::ZERO).unwrap();
+        assert!(client.beats(0, 1, Duration::ZERO).is_err());
+    }
+}
+
+/// Results of tasks that a node does not hold are no sign that it is busy sending the answers to heartbeats.
+#[test]
+fn stale_results_excuse_no_silence() {
+    let silent = |client: &mut Client, stale: bool| {
+        for round in 1..=200 {
+            client.now += Timing::DEFAULT.heartbeat;
+            let parts = vec![Bytes::from(vec![0; 64 * 1024])];
+            let task = if stale { 1 } else { round };
+            client.step(Submit(round));
+            let result = Message { parts, ..message(first(task), Outcome::Returned) };
+            client.received(0, vec![Event::Message(Body::Result, result)]).1?;
+            client.beat(0, round * 64 * 1024)?;
+        }
+        Ok(())
+    };
+    let mut client = Client::new(&[1000]);
+    assert!(matches!(silent(&mut client, true), Err(SessionError::Unanswered(120))));
+    silent(&mut Client::new(&[1000]), false).unwrap();
+}
+
+/// A node may send the heartbeats that gather in a day between two of the client's, and not more.
+#[test]
+fn a_flood_of_heartbeats_ends_the_session() {
+    let mut client = Client::new(&[1]);
+    let heartbeats = |count| vec![Event::Control(Control::Heartbeat { nonce: 0, lease_ms: 0 }); count];
+    client.received(0, heartbeats(1 << 16)).1.unwrap();
+    client.beat(0, 0).unwrap();
+    client.received(0, heartbeats(1 << 16)).1.unwrap();
+    assert!(client.received(0, heartbeats(1)).1.is_err());
+}
+
+/// A node that is lost is sent no heartbeat.
+#[test]
+fn a_lost_node_owes_nothing() {
+    let mut client = Client::new(&[1]);
+    client.step(Lost(0));
+    let mut out = Vec::new();
+    client.dispatch.beat(0, false, 0, client.now, &mut out).unwrap();
+    assert_eq!(out, []);
+}
+
 /// Each queue has its own ended tasks; what is not taken for a while is told once, so that it can be acknowledged.
 #[test]
 fn ended_tasks_wait_in_their_queue() {
@@ -594,4 +803,35 @@ fn ended_tasks_wait_in_their_queue() {
     assert!(!completions.add([end(1, 4)]), "the queue's thread was told that no more will come");
     completions.close(1);
     assert_eq!(completions.take(1, NOW), None);
+}
+
+/// A thread that waits for a queue's tasks is woken when one ends, when it is to look up, and when the pool is closed; and
+/// what was taken between two ticks was not stuck.
+#[test]
+fn a_thread_that_waits_for_ended_tasks_is_woken() {
+    const LONG: Duration = Duration::from_secs(60);
+    let completions = Completions::default();
+    let end = || (Some(0), message(first(1), Outcome::Returned));
+    let woken_by = |wake: &dyn Fn()| {
+        let begun = Instant::now();
+        let taken = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| completions.take(0, LONG));
+            std::thread::sleep(Duration::from_millis(50));
+            wake();
+            waiting.join().unwrap()
+        });
+        assert!(begun.elapsed() < LONG / 2);
+        taken
+    };
+    assert_eq!(woken_by(&|| assert!(completions.add([end()]))), Some(vec![end()]));
+    assert_eq!(woken_by(&|| completions.wake(0)), Some(Vec::new()));
+    let begun = Instant::now();
+    assert_eq!(completions.take(0, Duration::from_millis(50)), Some(Vec::new()));
+    assert!(begun.elapsed() >= Duration::from_millis(50), "it was to look up once");
+    for _ in 0..3 {
+        assert!(completions.add([end()]));
+        assert_eq!(completions.take_stuck(), []);
+        assert_eq!(completions.take(0, Duration::ZERO), Some(vec![end()]));
+    }
+    assert_eq!(woken_by(&|| completions.finish()), None);
 }

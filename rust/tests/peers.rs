@@ -608,13 +608,13 @@ fn a_lost_nodes_tasks_run_elsewhere() {
     assert_eq!(collect(&pool, 1)[&9].code, Outcome::NodeLost as u8);
 }
 
-/// Whoever takes from one lane is not held up by another from which nobody takes, whatever waits there.
+/// A thread that takes from one completion queue is not held up by a queue from which no thread takes.
 #[test]
-fn lanes_do_not_wait_for_one_another() {
+fn completion_queues_do_not_wait_for_one_another() {
     let pool = ready(vec![embedded(hello(2, false), "3.11")]);
     let queue = pool.open_queue();
     assert_eq!(queue, 1);
-    // More than the node may send before it is thanked.
+    // More bytes than the node may send before results are acknowledged.
     let large = noise(16 << 20);
     (0..6).for_each(|n| submit(&pool, task((queue << QUEUE_SHIFT) + n, 0, vec![large.clone()])));
     let by = Instant::now() + BOUND;

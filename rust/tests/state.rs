@@ -151,6 +151,10 @@ fn a_node_is_ready_with_its_last_worker() {
     assert_eq!(node.hello(2), [assign(2, 0)]);
     assert_eq!(node.hello(1), [Action::Reply(Control::Ready { slots: 2 })]);
     assert_eq!(node.hello(1), []);
+    // A task can write a hello to its worker's socket: its worker gets no second slot for that.
+    assert_eq!(node.hello(2), []);
+    assert_eq!(node.submit([1, 2]), [assign(1, 1)]);
+    assert_eq!(node.result(2, task(0)), [deliver(task(0)), assign(2, 2)]);
 }
 
 /// A task goes to a worker with a free slot, its result to the client, and the next task takes its place. A task that comes
@@ -179,6 +183,13 @@ fn results_wait_for_credit() {
     assert_eq!(node.acknowledge(&[7]), []);
     assert_eq!(node.acknowledge(&[0]), [deliver(sized(1, 30 * MIB)), deliver(sized(2, 30 * MIB))]);
     assert_eq!(node.acknowledge(&[2, 1]), [deliver(sized(3, 30 * MIB)), deliver(sized(4, 30 * MIB))]);
+    // A small result, for which there is credit, does not overtake a large one.
+    node.acknowledge(&[3, 4]);
+    node.submit(5..8);
+    assert_eq!(node.result(1, sized(5, 40 * MIB)), [deliver(sized(5, 40 * MIB))]);
+    assert_eq!(node.result(1, sized(6, 40 * MIB)), []);
+    assert_eq!(node.result(1, task(7)), []);
+    assert_eq!(node.acknowledge(&[5]), [deliver(sized(6, 40 * MIB)), deliver(task(7))]);
 }
 
 /// Beyond 256 MiB that wait for credit the workers are not read from, nor taken for silent, and the client's questions
@@ -281,6 +292,18 @@ fn an_aborted_task_costs_its_worker() {
     assert_eq!(node.tick_after(ABORT_GRACE), []);
 }
 
+/// A task that was cancelled in vain and then aborted ends with its worker, and does not run again.
+#[test]
+fn an_aborted_task_that_refused_to_be_cancelled_does_not_run_again() {
+    let mut node = Node::ready(settings(1, 1));
+    node.submit([0]);
+    node.ask(Control::Cancel(id(0)));
+    node.ask(Control::Abort(id(0)));
+    assert_eq!(node.answer(1, Control::RecallRefused(id(0))), [Action::Reply(Control::RecallRefused(id(0)))]);
+    node.tick_after(ABORT_GRACE);
+    assert_eq!(node.exit(1, &[0]), [cancelled(0)]);
+}
+
 /// The other tasks of an aborted one's worker go elsewhere if they have not begun, and have three seconds if they have.
 #[test]
 fn bystanders_of_an_abort_have_time() {
@@ -343,6 +366,50 @@ fn several_running_tasks_are_tried_alone() {
     assert_eq!(node.result(5, task(0)), [deliver(task(0))]);
     assert_eq!(node.tick_after(TICK), [Action::Kill(5)]);
     assert_eq!(node.exit(5, &[]), []);
+}
+
+/// A spare that nobody needs any more is ended after workers are replaced, not before: the one that is left takes a place.
+#[test]
+fn surplus_spares_replace_workers_before_they_are_ended() {
+    let mut node = Node::ready(settings(1, 3));
+    node.submit(0..3);
+    assert_eq!(node.exit(1, &[0, 1, 2]), (2..6).map(Action::Start).collect::<Vec<_>>());
+    (2..6).for_each(|worker| drop(node.hello(worker)));
+    assert_eq!(node.submit([3]), [assign(2, 3)]);
+    node.ask(Control::Abort(id(3)));
+    (0..3).for_each(|n| drop(node.result(n as usize + 3, task(n))));
+    // Worker 3 takes the place of worker 2, and worker 4 stays as the spare.
+    assert_eq!(node.tick_after(ABORT_GRACE), [Action::Kill(2), Action::Kill(5)]);
+    assert_eq!(node.exit(2, &[3]), [cancelled(3)]);
+    assert_eq!(node.exit(5, &[]), []);
+    assert_eq!(node.tick_after(TICK), []);
+    assert_eq!(node.submit([4]), [assign(3, 4)]);
+}
+
+/// The client was told that a suspect goes on, so it does, although it was to be cancelled: it runs elsewhere if its new
+/// process ends before it began.
+#[test]
+fn a_suspect_that_was_to_be_cancelled_goes_on() {
+    let mut node = Node::ready(settings(1, 2));
+    node.submit([0, 1]);
+    node.ask(Control::Cancel(id(0)));
+    assert_eq!(node.exit(1, &[0, 1])[0], Action::Reply(Control::RecallRefused(id(0))));
+    node.hello(2);
+    assert_eq!(node.hello(3), [assign(3, 0)]);
+    assert_eq!(node.exit(3, &[]), [assign(2, 0)]);
+}
+
+/// Of the spares, one that is ready takes a lost worker's place.
+#[test]
+fn spares_that_are_ready_come_first() {
+    let mut node = Node::ready(settings(1, 2));
+    node.submit([0, 1]);
+    assert_eq!(node.exit(1, &[0, 1]), (2..5).map(Action::Start).collect::<Vec<_>>());
+    (0..2).for_each(|n| assert_eq!(node.ask(Control::Cancel(id(n))), [cancelled(n)]));
+    node.hello(2);
+    node.hello(4);
+    assert_eq!(node.exit(2, &[]), []);
+    assert_eq!(node.submit([2]), [assign(4, 2)]);
 }
 
 /// Isolated workers take one suspect after another; there are at most as many as cores, and four at least.
@@ -425,7 +492,13 @@ fn suspects_do_not_wait_for_what_does_not_start() {
     let why = "this task ran in a worker process that died of one of its tasks, and no other could be started to run it \
                again, alone: node n: worker process 7 exited with status 3";
     assert_eq!(node.exit(6, &[]), [crashed(0, why), crashed(1, why)]);
-    assert_eq!(node.submit([2]), [assign(2, 2)]);
+    // For the next suspects the processes are counted anew.
+    assert_eq!(node.submit([2, 3]), [assign(2, 2), assign(2, 3)]);
+    assert_eq!(node.exit(2, &[2, 3]), (7..10).map(Action::Start).collect::<Vec<_>>());
+    node.hello(7);
+    assert_eq!(node.exit(8, &[]), []);
+    assert_eq!(node.exit(9, &[]), []);
+    assert_eq!(node.submit([4]), [assign(7, 4)]);
 }
 
 /// A spare worker starts two seconds after the node is ready, takes a dead worker's place at once, and is replaced itself.
@@ -697,7 +770,8 @@ impl Process {
             return false;
         }
         let (n, _) = self.running.remove(at % self.running.len());
-        let parts = if n % 3 == 0 { vec![large.clone()] } else { Vec::new() };
+        // 50 to 200 MiB: one or two of them fill the agent's backlog.
+        let parts = if n % 3 == 0 { vec![large.clone(); 1 + n as usize % 4] } else { Vec::new() };
         self.to_agent.push_back(Event::Message(Body::Result, Message { parts, ..task(n) }));
         true
     }
@@ -718,6 +792,8 @@ struct World {
     /// So many of the next starts fail.
     failing: u8,
     stopped: bool,
+    /// The agent read from no worker after the last step.
+    was_full: bool,
     large: Bytes,
 }
 
@@ -734,6 +810,7 @@ impl World {
             ran_at_an_end: HashSet::new(),
             failing: 0,
             stopped: false,
+            was_full: false,
             large: Bytes::from(vec![0; 50 * MIB]),
         };
         let actions = world.node.handle(Input::Begin);
@@ -744,6 +821,7 @@ impl World {
     /// Carry actions out, and look at what they say.
     fn obey(&mut self, actions: Vec<Action>) {
         let mut actions = VecDeque::from(actions);
+        let mut reads_again = false;
         while let Some(action) = actions.pop_front() {
             match action {
                 Action::Start(worker) if self.failing > 0 => {
@@ -772,9 +850,13 @@ impl World {
                     assert_eq!(self.ends.insert(id.task, "given back"), None, "task {} ends twice", id.task);
                 }
                 Action::Stop(_) => self.stopped = true,
-                Action::Reply(_) | Action::ReadWorkers => {}
+                Action::ReadWorkers => reads_again = true,
+                Action::Reply(_) => {}
             }
         }
+        let is_full = self.node.state.is_full();
+        assert_eq!(reads_again, self.was_full && !is_full, "the workers are read from again at the wrong time");
+        self.was_full = is_full;
         let (unfinished, backlog) = self.node.state.counts();
         assert_eq!(self.next, (unfinished + backlog + self.ends.len()) as u64, "a task is lost or in two places");
     }

@@ -14,8 +14,8 @@ BENCHES = Path(__file__).parent.parent.parent / "benches"
 @pytest.mark.parametrize(
     ("script", "says"), [("demo.py", "equal the serial run's"), ("bench.py", "skyward_lite is"), ("ssh.py", "× ssh")]
 )
-def test_smoke(script, says):
-    """With few tasks, and with its own checks of the results."""
+def test_demo_and_benches_run(script, says):
+    """The demo and the benches run with few tasks, and their own checks of the results pass."""
     command = [sys.executable, str(BENCHES / script), "--smoke"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What Skyward's joblib page promises, behaviour by behaviour, and its own snippets with another import line."""
+"""Promises of Skyward's joblib page, behaviour by behaviour, and its own snippets with another import line."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from joblib.parallel import ParallelBackendBase, SequentialBackend, get_active_backend
+from original_page import BASIC, LEARNED, TUNED
 from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -37,68 +38,6 @@ def shared_pool(_shared_pool):
 
 # ------------------------------------------------------------------------------------------------ its snippets
 
-SECOND = 0.002
-"""Seconds that a second of the page's `sleep` lasts here: 2,000 tasks of 5 s are a test otherwise too long."""
-
-BASIC = """
-from time import sleep
-
-from joblib import Parallel, delayed
-
-import skyward as sky
-
-
-def slow_task(x):
-    sleep(5)
-    return x * 2
-
-
-with sky.ComputePool(
-    provider=sky.AWS(),
-    nodes=10,
-    worker=sky.Worker(concurrency=10),
-    plugins=[sky.plugins.joblib()],
-) as pool:
-    results = Parallel(n_jobs=-1)(
-        delayed(slow_task)(i) for i in range(2000)
-    )
-"""
-
-TUNED = """
-with sky.ComputePool(
-    provider=sky.AWS(),
-    nodes=2,
-    vcpus=64,
-    worker=sky.Worker(concurrency=120),
-    plugins=[sky.plugins.joblib()],
-) as pool:
-    results = Parallel(n_jobs=-1)(
-        delayed(slow_task)(i) for i in range(20000)
-    )
-"""
-
-LEARNED = """
-with sky.ComputePool(
-    provider=sky.AWS(),
-    nodes=4,
-    worker=sky.Worker(concurrency=4),
-    plugins=[sky.plugins.sklearn()],
-) as pool:
-    grid = GridSearchCV(SVC(), param_grid, cv=5, n_jobs=-1)
-    grid.fit(X, y)
-"""
-
-
-@pytest.fixture
-def the_pages_time(monkeypatch):
-    """Let `time.sleep` be short."""
-
-    # Local, so that it travels by value: this file takes a second to import, on each of ten nodes.
-    def sleep(seconds):
-        threading.Event().wait(seconds * SECOND)
-
-    monkeypatch.setattr(time, "sleep", sleep)
-
 
 def run(snippet, namespace):
     """Run a snippet as a script's code: its import line and its provider are all that is changed."""
@@ -109,23 +48,23 @@ def run(snippet, namespace):
     return namespace
 
 
-def test_the_basic_snippet_runs(the_pages_time):
-    """2,000 tasks on 10 nodes of 10."""
+def test_the_basic_snippet_runs(short_sleep):
+    """The page's basic snippet runs 2,000 tasks on 10 nodes of 10 slots."""
     page = run(BASIC, {})
     assert page["results"] == [i * 2 for i in range(2000)]
     assert [node.slots for node in page["pool"].nodes()] == [10] * 10
 
 
-def test_the_tuned_snippet_runs(the_pages_time):
-    """20,000 tasks on 2 nodes of 120, and `vcpus=`."""
-    head = BASIC[: BASIC.index("with sky")]
-    page = run(head + TUNED, {})
+def test_the_tuned_snippet_runs(short_sleep):
+    """The page's tuned snippet runs 20,000 tasks on 2 nodes of 120 slots, with `vcpus=`."""
+    imports = BASIC[: BASIC.index("with sky")]
+    page = run(imports + TUNED, {})
     assert page["results"] == [i * 2 for i in range(20000)]
     assert page["pool"].vcpus == 64
 
 
 def test_the_scikit_learn_snippet_runs():
-    """A grid search on 4 nodes of 4, with the serial run's numbers."""
+    """The page's grid search on 4 nodes of 4 slots has the serial run's numbers."""
     x, y = load_iris(return_X_y=True)
     names = {"sky": sky, "GridSearchCV": GridSearchCV, "SVC": SVC, "X": x, "y": y}
     grid = run(LEARNED, {**names, "param_grid": {"C": [0.1, 1, 10]}})["grid"]
@@ -141,18 +80,20 @@ THREADS = f"threadpoolctl=={metadata.version('threadpoolctl')}"
 
 
 def test_the_image_transform_appends_joblib():
-    """To what the user asked for, in the client's version; with threadpoolctl, which the client has too."""
+    """The joblib plugin appends joblib to the user's requirements in the client's version, and threadpoolctl if it is
+    here.
+    """
     image = sky.plugins.joblib().transform(sky.Image(pip=["numpy"]))
     assert image.pip == ("numpy", f"joblib=={joblib.__version__}", THREADS)
 
 
 def test_the_image_transform_pins_the_version_that_is_asked_for():
-    """`joblib(version=...)`, whatever is installed here."""
+    """`joblib(version=...)` pins that version, whatever is installed here."""
     assert sky.plugins.joblib(version="1.4.0").transform(sky.Image()).pip == ("joblib==1.4.0", THREADS)
 
 
 def test_entering_the_pool_makes_its_backend_joblibs_default(shared_pool):
-    """A proper backend, no monkey-patch: a subclass of joblib's own base, found by joblib's own means."""
+    """The backend is a subclass of joblib's own base and is found by joblib's own means, without a monkey-patch."""
     backend, _ = get_active_backend()
     assert type(backend) is SkywardBackend
     assert isinstance(backend, ParallelBackendBase)
@@ -160,7 +101,7 @@ def test_entering_the_pool_makes_its_backend_joblibs_default(shared_pool):
 
 
 def test_the_backend_has_a_registered_name(shared_pool):
-    """`backend="skyward"`, on a thread that has no default too."""
+    """`backend="skyward"` works, on a thread that has no default too."""
     found = []
 
     def call():
@@ -174,14 +115,14 @@ def test_the_backend_has_a_registered_name(shared_pool):
 
 
 def test_all_parallel_calls_of_the_block_go_to_the_workers(shared_pool):
-    """Also those in other people's code, which know nothing of it."""
+    """`Parallel` calls in the block run on the workers, also those in libraries which know nothing of the pool."""
     assert os.getpid() not in Parallel(n_jobs=-1)(delayed(os.getpid)() for _ in range(8))
     assert len(cross_val_score(SVC(), *load_iris(return_X_y=True), cv=3, n_jobs=-1)) == 3
 
 
 @pytest.mark.parametrize("leave", [None, KeyError], ids=["clean", "by an exception"])
 def test_leaving_the_pool_restores_joblibs_default(leave):
-    """The backend and the number of jobs are as they were."""
+    """After the block, joblib's backend and number of jobs are as before."""
     (before, _), jobs = get_active_backend(), joblib.effective_n_jobs(-1)
     try:
         with sky.ComputePool(worker=sky.Worker(concurrency=37), plugins=[sky.plugins.joblib()]):
@@ -195,7 +136,7 @@ def test_leaving_the_pool_restores_joblibs_default(leave):
 
 
 def test_without_the_plugin_joblib_stays_as_it_is():
-    """The pool alone is an executor."""
+    """Without the plugin the pool is an executor only, and joblib's default stays."""
     before = joblib.effective_n_jobs(-1)
     with sky.pool(worker=sky.Worker(concurrency=37), plugins=[]) as pool:
         assert joblib.effective_n_jobs(-1) == before
@@ -206,7 +147,7 @@ def test_without_the_plugin_joblib_stays_as_it_is():
 
 
 def test_submit_gives_joblib_a_future_at_once(shared_pool, tmp_path):
-    """The call is on its way when `submit` returns; its result comes by `retrieve_result_callback`."""
+    """A call is sent when the backend's `submit` returns; its result comes by `retrieve_result_callback`."""
     gate, ended = tmp_path / "gate", threading.Event()
     backend, got = SkywardBackend(pool=shared_pool), []
 
@@ -226,15 +167,15 @@ def test_submit_gives_joblib_a_future_at_once(shared_pool, tmp_path):
     assert got == ["done"]
 
 
-def test_a_submitted_call_is_a_future(shared_pool):
-    """The pool's own `submit` gives the standard library's."""
+def test_submitted_call_is_a_future(shared_pool):
+    """The pool's `submit` returns a `concurrent.futures.Future`."""
     future = shared_pool.submit(operator.add, 1, 2)
     assert isinstance(future, Future)
     assert future.result(20) == 3
 
 
 def test_closures_and_lambdas_travel_by_cloudpickle(shared_pool):
-    """With what they captured; plain pickle refuses them."""
+    """Closures and lambdas, which plain pickle refuses, travel with the values that they captured."""
     factor = 3
     assert Parallel(n_jobs=-1)(delayed(lambda x: x * factor)(i) for i in range(10)) == [i * 3 for i in range(10)]
 
@@ -272,7 +213,7 @@ class Metered(sky.Local):
 
 
 def test_payloads_are_compressed_on_the_wire():
-    """16 MB of text there and back is less than a tenth of that between the machines; noise arrives all the same."""
+    """16 MB of text take less than a tenth of that on the wire in both directions; noise arrives all the same."""
     text, noise = "the quick brown fox " * 400_000, os.urandom(200_000)
     provider = Metered()
     with sky.pool(provider):
@@ -284,7 +225,7 @@ def test_payloads_are_compressed_on_the_wire():
 
 
 def test_effective_parallelism_is_nodes_times_concurrency():
-    """4 nodes of 10 are 40 workers for joblib; n_jobs=20 means 20 of them."""
+    """4 nodes of 10 slots are 40 workers for joblib; n_jobs=20 means 20 of them."""
     with sky.ComputePool(provider=sky.Local(), nodes=4, worker=sky.Worker(concurrency=10)):
         assert joblib.effective_n_jobs(-1) == 40
         assert joblib.effective_n_jobs(20) == 20
@@ -292,7 +233,7 @@ def test_effective_parallelism_is_nodes_times_concurrency():
 
 
 def test_n_jobs_of_minus_one_uses_all_workers_of_all_nodes(shared_pool, tmp_path):
-    """Eight tasks that wait for one another: none ends unless all run at the same time."""
+    """With n_jobs=-1 eight tasks that wait for one another end, as all run at the same time."""
 
     def meet(number):
         (tmp_path / str(number)).touch()
@@ -304,7 +245,7 @@ def test_n_jobs_of_minus_one_uses_all_workers_of_all_nodes(shared_pool, tmp_path
 
 
 def test_nested_calls_fall_back_to_the_sequential_backend(shared_pool):
-    """A `Parallel` in a task runs there, one after the other, and sends nothing."""
+    """A `Parallel` call in a task runs its calls there one after the other, and sends nothing."""
 
     def outer():
         inner = Parallel(n_jobs=-1)(delayed(lambda: (os.getpid(), threading.get_ident()))() for _ in range(4))
@@ -315,7 +256,7 @@ def test_nested_calls_fall_back_to_the_sequential_backend(shared_pool):
 
 
 def test_nested_scikit_learn_runs(shared_pool):
-    """A grid search within a cross-validation, both with n_jobs=-1: the inner one stays in its worker."""
+    """In a grid search within a cross-validation, both with n_jobs=-1, the inner one stays in its worker."""
     x, y = load_iris(return_X_y=True)
     remote = cross_val_score(GridSearchCV(SVC(), {"C": [1, 10]}, cv=2, n_jobs=-1), x, y, cv=3, n_jobs=-1)
     serial = cross_val_score(GridSearchCV(SVC(), {"C": [1, 10]}, cv=2, n_jobs=1), x, y, cv=3, n_jobs=1)
@@ -323,7 +264,7 @@ def test_nested_scikit_learn_runs(shared_pool):
 
 
 def test_results_come_in_the_order_of_the_tasks(shared_pool):
-    """Although later ones end first."""
+    """Results are in the order of the tasks although later tasks end first."""
 
     def nap(i):
         time.sleep(0.02 if i % 7 == 0 else 0)
@@ -336,7 +277,7 @@ def test_results_come_in_the_order_of_the_tasks(shared_pool):
 
 
 def test_high_concurrency_suits_tasks_that_sleep():
-    """`Worker(concurrency=120)`: a barrier that opens only when 120 tasks of one node are there at once."""
+    """With `Worker(concurrency=120)` a barrier opens for which 120 tasks of a node must be there at once."""
 
     def arrive():
         # The module lives in the worker: all its threads see the same object.
@@ -350,7 +291,7 @@ def test_high_concurrency_suits_tasks_that_sleep():
 
 
 def test_the_default_executor_is_threaded(shared_pool):
-    """Tasks of a node share one process."""
+    """Tasks of a node share one process by default."""
     assert sky.Worker().executor == "thread"
     assert len(set(Parallel(n_jobs=-1, batch_size=1)(delayed(os.getpid)() for _ in range(50)))) <= len(
         shared_pool.nodes()
@@ -358,7 +299,7 @@ def test_the_default_executor_is_threaded(shared_pool):
 
 
 def test_the_process_executor_gives_each_cpu_bound_task_its_own_interpreter():
-    """`Worker(executor="process")`: so many tasks at once in so many processes, each on its main thread."""
+    """With `Worker(executor="process")` tasks run at once in as many processes, each on its main thread."""
 
     def count_primes(below):
         assert threading.current_thread() is threading.main_thread()
@@ -383,7 +324,9 @@ def sdk_warning(monkeypatch):
 
 @pytest.mark.parametrize("when", ["before the block", "in the block"])
 def test_filters_of_packages_that_workers_lack_break_no_task(sdk_warning, when):
-    """scikit-learn sends them with every task. They go without being taken from the user's list."""
+    """Filters of missing packages, which scikit-learn sends with every task, break none, and the user's list keeps
+    them.
+    """
     x, y = load_iris(return_X_y=True)
     with warnings.catch_warnings():
         if when == "before the block":
@@ -398,8 +341,8 @@ def test_filters_of_packages_that_workers_lack_break_no_task(sdk_warning, when):
         assert list(warnings.filters) == entries
 
 
-def test_filters_that_workers_understand_are_kept():
-    """The standard library's and those of packages on the node mean there what they mean here."""
+def test_filters_that_workers_can_import_are_kept():
+    """Filters of the standard library and of packages on the node mean there what they mean here."""
 
     def tell(category):
         warnings.warn("from the task", category, stacklevel=1)
@@ -425,39 +368,39 @@ def test_filters_that_workers_understand_are_kept():
 
 
 def test_the_plugins_take_a_version_or_none():
-    """As the page's table has it."""
+    """The plugins take the versions of the page's table."""
     for plugin in (sky.plugins.joblib, sky.plugins.sklearn):
         assert inspect.signature(plugin).parameters["version"].default is None
 
 
 def test_the_size_of_nodes_reaches_the_provider():
-    """`vcpus=` and `memory_gb=` are the provider's to meet."""
-    asked = {}
+    """`vcpus=` and `memory_gb=` reach the provider, which has to meet them."""
+    passed = {}
 
     class Sized(sky.Local):
         def start(self, wanted, hosts):
-            asked.update(vcpus=wanted.vcpus, memory_gb=wanted.memory_gb)
+            passed.update(vcpus=wanted.vcpus, memory_gb=wanted.memory_gb)
             super().start(wanted, hosts)
 
     with sky.pool(Sized(), vcpus=64, memory_gb=0.5) as pool:
         assert (pool.vcpus, pool.memory_gb) == (64, 0.5)
-    assert asked == {"vcpus": 64, "memory_gb": 0.5}
+    assert passed == {"vcpus": 64, "memory_gb": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "expected_warnings"),
     [({"vcpus": 100_000}, 1), ({"memory_gb": 1e6}, 1), ({"vcpus": 1, "memory_gb": 0.01}, 0), ({}, 0)],
 )
-def test_local_nodes_are_as_large_as_this_machine(caplog, size, said):
-    """What it lacks is told once, however many nodes there are."""
+def test_local_nodes_are_as_large_as_this_machine(caplog, size, expected_warnings):
+    """`Local()` warns once, for any number of nodes, if this machine is smaller than the size asked for."""
     with caplog.at_level(logging.INFO, "skyward_lite"), sky.pool(sky.Local(), 2, **size):
         pass
-    assert sum("uses this machine as it is" in message for message in caplog.messages) == said
+    assert sum("uses this machine as it is" in message for message in caplog.messages) == expected_warnings
 
 
 @pytest.mark.parametrize("size", [{"vcpus": 0}, {"memory_gb": -1.0}, {"memory_gb": float("nan")}])
-def test_a_size_out_of_range_is_named(size):
-    """With its parameter and value."""
+def test_size_out_of_range_is_named(size):
+    """A size out of range is an error with its parameter and value."""
     ((name, value),) = size.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
         sky.pool(**size)
@@ -477,13 +420,13 @@ HAS = [f"joblib=={joblib.__version__}", f"scikit-learn=={metadata.version('sciki
 
 
 def test_the_sklearn_plugin_installs_scikit_learn_and_joblib():
-    """In the client's versions, or in the one that is asked for."""
+    """The sklearn plugin installs both packages in the client's versions, or in the versions that are asked for."""
     assert requirements(sky.plugins.sklearn()) == HAS
     assert requirements(sky.plugins.sklearn(version="1.5.0")) == [HAS[0], "scikit-learn==1.5.0", THREADS]
 
 
 def test_the_sklearn_plugin_builds_on_the_same_backend():
-    """The same class under the same name, with what scikit-learn's tasks need already imported."""
+    """The sklearn plugin has the same backend and name, with the modules of scikit-learn's tasks already imported."""
     with sky.pool(plugins=[sky.plugins.sklearn()]) as pool:
         assert type(get_active_backend()[0]) is SkywardBackend
         assert pool.submit(lambda: "sklearn.ensemble" in sys.modules).result()
@@ -491,7 +434,7 @@ def test_the_sklearn_plugin_builds_on_the_same_backend():
 
 @pytest.mark.parametrize("names", [("joblib", "sklearn"), ("sklearn", "joblib"), ("sklearn", "sklearn")])
 def test_both_plugins_together_are_as_one(names):
-    """In any order: the same image, the same backend, and joblib's default afterwards."""
+    """Both plugins in any order give the same image, the same backend, and joblib's default afterwards."""
     before = joblib.effective_n_jobs(-1)
     plugins = [getattr(sky.plugins, name)() for name in names]
     assert requirements(*plugins) == HAS
@@ -503,21 +446,21 @@ def test_both_plugins_together_are_as_one(names):
         Parallel(n_jobs=2, backend="skyward")(delayed(os.getpid)() for _ in range(2))
 
 
-def test_a_pinned_joblib_stands_beside_the_sklearn_plugin():
-    """Before or after it, the version that was named is the one that counts, and is listed once."""
+def test_pinned_joblib_beside_the_sklearn_plugin():
+    """A version pinned by the joblib plugin, before or after the sklearn plugin, is the one listed, and listed once."""
     pinned, learn = sky.plugins.joblib(version="1.4.0"), sky.plugins.sklearn()
     assert requirements(pinned, learn) == requirements(learn, pinned) == ["joblib==1.4.0", *HAS[1:]]
 
 
-def test_what_the_image_asks_for_is_kept():
-    """A plugin without a version of its own adds no second requirement, however the name is spelled."""
+def test_requirements_of_the_image_come_before_the_plugins():
+    """A plugin without a version adds no second requirement to the image's own, however its name is spelled."""
     image = sky.Image(pip=["scikit_learn>=1.2", "joblib<2"])
     assert requirements(sky.plugins.sklearn(), image=image) == ["joblib<2", "scikit_learn>=1.2", THREADS]
     assert requirements(sky.plugins.sklearn("1.5.0"), image=image) == ["joblib<2", "scikit-learn==1.5.0", THREADS]
 
 
-def test_a_client_without_scikit_learn_asks_for_the_latest(monkeypatch):
-    """And nodes that install nothing say that it is missing."""
+def test_client_without_scikit_learn_asks_for_the_latest(monkeypatch):
+    """A client without scikit-learn asks for the latest, and nodes that install nothing say that it is missing."""
     version = metadata.version
 
     def none(name):

@@ -1,4 +1,4 @@
-"""The README's examples do what it says."""
+"""The README's examples run and do what the README says."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def names() -> dict[str, object]:
     }
 
 
-def test_every_block_is_tried():
-    """A new block needs a test: the last one has it in test_aws.py."""
+def test_readme_has_a_test_for_every_block():
+    """The number of Python blocks is the number of tests here and in test_aws.py."""
     assert len(BLOCKS) == 6
 
 
-def test_the_first_example_runs():
-    """With shorter naps."""
+def test_readme_first_example():
+    """The first example runs with shorter sleeps."""
     done = run(BLOCKS[0].replace("sleep(5)", "sleep(0.01)"), {"__name__": "__main__"})
     assert done["results"] == [2 * i for i in range(100)]
 
 
-def test_the_executor_example_runs():
-    """Parallel, submit and map on one pool."""
+def test_readme_executor_example():
+    """Parallel, submit and map run on one pool."""
     run(BLOCKS[1], names())
 
 
-def test_the_lazy_calls_give_what_the_comments_say():
-    """All operators."""
+def test_readme_compute_example():
+    """The operators of lazy calls return the values of the comments."""
     done = run(BLOCKS[2], names())
     assert done["future"].result() == done["text"] == "3"
     assert done["texts"] == ["3", "3"]
@@ -53,8 +53,8 @@ def test_the_lazy_calls_give_what_the_comments_say():
     assert done["many"] == tuple(str(i) for i in range(100))
 
 
-def test_the_third_partys_plugin_works(capsys):
-    """Ten lines: each call is timed on its node, and says so here."""
+def test_readme_plugin_example(capsys):
+    """The plugin of ten lines times each call on its node, and prints it here."""
     given = names()
 
     def slow_task(x):
@@ -68,8 +68,10 @@ def test_the_third_partys_plugin_works(capsys):
     assert len(re.findall(r"slow_task took 0\.\d{3} s", out)) == 3
 
 
-def test_the_example_with_hosts_runs(tmp_path):
-    """On three hosts that have the environment; the last one has a concurrency of its own."""
+def test_readme_ssh_example(tmp_path):
+    """The example with hosts runs on three hosts that have the environment, of which the last has its own
+    concurrency.
+    """
     lab = Lab(tmp_path)
     try:
         hosts = [lab.host(name=name) for name in ("lab1", "lab2", "gpu")]

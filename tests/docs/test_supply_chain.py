@@ -1,4 +1,4 @@
-"""What is promised about dependencies and workflows in SECURITY.md, as far as files can show it."""
+"""Promises of SECURITY.md about dependencies and workflows, as far as files can show them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DENY = tomllib.loads((ROOT / "rust/deny.toml").read_text())
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
 def test_workflows_are_pinned_and_can_only_read(file):
-    """Actions are pinned by commit, no job may write anything, and no secret is used."""
+    """Actions are pinned by commit, no job may write, and no secret is used."""
     text = file.read_text()
     actions = re.findall(r"uses: (\S+)", text)
     assert actions
@@ -32,7 +32,7 @@ def test_open_advisories_are_argued():
 
 
 def test_crates_come_from_one_registry():
-    """All locked crates are from crates.io, and have a checksum."""
+    """All locked crates are from crates.io and have a checksum."""
     crates = tomllib.loads((ROOT / "rust/Cargo.lock").read_text())["package"]
     others = [crate for crate in crates if crate["name"] != "skyward_lite"]
     assert {crate["source"] for crate in others} == {"registry+https://github.com/rust-lang/crates.io-index"}

@@ -1,4 +1,4 @@
-"""What type checkers see of the public API."""
+"""Types of the public API as type checkers see them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 
-def test_the_api_has_its_types(tmp_path):
-    """mypy, strict, finds in `typing/api.py` every type that is asserted and every mistake that is marked."""
+def test_typing_of_the_public_api(tmp_path):
+    """mypy in strict mode finds in `typing/api.py` every type that is asserted and every mistake that is marked."""
     pytest.importorskip("mypy")
     command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), "tests/docs/typing/api.py"]
     root = Path(__file__).parent.parent.parent

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-import test_original_page as page
 from cloud import HERE, README, Call, Cloud, actions, allowed, aws, pool
 from joblib import Parallel, delayed
+from original_page import BASIC, LEARNED, TUNED
 from processes import eventually
 from skyward_lite.providers import Machine, NodeRequest
 from skyward_lite.providers.aws import boot, launch
@@ -26,7 +26,6 @@ pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("unshare"), reason="instances are containers, which need root"
 )
 TAGS = {"skyward-lite:run", "skyward-lite:owner", "skyward-lite:process", "skyward-lite:expires"}
-the_pages_time = page.the_pages_time
 
 
 # ---------------------------------------------------------------------------------------------------- the whole way
@@ -120,15 +119,15 @@ def here(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("snippet", ["basic", "tuned", "learned"])
-def test_the_original_pages_snippets_run(cloud, here, the_pages_time, snippet):
+def test_the_original_pages_snippets_run(cloud, here, short_sleep, snippet):
     """A snippet of the original page runs with only its import line changed."""
     from sklearn.datasets import load_iris
     from sklearn.model_selection import GridSearchCV
     from sklearn.svm import SVC
 
     x, y = load_iris(return_X_y=True)
-    head = page.BASIC[: page.BASIC.index("with sky")]
-    text = {"basic": page.BASIC, "tuned": head + page.TUNED, "learned": head + page.LEARNED}[snippet]
+    head = BASIC[: BASIC.index("with sky")]
+    text = {"basic": BASIC, "tuned": head + TUNED, "learned": head + LEARNED}[snippet]
     names = {"GridSearchCV": GridSearchCV, "SVC": SVC, "X": x, "y": y, "param_grid": {"C": [0.1, 1, 10]}}
     names["__name__"] = "__main__"
     exec(compile(text.replace("import skyward as sky", "import skyward_lite as sky"), "<the page>", "exec"), names)

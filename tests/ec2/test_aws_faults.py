@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import skyward_lite as sky
 from cloud import aws, launches, pool
+from environments import own_wheel
 from processes import eventually
 from skyward_lite._version import PYTHON
 from skyward_lite.providers.aws import api, launch, run, tags
@@ -421,8 +422,6 @@ def test_an_image_for_which_there_is_no_python(cloud):
 
 def test_nodes_of_another_architecture(cloud, tmp_path):
     """Nodes of another architecture get `Image(wheel=)`, as the client's own package does not run there."""
-    from test_environment import own_wheel
-
     cloud.machine = "aarch64"
     image = sky.Image(wheel=str(own_wheel(tmp_path)))
     with pool(provider=aws(instance_type="t4g.small"), image=image) as opened:

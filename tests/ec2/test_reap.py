@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import skyward_lite as sky
 from cloud import Cloud, aws
+from hostile import FORGED, HOSTILE, is_harmless, serving
 from skyward_lite.cli import reap
 from skyward_lite.cli.reap import Resource, judge
 from skyward_lite.providers.aws import launch as launching
 from skyward_lite.providers.aws.api import Clients
 from skyward_lite.providers.aws.tags import client_fate, machine_name, start_time, this_process
-from test_border import FORGED, HOSTILE, is_harmless, serving
 
 NOW = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)
 AMI = "ami-12c6146b"

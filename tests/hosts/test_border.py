@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -10,33 +9,23 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import traceback
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import fakes
 import pytest
 import skyward_lite as sky
 from fake_agent import MAGIC, PROTOCOL, block, frame
-from lab import Lab, Sshd, opened
+from hostile import FORGED, HOSTILE, is_harmless, serving
+from lab import Lab, Sshd, check, opened
 from processes import eventually
 from skyward_lite import Image, _core
 from skyward_lite._version import PYTHON
 from skyward_lite.environment import scripts
-from test_check import check
 
-FORGED = "2026-01-01 00:00:00 CRITICAL root: pwned"
-HOSTILE = f"\x1b]0;title\x07\x1b[2J50 %\r\n{FORGED}\n\u202etxt\u2066\u2028\u200b\x9b31m\U000e0041\x85\x00"
-"""Escape sequences, a line for the log, and characters that hide or turn round what is read."""
 WORDS = Path(fakes.__file__).with_name("fake_words.py")
-
-
-def is_harmless(text: str) -> bool:
-    """Return whether a text does nothing on a terminal, and no line of it can be taken for another's."""
-    bad = [c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs")]
-    return not bad and not any(line.startswith(("2026", "50")) for line in text.split("\n"))
 
 
 @pytest.fixture
@@ -177,7 +166,7 @@ def test_how_a_task_ended():
         "timed_out": sky.TaskTimeoutError,
         "partial": sky.RemoteError,
     }
-    with fake("ends", tags=list(ends), text=f"it died:\n{HOSTILE}{'x' * 20_000}") as opened_pool:
+    with fake("ends", outcomes=list(ends), text=f"it died:\n{HOSTILE}{'x' * 20_000}") as opened_pool:
         for error in ends.values():
             caught = opened_pool.submit(len, "").exception(20)
             assert type(caught) is error
@@ -253,22 +242,6 @@ def test_what_a_script_of_ours_printed():
     for name in scripts.PATH_KEYS:
         with pytest.raises(sky.NodeStartError, match="unprintable"):
             scripts.parse_report(begin + name.encode() + b"=/a\xffb\n")
-
-
-@contextlib.contextmanager
-def serving(answer: Callable[[socket.socket], None]) -> Iterator[socket.socket]:
-    """Have a server that answers one connection so; the other end may hang up meanwhile."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            one, _ = server.accept()
-            with one, contextlib.suppress(OSError):
-                answer(one)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield server
-        thread.join(20)
 
 
 def key_exchange(*names: str) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from lab import Lab, Sshd, keygen
+from lab import Lab, Sshd, check, keygen, program
 from skyward_lite._version import PYTHON
 from skyward_lite.cli import hosts
 from skyward_lite.environment import scripts
@@ -38,6 +38,9 @@ TOOLS = (
 )
 
 
+COMMAND = ("-m", "skyward_lite")
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     lab = Lab(tmp_path)
@@ -50,31 +53,6 @@ def plain(lab: Lab, *options: str, known: bool = True, **env: str) -> Sshd:
     home = lab.directory / "home"
     home.mkdir(exist_ok=True)
     return lab.host(*options, known=known, env={"HOME": str(home), **env})
-
-
-def program(settings: str) -> tuple[str, str]:
-    """Return the arguments with which an interpreter runs the command with other settings."""
-    return (
-        "-c",
-        (
-            "import sys; from skyward_lite import __main__; from skyward_lite.cli import check, measure; "
-            "from skyward_lite.environment import probe; "
-            f"{settings}; sys.exit(__main__.main())"
-        ),
-    )
-
-
-COMMAND = ("-m", "skyward_lite")
-QUICK = program("measure.SAMPLE_BYTES = (1 << 16,)")
-"""Runs the command, and lets it measure speed with few bytes."""
-
-
-def check(lab: Lab, *arguments: str, command: tuple[str, str] = QUICK) -> tuple[int, str]:
-    """Run the command. Return its exit status and what it printed."""
-    line = [sys.executable, *command, "check", "--config", lab.config, *arguments]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=50, check=False)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout + done.stderr
 
 
 def failed(lab: Lab, host: str, *options: str) -> tuple[str, str, str]:

@@ -21,12 +21,12 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 import uv
+from environments import make_wheel, open_pool, refusal, without_ensurepip
 from lab import machine
 from skyward_lite import credentials
 from skyward_lite._version import PYTHON
 from skyward_lite.environment import bundle, probe
 from skyward_lite.image import Image
-from test_environment import make_wheel, open_pool, refusal, without_ensurepip
 
 USER, PASSWORD = "lab user@example", 'p@ss:w"o\\rd%/#?'
 ENCODED = f"{urllib.parse.quote(USER, safe='')}:{urllib.parse.quote(PASSWORD, safe='')}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import io
 import logging
 import os
 import platform
@@ -14,14 +13,14 @@ import socket
 import subprocess
 import sys
 import threading
-import zipfile
 from pathlib import Path
 
 import packaging
 import pytest
 import skyward_lite as sky
 import uv
-from lab import Lab, Sshd, opened
+from environments import FACTS, make_wheel, open_pool, own_wheel, refusal, without_ensurepip
+from lab import Sshd, opened
 from processes import eventually
 from skyward_lite._version import PYTHON
 from skyward_lite.environment import build, bundle, probe
@@ -58,37 +57,10 @@ def built(lab) -> Sshd:
     return host
 
 
-def open_pool(lab: Lab, host: Sshd, image: sky.Image | None = None) -> sky.ComputePool:
-    provider = sky.SSH(host.name, config=lab.config)
-    return sky.pool(provider, image=image or sky.Image(), worker=sky.Worker(concurrency=1), plugins=[])
-
-
-def refusal(lab: Lab, host: Sshd, image: sky.Image | None = None) -> str:
-    with pytest.raises(sky.NodeStartError) as caught:
-        open_pool(lab, host, image).__enter__()
-    return str(caught.value)
-
-
 def environments(host: Sshd) -> list[str]:
     """List what is in the host's cache beside what was sent there."""
     root = host.cache / "skyward_lite"
     return sorted(path.name for path in root.iterdir() if not path.name.startswith("sent-")) if root.exists() else []
-
-
-def make_wheel(directory: Path, name: str, version: str, files: dict[str, bytes]) -> Path:
-    """Make a wheel that pip installs."""
-    info = f"{name}-{version}.dist-info"
-    files = {
-        **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    path = directory / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for file, data in files.items():
-            archive.writestr(file, data)
-        archive.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"]))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -302,13 +274,6 @@ def test_environments_are_named_by_what_they_are_made_of(tmp_path, wheelhouse):
     assert bundle.environment_name(sky.Image(pip=["b", "a"])) == names[2]
 
 
-def own_wheel(directory: Path) -> Path:
-    """Make a wheel of this very package, and of what it needs."""
-    with zipfile.ZipFile(io.BytesIO(bundle.bundle())) as archive:
-        files = {name: archive.read(name) for name in archive.namelist() if ".dist-info" not in name}
-    return make_wheel(directory, "skyward_lite", sky.__version__, files)
-
-
 def test_a_wheel_of_ones_own_is_installed(lab, tmp_path):
     """`Image(wheel=)` is for nodes on which the client's own package does not run."""
     wheel = own_wheel(tmp_path)
@@ -353,20 +318,6 @@ def test_a_host_without_python_is_refused(lab, few):
     error = refusal(lab, host)
     assert f"no Python {PYTHON}, which is the client's, and no uv" in error
     assert environments(host) == []
-
-
-def without_ensurepip(directory: Path, python: Path) -> None:
-    """Make `python` an interpreter that lacks what Debian's lacks without its python3-venv."""
-    place = directory / "broken"
-    packages = place / f"lib/python{PYTHON}/site-packages"
-    packages.mkdir(parents=True)
-    (packages / "broken.pth").write_text("import sys; sys.modules['ensurepip'] = None\n")
-    base = Path(sys._base_executable)  # type: ignore[attr-defined]
-    (place / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
-    (place / "bin").mkdir()
-    (place / "bin/python").symlink_to(base)
-    python.write_text(f"#!/bin/sh\nexec '{place}/bin/python' \"$@\"\n")
-    python.chmod(0o755)
 
 
 def test_a_python_that_makes_no_environments_is_refused(lab, few, tmp_path):
@@ -421,19 +372,6 @@ def test_a_file_that_cannot_be_written_leaves_nothing(lab, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ scripts
-
-
-FACTS = probe.read_facts(
-    {
-        "root": ["/a 'b' $c/x"],
-        "system": ["Linux"],
-        "machine": [ARCHITECTURE],
-        "libc": ["glibc 99.9"],
-        "python": ["/usr/bin/python"],
-        "venv": ["yes"],
-        "free": ["999999999"],
-    }
-)
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])

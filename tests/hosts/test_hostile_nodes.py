@@ -58,13 +58,13 @@ def squares():
 
 BAD = {
     "it gave a task back": ("hands_back", {}),
-    "it dropped a task": ("ends", {"tag": "cancelled"}),
-    "it said of a task that its node is lost": ("ends", {"tag": "node_lost"}),
+    "it dropped a task": ("ends", {"outcome": "cancelled"}),
+    "it said of a task that its node is lost": ("ends", {"outcome": "node_lost"}),
     "it answered a heartbeat that it was not sent": ("says", {"kind": "pulse", "task": 7}),
     "it sent what a client sends": ("says", {"kind": "recall", "task": 1}),
     "it became ready twice": ("says", {"kind": "ready", "task": 2}),
     "it said twice that it will soon be gone": ("floods", {"kind": "drain", "count": 2, "times": 1}),
-    "it said that it keeps a task": ("floods", {"kind": "kept", "task": 1, "count": 99, "times": 1}),
+    "it said that it keeps a task": ("floods", {"kind": "recall_refused", "task": 1, "count": 99, "times": 1}),
     "it sent more heartbeats than it has time for": ("floods", {"kind": "heartbeat", "body": "00" * 8, "times": 7}),
     "it said that it will soon be gone, and 1 s later": ("drains", {}),
     "it answered no heartbeat for 3 s, though something came": ("drips", {}),
@@ -143,7 +143,7 @@ def test_what_a_node_keeps_is_its_own(capsys):
 
 def test_a_task_is_not_ended_for_a_time_that_it_has_not():
     """Without `task_timeout`, a node that says that a task ran for too long is lost, and the task runs elsewhere."""
-    with fakes.pool("ends", tag="timed_out") as pool:
+    with fakes.pool("ends", outcome="timed_out") as pool:
         assert list(pool.map(squares(), range(8), timeout=20)) == [i * i for i in range(8)]
         assert "it ended a task for its time, which has no limit" in reasons(pool)["fake-0"]
 

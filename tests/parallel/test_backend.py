@@ -46,32 +46,34 @@ def pid_and_thread(_):
 
 @pytest.mark.parametrize("batch_size", ["auto", 1, 7])
 def test_results_are_in_order(batch_size):
-    """The list equals a serial run's."""
+    """A `Parallel` call returns a serial run's list."""
     got = Parallel(n_jobs=-1, batch_size=batch_size)(delayed(math.sqrt)(i) for i in range(500))
     assert got == [math.sqrt(i) for i in range(500)]
 
 
 def test_nothing_runs_in_the_client():
-    """Also with few tasks, and with n_jobs=None."""
+    """No call runs in the client, also with few tasks and with n_jobs=None."""
     for n_jobs in (-1, 2, None):
         pids = {pid for pid, _ in Parallel(n_jobs=n_jobs)(delayed(pid_and_thread)(i) for i in range(5))}
         assert os.getpid() not in pids
 
 
-@pytest.mark.parametrize(("asked", "got"), [(-1, 4), (-2, 3), (2, 2), (20, 4), (None, 4), (1, 1), (-100, 2)])
-def test_effective_n_jobs(asked, got):
-    """-1 is all, -2 all but one, n at most n. 1 is joblib's sequential mode; a pool never claims to be it."""
-    assert joblib.effective_n_jobs(asked) == got
+@pytest.mark.parametrize(("n_jobs", "effective"), [(-1, 4), (-2, 3), (2, 2), (20, 4), (None, 4), (1, 1), (-100, 2)])
+def test_effective_n_jobs(n_jobs, effective):
+    """n_jobs=-1 means all slots, -2 all but one, n at most n; 1 is joblib's sequential mode, which no pool claims to
+    be.
+    """
+    assert joblib.effective_n_jobs(n_jobs) == effective
 
 
-def test_zero_jobs_are_refused():
-    """joblib leaves this check to its backends."""
+def test_n_jobs_zero_is_refused():
+    """n_jobs=0 is an error, as joblib leaves this check to its backends."""
     with pytest.raises(ValueError, match="n_jobs == 0"):
         Parallel(n_jobs=0)(delayed(operator.neg)(i) for i in range(2))
 
 
-def test_n_jobs_caps_what_runs_at_once():
-    """n_jobs=2 on four slots: never more than two at once."""
+def test_n_jobs_limits_concurrent_tasks():
+    """With n_jobs=2 on four slots never more than two tasks run at once."""
 
     def busy(_):
         # The module lives in the worker: all its threads see the same object.
@@ -88,7 +90,7 @@ def test_n_jobs_caps_what_runs_at_once():
 
 
 def test_exceptions_arrive_with_type_and_cause():
-    """The first error aborts the call and the pool goes on."""
+    """The first error aborts the call with its type and cause, and the pool goes on."""
     with pytest.raises(ZeroDivisionError) as caught:
         Parallel(n_jobs=-1)(delayed(operator.truediv)(1, i) for i in range(100))
     assert "ZeroDivisionError" in str(caught.value.__cause__)
@@ -97,7 +99,9 @@ def test_exceptions_arrive_with_type_and_cause():
 
 @pytest.mark.parametrize("place", [0, 50])
 def test_unpicklable_arguments_raise(place):
-    """The same error as loky's, with the reason as its cause; neither on the main thread nor on another a hang."""
+    """An argument that cannot be pickled raises loky's error with the reason as its cause, on any thread, without a
+    hang.
+    """
     arguments = [threading.Lock() if i == place else i for i in range(100)]
     with pytest.raises(pickle.PicklingError, match=r"the task to send .*lock") as caught:
         Parallel(n_jobs=2, batch_size=1, pre_dispatch=4)(delayed(id)(a) for a in arguments)
@@ -105,8 +109,8 @@ def test_unpicklable_arguments_raise(place):
 
 
 @pytest.mark.skipif(JOBLIB < (1, 4), reason="before joblib 1.4 such an error is lost on any callback thread")
-def test_an_error_in_the_input_reaches_the_caller():
-    """An iterator that raises in the middle."""
+def test_error_in_the_input_reaches_the_caller():
+    """An exception in the middle of the input iterator reaches the caller."""
 
     def numbers():
         yield from range(50)
@@ -120,14 +124,14 @@ def test_an_error_in_the_input_reaches_the_caller():
     "return_as",
     ["generator", pytest.param("generator_unordered", marks=pytest.mark.skipif(JOBLIB < (1, 4), reason="joblib 1.4"))],
 )
-def test_generators(return_as):
-    """Results as they come."""
+def test_return_as_generators(return_as):
+    """With `return_as` a generator returns results as they come."""
     got = Parallel(n_jobs=2, return_as=return_as)(delayed(operator.neg)(i) for i in range(100))
     assert sorted(got) == [-i for i in reversed(range(100))]
 
 
-def test_timeout():
-    """A task that takes too long raises TimeoutError, and the pool goes on."""
+def test_parallel_timeout():
+    """With `timeout` a task that takes too long raises TimeoutError, and the pool goes on."""
     with pytest.raises((TimeoutError, multiprocessing.TimeoutError)):
         Parallel(n_jobs=2, timeout=0.05)(delayed(time.sleep)(i) for i in [1.0, 1.0])
     assert Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(4)) == [0, -1, -2, -3]
@@ -140,8 +144,8 @@ def test_reused_parallel_objects():
             assert parallel(delayed(operator.mul)(k, i) for i in range(20)) == [k * i for i in range(20)]
 
 
-def test_nested_calls_are_sequential():
-    """A Parallel inside a task runs in that task's thread."""
+def test_nested_parallel_calls_are_sequential():
+    """A `Parallel` call inside a task runs in that task's thread."""
 
     def outer(i):
         inner = Parallel(n_jobs=4)(delayed(pid_and_thread)(j) for j in range(5))
@@ -150,8 +154,8 @@ def test_nested_calls_are_sequential():
     assert all(Parallel(n_jobs=-1)(delayed(outer)(i) for i in range(4)))
 
 
-def test_a_task_may_ask_for_the_backend_by_name():
-    """It is in a worker already: the call runs in that task's thread, one level below the client's."""
+def test_nested_parallel_call_with_the_backends_name():
+    """A `Parallel` call in a task with the backend's name runs in that task's thread, one level below the client's."""
 
     def outer(i):
         inner = Parallel(n_jobs=4, backend="skyward")(delayed(pid_and_thread)(j) for j in range(5))
@@ -161,16 +165,16 @@ def test_a_task_may_ask_for_the_backend_by_name():
     assert set(Parallel(n_jobs=-1)(delayed(outer)(i) for i in range(4))) == {(True, 1)}
 
 
-def test_the_name_works():
-    """`backend="skyward"`, both ways."""
+def test_backend_by_name():
+    """`backend="skyward"` works as a parameter and in `parallel_config`."""
     me = os.getpid()
     assert me not in dict(Parallel(n_jobs=2, backend="skyward")(delayed(pid_and_thread)(i) for i in range(3)))
     with parallel_config(backend="skyward", n_jobs=2):
         assert me not in dict(Parallel()(delayed(pid_and_thread)(i) for i in range(3)))
 
 
-def test_auto_batching_follows_the_worker():
-    """Tiny tasks travel together; tasks of 20 ms and more do not."""
+def test_auto_batching_follows_the_tasks_duration():
+    """Tiny tasks travel in batches; tasks of 20 ms and more do not."""
     sizes = []
 
     class Spy(SkywardBackend):
@@ -188,8 +192,8 @@ def test_auto_batching_follows_the_worker():
 
 @pytest.mark.parametrize("kind", [bytes, np.uint8])
 @pytest.mark.parametrize("heavy", ["argument", "result"])
-def test_auto_batches_stay_far_from_the_largest_payload(heavy, kind):
-    """However short the tasks are; arrays travel beside the pickle."""
+def test_auto_batches_stay_below_max_payload(heavy, kind):
+    """Automatic batches stay small in bytes however short the tasks are; arrays travel beside the pickle."""
 
     def make():
         return os.urandom(30_000) if kind is bytes else np.frombuffer(os.urandom(30_000), np.uint8)
@@ -204,8 +208,8 @@ def test_auto_batches_stay_far_from_the_largest_payload(heavy, kind):
 
 
 @pytest.mark.parametrize("heavy", ["argument", "result"])
-def test_a_batch_that_is_too_large_names_its_remedy(heavy):
-    """If the user asked for it."""
+def test_chosen_batch_over_max_payload_names_its_remedy(heavy):
+    """A batch of a chosen size that is too large is an error with the remedy."""
     with sky.pool(worker=sky.Worker(concurrency=2, max_payload=1_000_000)):
         calls = [delayed(len)(bytes(30_000)) if heavy == "argument" else delayed(bytes)(30_000) for _ in range(400)]
         with pytest.raises(sky.PayloadTooLargeError, match=r"with 50 calls in one batch.*batch_size=1"):
@@ -218,30 +222,30 @@ def test_many_tasks_do_not_recurse():
 
 
 def test_arrays_and_closures():
-    """What data scientists send."""
+    """Arrays and closures work as arguments and functions."""
     data = np.arange(200_000.0)
     got = Parallel(n_jobs=-1)(delayed(lambda a, k: float(a.sum()) * k)(data, k) for k in range(8))
     assert got == [data.sum() * k for k in range(8)]
 
 
-def test_filters_are_untouched():
-    """The user's warning filters are the same object with the same entries."""
+def test_parallel_does_not_change_warning_filters():
+    """After a call the user's warning filters are the same object with the same entries."""
     before, entries = warnings.filters, list(warnings.filters)
     Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(4))
     assert warnings.filters is before
     assert list(warnings.filters) == entries
 
 
-def test_progress_counts_tasks(capsys):
-    """verbose= prints joblib's own lines."""
+def test_verbose_counts_tasks(capsys):
+    """`verbose=` prints joblib's own lines."""
     Parallel(n_jobs=2, verbose=10)(delayed(operator.neg)(i) for i in range(20))
     out, err = capsys.readouterr()
     assert "SkywardBackend" in out + err
     assert "20" in out + err
 
 
-def test_calls_at_the_same_time_do_not_touch_one_another():
-    """Closing one generator leaves another one's batches, running and held, alone."""
+def test_concurrent_generators_are_independent():
+    """Closing one call's generator leaves another call's batches alone, running and held ones."""
     one = Parallel(n_jobs=2, return_as="generator", batch_size=1)(delayed(time.sleep)(0.01) for _ in range(50))
     two = Parallel(n_jobs=2, return_as="generator", batch_size=1)(delayed(slow_neg)(i) for i in range(50))
     with warnings.catch_warnings():
@@ -255,8 +259,8 @@ def slow_neg(i):
     return -i
 
 
-def test_aborted_tasks_do_not_hinder_the_next_call(tmp_path):
-    """What still runs of an aborted call does not count against the next call's n_jobs."""
+def test_aborted_tasks_do_not_count_for_the_next_calls_n_jobs(tmp_path):
+    """A running task of an aborted call does not count against the next call's n_jobs."""
     gate = tmp_path / "gate"
 
     def wait():
@@ -269,8 +273,8 @@ def test_aborted_tasks_do_not_hinder_the_next_call(tmp_path):
     gate.touch()
 
 
-def test_batches_of_one_call_are_not_the_next_ones(shared_pool):
-    """The size that suits tiny tasks is forgotten when the call ends."""
+def test_batch_size_is_reset_between_calls(shared_pool):
+    """A batch size that suits tiny tasks is forgotten when the call ends."""
     parallel = Parallel(n_jobs=2)
     parallel(delayed(operator.neg)(i) for i in range(5000))
     assert parallel._backend.compute_batch_size() == 1
@@ -282,8 +286,8 @@ def sleep_or_fail(seconds):
     time.sleep(seconds)
 
 
-def test_a_late_end_of_an_aborted_call_is_not_the_next_ones():
-    """It comes where joblib has begun the next call and still takes it for the one before."""
+def test_late_completion_of_an_aborted_call_is_dropped():
+    """A task of an aborted call that ends while joblib begins the next call does not count for that call."""
     failed, ended = threading.Event(), threading.Event()
 
     class Spy(SkywardBackend):
@@ -304,8 +308,8 @@ def test_a_late_end_of_an_aborted_call_is_not_the_next_ones():
         assert parallel(delayed(operator.neg)(i) for i in range(10)) == [-i for i in range(10)]
 
 
-def test_a_slow_callback_of_an_aborted_call_is_not_the_next_ones():
-    """joblib counts its tasks and dispatches more for them, whatever call is running by then."""
+def test_slow_callback_of_an_aborted_call_is_dropped():
+    """A callback of an aborted call that is still running does not count tasks or dispatch for the next call."""
     inside = threading.Event()
 
     class Spy(SkywardBackend):
@@ -325,8 +329,8 @@ def test_a_slow_callback_of_an_aborted_call_is_not_the_next_ones():
         assert list(parallel(delayed(sleep_or_fail)(0.1) for _ in range(11))) == [None] * 11
 
 
-def test_closures_are_each_tasks_own():
-    """What a function captured is not shared between tasks."""
+def test_closures_are_not_shared_between_tasks():
+    """Objects that a function captured are not shared between tasks."""
     state = []
 
     def count(_):
@@ -336,8 +340,8 @@ def test_closures_are_each_tasks_own():
     assert Parallel(n_jobs=-1, batch_size=1)(delayed(count)(i) for i in range(20)) == [1] * 20
 
 
-def test_a_forked_child_gets_an_error_from_parallel():
-    """The child inherits joblib's default but not the connections: no hang."""
+def test_parallel_in_a_forked_child_is_an_error():
+    """`Parallel` in a forked child, which has joblib's default but no connections, is an error and no hang."""
     assert "forked" in refusal_in_a_fork(lambda: Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(3)))
 
 
@@ -353,7 +357,7 @@ def raiser(error, *arguments):
 
 
 def test_any_exception_arrives():
-    """Also one that ends a program, and one that cannot be unpickled, which arrives by name."""
+    """Exceptions arrive that end programs; one that cannot be unpickled arrives by name."""
     with pytest.raises(KeyboardInterrupt):
         Parallel(n_jobs=2)(delayed(raiser)(KeyboardInterrupt) for _ in range(2))
     with pytest.raises(sky.RemoteError, match="Finicky: finicky"):
@@ -362,8 +366,8 @@ def test_any_exception_arrives():
 
 
 @pytest.mark.parametrize("source", ["future", "map", "generator", "lazy call", "nested call"])
-def test_the_input_may_wait_for_results_of_the_same_pool(shared_pool, source):
-    """joblib reads most of it in callbacks, on threads of ours."""
+def test_input_may_wait_for_results_of_the_same_pool(shared_pool, source):
+    """An input may wait for results of its own pool, as joblib reads most of it in callbacks on threads of the call."""
 
     def numbers():
         if source == "future":
@@ -382,16 +386,16 @@ def test_the_input_may_wait_for_results_of_the_same_pool(shared_pool, source):
     assert got == [-i for i in range(50)]
 
 
-def test_generators_may_feed_one_another():
-    """Each call reads the one before it."""
+def test_generators_may_be_chained():
+    """A call may read another call's generator."""
     numbers = range(60)
     for _ in range(5):
         numbers = Parallel(n_jobs=2, return_as="generator", batch_size=1)(delayed(operator.add)(i, 1) for i in numbers)
     assert list(numbers) == list(range(5, 65))
 
 
-def test_an_input_that_waits_holds_nobody_up(shared_pool):
-    """Not other calls, not futures; and what it asks for comes."""
+def test_blocked_input_does_not_delay_other_calls(shared_pool):
+    """An input that waits delays neither other calls nor futures, and what it waits for can arrive."""
     reached, go_on = threading.Event(), threading.Event()
 
     def calls():
@@ -410,7 +414,7 @@ def test_an_input_that_waits_holds_nobody_up(shared_pool):
 
 
 def test_calls_leave_no_thread():
-    """A call's thread ends with the call, also if that failed, was aborted or could not begin."""
+    """A call's thread ends with the call, also if the call failed, was aborted or could not begin."""
 
     def settling():
         return [thread for thread in threading.enumerate() if thread.name.startswith("skyward-resolve-")]
@@ -430,8 +434,8 @@ def test_calls_leave_no_thread():
         assert eventually(lambda: len(settling()) == before, 20)
 
 
-def test_a_managed_parallel_survives_errors():
-    """Inside `with Parallel()`, a call after a failed one works, and runs nothing that the failed one left behind."""
+def test_managed_parallel_works_after_an_error():
+    """In `with Parallel()` a call after a failed one works, and runs no task of the failed one."""
     with Parallel(n_jobs=2) as parallel:
         for _ in range(20):
             with pytest.raises(ZeroDivisionError):
@@ -443,8 +447,8 @@ def test_a_managed_parallel_survives_errors():
     "return_as",
     ["generator", pytest.param("generator_unordered", marks=pytest.mark.skipif(JOBLIB < (1, 4), reason="joblib 1.4"))],
 )
-def test_a_generator_may_be_closed_early(return_as):
-    """What has not started never runs, and the pool goes on."""
+def test_generator_may_be_closed_early(return_as):
+    """Tasks of a closed generator that have not started never run, and the pool goes on."""
     results = Parallel(n_jobs=2, return_as=return_as, batch_size=1)(delayed(slow_neg)(i) for i in range(1000))
     next(results)
     with pytest.warns(UserWarning, match="have been cancelled"):
@@ -452,8 +456,8 @@ def test_a_generator_may_be_closed_early(return_as):
     assert Parallel(n_jobs=2)(delayed(operator.neg)(i) for i in range(4)) == [0, -1, -2, -3]
 
 
-def test_client_threads_call_at_the_same_time():
-    """Each names the backend, as joblib's defaults are a thread's own; each gets its own results."""
+def test_parallel_calls_of_several_client_threads():
+    """Several threads that name the backend, as joblib's defaults are per thread, get their own results."""
     start = threading.Barrier(4)
     results = {}
 
@@ -471,8 +475,8 @@ def test_client_threads_call_at_the_same_time():
     assert results == {k: [[k * i for i in range(50)]] * 5 for k in range(4)}
 
 
-def test_one_clients_error_does_not_disturb_the_others():
-    """Calls on several threads, some of which fail."""
+def test_error_in_one_client_thread_does_not_affect_others():
+    """Calls of other threads succeed while calls of some threads fail."""
     outcomes = {}
 
     def client(k):
@@ -491,21 +495,21 @@ def test_one_clients_error_does_not_disturb_the_others():
 
 
 @pytest.mark.parametrize("prefer", ["threads", "processes"])
-def test_preferences_are_hints(prefer):
-    """The pool's block is an explicit choice; joblib ignores `prefer` then."""
+def test_prefer_is_ignored(prefer):
+    """`prefer` is ignored in a pool's block, as the block is an explicit choice."""
     pids = {pid for pid, _ in Parallel(n_jobs=2, prefer=prefer)(delayed(pid_and_thread)(i) for i in range(3))}
     assert os.getpid() not in pids
 
 
-def test_one_job_is_joblibs_sequential_mode():
-    """In this process, and joblib says so where a timeout is ignored."""
+def test_n_jobs_1_is_sequential():
+    """With n_jobs=1 calls run in this process, and joblib warns where a timeout is ignored."""
     with pytest.warns(UserWarning, match="SequentialBackend' does not support timeout"):
         got = Parallel(n_jobs=1, timeout=1)(delayed(pid_and_thread)(i) for i in range(3))
     assert set(got) == {pid_and_thread(None)}
 
 
-def test_an_initializer_is_refused():
-    """Rather than ignored: the workers have been running for long."""
+def test_initializer_is_refused():
+    """An initializer is an error and not ignored, as the workers have been running for long."""
     with pytest.raises(TypeError, match="initializer"), parallel_config(backend="skyward", initializer=print):
         pass
     if JOBLIB >= (1, 5):
@@ -513,8 +517,8 @@ def test_an_initializer_is_refused():
             Parallel(n_jobs=2, initializer=print)(delayed(operator.neg)(i) for i in range(3))
 
 
-def test_functions_that_no_task_shares_are_not_kept():
-    """A bound method per task, each of another object: the objects go with their tasks, as `pre_dispatch` says."""
+def test_functions_of_single_tasks_are_freed():
+    """The object of a bound method per task is freed with its task, as `pre_dispatch` promises."""
 
     class Model:
         def run(self):
@@ -536,8 +540,8 @@ def test_functions_that_no_task_shares_are_not_kept():
     assert most < 100
 
 
-def test_a_batch_that_is_being_pickled_is_aborted_too(tmp_path):
-    """The abort finds no task of it yet; what is sent afterwards is ended all the same."""
+def test_abort_includes_a_batch_that_is_being_pickled(tmp_path):
+    """A batch that is being pickled while its call is aborted is sent and ended afterwards."""
     gate = tmp_path / "gate"
     parallel = Parallel(n_jobs=2, batch_size=1, pre_dispatch=2)
 

@@ -1,4 +1,4 @@
-"""What is joblib's default before, inside and after a pool's block."""
+"""joblib's default backend before, inside and after a pool's block, and calls that are open when the block is left."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def workers(parallel):
     return set(parallel(delayed(pid)(i) for i in range(8)))
 
 
-def test_without_a_pool_the_name_is_an_error():
-    """It says what to do."""
+def test_backend_name_without_a_pool_is_an_error():
+    """`backend="skyward"` without a pool is an error that says what to do."""
     with sky.pool():
         pass
     with pytest.raises(sky.PoolClosedError, match=r"with sky\.pool"):
         Parallel(n_jobs=2, backend="skyward")(delayed(operator.neg)(i) for i in range(2))
 
 
-def test_the_default_is_restored():
+def test_default_backend_is_restored():
     """After the block joblib runs as before, also after an exception."""
     before = joblib.effective_n_jobs(-1)
     with pytest.raises(KeyError), sky.pool(worker=sky.Worker(concurrency=37)):
@@ -45,8 +45,8 @@ def test_the_default_is_restored():
     assert joblib.effective_n_jobs(-1) == before
 
 
-def test_the_innermost_pool_is_meant():
-    """Nested pools, each with its own workers."""
+def test_innermost_pool_is_the_default_backend():
+    """Of nested pools the innermost is the default, each with its own workers."""
     with sky.pool(worker=sky.Worker(concurrency=2)):
         outer = workers(Parallel(n_jobs=-1))
         with sky.pool(worker=sky.Worker(concurrency=3)):
@@ -56,8 +56,8 @@ def test_the_innermost_pool_is_meant():
         assert workers(Parallel(n_jobs=-1)) == outer
 
 
-def test_one_slot_still_runs_remotely():
-    """joblib takes 1 for "here": a pool with a single slot must not, whatever the way of the call."""
+def test_pool_of_one_slot_runs_remotely():
+    """A pool of one slot runs calls on its worker, although joblib takes one job for sequential mode."""
     with sky.pool(worker=sky.Worker(concurrency=1)):
         assert os.getpid() not in workers(Parallel(n_jobs=-1))
         assert os.getpid() not in workers(Parallel(n_jobs=-2, return_as="generator"))
@@ -65,8 +65,8 @@ def test_one_slot_still_runs_remotely():
             assert os.getpid() not in workers(parallel)
 
 
-def test_pools_one_after_the_other():
-    """Each is the default within its block, and none is in between."""
+def test_default_backend_of_successive_pools():
+    """Each of two pools is the default in its own block, and none is in between."""
     before = joblib.effective_n_jobs(-1)
     for slots in (5, 3):
         with sky.pool(worker=sky.Worker(concurrency=slots)):
@@ -75,7 +75,7 @@ def test_pools_one_after_the_other():
         assert joblib.effective_n_jobs(-1) == before
 
 
-def test_pools_on_two_threads():
+def test_default_backend_per_thread():
     """Each thread's default is the pool that it opened, also by name."""
     barrier = threading.Barrier(2)
     found = {}
@@ -96,8 +96,8 @@ def test_pools_on_two_threads():
     assert found == {3: (3, 3), 5: (5, 5)}
 
 
-def test_what_runs_in_this_process_is_said_once_per_pool(caplog):
-    """n_jobs=1 and require="sharedmem" are joblib's choice, and easily overlooked."""
+def test_sequential_calls_are_warned_of_once_per_pool(caplog):
+    """Calls that joblib runs in this process, by n_jobs=1 or require="sharedmem", are warned of once per pool."""
     with caplog.at_level(logging.INFO, "skyward_lite"):
         for _ in range(2):
             caplog.clear()
@@ -111,8 +111,8 @@ def test_what_runs_in_this_process_is_said_once_per_pool(caplog):
             assert [text.split(" ")[0] for text in logged] == ["Parallel(n_jobs=1)", 'Parallel(require="sharedmem")']
 
 
-def test_processes_run_side_by_side():
-    """`executor="process"`: as many processes as slots."""
+def test_process_executor_runs_as_many_processes_as_slots():
+    """With `executor="process"` as many processes as slots run side by side."""
     with sky.pool(worker=sky.Worker(concurrency=3, executor="process")):
         found = set()
         for _ in range(100):
@@ -123,7 +123,7 @@ def test_processes_run_side_by_side():
 
 
 def test_plugins_compose_in_order_and_unwind_in_reverse():
-    """Also when one raises on entry."""
+    """Plugins are entered in order and left in reverse, also when one raises on entry."""
     import contextlib
 
     log = []
@@ -151,21 +151,21 @@ def test_plugins_compose_in_order_and_unwind_in_reverse():
 
 
 def test_the_joblib_plugin_pins_the_clients_version():
-    """None means the version that pickled the tasks. threadpoolctl comes along if the client has it."""
+    """Without a version the plugin pins joblib to the client's, and threadpoolctl if the client has it."""
     threadpoolctl = f"threadpoolctl=={metadata.version('threadpoolctl')}"
     image = sky.plugins.joblib().transform(sky.Image())
     assert image.pip == (f"joblib=={joblib.__version__}", threadpoolctl)
     assert sky.plugins.joblib("1.4.0").transform(sky.Image()).pip == ("joblib==1.4.0", threadpoolctl)
 
 
-def test_a_client_without_threadpoolctl_asks_for_none(monkeypatch):
-    """It is no dependency of ours."""
+def test_client_without_threadpoolctl_does_not_require_it(monkeypatch):
+    """A client without threadpoolctl, which is no dependency, does not ask for it."""
     monkeypatch.setattr("sys.path", [])
     assert sky.plugins.joblib("1.4.0").transform(sky.Image()).pip == ("joblib==1.4.0",)
 
 
-def test_a_parallel_object_that_outlives_its_pool_is_told():
-    """No hang: the error says that the pool is closed."""
+def test_parallel_object_that_outlives_its_pool_is_an_error():
+    """A call of a `Parallel` object after its pool was closed is an error that says so, and no hang."""
     with sky.pool(worker=sky.Worker(concurrency=2)), Parallel(n_jobs=2) as parallel:
         assert parallel(delayed(operator.neg)(i) for i in range(3)) == [0, -1, -2]
         sky_pool = parallel._backend.pool
@@ -174,8 +174,8 @@ def test_a_parallel_object_that_outlives_its_pool_is_told():
             parallel(delayed(operator.neg)(i) for i in range(3))
 
 
-def test_shutdown_without_waiting_gives_joblib_back():
-    """The default is restored on the thread that opened the pool, at once."""
+def test_shutdown_without_waiting_restores_the_default_backend():
+    """`shutdown(wait=False)` restores the default at once on the thread that opened the pool."""
     before = joblib.effective_n_jobs(-1)
     with sky.pool(worker=sky.Worker(concurrency=37)) as pool:
         pool.shutdown(wait=False)
@@ -184,8 +184,8 @@ def test_shutdown_without_waiting_gives_joblib_back():
     assert joblib.effective_n_jobs(-1) == before
 
 
-def test_shutdown_on_another_thread_gives_joblib_back():
-    """Whoever closes the pool, the block's end restores joblib on its own thread."""
+def test_shutdown_on_another_thread_restores_the_default_backend():
+    """Whichever thread closes the pool, the block's end restores joblib's default on its own thread."""
     before = joblib.effective_n_jobs(-1)
     with sky.pool(worker=sky.Worker(concurrency=37)) as pool:
         thread = threading.Thread(target=pool.shutdown)
@@ -214,7 +214,9 @@ KINDS = [
 
 @pytest.mark.parametrize("return_as", KINDS)
 def test_leaving_ends_a_generator_that_was_begun(return_as):
-    """Its input may have no end. Whoever goes on with it is told."""
+    """Leaving aborts a generator that was begun, as its input may have no end, and a thread that reads on gets an
+    error.
+    """
     read = []
     with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
         results = Parallel(n_jobs=2, return_as=return_as, batch_size=1)(endless(read))
@@ -236,7 +238,7 @@ def neg_when(gate, i):
 
 @pytest.mark.parametrize("error", [None, KeyError])
 def test_leaving_does_not_wait_for_an_input_that_waits(tmp_path, error):
-    """Neither for that of a generator that was begun, nor with an exception for any."""
+    """Leaving waits for no input that waits if its generator was begun, or if an exception leaves the block."""
     reached, go_on, gate = threading.Event(), threading.Event(), tmp_path / "gate"
 
     def calls():
@@ -263,7 +265,7 @@ def test_leaving_does_not_wait_for_an_input_that_waits(tmp_path, error):
 
 @pytest.mark.parametrize("return_as", KINDS)
 def test_leaving_waits_for_a_generator_that_was_not_begun(return_as):
-    """Its results can be taken after the block, as at home; so can the others of one that has read all of its input."""
+    """Results of a generator that was not begun, or has read all its input, can be taken after the block."""
     with sky.pool(worker=sky.Worker(concurrency=2)):
         later = Parallel(n_jobs=2, return_as=return_as, batch_size=1)(delayed(operator.neg)(i) for i in range(50))
         whole = Parallel(n_jobs=2, return_as=return_as, batch_size=1, pre_dispatch="all")
@@ -273,7 +275,7 @@ def test_leaving_waits_for_a_generator_that_was_not_begun(return_as):
 
 
 def test_leaving_waits_for_calls_of_other_threads():
-    """Generators among them: their threads go on with them meanwhile."""
+    """Leaving waits for calls of other threads, which may go on with their generators meanwhile."""
     got, begun, leaving = [], threading.Event(), threading.Event()
 
     def client():
@@ -298,8 +300,8 @@ def test_leaving_waits_for_calls_of_other_threads():
     assert got == [-i for i in range(100)]
 
 
-def test_each_leaving_threads_generators_end():
-    """One thread waits in shutdown for a generator of the main thread, which then leaves too."""
+def test_generators_of_each_leaving_thread_end():
+    """A thread that waits in shutdown for a generator of the main thread is released when that thread leaves too."""
     with sky.pool(worker=sky.Worker(concurrency=2)) as pool:
         results = Parallel(n_jobs=2, return_as="generator", batch_size=1)(endless([]))
         next(results)
@@ -312,8 +314,10 @@ def test_each_leaving_threads_generators_end():
         list(results)
 
 
-def test_an_input_may_shut_its_own_pool_down():
-    """Nothing waits for itself: what the caller's thread reads is refused, what callbacks read still runs."""
+def test_input_may_shut_its_own_pool_down():
+    """An input that shuts its pool down causes no deadlock: calls read by the caller are refused, those of callbacks
+    run.
+    """
 
     def calls():
         for i in range(20):
@@ -329,8 +333,8 @@ def test_an_input_may_shut_its_own_pool_down():
         assert Parallel(n_jobs=2, batch_size=1)(calls()) == [-i for i in range(20)]
 
 
-def test_leaving_does_not_wait_for_a_closed_call_whose_input_waits():
-    """joblib reads on for it, in a callback, but nobody asks for more."""
+def test_leaving_does_not_wait_for_the_input_of_a_closed_call():
+    """Leaving does not wait for a closed call although joblib reads on in a callback."""
     reached, go_on = threading.Event(), threading.Event()
 
     def calls():
@@ -350,7 +354,7 @@ def test_leaving_does_not_wait_for_a_closed_call_whose_input_waits():
 
 
 def test_leaving_ends_a_generator_that_the_leaving_thread_took_over():
-    """Whoever asked for results is the one who might ask for more."""
+    """A generator counts as the thread's that last asked for results, so its leaving aborts the call."""
     with ThreadPoolExecutor(1) as others, sky.pool(worker=sky.Worker(concurrency=2)):
         make = Parallel(n_jobs=2, return_as="generator", batch_size=1, backend="skyward")
         results = others.submit(make, endless([])).result(20)
@@ -359,8 +363,8 @@ def test_leaving_ends_a_generator_that_the_leaving_thread_took_over():
         list(results)
 
 
-def test_the_name_without_a_pool_is_explained_from_the_start():
-    """If joblib was imported before."""
+def test_backend_name_without_a_pool_if_joblib_was_imported_before():
+    """The error for the name without a pool is there as well if joblib was imported first."""
     code = (
         "import joblib, skyward_lite\n"
         "try: joblib.Parallel(n_jobs=2, backend='skyward')(joblib.delayed(abs)(i) for i in range(3))\n"

@@ -78,8 +78,8 @@ def ran(log):
 
 
 @pytest.mark.parametrize("options", [{}, {"return_as": "generator"}], ids=str)
-def test_calls_that_a_long_batch_has_not_begun_run_on_other_slots(pool, tmp_path, options):
-    """Four calls of one batch meet, behind a long one: so each has a slot. Each call runs once, results in order."""
+def test_calls_of_a_long_batch_run_on_other_slots(pool, tmp_path, options):
+    """Calls that a long batch has not begun are given back and run on other slots, once each, with results in order."""
     directory = tmp_path / "met"
     directory.mkdir()
     log = tmp_path / "log"
@@ -89,8 +89,8 @@ def test_calls_that_a_long_batch_has_not_begun_run_on_other_slots(pool, tmp_path
 
 
 @pytest.mark.skipif(JOBLIB < (1, 4), reason="joblib 1.4")
-def test_results_of_parts_come_as_they_end(pool, tmp_path):
-    """`generator_unordered` gets a batch's values once each, when it is complete."""
+def test_results_of_a_split_batch_with_generator_unordered(pool, tmp_path):
+    """`generator_unordered` gets a batch's values once each, when the batch is complete."""
     directory = tmp_path / "met"
     directory.mkdir()
     results = parallel(pool, return_as="generator_unordered")(
@@ -99,8 +99,8 @@ def test_results_of_parts_come_as_they_end(pool, tmp_path):
     assert sorted(results) == sorted(-i for i in range(40))
 
 
-def test_slow_tasks_between_fast_ones_are_spread(pool, tmp_path):
-    """Joblib's own choice of batches, made for fast tasks, meets slow ones: four of them run at once."""
+def test_slow_tasks_between_fast_ones_run_at_once(pool, tmp_path):
+    """Slow tasks in automatic batches that were sized for fast ones are spread, so that four run at once."""
 
     def task(i):
         if 2000 <= i < 2020:
@@ -121,7 +121,7 @@ def test_slow_tasks_between_fast_ones_are_spread(pool, tmp_path):
 
 
 def test_batches_of_a_chosen_size_stay_whole(pool):
-    """`batch_size=10` is the user's: whatever it takes, the calls of a batch run one after the other in one thread."""
+    """With `batch_size=10` the calls of a batch run one after the other in one thread, however long they take."""
 
     def task(i):
         if i % 10 == 0:
@@ -133,8 +133,8 @@ def test_batches_of_a_chosen_size_stay_whole(pool):
 
 
 @pytest.mark.parametrize("n_jobs", [2, 3])
-def test_parts_keep_to_n_jobs(pool, n_jobs):
-    """No more calls than `n_jobs` run at once, while batches are given back; and that many do."""
+def test_parts_of_long_batches_keep_to_n_jobs(pool, n_jobs):
+    """While batches are given back, `n_jobs` calls run at once and no more."""
 
     def task(i):
         begun = time.monotonic()
@@ -147,8 +147,8 @@ def test_parts_keep_to_n_jobs(pool, n_jobs):
     assert most == n_jobs
 
 
-def test_an_error_in_a_part_is_the_calls(pool):
-    """A call that was given back raises: so does Parallel, and the pool works on."""
+def test_error_in_a_part_fails_the_parallel_call(pool):
+    """An exception of a call that was given back is the `Parallel` call's, and the pool goes on."""
 
     def task(i):
         if i == 0:
@@ -163,8 +163,8 @@ def test_an_error_in_a_part_is_the_calls(pool):
 
 
 @pytest.mark.parametrize("n_jobs", [2, -1])
-def test_parts_are_aborted_with_their_call(pool, tmp_path, n_jobs):
-    """A time limit passes while calls that were given back wait for what never comes: the pool is free again."""
+def test_parts_are_aborted_with_their_parallel_call(pool, tmp_path, n_jobs):
+    """When a timeout passes, calls that were given back are aborted too, and the pool is free again."""
 
     def task(i):
         if i == 0:
@@ -180,8 +180,8 @@ def test_parts_are_aborted_with_their_call(pool, tmp_path, n_jobs):
     assert len(os.listdir(tmp_path)) < 9
 
 
-def test_a_worker_that_dies_of_a_part_is_named(pool):
-    """As with any task that ends its process."""
+def test_worker_that_dies_of_a_part_is_named(pool):
+    """A worker that a part killed is named as with any task."""
 
     def task(i):
         if i == 0:
@@ -195,8 +195,8 @@ def test_a_worker_that_dies_of_a_part_is_named(pool):
     assert parallel(pool)(delayed(abs)(i) for i in range(40)) == list(range(40))
 
 
-def test_a_limited_batch_is_given_back(pool, tmp_path):
-    """`inner_max_num_threads` and parts go together."""
+def test_batch_with_inner_max_num_threads_is_given_back(pool, tmp_path):
+    """Batches with `inner_max_num_threads` are given back in parts, too."""
     directory = tmp_path / "met"
     directory.mkdir()
     backend = Ten(pool=pool, inner_max_num_threads=1)
@@ -204,40 +204,40 @@ def test_a_limited_batch_is_given_back(pool, tmp_path):
     assert parallel(pool, backend=backend)(calls) == [-i for i in range(40)]
 
 
-def test_a_batch_that_is_too_large_is_split(pool):
-    """Ten calls of 300 KB each do not fit 1 MiB: they go in parts, and the results are a serial run's."""
+def test_automatic_batch_over_max_payload_is_split(pool):
+    """Ten calls of 300 KB each, over the limit of 1 MiB, go in parts, and the results are a serial run's."""
     arrays = [np.full(37_500, i, "f8") for i in range(40)]
     assert parallel(pool)(delayed(np.sum)(a) for a in arrays) == [a.sum() for a in arrays]
 
 
-def test_joblibs_own_batches_are_split(pool):
-    """Batches grow while calls are small; then come large ones."""
+def test_growing_automatic_batches_are_split(pool):
+    """Batches that grew while calls were small are split when large calls follow."""
     sizes = [1] * 3000 + [30_000] * 40
     calls = (delayed(np.size)(np.zeros(size)) for size in sizes)
     assert Parallel(n_jobs=-1, backend=SkywardBackend(pool=pool))(calls) == sizes
 
 
 def test_parts_of_a_large_batch_keep_to_n_jobs(pool):
-    """With a cap of two, ten parts run one after the other."""
+    """With n_jobs=2 no more than two of the ten parts of a large batch run at once."""
     arrays = [np.full(100_000, i, "f8") for i in range(20)]
     assert parallel(pool, n_jobs=2)(delayed(np.sum)(a) for a in arrays) == [a.sum() for a in arrays]
 
 
-def test_a_call_that_is_too_large_by_itself_is_an_error(pool):
-    """There is nothing left to split; the others do not suffer."""
+def test_single_call_over_max_payload_is_an_error(pool):
+    """A call that is too large by itself is an error, and other calls are not affected."""
     with pytest.raises(sky.PayloadTooLargeError, match="send less per task"):
         parallel(pool)(delayed(np.sum)(np.zeros(200_000 if i == 7 else 20_000)) for i in range(40))
     assert parallel(pool)(delayed(abs)(i) for i in range(40)) == list(range(40))
 
 
-def test_a_chosen_batch_that_is_too_large_is_an_error(pool):
-    """`batch_size=10` is the user's to change."""
+def test_chosen_batch_over_max_payload_is_an_error(pool):
+    """With `batch_size=10` a batch that is too large is an error, as its size is the user's to change."""
     with pytest.raises(sky.PayloadTooLargeError, match="with 10 calls in one batch.*batch_size=1"):
         parallel(pool, batch_size=10)(delayed(np.sum)(np.zeros(30_000)) for _ in range(40))
 
 
 def test_results_that_are_too_large_together_name_the_remedy(pool):
-    """The calls have run, and are not run again."""
+    """Results of a batch that are too large together are an error with the remedy, and the calls do not run again."""
     with pytest.raises(sky.PayloadTooLargeError, match="with 10 calls in one batch.*batch_size=1"):
         parallel(pool)(delayed(np.zeros)(30_000) for _ in range(40))
 
@@ -252,8 +252,8 @@ def test_results_that_are_too_large_together_name_the_remedy(pool):
         (10, 0.0, 2, [45, 45]),
     ],
 )
-def test_pieces(done, seconds, slots, sizes):
-    """Every call once, in parts that take about as long as they should."""
+def test_pieces_of_a_batch(done, seconds, slots, sizes):
+    """A batch is cut into parts of about the wanted duration, with every call in one of them."""
     parts = list(batches.pieces(list(range(100)), done, seconds, 0.002, slots))
     assert [len(part) for _, part in parts] == sizes
     assert all(part[0] == first for first, part in parts)

@@ -1,4 +1,4 @@
-"""scikit-learn's callbacks on workers tell what they tell in a serial run, on this machine and on others."""
+"""scikit-learn's callbacks on workers report as in a serial run, on this machine and on others."""
 
 from __future__ import annotations
 
@@ -102,16 +102,16 @@ def serial() -> tuple[list[Any], Any]:
     return logged, found
 
 
-def test_a_monitor_logs_what_it_logs_in_a_serial_run(pool, serial):
-    """Every row of every fit, round after round: equal values, and no fit fails."""
+def test_scoring_monitor_logs_a_serial_runs_values(pool, serial):
+    """Each row of every fit has a serial run's values, round after round, and no fit fails."""
     for _ in range(3):
         logged, found = monitored(-1)
         assert logged == serial[0]
         check_same(found, serial[1])
 
 
-def test_a_monitor_inside_a_pipeline_logs_all_fits(pool):
-    """As in a serial run."""
+def test_scoring_monitor_inside_a_pipeline(pool):
+    """A monitor of a pipeline's step logs all fits, as in a serial run."""
     logged, found = monitored(-1, inside=True)
     alone, serial = monitored(1, inside=True)
     assert len(logged[0]) > FITS
@@ -119,8 +119,8 @@ def test_a_monitor_inside_a_pipeline_logs_all_fits(pool):
     check_same(found, serial)
 
 
-def test_a_monitor_inside_an_estimator_without_callbacks_logs_all_fits(pool):
-    """Each fit is a run of its own then."""
+def test_scoring_monitor_inside_an_estimator_without_callbacks(pool):
+    """A monitor in an estimator without callbacks logs all fits, each as a run of its own."""
 
     def logged(n_jobs):
         monitor = ScoringMonitor(scoring="accuracy")
@@ -134,8 +134,8 @@ def test_a_monitor_inside_an_estimator_without_callbacks_logs_all_fits(pool):
     assert logged(-1) == alone
 
 
-def test_a_progress_bar_shows_all_fits(pool, serial, capsys):
-    """On the search it is handed on to what the search fits; its last state is a serial run's."""
+def test_progress_bar_shows_all_fits(pool, serial, capsys):
+    """A search's progress bar is handed on to its fits, and its last state is a serial run's."""
 
     def shown(n_jobs):
         capsys.readouterr()
@@ -150,8 +150,8 @@ def test_a_progress_bar_shows_all_fits(pool, serial, capsys):
     check_same(found, serial[1])
 
 
-def test_several_searches_at_once_keep_to_their_listeners(pool, serial):
-    """Three threads of the client search at once, with a monitor each."""
+def test_scoring_monitors_of_concurrent_searches(pool, serial):
+    """Three threads that search at once, with a monitor each, get their own rows."""
     results: list[Any] = []
 
     def run():
@@ -172,8 +172,10 @@ def test_several_searches_at_once_keep_to_their_listeners(pool, serial):
         check_same(found, serial[1])
 
 
-def test_a_returned_estimators_monitor_has_what_was_logged_before(pool):
-    """And its own listener: what it logs at the client after that is no news to the original."""
+def test_scoring_monitor_of_a_returned_estimator(pool):
+    """A returned monitor has the rows logged before and a listener of its own, so later rows do not reach the
+    original.
+    """
     monitor = ScoringMonitor(scoring="accuracy")
     estimator = LogisticRegression(max_iter=10).set_callbacks(monitor)
     estimator.fit(X, Y)
@@ -185,8 +187,10 @@ def test_a_returned_estimators_monitor_has_what_was_logged_before(pool):
     assert len(back._skl_callbacks[0].get_logs("all")) == 2
 
 
-def test_a_monitor_that_was_made_in_a_task_logs_here_what_is_fitted_here(pool):
-    """It comes back with its log and with a listener of this process, although its worker's still listens."""
+def test_scoring_monitor_made_in_a_task(pool):
+    """A monitor made in a task comes back with its log and a listener of this process, while the worker's still
+    listens.
+    """
 
     def make(x, y):
         from sklearn.callback import ScoringMonitor
@@ -208,8 +212,10 @@ def test_a_monitor_that_was_made_in_a_task_logs_here_what_is_fitted_here(pool):
         assert len(logged(again)) == 2
 
 
-def test_whoever_imported_the_transport_uses_it(pool):
-    """A library's own callback sends by functions that it has imported by name, before or after us."""
+def test_transport_imported_by_name_is_replaced(pool):
+    """A library's callback that imported the transport's functions by name, before or after us, sends through
+    the pool.
+    """
     told: list[Any] = []
 
     class Callback:
@@ -243,8 +249,8 @@ def tell(handle, *told):
     return task, handle, told
 
 
-def test_a_listener_that_raises_is_an_error_in_the_task(pool):
-    """It has the listener's error; the next message is taken."""
+def test_callback_listener_that_raises_is_an_error_in_the_task(pool):
+    """A listener's exception is the task's error, and the next message is taken."""
     told = []
 
     def consume(message):
@@ -263,15 +269,15 @@ def test_a_listener_that_raises_is_an_error_in_the_task(pool):
         _transport.close_listener(handle)
 
 
-def test_a_listener_that_was_closed_is_an_error_in_the_task(pool):
-    """Nothing is waited for, and nothing vanishes without a word."""
+def test_callback_listener_that_was_closed_is_an_error_in_the_task(pool):
+    """A message to a closed listener is an error in the task at once."""
     handle = _transport.open_listener(lambda _: _transport.close_listener(handle))
     text = pool.submit(*tell(handle, 1, 2)).result(30)
     assert "scikit-learn's listener is closed" in text
 
 
-def test_a_pool_inside_a_task_hands_messages_on():
-    """From its workers through the task's process to this one."""
+def test_callback_messages_of_a_pool_inside_a_task():
+    """Messages of workers of a pool inside a task pass through the task's process to this one."""
     told: list[Any] = []
 
     def outer(handle, tell):
@@ -309,8 +315,8 @@ for _ in range(2):
 
 
 @pytest.mark.parametrize("changed", [True, False])
-def test_an_unknown_transport_is_warned_of_before_the_first_task(changed):
-    """Once, when the first callback is sent, with what to do; the known transport brings no warning."""
+def test_unknown_callback_transport_is_warned_of(changed):
+    """An unknown transport is one warning with what to do when the first callback is sent; the known one is none."""
     command = [sys.executable, "-c", WARNED, *(["changed"] if changed else [])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr

@@ -15,8 +15,8 @@ CASES = (
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_a_part_of_joblibs_tests_passes(executor, tmp_path):
-    """With the joblib that is installed; the whole takes minutes."""
+def test_joblib_conformance(executor, tmp_path):
+    """A part of joblib's own tests passes with the installed joblib; the whole takes minutes."""
     options = ["--cache", str(tmp_path), "--joblib", "installed", "--executor", executor]
     command = [sys.executable, str(RUN), *options, "--", "-q", "-k", CASES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)

@@ -18,8 +18,8 @@ JOBLIB = tuple(int(part) for part in joblib.__version__.split(".")[:2])
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_a_library_that_the_task_itself_loads_has_the_limit(executor):
-    """Nothing had imported scikit-learn's OpenMP in that worker; afterwards it has its default there."""
+def test_inner_threads_of_a_library_that_the_task_loads(executor):
+    """OpenMP that a task is the first to load has the limit in that task, and its default afterwards."""
 
     # Not a function of this module, so that to unpickle it imports nothing.
     def fresh(_):
@@ -38,8 +38,8 @@ def test_a_library_that_the_task_itself_loads_has_the_limit(executor):
     assert not any(found & {3} for _, found in after)
 
 
-def test_a_node_without_threadpoolctl_is_told_of():
-    """The call fails with what to do, and other calls go on."""
+def test_inner_threads_on_a_node_without_threadpoolctl():
+    """A limit on a node without threadpoolctl fails the call with what to do, and other calls go on."""
 
     def forget():
         sys.modules["threadpoolctl"] = None
@@ -82,8 +82,8 @@ def threads_of_libraries(_=None):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_every_library_has_the_limit_and_then_its_own_again(shared_pool, threads):
-    """In each task of the call, whatever the default; before and after the call, the default."""
+def test_inner_threads_are_limited_in_every_library(shared_pool, threads):
+    """In each task of the call every library has the limit, and before and after the call its default."""
     calls = [delayed(threads_of_libraries)(i) for i in range(20)]
     before = Parallel(n_jobs=-1, batch_size=1)(calls)
     with parallel_config(backend="skyward", inner_max_num_threads=threads):
@@ -94,8 +94,8 @@ def test_every_library_has_the_limit_and_then_its_own_again(shared_pool, threads
 
 
 @pytest.mark.skipif(JOBLIB < (1, 5), reason="before joblib 1.5 Parallel takes no parameters for its backend")
-def test_parallel_takes_the_limit_as_well(shared_pool):
-    """As a parameter of the one call."""
+def test_inner_threads_as_a_parameter_of_parallel(shared_pool):
+    """`Parallel(inner_max_num_threads=)` limits the one call."""
     found = Parallel(n_jobs=2, inner_max_num_threads=3)(delayed(threads_of_libraries)(i) for i in range(4))
     assert {number for threads in found for number in threads.values()} == {3}
 
@@ -131,8 +131,10 @@ def overlapping():
     return seen, builtins.__import__.__name__
 
 
-def test_batches_side_by_side_do_not_undo_one_anothers_limit(shared_pool):
-    """BLAS has one limit per process: the strictest holds, and the default comes back with the last batch's end."""
+def test_inner_threads_of_concurrent_batches(shared_pool):
+    """BLAS has one limit per process: the strictest of concurrent batches holds, and the last one's end restores the
+    default.
+    """
     (default, both, one_left, last_look, after), importer = shared_pool.submit(overlapping).result(30)
     assert both == {3}
     assert one_left == last_look == {4}
@@ -140,8 +142,8 @@ def test_batches_side_by_side_do_not_undo_one_anothers_limit(shared_pool):
     assert importer == "__import__"
 
 
-def test_a_limit_that_another_thread_set_first_is_replaced(shared_pool):
-    """threadpoolctl 3.8 lets one thread own OpenBLAS; the batches of the others are limited all the same."""
+def test_inner_threads_limit_of_another_thread_is_replaced(shared_pool):
+    """threadpoolctl 3.8 lets one thread own OpenBLAS; batches on other threads are limited all the same."""
 
     def owned():
         import numpy  # noqa: F401
@@ -166,8 +168,8 @@ def test_a_limit_that_another_thread_set_first_is_replaced(shared_pool):
     assert shared_pool.submit(owned).result(30) == {3}
 
 
-def test_no_limit_costs_nothing(shared_pool):
-    """Without the parameter, the batch that travels is the same as ever."""
+def test_inner_threads_without_a_limit_send_a_plain_batch(shared_pool):
+    """Without the parameter the batch that travels is joblib's own."""
     sent = []
 
     send = CompletionQueue.send
@@ -182,7 +184,7 @@ def test_no_limit_costs_nothing(shared_pool):
     assert sent == [[(abs, (0,), {})]]
 
 
-def test_a_limit_below_one_is_refused(shared_pool):
-    """joblib leaves this check to its backends."""
+def test_inner_threads_below_one_are_refused(shared_pool):
+    """A limit below one is an error, as joblib leaves this check to its backends."""
     with parallel_config(backend="skyward", inner_max_num_threads=0), pytest.raises(ValueError, match="at least 1"):
         Parallel(n_jobs=2)(delayed(abs)(i) for i in range(3))

@@ -80,8 +80,10 @@ def serial() -> dict[str, list[tuple[Any, ...]]]:
 
 @pytest.mark.timeout(60 * ROUNDS)
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_searches_at_once_give_a_serial_runs_numbers(serial, executor):
-    """Eight classifiers from eight threads on a fresh pool in each round, alternately with the warning as an error."""
+def test_concurrent_searches_give_a_serial_runs_numbers(serial, executor):
+    """Eight classifiers are searched from eight threads on a fresh pool per round, every other round with the warning
+    as an error.
+    """
     for number in range(ROUNDS):
         action = ("error", "ignore")[number % 2]
         worker = sky.Worker(concurrency=8 if executor == "thread" else 2, executor=executor)

@@ -339,8 +339,8 @@ def serial(run):
 
 
 @pytest.mark.parametrize("name", REMOTE)
-def test_it_runs_on_the_pool_and_equals_a_serial_run(spied, name):
-    """Every number is the same to the last bit, and tasks went to the workers."""
+def test_scikit_learn_equals_a_serial_run(spied, name):
+    """Every number is a serial run's to the last bit, and tasks went to the workers."""
     expected = serial(REMOTE[name])
     assert spied.sent == 0
     np.testing.assert_equal(REMOTE[name](), expected)
@@ -348,14 +348,14 @@ def test_it_runs_on_the_pool_and_equals_a_serial_run(spied, name):
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_what_needs_shared_memory_stays_here(spied, name):
-    """require="sharedmem" and backend="threading" are scikit-learn's word: the result is right and nothing is sent."""
+def test_scikit_learn_with_shared_memory_stays_here(spied, name):
+    """With require="sharedmem" or backend="threading" in scikit-learn the result is right and nothing is sent."""
     np.testing.assert_equal(HERE[name](), serial(HERE[name]))
     assert spied.sent == 0
 
 
-def test_what_depends_on_the_number_of_jobs_equals_as_many_processes_here(spied):
-    """LatentDirichletAllocation splits its input by n_jobs, which changes its numbers on any backend."""
+def test_scikit_learn_with_results_that_depend_on_n_jobs(spied):
+    """LatentDirichletAllocation, whose numbers depend on n_jobs with any backend, equals as many processes here."""
 
     def topics():
         counts = sparse.csr_matrix(DIGITS[:60])
@@ -369,15 +369,15 @@ def test_what_depends_on_the_number_of_jobs_equals_as_many_processes_here(spied)
     assert spied.sent > 1
 
 
-def test_configuration_reaches_the_workers(spied):
-    """scikit-learn's own `config_context` holds for the tasks too."""
+def test_scikit_learn_config_context_reaches_the_workers(spied):
+    """scikit-learn's `config_context` holds for the tasks too."""
     with config_context(enable_metadata_routing=True, working_memory=77):
         got = parallel.Parallel(n_jobs=-1)(parallel.delayed(get_config)() for _ in range(4))
     assert {config["working_memory"] for config in got} == {77}
     assert spied.sent > 0
 
 
-def test_errors_of_a_fit_arrive(spied):
+def test_scikit_learn_fit_errors_arrive(spied):
     """With error_score="raise" the exception is the fit's own, with the remote traceback."""
     with pytest.raises(ValueError, match="gamma") as caught:
         GridSearchCV(SVC(), {"gamma": [-1.0, -2.0]}, error_score="raise", n_jobs=-1).fit(X, Y)
@@ -399,7 +399,7 @@ LINES = [f"The {n} quick brown foxes' jumping over {n * n} lazier dogs is well-k
     ids=["WordPunctTokenizer", "TreebankWordTokenizer", "PorterStemmer"],
 )
 def test_nltk_equals_its_serial_run(spied, make):
-    """`parallelize_preprocess` keeps the order of its lines."""
+    """NLTK's `parallelize_preprocess` keeps the order of its lines."""
     # Made anew: NLTK 3.10's tokenizers do not survive pickle once they were used.
     expected = list(parallelize_preprocess(make(), LINES, processes=1))
     assert spied.sent == 0

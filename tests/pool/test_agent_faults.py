@@ -1,8 +1,7 @@
-"""An agent that is killed, stopped or cannot start, and nodes that are lost."""
+"""Agents that are killed, stopped or cannot start, and nodes that are lost."""
 
 from __future__ import annotations
 
-import ctypes
 import operator
 import os
 import resource
@@ -13,10 +12,11 @@ import time
 import pytest
 import skyward_lite as sky
 from processes import MARK, eventually
+from task_functions import hold_the_gil
 
 
-def test_a_killed_agents_tasks_run_elsewhere():
-    """The list equals a serial run's although one of two nodes was killed."""
+def test_tasks_of_a_killed_agent_run_on_another_node():
+    """A `Parallel` call returns a serial run's list although the agent of one of two nodes is killed."""
     with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=2)) as pool:
         futures = [pool.submit(slow_neg, i) for i in range(40)]
         os.kill(pool.nodes()[0].pid, signal.SIGKILL)
@@ -29,8 +29,8 @@ def slow_neg(i):
     return -i
 
 
-def test_without_nodes_tasks_fail_with_the_reason():
-    """The last node is gone: pending and new tasks get an error, none hangs."""
+def test_tasks_fail_when_the_last_node_is_lost():
+    """Pending and new tasks get an error with the reason when the last node is lost; none hangs."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         futures = [pool.submit(time.sleep, 60) for _ in range(5)]
         os.kill(pool.nodes()[0].pid, signal.SIGKILL)
@@ -41,8 +41,8 @@ def test_without_nodes_tasks_fail_with_the_reason():
             pool.submit(operator.neg, 1).result(20)
 
 
-def test_no_retries_means_no_retries():
-    """`Worker(retries=0)`: a task whose node was lost is not run again."""
+def test_retries_0_does_not_rerun_tasks_of_a_lost_node():
+    """With `Worker(retries=0)` a task whose node was lost fails and is not run again."""
     with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=1, retries=0), plugins=[]) as pool:
         futures = [pool.submit(time.sleep, 0.5) for _ in range(2)]
         os.kill(pool.nodes()[0].pid, signal.SIGKILL)
@@ -51,8 +51,10 @@ def test_no_retries_means_no_retries():
 
 
 @pytest.mark.slow
-def test_a_stopped_agent_is_found_lost():
-    """SIGSTOP: the socket lives, our heartbeat does not. Found within 10 s and a heartbeat."""
+def test_stopped_agent_is_a_lost_node():
+    """A stopped agent (SIGSTOP) keeps its socket but sends no heartbeat, so its node counts as lost after 10 s and a
+    heartbeat.
+    """
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         pid = pool.nodes()[0].pid
         future = pool.submit(time.sleep, 60)
@@ -64,16 +66,9 @@ def test_a_stopped_agent_is_found_lost():
             os.kill(pid, signal.SIGCONT)
 
 
-def hold_the_gil(seconds):
-
-    # Unlike CDLL, PyDLL does not release the GIL around its calls.
-    ctypes.PyDLL(None).sleep(seconds)
-    return "held"
-
-
 @pytest.mark.slow
-def test_a_task_that_holds_the_gil_is_no_lost_node():
-    """For longer than a node may be silent: heartbeats need no GIL, neither there nor here."""
+def test_task_that_holds_the_gil_does_not_lose_its_node():
+    """A task may hold the GIL longer than a node may be silent, as heartbeats need no GIL at either end."""
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
         future = pool.submit(hold_the_gil, 13)
         hold_the_gil(13)
@@ -81,8 +76,8 @@ def test_a_task_that_holds_the_gil_is_no_lost_node():
         assert [node.state for node in pool.nodes()] == ["ready"]
 
 
-def test_the_interpreter_that_cannot_start_is_named(monkeypatch, capfd):
-    """An agent that ends at once fails the start, with what it printed on standard error."""
+def test_agent_that_ends_at_once_fails_the_start(monkeypatch, capfd):
+    """An agent that ends at once fails the pool's start, and the error has what the agent printed on standard error."""
     monkeypatch.setenv("PYTHONHOME", "/nonexistent")
     monkeypatch.setenv(MARK, os.environ[MARK])
     with pytest.raises(sky.NodeStartError, match="local-0 is lost"), sky.pool(plugins=[]):
@@ -90,8 +85,8 @@ def test_the_interpreter_that_cannot_start_is_named(monkeypatch, capfd):
     assert "PYTHONHOME" in capfd.readouterr().err
 
 
-def test_why_a_node_cannot_start_its_workers_is_said(monkeypatch):
-    """Here it may have few files open."""
+def test_node_that_cannot_start_workers_says_why(monkeypatch):
+    """A node that may have too few open files to start its workers fails with that reason."""
     start = subprocess.Popen
 
     def limited(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""Each task has its own arguments, whatever the size of its batch; what a batch shares travels once."""
+"""Arguments of tasks: each task has its own at any batch size, and what a batch shares travels once."""
 
 from __future__ import annotations
 
@@ -91,23 +91,23 @@ def changing():
 
 @pytest.mark.parametrize("what", list(changing()))
 @pytest.mark.parametrize("batch_size", [1, 5, CALLS, "auto"])
-def test_what_a_task_changes_no_other_task_sees(pool, what, batch_size):
-    """The results are those of tasks that each have a copy."""
+def test_changed_argument_is_not_seen_by_other_tasks(pool, what, batch_size):
+    """Tasks that change an argument which a batch shares give the results of tasks that each have a copy."""
     function, calls = changing()[what]
     alone = [pool.submit(function, *args).result(20) for args in calls]
     assert Parallel(n_jobs=-1, batch_size=batch_size)(delayed(function)(*args) for args in calls) == alone
     assert list(pool.map(function, *zip(*calls, strict=True), chunksize=5)) == alone
 
 
-def test_keyword_arguments_are_each_tasks_own_too(pool):
-    """By the same rule."""
+def test_changed_keyword_argument_is_not_seen_by_other_tasks(pool):
+    """Tasks that change a keyword argument give the results of tasks that each have a copy."""
     shared: dict[str, Any] = {"values": []}
     got = Parallel(n_jobs=1 + 1, batch_size=4)(delayed(append)(i=i, **shared) for i in range(8))
     assert got == [[i] for i in range(8)]
 
 
-def test_what_one_task_has_twice_stays_one_thing(pool):
-    """Within a task identity is kept, also between views of the same memory."""
+def test_argument_passed_twice_to_one_task_stays_one_object(pool):
+    """An object that a task gets twice is one object there, and views of the same memory share it."""
     array = np.zeros(50_000)
 
     def same(a, b, c, view, i):
@@ -119,8 +119,8 @@ def test_what_one_task_has_twice_stays_one_thing(pool):
     assert array.sum() == 0
 
 
-def test_functions_and_classes_stay_shared(pool):
-    """A batch has one function and one class of each kind, whose definitions travel once."""
+def test_functions_and_classes_of_a_batch_are_shared(pool):
+    """A batch has one function and one class of each kind, and their definitions travel once."""
 
     class Local:
         text = "x" * 30_000
@@ -151,8 +151,8 @@ def test_functions_and_classes_stay_shared(pool):
     ],
     ids=["array", "F order", "in pieces", "bytes", "str"],
 )
-def test_what_is_large_travels_once_for_a_batch(value):
-    """However many calls of the batch have it, as an argument or by its keyword."""
+def test_large_argument_travels_once_per_batch(value):
+    """A large argument travels once however many calls of the batch have it, by position or by keyword."""
     calls = [(append, ([value] if isinstance(value, np.ndarray) else value, i), {"more": value}) for i in range(20)]
     pickled, buffers = batches.dump(payload.Encoder(1 << 30), calls)
     assert payload.size(pickled, buffers) < 1_700_000
@@ -162,8 +162,8 @@ def test_what_is_large_travels_once_for_a_batch(value):
         assert np.array_equal(kwargs["more"], value)
 
 
-def test_the_last_task_takes_the_memory_that_came(pool):
-    """Arrays of a batch are writable, and one that a single task has is not copied."""
+def test_last_task_takes_an_array_without_a_copy(pool):
+    """Arrays of a batch are writable, and an array that a single task has is not copied."""
     arrays = [np.full(10_000, i) for i in range(6)]
 
     def change(array, i):
@@ -175,7 +175,7 @@ def test_the_last_task_takes_the_memory_that_came(pool):
 
 
 def test_read_only_arrays_stay_read_only(pool):
-    """In a batch as alone; nobody can change them, so tasks share them."""
+    """Read-only arrays arrive read-only, in a batch as alone, and the tasks of a batch share them."""
     array = np.arange(50_000)
     array.setflags(write=False)
     got = Parallel(n_jobs=2, batch_size=3)(delayed(lambda a, i: (a.flags.writeable, a[i]))(array, i) for i in range(6))
@@ -203,8 +203,8 @@ ONE = [1]
         ((ONE.append,), (1,), False),
     ],
 )
-def test_small_tasks_do_not_pay(first, second, together):
-    """Calls that share nothing which could change are one pickle, without anything of ours in it."""
+def test_batch_without_mutable_shared_arguments_is_a_plain_pickle(first, second, together):
+    """Calls that share nothing which could change are one ordinary pickle."""
     for calls in (
         [(print, first, {}), (print, second, {})],
         [(print, (), {"x": first}), (print, (), {"x": second})],
@@ -213,8 +213,8 @@ def test_small_tasks_do_not_pay(first, second, together):
         assert (b"skyward_lite" not in pickled) is together
 
 
-def test_a_list_that_contains_itself_is_a_batchs_business_too(pool):
-    """It is looked at once."""
+def test_argument_that_contains_itself(pool):
+    """A list that contains itself arrives as such in a batch, and the search for shared objects ends."""
     loop: list[Any] = []
     loop.append(loop)
     got = list(
@@ -223,8 +223,10 @@ def test_a_list_that_contains_itself_is_a_batchs_business_too(pool):
     assert got == [(True, None, 2)] * 4
 
 
-def test_an_argument_that_cannot_be_rebuilt_fails_where_its_turn_is(pool):
-    """The calls before it have run; the error says that the call was not rebuilt."""
+def test_argument_that_cannot_be_rebuilt_fails_its_own_call(pool):
+    """The calls before a call whose argument cannot be rebuilt have run; the error says that this call was not
+    rebuilt.
+    """
 
     class Bad:
         def __reduce__(self):
@@ -245,23 +247,23 @@ from skyward_lite.pickling import batches, payload
 
 encoder = payload.Encoder(1 << 16)
 for _ in range(300):
-    kept = []
+    cycle = []
     try:
         batches.dump(encoder, [(np.sum, (np.zeros(5000),), {}) for _ in range(10)])
     except PayloadTooLargeError as error:
-        kept += [error, kept]
+        cycle += [error, cycle]
 gc.collect()
 """
 
 
-def test_a_batch_may_be_part_of_a_cycle():
-    """The interpreter can collect a batch that an error's traceback holds, without a crash or a complaint."""
+def test_batch_in_a_reference_cycle_is_collected():
+    """The garbage collector frees a batch that an error's traceback refers to, without a crash or a complaint."""
     run = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_a_pickled_batch_is_let_go_of_at_once():
-    """Its arrays need no garbage collection to be freed."""
+def test_pickled_batch_is_freed_at_once():
+    """The arrays of a pickled batch are freed without the garbage collector."""
     arrays = [np.zeros(5000) for _ in range(3)]
     gone = [weakref.ref(array) for array in arrays]
     gc.disable()
@@ -274,8 +276,8 @@ def test_a_pickled_batch_is_let_go_of_at_once():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 6, "auto"])
-def test_arrays_that_show_the_same_memory_are_apart_at_any_batch_size(pool, batch_size):
-    """Two arrays of one call, one a view of the other: as alone, each has its own memory at the worker."""
+def test_overlapping_arrays_are_separate_at_any_batch_size(pool, batch_size):
+    """Two arrays of one call, one a view of the other, have separate memory at the worker, in a batch as alone."""
     array = np.ones((100, 100))
 
     def change(a, b, i):
@@ -286,8 +288,8 @@ def test_arrays_that_show_the_same_memory_are_apart_at_any_batch_size(pool, batc
     assert got == [10_000.0] * 12
 
 
-def test_more_buffers_than_travel_beside_are_each_calls_own(pool):
-    """Those that stay in the pickle, too."""
+def test_buffers_beyond_the_limit_are_not_shared_between_calls(pool):
+    """Each call has its own buffers, also those which stay in the pickle because a message has too many."""
     arrays = [np.ones(2048) for _ in range(1010)]
 
     def change(array):

@@ -55,8 +55,8 @@ def far(tmp_path_factory):
         lab.close()
 
 
-def test_tasks_write_into_a_mapped_output(workers, tmp_path):
-    """joblib's documented pattern: each task writes its row of a map, and the file has them all."""
+def test_memmap_output_is_written_by_tasks(workers, tmp_path):
+    """Each task writes its row of a memory map, as joblib's documentation shows, and the file has all rows."""
 
     def fill(data, output, i):
         output[i] = data[i].sum()
@@ -71,8 +71,8 @@ def test_tasks_write_into_a_mapped_output(workers, tmp_path):
     assert (np.fromfile(tmp_path / "out") == expected).all()
 
 
-def test_tasks_write_into_views_of_a_map(workers, mapped):
-    """A row, a column as a plain array, a reversed view: each is a part of the same file."""
+def test_memmap_views_are_written_by_tasks(workers, mapped):
+    """Tasks write into a row, a column as a plain array and a reversed view of a map, and the file has their values."""
 
     def add(view, number):
         view += number
@@ -86,8 +86,8 @@ def test_tasks_write_into_views_of_a_map(workers, mapped):
     assert (mapped == expected).all()
 
 
-def test_a_read_only_map_is_not_sent(workers, tmp_path):
-    """Twenty tasks with a map of 40 MB: each takes less than 2,000 bytes, and reads the right values."""
+def test_read_only_memmap_is_not_sent(workers, tmp_path):
+    """Twenty tasks with a read-only map of 40 MB take less than 2,000 bytes each, and read the right values."""
     np.arange(5_000_000.0).tofile(tmp_path / "big")
     big = np.memmap(tmp_path / "big", mode="r", dtype="f8")
     with sky.pool(worker=workers) as pool:
@@ -96,8 +96,8 @@ def test_a_read_only_map_is_not_sent(workers, tmp_path):
     assert read == [(i * 1000.0, False) for i in range(20)]
 
 
-def test_a_result_that_is_mapped_comes_by_name(workers, tmp_path):
-    """What a task maps and returns is the same file at the client."""
+def test_memmap_result_is_the_same_file(workers, tmp_path):
+    """A map that a task returns is a map of the same file at the client."""
 
     def make(path):
         import numpy as np
@@ -113,8 +113,8 @@ def test_a_result_that_is_mapped_comes_by_name(workers, tmp_path):
     assert np.fromfile(tmp_path / "made", "i4")[1000] == 8
 
 
-def test_a_result_whose_file_is_gone_comes_as_its_data(workers):
-    """A task maps a file in a temporary directory that it deletes."""
+def test_memmap_result_of_a_deleted_file_comes_as_data(workers):
+    """A task that returns a map of a file in a temporary directory, which it deletes, returns the data."""
 
     def make():
         import tempfile
@@ -130,8 +130,8 @@ def test_a_result_whose_file_is_gone_comes_as_its_data(workers):
         assert (pool.submit(make).result(30) == np.full(5000, 7)).all()
 
 
-def test_a_writable_map_is_refused_elsewhere(far, mapped):
-    """On a host that does not share files the call raises the file, the reason and the remedy."""
+def test_writable_memmap_is_refused_on_a_host_without_shared_files(far, mapped):
+    """On a host that does not share files, a writable map makes the call raise the file, the reason and the remedy."""
     told = r"data' with mode='w\+'.* do not share files .* would be lost.* return the values .* mode='r'"
     for view in (mapped, mapped[3:], np.asarray(mapped)[:, 2]):
         with pytest.raises(pickle.PicklingError, match=told):
@@ -140,8 +140,10 @@ def test_a_writable_map_is_refused_elsewhere(far, mapped):
         Parallel(n_jobs=-1)(delayed(np.sum)(mapped) for _ in range(2))
 
 
-def test_a_read_only_map_travels_elsewhere_as_its_data(far, mapped, tmp_path):
-    """The values arrive beside the pickle and cannot be written to, as at the client."""
+def test_read_only_memmap_travels_as_data_to_a_host_without_shared_files(far, mapped, tmp_path):
+    """The values of a read-only map arrive beside the pickle on a host that does not share files, and are not
+    writable.
+    """
     mapped.flush()
     read = np.memmap(tmp_path / "data", dtype="f8", mode="r", shape=(400, 100))
     assert len(far._tasks.encode(np.sum, (read,), {})[0]) < 2_000
@@ -152,8 +154,8 @@ def test_a_read_only_map_travels_elsewhere_as_its_data(far, mapped, tmp_path):
     assert far.submit(use, read).result(30) == (float(read.sum()), False)
 
 
-def test_a_map_that_a_task_returns_from_elsewhere_is_its_data(far):
-    """The client gets the values, not the name of a file that it cannot see."""
+def test_memmap_result_from_a_host_without_shared_files_is_data(far):
+    """The client gets a returned map's values, not the name of a file that it cannot see."""
 
     def make():
         import tempfile
@@ -186,8 +188,8 @@ def views(array):
 
 
 @pytest.mark.parametrize("name", sorted(views(np.zeros((400, 100)))))
-def test_views_of_a_map_arrive_as_they_were(mapped, name):
-    """Values, type, shape, strides and the right to write; twice on the way, too."""
+def test_memmap_views_keep_type_shape_and_strides(mapped, name):
+    """Views of a map keep values, type, shape, strides and the right to write, also after two trips."""
     view = views(mapped)[name]
     once, pickled, beside = journey(view)
     twice, _, _ = journey(once)
@@ -204,8 +206,8 @@ def test_views_of_a_map_arrive_as_they_were(mapped, name):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_map_with_an_offset_keeps_it(tmp_path, order):
-    """A header before the numbers, more than a page and no whole number of pages of it."""
+def test_memmap_with_an_offset(tmp_path, order):
+    """A map after a header of more than a page, and of no whole number of pages, keeps its offset."""
     (tmp_path / "file").write_bytes(bytes(5003))
     array = np.memmap(tmp_path / "file", dtype="i2", mode="r+", offset=5003, shape=(60, 70), order=order)
     array[:] = np.arange(4200).reshape(60, 70)
@@ -217,8 +219,8 @@ def test_a_map_with_an_offset_keeps_it(tmp_path, order):
         assert (there == view).all()
 
 
-def test_a_copy_on_write_map_carries_what_was_written(tmp_path):
-    """By name while it is as its file; once the client has written to it, as its data."""
+def test_copy_on_write_memmap_carries_what_was_written(tmp_path):
+    """A copy-on-write map goes by name while it equals its file, and as data once the client has written to it."""
     np.zeros(500_000).tofile(tmp_path / "file")
     array = np.memmap(tmp_path / "file", dtype="f8", mode="c")
     there, _, beside = journey(array)
@@ -234,8 +236,8 @@ def test_a_copy_on_write_map_carries_what_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("place", [0, 77_777, 499_999])
-def test_one_number_that_was_written_is_found(tmp_path, monkeypatch, place):
-    """Of a copy-on-write map that has been read; the look at it goes by parts."""
+def test_single_write_to_a_copy_on_write_memmap_is_found(tmp_path, monkeypatch, place):
+    """One number written to a copy-on-write map that has been read is found, although the map is compared in parts."""
     monkeypatch.setattr(arrays, "MAX_PAGEMAP_ENTRIES", 10)
     np.arange(500_000.0).tofile(tmp_path / "file")
     array = np.memmap(tmp_path / "file", dtype="f8", mode="c")
@@ -251,8 +253,8 @@ def test_one_number_that_was_written_is_found(tmp_path, monkeypatch, place):
 
 
 @pytest.mark.parametrize("change", ["delete", "replace"])
-def test_a_map_whose_name_leads_nowhere(tmp_path, change):
-    """Its file was deleted, or another one took the name: a writable map is refused, a readable one is sent."""
+def test_memmap_of_a_deleted_or_replaced_file(tmp_path, change):
+    """If a map's file was deleted or replaced, a writable map is refused and a readable one is sent as data."""
     path = tmp_path / "file"
     np.arange(5000.0).tofile(path)
     writable = np.memmap(path, dtype="f8", mode="r+")
@@ -266,8 +268,8 @@ def test_a_map_whose_name_leads_nowhere(tmp_path, change):
     assert (journey(readable)[0] == np.arange(5000.0)).all()
 
 
-def test_a_map_of_a_nameless_file():
-    """A temporary file without a name is like one that was deleted."""
+def test_memmap_of_a_file_without_a_name():
+    """A map of a temporary file without a name is treated as one of a deleted file."""
     with tempfile.TemporaryFile() as file:
         array = np.memmap(file, dtype="f8", mode="w+", shape=3000)
         with pytest.raises(pickle.PicklingError, match="a file without a name"):
@@ -275,16 +277,18 @@ def test_a_map_of_a_nameless_file():
         assert (journey(array, BACK)[0] == array).all()
 
 
-def test_a_renamed_file_is_found(tmp_path, mapped):
-    """The map goes by the name that its file has now."""
+def test_memmap_of_a_renamed_file(tmp_path, mapped):
+    """A map goes by the name that its file has now."""
     os.rename(tmp_path / "data", tmp_path / "moved")
     there, _, _ = journey(mapped)
     there[0, 0] = 99
     assert mapped[0, 0] == 99
 
 
-def test_a_file_that_has_shrunk_is_named(tmp_path, mapped):
-    """The far end maps nothing past the end, and does not make the file longer."""
+def test_memmap_of_a_truncated_file_is_an_error(tmp_path, mapped):
+    """If a map's file has become shorter, the worker raises an error with its name, and does not make the file
+    longer.
+    """
     os.truncate(tmp_path / "data", 1000)
     with pytest.raises(ValueError, match=r"data cannot be mapped up to byte 320,000"):
         journey(mapped)
@@ -359,8 +363,10 @@ def as_matrix(array):
     ],
     ids=["matrix", "attribute", "masked", "unmasked", "masked records", "chararray", "recarray", "structured"],
 )
-def test_subclasses_arrive_as_they_were(make, order, rows):
-    """Type, values, order, attributes and the right to write; large ones beside the pickle."""
+def test_array_subclasses_keep_type_order_and_attributes(make, order, rows):
+    """Arrays of subclasses keep type, values, order, attributes and the right to write; large ones travel beside the
+    pickle.
+    """
     array = make(np.asarray(np.arange(rows * 70.0).reshape(rows, 70), order="C"))
     if order == "F":
         array = array.copy(order="F")
@@ -411,8 +417,10 @@ MADE_FROM_A_MAP = {
 @pytest.mark.parametrize("route", [HERE, ELSEWHERE], ids=["here", "elsewhere"])
 @pytest.mark.parametrize("mode", ["r", "r+", "c"])
 @pytest.mark.parametrize("name", MADE_FROM_A_MAP)
-def test_what_is_made_from_a_map_arrives(mapped, name, mode, route):
-    """Also where it has copied the map's attributes, of which one cannot be pickled; twice on the way, too."""
+def test_arrays_derived_from_a_memmap(mapped, name, mode, route):
+    """An array that was made from a map arrives, also with a copied attribute that cannot be pickled, and after two
+    trips.
+    """
     mapped.flush()
     array = MADE_FROM_A_MAP[name](np.memmap(mapped.filename, dtype="f8", mode=mode, shape=mapped.shape))
     if route is ELSEWHERE and mode == "r+":
@@ -429,16 +437,16 @@ def test_what_is_made_from_a_map_arrives(mapped, name, mode, route):
 
 
 @pytest.mark.parametrize("name", ["masked", "masked slice", "copying"])
-def test_a_task_writes_through_what_is_made_from_a_map(mapped, name):
-    """It goes by name, as the map itself."""
+def test_task_writes_through_an_array_derived_from_a_memmap(mapped, name):
+    """An array that shares a map's memory goes by the file's name, so a task writes into the file."""
     array = MADE_FROM_A_MAP[name](mapped)
     there, _, _ = journey(array)
     there[0] = 77
     assert (np.asarray(array)[0] == 77).all()
 
 
-def test_masked_maps_go_to_the_workers_and_back(workers, mapped):
-    """What a task masks of a map arrives as what the client masks of it."""
+def test_masked_memmaps(workers, mapped):
+    """A masked array over a map has the same values and mask, whether the task or the client masked it."""
 
     def double(array):
         return array * 2, array
@@ -450,15 +458,15 @@ def test_masked_maps_go_to_the_workers_and_back(workers, mapped):
     assert np.array_equal(same.mask, masked.mask)
 
 
-def test_slots_of_a_subclass_arrive():
-    """Attributes need no `__dict__`."""
+def test_array_subclass_with_slots():
+    """Attributes of an array's subclass arrive that are in `__slots__`."""
     assert journey(slotted(5))[0].unit == "K"
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (3,), (60, 70)])
 @pytest.mark.parametrize("dtype", ["f8", "M8[s]", "S3", "?", "S0", [("x", "i2"), ("y", "f8")]], ids=str)
-def test_subclasses_of_any_type_and_shape_arrive(shape, dtype):
-    """Also one that cannot be made as a view of a plain array."""
+def test_array_subclasses_of_any_dtype_and_shape(shape, dtype):
+    """Arrays of subclasses arrive with any dtype and shape, also those that no view of a plain array can make."""
     array = np.ndarray.__new__(Strict, shape, dtype)
     np.asarray(array)[...] = np.zeros(shape, dtype)
     array.unit = "K"
@@ -469,21 +477,21 @@ def test_subclasses_of_any_type_and_shape_arrive(shape, dtype):
     assert np.asarray(there).tobytes() == np.asarray(array).tobytes()
 
 
-def test_a_subclass_that_pickles_itself_is_left_alone():
-    """Its own `__reduce__` says what arrives."""
+def test_array_subclass_with_its_own_reduce():
+    """The `__reduce__` of an array's subclass decides what arrives."""
     assert (journey(np.zeros(4000).view(Own))[0] == 3).all()
 
 
-def test_an_array_of_objects_may_hold_itself():
-    """Objects are numpy's to pickle, in subclasses too."""
+def test_object_array_that_contains_itself():
+    """Arrays of objects, of subclasses too, are pickled by numpy, so one may contain itself."""
     array = np.empty(2, object).view(Measured)
     array[0] = array
     there, _, _ = journey(array)
     assert there[0] is there
 
 
-def test_subclasses_survive_the_workers(workers):
-    """A masked array and a user's array go there and come back."""
+def test_array_subclasses_round_trip_through_workers(workers):
+    """A masked array and an array of a user's class go to a worker and come back the same."""
     masked = np.ma.masked_greater(np.arange(30_000.0), 5)
     measured = Measured(np.arange(30_000.0), "mm")
     with sky.pool(worker=workers, plugins=[]) as pool:
@@ -495,7 +503,7 @@ def test_subclasses_survive_the_workers(workers):
 
 
 @pytest.mark.parametrize("route", [HERE, ELSEWHERE, BACK])
-def test_an_empty_map_travels(tmp_path, route):
-    """Nothing can be lost of it."""
+def test_empty_memmap(tmp_path, route):
+    """An empty map travels as data."""
     array = np.memmap(tmp_path / "empty", dtype="f8", mode="w+", shape=(0, 3))
     assert journey(array, route)[0].shape == (0, 3)

@@ -39,8 +39,10 @@ def raise_when_idle(how, over, done):
 
 
 @pytest.mark.parametrize(("executor", "how"), [("thread", "set"), ("process", "set"), ("process", "alarm")])
-def test_what_is_raised_between_two_tasks_is_nobodys(tmp_path, executor, how):
-    """A task left it behind. The next one runs, in the same process."""
+def test_asynchronous_exception_between_tasks_is_dropped(tmp_path, executor, how):
+    """An exception that a finished task raises later in the worker's thread is dropped; the next task runs in the same
+    process.
+    """
     with sky.pool(worker=sky.Worker(concurrency=1, executor=executor), plugins=[]) as pool:
         for i in range(3):
             over, done = tmp_path / f"{i}-over", tmp_path / f"{i}-done"
@@ -67,8 +69,10 @@ def hammer(seconds, go):
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_tasks_end_whatever_is_raised_in_their_thread(tmp_path, executor):
-    """Each has its own value, or the error that was raised while it ran: none is lost."""
+def test_asynchronous_exceptions_lose_no_task(tmp_path, executor):
+    """Under a stream of asynchronous exceptions every task ends with its own value or the exception raised while it
+    ran.
+    """
     go = tmp_path / "go"
     with sky.pool(worker=sky.Worker(concurrency=1, executor=executor), plugins=[]) as pool:
         pool.submit(hammer, 1, str(go)).result(20)

@@ -1,8 +1,7 @@
-"""Tasks that are cancelled, aborted, or run into `Worker(task_timeout=)`."""
+"""Tasks that are cancelled, aborted, or exceed `Worker(task_timeout=)`."""
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import operator
 import os
@@ -15,12 +14,7 @@ import skyward_lite as sky
 from joblib import Parallel, delayed
 from processes import eventually, ours
 from skyward_lite.client.tasks import Tasks
-
-
-def wait_for(gate):
-    while not os.path.exists(gate):
-        time.sleep(0.01)
-    return "waited"
+from task_functions import hold_the_gil, wait_for
 
 
 def mark_and_sleep(path):
@@ -30,8 +24,10 @@ def mark_and_sleep(path):
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_running_tasks_of_an_aborted_call_are_ended(tmp_path, executor):
-    """An error in one task: the others' processes are gone within 5 s, and the pool goes on."""
+def test_abort_kills_running_tasks_of_a_parallel_call(tmp_path, executor):
+    """After an error in one task of a `Parallel` call, the other tasks' processes are gone within 5 s, and the pool
+    goes on.
+    """
     log = tmp_path / "log"
 
     def fail():
@@ -51,8 +47,8 @@ def test_running_tasks_of_an_aborted_call_are_ended(tmp_path, executor):
         assert len(log.read_text().split()) <= 2
 
 
-def test_bystanders_of_an_aborted_task_lose_nothing(tmp_path):
-    """What else ran in the replaced process ends in time, or runs again."""
+def test_abort_reruns_other_tasks_of_the_killed_process(tmp_path):
+    """Other tasks in the process that is replaced for an aborted one end in time, or run again."""
     gate = tmp_path / "gate"
     with sky.pool(worker=sky.Worker(concurrency=3)) as pool:
         before = pool.submit(os.getpid).result(20)
@@ -63,12 +59,12 @@ def test_bystanders_of_an_aborted_task_lose_nothing(tmp_path):
         assert pool.submit(os.getpid).result(20) != before
         assert not long.done()
         gate.touch()
-        assert long.result(20) == "waited"
+        assert long.result(20) == str(gate)
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_task_timeout_is_enforced_on_the_node(executor):
-    """The task that takes too long fails, whatever it does, and others do not."""
+def test_task_timeout_is_enforced(executor):
+    """A task that exceeds `task_timeout` fails, whatever it does, and other tasks do not."""
     worker = sky.Worker(concurrency=2, executor=executor, task_timeout=1.0)
     with sky.pool(worker=worker, plugins=[]) as pool:
         late = pool.submit(hold_the_gil, 300)
@@ -78,15 +74,17 @@ def test_task_timeout_is_enforced_on_the_node(executor):
 
 
 @pytest.mark.slow
-def test_task_timeout_counts_calls_not_batches():
-    """Ten calls of a batch may together take longer."""
+def test_task_timeout_applies_to_each_call_of_a_batch():
+    """Ten calls of a batch may together take longer than `task_timeout`."""
     with sky.pool(worker=sky.Worker(concurrency=1, task_timeout=1.0)):
         assert Parallel(n_jobs=2, batch_size=10)(delayed(time.sleep)(0.25) for _ in range(10)) == [None] * 10
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_task_timeout_holds_for_what_clears_up_behind_a_task(executor):
-    """The tasks that wait behind it run elsewhere."""
+def test_task_timeout_includes_cleanup_after_a_task(executor):
+    """A worker that clears up behind a task for too long is replaced, and the tasks that wait behind it run in another
+    one.
+    """
 
     # In here, so that it arrives at once: this module's import would count.
     class Stays:
@@ -103,13 +101,13 @@ def test_task_timeout_holds_for_what_clears_up_behind_a_task(executor):
         assert pool.submit(operator.neg, 1).result(20) == -1
 
 
-def test_cancel_reaches_a_task_that_waits_on_its_node(tmp_path):
+def test_cancel_of_a_task_that_waits_on_its_node(tmp_path):
     """`Future.cancel()` is true wherever the task waits, and false once it runs."""
     gate, log = tmp_path / "gate", tmp_path / "log"
 
     def start_and_wait():
         log.touch()
-        return wait_for(gate)
+        return wait_for(str(gate))
 
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         running = pool.submit(start_and_wait)
@@ -120,20 +118,13 @@ def test_cancel_reaches_a_task_that_waits_on_its_node(tmp_path):
         assert not running.cancel()
         assert not running.cancelled()
         gate.touch()
-        assert running.result(20) == "waited"
+        assert running.result(20) == str(gate)
         assert not running.cancel()
 
 
-def hold_the_gil(seconds):
-
-    # Unlike CDLL, PyDLL does not release the GIL around its calls.
-    ctypes.PyDLL(None).sleep(seconds)
-    return "held"
-
-
 @pytest.mark.slow
-def test_an_abort_that_crosses_a_recall_harms_nobody(tmp_path):
-    """The task has come back unstarted, so nothing is to be ended for it where it had been."""
+def test_abort_that_crosses_a_recall(tmp_path):
+    """If an aborted task has just been given back by its node, no process is killed for it there."""
 
     def quick(i):
         time.sleep(0.25)

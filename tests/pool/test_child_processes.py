@@ -23,8 +23,8 @@ def nested_loky():
     return Parallel(n_jobs=2, backend="loky")(delayed(os.getpid)() for _ in range(4))
 
 
-def test_process_workers_can_start_processes():
-    """`executor="process"` runs a task on the main thread of a process that is no daemon: loky works in it."""
+def test_process_executor_runs_loky_in_a_task():
+    """With `executor="process"` a task runs on the main thread of a process that is no daemon, so loky works in it."""
 
     def where():
         import multiprocessing
@@ -37,19 +37,19 @@ def test_process_workers_can_start_processes():
         assert pool.submit(os.getpid).result(20) not in pids
 
 
-kept = []
+segments = []
 
 
 def share():
     """Make shared memory that this process's resource tracker removes when the process has ended."""
-    kept.append(shared_memory.SharedMemory(create=True, size=1000))
-    return kept[-1].name, resource_tracker._resource_tracker._pid, os.getppid()
+    segments.append(shared_memory.SharedMemory(create=True, size=1000))
+    return segments[-1].name, resource_tracker._resource_tracker._pid, os.getppid()
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
 @pytest.mark.parametrize("end", ["leave", "crash", "agent", "abort"])
-def test_shared_memory_of_tasks_is_removed(end, executor):
-    """However their process ends: the tracker gets to do its work, and ends too."""
+def test_shared_memory_of_tasks_is_unlinked(end, executor):
+    """Shared memory of a task is removed however its process ends: the resource tracker does its work and ends."""
     with sky.pool(worker=sky.Worker(concurrency=1, executor=executor)) as pool:
         name, tracker, agent = pool.submit(share).result(20)
         assert Path(f"/dev/shm/{name}").exists()
@@ -72,8 +72,8 @@ def nest():
     return results, os.getpid()
 
 
-def test_nested_loky_leaves_nothing(capsys):
-    """Neither processes nor semaphores, nor a word about these."""
+def test_nested_loky_leaves_no_processes_or_semaphores(capsys):
+    """loky in a task leaves neither processes nor semaphores, and prints no warning about them."""
     # An earlier process of the same number may have left some.
     before = set(Path("/dev/shm").iterdir())
 
@@ -88,9 +88,9 @@ def test_nested_loky_leaves_nothing(capsys):
     assert "resource_tracker" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("code", "status"), [(0, 0), (3, 3), ("said", 1), (None, 0)])
-def test_a_forked_child_exits_with_its_status(code, status):
-    """And its parent goes on."""
+@pytest.mark.parametrize(("code", "status"), [(0, 0), (3, 3), ("text", 1), (None, 0)])
+def test_forked_child_of_a_task_exits_with_its_status(code, status):
+    """A child that a task forks exits with its own status, and the task goes on."""
 
     def fork():
         pid = os.fork()
@@ -102,8 +102,8 @@ def test_a_forked_child_exits_with_its_status(code, status):
         assert pool.submit(fork).result(20) == status
 
 
-def test_a_subprocess_whose_first_thread_has_ended_ends_too():
-    """It looks like a zombie, and runs."""
+def test_subprocess_whose_main_thread_has_ended_is_killed():
+    """A task's subprocess whose first thread has ended looks like a zombie but runs, and is ended all the same."""
     code = (
         "import ctypes, threading, time\n"
         "threading.Thread(target=time.sleep, args=(60,)).start()\n"
@@ -126,8 +126,8 @@ def start_session():
 
 
 @pytest.mark.parametrize("end", ["leave", "agent", "abort"])
-def test_subprocesses_in_sessions_of_their_own_end_too(end):
-    """As those that `timeout` or `setsid` start: they are known by their parents."""
+def test_subprocesses_in_their_own_session_are_killed(end):
+    """Subprocesses in sessions of their own (`timeout`, `setsid`) are found by their parents and ended."""
     with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
         pid, agent = pool.submit(start_session).result(20)
         children = Path(f"/proc/{pid}/task/{pid}/children")

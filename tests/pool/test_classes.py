@@ -52,7 +52,7 @@ def there_and_back(value):
 # ------------------------------------------------------------------------------------------------ identity
 
 
-def test_results_leave_the_clients_class_as_it_is(pool):
+def test_result_does_not_reset_class_attributes_at_the_client(pool):
     """A counter in the client's class counts on while results of that class arrive."""
 
     class Counted:
@@ -69,8 +69,8 @@ def test_results_leave_the_clients_class_as_it_is(pool):
         assert Counted.count == number + 1
 
 
-def test_results_leave_the_globals_of_methods_as_they_are(pool):
-    """What a method of the client's class counts in a global is not reset by results of that class."""
+def test_result_does_not_reset_globals_of_methods_at_the_client(pool):
+    """A global in which a method of the client's class counts is not reset by results of that class."""
     space: dict[str, Any] = {"__name__": "nowhere", "total": 0}
     code = "class Model:\n    def add(self):\n        global total\n        total += 1\n        return total\n"
     exec(code, space)
@@ -82,8 +82,8 @@ def test_results_leave_the_globals_of_methods_as_they_are(pool):
         assert got.add() == number + 1
 
 
-def test_what_tasks_set_on_a_class_stays_in_their_worker(pool):
-    """A model that is loaded once for a class is loaded once in each worker process, whatever arrives meanwhile."""
+def test_class_attribute_set_by_a_task_stays_in_its_worker(pool):
+    """A model that tasks load once for a class is loaded once in each worker process, whatever arrives meanwhile."""
 
     class Model:
         net: Any = None
@@ -107,8 +107,8 @@ def test_what_tasks_set_on_a_class_stays_in_their_worker(pool):
     assert Model.net is None
 
 
-def test_a_running_task_does_not_see_its_class_change(shared_thread_pool):
-    """While one task is in the middle, others of the same class arrive, and its class attribute stays."""
+def test_class_does_not_change_under_a_running_task(shared_thread_pool):
+    """A class attribute that a task reads stays the same while other tasks of the same class arrive."""
 
     class Model:
         net: Any = None
@@ -147,8 +147,8 @@ def shared_thread_pool():
         yield pool
 
 
-def test_a_changed_class_is_a_new_class_at_the_worker(pool):
-    """What has changed at the client since counts, and what a task set on the old class is not there."""
+def test_class_changed_at_the_client_is_a_new_class_at_the_worker(pool):
+    """After the client changes a class, tasks see the change, and not what a task set on the old class."""
 
     class Model:
         factor = 2
@@ -165,8 +165,8 @@ def test_a_changed_class_is_a_new_class_at_the_worker(pool):
     assert pool.submit(Model().run, 1).result(20) == "fresh"
 
 
-def test_a_change_counts_in_whatever_refers_to_the_class(pool):
-    """A base class, and a class that a method names, are part of the definition."""
+def test_change_of_a_base_class_or_referenced_class_counts(pool):
+    """A changed base class, or a class that a method names, makes a class new at the worker."""
 
     class Base:
         number = 1
@@ -185,7 +185,7 @@ def test_a_change_counts_in_whatever_refers_to_the_class(pool):
     assert pool.submit(Derived().run).result(20) == (2, 2)
 
 
-def test_registries_do_not_grow(pool):
+def test_init_subclass_and_metaclass_registries_do_not_grow(pool):
     """Neither `__init_subclass__` nor a metaclass runs again at the client; the worker has what the client has."""
 
     class Registry(type):
@@ -214,8 +214,10 @@ def test_registries_do_not_grow(pool):
     assert Registry.made == ["Made"]
 
 
-def test_a_class_that_a_task_made_is_one_class_here(pool):
-    """Results of one class are of one class; and when they are sent on, workers know it as theirs."""
+def test_class_made_by_a_task_is_one_class_at_the_client(pool):
+    """Results of a class that a task made are of one class at the client, and workers know it as theirs when they get
+    it back.
+    """
 
     def make():
         class Local:
@@ -232,8 +234,8 @@ def test_a_class_that_a_task_made_is_one_class_here(pool):
     assert back.x == 1
 
 
-def test_classes_refer_to_one_another(pool):
-    """Through methods, bases and attributes that are instances of one another, with an abstract base and `super()`."""
+def test_classes_that_refer_to_each_other(pool):
+    """Classes arrive that refer to each other by methods, bases and attributes, with an abstract base and `super()`."""
 
     class Abstract(abc.ABC):
         @abc.abstractmethod
@@ -260,7 +262,7 @@ def test_classes_refer_to_one_another(pool):
     assert pool.submit(lambda: Concrete).result(20) is Concrete
 
 
-def test_many_threads_rebuild_a_class_once(shared_thread_pool):
+def test_class_is_rebuilt_once_by_concurrent_tasks(shared_thread_pool):
     """Tasks that bring the same new class at the same time see one class."""
 
     class Model:
@@ -276,8 +278,8 @@ def test_many_threads_rebuild_a_class_once(shared_thread_pool):
     assert len({future.result(20) for future in futures}) == 1
 
 
-def test_definitions_are_the_same_bytes_each_time():
-    """Otherwise a class would be another one with each task."""
+def test_pickled_class_is_the_same_bytes_each_time():
+    """A class has the same pickle with each task, or it would be another class with each task."""
 
     class Other:
         pass
@@ -303,8 +305,8 @@ def test_definitions_are_the_same_bytes_each_time():
     assert digest() == first
 
 
-def test_a_process_remembers_a_bounded_number_of_classes():
-    """A program that makes a class for each task does not fill its workers."""
+def test_class_cache_is_bounded():
+    """A program that makes a class for each task does not fill its workers' memory."""
     from skyward_lite.pickling import classes
 
     recent = classes.RecentlyUsed()
@@ -381,15 +383,15 @@ def kinds():
 
 
 @pytest.mark.parametrize("instance", kinds(), ids=lambda instance: type(instance).__name__)
-def test_instances_of_each_kind_come_back_as_they_went(pool, instance):
-    """Of the same class, equal, also when the task changed nothing but looked."""
+def test_instances_round_trip(pool, instance):
+    """An instance that a task only looked at comes back equal and of the same class."""
     got = pool.submit(lambda value: (value, type(value).__name__), instance).result(20)
     assert got == (instance, type(instance).__name__)
     assert type(got[0]) is type(instance)
 
 
-def test_slots_are_slots_at_the_worker(pool):
-    """An instance with `__slots__` takes no other attributes there, and gives those that it has back."""
+def test_slots_work_at_the_worker(pool):
+    """An instance with `__slots__` refuses other attributes at the worker, and returns those that it has."""
 
     @dataclasses.dataclass(slots=True)
     class Slotted:
@@ -404,7 +406,7 @@ def test_slots_are_slots_at_the_worker(pool):
     assert pool.submit(change, Slotted(1)).result(20) == (Slotted(2), False)
 
 
-def test_the_fields_of_a_dataclass_are_real_ones(pool):
+def test_dataclass_fields_work_at_the_worker(pool):
     """`dataclasses.fields`, `replace` and a subclass work in a task."""
 
     @dataclasses.dataclass
@@ -423,8 +425,10 @@ def test_the_fields_of_a_dataclass_are_real_ones(pool):
     assert pool.submit(use).result(20) == ([True, False], Base(1, y=5), {"x": 1, "y": 2, "z": 3})
 
 
-def test_abstract_classes_know_what_was_registered(pool):
-    """`register` counts at the worker, and the abstract class stays abstract."""
+def test_abstract_class_registrations_travel(pool):
+    """Classes registered with an abstract class count as its subclasses at the worker, and the abstract class stays
+    abstract.
+    """
 
     class Shape(abc.ABC):
         @abc.abstractmethod
@@ -530,8 +534,8 @@ def facts(kind):
 
 
 @pytest.mark.parametrize("kind", enumerations(), ids=lambda kind: kind.__name__)
-def test_enumerations_mean_the_same_at_the_worker(pool, kind):
-    """Members, aliases, composites, values and attributes; members that come back are the client's own."""
+def test_enumerations_at_the_worker(pool, kind):
+    """Members, aliases, composites, values and attributes arrive; members that come back are the client's own."""
     there, members, by_name = pool.submit(
         lambda: (facts(kind), list(kind.__members__.values()), [kind[name] for name in kind.__members__])
     ).result(20)
@@ -540,8 +544,8 @@ def test_enumerations_mean_the_same_at_the_worker(pool, kind):
     assert members == by_name
 
 
-def test_members_are_found_by_value_and_combined_at_the_worker(pool):
-    """Look-ups by value, `_missing_`, composites that have no name, and bits that are unknown."""
+def test_enumeration_lookups_and_flags_at_the_worker(pool):
+    """Look-ups by value, `_missing_`, composites without a name and unknown bits work at the worker."""
     _, _, coded, small, text, number, flags, int_flags, odd = enumerations()
 
     def use():
@@ -568,8 +572,10 @@ def _fibonacci(n):
     return n if n < 2 else _fibonacci(n - 1) + _fibonacci(n - 2)
 
 
-def test_cached_functions_keep_their_cache_in_a_worker(shared_thread_pool):
-    """Also one that calls itself. The client's comes back as the client's."""
+def test_lru_cache_is_kept_in_a_worker(shared_thread_pool):
+    """A cached function, also one that calls itself, keeps its cache in a worker, and comes back as the
+    client's own.
+    """
 
     @functools.lru_cache(maxsize=100, typed=True)
     def fibonacci(n):
@@ -586,8 +592,8 @@ def test_cached_functions_keep_their_cache_in_a_worker(shared_thread_pool):
     assert b"rebuild" not in payload.Encoder(1 << 30).dumps(_fibonacci)[0]
 
 
-def test_functions_that_dispatch_by_type_travel(pool):
-    """With what was registered, also for a class of the script, and one that calls itself."""
+def test_singledispatch_functions_travel(pool):
+    """Functions of `singledispatch` arrive with their registrations, also for a script's class, and for themselves."""
 
     class Mine:
         pass
@@ -616,8 +622,8 @@ def test_functions_that_dispatch_by_type_travel(pool):
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr", "__stdout__", "__stderr__"])
-def test_the_standard_streams_are_the_workers_own(pool, name):
-    """As a global, an argument and an attribute, whatever has been put in their place here."""
+def test_standard_streams_in_a_task_are_the_workers(pool, name):
+    """`sys.stdout` as a global, an argument or an attribute is the worker's, whatever replaced it at the client."""
     stream = getattr(sys, name)
 
     class Log:
@@ -630,8 +636,10 @@ def test_the_standard_streams_are_the_workers_own(pool, name):
     assert pool.submit(lambda given: given is getattr(sys, name), stream).result(20)
 
 
-def test_a_stream_that_was_replaced_since_is_still_the_standard_one(pool):
-    """As in a notebook, or under a redirection."""
+def test_replaced_standard_stream_is_the_workers(pool):
+    """A reference to a standard stream that was replaced since, as in notebooks and under redirections, is the worker's
+    stream.
+    """
     stream = _Named()
     assert stream is not sys.stdout
     assert pool.submit(lambda given: given is sys.stdout, stream).result(20)
@@ -661,8 +669,8 @@ class _Named:
     ids=["array", "chunked", "batch", "table", "dictionary"],
 )
 @pytest.mark.parametrize("part", [slice(10, 20), slice(0, 0), slice(None)])
-def test_slices_of_arrow_data_travel_alone(pool, make, part):
-    """A slice of ten rows does not bring the whole along, and is equal to what was sent."""
+def test_arrow_slices_travel_without_their_table(pool, make, part):
+    """A slice of ten rows of Arrow data travels without the rest, and equals what was sent."""
     whole = make()
     data = whole.slice(part.start or 0, (part.stop if part.stop is not None else len(whole)) - (part.start or 0))
     pickled, buffers = payload.Encoder(1 << 30).dumps(data)
@@ -769,8 +777,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_the_script_is_itself_at_the_workers(tmp_path, executor):
-    """What pickles or looks up by name in the script's `__main__` finds it, and never a name of the worker's."""
+def test_main_of_a_script_is_found_by_name_in_tasks(tmp_path, executor):
+    """Code that pickles or looks up by name in the script's `__main__` finds the script's names, and never the
+    worker's.
+    """
     check_script(SCRIPT, tmp_path, executor)
 
 
@@ -814,8 +824,8 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_a_pipeline_with_a_memory_and_a_step_of_the_script(tmp_path, executor):
-    """scikit-learn's cached transformers pickle the script's class by its name."""
+def test_sklearn_pipeline_with_memory_and_a_step_of_the_script(tmp_path, executor):
+    """scikit-learn's cached transformers can pickle a class of the script by its name."""
     check_script(PIPELINE, tmp_path, executor)
 
 
@@ -1006,13 +1016,15 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_what_a_script_shares_its_tasks_share(tmp_path, executor):
-    """Globals, generators and objects that functions, classes and arguments have in common are one within a task."""
+def test_objects_shared_by_a_script_are_shared_within_a_task(tmp_path, executor):
+    """Globals, generators and objects that functions, classes and arguments have in common are one object within a
+    task.
+    """
     check_script(TOGETHER, tmp_path, executor)
 
 
 def test_enumerations_of_dates_tuples_and_dataclasses(pool):
-    """The data type makes its members as it was made to."""
+    """Members of enumerations whose data type is a date, a tuple or a dataclass are made by that type."""
 
     class Day(datetime.date, enum.Enum):
         FIRST = 2020, 1, 2
@@ -1030,8 +1042,8 @@ def test_enumerations_of_dates_tuples_and_dataclasses(pool):
     assert pool.submit(use).result(20) == use()
 
 
-def test_slices_of_arrow_data_of_other_types_keep_them(pool):
-    """Extension types and unions go pyarrow's own way."""
+def test_arrow_slices_of_extension_and_union_types(pool):
+    """Slices of Arrow's extension types and unions are pickled by pyarrow and keep their types."""
     data = pa.array([bytes([i] * 16) for i in range(100)], pa.uuid()) if hasattr(pa, "uuid") else pa.array([1])
     part = data.slice(3, 5)
     got = pool.submit(lambda value: value, part).result(20)
@@ -1039,8 +1051,8 @@ def test_slices_of_arrow_data_of_other_types_keep_them(pool):
     assert got.equals(part)
 
 
-def test_versions_of_a_class_do_not_fill_a_worker(pool):
-    """Of a class that changes from call to call, a worker keeps two."""
+def test_class_versions_are_bounded_in_a_worker(pool):
+    """Of a class that changes from call to call, a worker keeps two versions."""
 
     class Model:
         text = ""

@@ -1,4 +1,4 @@
-"""A client that is killed, stopped or interrupted leaves nothing behind."""
+"""Clients that are killed, stopped or interrupted leave nothing behind."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def client(tmp_path, lease):
     return process, agent, grandchild
 
 
-def test_a_killed_client_leaves_nothing(tmp_path):
-    """kill -9: agent, workers and grandchildren end at once."""
+def test_killed_client_leaves_no_process(tmp_path):
+    """After kill -9 of the client, the agent, workers and grandchildren end at once."""
     process, agent, grandchild = client(tmp_path, 60)
     with process:
         process.kill()
@@ -47,8 +47,8 @@ def test_a_killed_client_leaves_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_clients_lease_ends(tmp_path):
-    """SIGSTOP: agent, workers and grandchildren end when the lease does."""
+def test_stopped_client_loses_its_nodes_when_the_lease_ends(tmp_path):
+    """After SIGSTOP of the client, the agent, workers and grandchildren end when the lease does."""
     process, agent, grandchild = client(tmp_path, 3)
     with process:
         process.send_signal(signal.SIGSTOP)
@@ -59,8 +59,8 @@ def test_a_stopped_clients_lease_ends(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_client_stopped_within_its_lease_goes_on(tmp_path):
-    """SIGSTOP for longer than a node may be silent: the client hears what came meanwhile and loses nothing."""
+def test_client_stopped_within_its_lease_loses_nothing(tmp_path):
+    """A client stopped for longer than a node may be silent gets what came meanwhile, and loses nothing."""
     script = tmp_path / "stopped.py"
     script.write_text(
         "import operator, skyward_lite as sky\n"
@@ -82,8 +82,8 @@ def test_a_client_stopped_within_its_lease_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_agent_cannot_keep_its_workers(tmp_path):
-    """The workers' own watchdogs end them when the lease is over, grandchildren included."""
+def test_workers_of_a_stopped_agent_end_with_the_lease(tmp_path):
+    """If the agent is stopped, the workers' own watchdogs end them and grandchildren when the lease is over."""
     process, agent, grandchild = client(tmp_path, 3)
     with process:
         os.kill(agent, signal.SIGSTOP)
@@ -95,8 +95,8 @@ def test_a_stopped_agent_cannot_keep_its_workers(tmp_path):
             process.kill()
 
 
-def test_ctrl_c_leaves_the_block(tmp_path):
-    """SIGINT in the middle of a Parallel call: KeyboardInterrupt, exit within seconds, nothing left."""
+def test_ctrl_c_during_parallel_leaves_the_block(tmp_path):
+    """SIGINT during a `Parallel` call raises KeyboardInterrupt; the program exits within seconds and leaves nothing."""
     script = tmp_path / "interrupted.py"
     script.write_text(
         "import time, skyward_lite as sky\n"

@@ -1,4 +1,4 @@
-"""Nodes that learn that they will soon be gone."""
+"""Nodes that drain: they announce that they will soon be gone, as spot instances do."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def drain(pool, number):
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_what_waits_on_a_draining_node_runs_elsewhere(tmp_path, executor, caplog):
-    """And what it is running ends there; its slots do not count."""
+def test_queued_tasks_of_a_draining_node_run_on_another(tmp_path, executor, caplog):
+    """Tasks that wait on a draining node run on another one, running tasks end there, and its slots no longer count."""
     provider, gate = DoomedNodes(tmp_path), Gate(tmp_path)
     worker = sky.Worker(concurrency=2, executor=executor)
     with caplog.at_level(logging.INFO, "skyward_lite"), sky.pool(provider, 1, worker=worker) as pool:
@@ -116,8 +116,8 @@ def test_what_waits_on_a_draining_node_runs_elsewhere(tmp_path, executor, caplog
         assert "node local-0 takes no more tasks, what it has not started runs elsewhere: notice" in caplog.text
 
 
-def test_a_draining_node_that_is_lost_costs_nothing(tmp_path):
-    """`retries=0`: its tasks run elsewhere all the same, in their places."""
+def test_lost_draining_node_costs_no_retries(tmp_path):
+    """With `retries=0` the tasks of a draining node that is lost run on another node in their places."""
     provider = DoomedNodes(tmp_path)
 
     def slow_neg(i):
@@ -139,8 +139,10 @@ def test_a_draining_node_that_is_lost_costs_nothing(tmp_path):
         assert [future.result(20) for future in futures] == [-i for i in range(60)]
 
 
-def test_a_worker_that_dies_on_a_draining_node_costs_nothing(tmp_path):
-    """The machine's shutdown may end it before its agent: its task runs elsewhere, where a crash of its own counts."""
+def test_worker_death_on_a_draining_node_costs_no_retries(tmp_path):
+    """A machine's shutdown may kill a worker before its agent: the task runs on another node, where a crash of its own
+    counts.
+    """
     provider, gate = DoomedNodes(tmp_path), Gate(tmp_path)
     with sky.pool(provider, 1, worker=sky.Worker(concurrency=1, retries=0), plugins=[]) as pool:
         doomed = pool.nodes()[0].pid
@@ -159,8 +161,8 @@ def test_a_worker_that_dies_on_a_draining_node_costs_nothing(tmp_path):
         assert gate.running(pool.nodes()[1].pid) == 1
 
 
-def test_a_node_that_joins_takes_over_when_all_drain(tmp_path):
-    """A call that began on two nodes ends on a third, while the first two go away."""
+def test_joining_node_takes_over_from_draining_nodes(tmp_path):
+    """A call that began on two nodes ends on a third, while the first two drain."""
     provider = DoomedNodes(tmp_path)
     with sky.pool(provider, 2, worker=sky.Worker(concurrency=2, retries=0)) as pool:
         doomed = {node.pid for node in pool.nodes()}
@@ -184,8 +186,8 @@ def test_a_node_that_joins_takes_over_when_all_drain(tmp_path):
         assert len(agents) == 300
 
 
-def test_without_hope_tasks_fail(tmp_path):
-    """They wait while a node drains or is expected, and no longer."""
+def test_tasks_fail_without_an_eligible_or_expected_node(tmp_path):
+    """Tasks wait while a node drains or is expected, and then fail."""
     provider = DoomedNodes(tmp_path)
     with sky.pool(provider, 1, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         drain(pool, 0)
@@ -205,7 +207,7 @@ def test_without_hope_tasks_fail(tmp_path):
 
 
 def test_pinned_tasks_stay_on_a_draining_node(tmp_path):
-    """They cannot run elsewhere; a new `@` runs on the nodes that are ready."""
+    """Tasks pinned to a draining node run there; a new `@` runs on the nodes that are ready."""
     provider, gate = DoomedNodes(tmp_path), Gate(tmp_path)
     where = sky.compute(agent_of)
     with sky.pool(provider, 2, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
@@ -221,8 +223,8 @@ def test_pinned_tasks_stay_on_a_draining_node(tmp_path):
         assert [future.result(20) for future in (running, waiting, late)] == [pids[0]] * 3
 
 
-def test_leaving_waits_for_what_a_draining_node_runs(tmp_path):
-    """As for that of any other node."""
+def test_leaving_waits_for_tasks_of_a_draining_node(tmp_path):
+    """Leaving the block waits for the running tasks of a draining node as for those of any other."""
     provider, gate = DoomedNodes(tmp_path), Gate(tmp_path)
     with sky.pool(provider, 1, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         doomed = pool.nodes()[0].pid

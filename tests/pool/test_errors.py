@@ -1,24 +1,14 @@
-"""What an error says: the value that cannot be pickled, the node, the call, and whether it was the result."""
+"""What errors contain: the path to the value that cannot be pickled, the node, and the call."""
 
 from __future__ import annotations
 
 import functools
 import pickle
-import sys
 import threading
 
-import cloudpickle
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def functions_of_this_file_go_by_value():
-    """The host has directories of its own, and this file is in none of them."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module", params=["thread", "process", "ssh"])
@@ -40,7 +30,8 @@ def shared_pool():
     """Pools of this module outlive its tests; nothing else is left behind."""
 
 
-pytestmark = pytest.mark.usefixtures("shared_pool")
+# The host of the lab has directories of its own, and this file is in none of them.
+pytestmark = pytest.mark.usefixtures("functions_by_value", "shared_pool")
 
 
 class Client:
@@ -53,8 +44,8 @@ class Conf:
         self.conf = {"name": "x", "client": Client()}
 
 
-def test_the_path_to_what_cannot_be_pickled_leads_through_a_global(pool):
-    """A global, an attribute, a key and an attribute."""
+def test_pickling_error_path_through_a_global(pool):
+    """The path in a pickling error leads through a global, an attribute, a key and an attribute."""
     space = {"h": Conf(), "__name__": "nowhere"}
     exec("def f(x):\n    return h, x", space)
     with pytest.raises(TypeError, match="lock") as caught:
@@ -98,23 +89,23 @@ def paths():
 
 
 @pytest.mark.parametrize(("function", "args", "kwargs", "path"), paths(), ids=[row[3] for row in paths()])
-def test_the_path_to_what_cannot_be_pickled(pool, function, args, kwargs, path):
-    """It begins with the argument or the function and ends with the value itself."""
+def test_pickling_error_path(pool, function, args, kwargs, path):
+    """The path in a pickling error begins with the argument or the function and ends with the value."""
     with pytest.raises((TypeError, pickle.PicklingError), match="lock") as caught:
         pool.submit(function, *args, **kwargs)
     assert path in str(caught.value)
 
 
-def test_a_search_for_the_path_ends(pool):
-    """Also in what refers to itself, and in what has a great many parts."""
+def test_pickling_error_path_search_is_bounded(pool):
+    """The search for the path ends, also in objects that refer to themselves or have very many parts."""
     loop: list = []
     loop += [loop, list(range(10_000)), {str(i): [i] for i in range(10_000)}, threading.Lock()]
     with pytest.raises(TypeError, match="lock"):
         pool.submit(print, loop)
 
 
-def test_the_pool_itself_has_a_sentence_of_its_own(pool):
-    """A closure that uses the pool is told that it exists here only; so is a future."""
+def test_pickling_error_of_a_pool_or_future(pool):
+    """A closure that uses the pool or a future gets an error that says that it exists only at the client."""
     future = pool.submit(abs, -1)
     with pytest.raises(pickle.PicklingError, match="the pool itself.*in this process only") as caught:
         pool.submit(lambda x: pool.submit(abs, x), 1)
@@ -124,8 +115,10 @@ def test_the_pool_itself_has_a_sentence_of_its_own(pool):
     assert future.result(20) == 1
 
 
-def test_a_result_that_cannot_be_pickled_is_said_to_be_the_result(pool):
-    """With the path to the value, and the call."""
+def test_pickling_error_of_a_result(pool):
+    """The error of a result that cannot be pickled says that it is the result, with the path to the value, and the
+    call.
+    """
     with pytest.raises(TypeError, match=r"the result cannot be sent: .*lock") as caught:
         pool.submit(Conf).result(20)
     assert "(the result, .conf['client'].lock)" in str(caught.value)
@@ -147,16 +140,16 @@ def bad(x, *, scale=1):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_an_exception_has_a_note_with_node_and_call(pool, batch_size):
-    """The call of `Parallel` by its place, which does not depend on batches."""
+def test_exception_note_names_node_and_call(pool, batch_size):
+    """An exception's note names the node and the call's place in the `Parallel` call, at any batch size."""
     with pytest.raises(ValueError, match="2 is bad") as caught:
         Parallel(n_jobs=2, batch_size=batch_size)(delayed(bad)(i, scale=3) for i in range(5))
     (note,) = caught.value.__notes__
     assert note == f"node {pool.nodes()[0].name}, task 2: bad(2, scale=3)"
 
 
-def test_the_notes_of_submit_and_map(pool):
-    """A call alone has no place; one of `map` has."""
+def test_exception_note_of_submit_and_map(pool):
+    """The note of a submitted call has no place; the note of a call of `map` has."""
     name = pool.nodes()[0].name
     with pytest.raises(ValueError, match="bad") as caught:
         pool.submit(bad, 2).result(20)
@@ -166,8 +159,8 @@ def test_the_notes_of_submit_and_map(pool):
     assert caught.value.__notes__ == [f"node {name}, task 3: bad(2)"]
 
 
-def test_a_note_is_short_and_never_fails(pool):
-    """Whatever the arguments' `repr` does."""
+def test_exception_note_is_bounded_and_never_fails(pool):
+    """A note is short and is made whatever the arguments' `repr` does."""
 
     class Rude:
         def __repr__(self):
@@ -183,8 +176,8 @@ def test_a_note_is_short_and_never_fails(pool):
     assert "fail(" in note
 
 
-def test_notes_of_the_task_itself_stay(pool):
-    """Ours comes after them."""
+def test_exception_notes_of_the_task_stay(pool):
+    """Notes that the task added to its exception come before the note with the node."""
 
     def fail():
         error = ValueError("noted")
@@ -196,8 +189,8 @@ def test_notes_of_the_task_itself_stay(pool):
     assert caught.value.__notes__ == ["its own", f"node {pool.nodes()[0].name}: fail()"]
 
 
-def test_a_call_that_cannot_be_rebuilt_says_so(pool):
-    """Nothing has run; the node is named."""
+def test_exception_note_of_a_call_that_cannot_be_rebuilt(pool):
+    """The note of a call that cannot be rebuilt says that nothing has run, and names the node."""
 
     class Bad:
         def __reduce__(self):
@@ -209,8 +202,8 @@ def test_a_call_that_cannot_be_rebuilt_says_so(pool):
     assert note == f"node {pool.nodes()[0].name}: the call could not be rebuilt there, and nothing of it has run"
 
 
-def test_warnings_and_exits_are_noted_too(pool):
-    """Whatever a task raises."""
+def test_exception_note_of_warnings_and_exits(pool):
+    """Warnings raised as errors and `SystemExit` get the note, too."""
 
     def leave():
         raise SystemExit(3)

@@ -1,4 +1,4 @@
-"""What takes a `concurrent.futures.Executor`, or its futures, takes a pool."""
+"""A pool and its futures in the place of a `concurrent.futures.Executor` and its futures: asyncio, scipy, `wait`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,16 @@ import concurrent.futures
 import operator
 import os
 import sys
-import threading
 import time
 
 import pytest
 import skyward_lite as sky
 from scipy.optimize import differential_evolution, rosen
-
-
-def wait_for(path: str) -> str:
-    while not os.path.exists(path):
-        threading.Event().wait(0.005)
-    return path
-
-
-def fail(message: str) -> None:
-    raise ValueError(message)
+from task_functions import fail, wait_for
 
 
 def test_asyncio_awaits_the_futures(either_pool):
-    """asyncio.wrap_future gives values and errors, and many can be gathered."""
+    """`asyncio.wrap_future` gives values and errors of the pool's futures, and many can be gathered."""
 
     async def main() -> None:
         assert await asyncio.wrap_future(either_pool.submit(operator.neg, 1)) == -1
@@ -39,8 +29,8 @@ def test_asyncio_awaits_the_futures(either_pool):
     asyncio.run(main())
 
 
-def test_asyncio_runs_in_the_pool(either_pool):
-    """loop.run_in_executor, with the pool as executor."""
+def test_asyncio_run_in_executor(either_pool):
+    """`loop.run_in_executor` takes the pool as its executor."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -52,8 +42,8 @@ def test_asyncio_runs_in_the_pool(either_pool):
     asyncio.run(main())
 
 
-def test_asyncio_cancels_what_has_not_started(tmp_path):
-    """Cancelling the awaiting task cancels the pool's: it never runs."""
+def test_asyncio_cancels_a_task_that_has_not_started(tmp_path):
+    """Cancelling the awaiting asyncio task cancels the pool's task, which never runs."""
     path = tmp_path / "gate"
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
 
@@ -72,8 +62,8 @@ def test_asyncio_cancels_what_has_not_started(tmp_path):
         asyncio.run(main())
 
 
-def test_waiting_for_futures(shared_pool, tmp_path):
-    """wait and as_completed, with their conditions and mixed with other executors' futures."""
+def test_wait_and_as_completed(shared_pool, tmp_path):
+    """`wait` and `as_completed` work with all conditions, and mixed with other executors' futures."""
     path = tmp_path / "gate"
     slow = shared_pool.submit(wait_for, str(path))
     quick = shared_pool.submit(operator.neg, 1)
@@ -92,7 +82,7 @@ def test_waiting_for_futures(shared_pool, tmp_path):
 
 
 def test_submit_in_a_callback(shared_pool):
-    """A future's callback may submit: it runs on the thread that resolves futures, which never waits."""
+    """A future's callback may submit; it runs on the thread that resolves futures, which never waits."""
     second: concurrent.futures.Future[int] = concurrent.futures.Future()
 
     def go_on(first):
@@ -102,8 +92,8 @@ def test_submit_in_a_callback(shared_pool):
     assert second.result(10) == 3
 
 
-def test_scipy_takes_map_as_its_workers(either_pool):
-    """differential_evolution finds what it finds alone."""
+def test_scipy_takes_pool_map_as_workers(either_pool):
+    """`differential_evolution` finds with `workers=pool.map` what it finds alone."""
 
     def solve(workers: object) -> object:
         bounds = [(-2.0, 2.0)] * 3
@@ -114,8 +104,8 @@ def test_scipy_takes_map_as_its_workers(either_pool):
     assert (pooled.fun, pooled.nfev, pooled.nit) == (alone.fun, alone.nfev, alone.nit)
 
 
-def test_each_call_of_a_chunk_is_a_task_for_itself():
-    """For plugins, and for the time limit."""
+def test_map_chunk_calls_are_separate_tasks():
+    """Each call of a chunk of `map` is a task of its own for plugins and for the time limit."""
 
     def twice(fn):
         return lambda *args: 2 * fn(*args)
@@ -129,8 +119,8 @@ def test_each_call_of_a_chunk_is_a_task_for_itself():
         assert list(pool.map(nap, range(4), chunksize=4)) == [0, 2, 4, 6]
 
 
-def test_map_runs_where_joblib_is_missing():
-    """A node needs only what its tasks import."""
+def test_map_runs_on_a_node_without_joblib():
+    """A node needs only the packages that its tasks import."""
 
     def forget():
         sys.modules["joblib"] = None

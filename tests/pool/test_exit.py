@@ -94,16 +94,16 @@ def assert_ended_in_order(where, pids):
 
 
 @EXECUTORS
-def test_workers_end_as_interpreters_do(where, executor):
-    """On every node: open files are written, callbacks and finalizers run, temporary directories are removed."""
+def test_workers_exit_as_interpreters_do(where, executor):
+    """Workers write open files, run exit callbacks and finalizers and remove temporary directories, on every node."""
     with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=2, executor=executor), plugins=[]) as pool:
         pids = begin(pool, where, 2 if executor == "thread" else 4)
     assert_ended_in_order(where, pids)
 
 
 @EXECUTORS
-def test_workers_on_an_ssh_host_end_as_interpreters_do(where, tmp_path, executor):
-    """The connection stays until they have ended."""
+def test_workers_on_an_ssh_host_exit_as_interpreters_do(where, tmp_path, executor):
+    """The connection to an SSH host stays until its workers have exited in order."""
     lab = Lab(tmp_path)
     image = sky.Image(env={"PYTHONPATH": f"{Path(sky.__file__).parent.parent}:{tmp_path}"})
     try:
@@ -117,8 +117,8 @@ def test_workers_on_an_ssh_host_end_as_interpreters_do(where, tmp_path, executor
 
 
 @EXECUTORS
-def test_what_is_printed_at_exit_comes_too(capfd, executor):
-    """From `atexit`, and what a closed stream still had in its buffer."""
+def test_output_at_exit_arrives(capfd, executor):
+    """Output of `atexit` callbacks, and what is in the buffer of a closed stream, reaches the client."""
 
     def register():
         atexit.register(print, "printed at exit")
@@ -133,8 +133,8 @@ def test_what_is_printed_at_exit_comes_too(capfd, executor):
 
 @EXECUTORS
 @pytest.mark.parametrize("slots", [1, 2])
-def test_threads_that_tasks_left_behind_are_waited_for(tmp_path, executor, slots):
-    """Those that are no daemons, whichever slot their task ran in."""
+def test_exit_waits_for_threads_of_tasks(tmp_path, executor, slots):
+    """Workers wait at exit for threads of tasks that are no daemons, whichever slot their task ran in."""
     gate = tmp_path / "gate"
 
     def leave_a_thread_behind(number):
@@ -157,8 +157,8 @@ def test_threads_that_tasks_left_behind_are_waited_for(tmp_path, executor, slots
 
 
 @EXECUTORS
-def test_a_worker_that_does_not_end_is_killed(tmp_path, executor):
-    """A callback that hangs, and a thread that does not end, hold up nobody for long."""
+def test_worker_that_does_not_exit_is_killed(tmp_path, executor):
+    """An exit callback that hangs, or a thread that does not end, delays leaving for a bounded time."""
 
     def hang():
         atexit.register(time.sleep, 300)
@@ -171,8 +171,8 @@ def test_a_worker_that_does_not_end_is_killed(tmp_path, executor):
 
 
 @EXECUTORS
-def test_a_worker_whose_task_runs_when_the_block_is_left_is_killed(tmp_path, executor):
-    """An exception that leaves the block cancels what runs: nobody waits for its worker."""
+def test_busy_worker_is_killed_when_an_exception_leaves_the_block(tmp_path, executor):
+    """An exception that leaves the block cancels running tasks, and their workers are killed."""
 
     def run_on():
         atexit.register((tmp_path / "atexit").touch)
@@ -195,8 +195,8 @@ def test_a_worker_whose_task_runs_when_the_block_is_left_is_killed(tmp_path, exe
     assert not (tmp_path / "atexit").exists()
 
 
-def test_workers_without_tasks_end_in_order_when_an_exception_leaves_the_block(where):
-    """What earlier tasks have written is not lost with it."""
+def test_idle_workers_exit_in_order_when_an_exception_leaves_the_block(where):
+    """Workers without tasks exit in order when an exception leaves the block, so files of earlier tasks are written."""
     with pytest.raises(ZeroDivisionError), sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
         pids = begin(pool, where, 1)
         raise ZeroDivisionError
@@ -209,8 +209,8 @@ def start_in_its_own_session(path):
 
 
 @EXECUTORS
-def test_what_tasks_started_ends_with_their_worker(tmp_path, executor):
-    """Also in a session of its own, though the worker is no longer there to lead to it."""
+def test_processes_of_tasks_end_with_their_worker(tmp_path, executor):
+    """Processes that tasks started end with their worker, also in a session of their own."""
     with sky.pool(worker=sky.Worker(concurrency=1, executor=executor), plugins=[]) as pool:
         pid = pool.submit(start_in_its_own_session, str(tmp_path / "started")).result(20)
         assert eventually((tmp_path / "started").exists, 20)

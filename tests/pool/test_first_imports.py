@@ -1,4 +1,4 @@
-"""Tasks that begin at once in a fresh process import what they need one after the other."""
+"""Imports of a worker's first tasks, which run at once in a fresh process, happen one after the other."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CLASSIFIERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["call", "function"])
-def test_ten_classifiers_are_the_first_tasks_of_a_pool(where):
-    """Each has a module of its own, imported when the call is rebuilt or within the function."""
+def test_concurrent_first_imports_of_ten_classifiers(where):
+    """Ten classifiers can be a pool's first tasks, each imported when its call is rebuilt or within the function."""
 
     # In here, so that they go by value: no task imports this module, and scikit-learn with it, for the others.
     def classifier(module, name):
@@ -113,8 +113,8 @@ def import_part():
     return whole.part.A
 
 
-def test_a_wait_for_an_import_is_not_the_tasks_time(modules):
-    """A task with a limit waits for twice as long, while another thread imports; then it returns."""
+def test_waiting_for_an_import_does_not_count_as_task_time(modules):
+    """A task waits twice its time limit while another thread imports, and then returns."""
     modules({"hold": "import threading\nheld, let_go = threading.Event(), threading.Event()\n", "quick": "X = 1\n"})
 
     def hold():
@@ -151,16 +151,18 @@ def test_a_wait_for_an_import_is_not_the_tasks_time(modules):
 
 
 @pytest.mark.slow
-def test_a_package_is_entered_by_two_modules_at_once(modules):
-    """Python's own locks would let one of the two see a module that is half imported."""
+def test_concurrent_import_of_a_package_from_two_modules(modules):
+    """Two modules that import a package at once see it whole, where Python's own locks would show one of them a
+    part.
+    """
     modules(WHOLE)
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
         futures = [pool.submit(import_whole), pool.submit(import_part)]
         assert [future.result(20) for future in futures] == [1, 1]
 
 
-def test_a_module_may_wait_for_threads_that_import(modules):
-    """Those that it starts do not wait for it."""
+def test_module_that_waits_for_importing_threads(modules):
+    """A module may wait for threads that it starts and that import, as these do not wait for it."""
     waiting = """
         import threading
         def load():
@@ -202,8 +204,8 @@ def import_meanwhile():
     return slow.VALUE
 
 
-def test_a_module_that_another_thread_imports_is_waited_for(modules):
-    """It is in `sys.modules` before its body has run."""
+def test_import_waits_for_a_module_that_another_thread_imports(modules):
+    """A task waits for a module that is in `sys.modules` while its body still runs in another thread."""
     modules({"gate": WHOLE["gate"], "slow": SLOW})
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
         # This module, and the gate.
@@ -227,8 +229,10 @@ def fork_meanwhile():
         reached.set()
 
 
-def test_a_forked_child_imports_while_its_parent_does(modules):
-    """The thread that holds the lock is not in the child."""
+def test_forked_child_imports_while_its_parent_does(modules):
+    """A child that is forked during an import can import, although the thread that holds the lock is not in the
+    child.
+    """
     modules({"gate": WHOLE["gate"], "slow": SLOW, "waited": "VALUE = 7"})
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
         # This module, and the gate.
@@ -260,8 +264,10 @@ class Rebuilt:
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_a_call_is_rebuilt_once_more_after_a_half_import(tmp_path, executor):
-    """Nothing of it has run. Another error is the task's."""
+def test_call_is_rebuilt_again_after_a_partial_import(tmp_path, executor):
+    """A call that failed to be rebuilt by a half-imported module is rebuilt once more; any other error is the
+    task's.
+    """
     with sky.pool(worker=sky.Worker(concurrency=2, executor=executor), plugins=[]) as pool:
         half = Rebuilt(str(tmp_path / "half"), "cannot import name 'x' from partially initialized module 'y'")
         assert pool.submit(lambda function: function(-1), half).result(20) == 1
@@ -279,15 +285,17 @@ class Never:
         return rebuild_never, ()
 
 
-def test_a_call_that_cannot_be_rebuilt_has_one_error(shared_pool):
-    """Its text does not show the first attempt as well."""
+def test_call_that_cannot_be_rebuilt_has_one_error(shared_pool):
+    """The error of a call that cannot be rebuilt does not show the first attempt as well."""
     with pytest.raises(ImportError, match="cannot import name 'x'") as caught:
         shared_pool.submit(abs, Never()).result(20)
     assert str(caught.value.__cause__).count("Traceback") == 1
 
 
-def test_warnings_of_an_import_are_about_its_importer(modules):
-    """`stacklevel=2` in a module's body is the line that imports it, and tracebacks show no more than Python's do."""
+def test_warnings_during_an_import_name_the_importer(modules):
+    """`stacklevel=2` in a module's body means the line that imports it, and tracebacks show no more than
+    Python's do.
+    """
     modules(
         {
             "deprecated": "import warnings\nwarnings.warn('old', UserWarning, stacklevel=2)",

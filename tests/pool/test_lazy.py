@@ -1,4 +1,4 @@
-"""`@sky.compute`, its operators and what they refuse."""
+"""Lazy calls of `@sky.compute`: the operators `>`, `>>`, `@` and `&`, and the misuse that they refuse."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class Unpicklable:
 # ---------------------------------------------------------------------------------------------------- what it gives
 
 
-def test_the_three_operators_of_a_call(either_pool):
-    """`>` gives a future, `>>` the result; keyword arguments travel too."""
+def test_compute_call_operators(either_pool):
+    """`>` returns a future and `>>` the result; keyword arguments travel too."""
     future = double(3) > either_pool
     assert isinstance(future, concurrent.futures.Future)
     assert future.result(10) == 6
@@ -96,8 +96,8 @@ def test_the_three_operators_of_a_call(either_pool):
     assert pid() >> either_pool != os.getpid()
 
 
-def test_a_group_gives_a_tuple(either_pool):
-    """`&` and gather run calls at once; their results keep the order of the calls."""
+def test_gather_returns_a_tuple_in_order(either_pool):
+    """`&` and `gather` run calls at once and return their results in the order of the calls."""
     assert (double(1) & factorial(4) & double(3)) >> either_pool == (2, 24, 6)
     assert ((double(1) & double(2)) > either_pool).result(10) == (2, 4)
     assert sky.gather(double(1), factorial(3)) >> either_pool == (2, 6)
@@ -105,21 +105,21 @@ def test_a_group_gives_a_tuple(either_pool):
     assert sky.gather() >> either_pool == ()
 
 
-def test_groups_of_groups_are_flat(shared_pool):
-    """`&` is associative."""
+def test_gather_is_flat(shared_pool):
+    """`&` is associative: a group of groups is one group."""
     a, b, c, d = (double(i) for i in range(4))
     for group in (a & (b & c) & d, (a & b) & (c & d), sky.gather(a, b) & c & d):
         assert group >> shared_pool == (0, 2, 4, 6)
 
 
-def test_the_members_of_a_group_run_at_once(shared_pool, tmp_path):
-    """One may wait for what another does."""
+def test_gather_runs_calls_at_once(shared_pool, tmp_path):
+    """One call of a group may wait for the effect of another."""
     path = str(tmp_path / "gate")
     assert (wait_for(path) & touch(path)) >> shared_pool == (path, None)
 
 
-def test_a_call_can_be_run_again(shared_pool):
-    """Each operator runs it anew, with its arguments as they are then."""
+def test_compute_call_can_be_run_again(shared_pool):
+    """Each operator runs a call anew, with its arguments as they are then."""
 
     @sky.compute
     def total(numbers):
@@ -132,28 +132,28 @@ def test_a_call_can_be_run_again(shared_pool):
     assert call >> shared_pool == 6
 
 
-def test_every_node_runs_it(shared_pool):
-    """`@` gives one result per ready node, in the order of the nodes, and calls no node twice."""
+def test_broadcast_runs_a_call_on_every_node(shared_pool):
+    """`@` returns one result per ready node, in the order of the nodes, and calls no node twice."""
     pids = pid() @ shared_pool
     assert len(set(pids)) == len(shared_pool.nodes()) == 2
     assert all(pid() @ shared_pool == pids for _ in range(5))
 
 
-def test_every_node_runs_a_group(shared_pool):
-    """A group's tuple comes from one node."""
+def test_broadcast_runs_a_group_on_every_node(shared_pool):
+    """With `@` each tuple of a group's results comes from one node."""
     rows = (pid() & double(4) & pid()) @ shared_pool
     assert [row[0] for row in rows] == [row[2] for row in rows] == pid() @ shared_pool
     assert [row[1] for row in rows] == [8, 8]
 
 
-def test_the_first_error_of_a_node_is_raised(shared_pool):
-    """As in a group."""
+def test_broadcast_raises_the_first_error(shared_pool):
+    """`@` raises the error of the first node whose call failed, in the order of the nodes."""
     with pytest.raises(ValueError, match="no"):
         fail("no") @ shared_pool
 
 
-def test_only_ready_nodes_are_counted(shared_pool, monkeypatch):
-    """With no ready node the error says so: an empty list would hide it."""
+def test_broadcast_without_a_ready_node_is_an_error(shared_pool, monkeypatch):
+    """`@` calls ready nodes only, and is an error without any, as an empty list would hide the mistake."""
     monkeypatch.setattr(shared_pool, "nodes", lambda: [sky.Node("n", "lost", "gone", 0, None, None)])
     with pytest.raises(sky.NodeLostError, match="no node is ready"):
         double(1) @ shared_pool
@@ -163,7 +163,9 @@ def test_only_ready_nodes_are_counted(shared_pool, monkeypatch):
 
 
 def test_importable_functions_travel_by_name(shared_pool):
-    """Neither their code nor their module's globals are sent, also for what refers to itself, joblib and submit."""
+    """Neither code nor globals of an importable function are sent, for recursive functions, joblib and submit
+    as well.
+    """
     encoder = payload.Encoder(1 << 20)
     for value in (double, double.local, Scale.times, Scale.times.local, Scale.half):
         pickled, _ = encoder.dumps(value)
@@ -175,14 +177,14 @@ def test_importable_functions_travel_by_name(shared_pool):
     assert list(shared_pool.map(double.local, [1, 2])) == [2, 4]
 
 
-def test_joblib_takes_the_local_function():
-    """As `delayed(f.local)`."""
+def test_compute_function_local_in_joblib():
+    """`delayed(f.local)` runs the decorated function in a `Parallel` call."""
     with sky.pool():
         assert Parallel(n_jobs=-1)(delayed(double.local)(i) for i in range(3)) == [0, 2, 4]
 
 
-def test_closures_travel(either_pool):
-    """With what they refer to, themselves included."""
+def test_compute_closures_travel(either_pool):
+    """Decorated closures arrive with the objects that they refer to, themselves included."""
     k = 10
 
     @sky.compute
@@ -217,8 +219,8 @@ if __name__ == "__main__":
 """
 
 
-def test_functions_of_a_script_travel(tmp_path):
-    """What is defined in `__main__` is sent with its globals; references to itself lead to the same function."""
+def test_compute_functions_of_a_script_travel(tmp_path):
+    """Functions of `__main__` travel with their globals, and references to itself lead to the same function."""
     script = tmp_path / "script.py"
     script.write_text(MAIN)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30, check=False)
@@ -226,8 +228,10 @@ def test_functions_of_a_script_travel(tmp_path):
     assert done.stdout == "5 (3, 4) ('up', 'Counts.', '<compute function __main__.up>', 5) (1, 3)\n"
 
 
-def test_modules_that_the_far_end_lacks_can_be_sent(tmp_path, monkeypatch, shared_pool):
-    """By itself, and after cloudpickle.register_pickle_by_value, as plain functions."""
+def test_compute_functions_of_modules_that_the_node_lacks(tmp_path, monkeypatch, shared_pool):
+    """Functions of modules that the node lacks are sent by value, after `cloudpickle.register_pickle_by_value`
+    as well.
+    """
     import cloudpickle
 
     (tmp_path / "only_here.py").write_text(
@@ -245,8 +249,8 @@ def test_modules_that_the_far_end_lacks_can_be_sent(tmp_path, monkeypatch, share
         cloudpickle.unregister_pickle_by_value(only_here)
 
 
-def test_decorating_what_has_a_name_leaves_it_alone(shared_pool):
-    """`sky.compute(f)` of an importable f changes nothing in f."""
+def test_compute_does_not_change_an_importable_function(shared_pool):
+    """`sky.compute(f)` of an importable function changes nothing in it."""
     path = sky.compute(os.path.join)
     assert os.path.join.__qualname__ == "join"
     assert path("a", "b") >> shared_pool == os.path.join("a", "b")
@@ -254,15 +258,17 @@ def test_decorating_what_has_a_name_leaves_it_alone(shared_pool):
     assert sky.compute(len).local([1]) == 1
 
 
-def test_any_callable_can_be_decorated(shared_pool):
-    """Also one without a name."""
+def test_compute_takes_any_callable(shared_pool):
+    """`sky.compute` takes a callable without a name."""
     power = sky.compute(functools.partial(pow, 2))
     assert power(5) >> shared_pool == 32
     assert repr(power(5)) == "<lazy partial(5)>"
 
 
-def test_methods_send_their_object(either_pool):
-    """Through an instance `self` is bound, through the class it is an argument; static methods work."""
+def test_compute_methods(either_pool):
+    """A decorated method sends its object: bound through an instance, an argument through the class; static methods
+    work.
+    """
     assert Scale(5).times(2) >> either_pool == 10
     assert Scale.times(Scale(5), 3) >> either_pool == 15
     assert Scale(5).times.local(2) == Scale.times.local(Scale(5), 2) == 10
@@ -273,8 +279,8 @@ def test_methods_send_their_object(either_pool):
 # ---------------------------------------------------------------------------------------------------- what it is like
 
 
-def test_a_compute_function_looks_like_its_function():
-    """Name, documentation, signature, and a repr."""
+def test_compute_function_metadata():
+    """A decorated function has the name, documentation and signature of the function, and a repr."""
     assert double.local(2, plus=1) == 5
     assert (double.__name__, double.__doc__, double.__module__) == ("double", "Twice x.", __name__)
     assert str(inspect.signature(double)) == "(x: 'int', *, plus: 'int' = 0) -> 'int'"
@@ -283,8 +289,8 @@ def test_a_compute_function_looks_like_its_function():
     assert repr(Scale(1).times) == f"<compute function {__name__}.Scale.times>"
 
 
-def test_lazy_calls_show_what_was_written():
-    """Long arguments are shortened."""
+def test_compute_call_repr():
+    """The repr of a lazy call is the call as written, with long arguments shortened."""
     assert repr(double(3, plus=4)) == "<lazy double(3, plus=4)>"
     assert repr(double(1) & double(2)) == "<lazy gather(double(1), double(2))>"
     assert repr(sky.gather(*[double(i) for i in range(9)])) == "<lazy gather(double(0), … 9 calls)>"
@@ -294,8 +300,10 @@ def test_lazy_calls_show_what_was_written():
 # ---------------------------------------------------------------------------------------------------- errors
 
 
-def test_errors_are_the_functions_own(either_pool):
-    """Type and remote traceback; no frame of ours, not even through the decorator."""
+def test_compute_errors_have_type_and_remote_traceback(either_pool):
+    """Errors keep their type and the remote traceback, which has none of the library's frames, not even the
+    decorator's.
+    """
     with pytest.raises(ValueError, match="boom") as caught:
         fail("boom") >> either_pool
     assert str(caught.value) == "boom"
@@ -304,8 +312,8 @@ def test_errors_are_the_functions_own(either_pool):
     assert "skyward_lite" not in text
 
 
-def test_a_group_raises_its_first_error_in_order(either_pool):
-    """Whichever came first in time; `>>` and the future agree."""
+def test_gather_raises_the_first_error_in_order(either_pool):
+    """A group raises the first error in the order of its calls, with `>>` and by its future."""
     for _ in range(10):
         with pytest.raises(ValueError, match="first"):
             (double(1) & fail("first") & fail("second")) >> either_pool
@@ -314,8 +322,8 @@ def test_a_group_raises_its_first_error_in_order(either_pool):
     assert str(error) == "first"
 
 
-def test_after_an_error_what_has_not_started_is_cancelled(tmp_path):
-    """On one slot the members that wait behind the running one never run."""
+def test_gather_error_cancels_calls_that_have_not_started(tmp_path):
+    """After an error, the calls of a group that wait behind it on a single slot never run."""
     before, gate, *after = (str(tmp_path / str(i)) for i in range(50))
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         group = touch(before) & fail("out") & wait_for(gate) & sky.gather(*[touch(path) for path in after])
@@ -326,8 +334,8 @@ def test_after_an_error_what_has_not_started_is_cancelled(tmp_path):
     assert not os.path.exists(after[-1])
 
 
-def test_nothing_of_a_group_is_sent_if_a_member_cannot_be_pickled(shared_pool, tmp_path):
-    """The error is raised at once, by `>` too."""
+def test_gather_sends_nothing_if_a_call_cannot_be_pickled(shared_pool, tmp_path):
+    """A call that cannot be pickled raises at once, with `>` too, and no other call of its group runs."""
     path = tmp_path / "ran"
     with pytest.raises(TypeError, match="not this one"):
         _ = (touch(str(path)) & double(Unpicklable())) > shared_pool
@@ -335,8 +343,8 @@ def test_nothing_of_a_group_is_sent_if_a_member_cannot_be_pickled(shared_pool, t
     assert not path.exists()
 
 
-def test_a_groups_future_can_be_cancelled(tmp_path):
-    """It is cancelled if any member did not start: there will be no tuple. `wait` hears of it."""
+def test_gather_future_can_be_cancelled(tmp_path):
+    """A group's future is cancelled if any of its calls has not started, and `wait` is woken."""
     path = str(tmp_path / "gate")
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         future = sky.gather(*[wait_for(path) for _ in range(10)]) > pool
@@ -351,8 +359,8 @@ def test_a_groups_future_can_be_cancelled(tmp_path):
         assert not done.cancel()
 
 
-def test_a_group_is_cancelled_when_its_pool_is_left_by_an_error(tmp_path):
-    """No future stays without an end."""
+def test_gather_is_cancelled_when_an_exception_leaves_the_block(tmp_path):
+    """When an exception leaves the block, the futures of groups are cancelled, and none stays pending."""
     never = str(tmp_path / "never")
     with pytest.raises(RuntimeError, match="out"), sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         future = (wait_for(never) & wait_for(never)) > pool
@@ -360,8 +368,8 @@ def test_a_group_is_cancelled_when_its_pool_is_left_by_an_error(tmp_path):
     assert future.cancelled()
 
 
-def test_a_groups_results_are_not_kept(shared_pool):
-    """What the caller lets go of is gone, without the garbage collector's help."""
+def test_gather_results_are_freed(shared_pool):
+    """A group's results are freed without the garbage collector when the caller drops them."""
     import gc
     import weakref
 
@@ -377,8 +385,8 @@ def test_a_groups_results_are_not_kept(shared_pool):
         gc.enable()
 
 
-def test_an_interrupted_wait_cancels_the_call():
-    """Nobody else has its future: after Ctrl-C it must not start any more."""
+def test_ctrl_c_cancels_a_compute_call():
+    """After Ctrl-C during `>>` the call is cancelled, as nobody else has its future."""
 
     class Interrupted(concurrent.futures.Future):
         def result(self, timeout=None):
@@ -390,8 +398,8 @@ def test_an_interrupted_wait_cancels_the_call():
     assert future.cancelled()
 
 
-def test_a_pool_that_is_not_open_says_so():
-    """As for submit."""
+def test_compute_on_a_closed_pool():
+    """A lazy call on a pool that is not open is the same error as `submit`."""
     pool = sky.pool(plugins=[])
     for run in (lambda: double(1) > pool, lambda: double(1) >> pool, lambda: double(1) @ pool):
         with pytest.raises(sky.PoolClosedError, match="not started"):
@@ -419,7 +427,7 @@ def test_a_pool_that_is_not_open_says_so():
         (lambda pool: sky.compute(staticmethod(abs)), "go above it"),
     ],
 )
-def test_misuse_says_what_to_write(shared_pool, write, says):
-    """A TypeError for a right-hand side, a truth value, an argument or a decoration that means something else."""
+def test_compute_misuse_is_a_type_error(shared_pool, write, says):
+    """A wrong right-hand side, a truth value, a wrong argument or decoration is a TypeError that says what to write."""
     with pytest.raises(TypeError, match=says):
         write(shared_pool)

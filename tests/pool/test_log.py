@@ -35,16 +35,16 @@ def lines_of(log, room):
     return [line for line in log if f"skyward_lite::{room}" in line]
 
 
-def test_the_client_logs_the_life_of_a_node(debug_log):
-    """At level debug: connected, greeted, ready and closed, in this order."""
+def test_log_of_the_client_has_a_nodes_life(debug_log):
+    """At level debug the client logs that a node is connected, greeted, ready and closed, in this order."""
     text = "\n".join(lines_of(debug_log, "client"))
     places = [text.find(event) for event in ("connected, and auth", "hello of the agent", '"ready"', '"closed"')]
     assert -1 not in places, text
     assert places == sorted(places), text
 
 
-def test_an_agent_logs_its_workers_to_its_standard_error(debug_log):
-    """At level debug: greeted, a worker started and ended. An agent of Local() has the client's standard error."""
+def test_log_of_an_agent_has_its_workers(debug_log):
+    """At level debug an agent logs the start and end of workers to standard error, for `Local()` the client's."""
     text = "\n".join(lines_of(debug_log, "node"))
     places = [text.find(event) for event in ("hello of the client", "worker started", "worker ended")]
     assert -1 not in places, text
@@ -52,13 +52,13 @@ def test_an_agent_logs_its_workers_to_its_standard_error(debug_log):
 
 
 @pytest.mark.parametrize("level", ["", "off", "ERROR"])
-def test_nothing_is_logged_unless_asked_for(level):
-    """Without a level, or with one that nothing reaches, standard error stays empty."""
+def test_log_is_off_by_default(level):
+    """Without a level, or with one that no event reaches, standard error stays empty."""
     assert log_of(level) == []
 
 
 @pytest.mark.parametrize("level", ["trace", "verbose"])
-def test_a_log_that_nobody_reads_costs_no_task(level):
+def test_log_without_a_reader_costs_no_task(level):
     """Standard error is a pipe whose reader is gone: the pool works, and nothing is logged."""
     read, write = os.pipe()
     os.close(read)
@@ -71,8 +71,8 @@ def test_a_log_that_nobody_reads_costs_no_task(level):
     assert (ran.returncode, ran.stdout) == (0, "done\n")
 
 
-def test_a_value_that_is_no_level_is_named():
-    """A line names the variable and the levels, once in each process, and the pool works."""
+def test_log_level_that_does_not_exist():
+    """A wrong level prints one line per process with the variable and the levels, and the pool works."""
     lines = log_of("verbose")
     assert lines
     assert all("SKYWARD_LOG" in line and "trace" in line for line in lines)

@@ -1,4 +1,4 @@
-"""The main thread of a worker: a task's if there is one slot, nobody's if there are several."""
+"""The main thread of a worker: it runs the tasks if there is one slot, and no task if there are several."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def get_loop():
     return asyncio.get_event_loop()
 
 
-def test_no_slot_of_several_has_the_main_thread():
-    """All are alike: what works in one works in the others."""
+def test_main_thread_runs_no_task_of_several_slots():
+    """With several slots all are alike: no task runs on the main thread."""
     with sky.pool(worker=sky.Worker(concurrency=3), plugins=[]) as pool:
         got = [future.result(20) for future in [pool.submit(all_slots, i) for i in range(3)]]
     assert sorted(got) == [(False, f"skyward-{slot}") for slot in range(3)]
 
 
 @pytest.mark.parametrize("worker", [sky.Worker(concurrency=2, executor="process"), sky.Worker(concurrency=1)])
-def test_a_worker_of_one_slot_runs_tasks_on_its_main_thread(worker):
-    """There handlers can be set."""
+def test_main_thread_runs_tasks_of_a_single_slot(worker):
+    """A worker of one slot runs tasks on its main thread, where signal handlers can be set."""
     with sky.pool(worker=worker, plugins=[]) as pool:
         assert pool.submit(on_main_thread).result(20)
         assert pool.submit(set_alarm).result(20) is None
 
 
 @pytest.mark.parametrize(("task", "kind"), [(set_alarm, ValueError), (get_loop, RuntimeError)])
-def test_what_needs_the_main_thread_says_where_there_is_one(task, kind):
-    """The exception has a note with the remedy, here and in the traceback of the node."""
+def test_main_thread_errors_have_a_note(task, kind):
+    """An exception of code that needs the main thread has a note with the remedy, also in the node's traceback."""
     with sky.pool(worker=sky.Worker(concurrency=3), plugins=[]) as pool:
         for future in [pool.submit(task) for _ in range(6)]:
             with pytest.raises(kind) as caught:
@@ -59,8 +59,8 @@ def test_what_needs_the_main_thread_says_where_there_is_one(task, kind):
             assert 'executor="process"' in str(caught.value.__cause__)
 
 
-def test_other_exceptions_get_no_note():
-    """Of the same types, too."""
+def test_main_thread_note_is_not_on_other_exceptions():
+    """Other exceptions of the same types get no note."""
 
     def fail():
         raise ValueError("no main course")
@@ -71,8 +71,10 @@ def test_other_exceptions_get_no_note():
         assert error.__notes__ == ["node local-0: fail()"]
 
 
-def test_signal_handlers_run_while_tasks_do(tmp_path):
-    """A plugin set them on the main thread; one that raises does no harm."""
+def test_main_thread_runs_signal_handlers_during_tasks(tmp_path):
+    """Signal handlers that a plugin set on the main thread run during tasks, and one that raises has no effect
+    on them.
+    """
     heard = tmp_path / "heard"
 
     @contextlib.contextmanager
@@ -98,8 +100,10 @@ def test_signal_handlers_run_while_tasks_do(tmp_path):
     assert heard.read_text() == f"{int(signal.SIGUSR1)} True\n" * 3
 
 
-def test_a_worker_of_several_slots_unwinds_on_its_main_thread(tmp_path):
-    """When the pool is left, though a thread of a task is still busy."""
+def test_main_thread_leaves_worker_hooks(tmp_path):
+    """The main thread leaves the plugins' worker contexts when the pool closes, though a task's thread is still
+    busy.
+    """
     log = tmp_path / "log"
 
     @contextlib.contextmanager

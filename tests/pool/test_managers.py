@@ -54,8 +54,8 @@ class Counters(BaseManager):
 Counters.register("Counter", Counter)
 
 
-def test_proxies_work_in_tasks(either_pool, manager):
-    """A dict, a list, a queue, a namespace, a value, a lock and an event are the client's, whatever worker runs."""
+def test_manager_proxies_in_tasks(either_pool, manager):
+    """A dict, list, queue, namespace, value, lock and event of a manager are the client's in every worker."""
     shared, items, queue = manager.dict(), manager.list(), manager.Queue()
     space, value, lock, event = manager.Namespace(), manager.Value("i", 0), manager.Lock(), manager.Event()
 
@@ -75,16 +75,16 @@ def test_proxies_work_in_tasks(either_pool, manager):
     assert (space.last, value.value, event.is_set()) == ("there", 10, True)
 
 
-def test_proxies_work_in_parallel(manager):
-    """joblib's calls take them, in batches as well."""
+def test_manager_proxies_in_parallel(manager):
+    """`Parallel` calls take a manager's proxies, in batches as well."""
     shared = manager.dict()
     with sky.pool(worker=sky.Worker(concurrency=2)):
         Parallel(n_jobs=-1, batch_size=5)(delayed(shared.__setitem__)(i, i) for i in range(20))
     assert dict(shared) == {i: i for i in range(20)}
 
 
-def test_proxies_within_proxies_work_in_tasks(either_pool, manager):
-    """A task takes a list out of a shared dict, and changes it for all."""
+def test_manager_proxies_within_proxies(either_pool, manager):
+    """A task takes a list out of a shared dict and changes it for all."""
     shared = manager.dict(inner=manager.list([1]))
 
     def use():
@@ -95,35 +95,35 @@ def test_proxies_within_proxies_work_in_tasks(either_pool, manager):
     assert list(shared["inner"]) == [1, 2]
 
 
-def test_a_users_manager_works_in_tasks(either_pool):
-    """One with a key of its own, whose proxies have methods that only its process knows."""
+def test_manager_of_a_users_class(either_pool):
+    """Proxies of a manager with a key of its own and methods of its own work in tasks."""
     with Counters(authkey=b"its own", ctx=spawning) as counters:
         counter = counters.Counter()
         assert [either_pool.submit(counter.add, 2).result(30) for _ in range(3)] == [2, 4, 6]
 
 
-def test_a_proxy_comes_back(either_pool, manager):
-    """A task returns one that it was given."""
+def test_manager_proxy_as_a_result(either_pool, manager):
+    """A task can return a proxy that it was given."""
     shared = manager.dict(a=1)
     assert dict(either_pool.submit(lambda: shared).result(30)) == {"a": 1}
 
 
-def test_a_proxy_that_only_the_task_has_stays(either_pool, manager):
-    """The client lets go of its proxies at once: their objects are there until the tasks have ended."""
+def test_manager_proxy_that_only_a_task_refers_to(either_pool, manager):
+    """Shared objects whose proxies the client dropped stay until the tasks that have them have ended."""
     futures = [either_pool.submit(lambda shared, i: [*shared, i], manager.list([-i]), i) for i in range(20)]
     assert [future.result(30) for future in futures] == [[-i, i] for i in range(20)]
 
 
-def test_the_clients_key_stays_its_own(either_pool, manager):
-    """A result with a proxy changes no key in this process."""
+def test_manager_proxy_result_does_not_change_the_clients_key(either_pool, manager):
+    """A result with a proxy does not change the authentication key of the client's process."""
     before = multiprocessing.current_process().authkey
     shared = manager.dict()
     either_pool.submit(lambda shared: shared, shared).result(30)
     assert multiprocessing.current_process().authkey == before
 
 
-def test_a_proxy_is_refused_elsewhere(host, manager):
-    """On another machine the call raises which proxy it was, the reason and the remedy."""
+def test_manager_proxy_is_refused_on_another_machine(host, manager):
+    """On another machine the call raises the proxy, the reason and the remedy."""
     with sky.pool(host) as pool:
         told = "a DictProxy .*'dict'.* cannot be sent: .*another machine, .*plain values"
         with pytest.raises(pickle.PicklingError, match=told):
@@ -133,8 +133,8 @@ def test_a_proxy_is_refused_elsewhere(host, manager):
         assert pool.submit(len, dict(manager.dict(a=1))).result(30) == 1
 
 
-def test_locks_of_multiprocessing_itself_are_refused(shared_pool):
-    """Its own error says that they are inherited only."""
+def test_multiprocessing_locks_are_refused(shared_pool):
+    """A lock of multiprocessing itself raises its own error, that it is only inherited."""
     for make in (spawning.Lock, spawning.Queue, lambda: spawning.Value("i")):
         with pytest.raises(RuntimeError, match="should only be shared between processes through inheritance"):
             shared_pool.submit(print, make())
@@ -165,34 +165,34 @@ def orders(**env):
 
 
 @pytest.mark.slow
-def test_all_workers_of_a_pool_hash_alike():
-    """Four processes on two nodes see a set of strings in the same order."""
+def test_hash_seed_is_the_same_in_all_workers():
+    """Four processes on two nodes iterate over a set of strings in the same order."""
     workers, _ = orders()
     assert len(workers) == 4
     assert all(seen == workers[0] for seen in workers)
 
 
-def test_workers_on_another_machine_hash_alike(host):
-    """A seed of the pool is in their environment, too."""
+def test_hash_seed_is_the_same_on_another_machine(host):
+    """Workers on other hosts have the pool's hash seed in their environment."""
     with sky.pool(host, worker=sky.Worker(2, "process"), plugins=[]) as pool:
         seeds = {*pool.map(os.getenv, ["PYTHONHASHSEED"] * 20)}
         assert len(seeds) == 1
         assert 0 < int(seeds.pop()) < 2**32
 
 
-def test_workers_hash_as_a_client_with_a_seed():
-    """A seed in the client's environment is the workers', too."""
+def test_hash_seed_of_the_client_is_the_workers():
+    """`PYTHONHASHSEED` in the client's environment is the workers' seed."""
     workers, client = orders(PYTHONHASHSEED="7")
     assert all(seen == client for seen in workers)
 
 
-def test_pools_hash_differently():
-    """Without a seed each pool has one of its own."""
+def test_hash_seed_differs_between_pools():
+    """Without a seed in the environment each pool has a seed of its own."""
     seeds = {hello.hash_seed(uuid.uuid4().hex) for _ in range(5)}
     assert len(seeds) > 1
 
 
-def test_an_image_may_set_the_hash_seed():
-    """What the user says comes first."""
+def test_hash_seed_of_an_image():
+    """`PYTHONHASHSEED` in `Image(env=)` comes before every other seed."""
     with sky.pool(image=sky.Image(env={"PYTHONHASHSEED": "11"}), plugins=[]) as pool:
         assert pool.submit(os.getenv, "PYTHONHASHSEED").result(30) == "11"

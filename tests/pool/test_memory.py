@@ -1,4 +1,4 @@
-"""Memory: tasks that run out of it, and what an idle worker keeps."""
+"""Memory: tasks that run out of it, and objects that an idle worker must not hold."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def limit_memory():
 
 
 @pytest.mark.slow
-def test_out_of_memory_is_the_tasks_error():
-    """MemoryError arrives as such and the worker lives."""
+def test_memory_error_is_the_tasks():
+    """A MemoryError is the task's error, and the worker lives."""
     with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:
         pid = pool.submit(os.getpid).result(20)
         pool.submit(limit_memory).result(20)
@@ -38,9 +38,9 @@ STARVED = """
 import os, sys, skyward_lite as sky
 open(sys.argv[1], "w").write(str(os.getpid()))
 def grow():
-    kept = []
+    blocks = []
     while True:
-        kept.append(b"x" * (1 << 24))
+        blocks.append(b"x" * (1 << 24))
 with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
     print(pool.submit(grow).exception(40))
     print(pool.submit(abs, -1).result(20))
@@ -70,8 +70,10 @@ def small_group():
     pytest.skip("no memory control group can be made here")
 
 
-def test_the_out_of_memory_killer_is_named(small_group):
-    """It takes the worker, not the agent or the client, and the next task runs."""
+def test_out_of_memory_killer_is_named(small_group):
+    """The kernel's out-of-memory killer ends the worker, not agent or client; the error names it and the next task
+    runs.
+    """
     command = [sys.executable, "-c", STARVED, str(small_group / "cgroup.procs")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert "node local-0" in done.stdout, done
@@ -91,8 +93,8 @@ def fail_with(watched, gone):
     raise KeyError(gone)
 
 
-def test_an_idle_slot_keeps_nothing_of_a_task_that_failed(tmp_path):
-    """Its arguments go with it."""
+def test_failed_tasks_arguments_are_freed_by_an_idle_slot(tmp_path):
+    """An idle slot holds no argument of the task that failed in it last."""
     gone = tmp_path / "gone"
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         with pytest.raises(KeyError):

@@ -1,4 +1,4 @@
-"""What tasks tell the process that opened the pool, while they run."""
+"""Messages of running tasks to the process that opened the pool: `send` in a task, a listener at the client."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Refuses:
         return int, ("no number",)
 
 
-def test_each_message_arrives_once_and_in_its_senders_order(either_pool, listen):
-    """Tasks and the threads that they start send at once; `send` returns when the listener has taken the message."""
+def test_messages_arrive_once_in_the_senders_order(either_pool, listen):
+    """Tasks and their threads may send at once; `send` returns when the listener has taken the message."""
     told: list[tuple[int, int, int]] = []
     listen("test", told.append)
 
@@ -92,8 +92,8 @@ def test_each_message_arrives_once_and_in_its_senders_order(either_pool, listen)
     assert [m for m in told if m[:2] == (3, 2)] == [(3, 2, i) for i in range(20)]
 
 
-def test_a_message_may_be_large(either_pool, listen):
-    """Several megabytes arrive unchanged, as bytes and as an array; more than 16 MiB is an error and does no harm."""
+def test_large_messages(either_pool, listen):
+    """Messages of several megabytes arrive unchanged, and one of more than 16 MiB is an error in the task only."""
     told: list[Any] = []
     listen("test", told.append)
     array = np.arange(1_000_000.0)
@@ -107,8 +107,8 @@ def test_a_message_may_be_large(either_pool, listen):
     assert told[3:] == ["after"]
 
 
-def test_max_payload_is_for_messages_too(listen):
-    """A message over the pool's limit is refused in the task, and the node is not lost of it."""
+def test_max_payload_applies_to_messages(listen):
+    """A message over the pool's limit is refused in the task, and the node goes on."""
     told: list[Any] = []
     listen("test", told.append)
     with sky.pool(worker=sky.Worker(concurrency=1, max_payload=100_000), plugins=[]) as pool:
@@ -118,8 +118,10 @@ def test_max_payload_is_for_messages_too(listen):
     assert told == ["small"]
 
 
-def test_a_listener_that_raises_is_an_error_in_the_task(either_pool, listen):
-    """With the listener's traceback as text; the next message is taken."""
+def test_listener_that_raises_is_an_error_in_the_task(either_pool, listen):
+    """A listener's exception is an error in the task with the listener's traceback as text; the next message is
+    taken.
+    """
     told = []
 
     def choosy(message):
@@ -137,15 +139,15 @@ def test_a_listener_that_raises_is_an_error_in_the_task(either_pool, listen):
     assert told == [2]
 
 
-def test_an_address_without_a_listener_is_an_error_in_the_task(either_pool):
-    """It names the node and the address."""
+def test_message_without_a_listener_is_an_error_in_the_task(either_pool):
+    """A message to an address without a listener is an error that names the node and the address."""
     text = either_pool.submit(failure, "nowhere").result(30)
     assert text.startswith("node local-")
     assert "'nowhere': it has no listener for that address" in text
 
 
-def test_a_listener_may_go_away_while_a_task_runs(either_pool):
-    """What is sent after that is an error."""
+def test_listener_removed_while_a_task_runs(either_pool):
+    """Messages sent after their listener was removed are errors in the task."""
     messages.listen("going", lambda _: messages.unlisten("going"))
 
     def task():
@@ -155,8 +157,8 @@ def test_a_listener_may_go_away_while_a_task_runs(either_pool):
     assert "no listener" in either_pool.submit(task).result(30)
 
 
-def test_a_message_that_cannot_be_rebuilt_is_an_error_in_the_task(either_pool, listen):
-    """The client says why, and takes the next one."""
+def test_message_that_cannot_be_rebuilt_is_an_error_in_the_task(either_pool, listen):
+    """A message that the client cannot rebuild is an error in the task with the reason; the next one is taken."""
     told: list[Any] = []
     listen("test", told.append)
     text = either_pool.submit(lambda: failure("test", Refuses())).result(30)
@@ -166,15 +168,15 @@ def test_a_message_that_cannot_be_rebuilt_is_an_error_in_the_task(either_pool, l
     assert told == [2]
 
 
-def test_a_message_that_cannot_be_pickled_is_the_tasks_error(either_pool, listen):
-    """Nothing is sent; what pickling raised is raised."""
+def test_message_that_cannot_be_pickled_is_an_error_in_the_task(either_pool, listen):
+    """A message that cannot be pickled raises pickle's error in the task, and nothing is sent."""
     listen("test", print)
     with pytest.raises(TypeError, match="pickle"):
         either_pool.submit(lambda: messages.send("test", threading.Lock())).result(30)
 
 
-def test_in_the_listeners_process_send_calls_it(listen):
-    """Without a pool, as where joblib runs a call in this process; without a listener it is an error."""
+def test_send_in_the_listeners_own_process(listen):
+    """In the listener's own process `send` calls the listener without a pool, and is an error without a listener."""
     told: list[Any] = []
     listen("test", told.append)
     send(1, 2)
@@ -182,8 +184,8 @@ def test_in_the_listeners_process_send_calls_it(listen):
     assert "no worker of a pool" in failure("nowhere")
 
 
-def test_an_address_has_one_listener(listen):
-    """A second one is refused; the same again is not."""
+def test_second_listener_of_an_address_is_refused(listen):
+    """An address has one listener: another one is refused, and the same one may be set again."""
     told: list[Any] = []
     listen("test", told.append)
     messages.listen("test", told.append)
@@ -191,8 +193,8 @@ def test_an_address_has_one_listener(listen):
         messages.listen("test", print)
 
 
-def test_a_process_that_a_task_started_sends_nothing(either_pool, listen):
-    """Its threads are not there to send it: an error says so, at once."""
+def test_send_in_a_forked_child_of_a_task_is_an_error(either_pool, listen):
+    """`send` in a process that a task forked is an error at once, as the sending threads are not there."""
     told: list[Any] = []
     listen("test", told.append)
 
@@ -211,8 +213,8 @@ def test_a_process_that_a_task_started_sends_nothing(either_pool, listen):
     assert told == []
 
 
-def test_what_an_earlier_attempt_sent_is_not_taken_again(tmp_path, listen):
-    """The first attempt at the task ends with its node, after two messages; the second one sends three."""
+def test_messages_of_an_earlier_attempt_are_not_repeated(tmp_path, listen):
+    """Of a task that runs again after its node was lost, the messages which were taken before are not taken again."""
     told: list[Any] = []
     listen("test", told.append)
 
@@ -234,8 +236,8 @@ def test_what_an_earlier_attempt_sent_is_not_taken_again(tmp_path, listen):
     assert told == [0, 1, 2, 3, 3]
 
 
-def test_a_bystander_of_a_dying_process_is_heard_once(tmp_path, listen):
-    """Its process dies of another task after it sent a message, and it runs again: so does what it says, unheard."""
+def test_messages_of_a_task_rerun_after_a_crash_are_not_repeated(tmp_path, listen):
+    """Of a task that runs again after another one killed its process, each message is taken once."""
     told: list[Any] = []
     listen("test", told.append)
 
@@ -259,8 +261,8 @@ def test_a_bystander_of_a_dying_process_is_heard_once(tmp_path, listen):
     assert told == ["heard", "end"]
 
 
-def test_what_is_remembered_of_tasks_that_have_ended_is_forgotten(shared_pool, listen, monkeypatch):
-    """More tasks than are remembered at once send messages, and each is heard once."""
+def test_message_counts_of_ended_tasks_are_bounded(shared_pool, listen, monkeypatch):
+    """More tasks send messages than the client counts messages for at once, and each message is taken once."""
     monkeypatch.setattr(inbox, "MIN_COUNTED_TASKS", 10)
     told: list[Any] = []
     listen("test", told.append)
@@ -269,8 +271,8 @@ def test_what_is_remembered_of_tasks_that_have_ended_is_forgotten(shared_pool, l
     assert sorted(told) == list(range(100))
 
 
-def test_a_listener_holds_up_no_results(either_pool, blocked):
-    """Other tasks end while a listener does not return."""
+def test_blocked_listener_does_not_delay_results(either_pool, blocked):
+    """Other tasks' results arrive while a listener does not return."""
     told, go_on = blocked
     waiting = either_pool.submit(send, 1, address="blocked")
     assert told.get(timeout=20) == 1
@@ -280,7 +282,7 @@ def test_a_listener_holds_up_no_results(either_pool, blocked):
     assert waiting.result(20) == 1
 
 
-def test_waiting_for_an_answer_has_a_bound(blocked):
+def test_send_times_out_if_the_listener_does_not_return(blocked):
     """A listener that does not return is an error in the task, which names the node and the address."""
     told, go_on = blocked
 
@@ -295,8 +297,8 @@ def test_waiting_for_an_answer_has_a_bound(blocked):
         assert pool.submit(failure, "nowhere").result(30)
 
 
-def test_signals_are_handled_while_a_task_waits_for_an_answer(shared_processes, blocked):
-    """What an alarm's handler raises ends the wait."""
+def test_send_is_interrupted_by_a_signal_handler(shared_processes, blocked):
+    """An exception that a signal's handler raises ends the wait of `send`."""
     told, go_on = blocked
 
     def task():
@@ -316,8 +318,10 @@ def test_signals_are_handled_while_a_task_waits_for_an_answer(shared_processes, 
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_a_sender_that_waits_does_not_keep_a_pool_open(executor, blocked):
-    """The block is left by an exception while a listener does not return: the pool closes, the task is cancelled."""
+def test_pool_closes_while_a_task_waits_in_send(executor, blocked):
+    """When an exception leaves the block while a listener does not return, the pool closes and the task is
+    cancelled.
+    """
     told, _ = blocked
     with pytest.raises(KeyError), sky.pool(worker=sky.Worker(concurrency=2, executor=executor), plugins=[]) as pool:
         future = pool.submit(send, 1, address="blocked")
@@ -326,7 +330,7 @@ def test_a_sender_that_waits_does_not_keep_a_pool_open(executor, blocked):
     assert future.cancelled()
 
 
-def test_a_task_may_take_no_longer_because_it_waits(blocked):
+def test_task_timeout_includes_waiting_in_send(blocked):
     """The time limit ends a task whose listener does not return."""
     told, go_on = blocked
 
@@ -346,8 +350,8 @@ def test_a_task_may_take_no_longer_because_it_waits(blocked):
     assert [told.get(timeout=20), told.get(timeout=20)] == [1, 2]
 
 
-def test_messages_come_home_over_ssh(tmp_path, listen):
-    """From a host, through its SSH server, in both directions whole."""
+def test_messages_over_ssh(tmp_path, listen):
+    """Messages and their answers pass whole through an SSH server."""
     told: list[Any] = []
     listen("test", told.append)
     lab = Lab(tmp_path)
@@ -374,8 +378,8 @@ def test_messages_come_home_over_ssh(tmp_path, listen):
         lab.close()
 
 
-def test_the_thread_ends_with_the_pool(listen):
-    """It takes messages for as long as the pool is open, and no longer."""
+def test_message_thread_ends_with_the_pool(listen):
+    """The thread that takes messages lives for as long as the pool is open."""
 
     def taking():
         return [thread for thread in threading.enumerate() if thread.name == "skyward-messages"]

@@ -1,4 +1,4 @@
-"""Modules that only the client can find, that change, and that open pools or call Parallel when they are imported."""
+"""Modules that only the client can find, that change, or that open pools or call Parallel when they are imported."""
 
 from __future__ import annotations
 
@@ -109,28 +109,28 @@ def check(module: types.ModuleType) -> None:
 
 def sends_code(pool: sky.ComputePool, thing: object) -> bool:
     """Say whether a pickle has the code of something, not only names."""
-    head, _ = Tasks.of(pool).encode(id, (thing,), {})
-    return any(word in head for word in (b"CodeType", b"_make_", b"_fill", b"rebuild"))
+    pickled, _ = Tasks.of(pool).encode(id, (thing,), {})
+    return any(word in pickled for word in (b"CodeType", b"_make_", b"_fill", b"rebuild"))
 
 
 # ------------------------------------------------------------------------------------------------ Local()
 
 
-def test_a_module_that_was_loaded_from_a_file(pool, write):
-    """Its code is sent, as no import by its name finds it; and what comes back is of this process's classes."""
+def test_module_loaded_from_a_file_is_sent_by_value(pool, write):
+    """A module that no import by its name finds is sent as code, and results are of this process's classes."""
     check(load("loaded_from_file", write("some/where")))
 
 
-def test_a_module_that_a_program_made(pool, write, monkeypatch):
-    """It has no file at all."""
+def test_module_made_by_the_program_is_sent_by_value(pool, write, monkeypatch):
+    """A module without a file is sent as code."""
     module = types.ModuleType("made_by_exec")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(textwrap.dedent(SOURCE), vars(module))
     check(module)
 
 
-def test_a_large_function_of_a_module_that_a_program_made(pool, monkeypatch):
-    """One that is too large to be kept for the length of a call is sent by value with each of its tasks."""
+def test_large_function_of_a_module_is_sent_with_each_task(pool, monkeypatch):
+    """A function too large to be cached for the length of a call is sent by value with each of its tasks."""
     made = types.ModuleType("made_large")
     monkeypatch.setitem(sys.modules, "made_large", made)
     exec("TEXT = 'x' * 100_000\ndef f(i):\n    return len(TEXT) + i", vars(made))
@@ -138,8 +138,8 @@ def test_a_large_function_of_a_module_that_a_program_made(pool, monkeypatch):
     assert got == [100_000, 100_001, 100_002]
 
 
-def test_a_module_of_an_importer_of_this_process(pool, monkeypatch, write):
-    """The workers have no such importer."""
+def test_module_of_a_custom_importer_is_sent_by_value(pool, monkeypatch, write):
+    """A module of an importer that the workers do not have is sent as code."""
 
     class Importer(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         def find_spec(self, name, path, target=None):
@@ -152,8 +152,10 @@ def test_a_module_of_an_importer_of_this_process(pool, monkeypatch, write):
     check(importlib.import_module("from_importer"))
 
 
-def test_tasks_may_pickle_by_name(pool, write):
-    """As `joblib.Memory` does: what was sent of a module is found there, also in a package that has no file here."""
+def test_tasks_pickle_sent_modules_by_name(pool, write):
+    """Tasks may pickle by name, as `joblib.Memory` does: names of a sent module are found, also in a package without a
+    file.
+    """
     for name in ("pickled_in_tasks", "made_package.inner"):
         module = load(name, write(f"there/{name}"))
 
@@ -171,8 +173,8 @@ def test_tasks_may_pickle_by_name(pool, write):
         assert f"this node has no module {name}. Image(pip=[...])" in "".join(caught.value.__notes__)
 
 
-def test_a_module_that_workers_can_import_later(pool, write, monkeypatch, tmp_path):
-    """What stood in for it gives way to the module itself."""
+def test_module_that_workers_can_import_later_replaces_its_stand_in(pool, write, monkeypatch, tmp_path):
+    """The stand-in of a sent module gives way once the worker can import the module itself."""
     path = write("later/stood_in")
     module = load("stood_in", path)
     check(module)
@@ -191,8 +193,8 @@ def test_a_module_that_workers_can_import_later(pool, write, monkeypatch, tmp_pa
     assert pool.submit(imports).result(20) == str(path)
 
 
-def test_a_module_of_a_path_hook_of_this_process(pool, monkeypatch, write):
-    """An entry of sys.path that means something here only."""
+def test_module_of_a_path_hook_is_sent_by_value(pool, monkeypatch, write):
+    """A module found by an entry of `sys.path` that only this process's path hook knows is sent as code."""
 
     class Loader(importlib.abc.InspectLoader):
         def get_source(self, name):
@@ -213,8 +215,8 @@ def test_a_module_of_a_path_hook_of_this_process(pool, monkeypatch, write):
     sys.path_importer_cache.pop("store://code", None)
 
 
-def test_a_module_itself_in_a_task(pool, write):
-    """A function's global that is a module of which workers know nothing; and the module refers to itself."""
+def test_module_object_in_a_task(pool, write):
+    """A module that workers do not know can be a function's global, also one that refers to itself."""
     module = load(
         "module_as_a_global", write("elsewhere", "import sys\nme = sys.modules[__name__]\ndef f(x): return x + 1")
     )
@@ -225,8 +227,10 @@ def test_a_module_itself_in_a_task(pool, write):
     assert pool.submit(use, 1).result(20) == (2, True, "module_as_a_global")
 
 
-def test_a_directory_that_came_to_sys_path_after_the_pool_was_opened(pool, write, monkeypatch, tmp_path):
-    """Workers search it as well: also for what a function imports itself, and the module has its own state there."""
+def test_sys_path_entry_added_after_the_pool_was_opened(pool, write, monkeypatch, tmp_path):
+    """Workers search a directory added to `sys.path` later, so its modules go by name and have their own state
+    there.
+    """
     write("came_later")
     write("came_later_too", "import came_later\ndef f(x): return came_later.f(x)")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -244,8 +248,8 @@ def test_a_directory_that_came_to_sys_path_after_the_pool_was_opened(pool, write
 
 
 @pytest.mark.parametrize("entry", ["", ".", "here"])
-def test_relative_entries_mean_what_they_meant_at_the_import(write, monkeypatch, tmp_path, entry):
-    """The working directory was another one then."""
+def test_relative_sys_path_entries_after_a_change_of_directory(write, monkeypatch, tmp_path, entry):
+    """A relative entry of `sys.path` means the working directory at the time of the import."""
     directory = tmp_path / entry
     write("relative", directory=directory)
     (tmp_path / "other").mkdir()
@@ -257,8 +261,8 @@ def test_relative_entries_mean_what_they_meant_at_the_import(write, monkeypatch,
         check(module)
 
 
-def test_what_workers_find_goes_by_name(write, monkeypatch, tmp_path):
-    """Modules, packages without a file, what is in zip archives: nothing of their code is sent."""
+def test_modules_that_workers_find_go_by_name(write, monkeypatch, tmp_path):
+    """Modules, packages without a file and modules in zip archives that workers find go by name."""
     write("plain")
     write("spacious/inner")
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
@@ -274,8 +278,8 @@ def test_what_workers_find_goes_by_name(write, monkeypatch, tmp_path):
             assert pool.submit(module.locked, 3).result(20) == 3
 
 
-def test_the_library_and_installed_packages_go_by_name(shared_pool):
-    """Whatever way they were made: nothing looks for their files."""
+def test_standard_library_and_installed_packages_go_by_name(shared_pool):
+    """Objects of the standard library and of installed packages go by name, and no file is looked at for them."""
     import textwrap as library
 
     import numpy.linalg
@@ -293,8 +297,10 @@ def test_the_library_and_installed_packages_go_by_name(shared_pool):
     assert not sends_code(shared_pool, things)
 
 
-def test_a_module_with_state_that_cannot_be_sent(pool, write):
-    """The error is raised at the call, and names the module, the reason and the remedy; what does not need it works."""
+def test_module_state_that_cannot_be_pickled(pool, write):
+    """A module whose state cannot be pickled is an error at the call, with module, reason and remedy; other
+    calls work.
+    """
     module = load("with_a_lock", write("there"))
     with pytest.raises(TypeError, match=r"'lock' of locked.*module with_a_lock.*do not find .*there.py.*sys.path"):
         pool.submit(module.locked, 1)
@@ -305,8 +311,8 @@ def test_a_module_with_state_that_cannot_be_sent(pool, write):
     assert pool.submit(module.f, 1).result(20) == 9
 
 
-def test_an_error_that_has_nothing_to_do_with_modules_says_nothing_of_them(pool, write):
-    """Also after a call that had something of a module by value."""
+def test_unrelated_errors_do_not_mention_modules(pool, write):
+    """An unrelated error mentions no module, also after a call that sent a part of one by value."""
     module = load("harmless", write("harmless"))
     assert pool.submit(module.f, 1).result(20) == 9
     with pytest.raises(TypeError) as caught:
@@ -314,8 +320,8 @@ def test_an_error_that_has_nothing_to_do_with_modules_says_nothing_of_them(pool,
     assert "harmless" not in str(caught.value)
 
 
-def test_an_extension_module_that_workers_cannot_import(pool, tmp_path, monkeypatch):
-    """Nothing of it can be sent: an error at the call, for its functions and for itself."""
+def test_extension_module_that_workers_cannot_import(pool, tmp_path, monkeypatch):
+    """An extension module that workers cannot import is an error at the call, for its functions and for itself."""
     directory = Path(sysconfig.get_config_var("DESTSHARED"))
     source = next(iter(directory.glob("_heapq.*.so")), None)
     if source is None:
@@ -329,8 +335,8 @@ def test_an_extension_module_that_workers_cannot_import(pool, tmp_path, monkeypa
             pool.submit(id, thing)
 
 
-def test_compute_functions_of_such_modules(pool, write):
-    """A lazy call's function goes by value like any other, and so does the object under its name."""
+def test_compute_functions_of_modules_sent_by_value(pool, write):
+    """A lazy call's function of a module sent by value, and the object under its name, go by value."""
     module = load(
         "computes",
         write("computes", "import skyward_lite as sky\n@sky.compute\ndef f(x): return x and f.local(x - 1) + 1"),
@@ -339,8 +345,8 @@ def test_compute_functions_of_such_modules(pool, write):
     assert pool.submit(lambda: module.f.local(2)).result(20) == 2
 
 
-def test_a_tests_functions_under_pytests_importlib_mode(tmp_path):
-    """The module of a test is in no directory of sys.path, and neither is its helper."""
+def test_pytest_importlib_mode(tmp_path):
+    """Under pytest's importlib mode, functions of a test's module and of its helper are sent by value."""
     (tmp_path / "test_it.py").write_text(
         textwrap.dedent("""
             import skyward_lite as sky
@@ -368,8 +374,8 @@ def test_a_tests_functions_under_pytests_importlib_mode(tmp_path):
 # ------------------------------------------------------------------------------------------------ changes
 
 
-def test_a_reloaded_module_is_new_in_every_task(pool, write, monkeypatch, tmp_path):
-    """Workers have imported the old one: from then on this process's code is sent, also to those that use it."""
+def test_reloaded_module_is_sent_by_value(pool, write, monkeypatch, tmp_path):
+    """After a reload this process's code is sent to every worker, also to those which have imported the old module."""
     path = write("reloaded", "def f(): return 'old'")
     write("uses_it", "import reloaded\ndef f(): return reloaded.f()")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -391,8 +397,8 @@ def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "LOOK_FACTOR", 0)
 
 
-def test_an_edited_module_is_what_this_process_has(pool, write, monkeypatch, tmp_path):
-    """Workers that have not imported it yet would find the new file."""
+def test_edited_module_is_sent_by_value(pool, write, monkeypatch, tmp_path):
+    """If a module's file was edited, this process's code is sent, as workers would import the new file."""
     look_always(monkeypatch)
     path = write("edited", "def f(): return 'old'")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -405,8 +411,8 @@ def test_an_edited_module_is_what_this_process_has(pool, write, monkeypatch, tmp
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_a_module_that_was_edited_before_the_pool_was_opened(write, monkeypatch, tmp_path, compiled):
-    """What this process has is what runs, whether or not its bytecode was kept."""
+def test_module_edited_before_the_pool_was_opened(write, monkeypatch, tmp_path, compiled):
+    """A module edited before the pool was opened runs as this process has it, with or without cached bytecode."""
     monkeypatch.setattr(sys, "dont_write_bytecode", not compiled)
     path = write("edited_before", "def f(): return 'old'")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -416,8 +422,8 @@ def test_a_module_that_was_edited_before_the_pool_was_opened(write, monkeypatch,
         assert pool.submit(module.f).result(20) == "old"
 
 
-def test_a_constant_that_was_edited_before_the_pool_was_opened(write, monkeypatch, tmp_path):
-    """No function differs, but the bytecode says what was loaded."""
+def test_constant_edited_before_the_pool_was_opened(write, monkeypatch, tmp_path):
+    """An edited constant changes no function, but the cached bytecode shows which code this process loaded."""
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = write("constant", "K = 'old'\ndef f(): return K")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -428,8 +434,10 @@ def test_a_constant_that_was_edited_before_the_pool_was_opened(write, monkeypatc
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_old_bytecode_that_python_does_not_renew(tmp_path, write, executor):
-    """Python has compiled the source then: the module is no other one, and its lock is the worker's."""
+def test_unchecked_bytecode_means_an_unchanged_module(tmp_path, write, executor):
+    """Old bytecode for which Python compiled the source instead does not make a module count as edited; its lock is the
+    worker's.
+    """
     path = write("old_bytecode", SOURCE.replace("K = 7", "K = 6"))
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     subprocess.run([sys.executable, "-c", "import old_bytecode"], check=True, cwd=tmp_path, env=env, timeout=20)
@@ -447,8 +455,8 @@ def test_old_bytecode_that_python_does_not_renew(tmp_path, write, executor):
     assert done.stdout == "3 9\n", done.stdout + done.stderr
 
 
-def test_a_file_that_is_written_without_a_change(pool, write, monkeypatch, tmp_path):
-    """It is still what this process has: all goes by name as before, in this pool and in a new one."""
+def test_module_file_rewritten_without_a_change(pool, write, monkeypatch, tmp_path):
+    """A module whose file was rewritten without a change goes by name, in this pool and in a new one."""
     look_always(monkeypatch)
     path = write("written_again")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -471,8 +479,8 @@ def test_a_file_that_is_written_without_a_change(pool, write, monkeypatch, tmp_p
         "from changes import Cut\ncut = Cut()\ndel Cut\ndef f(): return cut.f()",
     ],
 )
-def test_an_edit_concerns_what_uses_the_module(pool, write, monkeypatch, tmp_path, use):
-    """In whatever way; the other modules go by name as before. The error names the module, and says what to do."""
+def test_edited_module_affects_only_its_users(pool, write, monkeypatch, tmp_path, use):
+    """Only code that uses an edited module goes by value; the error names the module and the remedy."""
     look_always(monkeypatch)
     text = """
         import threading
@@ -512,8 +520,8 @@ def test_an_edit_concerns_what_uses_the_module(pool, write, monkeypatch, tmp_pat
         assert fresh.submit(module.f).result(20) == "new, and longer"
 
 
-def test_looks_take_a_small_share_of_the_time(pool, write, monkeypatch, tmp_path):
-    """Where a look at the files takes long, the next one comes much later."""
+def test_module_file_checks_take_a_small_share_of_the_time(pool, write, monkeypatch, tmp_path):
+    """The slower a check of the modules' files is, the later the next one comes."""
     monkeypatch.setattr(changes, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(changes, "LOOK_FACTOR", 10**9)
     path = write("looked_at")
@@ -532,8 +540,10 @@ def test_looks_take_a_small_share_of_the_time(pool, write, monkeypatch, tmp_path
         "m = types.ModuleType(__name__)\nm.Cut, m.bump = Cut, bump",
     ],
 )
-def test_modules_that_put_something_else_in_their_place(pool, write, monkeypatch, tmp_path, last):
-    """Workers import the file as this process did, so all goes by name; but not what only has a file's name."""
+def test_modules_that_replace_themselves_in_sys_modules(pool, write, monkeypatch, tmp_path, last):
+    """A module that replaces itself in `sys.modules` goes by name, but an object that only has its file's name does
+    not.
+    """
     source = "import sys, threading, types\nlock = threading.Lock()\nclass Cut: pass\n"
     source += "def bump(x):\n    with lock: return x * 2, Cut()\n"
     write("puts_another", f"{source}{last}\nsys.modules[__name__] = m")
@@ -574,8 +584,8 @@ def remote(request, host, write, monkeypatch, tmp_path):
         yield pool
 
 
-def test_modules_of_ones_own_go_to_other_machines_by_value(remote, write):
-    """What is beside the script, and what it uses in turn."""
+def test_local_modules_go_to_other_machines_by_value(remote, write):
+    """Modules beside the script, and those which they use, go to other machines by value."""
     write("beside")
     write("package/__init__", "from .inner import f")
     write("package/inner", "import beside\nfrom beside import Cut\ndef f(x): return beside.helper(x), Cut(x)")
@@ -590,8 +600,8 @@ def test_modules_of_ones_own_go_to_other_machines_by_value(remote, write):
     assert type(cut) is beside.Cut
 
 
-def test_a_package_that_a_node_lacks_is_named(remote, write, tmp_path):
-    """What is installed here goes by name; the error says which module it is, and what to do."""
+def test_package_missing_on_a_node_is_named(remote, write, tmp_path):
+    """An installed package goes by name, and if the node lacks it the error has the module and the remedy."""
     directory = tmp_path / "target"
     write("installed_here", directory=directory)
     (directory / "installed_here-1.0.dist-info").mkdir()
@@ -607,8 +617,10 @@ def test_a_package_that_a_node_lacks_is_named(remote, write, tmp_path):
         assert "this node has no module installed_here. Image(pip=[...])" in "".join(caught.value.__notes__)
 
 
-def test_what_an_image_includes_goes_by_name(write, monkeypatch, tmp_path):
-    """Modules and packages, in whatever way their paths are written; others that are beside them do not."""
+def test_image_includes_go_by_name(write, monkeypatch, tmp_path):
+    """Modules and packages of `Image(includes=)` go by name however their paths are written; others beside them
+    do not.
+    """
     paths = [str(write("included")), str(write("included_too/__init__", "").parent) + "/"]
     write("included_too/inner")
     write("left_out")
@@ -618,8 +630,8 @@ def test_what_an_image_includes_goes_by_name(write, monkeypatch, tmp_path):
         assert found.by_value(name, importlib.import_module(name).f) is by_value
 
 
-def test_what_an_editable_install_finds_goes_by_name(monkeypatch, write, tmp_path):
-    """Its importer comes with Python's start, in the workers too."""
+def test_editable_installs_go_by_name(monkeypatch, write, tmp_path):
+    """Modules of an editable install go by name, as its importer comes with Python's start in the workers too."""
     path = write("project/editable")
 
     class Finder:
@@ -655,8 +667,10 @@ def installed(tmp_path, monkeypatch):
     editable_projects.cache_clear()
 
 
-def test_projects_that_are_installed_where_they_are_go_by_name(installed, write, monkeypatch, tmp_path):
-    """On other machines too, and what `Image(pip=)` names; but not what is beside them."""
+def test_projects_installed_in_place_go_by_name(installed, write, monkeypatch, tmp_path):
+    """Projects installed in place, or named by `Image(pip=)`, go by name on other machines; files beside them
+    do not.
+    """
     project = tmp_path / "my project"
     installed("My-Project", project)
     installed("other-name", project, top_level="imported_so\n")
@@ -670,8 +684,10 @@ def test_projects_that_are_installed_where_they_are_go_by_name(installed, write,
         assert found.by_value(name, getattr(module, "f", module)) is (name == "only_beside")
 
 
-def test_packages_without_a_file(remote, write, monkeypatch, tmp_path):
-    """Those of installations go by name. Of others only one's own modules are sent, and a worker imports the rest."""
+def test_namespace_packages(remote, write, monkeypatch, tmp_path):
+    """Installed namespace packages go by name; of others the user's own modules are sent, and a worker imports the
+    rest.
+    """
     target = tmp_path / "target"
     write("shared_name/there", directory=target)
     (target / "shared_name_there-1.0.dist-info").mkdir()
@@ -700,8 +716,8 @@ def test_packages_without_a_file(remote, write, monkeypatch, tmp_path):
     assert "Image(pip=[...])" in "".join(caught.value.__notes__)
 
 
-def test_what_is_installed_under_another_name_goes_by_name():
-    """As modules of the library, and what extension modules make for one another."""
+def test_modules_under_another_name_go_by_name():
+    """Modules that libraries or extension modules make under other names go by name."""
     import distutils.core
 
     import sklearn.ensemble
@@ -714,8 +730,10 @@ def test_what_is_installed_under_another_name_goes_by_name():
     assert [name for name in odd if known.by_value(name, sys.modules[name])] == []
 
 
-def test_hints_name_the_module_and_the_remedy():
-    """For what is missing as a whole, in part, or by name; and nothing for other errors."""
+def test_import_error_hints():
+    """Import errors get a hint with module and remedy if a package, a submodule or a name is missing, and others get
+    none.
+    """
     hint = stand_ins.missing_module_hint
     assert "no module lab" in (hint(ModuleNotFoundError("No module named 'lab.x'", name="lab.x")) or "")
     assert "Image(includes=[...])" in (hint(ModuleNotFoundError("No module named 'lab'", name="lab")) or "")
@@ -733,8 +751,8 @@ def missing(name: str) -> ModuleNotFoundError:
     return caught.value
 
 
-def test_command_lines_on_other_machines(remote):
-    """A task sees the client's, as under loky."""
+def test_sys_argv_on_other_machines(remote):
+    """A task on another machine sees the client's command line, as under loky."""
     assert remote.submit(lambda: sys.argv).result(20) == sys.argv
 
 
@@ -752,8 +770,8 @@ def run(
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_a_module_that_opens_a_pool_when_it_is_imported(tmp_path, write, executor):
-    """The worker refuses to open another one for each of its imports, and the task's error names the module."""
+def test_module_that_opens_a_pool_at_import(tmp_path, write, executor):
+    """A worker refuses each import of a module that opens a pool, and the task's error names the module."""
     write(
         "opens",
         f"""
@@ -771,14 +789,14 @@ def test_a_module_that_opens_a_pool_when_it_is_imported(tmp_path, write, executo
             print(type(error).__name__, error)
         """
     done = run(tmp_path, script)
-    said = "NodeStartError module opens opens a pool when it is imported"
-    assert done.stdout.count(said) == 3, done.stdout + done.stderr
+    message = "NodeStartError module opens opens a pool when it is imported"
+    assert done.stdout.count(message) == 3, done.stdout + done.stderr
     assert 'under `if __name__ == "__main__":`' in done.stdout
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_a_program_that_a_task_starts(tmp_path, write, executor):
-    """Its modules may open pools when they are imported, as no worker imports them for this."""
+def test_program_started_by_a_task_may_open_pools_at_import(tmp_path, write, executor):
+    """Modules of a program that a task starts may open pools when they are imported, as no worker imports them."""
     write(
         "application",
         """
@@ -804,8 +822,10 @@ def test_a_program_that_a_task_starts(tmp_path, write, executor):
 @pytest.mark.parametrize(
     "call", ["Parallel(n_jobs=-1)(delayed(f)(i) for i in range(4))", "pool.submit(id, Cut(1)).result(20)"]
 )
-def test_a_call_for_a_module_that_is_being_imported(tmp_path, write, call):
-    """It would wait for results that wait for the import: an error at once, with the module and the remedy."""
+def test_call_during_the_import_of_its_module_is_an_error(tmp_path, write, call):
+    """A call that would wait for results which wait for the import is an error at once, with the module and the
+    remedy.
+    """
     write(
         "calls_at_top",
         f"""
@@ -825,8 +845,10 @@ def test_a_call_for_a_module_that_is_being_imported(tmp_path, write, call):
     assert 'under `if __name__ == "__main__":`' in done.stderr
 
 
-def test_what_is_right_when_a_module_is_imported(tmp_path, write):
-    """Functions of whole modules, functions without a name, a thread that nobody waits for, and all afterwards."""
+def test_calls_that_are_allowed_during_an_import(tmp_path, write):
+    """Functions of other modules, functions without a name, threads that nobody waits for and later calls are
+    allowed.
+    """
     write("whole", "class Cut: pass\ndef f(x): return Cut()")
     write(
         "calls",
@@ -858,8 +880,8 @@ def test_what_is_right_when_a_module_is_imported(tmp_path, write):
     assert done.stdout == "3 4\n", done.stdout + done.stderr
 
 
-def test_pools_in_tasks_have_a_limit(tmp_path, write):
-    """A task may open a pool, but a task of that one may not: a function that does so by mistake ends with an error."""
+def test_nested_pools_have_a_depth_limit(tmp_path, write):
+    """A task may open a pool, but not a task of that pool: a function that does so by mistake ends with an error."""
     write(
         "nested",
         """
@@ -903,39 +925,39 @@ def script_at(path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("executable", ["", None])
-def test_no_executable(monkeypatch, executable):
-    """As in some programs that embed Python."""
+def test_sys_executable_is_empty(monkeypatch, executable):
+    """An empty `sys.executable`, as in programs that embed Python, is an error with the remedy."""
     assert "sys.executable is empty" in refusal(monkeypatch, executable)
 
 
-def test_an_executable_that_is_not_there(monkeypatch, tmp_path):
-    """Or is no program: named at once."""
+def test_sys_executable_is_missing(monkeypatch, tmp_path):
+    """A `sys.executable` that is missing or no program is named at once."""
     (tmp_path / "text").touch()
     for path in (tmp_path / "nothing", tmp_path / "text"):
-        said = refusal(monkeypatch, str(path))
-        assert "sys.executable cannot be started" in said
-        assert str(path) in said
+        message = refusal(monkeypatch, str(path))
+        assert "sys.executable cannot be started" in message
+        assert str(path) in message
 
 
-def test_an_executable_that_is_no_python(monkeypatch, tmp_path):
-    """It ends at once, with whatever status: the error has that, its name and the remedy."""
+def test_sys_executable_is_no_python(monkeypatch, tmp_path):
+    """A `sys.executable` that ends at once is named in the error, with its exit status and the remedy."""
     path = script_at(tmp_path / "editor", "exit 3")
-    said = refusal(monkeypatch, path)
-    assert f"{path}, which is sys.executable, was started as a node and ended with status 3" in said
-    assert "set sys.executable" in said
+    message = refusal(monkeypatch, path)
+    assert f"{path}, which is sys.executable, was started as a node and ended with status 3" in message
+    assert "set sys.executable" in message
 
 
 @pytest.mark.slow
-def test_an_executable_that_does_not_answer(monkeypatch, tmp_path):
-    """It runs on: the error comes after `connect_timeout`, and it is ended."""
+def test_sys_executable_does_not_answer(monkeypatch, tmp_path):
+    """A `sys.executable` that runs on without an answer is an error after `connect_timeout`, and is ended."""
     path = script_at(tmp_path / "editor", "exec sleep 60")
     monkeypatch.setattr(sys, "executable", path)
     with pytest.raises(sky.NodeStartError, match="editor, which is sys.executable, .* runs, but does not answer"):
         sky.pool(plugins=[], connect_timeout=1).__enter__()
 
 
-def test_a_frozen_application(monkeypatch, tmp_path):
-    """It is not started in the first place; a Python that it names is."""
+def test_frozen_application(monkeypatch, tmp_path):
+    """A frozen application is not started as an interpreter; a Python that it names is."""
     started = tmp_path / "started"
     path = script_at(tmp_path / "application", f"touch {started}")
     monkeypatch.setattr(sys, "frozen", True, raising=False)
@@ -947,8 +969,8 @@ def test_a_frozen_application(monkeypatch, tmp_path):
         assert pool.submit(abs, -1).result(20) == 1
 
 
-def test_an_executable_that_starts_the_program_again(tmp_path):
-    """The program finds that it was started as a node, and opens no pool."""
+def test_sys_executable_starts_the_program_again(tmp_path):
+    """A program that was started as a node finds this out and opens no pool."""
     starts = tmp_path / "starts"
     program = script_at(tmp_path / "program", f"echo again >> {starts}\nexec {sys.executable} {tmp_path}/script.py")
     script = f"""
@@ -967,8 +989,8 @@ def test_an_executable_that_starts_the_program_again(tmp_path):
 # ------------------------------------------------------------------------------------------------ sys.argv
 
 
-def test_command_lines(tmp_path):
-    """A task sees the client's, as under loky, whatever bytes it has; and the variables with which it came are gone."""
+def test_sys_argv_in_tasks(tmp_path):
+    """A task sees the client's command line, whatever bytes it has, and not the variables in which it travelled."""
     script = f"""
         import os, sys
         import skyward_lite as sky
@@ -982,8 +1004,8 @@ def test_command_lines(tmp_path):
     assert done.stdout == "True 5\nTrue 5\n", done.stdout + done.stderr
 
 
-def test_a_long_command_line(tmp_path):
-    """What does not fit is left out but for the script's name, and the pool starts."""
+def test_sys_argv_too_long(tmp_path):
+    """A command line that does not fit is cut to the script's name, and the pool starts."""
     script = """
         import sys
         import skyward_lite as sky

@@ -46,8 +46,8 @@ def pid(_):
     return os.getpid()
 
 
-def test_a_pool_starts_with_the_least_number_and_the_rest_joins():
-    """`nodes=(1, 3)`; negative n_jobs count the nodes that are wanted."""
+def test_pool_starts_with_the_minimum_of_nodes():
+    """With `nodes=(1, 3)` a pool starts with one node; negative n_jobs count all nodes that are wanted."""
     provider = Gated()
     with sky.pool(provider, (1, 3), worker=sky.Worker(concurrency=2)) as pool:
         assert [node.state for node in pool.nodes()] == ["ready", "connecting", "connecting"]
@@ -77,8 +77,8 @@ def test_late_nodes_are_used_by_a_running_call(tmp_path):
         assert set(agents) == {node.pid for node in pool.nodes()}
 
 
-def test_a_late_node_that_fails_is_left_out(caplog):
-    """Its reason is in the log, and the others go on."""
+def test_late_node_that_fails_is_left_out(caplog):
+    """A late node that fails is logged with its reason, and the others go on."""
     provider = Gated(fails=True)
     with caplog.at_level(logging.INFO, "skyward_lite"), sky.pool(provider, (1, 2), plugins=[]) as pool:
         provider.gate.set()
@@ -88,7 +88,7 @@ def test_a_late_node_that_fails_is_left_out(caplog):
 
 
 def test_too_few_nodes_fail_the_pool():
-    """Below the minimum, each node is named with its reason."""
+    """Below the minimum of nodes the pool does not start, and each node is named with its reason."""
     provider = Gated(fails=True)
     provider.gate.set()
     with pytest.raises(sky.NodeStartError, match="2 ready nodes are needed, but .*local-1 is lost: it has no power"):
@@ -96,15 +96,15 @@ def test_too_few_nodes_fail_the_pool():
 
 
 def test_leaving_does_not_wait_for_late_nodes():
-    """They are let go before they were started."""
+    """Leaving the block gives up nodes that were not started yet."""
     provider = Gated()
     with sky.pool(provider, (1, 2), plugins=[]) as pool:
         assert pool.submit(operator.neg, 1).result(20) == -1
         provider.gate.set()
 
 
-def test_a_lost_node_is_told(caplog):
-    """Which, and why."""
+def test_lost_node_is_logged(caplog):
+    """A lost node is logged with its name and the reason."""
     with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         os.kill(pool.nodes()[0].pid, signal.SIGKILL)
         assert eventually(lambda: "node local-0 is lost" in caplog.text, 10)
@@ -123,16 +123,16 @@ def lab(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_hosts_may_differ(lab):
-    """`Host(concurrency=)` says how many tasks at once run there."""
+def test_host_concurrency(lab):
+    """`Host(concurrency=)` sets how many tasks run at once on that host."""
     one, two = lab.hosts
     provider = sky.SSH(sky.Host(one.name, concurrency=3), two.name, config=lab.config)
     with sky.pool(provider, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         assert [(node.name, node.slots) for node in pool.nodes()] == [(one.name, 3), (two.name, 1)]
 
 
-def test_other_environments_are_told_in_one_message(lab, caplog):
-    """What this process has imported and the node lacks: a warning, before the first task."""
+def test_environment_differences_are_one_warning(lab, caplog):
+    """Packages that this process has imported and a node lacks are one warning before the first task."""
     with sky.pool(sky.SSH(lab.hosts[0].name, config=lab.config), plugins=[]) as pool:
         assert eventually(lambda: "another environment" in caplog.text, 10)
         assert pool.submit(operator.neg, 1).result(20) == -1
@@ -143,16 +143,16 @@ def test_other_environments_are_told_in_one_message(lab, caplog):
     assert "cloudpickle" not in told[0]
 
 
-def test_other_environments_may_be_refused(lab):
-    """`strict_env=True`."""
+def test_strict_env_refuses_environment_differences(lab):
+    """With `strict_env=True` a node whose packages differ fails the start."""
     provider = sky.SSH(lab.hosts[0].name, config=lab.config)
     with pytest.raises(sky.NodeStartError, match=r"strict_env=True: .*joblib .* is missing"):
         sky.pool(provider, plugins=[], strict_env=True).__enter__()
 
 
 @pytest.mark.parametrize("what", ["agent", "sshd"])
-def test_a_lost_hosts_tasks_run_elsewhere(tmp_path, lab, what):
-    """The agent or the server is killed in mid-run: the list equals a serial run's."""
+def test_tasks_of_a_lost_host_run_on_another(tmp_path, lab, what):
+    """If a host's agent or server is killed during a call, the list equals a serial run's."""
     third = lab.host(env={"XDG_CACHE_HOME": str(Path(lab.directory, "shared"))})
     names = [lab.hosts[0].name, third.name]
 

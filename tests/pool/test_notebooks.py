@@ -68,7 +68,9 @@ json.dump(list(outputs.values()), sys.stdout)
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_output_appears_below_the_cell_that_made_the_call(executor):
-    """Not below the one that opened the pool: submitted, by Parallel, on a thread, awaited, and a progress bar."""
+    """Output of submitted, Parallel, threaded and awaited calls, and a progress bar, appears below the cell that made
+    the call.
+    """
     cells = {awaited: code.replace("EXECUTOR", executor) for awaited, code in CELLS.items()}
     done = subprocess.run(
         [sys.executable, "-c", KERNEL], input=json.dumps(cells), capture_output=True, text=True, timeout=50, check=False

@@ -1,4 +1,4 @@
-"""What tasks print reaches the client's streams, bounded, and whatever they do to their own."""
+"""Output of tasks reaches the client's streams, bounded, whatever the tasks do to their own streams."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def chat(text):
     logging.getLogger("chat").warning("logged %s", text)
 
 
-def test_lines_come_with_the_nodes_name(capsys):
-    """print to both streams, and logging; all of it is there when the block is left."""
+def test_output_lines_have_the_nodes_name(capsys):
+    """Lines of print to both streams and of logging have the node's name, and all are there when the block is left."""
     with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         list(pool.map(chat, [f"line {n}" for n in range(20)]))
         shell = "echo from a child; printf 'no newline'"
@@ -44,8 +44,8 @@ def test_lines_come_with_the_nodes_name(capsys):
     assert all(line.startswith("[local-") for line in (out + err).splitlines())
 
 
-def test_what_c_libraries_print_comes_too(capsys, monkeypatch):
-    """Their stream has a buffer of its own."""
+def test_output_of_c_libraries(capsys, monkeypatch):
+    """Output of C libraries arrives, although their stream has a buffer of its own."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
     def put():
@@ -56,16 +56,16 @@ def test_what_c_libraries_print_comes_too(capsys, monkeypatch):
     assert "[local-0] printed in C\n" in capsys.readouterr().out
 
 
-def test_lines_stay_whole(capsys):
-    """However many are written at once."""
+def test_output_lines_stay_whole(capsys):
+    """Lines stay whole however many are written at once."""
     lines = [f"{n} {'ä' * (n % 50)}" for n in range(3_000)]
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         pool.submit(os.write, 2, "".join(f"{line}\n" for line in lines).encode()).result(20)
     assert capsys.readouterr().err.splitlines() == [f"[local-0] {line}" for line in lines]
 
 
-def test_output_without_the_end_of_a_line_comes_too(capsys, monkeypatch):
-    """With each task's end, though streams are buffered."""
+def test_output_without_a_newline(capsys, monkeypatch):
+    """Output without the end of a line arrives with its task's end, though streams are buffered."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
     def mumble():
@@ -82,8 +82,8 @@ def test_output_without_the_end_of_a_line_comes_too(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_what_tasks_start_can_be_interrupted(executor):
-    """Workers leave Ctrl-C to the client; programs that they start do not."""
+def test_subprocesses_of_tasks_can_be_interrupted(executor):
+    """Workers ignore Ctrl-C, which is the client's; programs that tasks start do not."""
 
     def interrupted() -> int:
         with subprocess.Popen(["sleep", "30"]) as process:
@@ -95,8 +95,8 @@ def test_what_tasks_start_can_be_interrupted(executor):
         assert pool.submit(interrupted).result(25) == -signal.SIGINT
 
 
-def test_output_comes_while_a_task_runs(capsys, tmp_path):
-    """Not only at its end."""
+def test_output_arrives_while_a_task_runs(capsys, tmp_path):
+    """Output arrives while its task runs, not only at the end."""
     gate = tmp_path / "gate"
 
     def say_and_wait():
@@ -128,8 +128,8 @@ def flood(stream, size):
 
 
 @pytest.mark.parametrize("stream", [1, 2])
-def test_a_flood_is_bounded(capsys, stream):
-    """64 MiB: the task ends, the node lives, and what is left out is of the middle, and counted to the byte."""
+def test_output_flood_is_bounded(capsys, stream):
+    """Of 64 MiB of output the middle is left out and counted to the byte; the task ends and the node lives."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         assert pool.submit(flood, stream, 64 << 20).result(50) == "done"
         assert pool.submit(operator.neg, 1).result(20) == -1
@@ -151,8 +151,8 @@ def close_all():
     return [file.fileno() for file in files]
 
 
-def test_a_task_may_close_its_streams():
-    """Descriptors 0, 1 and 2 are not what the worker talks through."""
+def test_task_may_close_its_standard_streams():
+    """A task may close descriptors 0, 1 and 2, as the worker does not communicate through them."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         assert pool.submit(close_all).result(20) == [0, 1, 2]
         assert pool.submit(operator.neg, 1).result(20) == -1
@@ -164,8 +164,8 @@ def garbage():
     return 1
 
 
-def test_garbage_on_the_streams_does_no_harm(capsys):
-    """Bytes that are no text, and our own magic."""
+def test_binary_output_is_not_taken_for_frames(capsys):
+    """Bytes that are no text, and the protocol's own magic bytes, may be written to the streams."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         assert pool.submit(garbage).result(20) == 1
     assert "SKYWARD-LITE" in capsys.readouterr().err
@@ -175,16 +175,16 @@ def fork_and_return():
     return os.fork() == 0
 
 
-def test_a_task_that_forks_gives_one_result():
-    """The child runs into the worker's own code and must go no further."""
+def test_task_that_forks_has_one_result():
+    """A forked child that returns into the worker's code ends there, so the task has one result."""
     with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:
         assert [pool.submit(fork_and_return).result(20) for _ in range(5)] == [False] * 5
         assert pool.submit(operator.neg, 1).result(20) == -1
         assert Tasks.of(pool).core.counts() == (0, 0)
 
 
-def test_a_closed_stream_of_the_client_is_no_error(monkeypatch):
-    """Whoever closes sys.stdout does not want to read."""
+def test_closed_stdout_of_the_client_is_no_error(monkeypatch):
+    """Output for a closed `sys.stdout` of the client is dropped."""
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
@@ -208,8 +208,10 @@ def print_odd():
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
 @pytest.mark.parametrize("locale", LOCALES)
-def test_workers_print_every_character(capsys, locale, executor):
-    """Whatever the node's locale is. What tasks start keeps that locale; a line ends at a newline only."""
+def test_output_of_any_character_under_any_locale(capsys, locale, executor):
+    """Workers print every character under any locale of the node; subprocesses get that locale; only newlines end
+    lines.
+    """
     image = sky.Image(env=LOCALES[locale])
     with sky.pool(worker=sky.Worker(concurrency=1, executor=executor), image=image, plugins=[]) as pool:
         assert pool.submit(print_odd).result(20) in ("iso8859-1", "latin-1", "ascii", "ANSI_X3.4-1968")
@@ -218,8 +220,8 @@ def test_workers_print_every_character(capsys, locale, executor):
     assert err == f"[local-0] {ODD} lone \\udce4\n"
 
 
-def test_workers_on_a_host_in_the_posix_locale_print_every_character(capsys, tmp_path):
-    """As most hosts are when nothing sets their locale: over SSH, in both kinds of worker."""
+def test_output_of_any_character_over_ssh_in_the_posix_locale(capsys, tmp_path):
+    """Both executors print every character over SSH on a host without a locale."""
     lab = Lab(tmp_path)
     try:
         # The host has none of this test's modules.
@@ -235,16 +237,16 @@ def test_workers_on_a_host_in_the_posix_locale_print_every_character(capsys, tmp
         lab.close()
 
 
-def test_bytes_that_are_no_utf_8_are_escaped(capsys):
-    """C code writes what it likes; all that surrounds it stays."""
+def test_output_bytes_that_are_no_utf_8_are_escaped(capsys):
+    """Bytes that are no UTF-8, as C code may write, are escaped, and the text around them stays."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         pool.submit(os.write, 1, b"before\nfa\xe7ade \xff \xc3\xa4\nafter\n").result(20)
     assert capsys.readouterr().out == "[local-0] before\n[local-0] fa\\xe7ade \\xff ä\n[local-0] after\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
-def test_what_the_clients_stream_cannot_encode_is_escaped(monkeypatch, encoding):
-    """Character by character; the rest of the text is written as it is."""
+def test_output_that_the_clients_stream_cannot_encode_is_escaped(monkeypatch, encoding):
+    """Only the characters that the client's stream cannot encode are escaped."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
@@ -268,8 +270,8 @@ def print_long(directory, mark):
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_long_lines_of_two_workers_stay_whole(capsys, tmp_path, executor):
-    """Lines of 90 KB, written in parts that end within characters: no name, no newline and no other line in them."""
+def test_long_output_lines_of_two_workers_stay_whole(capsys, tmp_path, executor):
+    """Lines of 90 KB, written in parts that end within characters, have no name, newline or other line in them."""
     nodes = 2 if executor == "thread" else 1
     slots = 2 // nodes
     with sky.pool(nodes=nodes, worker=sky.Worker(concurrency=slots, executor=executor), plugins=[]) as pool:
@@ -306,8 +308,8 @@ def progress(gate, steps):
     sys.stderr.write("\rall done\n")
 
 
-def test_a_terminal_shows_progress_while_a_task_runs(monkeypatch, tmp_path):
-    """The last state, and not each one that there was."""
+def test_progress_on_a_terminal_while_a_task_runs(monkeypatch, tmp_path):
+    """A terminal shows the last state of progress during a task, and not each state."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     gate = tmp_path / "gate"
@@ -321,8 +323,8 @@ def test_a_terminal_shows_progress_while_a_task_runs(monkeypatch, tmp_path):
     assert terminal.getvalue().count("step") < 100
 
 
-def test_a_file_gets_the_final_state_of_progress(capsys, tmp_path):
-    """Of a bar that was finished, and of one that was not; nothing of one that was wiped out."""
+def test_progress_in_a_file_is_the_final_state(capsys, tmp_path):
+    """A file gets the final state of a bar, finished or not, and nothing of a bar that was wiped out."""
     gate = tmp_path / "gate"
     gate.touch()
 
@@ -341,8 +343,8 @@ def test_a_file_gets_the_final_state_of_progress(capsys, tmp_path):
     assert err == "[local-0] all done\n"
 
 
-def test_tqdm_is_seen_on_a_terminal(monkeypatch, tmp_path):
-    """Its bar moves while the loop runs."""
+def test_tqdm_on_a_terminal(monkeypatch, tmp_path):
+    """A tqdm bar moves while its loop runs."""
     pytest.importorskip("tqdm")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -384,8 +386,10 @@ WAITS = 4
         ([], "", [""]),
     ],
 )
-def test_parts_of_lines_are_put_together(monkeypatch, rows, file, terminal):
-    """Other workers' lines come before or after a line; only one that has paused may be broken, and only in a file."""
+def test_output_parts_of_lines_are_joined(monkeypatch, rows, file, terminal):
+    """Parts of a line are joined, with other workers' lines before or after; only in a file may a line that paused be
+    broken.
+    """
     for stream in (io.StringIO(), Terminal()):
         monkeypatch.setattr(sys, "stdout", stream)
         printer = Printer(None)
@@ -398,8 +402,10 @@ def test_parts_of_lines_are_put_together(monkeypatch, rows, file, terminal):
             assert stream.getvalue() == file
 
 
-def test_a_line_without_an_end_is_bounded(monkeypatch):
-    """It is written in parts, of which the printer holds one at most; until then no other line comes between them."""
+def test_output_line_without_an_end_is_bounded(monkeypatch):
+    """An endless line is written in parts, of which the printer holds at most one, and no other line comes between
+    them.
+    """
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     printer = Printer(None)
@@ -416,8 +422,8 @@ def test_a_line_without_an_end_is_bounded(monkeypatch):
     assert stream.getvalue().count("x" * 16_384 + "\n") == 3_000
 
 
-def test_many_lines_without_an_end_are_bounded(monkeypatch):
-    """A node that begins a line on a new stream each time costs a bounded memory, and all that it wrote is there."""
+def test_many_output_lines_without_an_end_are_bounded(monkeypatch):
+    """A node that begins a line on a new stream each time costs bounded memory, and all its text is written."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     printer = Printer(None)
@@ -429,8 +435,8 @@ def test_many_lines_without_an_end_are_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
-def test_bars_below_one_another_take_turns(monkeypatch, tmp_path, stream):
-    """As tqdm draws several of one process: in one status line while they run, and each is there in the end."""
+def test_several_tqdm_bars_share_a_status_line(monkeypatch, tmp_path, stream):
+    """Several tqdm bars of one process share a status line while they run, and each is there in the end."""
     pytest.importorskip("tqdm")
     written = stream()
     monkeypatch.setattr(sys, "stderr", written)

@@ -57,8 +57,8 @@ def test_worker_hooks_compose_in_order_and_unwind_in_reverse(tmp_path, executor)
     assert log.read_text().split() == ["+a", "+b", *["(a", "(b", ")b", ")a"] * 3, "-b", "-a"]
 
 
-def test_what_was_entered_is_unwound_when_another_hook_raises(tmp_path):
-    """The node does not start, and says why."""
+def test_worker_hooks_are_unwound_when_another_raises(tmp_path):
+    """If a worker hook raises, the hooks that were entered are left, and the node does not start and says why."""
     log = tmp_path / "log"
     plugins = [noting("a", log), noting("b", log, fails=True), noting("c", log)]
     with (
@@ -70,8 +70,8 @@ def test_what_was_entered_is_unwound_when_another_hook_raises(tmp_path):
     assert set(zip(*[iter(entered)] * 3, strict=True)) == {("+a", "+b", "-a")}
 
 
-def test_a_worker_that_does_not_unwind_is_ended(tmp_path):
-    """Leaving is bounded whatever a hook does."""
+def test_worker_hook_that_does_not_return_is_ended(tmp_path):
+    """Leaving the pool is bounded whatever a hook does."""
 
     @contextlib.contextmanager
     def around(info):
@@ -83,7 +83,7 @@ def test_a_worker_that_does_not_unwind_is_ended(tmp_path):
 
 
 def test_hooks_that_are_too_large_are_refused():
-    """They travel in the hello: the error names the plugin and the remedy."""
+    """Hooks that are too large for the hello are refused with the plugin and the remedy."""
     data = bytes(100_000)
     plugin = sky.Plugin("fat", decorate=lambda fn: fn if data else None)
     with pytest.raises(ValueError, match=r"fat.*on the node"), sky.pool(plugins=[plugin]):
@@ -91,7 +91,7 @@ def test_hooks_that_are_too_large_are_refused():
 
 
 def test_hooks_that_cannot_be_pickled_are_refused():
-    """Before anything is started."""
+    """Hooks that cannot be pickled are refused before anything is started."""
     import threading
 
     lock = threading.Lock()
@@ -100,8 +100,8 @@ def test_hooks_that_cannot_be_pickled_are_refused():
         pass
 
 
-def test_a_transform_gives_an_image():
-    """One that forgot to return it is named."""
+def test_transform_must_return_an_image():
+    """A plugin whose `transform` returns no image is named."""
     with (
         pytest.raises(TypeError, match=r"'forgetful': its transform gave None: return the sky\.Image"),
         sky.pool(plugins=[sky.Plugin("forgetful", transform=lambda image: None)]),
@@ -109,8 +109,8 @@ def test_a_transform_gives_an_image():
         pass
 
 
-def test_a_preload_that_fails_is_named(tmp_path, monkeypatch):
-    """One that is missing is no error."""
+def test_preload_that_fails_is_named(tmp_path, monkeypatch):
+    """A preloaded module that raises fails the start with its name, and a missing one is no error."""
     (tmp_path / "failing.py").write_text("raise LookupError('no licence')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with sky.pool(plugins=[sky.Plugin("missing", preload=["no_such_module"])]) as pool:

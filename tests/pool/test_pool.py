@@ -18,6 +18,7 @@ import skyward_lite as sky
 from processes import ours, refusal_in_a_fork
 from skyward_lite.client import pool as compute_pool
 from skyward_lite.client.tasks import Tasks
+from task_functions import fail
 
 
 def gate(path: str, value: int) -> int:
@@ -27,25 +28,21 @@ def gate(path: str, value: int) -> int:
     return value
 
 
-def fail(message: str) -> None:
-    raise ValueError(message)
-
-
-def test_submit_gives_a_future(either_pool):
-    """A call runs elsewhere, with its arguments, and its value comes back."""
+def test_submit_returns_a_future(either_pool):
+    """A submitted call runs in another process with its arguments, and its value is the future's."""
     assert either_pool.submit(operator.sub, 5, 3).result(10) == 2
     assert either_pool.submit(dict, a=1).result(10) == {"a": 1}
     assert either_pool.submit(os.getpid).result(10) != os.getpid()
 
 
 def test_closures_and_lambdas_run(either_pool):
-    """What plain pickle refuses travels too."""
+    """Closures and lambdas, which plain pickle refuses, run in tasks."""
     k = 10
     assert either_pool.submit(lambda x: x * k, 4).result(10) == 40
 
 
 def test_exceptions_have_their_type_and_traceback(either_pool):
-    """The remote traceback is the cause, with the user's frames and none of ours."""
+    """An exception's cause is the remote traceback, with the user's frames and none of the library's."""
     with pytest.raises(ValueError, match="boom") as caught:
         either_pool.submit(fail, "boom").result(10)
     assert str(caught.value) == "boom"
@@ -56,8 +53,8 @@ def test_exceptions_have_their_type_and_traceback(either_pool):
 
 
 @pytest.mark.parametrize("stop", [SystemExit(3), KeyboardInterrupt()])
-def test_system_exit_is_the_tasks(either_pool, stop):
-    """A task that raises SystemExit or KeyboardInterrupt fails by itself; its worker lives on."""
+def test_system_exit_in_a_task(either_pool, stop):
+    """A task that raises SystemExit or KeyboardInterrupt fails, and its worker lives."""
 
     def leave():
         raise stop
@@ -70,21 +67,21 @@ def test_system_exit_is_the_tasks(either_pool, stop):
 
 
 def test_unpicklable_arguments_are_refused_at_the_call(shared_pool):
-    """The error is raised by submit; nothing is sent."""
+    """Arguments that cannot be pickled raise in `submit`, and nothing is sent."""
     with pytest.raises(TypeError, match="pickle"):
         shared_pool.submit(print, threading.Lock())
     assert Tasks.of(shared_pool).core.counts()[0] == 0
 
 
 def test_unpicklable_results_fail_their_task_only(either_pool):
-    """The worker says what cannot be pickled and goes on."""
+    """A result that cannot be pickled fails its task with the reason, and the worker goes on."""
     with pytest.raises(TypeError, match="pickle"):
         either_pool.submit(threading.Lock).result(10)
     assert either_pool.submit(operator.neg, 1).result(10) == -1
 
 
 def test_arrays_are_writable_and_private(either_pool):
-    """A received array can be written to, and the sender's stays as it was."""
+    """A received array is writable, and writes do not reach the sender's array."""
 
     def double(array):
         array *= 2
@@ -98,7 +95,7 @@ def test_arrays_are_writable_and_private(either_pool):
 
 
 def test_arguments_are_a_snapshot(shared_pool):
-    """What the caller changes after submit does not reach the task."""
+    """Changes of an argument after `submit` do not reach the task."""
     array = np.zeros(1_000_000)
     futures = []
     for i in range(10):
@@ -108,7 +105,7 @@ def test_arguments_are_a_snapshot(shared_pool):
 
 
 def test_large_payloads_both_ways(shared_pool):
-    """100 MB there and back, next to small tasks that do not wait for it."""
+    """100 MB go there and back beside small tasks, which do not wait for them."""
     big = shared_pool.submit(np.asarray, np.random.default_rng(0).bytes(100_000_000))
     small = [shared_pool.submit(operator.neg, i) for i in range(100)]
     assert [f.result(30) for f in small] == [-i for i in range(100)]
@@ -118,19 +115,19 @@ def test_large_payloads_both_ways(shared_pool):
 @pytest.mark.parametrize("chunksize", [1, 7])
 @pytest.mark.parametrize("buffersize", [None, 1, 10])
 def test_map_keeps_the_order(shared_pool, chunksize, buffersize):
-    """Results come in the order of the arguments."""
+    """`map` returns results in the order of the arguments."""
     got = shared_pool.map(pow, range(50), [2] * 50, chunksize=chunksize, buffersize=buffersize)
     assert list(got) == [i**2 for i in range(50)]
 
 
 def test_map_ends_with_the_shortest_iterable(shared_pool):
-    """As the builtin map."""
+    """`map` ends with the shortest iterable, as the builtin does."""
     assert list(shared_pool.map(operator.add, [1, 2, 3], [10, 20])) == [11, 22]
     assert list(shared_pool.map(operator.neg, [])) == []
 
 
 def test_map_raises_where_the_error_is_reached(shared_pool):
-    """Results before the error are given out."""
+    """`map` returns the results before an error, and raises it in its place."""
     results = shared_pool.map(operator.truediv, [1, 1, 1], [1, 0, 1])
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
@@ -138,7 +135,7 @@ def test_map_raises_where_the_error_is_reached(shared_pool):
 
 
 def test_map_computes_only_buffersize_ahead(shared_pool):
-    """An endless input with a buffer is consumed as far as the results are, and the buffer."""
+    """With `buffersize` an endless input is read no further than that many calls ahead of the results."""
     taken = []
 
     def numbers():
@@ -152,7 +149,7 @@ def test_map_computes_only_buffersize_ahead(shared_pool):
 
 
 def test_map_times_out(shared_pool, tmp_path):
-    """TimeoutError after so many seconds from the call."""
+    """`map(timeout=)` raises TimeoutError that many seconds after the call."""
     path = tmp_path / "gate"
     results = shared_pool.map(gate, [str(path)], [1], timeout=0.05)
     with pytest.raises(TimeoutError):
@@ -162,13 +159,13 @@ def test_map_times_out(shared_pool, tmp_path):
 
 @pytest.mark.parametrize("bad", [{"chunksize": 0}, {"buffersize": 0}])
 def test_map_checks_its_parameters(shared_pool, bad):
-    """At the call, by name."""
+    """`map` refuses a wrong parameter at the call, with its name."""
     with pytest.raises(ValueError, match=next(iter(bad))):
         shared_pool.map(operator.neg, [1], **bad)
 
 
-def test_the_futures_module_works(shared_pool):
-    """wait, as_completed and callbacks are the standard library's."""
+def test_wait_as_completed_and_callbacks(shared_pool):
+    """`wait`, `as_completed` and callbacks of the standard library work with the pool's futures."""
     futures = [shared_pool.submit(operator.neg, i) for i in range(20)]
     assert {f.result() for f in concurrent.futures.as_completed(futures, 10)} == {-i for i in range(20)}
     called = threading.Event()
@@ -176,8 +173,8 @@ def test_the_futures_module_works(shared_pool):
     assert called.wait(10)
 
 
-def test_a_callback_that_raises_harms_nobody(shared_pool, caplog):
-    """The standard library logs it; later tasks end as ever."""
+def test_callback_that_raises_does_not_affect_later_tasks(shared_pool, caplog):
+    """A callback's exception is logged by the standard library, and later tasks end as ever."""
     with caplog.at_level(logging.CRITICAL, "concurrent.futures"):
         future = shared_pool.submit(operator.neg, 1)
         future.add_done_callback(lambda f: 1 / 0)
@@ -185,7 +182,7 @@ def test_a_callback_that_raises_harms_nobody(shared_pool, caplog):
 
 
 def test_queued_futures_can_be_cancelled(tmp_path):
-    """A task for which cancel() is true never starts, and its future says cancelled."""
+    """A task for which `cancel()` is true never starts, and its future is cancelled."""
     path = tmp_path / "gate"
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         futures = [pool.submit(gate, str(path), i) for i in range(10)]
@@ -202,14 +199,14 @@ def test_queued_futures_can_be_cancelled(tmp_path):
 
 
 def test_leaving_waits_for_pending_futures():
-    """A clean exit ends what was submitted."""
+    """A block that is left without an exception waits for all submitted tasks."""
     with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
         futures = [pool.submit(time.sleep, 0.05) for _ in range(10)]
     assert all(f.done() and not f.cancelled() for f in futures)
 
 
-def test_an_exception_cancels_pending_futures(tmp_path):
-    """Leaving by an exception waits for nothing; every future has an end."""
+def test_exception_that_leaves_the_block_cancels_pending_futures(tmp_path):
+    """An exception that leaves the block waits for nothing, and every future has an end."""
     path = str(tmp_path / "never")
     with pytest.raises(RuntimeError, match="out"), sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
         futures = [pool.submit(gate, path, i) for i in range(10)]
@@ -219,7 +216,7 @@ def test_an_exception_cancels_pending_futures(tmp_path):
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_leaving_ends_every_process(executor):
-    """Agents, workers and what they started are gone when the block is left."""
+    """Agents, workers and processes that they started have ended when the block is left."""
     with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=2, executor=executor), plugins=[]) as pool:
         assert pool.submit(operator.neg, 1).result(10) == -1
         mine = {p for p, c in ours().items() if "agent" in c}
@@ -229,7 +226,7 @@ def test_leaving_ends_every_process(executor):
 
 
 def test_shutdown_without_waiting(tmp_path):
-    """shutdown(wait=False) returns at once; what was submitted still ends, new tasks are refused."""
+    """`shutdown(wait=False)` returns at once; submitted tasks still end, and new ones are refused."""
     path = tmp_path / "gate"
     pool = sky.pool(worker=sky.Worker(concurrency=1), plugins=[]).__enter__()
     future = pool.submit(gate, str(path), 7)
@@ -241,8 +238,8 @@ def test_shutdown_without_waiting(tmp_path):
     assert future.result(10) == 7
 
 
-def test_a_closed_pool_says_so():
-    """Before, after, and twice."""
+def test_pool_that_is_not_open_refuses_calls():
+    """A pool refuses calls before it is entered and after it is left, and to be entered twice."""
     pool = sky.pool(plugins=[])
     with pytest.raises(sky.PoolClosedError, match="not started"):
         pool.submit(operator.neg, 1)
@@ -256,8 +253,8 @@ def test_a_closed_pool_says_so():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_gets_a_clear_error(shared_pool):
-    """The child must not use the parent's connections."""
+def test_forked_child_cannot_use_the_pool(shared_pool):
+    """A forked child that uses its parent's pool gets an error, as it must not use the parent's connections."""
     assert "forked" in refusal_in_a_fork(lambda: shared_pool.submit(operator.neg, 1))
     assert shared_pool.submit(operator.neg, 1).result(10) == -1
 
@@ -276,7 +273,7 @@ def test_a_forked_child_gets_a_clear_error(shared_pool):
     ],
 )
 def test_parameters_out_of_range_are_named(make, says):
-    """The error names the parameter and its value."""
+    """A parameter out of range is an error with its name and value."""
     with pytest.raises(ValueError, match=says):
         make()
 
@@ -289,8 +286,8 @@ def test_image_environment_reaches_the_workers():
         assert pool.submit(os.getenv, "OMP_NUM_THREADS").result(10) == os.getenv("OMP_NUM_THREADS", "1")
 
 
-def test_local_verifies_and_installs_nothing():
-    """A requirement that this interpreter does not meet is named on entry."""
+def test_local_checks_requirements_and_installs_nothing():
+    """With `Local()` a requirement that this interpreter does not meet is an error on entry with its name."""
     image = sky.Image(pip=["no-such-package-here", "numpy>=99"])
     with (
         pytest.raises(sky.NodeStartError, match=r"no-such-package-here is not installed.*numpy>=99 is wanted"),
@@ -300,7 +297,7 @@ def test_local_verifies_and_installs_nothing():
 
 
 def test_modules_beside_the_script_are_importable(tmp_path, monkeypatch, shared_processes):
-    """On this machine the workers have the client's import path, as it was when the pool started."""
+    """Workers on this machine have the client's import path as it was when the pool started."""
     (tmp_path / "beside_me.py").write_text("def f():\n    return 'found'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     import beside_me
@@ -309,8 +306,8 @@ def test_modules_beside_the_script_are_importable(tmp_path, monkeypatch, shared_
         assert pool.submit(beside_me.f).result(10) == "found"
 
 
-def test_tasks_run_on_the_main_thread_of_processes(shared_processes):
-    """`executor="process"`: nested process pools and signal handlers need the main thread, and no daemon."""
+def test_process_executor_runs_tasks_on_the_main_thread(shared_processes):
+    """With `executor="process"` tasks run on the main thread of a process that is no daemon, as nested pools need."""
 
     def where():
         import multiprocessing
@@ -320,8 +317,8 @@ def test_tasks_run_on_the_main_thread_of_processes(shared_processes):
     assert shared_processes.submit(where).result(10) == (True, False)
 
 
-def test_what_tasks_print_does_not_break_the_wire(capfd):
-    """Printing, flooding and closing fd 0, 1 and 2 leave the session intact."""
+def test_output_and_closed_descriptors_do_not_break_the_session(capfd):
+    """Tasks may print, flood the streams and close descriptors 0, 1 and 2 without harm to the session."""
 
     def noise(n):
         print("out" * n)
@@ -343,8 +340,8 @@ def test_what_tasks_print_does_not_break_the_wire(capfd):
     assert "errerrerr\n" in err
 
 
-def test_submitting_from_many_threads(shared_pool):
-    """The pool may be used by several threads at once."""
+def test_submit_from_many_threads(shared_pool):
+    """Several threads may use a pool at once."""
     results: dict[int, list[int]] = {}
 
     def use(k):
@@ -358,8 +355,8 @@ def test_submitting_from_many_threads(shared_pool):
     assert results == {k: [k * i for i in range(200)] for k in range(8)}
 
 
-def test_pools_after_and_inside_one_another(shared_pool):
-    """Several pools live side by side."""
+def test_several_pools_side_by_side(shared_pool):
+    """Several pools may be open, one after and one inside another."""
     with sky.pool(plugins=[]) as one, sky.pool(plugins=[]) as two:
         pids = {p.submit(os.getpid).result(10) for p in (one, two, shared_pool)}
         assert len(pids) == 3
@@ -367,8 +364,8 @@ def test_pools_after_and_inside_one_another(shared_pool):
         assert three.submit(operator.neg, 1).result(10) == -1
 
 
-def test_a_pool_that_is_forgotten_ends_with_the_interpreter(tmp_path):
-    """Neither a hang nor a process is left by a script that never closes its pool."""
+def test_pool_that_is_never_closed_ends_with_the_interpreter(tmp_path):
+    """A script that never closes its pool ends, and leaves no process."""
     script = tmp_path / "forgets.py"
     script.write_text(
         "import operator, skyward_lite as sky\n"
@@ -385,7 +382,7 @@ def test_a_pool_that_is_forgotten_ends_with_the_interpreter(tmp_path):
 
 
 def test_shutdown_in_a_callback():
-    """The thread that runs callbacks does not wait for itself."""
+    """`shutdown` in a callback returns, as the thread that runs callbacks does not wait for itself."""
     pool = sky.pool(plugins=[]).__enter__()
     future = pool.submit(operator.neg, 1)
     future.add_done_callback(lambda f: pool.shutdown())
@@ -395,8 +392,8 @@ def test_shutdown_in_a_callback():
         pool.submit(operator.neg, 1)
 
 
-def test_a_provider_may_serve_several_pools():
-    """Leaving one pool ends its own nodes only."""
+def test_one_provider_for_several_pools():
+    """Leaving one of two pools of a provider ends its own nodes only."""
     provider = sky.Local()
     with sky.pool(provider, plugins=[]) as outer:
         with sky.pool(provider, plugins=[]) as inner:
@@ -405,14 +402,14 @@ def test_a_provider_may_serve_several_pools():
 
 
 @pytest.mark.slow
-def test_a_short_lease_is_kept_up():
-    """Heartbeats are as frequent as the lease asks for."""
+def test_short_lease_is_renewed():
+    """Heartbeats are as frequent as a short lease needs."""
     with sky.pool(lease=1.0, plugins=[]) as pool:
         assert pool.submit(time.sleep, 2.5).result(10) is None
 
 
-def test_results_are_not_kept():
-    """What the caller lets go of is gone."""
+def test_results_are_freed():
+    """A result is freed when the caller drops it."""
     import gc
     import weakref
 
@@ -426,8 +423,8 @@ def test_results_are_not_kept():
         assert future_ref() is None
 
 
-def test_a_client_without_standard_streams(tmp_path):
-    """Closed descriptors 0, 1 and 2 are nobody's socket."""
+def test_client_without_standard_streams(tmp_path):
+    """A client whose descriptors 0, 1 and 2 are closed opens a pool, and no socket takes these descriptors."""
     import subprocess
 
     out = tmp_path / "out"
@@ -441,15 +438,15 @@ def test_a_client_without_standard_streams(tmp_path):
     assert out.read_text() == "-1"
 
 
-def test_odd_import_paths_are_left_out(monkeypatch, tmp_path):
-    """Python ignores entries of sys.path that are no strings, and so do we."""
+def test_sys_path_entries_that_are_no_strings(monkeypatch, tmp_path):
+    """Entries of `sys.path` that are no strings are left out, as Python ignores them."""
     monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
     with sky.pool(plugins=[]) as pool:
         assert pool.submit(operator.neg, 1).result(10) == -1
 
 
-def test_a_callback_that_never_returns_is_left_alone(monkeypatch, caplog):
-    """The block is left all the same, and its nodes with it."""
+def test_callback_that_never_returns_does_not_block_leaving(monkeypatch, caplog):
+    """The block is left, and its nodes end, although a callback never returns."""
     monkeypatch.setattr(compute_pool, "JOIN_SECONDS", 0.2)
     never, called = threading.Event(), threading.Event()
 
@@ -465,8 +462,8 @@ def test_a_callback_that_never_returns_is_left_alone(monkeypatch, caplog):
     never.set()
 
 
-def test_an_error_with_a_long_text_and_a_low_limit():
-    """The limit is for what users send; an error has a bound of its own, and the node lives."""
+def test_long_error_text_under_a_low_max_payload():
+    """Errors have a bound of their own, so one longer than `max_payload` arrives, and the node lives."""
     with sky.pool(worker=sky.Worker(concurrency=1, max_payload=1000), plugins=[]) as pool:
         future = pool.submit(exec, "raise ValueError('x' * 100_000)")
         with pytest.raises(sky.RemoteError, match="ValueError"):
@@ -474,7 +471,7 @@ def test_an_error_with_a_long_text_and_a_low_limit():
         assert pool.submit(operator.neg, 1).result(20) == -1
 
 
-def test_a_forked_child_closes_nothing():
+def test_forked_child_closes_nothing():
     """Leaving the pool and aborting in the child return at once, and the parent's tasks go on."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         future = pool.submit(time.sleep, 0.5)
@@ -491,8 +488,8 @@ def test_a_forked_child_closes_nothing():
         assert future.result(20) is None
 
 
-def test_a_forked_child_may_not_look_at_the_nodes():
-    """Nor cancel: the threads that would answer are the parent's."""
+def test_forked_child_cannot_list_nodes_or_cancel():
+    """A forked child may neither list nodes nor cancel, as the threads that would answer are the parent's."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         future = pool.submit(operator.neg, 1)
         assert "forked" in refusal_in_a_fork(pool.slots)
@@ -513,14 +510,14 @@ def test_a_forked_child_may_not_look_at_the_nodes():
         ({"nodes": 1.5}, r"nodes=1\.5.*a whole number"),
     ],
 )
-def test_what_is_not_what_a_parameter_takes_is_named(wrong, says):
-    """With what was probably meant."""
+def test_parameters_of_a_wrong_type_are_named(wrong, says):
+    """A parameter of a wrong type is an error with its name and what was probably meant."""
     with pytest.raises(TypeError, match=says):
         sky.pool(**wrong)
 
 
-def test_a_pool_is_left_in_order():
-    """Tasks end, then the plugins' contexts are left, then the machines are released, whatever raises before that."""
+def test_leaving_ends_tasks_then_plugins_then_machines():
+    """Leaving ends the tasks, then the plugins' contexts, then releases the machines, whatever raises before that."""
     steps = []
 
     def note(step):

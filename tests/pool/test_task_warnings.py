@@ -1,4 +1,4 @@
-"""Tasks that run side by side in one process have each their own warning filters."""
+"""Warning filters of tasks: tasks that run side by side in one process have each their own."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ def alternating(rounds):
     return found
 
 
-def test_searches_with_warnings_as_errors_and_without(threads):
-    """Each search has the filters of its own call, and the worker's own are as they were."""
+def test_warning_filters_of_concurrent_searches(threads):
+    """Each search has the filters of its own call, and the worker's own stay as they were."""
     before = threads.submit(filters).result(20)
     assert alternating(8) == [12, 0] * 4
     assert [threads.submit(filters).result(20) for _ in range(16)] == [before] * 16
 
 
-def test_searches_on_process_workers():
-    """Python's own module does there: nothing runs side by side."""
+def test_warning_filters_with_the_process_executor():
+    """With `executor="process"` the standard `warnings` module is enough, as no tasks run side by side."""
     with sky.pool(worker=sky.Worker(concurrency=2, executor="process")) as pool:
         before = pool.submit(filters).result(20)
         assert alternating(4) == [12, 0] * 2
@@ -100,8 +100,8 @@ def fit(c):
 
 
 @pytest.mark.parametrize("batch_size", [1, 10])
-def test_calls_at_once_with_other_filters(batch_size):
-    """scikit-learn's wrapper sets them in each task; two client threads, each with its own filters."""
+def test_warning_filters_of_concurrent_client_threads(batch_size):
+    """scikit-learn's wrapper sets filters in each task; two client threads each have their own."""
     found = {}
 
     def client(action):
@@ -122,8 +122,8 @@ def test_calls_at_once_with_other_filters(batch_size):
     assert found == {"error": ["raised"] * 80, "ignore": ["fitted"] * 80}
 
 
-def test_an_error_is_not_lost_beside_default(threads):
-    """One task's warning was shown once and is not to be shown again; in the other the same line raises."""
+def test_warning_as_error_beside_default_on_the_same_line(threads):
+    """A line whose warning one task has shown once still raises in another task that has it as an error."""
 
     def shows():
         with warnings.catch_warnings(record=True) as log:
@@ -150,8 +150,8 @@ def test_an_error_is_not_lost_beside_default(threads):
     assert pair[0].result(20) == 1
 
 
-def test_no_moment_loses_an_error():
-    """Python switches threads as often as it can, while two tasks show the warning that a third one raises."""
+def test_warning_as_error_is_never_lost_to_thread_switches():
+    """While two tasks show a warning and threads switch as often as possible, a third task's always raises."""
 
     def busy():
         sys.setswitchinterval(1e-6)
@@ -183,8 +183,8 @@ def test_no_moment_loses_an_error():
         assert [future.result(40) for future in futures] == [1, 1, 3_000]
 
 
-def test_a_warning_that_c_code_gives():
-    """NumPy's come from C, which reads the filters by itself."""
+def test_warning_filters_for_warnings_of_c_code():
+    """Warnings of NumPy's C code, which reads the filters by itself, obey the task's filters."""
 
     def divide(action):
         with warnings.catch_warnings():
@@ -219,15 +219,15 @@ def record(i, action, parties):
 
 
 @pytest.mark.parametrize("action", ["always", "default", "module", "once"])
-def test_recorded_warnings_are_the_tasks_own(threads, action):
-    """What `catch_warnings(record=True)` finds in four tasks at once is what it finds in each alone."""
+def test_catch_warnings_records_the_tasks_own_warnings(threads, action):
+    """Four tasks at once record with `catch_warnings(record=True)` what each would record alone."""
     futures = [threads.submit(record, i, action, 4) for i in range(4)]
     assert [future.result(20) for future in futures] == [record(i, action, 1) for i in range(4)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 10])
-def test_a_filter_ends_with_the_call_that_set_it(threads, batch_size):
-    """Whatever the size of batches: the next call of the batch begins with the worker's own filters."""
+def test_warning_filter_ends_with_its_call(threads, batch_size):
+    """The next call, at any batch size, begins with the worker's own filters."""
 
     def leave(i):
         if i % 2:
@@ -244,10 +244,9 @@ def test_a_filter_ends_with_the_call_that_set_it(threads, batch_size):
 
 
 @pytest.mark.parametrize("block", [False, True], ids=["bare", "catch_warnings"])
-def test_filters_of_an_import_stay(tmp_path, monkeypatch, block):
-    """A module is imported once: its filters are there for all later tasks, as the task's own are not.
-
-    If the task imports it within `catch_warnings`, Python drops its filters at the end of the block.
+def test_warning_filters_set_by_an_import_stay(tmp_path, monkeypatch, block):
+    """Filters that a module sets when it is imported stay for all later tasks, unless it is imported in
+    `catch_warnings`.
     """
     (tmp_path / "quieting.py").write_text("import warnings\nwarnings.filterwarnings('ignore', 'noise', UserWarning)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -289,8 +288,8 @@ SHOWING = {
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
 @pytest.mark.parametrize("name", SHOWING)
-def test_what_a_module_shows_warnings_with_stays(tmp_path, monkeypatch, name, executor):
-    """A module that is imported says where warnings go, for all tasks; a task that says so, for itself."""
+def test_showwarning_set_by_an_import_stays(tmp_path, monkeypatch, name, executor):
+    """A `showwarning` that a module sets at its import is for all tasks; one that a task sets is for that task."""
     source = "import logging\nimport warnings\nshown = []\n" + textwrap.dedent(SHOWING[name])
     (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -311,8 +310,8 @@ def test_what_a_module_shows_warnings_with_stays(tmp_path, monkeypatch, name, ex
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
-def test_each_task_may_log_its_warnings(executor):
-    """`logging.captureWarnings` in one task does not keep it from working in the next, or in one beside it."""
+def test_capture_warnings_in_each_task(executor):
+    """`logging.captureWarnings` works in each task, after and beside others that use it."""
 
     def logged(i, beside):
         records = []
@@ -338,8 +337,8 @@ def test_each_task_may_log_its_warnings(executor):
         assert [*alone, *(future.result(20) for future in together)] == [(1, True, 1)] * 6
 
 
-def test_threads_of_a_task_have_its_filters(threads):
-    """As at home. What they change in a block of their own is theirs, and nothing outlives the task."""
+def test_warning_filters_in_threads_of_a_task(threads):
+    """Threads of a task have its filters; their own `catch_warnings` is theirs, and nothing outlives the task."""
 
     def outcome(_):
         try:
@@ -359,17 +358,19 @@ def test_threads_of_a_task_have_its_filters(threads):
     def task():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            kept = time.__dict__["_skyward_kept"] = ThreadPoolExecutor(2)
-            return [kept.submit(outcome, 0).result(20), *kept.map(overlapping, range(2)), outcome(0)]
+            executor = time.__dict__["_skyward_executor"] = ThreadPoolExecutor(2)
+            return [executor.submit(outcome, 0).result(20), *executor.map(overlapping, range(2)), outcome(0)]
 
     before = threads.submit(filters).result(20)
     assert threads.submit(task).result(20) == ["raised", "shown", "raised", "raised"]
-    assert threads.submit(lambda: time.__dict__["_skyward_kept"].submit(outcome, 0).result(20)).result(20) == "shown"
+    assert (
+        threads.submit(lambda: time.__dict__["_skyward_executor"].submit(outcome, 0).result(20)).result(20) == "shown"
+    )
     assert threads.submit(filters).result(20) == before
 
 
-def test_functions_that_refer_to_the_module_come_back(threads):
-    """The module goes by its name, whatever its class."""
+def test_functions_that_refer_to_the_warnings_module(threads):
+    """A returned function that refers to `warnings` has it by its name, whatever its class in the worker."""
 
     def make():
         return lambda: warnings.catch_warnings
@@ -391,8 +392,8 @@ def named():
     return [(str(entry.message), entry.filename) for entry in log]
 
 
-def test_filters_may_name_modules(threads):
-    """A warning's module is found on the stack, or by the file that the warning names."""
+def test_warning_filters_by_module(threads):
+    """A filter's module is matched by the stack or by the file that the warning names."""
     got = threads.submit(named).result(20)
     assert [message for message, _ in got] == ["from here", "from there", "explicit", "other", "other"]
     assert got == named()

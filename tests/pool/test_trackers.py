@@ -1,4 +1,4 @@
-"""What tasks start ends with them, whatever its name: only real resource trackers are waited for, within a bound."""
+"""Resource trackers: only real ones are waited for, in bounded time; other processes end with their task's worker."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def interrupt(how, agent):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("end", "executor"), [("leave", "thread"), ("agent", "process"), ("abort", "process")])
-def test_nothing_survives_by_its_name(tmp_path, end, executor):
+def test_process_named_like_a_tracker_is_killed(tmp_path, end, executor):
     """Programs that mention resource trackers, and trackers that do not end, are killed with their task's worker."""
     with sky.pool(worker=sky.Worker(concurrency=1, executor=executor)) as pool:
         pids, agent = pool.submit(start, str(tmp_path)).result(20)
@@ -59,8 +59,8 @@ def test_nothing_survives_by_its_name(tmp_path, end, executor):
     assert eventually(lambda: all(map(has_ended, pids)), 20)
 
 
-def test_nothing_survives_its_client_by_its_name(tmp_path):
-    """A client that is killed leaves no such program behind either."""
+def test_process_named_like_a_tracker_is_killed_with_its_client(tmp_path):
+    """A killed client leaves no program behind that mentions resource trackers."""
     script = (
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(processes.__file__).parent)]!r}\n"
         "import os, time, skyward_lite as sky, test_trackers\n"
@@ -91,8 +91,8 @@ def share_elsewhere():
 
 
 @pytest.mark.parametrize("end", ["leave", "agent", "abort"])
-def test_trackers_in_other_sessions_get_to_clear_up(end):
-    """The shared memory of what a task started in a session of its own is removed, and its tracker ends."""
+def test_tracker_in_another_session_unlinks_shared_memory(end):
+    """Shared memory of a process in a session of its own is removed, and its tracker ends."""
     with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
         name, pids, agent = pool.submit(share_elsewhere).result(20)
         assert Path(f"/dev/shm/{name}").exists()

@@ -1,4 +1,4 @@
-"""A worker process that dies or stops: it is named and replaced, and only the task that killed it fails."""
+"""Worker processes that die or stop: they are named and replaced, and only the task that killed one fails."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
+from task_functions import wait_for
 
 
 def die(how):
@@ -25,8 +26,8 @@ def die(how):
 @pytest.mark.parametrize(
     ("how", "says"), [("exit", "status 3"), (signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")]
 )
-def test_a_dead_worker_is_named_and_replaced(executor, how, says):
-    """The task that was running fails with what happened; the next one runs."""
+def test_dead_worker_is_named_and_replaced(executor, how, says):
+    """The task of a worker that died fails with how it died, and the next task runs."""
     with sky.pool(worker=sky.Worker(concurrency=1, executor=executor), plugins=[]) as pool:
         with pytest.raises(sky.WorkerCrashedError, match=says):
             pool.submit(die, how).result(20)
@@ -38,27 +39,21 @@ def stop():
 
 
 @pytest.mark.slow
-def test_a_stopped_worker_is_found_and_replaced():
-    """SIGSTOP: its watchdog's heartbeat needs no GIL, so silence means that the process does not run."""
+def test_stopped_worker_is_replaced():
+    """A stopped worker (SIGSTOP) is replaced, as its watchdog's heartbeat, which needs no GIL, is missing."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         with pytest.raises(sky.WorkerCrashedError, match="no sign of life"):
             pool.submit(stop).result(20)
         assert pool.submit(operator.neg, 1).result(20) == -1
 
 
-def test_the_end_of_standard_error_is_in_the_error():
-    """A fatal signal leaves Python's own words there."""
+def test_crash_error_has_the_end_of_standard_error():
+    """The error of a crash has the end of standard error, where Python reports a fatal signal."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         with pytest.raises(sky.WorkerCrashedError, match=r"node local-0: worker process \d+ .*SIGSEGV") as caught:
             pool.submit(die, signal.SIGSEGV).result(20)
         assert "Segmentation fault" in str(caught.value)
         assert "in die" in str(caught.value)
-
-
-def wait_for(gate):
-    while not os.path.exists(gate):
-        time.sleep(0.01)
-    return "waited"
 
 
 def append(path):
@@ -67,8 +62,8 @@ def append(path):
     os._exit(0)
 
 
-def test_only_the_culprit_of_a_crash_fails(tmp_path):
-    """The others that ran in the same process run again, alone; the culprit runs twice and no more."""
+def test_crash_fails_only_the_task_that_caused_it(tmp_path):
+    """Tasks that ran beside a crash run again, alone; the one that caused it runs twice and fails."""
     gate, log = tmp_path / "gate", tmp_path / "log"
     with sky.pool(worker=sky.Worker(concurrency=4), plugins=[]) as pool:
         waiting = [pool.submit(wait_for, str(gate)) for _ in range(3)]
@@ -77,7 +72,7 @@ def test_only_the_culprit_of_a_crash_fails(tmp_path):
             culprit.result(20)
         assert not any(future.done() for future in waiting)
         gate.touch()
-        assert [future.result(20) for future in waiting] == ["waited"] * 3
+        assert [future.result(20) for future in waiting] == [str(gate)] * 3
     assert log.read_text() == "xx"
 
 
@@ -87,23 +82,23 @@ def fork_and_die():
     os._exit(3)
 
 
-def test_a_dead_worker_is_found_whatever_it_forked():
-    """Its end of the socket lives on in a forked child: the exit status tells all the same, and the child is ended."""
+def test_dead_worker_with_a_forked_child_is_found():
+    """A dead worker is found by its exit status although a forked child holds its socket, and the child is ended."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         with pytest.raises(sky.WorkerCrashedError, match="status 3"):
             pool.submit(fork_and_die).result(20)
         assert pool.submit(operator.neg, 1).result(20) == -1
 
 
-def test_a_dead_worker_fails_the_parallel_call():
-    """joblib gets the error, never None."""
+def test_crash_fails_the_parallel_call():
+    """A `Parallel` call raises a crash's error, and never returns None for the task."""
     with sky.pool(worker=sky.Worker(concurrency=2)), pytest.raises(sky.WorkerCrashedError):
         Parallel(n_jobs=-1)(delayed(die)("exit") for _ in range(4))
 
 
 @pytest.mark.slow
-def test_few_processes_are_started_for_those_who_ran_beside_a_crash(tmp_path):
-    """Each gets one for itself, a few at a time, also where a worker takes long to start; none is started in vain."""
+def test_crash_suspects_are_rerun_in_few_processes(tmp_path):
+    """Each task beside a crash gets a process of its own, a few at a time, and no process is started in vain."""
     starts = tmp_path / "starts"
 
     @contextlib.contextmanager
@@ -131,8 +126,8 @@ def test_few_processes_are_started_for_those_who_ran_beside_a_crash(tmp_path):
         assert len(starts.read_text()) <= 10
 
 
-def test_suspects_end_where_no_second_worker_can_start(tmp_path):
-    """A setup that works once per node. Whoever gets it, spare or successor, the tasks end and say why."""
+def test_crash_suspects_fail_if_no_worker_can_start(tmp_path):
+    """If a node's setup works only once, tasks beside a crash fail with the reason, whichever process they get."""
 
     @contextlib.contextmanager
     def once(info):
@@ -156,8 +151,8 @@ def test_suspects_end_where_no_second_worker_can_start(tmp_path):
                 future.result(40)
 
 
-def test_a_worker_whose_connection_a_task_closed_says_so():
-    """As daemons do, which close all that they do not know."""
+def test_task_that_closes_the_workers_connection():
+    """A task that closes all descriptors, as daemons do, fails with an error that says so."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         with pytest.raises(sky.WorkerCrashedError, match="lost the connection to its agent, did a task close it"):
             pool.submit(os.closerange, 3, 1000).result(20)

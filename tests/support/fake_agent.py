@@ -1,7 +1,7 @@
-"""An agent that speaks the protocol and does what a script says: for tests of what a client does with a bad node.
+"""An agent that speaks the protocol and follows a script: for tests of a client's behaviour with a bad node.
 
-It is a program and a library without anything of ours in it: `rust/src/wire/` says what the wire looks like, and
-this file writes it once more. `fakes.py` starts it as a node's agent, with a line of JSON as its first argument:
+It is a program and a library that imports nothing of the package: `rust/src/wire/` defines the wire, and this file
+writes it once more. `fakes.py` starts it as a node's agent, with a line of JSON as its first argument:
 
     {"behaviour": "silent", "args": {...}, "journal": "/path"}
 
@@ -43,8 +43,8 @@ KINDS = {
     "acknowledge": 6,
     "cancel": 7,
     "recall": 8,
-    "returned": 9,
-    "kept": 10,
+    "given_back": 9,
+    "recall_refused": 10,
     "task": 11,
     "result": 12,
     "abort": 13,
@@ -54,28 +54,28 @@ KINDS = {
     "note_answer": 17,
 }
 NAMES = {number: name for name, number in KINDS.items()}
-TAGS = {"returned": 0, "raised": 1, "crashed": 2, "cancelled": 3, "node_lost": 4, "timed_out": 5, "partial": 6}
+OUTCOMES = {"returned": 0, "raised": 1, "crashed": 2, "cancelled": 3, "node_lost": 4, "timed_out": 5, "partial": 6}
 
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
 def frame(kind: str | int, body: bytes = b"", *, task: int = 0, attempt: int = 0, flags: int = 0) -> bytes:
-    """Return one frame. Numbers that do not fit their field are cut, so that any can be said."""
+    """Return one frame. Numbers that do not fit their field are cut."""
     number = KINDS[kind] if isinstance(kind, str) else kind
     return struct.pack("<IBBHQ", len(body), number, flags, attempt & 0xFFFF, task & (1 << 64) - 1) + body
 
 
 def message(
-    kind: str | int, parts: list[bytes], *, task: int = 0, attempt: int = 0, tag: int | str = 0, nanos: int = 0
+    kind: str | int, parts: list[bytes], *, task: int = 0, attempt: int = 0, outcome: int | str = 0, nanos: int = 0
 ) -> Iterator[bytes]:
     """Yield the frames of a task, a result or a note."""
-    number = TAGS[tag] if isinstance(tag, str) else tag
-    head = struct.pack("<BBHQ", number, 0, len(parts), nanos) + b"".join(struct.pack("<Q", len(p)) for p in parts)
+    number = OUTCOMES[outcome] if isinstance(outcome, str) else outcome
+    fields = struct.pack("<BBHQ", number, 0, len(parts), nanos) + b"".join(struct.pack("<Q", len(p)) for p in parts)
     payload = b"".join(parts)
     pieces = [payload[at : at + CHUNK] for at in range(0, len(payload), CHUNK)] or [b""]
     for place, piece in enumerate(pieces):
         flags = (FIRST if place == 0 else 0) | (LAST if place == len(pieces) - 1 else 0)
-        yield frame(kind, (head if place == 0 else b"") + piece, task=task, attempt=attempt, flags=flags)
+        yield frame(kind, (fields if place == 0 else b"") + piece, task=task, attempt=attempt, flags=flags)
 
 
 def acknowledgement(ids: list[tuple[int, int]]) -> bytes:
@@ -99,7 +99,7 @@ def repeated(unit: bytes, count: int) -> bytes:
     match = len(raw) - len(unit) - len(unit)
     if match < 16:
         return block(raw)
-    # Literals, a match that repeats them, and literals again: lz4's last sequence must be of those.
+    # Literals, a match that repeats them, and literals again: lz4's last sequence must consist of literals.
     wire = _sequence(unit, len(unit), match) + _sequence(unit, None, 0)
     return compressed(raw, wire)
 
@@ -122,7 +122,7 @@ def _sequence(literals: bytes, offset: int | None, match: int) -> bytes:
 
 @dataclass
 class Frame:
-    """What the client sent: a control frame, or a whole message."""
+    """A control frame or a whole message of the client."""
 
     kind: str
     task: int
@@ -131,11 +131,12 @@ class Frame:
     """Of a control frame."""
     parts: list[bytes] = field(default_factory=list)
     """Of a message."""
-    tag: int = 0
+    code: int = 0
+    """Of a message: a task's kind, or the outcome in a result."""
 
     @property
     def id(self) -> dict[str, int]:
-        """What names the task in an answer."""
+        """Return the fields that name the task in an answer."""
         return {"task": self.task, "attempt": self.attempt}
 
     def __str__(self) -> str:
@@ -143,7 +144,7 @@ class Frame:
 
 
 def unpack_lz4(wire: bytes, size: int) -> bytes:
-    """Return what an lz4 block says."""
+    """Return the bytes that an lz4 block holds."""
     out, at = bytearray(), 0
 
     def length(nibble: int) -> int:
@@ -177,7 +178,7 @@ def unpack_lz4(wire: bytes, size: int) -> bytes:
 
 
 class Stream:
-    """What comes out of a descriptor: frames, at last none."""
+    """The frames that can be read from a descriptor, until its end."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -185,7 +186,7 @@ class Stream:
         self.open: dict[tuple[str, int, int], tuple[int, list[int], bytearray]] = {}
 
     def take(self, count: int) -> bytes:
-        """Return so many bytes. Raises EOFError."""
+        """Return `count` bytes. Raises EOFError."""
         while len(self.rest) < count:
             more = os.read(self.fd, 1 << 18)
             if not more:
@@ -217,18 +218,18 @@ class Stream:
                 continue
             key = (kind, task, attempt)
             if flags & FIRST:
-                tag, _, count, _ = struct.unpack_from("<BBHQ", body)
+                code, _, count, _ = struct.unpack_from("<BBHQ", body)
                 lengths = list(struct.unpack_from(f"<{count}Q", body, 12))
-                self.open[key] = (tag, lengths, bytearray())
+                self.open[key] = (code, lengths, bytearray())
                 body = body[12 + 8 * count :]
             self.open[key][2].extend(body)
             if flags & LAST:
-                tag, lengths, whole = self.open.pop(key)
+                code, lengths, whole = self.open.pop(key)
                 parts, start = [], 0
                 for one in lengths:
                     parts.append(bytes(whole[start : start + one]))
                     start += one
-                yield Frame(kind, task, attempt, parts=parts, tag=tag)
+                yield Frame(kind, task, attempt, parts=parts, code=code)
 
 
 # ----------------------------------------------------------------------------------------------------------- the agent
@@ -278,7 +279,7 @@ class Agent:
             os._exit(0)
 
     def _flush(self) -> None:
-        # Whoever writes at the moment takes it along.
+        # A thread that is writing at the moment sends the urgent frames as well.
         while self._urgent and self._lock.acquire(blocking=False):
             try:
                 self._write(b"")
@@ -334,20 +335,20 @@ class Agent:
 
     @property
     def slots(self) -> int:
-        """What the client asked for."""
+        """Return the number of slots that the client asked for."""
         return self.client["worker"]["concurrency"] or 1
 
     def ready(self, slots: int | None = None) -> None:
-        """Say that tasks may come."""
+        """Announce that tasks may come."""
         self.send(frame("ready", task=self.slots if slots is None else slots))
 
     def begin(self) -> None:
-        """Say hello, and that tasks may come."""
+        """Send the hello, and announce that tasks may come."""
         self.hello()
         self.ready()
 
     def next(self, seconds: float | None = None) -> Frame | None:
-        """Wait for the next frame but heartbeats; None if there is none for so long."""
+        """Wait for the next frame but heartbeats, for at most `seconds`. Return None if none came."""
         try:
             one = self._inbox.get(timeout=seconds)
         except queue.Empty:
@@ -364,22 +365,22 @@ class Agent:
             if one.kind in kinds:
                 return one
 
-    def result(self, one: Frame, parts: list[bytes] | None = None, tag: int | str = "returned") -> None:
+    def result(self, one: Frame, parts: list[bytes] | None = None, outcome: int | str = "returned") -> None:
         """End the task that a frame is about."""
         self.held.pop((one.task, one.attempt), None)
-        self.send(*message("result", parts or [], tag=tag, **one.id))
+        self.send(*message("result", parts or [], outcome=outcome, **one.id))
 
     def give_back(self, one: Frame) -> None:
-        """Answer a recall as an agent does that runs nothing."""
+        """Answer a recall as an agent does whose workers have begun no task."""
         here = self.held.pop((one.task, one.attempt), None)
-        self.send(frame("kept" if here is None else "returned", **one.id))
+        self.send(frame("recall_refused" if here is None else "given_back", **one.id))
 
     def drop(self, one: Frame) -> None:
-        """Answer a cancel or an abort as an agent does that runs nothing."""
-        self.result(one, tag="cancelled")
+        """Answer a cancel or an abort as an agent does whose workers have begun no task."""
+        self.result(one, outcome="cancelled")
 
     def leave(self, why: bytes = b"goodbye") -> None:
-        """Say goodbye, and wait for the end of the stream."""
+        """Send a goodbye, and wait for the end of the stream."""
         self.send(frame("goodbye", why))
         self.sleep()
 
@@ -388,7 +389,7 @@ class Agent:
         time.sleep(seconds)
 
     def serve(self, seconds: float | None = None, **answers: Callable[[Frame], object]) -> None:
-        """Do what an agent does whose workers begin nothing, but for the kinds in `answers`; so long, or for good."""
+        """Answer as an agent whose workers begin no task, but for the kinds in `answers`, for `seconds` or for good."""
         usual: dict[str, Callable[[Frame], object]] = {
             "recall": self.give_back,
             "cancel": self.drop,
@@ -406,13 +407,13 @@ class Agent:
 
 
 def idle(agent: Agent) -> None:
-    """Take tasks and begin none, and answer whatever is asked, as an honest agent whose workers are busy."""
+    """Take tasks and begin none, and answer every request, as an honest agent whose workers are busy."""
     agent.begin()
     agent.serve()
 
 
 def silent(agent: Agent, hello: bool = True, ready: bool = True, seconds: float = 1e6) -> None:
-    """Say nothing at all, or nothing after the hello, or nothing after it is ready, for so long: not to heartbeats."""
+    """Send nothing, or nothing after the hello or the ready frame, for `seconds`; answer no heartbeats either."""
     agent.alive = False
     if hello:
         agent.hello()
@@ -422,7 +423,7 @@ def silent(agent: Agent, hello: bool = True, ready: bool = True, seconds: float 
 
 
 def says(agent: Agent, kind: str | int, body: str = "", task: int = 0, attempt: int = 0, flags: int = 0) -> None:
-    """Say one frame when the first task has come, and go on as an honest agent."""
+    """Send one frame when the first task has come, and go on as an honest agent."""
     agent.begin()
     agent.until("task")
     agent.send(frame(kind, bytes.fromhex(body), task=task, attempt=attempt, flags=flags))
@@ -442,12 +443,12 @@ def floods(
 ) -> None:
     """Repeat one frame (its body in hexadecimal digits) from the first task on, `count` of them in a compressed block.
 
-    So many blocks, if `times` says so, and then it goes on as an honest agent; or for so many seconds, and it ends.
+    With `times` send this number of blocks and go on as an honest agent; otherwise send for `seconds` and end.
     """
     agent.begin()
     agent.until("task")
     one = frame(kind, bytes.fromhex(body), task=task, attempt=attempt, flags=flags)
-    # What is longer than a match of lz4 can reach back is not compressed.
+    # A frame longer than lz4's reach back is not compressed.
     data = repeated(one, count or MAX_BLOCK // len(one)) if len(one) < 1 << 16 else block(one)
     if times:
         for _ in range(times):
@@ -459,7 +460,7 @@ def floods(
 
 
 def babbles(agent: Agent, how: str, seed: int = 1, seconds: float = 1e6) -> None:
-    """Send nonsense from the first task on, for so many seconds.
+    """Send nonsense from the first task on, for `seconds`.
 
     `how`: "bytes" (no block at all), "blocks" (of bytes that are no frames), "frames" (of any kind, with any fields and
     bodies), "lz4" (blocks that do not unpack), "opened" (messages that begin and do not end), "unasked" (results of
@@ -484,8 +485,8 @@ def babbles(agent: Agent, how: str, seed: int = 1, seconds: float = 1e6) -> None
             task = rng.choice([0, 1, number, 1 << 40, rng.getrandbits(64)])
             agent.send(frame(rng.randrange(256), body, task=task, attempt=rng.choice([0, 1, 65535]), flags=flags))
         elif how == "opened":
-            head = struct.pack("<BBHQ", 0, 0, 1, 0) + struct.pack("<Q", 1 << 20) + bytes(100)
-            agent.send(frame("result", head, task=number, flags=FIRST))
+            opening = struct.pack("<BBHQ", 0, 0, 1, 0) + struct.pack("<Q", 1 << 20) + bytes(100)
+            agent.send(frame("result", opening, task=number, flags=FIRST))
         elif how == "unasked":
             agent.send(*message("result", [bytes(100_000)], task=number))
         elif how == "notes":
@@ -499,23 +500,23 @@ def hands_back(agent: Agent) -> None:
 
 
 def ignores(agent: Agent, kinds: list[str]) -> None:
-    """Take tasks and begin none, and answer nothing of these kinds."""
+    """Take tasks and begin none, and answer no frame of these kinds."""
     agent.begin()
     agent.serve(**dict.fromkeys(kinds, lambda one: None))
 
 
-def ends(agent: Agent, tag: str) -> None:
-    """End every task with this tag."""
+def ends(agent: Agent, outcome: str) -> None:
+    """End every task with this outcome."""
     agent.begin()
-    agent.serve(task=lambda one: agent.result(one, [b"the fake node says so"], tag))
+    agent.serve(task=lambda one: agent.result(one, [b"the fake node says so"], outcome))
 
 
 def drains(agent: Agent) -> None:
-    """Say that the node will soon be gone, with the first task, and keep what it has."""
+    """Announce with the first task that the node will soon be gone, and refuse all recalls."""
     agent.begin()
     agent.until("task")
     agent.send(frame("drain", b"it says so"))
-    agent.serve(recall=lambda one: agent.send(frame("kept", **one.id)))
+    agent.serve(recall=lambda one: agent.send(frame("recall_refused", **one.id)))
 
 
 def drips(agent: Agent, pause: float = 0.2) -> None:
@@ -529,29 +530,29 @@ def drips(agent: Agent, pause: float = 0.2) -> None:
 
 
 def keeps_anothers(agent: Agent, task: int) -> None:
-    """Say of another node's task that it is running here, when asked to drop one, print a line, and leave."""
+    """Refuse the recall of another node's task when asked to drop one, print a line, and leave."""
     agent.begin()
     agent.until("cancel")
-    agent.send(frame("kept", task=task), frame("output", b"it is mine\n", task=1))
+    agent.send(frame("recall_refused", task=task), frame("output", b"it is mine\n", task=1))
     agent.leave()
 
 
 def answers_and_leaves(agent: Agent) -> None:
-    """Say in one block that the worker of the first task died, and goodbye."""
+    """Send in one block that the worker of the first task died, and a goodbye."""
     agent.begin()
     one = agent.until("task")
-    said = message("result", [b"the fake node says so"], tag="crashed", **one.id)
-    agent.send(*said, frame("goodbye", b"and leaves"))
+    crash = message("result", [b"the fake node says so"], outcome="crashed", **one.id)
+    agent.send(*crash, frame("goodbye", b"and leaves"))
     agent.sleep()
 
 
 def main() -> None:
-    """Be the agent that the command line asks for. What follows its first argument is the starter's own."""
+    """Run the behaviour that the first argument describes. Further arguments are for the starter's own use."""
     wanted = json.loads(sys.argv[1])
     file, _, name = wanted["behaviour"].rpartition(":")
     behaviour = runpy.run_path(file)[name] if file else globals()[name]
     reading, writing = os.dup(0), os.dup(1)
-    # What is printed by mistake must not get between the frames.
+    # Output that is printed by mistake must not get between the frames.
     os.dup2(2, 1)
     behaviour(Agent(reading, writing, wanted.get("journal")), **wanted.get("args", {}))
 

@@ -1,4 +1,4 @@
-"""What the fake agents of `test_border.py` say in words: behaviours as `fake_agent.py` describes them."""
+"""Behaviours for `fake_agent.py` that send text, for `test_border.py`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def begins(agent: Any, first: str) -> None:
-    """Send these bytes (hexadecimal digits) before the client has said a word, and nothing else."""
+    """Send these bytes (hexadecimal digits) before the client has sent any, and nothing else."""
     agent.write(bytes.fromhex(first))
     agent.sleep()
 
 
 def says(agent: Any, hello: dict[str, object], answers: list[str]) -> None:
-    """Begin with these fields in its hello, and send the next of the answers with each task and each wish to cancel."""
+    """Begin with these fields in the hello, and send the next of the answers at each task and each cancel."""
     agent.hello(**hello)
     agent.ready()
     for answer in answers:
@@ -21,9 +21,9 @@ def says(agent: Any, hello: dict[str, object], answers: list[str]) -> None:
     agent.sleep()
 
 
-def ends(agent: Any, tags: list[str], text: str) -> None:
-    """End one task after the other with the next of the tags, and this text."""
+def ends(agent: Any, outcomes: list[str], text: str) -> None:
+    """End one task after the other with the next of the outcomes, and this text."""
     agent.begin()
-    for tag in tags:
-        agent.result(agent.until("task"), [text.encode()], tag)
+    for outcome in outcomes:
+        agent.result(agent.until("task"), [text.encode()], outcome)
     agent.sleep()

@@ -3,7 +3,7 @@
     with fakes.pool("silent") as pool:                             # one fake node, and a good one beside it
     with fakes.pool("floods", kind="output", lab=lab) as pool:     # the fake one behind a host of the lab
 
-`pool.provider.journals[0]` is what the first fake node heard, a line each.
+`pool.provider.journals[0]` has the frames that the first fake node got, a line each.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def embedded_server() -> str:
     target = os.environ.get("CARGO_TARGET_DIR") or str(cache)
     program = Path(target) / "release/examples/embedded_server"
     rust = HERE.parent.parent / "rust"
-    sources = [rust / "Cargo.lock", *rust.glob("src/*.rs"), rust / "examples/embedded_server.rs"]
-    # `make test` and `make chaos` have built it; cargo would wait here for whatever else it builds.
+    sources = [rust / "Cargo.lock", *rust.glob("src/**/*.rs"), rust / "examples/embedded_server.rs"]
+    # `make test` and `make chaos` have built it; cargo would wait here for other builds.
     if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):
         command = ["cargo", "build", "--quiet", "--release", "--locked", "--manifest-path", str(rust / "Cargo.toml")]
         env = {**os.environ, "CARGO_TARGET_DIR": target}
         subprocess.run([*command, "--example", "embedded_server"], check=True, env=env, stdin=subprocess.DEVNULL)
-        # Cargo does not build anew for a source that is not part of it.
+        # Cargo does not rebuild the program for a source that is no part of it.
         program.touch()
     return str(program)
 
@@ -116,7 +116,7 @@ class Fakes(sky.Local):
             machine.end(deadline)
 
     def heard(self, number: int = 0) -> list[str]:
-        """Return what a fake node heard so far."""
+        """Return the frames that a fake node got so far."""
         journal = self.journals[number]
         return journal.read_text().splitlines() if journal.exists() else []
 

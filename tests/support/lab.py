@@ -1,6 +1,7 @@
 """Hosts for the tests: real `sshd`s, each on an address of its own, with its own keys and cache directory.
 
-They run as the user who runs the tests, on 127.0.0.x, so that no root is needed; in network namespaces if there is.
+They run as the user who runs the tests, on 127.0.0.x, so that no root is needed. A root user's hosts may be in network
+namespaces.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ class Sshd:
         self.keys = {kind: keygen(self.directory / f"host_{kind}", kind) for kind in kinds}
         self.cache = self.directory / "cache"
         self.cache.mkdir()
-        # An empty home: what this user's login shell reads in the real one is no part of the tests.
+        # An empty home, as the files that a login shell reads in the user's own are no part of the tests.
         home = self.directory / "home"
         home.mkdir()
         settings = {"XDG_CACHE_HOME": str(self.cache), "HOME": str(home), **(env or {})}
-        # What else this process has in its environment stays here: a session starts with nothing.
+        # Other variables of this process stay here: a session starts without them.
         marked = {k: v for k, v in os.environ.items() if k.startswith(("SKYWARD_TEST", "PIP_"))}
         assignments = " ".join(f'"{k}={v}"' for k, v in {**marked, **settings}.items() if v is not None)
         lines = [
@@ -211,7 +212,7 @@ class Lab:
 def machine(
     lab: Lab, name: str, timeout: float = 20.0, patience: float = 5.0, **options: object
 ) -> Iterator[tuple[SSHMachine, _core.Core]]:
-    """Name a host as a pool would, and let go of it afterwards."""
+    """Name a host as a pool would, and release it afterwards."""
     provider = SSH(name, **{"config": lab.config, **options})  # type: ignore[arg-type]
     machines: list[Machine] = []
     core = _core.Core(1, 1 << 30)
@@ -227,24 +228,48 @@ def machine(
 
 @contextlib.contextmanager
 def opened(lab: Lab, name: str, **options: Any) -> Iterator[PreparedMachine]:
-    """Connect to a host and see that it has its environment."""
+    """Connect to a host and make its environment if it has none."""
     with machine(lab, name, **options) as (one, core):
         yield one.open(core)
 
 
 def connect(lab: Lab, name: str, **options: Any) -> str:
-    """Give the key that a host shows, once it has let us in."""
+    """Connect to a host, and return the key that it showed."""
     with machine(lab, name, **options) as (one, core):
         return one.connect(core).host_key
 
 
 def run(lab: Lab, name: str, command: str, script: bytes) -> tuple[int | None, bytes, bytes]:
-    """Run a command there: its status, standard output and standard error."""
+    """Run a command on a host. Return its status, standard output and standard error."""
     with machine(lab, name) as (one, core):
         return one.connect(core).run(command, script, 60.0)
 
 
 def ssh(lab: Lab, name: str) -> bool:
-    """Say whether `ssh` itself can run a command there."""
+    """Return whether `ssh` itself can run a command on a host."""
     command = ["ssh", "-F", lab.config, "-o", "BatchMode=yes", "-o", "UpdateHostKeys=no", name, "true"]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30).returncode == 0
+
+
+def program(settings: str) -> tuple[str, str]:
+    """Return the arguments with which an interpreter runs the command with other settings."""
+    return (
+        "-c",
+        (
+            "import sys; from skyward_lite import __main__; from skyward_lite.cli import check, measure; "
+            "from skyward_lite.environment import probe; "
+            f"{settings}; sys.exit(__main__.main())"
+        ),
+    )
+
+
+QUICK = program("measure.SAMPLE_BYTES = (1 << 16,)")
+"""Runs the command, but measures the connection's speed with few bytes."""
+
+
+def check(lab: Lab, *arguments: str, command: tuple[str, str] = QUICK) -> tuple[int, str]:
+    """Run the command `check`. Return its exit status and what it printed."""
+    line = [sys.executable, *command, "check", "--config", lab.config, *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=50, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The processes of this test run: which are there, and waiting for them."""
+"""The processes of this test run: to list them and to wait for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ os.environ[MARK] = str(os.getpid())
 
 
 def ours() -> dict[int, str]:
-    """Agents and workers that were started by this test run: process id → command line."""
+    """Return the agents and workers that this test run started: process id → command line."""
     found = {}
     mark = f"{MARK}={os.environ[MARK]}".encode()
     for directory in Path("/proc").glob("[0-9]*"):
@@ -31,7 +31,7 @@ def ours() -> dict[int, str]:
 
 
 def parent(pid: int) -> int:
-    """Give a process's parent; 0 if it has ended."""
+    """Return a process's parent; 0 if it has ended."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
@@ -39,7 +39,7 @@ def parent(pid: int) -> int:
 
 
 def has_ended(pid: int) -> bool:
-    """Say whether a process has ended, whoever is to take note of it."""
+    """Return whether a process has ended, reaped or not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -47,7 +47,7 @@ def has_ended(pid: int) -> bool:
 
 
 def eventually(true: Callable[[], object], seconds: float) -> bool:
-    """Wait until `true()`, at most for so many seconds."""
+    """Wait until `true()`, for at most `seconds`. Return whether it became true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if true():
@@ -57,7 +57,7 @@ def eventually(true: Callable[[], object], seconds: float) -> bool:
 
 
 def refusal_in_a_fork(use: Callable[[], object]) -> str:
-    """Fork, and give the text of the PoolClosedError that `use()` raises in the child; nothing if it raises none."""
+    """Fork, and return the text of the PoolClosedError that `use()` raises in the child; empty if it raises none."""
     read, write = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -71,6 +71,6 @@ def refusal_in_a_fork(use: Callable[[], object]) -> str:
             os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
-        said = pipe.read()
+        text = pipe.read()
     os.waitpid(pid, 0)
-    return said
+    return text

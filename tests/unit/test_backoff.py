@@ -16,20 +16,23 @@ def pauses(backoff: Backoff, slept: list[float], limit: int = 20) -> list[float]
     return slept
 
 
-def test_pauses_grow_up_to_the_longest():
+def test_backoff_pauses_grow_up_to_the_longest():
+    """Each pause is a multiple of the one before, up to the longest."""
     slept: list[float] = []
     backoff = Backoff(1.0, factor=2.0, longest=5.0, most=5, sleep=slept.append)
     assert pauses(backoff, slept) == [1.0, 2.0, 4.0, 5.0, 5.0]
 
 
-def test_jitter_spreads_each_pause():
+def test_backoff_jitter_spreads_each_pause():
+    """Jitter makes each pause random within its share."""
     slept: list[float] = []
     backoff = Backoff(1.0, factor=1.0, jitter=(0.5, 1.5), most=20, sleep=slept.append)
     assert all(0.5 <= pause <= 1.5 for pause in pauses(backoff, slept))
     assert len(set(slept)) > 1
 
 
-def test_one_pause_may_be_longer():
+def test_backoff_one_pause_may_be_longer():
+    """A single pause may be longer than the others."""
     slept: list[float] = []
     backoff = Backoff(1.0, factor=2.0, sleep=slept.append)
     assert backoff.pause(at_least=10.0)
@@ -37,8 +40,8 @@ def test_one_pause_may_be_longer():
     assert slept == [10.0, 2.0]
 
 
-def test_the_deadline_cuts_the_last_pause_short(monkeypatch):
-    """After it there is one more attempt, and no further pause."""
+def test_backoff_deadline_cuts_the_last_pause_short(monkeypatch):
+    """The last pause ends at the deadline; after it there is one more attempt and no further pause."""
     now = 100.0
     slept: list[float] = []
 
@@ -53,6 +56,6 @@ def test_the_deadline_cuts_the_last_pause_short(monkeypatch):
 
 
 @pytest.mark.parametrize("result", [True, False, None])
-def test_a_wait_that_was_ended_ends_the_attempts(result):
-    """An event's `wait` returns whether the event is set; `time.sleep` returns nothing."""
+def test_backoff_ends_when_its_wait_is_interrupted(result):
+    """A `wait` that returns true, as an event's does when it is set, ends the attempts; `time.sleep` returns None."""
     assert Backoff(1.0, sleep=lambda seconds: result).pause() == (not result)

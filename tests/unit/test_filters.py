@@ -1,4 +1,4 @@
-"""Warning categories that the far end has, and such that it has not."""
+"""Warning categories in tasks: those that can be imported at the node, and those that cannot."""
 
 from __future__ import annotations
 
@@ -26,11 +26,6 @@ from sklearn.svm import SVC
 from skyward_lite.pickling import filters, payload
 
 HIDDEN = ["pytest", "_pytest", "boto3", "botocore"]
-
-
-@pytest.fixture
-def encoder() -> payload.Encoder:
-    return payload.Encoder(1 << 20)
 
 
 @pytest.fixture
@@ -86,20 +81,13 @@ def node_with():
         yield pool
 
 
-@pytest.fixture(scope="module", autouse=True)
-def functions_of_this_file_go_by_value():
-    """This file imports what a node lacks, so no node shall import it."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-
-
 @pytest.fixture
 def shared_pool():
     """Pools of this module outlive its tests; nothing else is left behind."""
 
 
-pytestmark = pytest.mark.usefixtures("shared_pool")
+# This file imports what a node lacks, so no node shall import it.
+pytestmark = pytest.mark.usefixtures("functions_by_value", "shared_pool")
 
 FOREIGN = [
     pytest.PytestUnraisableExceptionWarning,
@@ -142,22 +130,22 @@ def entry(action, category):
 
 @pytest.mark.parametrize("category", [*FOREIGN, ConvergenceWarning, UserWarning, Warning])
 def test_a_category_that_can_be_imported_stays_itself(encoder, category):
-    """The far end has the very class."""
+    """A warning category that the other end can import arrives as that class."""
     assert payload.loads(*encoder.dumps(category)) is category
 
 
 def test_nested_categories_go_by_their_qualified_name(encoder, made_up):
-    """A class in a class is found again."""
+    """A category defined in a class is found by its qualified name."""
     assert payload.loads(*encoder.dumps(made_up.SdkWarning.Inner)) is made_up.SdkWarning.Inner
 
 
-def test_categories_of_the_standard_library_go_as_ever(encoder):
-    """They need no stand-in, so their pickle is an ordinary one that needs nothing of ours."""
+def test_categories_of_the_standard_library_are_plain_pickles(encoder):
+    """Categories of the standard library need no stand-in, so their pickle is an ordinary one."""
     assert b"skyward_lite" not in encoder.dumps([DeprecationWarning, ResourceWarning])[0]
 
 
 def test_categories_that_no_import_finds_travel_by_value(encoder):
-    """A local class and one of __main__ arrive with their attributes."""
+    """A local category and one of `__main__` arrive with their attributes."""
 
     class LocalWarning(UserWarning):
         level = 3
@@ -167,8 +155,10 @@ def test_categories_that_no_import_finds_travel_by_value(encoder):
     assert payload.loads(pickled, buffers).level == 3
 
 
-def test_a_category_that_is_missing_gets_a_stand_in(encoder, made_up, monkeypatch, no_stand_ins):
-    """It has the original's name, and no warning is one of it."""
+def test_missing_category_gets_a_stand_in(encoder, made_up, monkeypatch, no_stand_ins):
+    """A category missing at the other end is a stand-in with the original's name, which no warning is an
+    instance of.
+    """
     sent = encoder.dumps([made_up.SdkWarning, made_up.SdkWarning.Inner])
     monkeypatch.delitem(sys.modules, made_up.__name__)
     outer, inner = payload.loads(*sent)
@@ -179,8 +169,8 @@ def test_a_category_that_is_missing_gets_a_stand_in(encoder, made_up, monkeypatc
     assert not issubclass(UserWarning, outer)
 
 
-def test_a_stand_in_goes_back_as_the_original(encoder, made_up, monkeypatch, no_stand_ins):
-    """A client that sent a category gets its own class back from a node that has no such thing."""
+def test_stand_in_goes_back_as_the_original_category(encoder, made_up, monkeypatch, no_stand_ins):
+    """A client gets its own class back from a node that has a stand-in for it."""
     sent = encoder.dumps(made_up.SdkWarning)
     with monkeypatch.context() as node:
         node.delitem(sys.modules, made_up.__name__)
@@ -193,8 +183,8 @@ def test_a_stand_in_goes_back_as_the_original(encoder, made_up, monkeypatch, no_
     assert instance.args == ("text",)
 
 
-def test_a_missing_module_is_tried_once(no_stand_ins, monkeypatch):
-    """Each task of scikit-learn brings all filters: a failing import must not be repeated for each."""
+def test_missing_module_of_a_category_is_tried_once(no_stand_ins, monkeypatch):
+    """A failing import of a category's module is not repeated, as scikit-learn sends all filters with each task."""
     tried = []
     monkeypatch.setattr("importlib.import_module", lambda name: tried.append(name) or __import__("no_such_module"))
     found = {filters.find("no_such_sdk", "SdkWarning") for _ in range(3)}
@@ -203,7 +193,7 @@ def test_a_missing_module_is_tried_once(no_stand_ins, monkeypatch):
 
 
 def test_threads_get_the_same_stand_in(no_stand_ins, monkeypatch):
-    """Two that meet a missing category at the same time."""
+    """Threads that meet a missing category at the same time get one stand-in."""
     both = threading.Barrier(2)
 
     def fail(name):
@@ -231,8 +221,8 @@ def test_threads_get_the_same_stand_in(no_stand_ins, monkeypatch):
         ("this is no Python", "Gone"),
     ],
 )
-def test_whatever_a_module_does_a_filter_breaks_nothing(tmp_path, monkeypatch, no_stand_ins, source, name):
-    """It raises, lacks the name, or means something else by it."""
+def test_category_whose_module_raises_or_lacks_it_gets_a_stand_in(tmp_path, monkeypatch, no_stand_ins, source, name):
+    """A module that raises, lacks the name or has another object there leads to a stand-in and no error."""
     (tmp_path / "odd_sdk.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "odd_sdk", raising=False)
@@ -241,8 +231,8 @@ def test_whatever_a_module_does_a_filter_breaks_nothing(tmp_path, monkeypatch, n
     assert (category.__module__, category.__qualname__) == ("odd_sdk", name)
 
 
-def test_registered_modules_still_go_by_value(encoder, made_up, monkeypatch):
-    """`cloudpickle.register_pickle_by_value` is the user's word."""
+def test_categories_of_modules_registered_by_value(encoder, made_up, monkeypatch):
+    """`cloudpickle.register_pickle_by_value` holds for categories, too."""
     cloudpickle.register_pickle_by_value(made_up)
     try:
         pickled, _ = encoder.dumps(made_up.SdkWarning)
@@ -251,8 +241,8 @@ def test_registered_modules_still_go_by_value(encoder, made_up, monkeypatch):
     assert b"skyward_lite.pickling.filters" not in pickled
 
 
-def test_objects_that_claim_to_be_classes_travel(encoder):
-    """Proxies lie about their class; the check for categories does not believe them."""
+def test_objects_that_claim_to_be_classes(encoder):
+    """Proxies that lie about their class are pickled as usual, as the check for categories does not believe them."""
 
     class Proxy:
         __class__ = type
@@ -266,29 +256,29 @@ def test_objects_that_claim_to_be_classes_travel(encoder):
 # ------------------------------------------------------------------------------------------------ on nodes
 
 
-def test_the_node_without_lacks_the_packages(node_without):
-    """What the tests below rely on."""
+def test_node_without_packages_lacks_them(node_without):
+    """The node of the following tests lacks the packages that it should."""
     assert Parallel(n_jobs=2)(delayed(importable)(name) for name in HIDDEN) == [False] * 4
     assert all(importable(name) for name in HIDDEN)
 
 
 def test_tasks_carry_filters_of_packages_that_the_node_lacks(node_without, made_up):
-    """pytest's, boto3's and a made-up package's categories are filters there, under their names, that never match."""
+    """Categories of packages that the node lacks are filters in its tasks, under their names, that never match."""
     active = [entry("error", c) for c in [*FOREIGN, made_up.SdkWarning, made_up.SdkWarning.Inner]]
     active += [entry("always", UserWarning)]
     got = Parallel(n_jobs=2)(delayed(under)(active, UserWarning) for _ in range(4))
     assert got == [(described(active), 1)] * 4
 
 
-def test_submitted_tasks_carry_them_too(node_without, made_up):
-    """The pool's own futures take the same way as joblib's batches."""
+def test_submitted_tasks_carry_filters_of_packages_that_the_node_lacks(node_without, made_up):
+    """Submitted tasks have the filters' stand-ins as joblib's batches do."""
     active = [entry("error", made_up.SdkWarning)]
     assert node_without.submit(under, active).result() == (described(active), 0)
     assert node_without.submit(lambda: described(active)).result() == described(active)
 
 
-def test_what_a_node_lacks_comes_back_as_it_was(node_without, made_up):
-    """Results and exceptions that hold a stand-in hold the client's own class."""
+def test_results_with_stand_ins_have_the_clients_category(node_without, made_up):
+    """Results and exceptions that hold a stand-in arrive with the client's own class."""
     categories = [*FOREIGN, made_up.SdkWarning]
     assert Parallel(n_jobs=2)(delayed(list)(categories) for _ in range(2)) == [categories] * 2
 
@@ -301,8 +291,8 @@ def test_what_a_node_lacks_comes_back_as_it_was(node_without, made_up):
 
 
 @pytest.mark.parametrize("category", [*FOREIGN, ConvergenceWarning])
-def test_a_filter_that_means_something_there_keeps_its_meaning(node_with, category):
-    """With "error" for it, a task that warns with it fails by it; with "ignore" it goes on."""
+def test_filter_of_an_importable_category_works_on_the_node(node_with, category):
+    """With "error" for a category the node has, a task that warns with it fails; with "ignore" it goes on."""
     with pytest.raises(category, match="from the task"):
         Parallel(n_jobs=2)(delayed(under)([entry("error", category)], category) for _ in range(2))
     assert (
@@ -311,8 +301,8 @@ def test_a_filter_that_means_something_there_keeps_its_meaning(node_with, catego
     )
 
 
-def test_a_category_of_the_node_alone_reaches_the_client(node_with):
-    """A warning class that the client lacks comes as its stand-in: named, and no reason to fail."""
+def test_category_of_the_node_alone_is_a_stand_in_at_the_client(node_with):
+    """A category that the client lacks arrives as a stand-in with its name, and is no error."""
 
     def other():
         import sys
@@ -341,7 +331,7 @@ def searched(n_jobs):
 
 
 def test_scikit_learn_runs_with_filters_that_the_node_lacks(node_without, made_up):
-    """It pickles all active filters into each task; they are added inside the pool's block here."""
+    """scikit-learn runs although it pickles all active filters into each task; here they are set inside the block."""
     with warnings.catch_warnings():
         for category in (*FOREIGN, made_up.SdkWarning):
             warnings.simplefilter("error", category)
@@ -356,7 +346,7 @@ def test_scikit_learn_runs_with_filters_that_the_node_lacks(node_without, made_u
 
 
 def test_scikit_learn_runs_with_filters_of_before_the_block(tmp_path):
-    """The filters that a program set up before it opened its pool, in a program of its own."""
+    """scikit-learn runs with filters that a program set up before it opened its pool."""
     script = tmp_path / "program.py"
     script.write_text(
         textwrap.dedent("""
@@ -386,8 +376,8 @@ def test_scikit_learn_runs_with_filters_of_before_the_block(tmp_path):
     assert (done.stdout, done.returncode) == ("3\n", 0), done.stderr
 
 
-def test_scikit_learns_own_warning_can_be_an_error_there(node_without):
-    """A filter of the client that the node understands fails the fit that warns."""
+def test_scikit_learn_warning_as_an_error_on_the_node(node_without):
+    """A filter of the client whose category the node has fails the fit that warns."""
     x, y = load_iris(return_X_y=True)
     model = LogisticRegression(max_iter=1)
     with warnings.catch_warnings():
@@ -398,8 +388,8 @@ def test_scikit_learns_own_warning_can_be_an_error_there(node_without):
         GridSearchCV(model, {"C": [1, 2]}, cv=2, n_jobs=-1, error_score="raise").fit(x, y)
 
 
-def test_without_this_a_task_would_fail(made_up):
-    """The fault is real: cloudpickle alone sends what the far end cannot load."""
+def test_plain_cloudpickle_fails_for_a_missing_category(made_up):
+    """cloudpickle alone sends a category by a name that the other end cannot import."""
     sent = cloudpickle.dumps(made_up.SdkWarning)
     with pytest.MonkeyPatch.context() as node:
         node.delitem(sys.modules, made_up.__name__)

@@ -1,4 +1,4 @@
-"""What an image takes, and that a host's answers do not become part of its commands."""
+"""Checks of an image's fields, and of answers of hosts, which must not become part of commands."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
+from environments import FACTS
 from skyward_lite.environment import build, installer, probe, scripts
 from skyward_lite.image import installed
-from test_environment import FACTS
 
 WRONG = ["", "  ", "-r file", "--pre", "-e .", " -x", "\t--x", "a\nb", "a\r", "a\0b", "a\x1b[2J", "a\u2028b", "a\x0bb"]
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_options_and_lines_are_refused(text):
-    """A name that a program would take for an option, or for several, is an error where it is written."""
+def test_image_refuses_options_and_lines(text):
+    """A name that a program would take for an option, or for several names, is an error where it is written."""
     for field in ("pip", "apt", "index_url"):
         with pytest.raises(ValueError, match=rf"Image\({field}="):
             sky.Image(**{field: text if field == "index_url" else ["numpy", text]})
@@ -34,14 +34,14 @@ def test_options_and_lines_are_refused(text):
         *(("index_url", text) for text in ("http://a b", "https://u:p/@h")),
     ],
 )
-def test_what_would_mean_something_else_is_refused(field, text):
-    """A comment installs nothing, and apt removes a package whose name ends with "-"."""
+def test_image_refuses_comments_and_removals(field, text):
+    """A comment, which installs nothing, and a name for apt that ends with "-", which removes, are refused."""
     with pytest.raises(ValueError, match=rf"Image\({field}="):
         sky.Image(**{field: text if field == "index_url" else [text]})
 
 
 def test_requirements_that_pip_takes_are_taken():
-    """Markers, extras, paths, URLs with fragments, and blanks around them."""
+    """Markers, extras, paths, URLs with fragments and surrounding blanks are taken."""
     texts = [
         'a>=1,<2; python_version >= "3.8" and sys_platform == "linux"',
         "a[b,c] ~= 1.0",
@@ -55,7 +55,7 @@ def test_requirements_that_pip_takes_are_taken():
     assert sky.Image(apt=["libc6:arm64=2.1-1", "g++", "a/b"]).apt == ("libc6:arm64=2.1-1", "g++", "a/b")
 
 
-def test_options_of_pip_have_another_place():
+def test_image_names_the_place_for_options_of_pip():
     """The error names the configuration file in which a further index can be set."""
     with pytest.raises(ValueError, match=r"--extra-index-url.*configuration file in the node's home directory"):
         sky.Image(pip=["--extra-index-url=http://host", "a"])
@@ -78,20 +78,20 @@ def test_options_of_pip_have_another_place():
     ],
 )
 def test_relative_paths_are_of_the_home_directory(text, relative):
-    """As before builds ran elsewhere; all that pip takes for a path is known for one."""
+    """Relative paths of requirements mean the host's home directory, for every text that pip takes for a path."""
     assert installer._requirement(text) == (f"${{HOME}}/{text}" if relative else text)
 
 
 @pytest.mark.parametrize("env", [{"": "a"}, {"a=b": "c"}, {"a\0": "b"}, {"a": "b\0"}])
-def test_variables_that_no_process_can_have_are_refused(env):
-    """Their values are not shown."""
+def test_image_refuses_variables_that_no_process_can_have(env):
+    """A variable that no process can have is refused, and its value is not shown."""
     with pytest.raises(ValueError, match=r"Image\(env="):
         sky.Image(env=env)
 
 
 @pytest.mark.parametrize("path", ["", "-c", "--version", "python\n", "a\0b"])
 def test_interpreters_that_are_options_are_refused(path):
-    """Of all hosts, or of one."""
+    """An interpreter that looks like an option is refused, for all hosts and for one."""
     for make in (lambda: sky.SSH("host", python=path), lambda: sky.SSH(sky.Host("host", python=path))):
         with pytest.raises(ValueError, match=r"SSH\(python="):
             make()
@@ -101,13 +101,13 @@ def test_interpreters_that_are_options_are_refused(path):
     "host", ["-oProxyCommand=x", "-x@host", "me@-x", "[-x]:22", "ssh://-x", "me@ho st", "a;b", "a\n", ""]
 )
 def test_hosts_that_are_options_are_refused(host):
-    """Neither ssh nor a proxy command's shell gets them."""
+    """A host that looks like an option is refused, so that neither ssh nor a proxy command's shell gets it."""
     with pytest.raises(ValueError, match=r"SSH\("):
         sky.SSH(host)
 
 
-def test_a_hosts_password_is_not_shown():
-    """It is not used, and the error names it."""
+def test_password_of_a_host_is_not_shown():
+    """A password in a host's name is refused, and the error does not show it."""
     for host in ("me:geheim@host", "ssh://me:geheim@host:22", "me:ge$heim@host"):
         with pytest.raises(ValueError, match="no password is used") as caught:
             sky.SSH(host)
@@ -115,8 +115,8 @@ def test_a_hosts_password_is_not_shown():
 
 
 @pytest.mark.parametrize("machine", ["", "a b", "$(touch x)", "a'b", "../../etc", "-m", ".", "a/b", "x" * 99, "a;b"])
-def test_an_architecture_that_is_none_is_refused(machine):
-    """What `uname` prints becomes part of paths and of a script."""
+def test_architecture_of_a_host_is_checked(machine):
+    """A host's architecture that is no plain word is refused, as it becomes part of paths and of a script."""
     facts = dataclasses.replace(FACTS, machine=machine)
     for use in (
         lambda: probe.interpreter(facts, "env-x"),
@@ -128,15 +128,15 @@ def test_an_architecture_that_is_none_is_refused(machine):
 
 @pytest.mark.parametrize("field", ["root", "python", "uv"])
 @pytest.mark.parametrize("path", ["relative", "-x", "/a\nb", "/a\x1b[2J", "/" + 5000 * "a"])
-def test_a_path_that_is_none_is_refused(field, path):
-    """Whatever a host says that it has."""
+def test_paths_of_a_host_are_checked(field, path):
+    """A path that a host reports and that is none is refused."""
     facts = dataclasses.replace(FACTS, **{field: path})
     with pytest.raises(sky.NodeStartError, match="where the path of a file was expected"):
         probe.interpreter(facts, "env-x")
 
 
-def test_a_strange_uname_runs_nothing(tmp_path, monkeypatch):
-    """The probe takes it for text."""
+def test_uname_of_a_host_is_text_to_the_probe(tmp_path, monkeypatch):
+    """The probe script takes a strange answer of `uname` for text, and runs nothing of it."""
     monkeypatch.setattr(probe, "FALLBACK_DIRECTORIES", (str(tmp_path),))
     (tmp_path / "uname").write_text(f"#!/bin/sh\necho '\"; touch {tmp_path}/ran; $(touch {tmp_path}/ran)'\n")
     (tmp_path / "uname").chmod(0o755)
@@ -177,7 +177,7 @@ def test_a_strange_uname_runs_nothing(tmp_path, monkeypatch):
         ("Enter passphrase for key '/x': ", ""),
     ],
 )
-def test_what_git_is_answered(prompt, answer, tmp_path):
+def test_git_credentials_per_repository(prompt, answer, tmp_path):
     """Each repository has its own credentials, whichever way a version of git asks."""
     image = sky.Image(
         pip=[
@@ -195,8 +195,8 @@ def test_what_git_is_answered(prompt, answer, tmp_path):
 
 
 @pytest.mark.parametrize(("user", "answer"), [("name", "kept:one"), ("a-token", ""), ("name:", ""), ("name:x", "x")])
-def test_a_user_without_a_password_may_have_one_on_the_node(user, answer, tmp_path):
-    """As in the URLs that some sites show for cloning: git's own configuration there, or a netrc file, has it."""
+def test_git_user_without_a_password(user, answer, tmp_path):
+    """A URL with a user only gets the password that git's configuration or a netrc file has on the node."""
     (tmp_path / ".gitconfig").write_text("[credential]\n  helper = store\n")
     (tmp_path / ".git-credentials").write_text("https://other:two@host\nhttps://name:kept%3Aone@host\n")
     (tmp_path / ".netrc").write_text("machine host login name password kept:one\n")
@@ -218,8 +218,8 @@ def test_a_user_without_a_password_may_have_one_on_the_node(user, answer, tmp_pa
         assert (login[0], login[2]) == ("name", "kept:one")
 
 
-def test_a_host_is_written_in_small_letters():
-    """Not every pip finds a host in a netrc file that is written there in another way than in its URL."""
+def test_netrc_host_is_in_small_letters():
+    """Hosts in a netrc file are in small letters, as some pips compare them so with their URL."""
     image = sky.Image(index_url="https://user:secret@Host.Example:8443/Simple")
     lines, pip = installer.steps(image, "pip", uv=False)
     assert pip == "pip --index-url https://host.example:8443/Simple"
@@ -262,7 +262,7 @@ UNKNOWN = "is a URL or a path, which does not tell the package: write it as `nam
     ],
 )
 def test_requirements_are_compared_with_what_is_installed(requirement, problem):
-    """Names, versions, markers: as pip would decide for this interpreter."""
+    """Names, versions and markers are compared as pip would for this interpreter."""
     version = installed("pytest")
     problems = sky.Image(pip=[requirement.format(version=version)]).missing()
     assert len(problems) == (problem is not None)
@@ -282,7 +282,7 @@ def test_requirements_are_compared_with_what_is_installed(requirement, problem):
     ],
 )
 def test_odd_versions_are_compared_as_by_pip(version, requirement, met, monkeypatch):
-    """Pre-releases that are installed count; a version from before PEP 440 meets only a name."""
+    """Installed pre-releases count, and a version from before PEP 440 meets only a name."""
     monkeypatch.setattr("skyward_lite.image.installed", lambda name: version)
     assert sky.Image(pip=[f"a{requirement}"]).missing() == (
         [] if met else [f"a{requirement} is wanted, {version} is installed"]
@@ -290,7 +290,7 @@ def test_odd_versions_are_compared_as_by_pip(version, requirement, met, monkeypa
 
 
 def test_packages_are_known_by_the_names_of_requirements():
-    """However they are spelled; what names no package, as a path, has none."""
+    """A requirement's package is known however its name is spelled; a path names none."""
     image = sky.Image(
         pip=["Scikit_Learn>=1; python_version > '3'", "a==1", "b.c @ https://host/b", "./d", "git+https://e/f"]
     )

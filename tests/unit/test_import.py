@@ -1,4 +1,4 @@
-"""What importing the package costs: modules, not seconds; those are for `make bench`."""
+"""Cost of importing the package in modules; `make bench` measures the seconds."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ def imported(code: str) -> set[str]:
 
 
 def test_importing_the_package_imports_next_to_nothing():
-    """What is heavy is imported where it is used; the package's own names when they are asked for."""
+    """Heavy modules are imported where they are used, and the package's own when their names are asked for."""
     modules = imported("import skyward_lite")
     assert "skyward_lite" in modules
     assert not modules & {*HEAVY, "cloudpickle", "typing", "skyward_lite.client.pool"}
 
 
 def test_naming_the_pool_imports_nothing_heavy():
-    """Neither do the names themselves: joblib comes with the pool's start, importlib.metadata with its image."""
+    """`sky.pool` imports nothing heavy: joblib comes with the pool's start, importlib.metadata with its image."""
     modules = imported("import skyward_lite as sky\nsky.pool(sky.Local(2)), sky.compute")
     assert {"cloudpickle", "skyward_lite.client.pool"} <= modules
     assert not modules & HEAVY
 
 
 @pytest.mark.parametrize(("image", "compares"), [("sky.Image()", False), ("sky.Image(pip=['joblib>=1'])", True)])
-def test_an_image_without_requirements_imports_no_parser_of_them(image, compares):
-    """The exact versions that a pool's own plugins ask for are compared without it."""
+def test_image_without_requirements_does_not_import_packaging(image, compares):
+    """Exact versions that a pool's plugins ask for are compared without the parser of requirements."""
     modules = imported(f"import skyward_lite as sky\nwith sky.pool(sky.Local(1), image={image}): pass")
     assert ("packaging.requirements" in modules) == compares
 
 
 def test_the_nodes_processes_import_no_more_than_they_need():
-    """The agent unpickles nothing; the worker has no pool."""
+    """The agent does not import unpickling, and the worker not the pool."""
     assert not imported("import skyward_lite.node.agent") & {*HEAVY, "cloudpickle", "typing"}
     assert not imported("import skyward_lite.node.worker") & {*HEAVY, "skyward_lite.client.pool"}
 
@@ -53,12 +53,12 @@ def test_the_nodes_processes_import_no_more_than_they_need():
     "room", ["client.lazy", "client.pool", "errors", "image", "pickling.payload", "plugins", "providers.local"]
 )
 def test_any_module_may_be_imported_first(room):
-    """As unpickling does in a worker; then the package's names are there too."""
+    """Each module can be imported first, as unpickling does in a worker, and the package's names are there then."""
     assert "skyward_lite.client.pool" in imported(f"import skyward_lite.{room}, skyward_lite as sky\nsky.pool")
 
 
-def test_the_package_has_the_names_that_it_lists():
-    """And no others: those that it once imported lazily are looked up no more."""
+def test_public_names_are_listed():
+    """The package has the names of `__all__` and looks up no others."""
     names = imported("from skyward_lite import *\nfor name in list(globals()): sys.modules[f'has.{name}'] = None")
     assert {f"has.{name}" for name in sky.__all__} <= names
     assert dir(sky) == sorted(sky.__all__)
@@ -67,8 +67,8 @@ def test_the_package_has_the_names_that_it_lists():
         sky.poll  # noqa: B018
 
 
-def test_type_checkers_see_the_names_that_the_package_has():
-    """The names that the package imports for type checkers are those that it looks up, in the same modules."""
+def test_type_checkers_see_the_public_names():
+    """The names imported for type checkers are those that the package looks up, in the same modules."""
     seen = {}
     for node in ast.walk(ast.parse(Path(sky.__file__).read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
@@ -77,7 +77,7 @@ def test_type_checkers_see_the_names_that_the_package_has():
 
 
 def test_pool_is_the_class():
-    """Its signature is the class's own, and so is its docstring."""
+    """`sky.pool` has the class's signature and docstring."""
     assert sky.pool is sky.ComputePool
     signature = inspect.signature(sky.pool)
     assert list(signature.parameters) == [

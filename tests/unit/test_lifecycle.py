@@ -1,4 +1,4 @@
-"""A pool's stages: they are passed in order, each at most once, by whichever thread comes first."""
+"""Stages of a pool: they are passed in order, each at most once, by whichever thread comes first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from skyward_lite.client.lifecycle import Lifecycle, Stage
 
 
-def test_a_pool_goes_forward_only():
-    """A stage that was reached or skipped is not entered again, and only one of two callers has entered it."""
+def test_lifecycle_goes_forward_only():
+    """A stage that was reached or skipped is not entered again, and only one of two callers enters it."""
     lifecycle = Lifecycle()
     assert lifecycle.stage is Stage.NEW
     assert lifecycle.advance(Stage.OPEN)
@@ -21,8 +21,8 @@ def test_a_pool_goes_forward_only():
     assert lifecycle.advance(Stage.CLOSED)
 
 
-def test_of_several_threads_one_begins_to_leave():
-    """The others learn that they were not the first."""
+def test_lifecycle_is_left_by_one_of_several_threads():
+    """Of several threads that leave a pool, one learns that it is the first."""
     lifecycle, first, ready = Lifecycle(), [], threading.Barrier(8)
 
     def leave():
@@ -37,8 +37,8 @@ def test_of_several_threads_one_begins_to_leave():
     assert sorted(first) == [False] * 7 + [True]
 
 
-def test_who_waits_for_a_stage_is_woken():
-    """At once, not after the bound on the wait."""
+def test_lifecycle_wakes_a_thread_that_waits_for_a_stage():
+    """A thread that waits for a stage is woken at once, not after the bound on the wait."""
     lifecycle, woken = Lifecycle(), threading.Event()
 
     def wait():
@@ -57,6 +57,6 @@ def test_who_waits_for_a_stage_is_woken():
     ("stage", "word"),
     [("NEW", "new"), ("OPEN", "open"), ("DRAINING", "closing"), ("CANCELLING", "closing"), ("CLOSED", "closed")],
 )
-def test_a_stage_has_a_word_for_users(stage, word):
-    """In a pool's repr, and in errors of calls that come too early or too late."""
+def test_lifecycle_stages_have_a_word_for_users(stage, word):
+    """Each stage has a word for the pool's repr and for errors of calls that come too early or too late."""
     assert Stage[stage].word == word

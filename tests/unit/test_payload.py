@@ -12,13 +12,8 @@ from skyward_lite import PayloadTooLargeError, RemoteError, RemoteTraceback
 from skyward_lite.pickling import exceptions, payload
 
 
-@pytest.fixture
-def encoder() -> payload.Encoder:
-    return payload.Encoder(1 << 20)
-
-
-def test_values_survive(encoder):
-    """What goes in comes out, lambdas and closures included."""
+def test_values_round_trip(encoder):
+    """Values arrive equal, lambdas and closures included."""
     k = 3
     pickled, buffers = encoder.dumps((lambda x: x + k, {"a": [1, None]}))
     function, value = payload.loads(pickled, buffers)
@@ -38,15 +33,15 @@ def test_large_arrays_travel_beside_the_pickle(encoder):
     assert (two == large).all()
 
 
-def test_non_contiguous_arrays_survive(encoder):
-    """Slices and Fortran order arrive as they were."""
+def test_non_contiguous_arrays_round_trip(encoder):
+    """Slices and arrays in Fortran order arrive as they were."""
     array = np.arange(40_000).reshape(200, 200)
     for value in (array[::2, ::3], np.asfortranarray(array), array.T):
         assert (payload.loads(*encoder.dumps(value)) == value).all()
 
 
 def test_more_buffers_than_a_message_has_parts(encoder):
-    """Beyond 1,000 the buffers stay in the pickle."""
+    """Beyond 1,000 buffers of a message the others stay in the pickle."""
     arrays = [np.full(2048, i) for i in range(50)]
     encoder.limit = 1 << 30
     many = arrays * 21
@@ -56,8 +51,8 @@ def test_more_buffers_than_a_message_has_parts(encoder):
     assert all((a == b).all() for a, b in zip(payload.loads(pickled, buffers), many, strict=True))
 
 
-def test_nothing_is_remembered_between_values(encoder):
-    """A pickler that is kept does not refer to what an earlier payload held."""
+def test_encoder_holds_nothing_between_values(encoder):
+    """An encoder that is used again does not refer to an earlier value."""
     shared = ["x" * 100]
     first, _ = encoder.dumps(shared)
     second, _ = encoder.dumps(shared)
@@ -65,7 +60,7 @@ def test_nothing_is_remembered_between_values(encoder):
     assert pickle.loads(second) == shared
 
 
-def test_a_failed_pickle_leaves_no_trace(encoder):
+def test_encoder_is_reset_after_an_error(encoder):
     """After an error the encoder is as new."""
     with pytest.raises(TypeError):
         encoder.dumps([np.arange(10_000), threading.Lock()])
@@ -74,7 +69,7 @@ def test_a_failed_pickle_leaves_no_trace(encoder):
 
 
 def test_too_large_payloads_are_named(encoder):
-    """The error has size, limit and remedy, for pickles and for buffers."""
+    """A payload that is too large is an error with size, limit and remedy, for pickles and for buffers."""
     for value in (b"x" * (1 << 20), np.zeros(1 << 20, np.uint8)):
         with pytest.raises(PayloadTooLargeError, match=r"1,048,\d\d\d bytes.*limit of 1,048,576.*max_payload"):
             encoder.dumps(value)
@@ -107,7 +102,7 @@ def travelled(encoder: payload.Encoder, error: BaseException) -> BaseException:
 
 
 def test_exceptions_carry_their_traceback(encoder):
-    """Type, arguments, text of the traceback, and which call of which node it was, arrive."""
+    """An exception arrives with type, arguments, the traceback's text, and which call of which node it was."""
     error = travelled(encoder, raised(KeyError("k")))
     assert type(error) is KeyError
     assert error.args == ("k",)
@@ -118,8 +113,8 @@ def test_exceptions_carry_their_traceback(encoder):
 
 
 @pytest.mark.parametrize("error", [Unpicklable("u"), NeedsTwo("n", 2)])
-def test_exceptions_that_do_not_survive_are_named(encoder, error):
-    """A surrogate has the original's type, text and traceback."""
+def test_exceptions_that_cannot_be_rebuilt_get_a_surrogate(encoder, error):
+    """The surrogate of an exception has the original's type, text and traceback."""
     got = travelled(encoder, raised(error))
     assert type(got) is RemoteError
     assert f"{type(error).__name__}: {error}" in str(got)
@@ -134,8 +129,8 @@ class Frozen(Exception):
         return Frozen, (self.n,)
 
 
-def test_exceptions_may_refuse_attributes(encoder):
-    """A frozen dataclass arrives as itself."""
+def test_exceptions_that_are_frozen_dataclasses(encoder):
+    """An exception that refuses attributes, as a frozen dataclass does, arrives as itself."""
     got = travelled(encoder, Frozen(3))
     assert type(got) is Frozen
     assert got.n == 3
@@ -152,15 +147,15 @@ class Hopeless(Exception):
         raise LookupError
 
 
-def test_the_most_hostile_exception_is_still_told(encoder):
-    """A worker must be able to report anything."""
+def test_exceptions_whose_methods_all_raise(encoder):
+    """An exception whose methods all raise still arrives as an error."""
     got = travelled(encoder, raised(Hopeless()))
     assert type(got) is RemoteError
     assert "Hopeless" in str(got)
 
 
-def test_long_texts_are_shortened(encoder):
-    """An exception over the limit is replaced by its beginning and end."""
+def test_exceptions_with_a_long_text_are_shortened(encoder):
+    """An exception over the limit is replaced by its text's beginning and end."""
     got = travelled(encoder, raised(ValueError("x" * (2 << 20))))
     assert type(got) is RemoteError
     assert "ValueError: xxx" in str(got)
@@ -168,8 +163,8 @@ def test_long_texts_are_shortened(encoder):
     assert len(str(got)) < 1 << 17
 
 
-def test_pickling_may_pickle(encoder):
-    """An argument that is pickled by pickling something else does not disturb its own pickle."""
+def test_reentrant_pickling(encoder):
+    """An argument whose pickling pickles another object does not disturb its own pickle."""
 
     class Inner:
         def __reduce__(self):

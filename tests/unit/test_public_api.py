@@ -70,8 +70,8 @@ def parameters(thing: Any) -> str:
     return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
 
 
-def test_names_and_signatures_are_as_recorded() -> None:
-    """Names, the order and kind of parameters, their defaults, fields, methods, and what errors derive from."""
+def test_public_names_and_signatures_are_as_recorded() -> None:
+    """Names, parameters, defaults, fields, methods and bases of errors are those of `public_api.txt`."""
     found = "".join(f"{line}\n" for line in described())
     if os.environ.get("RECORD_API"):
         RECORD.write_text(found)

@@ -1,4 +1,4 @@
-"""The states of a worker's task loop, with a scripted core: what is raised at each step, and how the tasks end."""
+"""States of a worker's task loop, with a scripted core: asynchronous exceptions at each step, and how the tasks end."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ def run(core):
 
 
 @pytest.mark.parametrize("step", ["before take", "after take", "before finish", "after finish"])
-def test_what_is_raised_between_two_tasks_is_dropped(step):
-    """Each task runs once, and its end is handed in."""
+def test_asynchronous_exception_between_tasks_is_dropped(step):
+    """After an exception between two tasks each task has run once, and its outcome is handed in."""
     core = ScriptedCore([single(note, (1,)), (payload.BATCH, [(note, (2,), {}), (note, (3,), {})])], [step, step])
     assert run(core) == {1: (_core.RETURNED, 1), 2: (_core.RETURNED, [2, 3])}
     assert ran == [1, 2, 3]
 
 
-def test_what_is_raised_while_a_task_runs_is_its_end():
-    """For a batch, its position among the calls is known."""
+def test_asynchronous_exception_during_a_task_is_its_outcome():
+    """An exception while a task runs is its outcome, with the position of the call in a batch."""
     core = ScriptedCore([single(stray, ()), (payload.BATCH, [(note, (2,), {}), (stray, (), {})])])
     ends = run(core)
     assert [code for code, _ in ends.values()] == [_core.RAISED, _core.RAISED]
@@ -88,8 +88,8 @@ def test_what_is_raised_while_a_task_runs_is_its_end():
     assert ends[2][1][2][1] == 1
 
 
-def test_a_second_exception_becomes_the_end_and_the_task_does_not_run_again(monkeypatch):
-    """It came while the task's own one was being pickled."""
+def test_asynchronous_exception_while_an_error_is_pickled(monkeypatch):
+    """An exception while the task's own one is pickled becomes the outcome, and the task does not run again."""
     dump = exceptions.dump
     times = iter(range(10))
 
@@ -114,8 +114,8 @@ def test_a_second_exception_becomes_the_end_and_the_task_does_not_run_again(monk
     assert ran == [1, 2]
 
 
-def test_a_loop_that_gets_nowhere_ends_its_process(monkeypatch):
-    """The agent starts another one."""
+def test_task_loop_without_progress_ends_its_process(monkeypatch):
+    """A loop that is interrupted again and again ends its process, and the agent starts another one."""
 
     def end(code):
         raise SystemExit(code)

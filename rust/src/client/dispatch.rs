@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | a caller submits, cancels or aborts a task | `submit`, `cancel`, `abort` | `Send`, `Tell`, `Complete` |
 //! | a caller has taken ends of tasks | `taken` | `Acknowledge` |
+//! | a caller answers a note | `answer_note` | `Tell` |
 //! | nodes are added, are on their way, greet | `add_node`, `expect`, `begin`, `greeted` | `Complete` |
 //! | a node sends frames, or is lost | `received`, `lost` (`arrivals.rs`) | all of them |
 //! | a heartbeat is due; a tick has passed | `beat` (`arrivals.rs`), `tick` | `Tell`, `Acknowledge`, `Complete` |
@@ -59,9 +60,9 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Dispatch {
     pub(super) queue: Queue,
-    /// By number. Nodes are never removed.
+    /// The nodes by their numbers. A node is added by [`Dispatch::add_node`] and never removed.
     pub(super) nodes: Vec<NodeRecord>,
-    /// The pool was closed: whatever is submitted ends at once.
+    /// The pool was closed: each task that is submitted ends at once. Set by [`Dispatch::close`].
     pub(super) closing: bool,
     /// Nodes that are on their way and not added yet. Set by [`Dispatch::expect`].
     expected: usize,
@@ -316,7 +317,7 @@ impl Dispatch {
         }));
     }
 
-    /// Send a node what it is told; [`Dispatch::wake`] must follow.
+    /// Append an action that puts a frame into a node's outbox; [`Dispatch::wake`] must follow.
     pub(super) fn send(&mut self, node: PeerId, action: Action, out: &mut Vec<Action>) {
         self.wakeups.add(node);
         out.push(action);
@@ -343,7 +344,7 @@ impl Dispatch {
         }
     }
 
-    /// Request the node that holds a task about it, at once.
+    /// Send the node that holds a task a request about it, at once.
     fn ask_about(&mut self, node: PeerId, request: Request, task: u64, out: &mut Vec<Action>) {
         if let Some(id) = self.queue.attempt(task) {
             self.ask(node, request, id, out);
@@ -351,7 +352,7 @@ impl Dispatch {
         }
     }
 
-    /// Request a node about a task; its answer is due from now on. [`Dispatch::wake`] must follow.
+    /// Send a node a request about a task; the node's answer is due from now on. [`Dispatch::wake`] must follow.
     fn ask(&mut self, node: PeerId, request: Request, id: Attempt, out: &mut Vec<Action>) {
         if let Some(session) = session(&mut self.nodes, node) {
             session.life.ask(request, id);

@@ -19,8 +19,8 @@ use crate::text;
 use crate::timing::Timing;
 use crate::wire::{AgentHello, Body, ClientHello, Event, FrameSender, Offer, Outbox};
 
-/// Actions for which the buffer keeps memory.
-const KEPT_ACTIONS: usize = 1024;
+/// Actions for which the buffer keeps memory: as many as come of the events of one read from a node.
+const KEPT_ACTIONS: usize = 4 * 1024;
 
 /// What the callers' threads and the I/O thread share.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ pub const MAX_BATCH_PAUSE: Duration = Duration::from_micros(200);
 pub struct Wakeups {
     /// Nodes for which there are frames, and whose sender was not woken since.
     due: BTreeSet<PeerId>,
-    /// Tasks that were submitted since senders were woken last.
+    /// Tasks that threads submitted to the queues that they take from, since senders were woken last.
     batched: usize,
     /// Of each completion queue: the thread that takes its tasks, and when it last took or submitted one.
     takers: HashMap<u64, (ThreadId, Instant)>,
@@ -65,7 +65,7 @@ impl Wakeups {
         self.batched < (unfinished / BATCH_SHARE).min(MAX_BATCHED) && pause < MAX_BATCH_PAUSE
     }
 
-    /// Return whether no batch is too large and only these first `nodes` are to be woken.
+    /// Return whether the batch is not too large, and each node that is to be woken is one of the first `nodes`.
     #[must_use]
     pub fn is_consistent(&self, nodes: usize) -> bool {
         self.batched < MAX_BATCHED && self.due.iter().all(|id| *id < nodes)

@@ -39,7 +39,7 @@ pub enum Input<'a> {
 pub struct Exit {
     /// The process's number.
     pub pid: u32,
-    /// How it ended, in words that follow its name: "exited with status 3".
+    /// How it ended, in words that follow its name: "exited with status 3". Empty if `unreadable` says why it was ended.
     pub how: String,
     /// The end of its standard error.
     pub stderr_tail: String,

@@ -170,7 +170,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
         }
     }
 
-    /// Let the goodbye reach the client: it closes its end when it has read it.
+    /// Send the goodbye, and wait until the client has read it: the client closes its end then.
     async fn say_goodbye(&mut self, why: &str) {
         self.link.send(|o| o.close(why));
         let both = async {
@@ -181,8 +181,8 @@ impl<R: AsyncRead + Unpin> Session<R> {
     }
 }
 
-/// Tell the client of this process's agent that the node will soon be gone, and why (at most [`MAX_REASON`] bytes of it):
-/// what is not running here goes elsewhere. Only the first call counts. False if no client is being served.
+/// Send the client of this process's agent the notice that the node will soon be gone, and why (at most [`MAX_REASON`]
+/// bytes of it): tasks that do not run yet go elsewhere. Only the first call counts. Return false if no client is served.
 #[must_use]
 pub fn drain(reason: &str) -> bool {
     let Some(agent) = lock(&SERVING).upgrade() else { return false };
@@ -239,7 +239,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Whether a client's message is to be stored, now that its first chunk is here.
+/// Return whether a client's message is to be stored, now that its first chunk is here.
 fn admit_task(offer: &Offer) -> Result<bool, FrameError> {
     if offer.body == Body::Task { Ok(true) } else { Err(FrameError::BadSequence("a result or a note from a client")) }
 }
@@ -264,7 +264,7 @@ impl Agent {
         Self { link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
     }
 
-    /// Have the decider decide, and carry its actions out.
+    /// Hand the decider what happened, and carry out what it decides.
     fn handle(self: &Arc<Self>, input: Input<'_>) {
         let mut inner = lock(&self.inner);
         let Inner { state, actions, .. } = &mut *inner;
@@ -287,6 +287,11 @@ impl Agent {
         let mut replied = false;
         while !actions.is_empty() {
             for action in actions.drain(..) {
+                if replied && matches!(action, Action::Start(_) | Action::Kill(_)) {
+                    // These take milliseconds, and what was decided before is not to wait for them.
+                    self.link.flush();
+                    replied = false;
+                }
                 replied |= matches!(action, Action::Reply(_) | Action::Deliver(..));
                 match action {
                     Action::Reply(control) => self.link.stage(|o| o.control(control)),
@@ -317,7 +322,7 @@ impl Agent {
         }
     }
 
-    /// Have the workers end in order, and wait for them, at most [`Timing::worker_exit`].
+    /// Ask the workers to end in order, and wait for them, at most [`Timing::worker_exit`].
     async fn dismiss_workers(self: &Arc<Self>) {
         self.handle(Input::Dismiss);
         self.wait_for_workers(Timing::DEFAULT.worker_exit).await;
@@ -362,9 +367,8 @@ impl Observer for Agent {
     fn on_exit(self: &Arc<Self>, worker: PeerId, status: io::Result<ExitStatus>, unreadable: Option<&FrameError>) {
         let mut inner = lock(&self.inner);
         let Inner { state, supervisor, actions, .. } = &mut *inner;
-        if let Some(exit) = supervisor.remove(worker, status, unreadable) {
-            state.handle(Input::Exited(worker, exit), Instant::now(), actions);
-            self.carry_out(&mut inner);
-        }
+        let exit = supervisor.remove(worker, !state.is_over(), status, unreadable);
+        state.handle(Input::Exited(worker, exit), Instant::now(), actions);
+        self.carry_out(&mut inner);
     }
 }

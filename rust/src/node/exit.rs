@@ -7,7 +7,9 @@ use std::process::ExitStatus;
 /// Follows the processes that the kernel ends for want of memory.
 #[derive(Debug)]
 pub struct OomCounter {
-    /// How many there were when it was looked at last; `None` if the system does not say.
+    /// Reads how many there are; `None` if the system does not say.
+    read: fn() -> Option<u64>,
+    /// How many there were at the last look.
     kills: Option<u64>,
 }
 
@@ -15,12 +17,16 @@ impl OomCounter {
     /// Count from now on.
     #[must_use]
     pub fn new() -> Self {
-        Self { kills: oom_kills() }
+        Self::reading(oom_kills)
     }
 
-    /// Whether the kernel has ended a process since the last call.
+    fn reading(read: fn() -> Option<u64>) -> Self {
+        Self { read, kills: read() }
+    }
+
+    /// Return whether the kernel has ended a process since the last call.
     fn has_risen(&mut self) -> bool {
-        let before = std::mem::replace(&mut self.kills, oom_kills());
+        let before = std::mem::replace(&mut self.kills, (self.read)());
         self.kills > before
     }
 }
@@ -42,7 +48,8 @@ fn oom_kills() -> Option<u64> {
     count(&format!("/sys/fs/cgroup{path}/memory.events")).or_else(|| count("/proc/vmstat"))
 }
 
-/// Return how a process ended, in words that follow its name: "exited with status 3".
+/// Return how a process ended, in words that follow its name: "exited with status 3". Asks the kernel, which takes about
+/// 0.2 ms, whether it ended a process for want of memory since the last call; so this is for a process that ended by itself.
 #[must_use]
 pub fn describe_exit(status: io::Result<ExitStatus>, oom: &mut OomCounter) -> String {
     let out_of_memory = oom.has_risen();
@@ -74,4 +81,33 @@ pub fn describe_stderr(tail: &[u8]) -> String {
     let text = String::from_utf8_lossy(tail);
     let text = text.trim();
     if text.is_empty() { String::new() } else { format!("; the end of its standard error:\n{text}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    static KILLS: AtomicU64 = AtomicU64::new(5);
+
+    /// The kernel's kill is the reason of the next process that dies of SIGKILL, and of that one only.
+    #[test]
+    #[allow(clippy::unnecessary_wraps)] // `None` is for systems that do not say
+    fn a_lack_of_memory_is_named_once() {
+        fn read() -> Option<u64> {
+            Some(KILLS.load(Ordering::Relaxed))
+        }
+        let mut oom = OomCounter::reading(read);
+        let mut describe = |signal| describe_exit(Ok(ExitStatus::from_raw(signal)), &mut oom);
+        let by_hand = "was killed by signal 9 (SIGKILL; the kernel's out-of-memory killer uses it too)";
+        assert_eq!(describe(9), by_hand);
+        KILLS.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(describe(9), "was killed by the kernel's out-of-memory killer (SIGKILL)");
+        assert_eq!(describe(9), by_hand);
+        // A process that a task had started was killed, and the worker ended of that.
+        KILLS.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(describe(3 << 8), "exited with status 3");
+        assert_eq!(describe(9), by_hand);
+    }
 }

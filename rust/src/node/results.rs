@@ -34,25 +34,25 @@ pub struct Results {
 }
 
 impl Results {
-    /// Whether so many bytes wait for the client's credit that the workers are not to be read from.
+    /// Return whether so many bytes wait for the client's credit that the workers are not to be read from.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.backlog_bytes + self.notes_backlog_bytes > AGENT_BACKLOG
     }
 
-    /// Results that the client has not acknowledged, and those that were not sent yet.
+    /// Return how many results the client has not acknowledged; those that were not sent yet count.
     #[must_use]
     pub fn len(&self) -> usize {
         self.unacknowledged.len() + self.backlog.len()
     }
 
-    /// Whether the client has acknowledged every result.
+    /// Return whether the client has acknowledged every result.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Results that were not sent yet, because the client has given no credit for them.
+    /// Return how many results were not sent yet, because the client has given no credit for them.
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.backlog.len()
@@ -141,7 +141,7 @@ impl Results {
         }
     }
 
-    /// Whether all sums are those of what they count, and nothing waits for which there is credit.
+    /// Return whether each sum is that of the messages that it counts, and no message waits for which there is credit.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
         let cost = |messages: &VecDeque<Message>| messages.iter().map(Message::cost).sum::<usize>();

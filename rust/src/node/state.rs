@@ -98,8 +98,8 @@ impl State {
         debug_assert!(self.is_consistent(), "{self:?}");
     }
 
-    /// Whether a worker's message is to be stored, now that its first chunk is here. A task can write to the socket of its
-    /// worker, so a result counts only from the worker that holds the task.
+    /// Return whether a worker's message is to be stored, now that its first chunk is here. A task can write to the socket
+    /// of its worker, so a result counts only from the worker that holds the task.
     ///
     /// # Errors
     /// [`FrameError::BadSequence`] for a task, which no worker sends.
@@ -111,13 +111,19 @@ impl State {
         }
     }
 
-    /// Whether so much waits for the client's credit that the workers are not to be read from.
+    /// Return whether so many bytes wait for the client's credit that the workers are not to be read from.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.tasks.results.is_full()
     }
 
-    /// Tasks that have not ended, and results that wait for the client's credit.
+    /// Return whether all workers are to end: then no task is blamed for a worker's end, and nobody asks how it ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.workers.is_over()
+    }
+
+    /// Return how many tasks have not ended, and how many results wait for the client's credit.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         (self.tasks.queue.len(), self.tasks.results.backlog())
@@ -298,11 +304,12 @@ impl State {
         }
         self.tasks.answer_if_full(out);
         // First: the spare for a worker that is replaced now starts with the next tick, not beside the replacement.
-        self.workers.keep_spare(now, out);
+        self.workers.start_spare(now, out);
         if let Some(limit) = self.settings.task_timeout {
             self.end_late_tasks(limit, running, now, out);
         }
         self.workers.end_overdue(&mut self.tasks, now, out);
+        self.workers.retire_surplus(now);
         self.workers.kill_lost(&self.tasks, now, out);
     }
 
@@ -330,11 +337,11 @@ impl State {
         }
     }
 
-    /// Ask workers to end as interpreters do, which runs what was registered with `atexit`, finalizers, and writes what
-    /// open files hold back.
+    /// Ask workers to end as interpreters do: `atexit` callbacks and finalizers run, and the text that open files hold back
+    /// is written.
     ///
-    /// A worker that has not run a task has nothing to write and nobody to tell, and one that holds a task does not come to
-    /// its end in time: both are killed at once. Where a plugin has set something up in the workers, all are asked.
+    /// A worker that has not run a task has nothing to write, and a worker that holds a task does not come to its end in
+    /// time: both are killed at once. Where a plugin has set something up in the workers, all of them are asked.
     fn dismiss(&mut self, out: &mut Vec<Action>) {
         self.workers.finish();
         for (id, worker) in self.workers.iter() {
@@ -347,7 +354,7 @@ impl State {
         }
     }
 
-    /// Whether every part of the state agrees with the others, and each task is in exactly one place. Slow: for tests.
+    /// Return whether every part of the state agrees with the others, and each task is in exactly one place. Slow: for tests.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
         self.workers.is_over() || self.workers.is_consistent(&self.tasks)

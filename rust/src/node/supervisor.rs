@@ -33,8 +33,6 @@ use crate::wire::{EventReader, FrameSender, hello};
 pub const EXIT_TIMEOUT: Duration = Timing::DEFAULT.worker_kill;
 /// How long output is awaited after the worker's end: a process outside of its group may hold the pipe.
 const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_millis(200);
-/// How often it is looked whether workers are to be read from again, if the notice of it was missed.
-const BACKLOG_POLL: Duration = Timing::DEFAULT.tick;
 /// Variables that limit the threads of the numeric libraries, which each take all cores by themselves.
 const THREAD_VARIABLES: [&str; 7] = [
     "OMP_NUM_THREADS",
@@ -46,17 +44,17 @@ const THREAD_VARIABLES: [&str; 7] = [
     "NUMEXPR_NUM_THREADS",
 ];
 
-/// Whoever is told what the worker processes send, and that they ended.
+/// The part that hears what the worker processes send, and that they ended: the agent.
 pub trait Observer: Send + Sync + 'static {
-    /// Whether a worker's message is to be stored, now that its first chunk is here.
+    /// Return whether a worker's message is to be stored, now that its first chunk is here.
     fn admit(&self, worker: PeerId, offer: &Offer) -> Result<bool, FrameError>;
     /// Take what a worker sent, and empty the buffer.
     fn on_events(self: &Arc<Self>, worker: PeerId, events: &mut Vec<Event>);
-    /// Whether the workers are not to be read from for now.
+    /// Return whether the workers are not to be read from for now.
     fn is_full(&self) -> bool;
-    /// Notified when the workers are to be read from again.
+    /// Return what is notified when the workers are to be read from again.
     fn backlog_drained(&self) -> &Notify;
-    /// A worker's process has ended, and was told of all that it had sent.
+    /// Note that a worker's process has ended. All that it had sent went to `on_events` before.
     fn on_exit(self: &Arc<Self>, worker: PeerId, status: io::Result<ExitStatus>, unreadable: Option<&FrameError>);
 }
 
@@ -91,7 +89,7 @@ impl Supervisor {
         Self { command, greeting, threads, client, processes: HashMap::new(), oom: OomCounter::new() }
     }
 
-    /// Start a worker, and tell `observer` what becomes of it.
+    /// Start a worker, whose observer hears what becomes of it.
     pub fn start<O: Observer>(&mut self, id: PeerId, observer: Arc<O>) -> Result<(), AgentError> {
         let (ours, theirs) = StdUnixStream::pair().map_err(AgentError::Spawn)?;
         let table = SlotTable::new().map_err(AgentError::Spawn)?;
@@ -167,7 +165,7 @@ impl Supervisor {
         self.processes.values().for_each(|process| process.group.kill());
     }
 
-    /// Whether no process is left.
+    /// Return whether no process is left.
     pub fn is_empty(&self) -> bool {
         self.processes.is_empty()
     }
@@ -177,21 +175,23 @@ impl Supervisor {
         self.processes.get(&worker).map(|process| process.table.running(self.greeting.slots)).unwrap_or_default()
     }
 
-    /// Forget a process that has ended, and return how it ended.
+    /// Forget a process that has ended. Returns how it ended, if `is_asked`; else nothing is looked up.
     pub fn remove(
         &mut self,
         worker: PeerId,
+        is_asked: bool,
         status: io::Result<ExitStatus>,
         unreadable: Option<&FrameError>,
-    ) -> Option<Exit> {
-        let process = self.processes.remove(&worker)?;
-        Some(Exit {
+    ) -> Exit {
+        let Some(process) = self.processes.remove(&worker).filter(|_| is_asked) else { return Exit::default() };
+        Exit {
             pid: process.pid,
-            how: describe_exit(status, &mut self.oom),
+            // A process that was ended for what it sent did not die for want of memory: the kernel's kill was another one's.
+            how: if unreadable.is_none() { describe_exit(status, &mut self.oom) } else { String::new() },
             stderr_tail: describe_stderr(&lock(&process.stderr_tail)),
             unreadable: unreadable.map(ToString::to_string),
             running: process.table.running(self.greeting.slots),
-        })
+        }
     }
 }
 
@@ -264,8 +264,11 @@ async fn read<O: Observer>(
             Ok(()) => observer.on_events(id, &mut events),
         }
         while observer.is_full() {
-            // The bound is for a notice between the look and the wait.
-            drop(tokio::time::timeout(BACKLOG_POLL, observer.backlog_drained().notified()).await);
+            // From here on no notice is missed. One that came before shows at the second look.
+            let drained = observer.backlog_drained().notified();
+            if observer.is_full() {
+                drained.await;
+            }
         }
     }
 }

@@ -106,7 +106,7 @@ impl Tasks {
         Ok(())
     }
 
-    /// Give a task back to the client, unless it runs.
+    /// Hand a task back to the client, unless it runs.
     pub fn recall(&mut self, id: Attempt, out: &mut Vec<Action>) {
         match self.queue.give_up(id.task) {
             Cancelled::Dropped => out.push(Action::Reply(Control::GivenBack(id))),
@@ -141,7 +141,7 @@ impl Tasks {
         }
     }
 
-    /// Tell the client that a task, which a worker holds, goes on.
+    /// Answer the client that a task, which a worker holds, goes on.
     fn refuse(&mut self, id: Attempt, out: &mut Vec<Action>) {
         if !self.is_aborting(id) {
             self.queue.uncancel(id.task);
@@ -158,7 +158,7 @@ impl Tasks {
         }
     }
 
-    /// A worker has ended a task. Its result goes to the client, unless the task has ended otherwise before.
+    /// End a task with its worker's result, which goes to the client, unless the task has ended otherwise before.
     pub fn ended(&mut self, worker: PeerId, result: Message, now: Instant, out: &mut Vec<Action>) {
         if self.aborting.get(&result.id).is_some_and(|deadline| deadline.worker == worker) {
             self.aborting.remove(&result.id);
@@ -169,8 +169,8 @@ impl Tasks {
         }
     }
 
-    /// A worker has run a task for too long: the task ends with `outcome`, and its worker is replaced at the next tick.
-    /// Returns whether the task had not ended before.
+    /// End a task that its worker has run for too long, with this `end`. [`Tasks::overdue_workers`] has the worker from now
+    /// on. Return whether the worker still held the task.
     pub fn time_out(&mut self, worker: PeerId, end: Message, now: Instant, out: &mut Vec<Action>) -> bool {
         let late = self.queue.done(worker, end.id, now);
         if late {
@@ -181,7 +181,7 @@ impl Tasks {
         late
     }
 
-    /// A worker gave a task back, which never began: the worker need not be ended for it.
+    /// Take back a task from its worker. The task never began, so the worker need not be ended for it.
     pub fn given_back(&mut self, worker: PeerId, id: Attempt, out: &mut Vec<Action>) {
         if !self.queue.holds(worker, id) {
             return;
@@ -196,7 +196,7 @@ impl Tasks {
         }
     }
 
-    /// A worker does not give a task back or drop it: the task runs.
+    /// Note that a worker does not give a task back or drop it: the task runs.
     pub fn refused(&mut self, worker: PeerId, id: Attempt, out: &mut Vec<Action>) {
         self.queue.recall_refused(worker, id);
         if self.queue.holds(worker, id) && self.owed_answers.remove(&id) {
@@ -204,9 +204,9 @@ impl Tasks {
         }
     }
 
-    /// A task's worker has died, and not of this task: it runs elsewhere, or goes back to a client that recalled it.
+    /// Put back a task whose worker has died, and not of this task: the task runs elsewhere, goes back to a client that
+    /// recalled it, or ends if it was cancelled.
     pub fn run_elsewhere(&mut self, task: u64, out: &mut Vec<Action>) {
-        // A task that was cancelled ends with this.
         self.queue.requeue(task);
         if let Some(id) = self.queue.attempt(task).filter(|id| self.owed_answers.remove(id)) {
             self.queue.remove(task);
@@ -214,7 +214,8 @@ impl Tasks {
         }
     }
 
-    /// A task's worker has died, perhaps of this task, before it answered the client's question about it: the task goes on.
+    /// Answer the client's question about a task whose worker has died, perhaps of this task, before it could answer: the
+    /// task goes on.
     pub fn refuse_suspect(&mut self, task: u64, out: &mut Vec<Action>) {
         if let Some(id) = self.queue.attempt(task).filter(|id| self.owed_answers.remove(id)) {
             self.queue.uncancel(task);
@@ -237,13 +238,13 @@ impl Tasks {
         }
     }
 
-    /// Whether a task was aborted, or ended for its time, and its worker has not ended it yet.
+    /// Return whether a task was aborted, or ended for its time, and its worker has not ended it yet.
     #[must_use]
     pub fn is_aborting(&self, id: Attempt) -> bool {
         self.aborting.contains_key(&id)
     }
 
-    /// The workers that were to end an aborted or late task by now.
+    /// Return the workers that were to end an aborted or late task by now.
     #[must_use]
     pub fn overdue_workers(&self, now: Instant) -> Vec<PeerId> {
         self.aborting.values().filter(|deadline| deadline.by <= now).map(|deadline| deadline.worker).collect()
@@ -257,7 +258,7 @@ impl Tasks {
         tasks
     }
 
-    /// Whether all parts agree with one another: the client is owed answers only for tasks that a worker holds, and only
+    /// Return whether all parts agree with one another: the client is owed answers only for tasks that a worker holds, and only
     /// `workers` have tasks to abort.
     #[must_use]
     pub fn is_consistent(&self, is_there: impl Fn(PeerId) -> bool) -> bool {

@@ -56,20 +56,20 @@ pub struct WorkerState {
 }
 
 impl WorkerState {
-    /// Whether it is taken for stopped: nothing came from it for longer than a living process lets pass.
+    /// Return whether the process is taken for stopped: no byte came from it for longer than [`PEER_TIMEOUT`].
     #[must_use]
     pub fn is_silent(&self) -> bool {
         self.silent_ticks.is_some_and(|ticks| TICK * ticks > PEER_TIMEOUT)
     }
 
-    /// Whether its tasks may have left something to write at its end, and it is not being replaced.
+    /// Return whether its tasks may have left something to write at its end, and it is not being replaced.
     #[must_use]
     pub fn has_something_to_write(&self) -> bool {
         self.has_ended_a_task && !matches!(self.role, Role::Retired(_))
     }
 }
 
-/// Who may have ended a worker process, of the tasks that it held.
+/// Which of the tasks that a worker process held may have ended it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Blame {
     /// The tasks that ran, the one that began last first: most tasks that kill a process do it soon.
@@ -131,7 +131,7 @@ impl Workers {
         self.over
     }
 
-    /// The workers that are there, by their numbers.
+    /// Return the workers that are there, in the order of their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (PeerId, &WorkerState)> {
         self.members.iter().map(|(id, worker)| (*id, worker))
     }
@@ -160,14 +160,14 @@ impl Workers {
         self.members.remove(&worker)
     }
 
-    /// Something came from a worker.
+    /// Note that bytes came from a worker.
     pub fn heard(&mut self, worker: PeerId) {
         if let Some(worker) = self.members.get_mut(&worker) {
             worker.silent_ticks = Some(0);
         }
     }
 
-    /// A worker said that it takes tasks. Returns whether it said so for the first time and all workers are ready now.
+    /// Note that a worker takes tasks. Return whether this is new and all workers are ready now.
     pub fn is_ready(&mut self, id: PeerId, tasks: &mut Tasks, now: Instant) -> bool {
         let Some(worker) = self.members.get_mut(&id).filter(|worker| !worker.ready) else { return false };
         worker.ready = true;
@@ -177,13 +177,13 @@ impl Workers {
         self.members.values().all(|worker| worker.ready)
     }
 
-    /// The node is ready: its spare worker may start after [`SPARE_DELAY`].
+    /// Note that the node is ready: its spare worker may start after [`SPARE_DELAY`].
     pub fn want_spare(&mut self, now: Instant) {
         self.wants_spare = true;
         self.spare_due = Some(now + SPARE_DELAY);
     }
 
-    /// A worker ended a task.
+    /// Note that a worker ended a task.
     pub fn ended_a_task(&mut self, worker: PeerId) {
         if let Some(worker) = self.members.get_mut(&worker) {
             worker.has_ended_a_task = true;
@@ -191,7 +191,7 @@ impl Workers {
         self.early_deaths = 0;
     }
 
-    /// Who of the tasks in `held` may have ended this worker process, which is taken out already.
+    /// Return which of the tasks in `held` may have ended this worker process, which is taken out already.
     ///
     /// Only tasks that began are suspects. If what the process sent could not be read, its answers are unknown, and each
     /// of the first `slots` tasks may have begun. An aborted task is no suspect: the process was ended for it.
@@ -221,12 +221,12 @@ impl Workers {
         blame
     }
 
-    /// Have these tasks run again, each in a process of its own.
+    /// Note that these tasks are to run again, each in a process of its own.
     pub fn suspect(&mut self, tasks: Vec<u64>) {
         self.crash_suspects.extend(tasks);
     }
 
-    /// A regular worker has ended. Replaces it, or returns true if the node is to be given up.
+    /// Replace a regular worker that has ended, or return true if the node is to be given up.
     pub fn lost_regular(&mut self, early: bool, tasks: &mut Tasks, now: Instant, out: &mut Vec<Action>) -> bool {
         self.early_deaths += usize::from(early);
         if self.early_deaths >= MAX_EARLY_DEATHS {
@@ -236,8 +236,8 @@ impl Workers {
         false
     }
 
-    /// A spare or isolated worker has ended. Returns the suspects that are to be given up: too many processes in a row
-    /// ended before they could run one.
+    /// Note that a spare or isolated worker has ended. Return the suspects that are to be given up: all of them, if too many
+    /// processes in a row ended before they could run a suspect.
     pub fn lost_helper(&mut self, early: bool, now: Instant) -> Vec<u64> {
         if !early {
             self.spare_due = Some(now);
@@ -265,8 +265,8 @@ impl Workers {
         }
     }
 
-    /// Have a worker that runs a task that must end replaced. It ends at once if it runs nothing else, see
-    /// [`Workers::end_overdue`].
+    /// Replace a worker that runs a task that must end. [`Workers::kill_lost`] kills the worker at once if it runs nothing
+    /// else.
     pub fn retire(&mut self, id: PeerId, tasks: &mut Tasks, now: Instant, out: &mut Vec<Action>) {
         let Some(role) = self.members.get(&id).map(|worker| worker.role) else { return };
         if matches!(role, Role::Retired(_)) {
@@ -279,7 +279,7 @@ impl Workers {
         }
     }
 
-    /// Give each crash suspect a process for itself, a few at a time, and start the processes that are missing for that.
+    /// Send each crash suspect to a process of its own, a few at a time, and start the processes that are missing for that.
     /// Isolated workers that have nothing left to do become spares.
     pub fn isolate_suspects(&mut self, tasks: &mut Tasks, now: Instant, out: &mut Vec<Action>) {
         let queue = &mut tasks.queue;
@@ -340,17 +340,19 @@ impl Workers {
         }
     }
 
-    /// Keep one spare worker, or as many as crash suspects wait for. Surplus ones are retired, and killed by the next
-    /// [`Workers::kill_lost`].
-    pub fn keep_spare(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let spares: Vec<_> = self.iter().filter(|(_, worker)| worker.role == Role::Spare).map(|(id, _)| id).collect();
-        for &surplus in spares.iter().skip(self.spares_wanted().max(1)) {
-            self.set_role(surplus, Role::Retired(now));
-        }
-        if self.wants_spare && spares.is_empty() && self.spare_due.is_some_and(|due| due <= now) {
+    /// Start the spare worker if there is none and it is due.
+    pub fn start_spare(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.wants_spare && self.count(Role::Spare) == 0 && self.spare_due.is_some_and(|due| due <= now) {
             self.spare_due = None;
             self.start(Role::Spare, out);
         }
+    }
+
+    /// Retire all spare workers but one, or as many as crash suspects wait for. [`Workers::kill_lost`] kills them then.
+    pub fn retire_surplus(&mut self, now: Instant) {
+        let wanted = self.spares_wanted().max(1);
+        let spares = self.members.values_mut().filter(|worker| worker.role == Role::Spare);
+        spares.skip(wanted).for_each(|surplus| surplus.role = Role::Retired(now));
     }
 
     fn count(&self, role: Role) -> usize {
@@ -375,7 +377,7 @@ impl Workers {
         })
     }
 
-    /// Whether each task that no worker may take waits for a process of its own.
+    /// Return whether each task that no worker may take waits for a process of its own.
     #[must_use]
     pub fn is_consistent(&self, tasks: &Tasks) -> bool {
         let suspects: HashSet<_> = self.crash_suspects.iter().copied().collect();

@@ -139,7 +139,7 @@ impl Worker {
         Ok((worker, setup))
     }
 
-    /// Tell the agent that the process takes tasks now.
+    /// Send the agent the hello, which says that the process takes tasks now.
     ///
     /// # Errors
     /// [`SessionError::BadHello`] never in practice: the hello is a constant.
@@ -198,12 +198,12 @@ impl Worker {
         self.shared.notes.forget(number);
     }
 
-    /// Let the time of the task in this slot begin anew: it goes on to the next call of a batch.
+    /// Count the time of the task in this slot from now on: the task goes on to the next call of a batch.
     pub fn restart(&self, slot: usize) {
         self.shared.table.restart(slot);
     }
 
-    /// Let the time of the task in this slot count no more until it begins anew: it waits for another task.
+    /// Count the time of the task in this slot no more until [`Worker::restart`]: the task waits for another task.
     pub fn pause(&self, slot: usize) {
         self.shared.table.stop(slot);
     }
@@ -306,7 +306,7 @@ impl Worker {
         }
     }
 
-    /// Tell the agent that this process lives, and end the process group when the lease is over.
+    /// Send the agent heartbeats, and end the process group when the lease is over.
     fn watch(&self) {
         let mut told = Instant::now();
         loop {

@@ -182,7 +182,7 @@ impl TaskQueue {
         Some(WAKE_DELAY)
     }
 
-    /// Give out no task any more.
+    /// Hand out no task from now on.
     pub fn close(&self) {
         lock(&self.tasks).closed = true;
         self.task_ready.notify_all();

@@ -105,7 +105,7 @@ class NodeRow(TypedDict):
 
     name: str
     state: str
-    """One of those that `Node` lists."""
+    """The state's name; `Node` lists the names."""
     reason: str
     """Why the node is draining or lost; otherwise empty."""
     slots: int
@@ -174,7 +174,7 @@ class Core:
     def differences(self, node: int) -> list[str] | None:
         """Return how a node's environment differs from ours, a sentence each; None before the node has greeted."""
     def fail_node(self, node: int, why: str) -> None:
-        """Give a node up that no session was begun with."""
+        """Mark a node as lost, for this reason, with which no session was begun."""
     def nodes(self) -> list[NodeRow]:
         """Return all nodes that were added, in that order."""
     def wait_for_change(self, seen: list[str], bound_ms: int) -> None:
@@ -200,18 +200,20 @@ class Core:
     def abort(self, task: int) -> None:
         """Drop a task, or end it if it is running. How it ended comes out of `finished`, within seconds."""
     def output(self, bound_ms: int) -> list[tuple[str, int, bytes]] | None:
-        """Take what workers wrote: (node's name, stream, text); None once the core is closed.
+        """Return what workers wrote since the last call: (node's name, stream, text); None once the core is closed.
+
+        Waits at most `bound_ms` for it.
 
         The stream is 1 for standard output or 2 for standard error, plus 4 if the worker has paused within a line that
         the text ends with, plus 8 times the worker's number within its node.
         """
     def notes(self, bound_ms: int) -> list[tuple[int, Message]] | None:
-        """Take what tasks told this process, waiting at most `bound_ms`: (node, note); None once the core is closed.
+        """Return the notes that tasks sent since the last call: (node, note); None once the core is closed.
 
-        Each note, whose number is where a task's is, is to be answered.
+        Waits at most `bound_ms` for one. A note's number is in the place of a task's. Each note is to be answered.
         """
     def answer_note(self, node: int, note: int, error: bytes, /) -> None:
-        """Tell a note's sender that the note was taken, or in `error` why not. Without effect if the node is lost."""
+        """Answer a note: it was taken if `error` is empty, else `error` is the reason. A lost node hears no answer."""
     def open_queue(self) -> int:
         """Open a completion queue and return its number; queue 0 is open from the start.
 
@@ -222,7 +224,10 @@ class Core:
     def wake(self, queue: int) -> None:
         """Make the thread that waits in `finished` for this queue return, even with no task."""
     def finished(self, queue: int, bound_ms: int) -> list[Message] | None:
-        """Take a queue's tasks that ended, waiting at most `bound_ms` for one; None once the core is closed."""
+        """Return the queue's tasks that ended since the last call; None once the core is closed.
+
+        Waits at most `bound_ms` for one.
+        """
     def counts(self) -> tuple[int, int]:
         """Return (tasks that have not ended, answers that came late or twice)."""
     def close(self) -> None:
@@ -258,7 +263,7 @@ class WorkerRuntime:
     def end_escaped() -> None:
         """Kill what this process's tasks have started and what has moved to a process group of its own."""
     def ready(self) -> None:
-        """Tell the agent that tasks may come."""
+        """Report to the agent that tasks may come."""
     def take(self, slot: int, bound_ms: int, into: list[Message]) -> None:
         """Append the next task for this slot's thread to the list, waiting at most `bound_ms`.
 
@@ -268,9 +273,10 @@ class WorkerRuntime:
     def current() -> int:
         """Return the number of the task that the calling thread took last; 0 for a thread that takes none."""
     def note(self, pickled: bytes, buffers: list[Any] | None, bound_ms: int) -> bytes | None:
-        """Tell the client something and wait for its answer: b"" if it was taken, else why not; None after `bound_ms`.
+        """Send the client a note and return the answer: b"" if the note was taken, else why not.
 
-        Signals are handled meanwhile: what a handler raises is raised here.
+        Return None if no answer comes within `bound_ms`. Signals are handled meanwhile: an exception of a handler is
+        raised here.
         """
     def restart(self, slot: int) -> None:
         """Begin the time of what this slot runs anew."""
@@ -312,8 +318,9 @@ def serve(spec: AgentSpec, *, reading: int, writing: int) -> None:
     """
 
 def drain(reason: str) -> bool:
-    """Tell the client that this process serves that the node will soon be gone, and why, in at most 1 KiB.
+    """Announce to the client of this process's agent that the node will soon be gone; why, in at most 1 KiB.
 
-    What has not started here runs elsewhere at once, and so does what runs if it has not ended when the node is lost.
-    From any thread; only the first call counts. Return False if no client is being served (yet).
+    Tasks that have not started here run elsewhere at once; tasks that run here do so if they have not ended when the
+    node is lost. May be called on any thread; only the first call counts. Return False if no client is being served
+    (yet).
     """

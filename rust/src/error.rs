@@ -16,7 +16,7 @@ pub enum FrameError {
     /// The preamble names another version.
     #[error("protocol version {theirs} on the far end, {ours} here: install the same skyward_lite on both")]
     Version { ours: u32, theirs: u32 },
-    /// A declared length is over the cap of what it is the length of.
+    /// A declared length is over the cap of its kind.
     #[error("{what} of {len} bytes or entries, over the cap of {cap}")]
     TooLong { what: &'static str, len: usize, cap: usize },
     /// A block that is longer compressed than raw, or raw and of two lengths.

@@ -10,11 +10,11 @@ use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, client};
 use skyward_lite::client::pool::{Endpoint, Pool};
+use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::buffered::BufferedWrites;
 use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::ssh::{Algorithms, CHANNEL_WINDOW, Target};
-use skyward_lite::wire::MAX_MESSAGE;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use skyward_lite::client::pool::{NodeState, Pool};
-use skyward_lite::wire::{Attempt, Control, MAX_MESSAGE, Message, Outcome};
+use skyward_lite::timing::MAX_MESSAGE;
+use skyward_lite::wire::{Attempt, Control, Message, Outcome};
 
 #[path = "support/hostile.rs"]
 mod hostile;

@@ -18,11 +18,12 @@ use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey};
 use russh::server::{Auth, VerifiedPublicKey};
 use skyward_lite::client::pool::{Endpoint, Node, NodeSpec, NodeState, Pool, QUEUE_SHIFT};
 use skyward_lite::node::agent::{self, AgentSpec};
+use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
 use skyward_lite::transport::ssh::{Algorithms, Target};
-use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender, MAX_MESSAGE, WorkerSpec};
+use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender, WorkerSpec};
 use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Outcome, Outgoing, Packer};
 
 /// Bound on everything here: a hang is a failure with a name.

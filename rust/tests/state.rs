@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use skyward_lite::node::actions::{Action, Exit, Input};
 use skyward_lite::node::state::{Settings, State, TICK};
 use skyward_lite::node::workers::{ABORT_GRACE, MAX_EARLY_DEATHS, RETIREMENT, SPARE_DELAY, SPARE_RETRY};
-use skyward_lite::wire::{Attempt, Body, Control, Event, Message, NOTE_CREDIT, Offer, Outcome, PEER_TIMEOUT};
+use skyward_lite::timing::{NOTE_CREDIT, PEER_TIMEOUT};
+use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
 
 const LEASE: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;

@@ -154,7 +154,7 @@ def test_the_agents_key_is_known_by_its_private_file_too(lab, door, keys, tmp_pa
     connect(lab, door.name)
     host = lab.host("AuthorizedKeysFile none")
     configure(lab, host, f"IdentityFile {alone}", f"IdentityAgent {keys.agent}", "IdentitiesOnly yes")
-    with pytest.raises(sky.NodeStartError, match="of the agent") as caught:
+    with pytest.raises(sky.NodeStartError, match="of the ssh-agent") as caught:
         connect(lab, host.name)
     assert "ssh-add" not in str(caught.value)
 
@@ -167,6 +167,39 @@ def test_text_after_a_private_key_is_no_part_of_it(keys, tmp_path, after):
         file.write_text(key.read_text() + after)
         expected = " ".join(Path(f"{key}.pub").read_text().split()[:2])
         assert public_keys.of_private_file(str(file)) == public_keys.of_private_file(str(key)) == expected
+
+
+def indented(key: bytes) -> bytes:
+    return b"\n".join(line if line.startswith(b"-----") else b"  " + line + b" " for line in key.splitlines()) + b"\n"
+
+
+@pytest.mark.parametrize("passphrase", ["", "secret"])
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_a_private_file_has_its_public_half_for_us_as_for_ssh(tmp_path, kind, passphrase):
+    """With a comment of any bytes, and with blanks, empty lines and text that ssh does not mind."""
+    file = tmp_path / "key"
+    make = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", b"b\xfcro", "-f", file]
+    subprocess.run(make, check=True)
+    written = file.read_bytes()
+    first, rest = written.split(b"\n", 1)
+    for text in (written, indented(written), first + b"\n\n" + rest, written + b"more\n"):
+        file.write_bytes(text)
+        read = ["ssh-keygen", "-y", "-P", passphrase, "-f", file]
+        printed = subprocess.run(read, capture_output=True, check=True).stdout
+        key = public_keys.read(printed)
+        assert key is not None
+        assert public_keys.of_private_file(str(file)) == key.line
+    file.write_bytes(written.replace(b"\n", b"\r\n"))
+    assert public_keys.of_private_file(str(file)) == key.line
+
+
+@pytest.mark.parametrize("form", ["PEM", "PKCS8"])
+@pytest.mark.parametrize("kind", ["ecdsa", "rsa"])
+def test_an_older_private_file_has_no_public_half(tmp_path, kind, form):
+    """Only OpenSSH's own format has one beside the private key."""
+    file = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-m", form, "-N", "", "-f", file], check=True)
+    assert public_keys.of_private_file(str(file)) is None
 
 
 @pytest.mark.parametrize(("kind", "where"), [("rsa", "agent"), ("ed25519", "beside"), ("rsa", "CertificateFile")])
@@ -214,7 +247,7 @@ def test_an_agent_that_is_gone_is_named(lab, door, keys):
     """The other keys are tried all the same."""
     gone = keys.directory / "gone"
     configure(lab, door, f"IdentityAgent {gone}")
-    with pytest.raises(sky.NodeStartError, match=f"no agent answers at {gone}, {lab.user_key}"):
+    with pytest.raises(sky.NodeStartError, match=f"no ssh-agent answers at {gone}, {lab.user_key}"):
         connect(lab, door.name)
     configure(lab, door, f"IdentityAgent {gone}", f"IdentityFile {keys.good['rsa']}")
     connect(lab, door.name)

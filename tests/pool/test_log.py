@@ -57,6 +57,20 @@ def test_log_is_off_by_default(level):
     assert log_of(level) == []
 
 
+@pytest.mark.parametrize("level", ["trace", "verbose"])
+def test_log_without_a_reader_costs_no_task(level):
+    """Standard error is a pipe whose reader is gone: the pool works, and nothing is logged."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "SKYWARD_LOG": level}
+    command = [sys.executable, "-c", PROGRAM]
+    try:
+        ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=write, text=True, timeout=60)
+    finally:
+        os.close(write)
+    assert (ran.returncode, ran.stdout) == (0, "done\n")
+
+
 def test_log_level_that_does_not_exist():
     """A wrong level prints one line per process with the variable and the levels, and the pool works."""
     lines = log_of("verbose")

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import operator
 import os
+import signal
 import sys
 import threading
 import time
@@ -468,6 +469,23 @@ def test_long_error_text_under_a_low_max_payload():
         with pytest.raises(sky.RemoteError, match="ValueError"):
             future.result(20)
         assert pool.submit(operator.neg, 1).result(20) == -1
+
+
+def test_forked_child_closes_nothing():
+    """Leaving the pool and aborting in the child return at once, and the parent's tasks go on."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        future = pool.submit(time.sleep, 0.5)
+
+        def leave() -> None:
+            signal.alarm(10)  # ends a child that waits for ever
+            pool._core.abort(future.task)
+            pool.__exit__(None, None, None)
+            pool.shutdown(cancel_futures=True)
+            pool._core.close()
+            pool.nodes()
+
+        assert "forked" in refusal_in_a_fork(leave)
+        assert future.result(20) is None
 
 
 def test_forked_child_cannot_list_nodes_or_cancel():

@@ -15,6 +15,7 @@ use crate::client::session::{self, NodeSpec, Sink};
 use crate::error::{FrameError, SessionError};
 use crate::locks::lock;
 use crate::queue::PeerId;
+use crate::text;
 use crate::timing::Timing;
 use crate::wire::{AgentHello, Body, ClientHello, Event, FrameSender, Offer, Outbox};
 
@@ -164,7 +165,8 @@ struct NodeSink<'a> {
 
 impl Sink for NodeSink<'_> {
     fn greeted(&self, client: &ClientHello, agent: AgentHello) -> Duration {
-        debug!(node = %client.node, pid = agent.pid, cores = agent.cores, version = %agent.version, "hello of the agent");
+        let version = || text::line(&agent.version, text::LIMIT);
+        debug!(node = %client.node, pid = agent.pid, cores = agent.cores, version = version(), "hello of the agent");
         lock(&self.shared.state).dispatch.greeted(self.id, client, agent, Instant::now())
     }
 

@@ -22,10 +22,10 @@ use crate::node::actions::{Action, Input};
 use crate::node::state::{Settings, State, TICK};
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
 use crate::queue::PeerId;
-use crate::timing::Timing;
+use crate::timing::{HEARTBEAT, LEAST_MESSAGE, Timing};
 use crate::wire::{
-    AgentHello, Body, ClientHello, Control, Event, EventReader, FrameSender, HEARTBEAT, LEAST_MESSAGE, MAX_REASON,
-    Offer, WorkerHello, hello, read_hello,
+    AgentHello, Body, ClientHello, Control, Event, EventReader, FrameSender, MAX_REASON, Offer, WorkerHello, hello,
+    read_hello,
 };
 
 /// How long the client's hello is awaited.

@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::node::actions::Action;
 use crate::queue::PeerId;
-use crate::timing::AGENT_BACKLOG;
-use crate::wire::{Attempt, Body, CREDIT, Message, NOTE_CREDIT};
+use crate::timing::{AGENT_BACKLOG, CREDIT, NOTE_CREDIT};
+use crate::wire::{Attempt, Body, Message};
 
 /// Between agent and client, a note's number has its worker's number in the bits from this one on. So the client's answer
 /// finds the worker that asked, and never the process that took this worker's place.

@@ -15,8 +15,8 @@ use crate::node::tasks::Tasks;
 pub use crate::node::workers::TICK;
 use crate::node::workers::{ABORT_GRACE, MAX_EARLY_DEATHS, Role, WorkerState, Workers};
 use crate::queue::PeerId;
-use crate::timing::AGENT_BACKLOG;
-use crate::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome, PEER_TIMEOUT};
+use crate::timing::{AGENT_BACKLOG, PEER_TIMEOUT};
+use crate::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
 
 /// What the decider knows from the client's hello. It never changes.
 #[derive(Debug, Clone)]

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use crate::node::actions::{Action, Exit};
 use crate::node::tasks::Tasks;
 use crate::queue::PeerId;
-use crate::timing::Timing;
-use crate::wire::{Control, PEER_TIMEOUT};
+use crate::timing::{PEER_TIMEOUT, Timing};
+use crate::wire::Control;
 
 /// How often the decider is told that time has gone on.
 pub const TICK: Duration = Timing::DEFAULT.tick;

@@ -87,7 +87,11 @@ pub(super) fn generate_key() -> PyResult<(String, String)> {
 /// Return the public half of a private key in OpenSSH's format, which no passphrase hides; `None` if it is not readable.
 #[pyfunction]
 pub(super) fn public_half(private: &[u8]) -> Option<String> {
-    let key = PublicKey::from(PrivateKey::from_openssh(private).ok()?.public_key().key_data().clone());
+    // As OpenSSH, and unlike russh's parser: blanks, empty lines and text after the key do not matter.
+    let text = String::from_utf8_lossy(private);
+    let base64: String = text.split("-----").nth(2)?.split_whitespace().collect();
+    let whole = format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{base64}\n-----END OPENSSH PRIVATE KEY-----\n");
+    let key = PublicKey::from(PrivateKey::from_openssh(whole).ok()?.public_key().key_data().clone());
     key.to_openssh().ok()
 }
 
@@ -304,10 +308,10 @@ impl Core {
         PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?).map(Some)
     }
 
-    #[pyo3(signature = (from, note, error, /))]
-    fn answer_note(&self, from: usize, note: u64, error: &[u8]) {
+    #[pyo3(signature = (node, note, error, /))]
+    fn answer_note(&self, node: usize, note: u64, error: &[u8]) {
         let error = Bytes::copy_from_slice(error.get(..error.len().min(MAX_BODY)).unwrap_or_default());
-        self.pool.answer_note(from, note, error);
+        self.pool.answer_note(node, note, error);
     }
 
     fn open_queue(&self) -> u64 {

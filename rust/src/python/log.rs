@@ -3,7 +3,7 @@
 //! A client and an agent write it to their standard error. Workers write none of their own: what they print is a task's.
 
 use std::env;
-use std::io::stderr;
+use std::io::{Write, stderr};
 use std::sync::Once;
 
 use tracing::level_filters::LevelFilter;
@@ -26,9 +26,14 @@ pub(super) fn start() {
         // `LevelFilter` also reads numbers, which other programs count in the opposite direction.
         let names = ["off", "error", "warn", "info", "debug", "trace"];
         match name.parse::<LevelFilter>().ok().filter(|_| names.contains(&name.as_str())) {
-            Some(level) => tracing_subscriber::fmt().with_max_level(level).with_writer(stderr).init(),
+            // A standard error that nobody reads any more costs the log and nothing else: an event that cannot be written is
+            // dropped, while reporting it there with `eprintln!` would end the I/O thread by a panic.
+            Some(level) => {
+                tracing_subscriber::fmt().with_max_level(level).with_writer(stderr).log_internal_errors(false).init();
+            }
             None => {
-                eprintln!("skyward_lite: {VARIABLE}={value:?} is no level ({}): nothing is logged", names.join(", "));
+                let names = names.join(", ");
+                drop(writeln!(stderr(), "skyward_lite: {VARIABLE}={value:?} is no level ({names}): nothing is logged"));
             }
         }
     });

@@ -216,7 +216,7 @@ pub(super) fn serve(py: Python<'_>, spec: AgentSpecArgument, reading: c_int, wri
     })
 }
 
-/// Tell the client of this process's agent that the node will soon be gone.
+/// Announce to the client of this process's agent that the node will soon be gone.
 #[pyfunction]
 pub(super) fn drain(py: Python<'_>, reason: &str) -> bool {
     py.detach(|| agent::drain(reason))

@@ -147,13 +147,13 @@ impl Attempts<'_> {
     async fn try_ssh_agent(&mut self, agent: &SshAgent) -> Result<bool, SshError> {
         let socket = &agent.socket;
         let Ok(mut client) = AgentClient::connect_uds(socket).await else {
-            self.tried.push(format!("no agent answers at {}", socket.display()));
+            self.tried.push(format!("no ssh-agent answers at {}", socket.display()));
             return Ok(false);
         };
         let held = match identities::held(socket).await {
             Ok(held) => held,
             Err(why) => {
-                self.tried.push(format!("the agent at {} failed: {why}", socket.display()));
+                self.tried.push(format!("the ssh-agent at {} failed: {why}", socket.display()));
                 return Ok(false);
             }
         };
@@ -162,8 +162,8 @@ impl Attempts<'_> {
             self.offered.push(key.key_data().clone());
             match self.sign_with_ssh_agent(&mut client, &held, certificate, key).await? {
                 Ok(true) => return Ok(true),
-                Ok(false) => self.tried.push(format!("{what}{name} of the agent")),
-                Err(why) => self.tried.push(format!("{what}{name} of the agent, which failed: {why}")),
+                Ok(false) => self.tried.push(format!("{what}{name} of the ssh-agent")),
+                Err(why) => self.tried.push(format!("{what}{name} of the ssh-agent, which failed: {why}")),
             }
             if self.handle.is_closed() {
                 return Err(SshError::Protocol("the connection was closed".to_owned()));

@@ -9,7 +9,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use crate::wire::SLICE;
+use crate::timing::{PEER_TIMEOUT, wait_step};
 
 /// Bytes that wait for a socket before its writer has to wait, too. It is more than the windows of the SSH channels, so
 /// only a server reaches it that makes russh answer without end, or that grants windows without measure.
@@ -26,25 +26,31 @@ pub struct BufferedWrites<S> {
     inner: S,
     /// Bytes that were written here and that the socket has not taken yet, in order.
     unsent: BytesMut,
-    /// Slices of time in a row in which the socket took nothing; 0 again whenever it takes something.
-    stalled_slices: u32,
-    /// Stalled slices after which the stream fails; `None`: it never does.
-    max_stalled_slices: Option<u32>,
-    /// The end of the current slice.
-    slice: Pin<Box<Sleep>>,
+    /// For how long the socket has taken nothing, in whole steps; 0 again whenever it takes something.
+    stalled: Duration,
+    /// The longest `stalled` before the stream fails; `None`: it never does.
+    bound: Option<Duration>,
+    /// How much `stalled` grows at once.
+    step: Duration,
+    /// The end of the current step.
+    step_end: Pin<Box<Sleep>>,
 }
 
 impl<S> BufferedWrites<S> {
     /// Wrap a socket that may take nothing for `bound`. Must be called inside a Tokio runtime.
     pub fn new(inner: S, bound: Option<Duration>) -> Self {
-        let max_stalled_slices = bound.map(|b| u32::try_from(b.as_secs()).unwrap_or(u32::MAX));
-        let slice = Box::pin(tokio::time::sleep(SLICE));
-        Self { inner, unsent: BytesMut::new(), stalled_slices: 0, max_stalled_slices, slice }
+        let step = wait_step(bound.unwrap_or(PEER_TIMEOUT));
+        let step_end = Box::pin(tokio::time::sleep(step));
+        Self { inner, unsent: BytesMut::new(), stalled: Duration::ZERO, bound, step, step_end }
     }
 
     fn restart_bound(&mut self) {
-        self.stalled_slices = 0;
-        self.slice.as_mut().reset(Instant::now() + SLICE);
+        self.stalled = Duration::ZERO;
+        self.begin_step();
+    }
+
+    fn begin_step(&mut self) {
+        self.step_end.as_mut().reset(Instant::now() + self.step);
     }
 }
 
@@ -60,12 +66,12 @@ impl<S: AsyncWrite + Unpin> BufferedWrites<S> {
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => {
-                    while self.slice.as_mut().poll(cx).is_ready() {
-                        self.stalled_slices += 1;
-                        if self.max_stalled_slices.is_some_and(|most| self.stalled_slices >= most) {
+                    while self.step_end.as_mut().poll(cx).is_ready() {
+                        self.stalled += self.step;
+                        if self.bound.is_some_and(|bound| self.stalled >= bound) {
                             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                         }
-                        self.slice.as_mut().reset(Instant::now() + SLICE);
+                        self.begin_step();
                     }
                     return Poll::Pending;
                 }

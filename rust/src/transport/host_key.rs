@@ -8,8 +8,8 @@ use russh::keys::{Algorithm, HashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{Channel, ChannelId};
 
 use crate::error::SshError;
+use crate::locks::lock;
 use crate::text;
-use crate::wire::lock;
 
 /// Channels that a server may try to open on one connection before the connection is closed. Each of them is refused.
 const MAX_SERVER_CHANNELS: u32 = 64;

@@ -14,12 +14,14 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::error::SshError;
+use crate::locks::lock;
 use crate::text;
+use crate::timing::PEER_TIMEOUT;
 use crate::transport::auth::{self, Identity};
 use crate::transport::buffered::BufferedWrites;
 use crate::transport::host_key::{ConnectionHandler, HostKeyVerdict, HostKeys};
 use crate::transport::output::{CommandOutput, append_capped, shown};
-use crate::wire::{PEER_TIMEOUT, WRITE, lock};
+use crate::wire::MAX_WRITE;
 
 /// Bytes that the far end may send on a channel before we grant more. OpenSSH's own is 2 MiB: 25 MB/s at 80 ms.
 pub const CHANNEL_WINDOW: u32 = 16 * 1024 * 1024;
@@ -212,7 +214,7 @@ impl SshConnection {
         let send = async {
             let mut left = input;
             // A command that has ended takes no more input, and its status tells the reason.
-            while !left.is_empty() && to.data_bytes(left.split_to(left.len().min(WRITE))).await.is_ok() {}
+            while !left.is_empty() && to.data_bytes(left.split_to(left.len().min(MAX_WRITE))).await.is_ok() {}
             drop(to.eof().await);
         };
         let receive = async {

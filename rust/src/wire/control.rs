@@ -62,7 +62,7 @@ control_frames! {
         write |Self::Hello(json), to| to.text(0, json);
         read |frame| Self::Hello(frame.body);
 
-    /// From an agent: the node has its workers and takes tasks. From a worker: it does.
+    /// From an agent: the node has its workers and takes tasks. From a worker: the worker takes tasks.
     2 => Ready { slots: u64 }:
         write |Self::Ready { slots }, to| to.number(*slots);
         read |frame| Self::Ready { slots: frame.number()? };

@@ -187,6 +187,9 @@ impl Decoder {
         let (size, unfinished) = (assembly.size, *self.unfinished_bytes(of));
         let unfinished = if admit(&Offer { body: of, id, size, unfinished })? {
             *self.unfinished_bytes(of) += size;
+            if of == Body::Result {
+                self.results += arrived - chunk.len() as u64; // the head; `chunk` counts the rest
+            }
             Unfinished::Stored(assembly)
         } else {
             Unfinished::Skipped { left: size, size: None }
@@ -194,8 +197,8 @@ impl Decoder {
         self.chunk(of, header, chunk, unfinished)
     }
 
-    /// Store a chunk, now without a head, of one of several chunks of `unfinished`, and return the event if it is the
-    /// last.
+    /// Store a chunk of `unfinished`, from which the head has been taken if it is the first. Return the event if the chunk
+    /// is the last.
     fn chunk(
         &mut self,
         of: Body,

@@ -30,9 +30,5 @@ pub use header::{Attempt, MAGIC, MAX_BODY, MAX_NOISE, PROTOCOL, put_preamble};
 pub use hello::{AgentHello, ClientHello, WorkerHello, WorkerSpec, hello, read_hello};
 pub use message::{Body, MAX_CHUNK, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing};
 pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, Outbox, STDERR, STDOUT};
+pub(crate) use stream::MAX_WRITE;
 pub use stream::{EventReader, FrameSender};
-
-pub(crate) use crate::locks::lock;
-pub use crate::timing::{CREDIT, HEARTBEAT, LEAST_MESSAGE, MAX_MESSAGE, NOTE_CREDIT, PEER_TIMEOUT};
-pub(crate) const SLICE: std::time::Duration = std::time::Duration::from_secs(1);
-pub(crate) use stream::MAX_WRITE as WRITE;

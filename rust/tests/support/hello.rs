@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use skyward_lite::wire::{AgentHello, ClientHello, MAX_MESSAGE, WorkerSpec};
+use skyward_lite::timing::MAX_MESSAGE;
+use skyward_lite::wire::{AgentHello, ClientHello, WorkerSpec};
 
 /// A client that wants a node of so many slots.
 pub fn client_hello(slots: usize, processes: bool) -> ClientHello {

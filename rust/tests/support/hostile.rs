@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skyward_lite::client::pool::{Endpoint, NodeSpec, Pool};
+use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
 use skyward_lite::transport::ssh::{Algorithms, Target};
-use skyward_lite::wire::{
-    self, AgentHello, ClientHello, Control, MAX_BLOCK, MAX_MESSAGE, Packer, WorkerSpec, put_preamble,
-};
+use skyward_lite::wire::{self, AgentHello, ClientHello, Control, MAX_BLOCK, Packer, WorkerSpec, put_preamble};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Bound on a node's start.

@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use bytes::Bytes;
 
 use crate::locks::lock;
-use crate::wire::{Attempt, Message, NOTE_CREDIT};
+use crate::timing::NOTE_CREDIT;
+use crate::wire::{Attempt, Message};
 
 #[derive(Debug, Default)]
 struct State {

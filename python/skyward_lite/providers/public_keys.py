@@ -132,9 +132,7 @@ def of_private_file(file: str) -> str | None:
         data = Path(file).read_bytes()
     except OSError:
         return None
-    # To ssh, the key ends here: blank lines or other text may follow.
-    key_file, end, _ = data.partition(b"-----END OPENSSH PRIVATE KEY-----")
-    line = _core.public_half(key_file + end)
+    line = _core.public_half(data)
     key = None if line is None else read(line.encode())
     return key.line if key is not None and key.usable else None
 

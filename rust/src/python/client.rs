@@ -308,10 +308,10 @@ impl Core {
         PyList::new(py, rows.collect::<PyResult<Vec<_>>>()?).map(Some)
     }
 
-    #[pyo3(signature = (node, note, error, /))]
-    fn answer_note(&self, node: usize, note: u64, error: &[u8]) {
+    #[pyo3(signature = (sender, note, error, /))]
+    fn answer_note(&self, sender: usize, note: u64, error: &[u8]) {
         let error = Bytes::copy_from_slice(error.get(..error.len().min(MAX_BODY)).unwrap_or_default());
-        self.pool.answer_note(node, note, error);
+        self.pool.answer_note(sender, note, error);
     }
 
     fn open_queue(&self) -> u64 {

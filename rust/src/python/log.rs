@@ -25,16 +25,14 @@ pub(super) fn start() {
         let name = value.to_lowercase();
         // `LevelFilter` also reads numbers, which other programs count in the opposite direction.
         let names = ["off", "error", "warn", "info", "debug", "trace"];
-        match name.parse::<LevelFilter>().ok().filter(|_| names.contains(&name.as_str())) {
-            // A standard error that nobody reads any more costs the log and nothing else: an event that cannot be written is
-            // dropped, while reporting it there with `eprintln!` would end the I/O thread by a panic.
-            Some(level) => {
-                tracing_subscriber::fmt().with_max_level(level).with_writer(stderr).log_internal_errors(false).init();
-            }
-            None => {
-                let names = names.join(", ");
-                drop(writeln!(stderr(), "skyward_lite: {VARIABLE}={value:?} is no level ({names}): nothing is logged"));
-            }
-        }
+        let level = name.parse::<LevelFilter>().ok().filter(|_| names.contains(&name.as_str()));
+        let Some(level) = level else {
+            let names = names.join(", ");
+            drop(writeln!(stderr(), "skyward_lite: {VARIABLE}={value:?} is no level ({names}): nothing is logged"));
+            return;
+        };
+        // An event that cannot be written is dropped: when nobody reads standard error any more, reporting that there with
+        // `eprintln!` would end the I/O thread by a panic.
+        tracing_subscriber::fmt().with_max_level(level).with_writer(stderr).log_internal_errors(false).init();
     });
 }

@@ -213,7 +213,10 @@ class Core:
         Waits at most `bound_ms` for one. A note's number is in the place of a task's. Each note is to be answered.
         """
     def answer_note(self, sender: int, note: int, error: bytes, /) -> None:
-        """Answer a note of the node `sender`: it was taken if `error` is empty, else `error` is the reason. A lost node hears no answer."""
+        """Answer a note of the node `sender`: the note was taken if `error` is empty, else `error` is the reason why not.
+
+        A lost node hears no answer.
+        """
     def open_queue(self) -> int:
         """Open a completion queue and return its number; queue 0 is open from the start.
 

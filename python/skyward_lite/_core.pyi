@@ -213,7 +213,7 @@ class Core:
         Waits at most `bound_ms` for one. A note's number is in the place of a task's. Each note is to be answered.
         """
     def answer_note(self, sender: int, note: int, error: bytes, /) -> None:
-        """Answer a note of the node `sender`: the note was taken if `error` is empty, else `error` is the reason why not.
+        """Answer a note of the node `sender`: the note was taken if `error` is empty, else `error` says why not.
 
         A lost node hears no answer.
         """

@@ -87,7 +87,7 @@ lint-code: $(STAMP)
 
 # The rules of the house: directions of imports, sizes, private names.
 lint-house: $(STAMP)
-	$(BIN)/lint-imports
+	PYTHONPATH=python $(BIN)/lint-imports
 	$(BIN)/python tests/support/house.py
 
 lint-crates: $(DENY)

@@ -262,7 +262,7 @@ def test_a_launch_that_was_not_heard_of_is_ended_with_the_next(cloud, monkeypatc
         first, second = cloud.instances()
         cloud.lose_response("RunInstances", 2)
         first.kill()
-        assert eventually(lambda: len(cloud.instances()) == 3 and not opened._expected, 30)
+        assert eventually(lambda: len(cloud.instances()) == 3 and not opened._nodes._expected, 30)
         assert cloud.instances()[2].state() == "running"
         second.kill()
         assert eventually(lambda: len(cloud.instances()) == 4 and opened.slots() == 2, 30)

@@ -395,7 +395,8 @@ def test_scripts_are_plain_sh(shell, tmp_path, wheelhouse):
         check = [path, *(["sh"] if shell == "busybox" else []), "-n"]
         assert subprocess.run(check, input=script, capture_output=True, timeout=10).stderr == b""
         if shutil.which("shellcheck"):
-            lint = ["shellcheck", "-s", "sh", "-S", "warning", "-"]
+            # SC2100: it takes the environment's name, "env-x", for a subtraction.
+            lint = ["shellcheck", "-s", "sh", "-S", "warning", "-e", "SC2100", "-"]
             assert subprocess.run(lint, input=script, capture_output=True, timeout=30).stdout == b""
 
 

@@ -332,7 +332,7 @@ impl Client {
     }
 
     /// Let everything that is on its way arrive, and what it leads to.
-    fn settle(&mut self) -> Result<(), SessionError> {
+    fn deliver_all(&mut self) -> Result<(), SessionError> {
         for _ in 0..100_000 {
             if self.dispatch.counts().0 == 0 {
                 return Ok(());
@@ -454,7 +454,7 @@ proptest! {
             prop_assert!(accused.is_none(), "an honest node was lost: {}", accused.unwrap());
         }
         client.add(2);
-        let accused = client.settle().err();
+        let accused = client.deliver_all().err();
         prop_assert!(accused.is_none(), "an honest node was lost: {}", accused.unwrap());
         while !client.cancelling.is_empty() {
             client.stop_waiting();

@@ -190,11 +190,11 @@ impl Drop for Sshd {
     }
 }
 
-fn await_nodes(pool: &Pool, settled: impl Fn(&Node) -> bool) -> Vec<Node> {
+fn await_nodes(pool: &Pool, reached: impl Fn(&Node) -> bool) -> Vec<Node> {
     let by = Instant::now() + BOUND;
     loop {
         let nodes = pool.nodes();
-        if nodes.iter().all(&settled) {
+        if nodes.iter().all(&reached) {
             return nodes;
         }
         assert!(Instant::now() < by, "{nodes:?}");

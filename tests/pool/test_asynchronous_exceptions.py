@@ -68,6 +68,7 @@ def hammer(seconds, go):
     threading.Thread(target=raise_there, daemon=True).start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_asynchronous_exceptions_lose_no_task(tmp_path, executor):
     """Under a stream of asynchronous exceptions every task ends with its own value or the exception raised while it

@@ -23,6 +23,7 @@ def mark_and_sleep(path):
     time.sleep(300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_abort_kills_running_tasks_of_a_parallel_call(tmp_path, executor):
     """After an error in one task of a `Parallel` call, the other tasks' processes are gone within 5 s, and the pool
@@ -47,6 +48,7 @@ def test_abort_kills_running_tasks_of_a_parallel_call(tmp_path, executor):
         assert len(log.read_text().split()) <= 2
 
 
+@pytest.mark.slow
 def test_abort_reruns_other_tasks_of_the_killed_process(tmp_path):
     """Other tasks in the process that is replaced for an aborted one end in time, or run again."""
     gate = tmp_path / "gate"
@@ -62,6 +64,7 @@ def test_abort_reruns_other_tasks_of_the_killed_process(tmp_path):
         assert long.result(20) == str(gate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_task_timeout_is_enforced(executor):
     """A task that exceeds `task_timeout` fails, whatever it does, and other tasks do not."""
@@ -80,6 +83,7 @@ def test_task_timeout_applies_to_each_call_of_a_batch():
         assert Parallel(n_jobs=2, batch_size=10)(delayed(time.sleep)(0.25) for _ in range(10)) == [None] * 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_task_timeout_includes_cleanup_after_a_task(executor):
     """A worker that clears up behind a task for too long is replaced, and the tasks that wait behind it run in another

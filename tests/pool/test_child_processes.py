@@ -46,6 +46,7 @@ def share():
     return segments[-1].name, resource_tracker._resource_tracker._pid, os.getppid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 @pytest.mark.parametrize("end", ["leave", "crash", "agent", "abort"])
 def test_shared_memory_of_tasks_is_unlinked(end, executor):
@@ -125,6 +126,7 @@ def start_session():
     return subprocess.Popen([sys.executable, "-c", script], start_new_session=True).pid, os.getppid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["leave", "agent", "abort"])
 def test_subprocesses_in_their_own_session_are_killed(end):
     """Subprocesses in sessions of their own (`timeout`, `setsid`) are found by their parents and ended."""

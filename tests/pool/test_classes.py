@@ -1015,6 +1015,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_objects_shared_by_a_script_are_shared_within_a_task(tmp_path, executor):
     """Globals, generators and objects that functions, classes and arguments have in common are one object within a

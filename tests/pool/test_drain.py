@@ -92,15 +92,16 @@ def drain(pool, number):
     assert pool.nodes()[number].reason == "notice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_queued_tasks_of_a_draining_node_run_on_another(tmp_path, executor, caplog):
     """Tasks that wait on a draining node run on another one, running tasks end there, and its slots no longer count."""
     provider, gate = DoomedNodes(tmp_path), Gate(tmp_path)
     worker = sky.Worker(concurrency=2, executor=executor)
     with caplog.at_level(logging.INFO, "skyward_lite"), sky.pool(provider, 1, worker=worker) as pool:
-        doomed = pool.nodes()[0].pid
+        drained = pool.nodes()[0].pid
         running = [pool.submit(gate, i) for i in range(2)]
-        assert eventually(lambda: gate.running(doomed) == 2, 10)
+        assert eventually(lambda: gate.running(drained) == 2, 10)
         waiting = [pool.submit(agent_of, i) for i in range(50)]
         drain(pool, 0)
         assert pool.slots() == 0
@@ -111,7 +112,7 @@ def test_queued_tasks_of_a_draining_node_run_on_another(tmp_path, executor, capl
         assert set(Parallel(n_jobs=-1)(delayed(agent_of)(i) for i in range(20))) == others
         assert not any(future.done() for future in running)
         gate.open.touch()
-        assert [future.result(20) for future in running] == [doomed] * 2
+        assert [future.result(20) for future in running] == [drained] * 2
         assert pool.nodes()[0].state == "draining"
         assert "node local-0 takes no more tasks, what it has not started runs elsewhere: notice" in caplog.text
 
@@ -126,12 +127,12 @@ def test_lost_draining_node_costs_no_retries(tmp_path):
 
     with sky.pool(provider, 2, worker=sky.Worker(concurrency=2, retries=0), plugins=[]) as pool:
         gate = Gate(tmp_path)
-        doomed = pool.nodes()[0].pid
+        drained = pool.nodes()[0].pid
         held = [pool.submit(gate, i) for i in range(4)]
-        assert eventually(lambda: gate.running(doomed) == 2, 10)
+        assert eventually(lambda: gate.running(drained) == 2, 10)
         futures = [pool.submit(slow_neg, i) for i in range(60)]
         drain(pool, 0)
-        os.kill(doomed, signal.SIGKILL)
+        os.kill(drained, signal.SIGKILL)
         assert eventually(lambda: pool.nodes()[0].state == "lost", 15)
         assert "it was draining: notice" in pool.nodes()[0].reason
         gate.open.touch()
@@ -145,14 +146,14 @@ def test_worker_death_on_a_draining_node_costs_no_retries(tmp_path):
     """
     provider, gate = DoomedNodes(tmp_path), Gate(tmp_path)
     with sky.pool(provider, 1, worker=sky.Worker(concurrency=1, retries=0), plugins=[]) as pool:
-        doomed = pool.nodes()[0].pid
+        drained = pool.nodes()[0].pid
 
         def dies(i):
             gate(i)
             os.kill(os.getpid(), signal.SIGKILL)
 
         futures = [pool.submit(dies, 0)]
-        assert eventually(lambda: gate.running(doomed) == 1, 10)
+        assert eventually(lambda: gate.running(drained) == 1, 10)
         drain(pool, 0)
         gate.open.touch()
         provider.join(pool)
@@ -161,18 +162,19 @@ def test_worker_death_on_a_draining_node_costs_no_retries(tmp_path):
         assert gate.running(pool.nodes()[1].pid) == 1
 
 
+@pytest.mark.slow
 def test_joining_node_takes_over_from_draining_nodes(tmp_path):
     """A call that began on two nodes ends on a third, while the first two drain."""
     provider = DoomedNodes(tmp_path)
     with sky.pool(provider, 2, worker=sky.Worker(concurrency=2, retries=0)) as pool:
-        doomed = {node.pid for node in pool.nodes()}
+        drained = {node.pid for node in pool.nodes()}
 
         def replace():
             time.sleep(0.3)
             drain(pool, 0)
             drain(pool, 1)
             Tasks.of(pool).core.expect(1)
-            for pid in doomed:
+            for pid in drained:
                 os.kill(pid, signal.SIGKILL)
             assert eventually(lambda: [node.state for node in pool.nodes()] == ["lost", "lost"], 15)
             provider.join(pool)
@@ -227,10 +229,10 @@ def test_leaving_waits_for_tasks_of_a_draining_node(tmp_path):
     """Leaving the block waits for the running tasks of a draining node as for those of any other."""
     provider, gate = DoomedNodes(tmp_path), Gate(tmp_path)
     with sky.pool(provider, 1, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
-        doomed = pool.nodes()[0].pid
+        drained = pool.nodes()[0].pid
         future = pool.submit(gate, 0)
-        assert eventually(lambda: gate.running(doomed) == 1, 10)
+        assert eventually(lambda: gate.running(drained) == 1, 10)
         drain(pool, 0)
         threading.Timer(0.5, gate.open.touch).start()
-    assert future.result(0) == doomed
+    assert future.result(0) == drained
     assert pool.nodes()[0].state == "closed"

@@ -104,6 +104,7 @@ def test_scipy_takes_pool_map_as_workers(either_pool):
     assert (pooled.fun, pooled.nfev, pooled.nit) == (alone.fun, alone.nfev, alone.nit)
 
 
+@pytest.mark.slow
 def test_map_chunk_calls_are_separate_tasks():
     """Each call of a chunk of `map` is a task of its own for plugins and for the time limit."""
 

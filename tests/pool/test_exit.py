@@ -156,6 +156,7 @@ def test_exit_waits_for_threads_of_tasks(tmp_path, executor, slots):
     assert len(list(tmp_path.glob("done-*"))) == 8
 
 
+@pytest.mark.slow
 @EXECUTORS
 def test_worker_that_does_not_exit_is_killed(tmp_path, executor):
     """An exit callback that hangs, or a thread that does not end, delays leaving for a bounded time."""

@@ -113,6 +113,7 @@ def import_part():
     return whole.part.A
 
 
+@pytest.mark.slow
 def test_waiting_for_an_import_does_not_count_as_task_time(modules):
     """A task waits twice its time limit while another thread imports, and then returns."""
     modules({"hold": "import threading\nheld, let_go = threading.Event(), threading.Event()\n", "quick": "X = 1\n"})
@@ -263,6 +264,7 @@ class Rebuilt:
         return rebuild, (self.path, self.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_call_is_rebuilt_again_after_a_partial_import(tmp_path, executor):
     """A call that failed to be rebuilt by a half-imported module is rebuilt once more; any other error is the

@@ -282,6 +282,7 @@ def test_blocked_listener_does_not_delay_results(either_pool, blocked):
     assert waiting.result(20) == 1
 
 
+@pytest.mark.slow
 def test_send_times_out_if_the_listener_does_not_return(blocked):
     """A listener that does not return is an error in the task, which names the node and the address."""
     told, go_on = blocked
@@ -330,6 +331,7 @@ def test_pool_closes_while_a_task_waits_in_send(executor, blocked):
     assert future.cancelled()
 
 
+@pytest.mark.slow
 def test_task_timeout_includes_waiting_in_send(blocked):
     """The time limit ends a task whose listener does not return."""
     told, go_on = blocked

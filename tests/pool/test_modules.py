@@ -470,6 +470,7 @@ def test_module_file_rewritten_without_a_change(pool, write, monkeypatch, tmp_pa
         assert fresh.submit(module.locked, 4).result(20) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "use",
     [

@@ -142,6 +142,7 @@ def test_host_concurrency(lab):
         assert [(node.name, node.slots) for node in pool.nodes()] == [(one.name, 3), (two.name, 1)]
 
 
+@pytest.mark.slow
 def test_environment_differences_are_one_warning(lab, caplog):
     """Packages that this process has imported and a node lacks are one warning before the first task."""
     with sky.pool(sky.SSH(lab.hosts[0].name, config=lab.config), plugins=[]) as pool:
@@ -161,6 +162,7 @@ def test_strict_env_refuses_environment_differences(lab):
         sky.pool(provider, plugins=[], strict_env=True).__enter__()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["agent", "sshd"])
 def test_tasks_of_a_lost_host_run_on_another(tmp_path, lab, what):
     """If a host's agent or server is killed during a call, the list equals a serial run's."""

@@ -70,6 +70,7 @@ def test_worker_hooks_are_unwound_when_another_raises(tmp_path):
     assert set(zip(*[iter(entered)] * 3, strict=True)) == {("+a", "+b", "-a")}
 
 
+@pytest.mark.slow
 def test_worker_hook_that_does_not_return_is_ended(tmp_path):
     """Leaving the pool is bounded whatever a hook does."""
 

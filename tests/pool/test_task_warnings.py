@@ -76,6 +76,7 @@ def alternating(rounds):
     return found
 
 
+@pytest.mark.slow
 def test_warning_filters_of_concurrent_searches(threads):
     """Each search has the filters of its own call, and the worker's own stay as they were."""
     before = threads.submit(filters).result(20)
@@ -83,6 +84,7 @@ def test_warning_filters_of_concurrent_searches(threads):
     assert [threads.submit(filters).result(20) for _ in range(16)] == [before] * 16
 
 
+@pytest.mark.slow
 def test_warning_filters_with_the_process_executor():
     """With `executor="process"` the standard `warnings` module is enough, as no tasks run side by side."""
     with sky.pool(worker=sky.Worker(concurrency=2, executor="process")) as pool:
@@ -243,6 +245,7 @@ def test_warning_filter_ends_with_its_call(threads, batch_size):
     assert got == [first, error] * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [False, True], ids=["bare", "catch_warnings"])
 def test_warning_filters_set_by_an_import_stay(tmp_path, monkeypatch, block):
     """Filters that a module sets when it is imported stay for all later tasks, unless it is imported in
@@ -309,6 +312,7 @@ def test_showwarning_set_by_an_import_stays(tmp_path, monkeypatch, name, executo
         assert [pool.submit(count, i, i == 2).result(20) for i in range(6)] == [1, 1, 0, 1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_capture_warnings_in_each_task(executor):
     """`logging.captureWarnings` works in each task, after and beside others that use it."""

@@ -59,6 +59,7 @@ def test_process_named_like_a_tracker_is_killed(tmp_path, end, executor):
     assert eventually(lambda: all(map(has_ended, pids)), 20)
 
 
+@pytest.mark.slow
 def test_process_named_like_a_tracker_is_killed_with_its_client(tmp_path):
     """A killed client leaves no program behind that mentions resource trackers."""
     script = (
@@ -90,6 +91,7 @@ def share_elsewhere():
     return name, [other.pid, int(tracker)], os.getppid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["leave", "agent", "abort"])
 def test_tracker_in_another_session_unlinks_shared_memory(end):
     """Shared memory of a process in a session of its own is removed, and its tracker ends."""

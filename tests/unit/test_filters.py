@@ -256,6 +256,7 @@ def test_objects_that_claim_to_be_classes(encoder):
 # ------------------------------------------------------------------------------------------------ on nodes
 
 
+@pytest.mark.slow
 def test_node_without_packages_lacks_them(node_without):
     """The node of the following tests lacks the packages that it should."""
     assert Parallel(n_jobs=2)(delayed(importable)(name) for name in HIDDEN) == [False] * 4
@@ -290,6 +291,7 @@ def test_results_with_stand_ins_have_the_clients_category(node_without, made_up)
             Parallel(n_jobs=2)(delayed(fail)(category) for _ in range(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", [*FOREIGN, ConvergenceWarning])
 def test_filter_of_an_importable_category_works_on_the_node(node_with, category):
     """With "error" for a category the node has, a task that warns with it fails; with "ignore" it goes on."""
@@ -345,6 +347,7 @@ def test_scikit_learn_runs_with_filters_that_the_node_lacks(node_without, made_u
     np.testing.assert_array_equal(remote.cv_results_["mean_test_score"], serial.cv_results_["mean_test_score"])
 
 
+@pytest.mark.slow
 def test_scikit_learn_runs_with_filters_of_before_the_block(tmp_path):
     """scikit-learn runs with filters that a program set up before it opened its pool."""
     script = tmp_path / "program.py"

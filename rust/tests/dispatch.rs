@@ -309,7 +309,7 @@ fn a_task_that_waits_is_cancelled_at_once() {
     client.check(&[(Abort(1), "")]);
 }
 
-/// Whoever waits in a cancel hears whether the task was dropped, and then nobody else does.
+/// The caller who waits in a cancel hears whether the task was dropped, and then nobody else does.
 #[test]
 fn a_cancel_that_is_waited_for_is_answered() {
     for (answer, actions, dropped) in [

@@ -12,6 +12,8 @@ use skyward_lite::client::pool::{NodeState, Pool};
 use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::wire::{Attempt, Control, Message, Outcome};
 
+#[path = "support/hello.rs"]
+mod hello;
 #[path = "support/hostile.rs"]
 mod hostile;
 use hostile::{

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::cast_possible_truncation)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -23,8 +23,12 @@ use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
 use skyward_lite::transport::ssh::{Algorithms, Target};
-use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender, WorkerSpec};
+use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender};
 use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Outcome, Outgoing, Packer};
+
+#[path = "support/hello.rs"]
+mod support;
+use support::client_hello;
 
 /// Bound on everything here: a hang is a failure with a name.
 const BOUND: Duration = Duration::from_secs(60);
@@ -33,30 +37,6 @@ fn echo_node() -> String {
     // target/release/deps/peers-… → target/release/examples/echo_node
     let exe = std::env::current_exe().unwrap();
     exe.ancestors().nth(2).unwrap().join("examples/echo_node").to_string_lossy().into_owned()
-}
-
-fn hello(slots: usize, processes: bool) -> ClientHello {
-    ClientHello {
-        version: "0".to_owned(),
-        run: "test".to_owned(),
-        node: "tested".to_owned(),
-        python: "3.11".to_owned(),
-        lease_ms: 60_000,
-        packages: BTreeMap::new(),
-        strict: false,
-        worker: WorkerSpec {
-            concurrency: Some(slots),
-            processes,
-            env: BTreeMap::new(),
-            sys_path: Vec::new(),
-            shares_files: false,
-            preload: Vec::new(),
-            max_payload: MAX_MESSAGE,
-            task_timeout_ms: None,
-            setup: String::new(),
-            unwind: false,
-        },
-    }
 }
 
 fn agent_spec(python: &str) -> AgentSpec {
@@ -323,7 +303,7 @@ fn saturate(pool: &Pool, bytes: usize) {
 /// The embedded server: the same bytes come back, whatever their size.
 #[test]
 fn embedded_node_runs_tasks() {
-    let pool = ready(vec![embedded(hello(4, false), "3.11"), embedded(hello(2, true), "3.11")]);
+    let pool = ready(vec![embedded(client_hello(4, false), "3.11"), embedded(client_hello(2, true), "3.11")]);
     assert_eq!(pool.nodes().iter().map(|n| n.slots).sum::<usize>(), 6);
     echoes(&pool);
 }
@@ -332,7 +312,7 @@ fn embedded_node_runs_tasks() {
 #[test]
 fn openssh_node_runs_tasks() {
     let sshd = Sshd::start("");
-    let pool = ready(vec![sshd.node(hello(4, false))]);
+    let pool = ready(vec![sshd.node(client_hello(4, false))]);
     echoes(&pool);
     assert!(pool.nodes()[0].rtt < Duration::from_secs(1));
 }
@@ -341,27 +321,27 @@ fn openssh_node_runs_tasks() {
 #[test]
 fn openssh_without_forwarding_is_enough() {
     let sshd = Sshd::start("AllowTcpForwarding no\nAllowStreamLocalForwarding no\nBanner /etc/passwd\nMaxSessions 1");
-    echoes(&ready(vec![sshd.node(hello(2, false))]));
+    echoes(&ready(vec![sshd.node(client_hello(2, false))]));
 }
 
 /// 2 GiB each way over the embedded server, across several rekeys.
 #[test]
 fn embedded_duplex_saturation() {
-    saturate(&ready(vec![embedded(hello(4, false), "3.11")]), 2 << 30);
+    saturate(&ready(vec![embedded(client_hello(4, false), "3.11")]), 2 << 30);
 }
 
 /// 256 MiB each way over OpenSSH.
 #[test]
 fn openssh_duplex_saturation() {
     let sshd = Sshd::start("");
-    saturate(&ready(vec![sshd.node(hello(4, true))]), 256 << 20);
+    saturate(&ready(vec![sshd.node(client_hello(4, true))]), 256 << 20);
 }
 
 /// A host that shows another key than the expected one gets nothing and is named with both fingerprints.
 #[test]
 fn another_host_key_is_refused() {
     let sshd = Sshd::start("");
-    let mut node = sshd.node(hello(1, false));
+    let mut node = sshd.node(client_hello(1, false));
     let other = new_key().unwrap().public_key().clone();
     node.target.host_keys.known = vec![other.clone()];
     let why = lost(node);
@@ -381,7 +361,7 @@ fn new_and_revoked_host_keys() {
         (true, true, true, false),
         (false, true, true, false),
     ] {
-        let mut node = sshd.node(hello(1, false));
+        let mut node = sshd.node(client_hello(1, false));
         node.target.host_keys.known = if known { vec![key.clone()] } else { Vec::new() };
         node.target.host_keys.revoked = if revoked { vec![key.clone()] } else { Vec::new() };
         node.target.host_keys.accept_new = accept_new;
@@ -416,7 +396,7 @@ fn rsa_keys_never_sign_with_sha1() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let host_key = new_key().unwrap();
         let user_key = russh::keys::load_secret_key(&file, None).unwrap();
-        let far = spec(Endpoint::Socket(ours), user_key, vec![host_key.public_key().clone()], hello(1, false));
+        let far = spec(Endpoint::Socket(ours), user_key, vec![host_key.public_key().clone()], client_hello(1, false));
         let (note, noted) = std::sync::mpsc::channel();
         let server = std::thread::spawn(move || {
             let preferred = russh::Preferred { key: announced.into(), ..russh::Preferred::default() };
@@ -442,7 +422,7 @@ fn rsa_keys_never_sign_with_sha1() {
 #[test]
 fn commands_run_to_their_end() {
     let sshd = Sshd::start("");
-    let node = sshd.node(hello(1, false));
+    let node = sshd.node(client_hello(1, false));
     let pool = Pool::new(3, MAX_MESSAGE).unwrap();
     let connection = Arc::new(pool.connect(node.endpoint, node.target).unwrap());
     let run = |command: &str, input: Bytes| pool.run(Arc::clone(&connection), command.to_owned(), input, BOUND);
@@ -459,11 +439,11 @@ fn commands_run_to_their_end() {
 #[test]
 fn an_unknown_user_key_is_refused() {
     let sshd = Sshd::start("");
-    let mut node = sshd.node(hello(1, false));
+    let mut node = sshd.node(client_hello(1, false));
     node.target.identities = vec![Identity::Key(Arc::new(new_key().unwrap()))];
     let why = lost(node);
     assert!(why.contains("authentication") && why.contains("publickey"), "{why}");
-    let mut node = embedded(hello(1, false), "3.11");
+    let mut node = embedded(client_hello(1, false), "3.11");
     node.target.identities = vec![Identity::Key(Arc::new(new_key().unwrap()))];
     assert!(lost(node).contains("authentication"));
 }
@@ -475,7 +455,7 @@ fn a_stalled_server_is_given_up() {
     let key = new_key().unwrap();
     let host = vec![key.public_key().clone()];
     let port = listener.local_addr().unwrap().port();
-    let mut node = spec(Endpoint::Address("127.0.0.1".to_owned(), port), key, host, hello(1, false));
+    let mut node = spec(Endpoint::Address("127.0.0.1".to_owned(), port), key, host, client_hello(1, false));
     node.target.timeout = Duration::from_millis(300);
     let why = lost(node);
     assert!(why.contains("more than"), "{why}");
@@ -487,7 +467,7 @@ fn a_closed_port_is_named() {
     let key = new_key().unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let host = vec![key.public_key().clone()];
-    let why = lost(spec(Endpoint::Address("127.0.0.1".to_owned(), port), key, host, hello(1, false)));
+    let why = lost(spec(Endpoint::Address("127.0.0.1".to_owned(), port), key, host, client_hello(1, false)));
     assert!(why.contains("refused"), "{why}");
 }
 
@@ -495,7 +475,7 @@ fn a_closed_port_is_named() {
 #[test]
 fn a_missing_command_is_a_lost_node() {
     let sshd = Sshd::start("");
-    let mut node = sshd.node(hello(1, false));
+    let mut node = sshd.node(client_hello(1, false));
     node.command = "echo hello from the shell; exec /nonexistent".to_owned();
     let why = lost(node);
     assert!(why.contains("without a goodbye") && why.contains("hello from the shell"), "{why}");
@@ -506,7 +486,7 @@ fn a_missing_command_is_a_lost_node() {
 #[test]
 fn a_noisy_shell_does_no_harm() {
     let sshd = Sshd::start("");
-    let mut node = sshd.node(hello(1, false));
+    let mut node = sshd.node(client_hello(1, false));
     node.command = format!("echo; seq 1 5000; {} agent", echo_node());
     echoes(&ready(vec![node]));
 }
@@ -514,7 +494,7 @@ fn a_noisy_shell_does_no_harm() {
 /// Another Python is refused at hello, with both versions.
 #[test]
 fn another_python_is_refused() {
-    let why = lost(embedded(hello(1, false), "3.12"));
+    let why = lost(embedded(client_hello(1, false), "3.12"));
     assert!(why.contains("3.11") && why.contains("3.12"), "{why}");
 }
 
@@ -522,17 +502,17 @@ fn another_python_is_refused() {
 #[test]
 fn a_worker_that_does_not_start_fails_the_node() {
     let worker = vec!["sh".to_owned(), "-c".to_owned(), "exit 7".to_owned()];
-    let why = lost(embedded_agent(hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
+    let why = lost(embedded_agent(client_hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
     assert!(why.contains("status 7"), "{why}");
     let worker = vec!["/nonexistent".to_owned()];
-    let why = lost(embedded_agent(hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
+    let why = lost(embedded_agent(client_hello(1, false), AgentSpec { worker, ..agent_spec("3.11") }));
     assert!(why.contains("No such file"), "{why}");
 }
 
 /// What the node has otherwise than the client is told, or refused if so asked.
 #[test]
 fn other_packages_are_told() {
-    let mut hello = hello(1, false);
+    let mut hello = client_hello(1, false);
     hello.packages = [("joblib", "1"), ("numpy", "2")].map(|(n, v)| (n.to_owned(), v.to_owned())).into();
     let pool = ready(vec![embedded(hello.clone(), "3.11")]);
     let told = pool.nodes().remove(0).hello.unwrap().differences;
@@ -546,7 +526,7 @@ fn other_packages_are_told() {
 #[test]
 fn a_dead_worker_is_named_and_replaced() {
     for processes in [false, true] {
-        let pool = ready(vec![embedded(hello(1, processes), "3.11")]);
+        let pool = ready(vec![embedded(client_hello(1, processes), "3.11")]);
         for (n, (code, says)) in [(2, "status 3"), (3, "SIGABRT")].into_iter().enumerate() {
             let n = n as u64 * 2;
             submit(&pool, task(n, code, vec![]));
@@ -567,7 +547,7 @@ fn cut(sshd: &Sshd) {
 
 /// A node that drains when its notice is opened.
 fn draining(sshd: &Sshd, slots: usize, notice: &Gate) -> Far {
-    let mut node = sshd.node(hello(slots, false));
+    let mut node = sshd.node(client_hello(slots, false));
     node.command = format!("{} {}", node.command, notice.0.display());
     node
 }
@@ -589,7 +569,7 @@ fn await_state(pool: &Pool, node: usize, state: impl Fn(&NodeState) -> bool) {
 fn a_lost_nodes_tasks_run_elsewhere() {
     let gate = Gate::new("lost");
     let sshd = Sshd::start("");
-    let pool = ready(vec![sshd.node(hello(2, false)), embedded(hello(2, false), "3.11")]);
+    let pool = ready(vec![sshd.node(client_hello(2, false)), embedded(client_hello(2, false), "3.11")]);
     (0..8).for_each(|n| submit(&pool, gate.task(n)));
     cut(&sshd);
     await_nodes(&pool, |n| {
@@ -599,7 +579,7 @@ fn a_lost_nodes_tasks_run_elsewhere() {
     assert!(collect(&pool, 8).values().all(|m| m.code == Outcome::Returned as u8));
 
     let gate = Gate::new("all lost");
-    let pool = ready(vec![sshd.node(hello(2, false))]);
+    let pool = ready(vec![sshd.node(client_hello(2, false))]);
     (0..8).for_each(|n| submit(&pool, gate.task(n)));
     cut(&sshd);
     let ended = collect(&pool, 8);
@@ -611,7 +591,7 @@ fn a_lost_nodes_tasks_run_elsewhere() {
 /// A thread that takes from one completion queue is not held up by a queue from which no thread takes.
 #[test]
 fn completion_queues_do_not_wait_for_one_another() {
-    let pool = ready(vec![embedded(hello(2, false), "3.11")]);
+    let pool = ready(vec![embedded(client_hello(2, false), "3.11")]);
     let queue = pool.open_queue();
     assert_eq!(queue, 1);
     // More bytes than the node may send before results are acknowledged.
@@ -655,7 +635,7 @@ fn a_draining_node_takes_nothing_more() {
     await_state(&pool, 0, |s| *s == NodeState::Draining("notice".to_owned()));
     assert!(pool.submit(task(6, 0, vec![]), Some(0)));
     submit(&pool, task(7, 0, vec![]));
-    add(&pool, embedded(hello(1, false), "3.11"));
+    add(&pool, embedded(client_hello(1, false), "3.11"));
     let moved = collect(&pool, 4).into_keys().collect::<std::collections::BTreeSet<_>>();
     assert_eq!(moved, [2, 3, 4, 7].into());
     assert!(pool.finished(0, Duration::from_millis(500)).unwrap().is_empty(), "the others wait for the running one");
@@ -684,7 +664,7 @@ fn an_announced_loss_is_not_charged() {
     assert_eq!(ended[&6].code, Outcome::NodeLost as u8, "it was for that node only");
     let why = String::from_utf8_lossy(&ended[&6].parts[0]).into_owned();
     assert!(why.contains("it was draining: notice"), "{why}");
-    add(&pool, embedded(hello(2, false), "3.11"));
+    add(&pool, embedded(client_hello(2, false), "3.11"));
     pool.expect(0);
     gate.open();
     assert!(collect(&pool, 6).values().all(|m| m.code == Outcome::Returned as u8));
@@ -701,7 +681,7 @@ fn a_node_may_drain_before_it_is_ready() {
     submit(&pool, task(0, 0, vec![]));
     await_state(&pool, 0, |s| matches!(s, NodeState::Draining(_)));
     // It may have been ready for a moment, if it started fast.
-    add(&pool, embedded(hello(2, false), "3.11"));
+    add(&pool, embedded(client_hello(2, false), "3.11"));
     assert_eq!(collect(&pool, 1)[&0].code, Outcome::Returned as u8);
     let by = Instant::now() + BOUND;
     while pool.nodes()[0].slots == 0 {
@@ -729,7 +709,7 @@ fn tasks_wait_for_expected_nodes() {
     let ended = collect(&pool, 4);
     assert!(ended.values().all(|m| m.code == Outcome::NodeLost as u8), "{ended:?}");
     // A node may still be added, and then there is hope again.
-    add(&pool, embedded(hello(1, false), "3.11"));
+    add(&pool, embedded(client_hello(1, false), "3.11"));
     submit(&pool, task(4, 0, vec![]));
     assert_eq!(collect(&pool, 1)[&4].code, Outcome::Returned as u8);
 
@@ -750,7 +730,7 @@ fn tasks_wait_for_expected_nodes() {
 #[test]
 fn cancelled_tasks_do_not_start() {
     let gate = Gate::new("cancelled");
-    let pool = ready(vec![embedded(hello(1, false), "3.11")]);
+    let pool = ready(vec![embedded(client_hello(1, false), "3.11")]);
     submit(&pool, task(0, 0, vec![]));
     (1..10).for_each(|n| submit(&pool, gate.task(n)));
     // After the first result the only slot is the second task's, which waits at the gate.
@@ -771,7 +751,7 @@ fn cancelled_tasks_do_not_start() {
 fn aborted_tasks_are_ended() {
     for (slots, processes) in [(2, false), (2, true)] {
         let gate = Gate::new("aborted");
-        let pool = ready(vec![embedded(hello(slots, processes), "3.11")]);
+        let pool = ready(vec![embedded(client_hello(slots, processes), "3.11")]);
         let other = Gate::new("bystander");
         submit(&pool, gate.task(0));
         submit(&pool, other.task(1));
@@ -790,7 +770,7 @@ fn aborted_tasks_are_ended() {
 #[test]
 fn bystanders_of_a_crash_run_again_alone() {
     let gate = Gate::new("bystanders");
-    let pool = ready(vec![embedded(hello(3, false), "3.11")]);
+    let pool = ready(vec![embedded(client_hello(3, false), "3.11")]);
     submit(&pool, gate.task(0));
     submit(&pool, gate.task(1));
     submit(&pool, task(2, 3, vec![]));
@@ -871,7 +851,7 @@ fn run(test: impl Future<Output = ()>) {
 #[test]
 fn a_result_that_waits_is_not_late() {
     run(async {
-        let mut hello = hello(2, false);
+        let mut hello = client_hello(2, false);
         hello.worker.task_timeout_ms = Some(1000);
         let mut client = Raw::connect(hello).await;
         // One for the credit, five for the agent's backlog, two for the worker's; two wait in their threads.
@@ -896,7 +876,7 @@ fn a_result_that_waits_is_not_late() {
 fn late_tasks_are_ended() {
     for processes in [false, true] {
         let gate = Gate::new("late");
-        let mut hello = hello(2, processes);
+        let mut hello = client_hello(2, processes);
         hello.worker.task_timeout_ms = Some(300);
         let pool = ready(vec![embedded(hello, "3.11")]);
         submit(&pool, gate.task(0));
@@ -909,7 +889,7 @@ fn late_tasks_are_ended() {
 /// What tasks write comes with the names of node and stream; a flood is bounded and hinders nothing.
 #[test]
 fn output_is_forwarded() {
-    let pool = ready(vec![embedded(hello(1, false), "3.11")]);
+    let pool = ready(vec![embedded(client_hello(1, false), "3.11")]);
     submit(&pool, task(0, 4, vec![Bytes::from_static(b"one\ntwo\nhalf")]));
     submit(&pool, task(1, 5, vec![]));
     assert_eq!(collect(&pool, 2)[&0].code, Outcome::Returned as u8);
@@ -931,7 +911,7 @@ fn output_is_forwarded() {
 /// Each note reaches the client whole, and its answer the task that sent it, whichever node and process that is in.
 #[test]
 fn notes_come_home_and_their_answers_go_back() {
-    let pool = ready(vec![embedded(hello(3, true), "3.11"), embedded(hello(3, false), "3.11")]);
+    let pool = ready(vec![embedded(client_hello(3, true), "3.11"), embedded(client_hello(3, false), "3.11")]);
     let text = |n: u64| Bytes::from(vec![n as u8; n as usize * 20_000]);
     (0..60).for_each(|n| submit(&pool, task(n, 7, vec![Bytes::from(n.to_string()), text(n)])));
     let mut answered = 0;
@@ -968,7 +948,7 @@ fn result(event: &Event) -> bool {
 #[test]
 fn a_worker_cannot_fill_the_agent() {
     run(async {
-        let mut client = Raw::connect(hello(1, false)).await;
+        let mut client = Raw::connect(client_hello(1, false)).await;
         let large = |body, n| {
             move |raw: &mut Vec<u8>| {
                 let message = task(n, 0, vec![Bytes::from(vec![0; 1 << 20])]);
@@ -989,7 +969,7 @@ fn a_worker_cannot_fill_the_agent() {
 /// The threads of one worker can all send their largest note at once.
 #[test]
 fn many_large_notes_at_once_are_all_taken() {
-    let pool = ready(vec![embedded(hello(20, false), "3.11")]);
+    let pool = ready(vec![embedded(client_hello(20, false), "3.11")]);
     (0..20).for_each(|n| submit(&pool, task(n, 9, vec![])));
     let mut taken = 0;
     while taken < 20 {
@@ -1009,7 +989,7 @@ fn many_large_notes_at_once_are_all_taken() {
 fn an_agent_that_is_full_answers() {
     run(async {
         let gate = Gate::new("full");
-        let mut client = Raw::connect(hello(2, false)).await;
+        let mut client = Raw::connect(client_hello(2, false)).await;
         client.submit(gate.task(0));
         (1..=6).for_each(|n| client.submit(task(n, 6, vec![])));
         (7..=8).for_each(|n| client.submit(task(n, 4, vec![Bytes::from(format!("{n}"))])));
@@ -1051,7 +1031,7 @@ fn an_agent_ends_when_its_client_is_broken() {
     ];
     for (why, send) in cases {
         run(async {
-            let mut hello = hello(1, false);
+            let mut hello = client_hello(1, false);
             hello.worker.max_payload = 2 << 20;
             let mut client = Raw::connect(hello).await;
             client.submit(part(100, 2 << 20));
@@ -1069,7 +1049,7 @@ fn an_agent_ends_when_its_client_is_broken() {
 #[test]
 fn pinned_tasks_stay() {
     let gate = Gate::new("pinned");
-    let nodes = vec![embedded(hello(1, false), "3.11"), embedded(hello(1, false), "3.11")];
+    let nodes = vec![embedded(client_hello(1, false), "3.11"), embedded(client_hello(1, false), "3.11")];
     let pool = ready(nodes);
     assert!((0..4).all(|n| pool.submit(gate.task(n), Some(1))));
     (4..8).for_each(|n| submit(&pool, task(n, 0, vec![])));
@@ -1084,10 +1064,10 @@ fn pinned_tasks_stay() {
 #[test]
 fn work_moves_to_an_idle_node() {
     let gate = Gate::new("moves");
-    let pool = ready(vec![embedded(hello(2, false), "3.11")]);
+    let pool = ready(vec![embedded(client_hello(2, false), "3.11")]);
     (0..2).for_each(|n| submit(&pool, gate.task(n)));
     (2..4).for_each(|n| submit(&pool, task(n, 0, vec![])));
-    add(&pool, embedded(hello(2, true), "3.11"));
+    add(&pool, embedded(client_hello(2, true), "3.11"));
     // The first node's slots are taken: these two can only end on the second.
     let moved = collect(&pool, 2);
     assert!(moved.contains_key(&2) && moved.contains_key(&3), "{moved:?}");
@@ -1100,7 +1080,7 @@ fn work_moves_to_an_idle_node() {
 #[test]
 fn closing_ends_every_task() {
     let gate = Gate::new("closing");
-    let pool = ready(vec![embedded(hello(1, false), "3.11")]);
+    let pool = ready(vec![embedded(client_hello(1, false), "3.11")]);
     (0..5).for_each(|n| submit(&pool, gate.task(n)));
     pool.close();
     let ended = pool.finished(0, Duration::ZERO).unwrap();
@@ -1117,7 +1097,7 @@ fn nothing_is_sent_before_the_host_is_verified() {
     let key = new_key().unwrap();
     let host = vec![key.public_key().clone()];
     let port = listener.local_addr().unwrap().port();
-    let mut node = spec(Endpoint::Address("127.0.0.1".to_owned(), port), key, host, hello(1, false));
+    let mut node = spec(Endpoint::Address("127.0.0.1".to_owned(), port), key, host, client_hello(1, false));
     node.target.timeout = Duration::from_secs(1);
     node.command = "SECRET-COMMAND".to_owned();
     let reader = std::thread::spawn(move || {

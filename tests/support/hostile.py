@@ -1,4 +1,4 @@
-"""Text and servers that attack whoever reads them: in errors, logs and terminals nothing of them may have an effect."""
+"""Text and servers that attack their readers: in errors, logs and terminals nothing of them may have an effect."""
 
 from __future__ import annotations
 

@@ -189,8 +189,8 @@ class CompletionQueue:
                 except BaseException:
                     # Nobody waits for this callback's end, and the other tasks' must not suffer.
                     log.exception("a callback of task %d failed", task)
-                # Removed only after its callback has returned: the callback may submit further tasks, and whoever
-                # leaves the pool must wait for those as well.
+                # Removed only after its callback has returned: the callback may submit further tasks, and a
+                # thread that leaves the pool must wait for those as well.
                 del pending[task]
             # A result belongs to its receiver: nothing in this frame keeps it while the thread waits for the next.
             del ended

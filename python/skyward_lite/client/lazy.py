@@ -246,7 +246,7 @@ class _Together(Future[Any]):
         if self._returned == len(members):
             self.set_result(tuple(member.result() for member in members))
             return
-        # Before the error is set, so that whoever gets the error knows that nothing more will start.
+        # Before the error is set, so that the thread that gets the error knows that nothing more will start.
         for member in members[self._returned + 1 :]:
             member.cancel()
         failed = members[self._returned]

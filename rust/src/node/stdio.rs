@@ -17,7 +17,6 @@ use tokio::time::Instant;
 use crate::locks::lock;
 use crate::queue::PeerId;
 use crate::wire::{FrameSender, MAX_OUTPUT_FRAME};
-pub use crate::wire::{STDERR, STDOUT};
 
 /// A bit of a stream's number: the text ends within a line, and the worker has written no more for now, so the line is
 /// worth showing.

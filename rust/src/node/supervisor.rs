@@ -23,11 +23,11 @@ use crate::node::actions::Exit;
 use crate::node::exit::{OomCounter, describe_exit, describe_stderr};
 use crate::node::process_group::{Group, PAUSE, Survivors};
 use crate::node::slot_table::SlotTable;
-use crate::node::stdio::{self, STDERR, STDOUT, forward};
+use crate::node::stdio::{self, forward};
 use crate::queue::PeerId;
 use crate::timing::{LEAST_MESSAGE, PEER_TIMEOUT, Timing};
 use crate::wire::{Attempt, Body, Control, Event, Message, Offer, WorkerHello};
-use crate::wire::{EventReader, FrameSender, hello};
+use crate::wire::{EventReader, FrameSender, STDERR, STDOUT, hello};
 
 /// How long the exit status of a worker is awaited that was killed, and the rest of what it had sent.
 pub const EXIT_TIMEOUT: Duration = Timing::DEFAULT.worker_kill;

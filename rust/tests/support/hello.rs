@@ -31,6 +31,7 @@ pub fn client_hello(slots: usize, processes: bool) -> ClientHello {
 }
 
 /// An agent of the same version and Python as that client.
+#[allow(dead_code)] // Only some of the tests that share this file have an agent of their own.
 pub fn agent_hello() -> AgentHello {
     AgentHello {
         version: "0".to_owned(),

@@ -1,13 +1,12 @@
 //! A scripted node behind the embedded server, which sends any frames to the client.
 
-use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::hello::client_hello;
 use bytes::Bytes;
 use skyward_lite::client::pool::{Endpoint, NodeSpec, Pool};
-use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
@@ -60,27 +59,9 @@ pub fn full(mut next: impl FnMut(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 fn hello_of(concurrency: Option<usize>) -> ClientHello {
-    ClientHello {
-        version: "0".to_owned(),
-        run: "test".to_owned(),
-        node: "hostile".to_owned(),
-        python: "3.11".to_owned(),
-        lease_ms: 60_000,
-        packages: BTreeMap::new(),
-        strict: false,
-        worker: WorkerSpec {
-            concurrency,
-            processes: false,
-            env: BTreeMap::new(),
-            sys_path: Vec::new(),
-            shares_files: false,
-            preload: Vec::new(),
-            max_payload: MAX_MESSAGE,
-            task_timeout_ms: None,
-            setup: String::new(),
-            unwind: false,
-        },
-    }
+    let hello = client_hello(1, false);
+    let worker = WorkerSpec { concurrency, ..hello.worker };
+    ClientHello { node: "hostile".to_owned(), worker, ..hello }
 }
 
 /// The frames of a scripted node: blocks of raw frames, any number of them.

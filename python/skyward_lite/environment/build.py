@@ -58,10 +58,9 @@ def _steps(facts: probe.Facts, image: Image, uploads: dict[str, str]) -> list[st
     """Return the lines of shell that make the environment in "$tmp"."""
     steps = []
     if image.apt:
-        sudo = '$([ "$(id -u)" = 0 ] || echo sudo -n)'
         apt = "apt-get -o DPkg::Lock::Timeout=300"  # a machine that has just booted may be updating itself
-        steps.append(f"step {sudo} {apt} update -qq")
-        steps.append(f"step {sudo} env DEBIAN_FRONTEND=noninteractive {apt} install -y -qq -- {_words(image.apt)}")
+        steps.append(f"step as_root {apt} update -qq")
+        steps.append(f"step as_root env DEBIAN_FRONTEND=noninteractive {apt} install -y -qq -- {_words(image.apt)}")
     steps.append(_make_environment(facts))
     uv = facts.uv if not facts.venv else None
     if uv is None:

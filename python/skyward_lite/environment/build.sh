@@ -45,6 +45,10 @@ done
 trap 'rm -rf "$lock" "$tmp"; kill "$watcher" 2>/dev/null' EXIT
 whole "$root/$env" && exit 0
 rm -rf "${root:?}/$env" "$root/$env".tmp.*
+# shellcheck disable=SC2329  # the function `steps` calls it
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
 # Run a command; if it fails, report it and end.
 step() {
   "$@" </dev/null && return 0

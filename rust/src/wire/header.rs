@@ -18,7 +18,7 @@ use crate::text;
 /// Marks where our protocol begins in a stream that a login shell may have written to before.
 pub const MAGIC: [u8; 16] = *b"\0SKYWARD-LITE\r\n\0";
 /// Version of everything in this folder. Both ends must have the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// Bytes of banner, MOTD or `.bashrc` output that are skipped before the magic.
 pub const MAX_NOISE: usize = 64 * 1024;
 /// Cap of a frame's body, in bytes.
@@ -31,7 +31,7 @@ pub const FIRST: u8 = 1;
 pub const LAST: u8 = 2;
 
 /// Names one try at one task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Attempt {
     pub task: u64,
     pub attempt: u16,

@@ -4,6 +4,7 @@
 //! | file | what it promises |
 //! |---|---|
 //! | `header.rs` | the preamble, the frame header, and the caps of both |
+//! | `blob.rs` | bytes that travel apart from the messages that name them |
 //! | `block.rs` | blocks of frames, compressed where that pays |
 //! | `message.rs` | tasks, results and notes, cut into chunks and joined |
 //! | `control.rs` | every other frame, written and read side by side |
@@ -13,6 +14,7 @@
 //! | `flood.rs` | output that waits, bounded: of too much the middle is left out |
 //! | `stream.rs` | an outbox and a decoder on a byte stream |
 
+mod blob;
 mod block;
 mod control;
 mod decoder;
@@ -23,6 +25,7 @@ mod message;
 mod outbox;
 mod stream;
 
+pub use blob::{BlobChunk, BlobPart, Content, MAX_BLOBS, OutgoingBlob};
 pub use block::{MAX_BLOCK, Packer};
 pub use control::{Control, MAX_REASON};
 pub use decoder::{Admit, Decoder, Event, MAX_UNFINISHED, Offer};

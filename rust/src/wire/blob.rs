@@ -13,8 +13,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 
 use crate::error::FrameError;
-use crate::wire::header::{Attempt, Header};
-use crate::wire::message::MAX_CHUNK;
+use crate::wire::header::{Attempt, Header, MAX_CHUNK};
 
 /// The kind of a chunk's frame.
 pub const BLOB_CHUNK: u8 = 18;

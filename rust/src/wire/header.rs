@@ -23,6 +23,9 @@ pub const PROTOCOL: u32 = 3;
 pub const MAX_NOISE: usize = 64 * 1024;
 /// Cap of a frame's body, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
+/// Payload bytes in a chunk, which is what a small task may have to wait for. With the header and the head it fits the
+/// packets of OpenSSH and of russh, 32 KiB.
+pub const MAX_CHUNK: usize = 32 * 1024 - 64;
 /// Bytes of a frame's header.
 pub const FRAME_HEADER: usize = 16;
 /// The flag of a message's first chunk.

@@ -14,11 +14,8 @@ use bytes::{Buf, Bytes};
 
 use crate::error::FrameError;
 use crate::wire::blob::{BlobPart, MAX_BLOBS};
-use crate::wire::header::{Attempt, FIRST, Header, LAST};
+use crate::wire::header::{Attempt, FIRST, Header, LAST, MAX_CHUNK};
 
-/// Payload bytes in a chunk, which is what a small task may have to wait for. With the header and the head it fits the
-/// packets of OpenSSH and of russh, 32 KiB.
-pub const MAX_CHUNK: usize = 32 * 1024 - 64;
 /// Parts of one message (its pickle and the buffers beside it); their lengths fit a single frame.
 pub const MAX_PARTS: usize = 1024;
 /// Payload bytes of a note.

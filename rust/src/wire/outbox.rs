@@ -18,8 +18,8 @@ use crate::wire::block::Packer;
 use crate::wire::control::Control;
 use crate::wire::decoder::MAX_UNFINISHED;
 use crate::wire::flood::{Flood, Piece};
-use crate::wire::header::{Attempt, put_preamble};
-use crate::wire::message::{Body, MAX_CHUNK, Message, Outgoing};
+use crate::wire::header::{Attempt, MAX_CHUNK, put_preamble};
+use crate::wire::message::{Body, Message, Outgoing};
 
 /// Raw bytes after which a block is sent.
 pub(super) const FULL_BLOCK: usize = 64 * 1024;

@@ -17,6 +17,7 @@ use tracing::{debug, info};
 
 use crate::client::completions::Completions;
 pub use crate::client::completions::QUEUE_SHIFT;
+use crate::client::contents::Contents;
 use crate::client::dispatch::Dispatch;
 use crate::client::inbox::Inbox;
 pub use crate::client::inbox::Lines;
@@ -72,6 +73,7 @@ impl Pool {
             changed: Condvar::new(),
             completions: Completions::default(),
             inbox: Inbox::default(),
+            contents: Contents::new()?,
             close: Notify::new(),
             max_message,
         });
@@ -189,6 +191,12 @@ impl Pool {
         self.shared.carry_out(state)
     }
 
+    /// Return the contents of this pool's tasks, for the large buffers of a task that is to be submitted.
+    #[must_use]
+    pub fn contents(&self) -> &Contents {
+        &self.shared.contents
+    }
+
     /// Drop a task that has not started, wherever it waits. Return true if it was dropped: it then has no message out of
     /// [`Pool::finished`]. Waits for the answer of the node that holds the task, at most for `bound`; after that the task
     /// may still end as cancelled.
@@ -297,6 +305,7 @@ impl Pool {
         }
         self.shared.completions.finish();
         self.shared.inbox.close();
+        self.shared.contents.clear();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Payloads and descriptors across the border: the only file with unsafe code.
+//! Payloads and descriptors across the border: the only file here with unsafe code.
 //!
 //! A payload crosses as a pickle and a list of out-of-band buffers. Up to [`INLINE`] bytes are copied while the GIL is held,
 //! more bytes without the GIL.
@@ -10,7 +10,9 @@
 
 use std::collections::TryReserveError;
 use std::ffi::c_int;
+use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,31 +30,52 @@ use crate::wire::{BlobPart, Content, MAX_BLOBS, MAX_PARTS, Message};
 /// Bytes up to which a payload is copied without releasing the GIL: releasing it takes longer than the copy.
 const INLINE: usize = 32 * 1024;
 
+/// Where a buffer's bytes are.
+enum Memory {
+    /// In memory of their own.
+    Own(BytesMut),
+    /// In a file that tasks share. What is written to the buffer stays here.
+    Mapped(MappedBlob),
+}
+
 /// Memory received from the wire: writable, without a copy, through the buffer protocol.
 #[pyclass(module = "skyward_lite._core")]
 pub(super) struct Buffer {
-    data: BytesMut,
+    memory: Memory,
 }
 
 #[pymethods]
 impl Buffer {
     fn __len__(&self) -> usize {
-        self.data.len()
+        match &self.memory {
+            Memory::Own(bytes) => bytes.len(),
+            Memory::Mapped(blob) => blob.memory.len(),
+        }
     }
 
-    fn copy(&self, py: Python<'_>) -> Self {
-        let data = &self.data;
-        Self { data: py.detach(|| BytesMut::from(&data[..])) }
+    fn copy(&self, py: Python<'_>) -> PyResult<Self> {
+        let memory = match &self.memory {
+            Memory::Own(bytes) => Memory::Own(py.detach(|| BytesMut::from(&bytes[..]))),
+            Memory::Mapped(blob) => {
+                let mapped = MappedBlob::new(Arc::clone(&blob.file));
+                Memory::Mapped(mapped.map_err(|error| PyMemoryError::new_err(error.to_string()))?)
+            }
+        };
+        Ok(Self { memory })
     }
 
     /// # Safety
     /// Called by the interpreter with a valid `view`.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let mut this = slf.borrow_mut();
-        let len = ffi::Py_ssize_t::try_from(this.data.len()).map_err(|e| PyBufferError::new_err(e.to_string()))?;
-        let start = this.data.as_mut_ptr().cast();
+        let len = ffi::Py_ssize_t::try_from(this.__len__()).map_err(|e| PyBufferError::new_err(e.to_string()))?;
+        let start = match &mut this.memory {
+            Memory::Own(bytes) => bytes.as_mut_ptr(),
+            Memory::Mapped(blob) => blob.memory.as_ptr(),
+        };
+        let start = start.cast();
         // SAFETY: the memory lives as long as the object, to which the view holds a reference; nothing in this class
-        // ever moves or resizes the memory.
+        // ever moves or resizes the memory. A mapped blob may be written to.
         if unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 0, flags) } == 0 {
             Ok(())
         } else {
@@ -62,21 +85,43 @@ impl Buffer {
 }
 
 impl Buffer {
-    fn new(py: Python<'_>, part: Bytes) -> PyResult<Bound<'_, Self>> {
-        // A large part owns its memory, so this is no copy. A small part is a slice of its block.
-        let data = if part.len() <= INLINE { BytesMut::from(&part[..]) } else { py.detach(|| BytesMut::from(part)) };
-        Bound::new(py, Self { data })
+    fn new(py: Python<'_>, part: Part) -> PyResult<Bound<'_, Self>> {
+        let memory = match part {
+            // A large part owns its memory, so this is no copy. A small part is a slice of its block.
+            Part::Inline(bytes) if bytes.len() <= INLINE => Memory::Own(BytesMut::from(&bytes[..])),
+            Part::Inline(bytes) => Memory::Own(py.detach(|| BytesMut::from(bytes))),
+            Part::Mapped(blob) => Memory::Mapped(blob),
+        };
+        Bound::new(py, Self { memory })
     }
 }
 
 /// Return a message as the stub's `Message`: `(task, attempt, code, nanos, pickled, buffers)`.
 pub(super) fn to_python(py: Python<'_>, message: Message) -> PyResult<Bound<'_, PyTuple>> {
-    let mut parts = message.parts.into_iter();
-    let pickled = parts.next().unwrap_or_default();
-    let pickled = if pickled.len() <= INLINE {
-        PyBytes::new(py, &pickled).into_any()
-    } else {
-        Buffer::new(py, pickled)?.into_any()
+    let Message { id, code, nanos, parts, .. } = message;
+    with_parts(py, id, code, nanos, parts.into_iter().map(Part::Inline))
+}
+
+/// Return a task as the stub's `Message`, or why its blobs cannot be mapped.
+pub(super) fn task_to_python(py: Python<'_>, task: Task) -> io::Result<PyResult<Bound<'_, PyTuple>>> {
+    if task.is_inline() {
+        return Ok(to_python(py, task.message));
+    }
+    let Message { id, code, nanos, .. } = task.message;
+    Ok(with_parts(py, id, code, nanos, task.into_parts()?.into_iter()))
+}
+
+fn with_parts(
+    py: Python<'_>,
+    id: Attempt,
+    code: u8,
+    nanos: u64,
+    mut parts: impl ExactSizeIterator<Item = Part>,
+) -> PyResult<Bound<'_, PyTuple>> {
+    let pickled = match parts.next() {
+        None => PyBytes::new(py, &[]).into_any(),
+        Some(Part::Inline(pickled)) if pickled.len() <= INLINE => PyBytes::new(py, &pickled).into_any(),
+        Some(pickled) => Buffer::new(py, pickled)?.into_any(),
     };
     let buffers = if parts.len() == 0 {
         py.None().into_bound(py)
@@ -84,7 +129,7 @@ pub(super) fn to_python(py: Python<'_>, message: Message) -> PyResult<Bound<'_, 
         let buffers = parts.map(|part| Buffer::new(py, part)).collect::<PyResult<Vec<_>>>()?;
         PyList::new(py, buffers)?.into_any()
     };
-    (message.id.task, message.id.attempt, message.code, message.nanos, pickled, buffers).into_pyobject(py)
+    (id.task, id.attempt, code, nanos, pickled, buffers).into_pyobject(py)
 }
 
 /// Return a copy of a bytes-like object's content.

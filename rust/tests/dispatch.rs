@@ -222,7 +222,7 @@ fn name(id: Attempt) -> String {
 }
 
 fn message(id: Attempt, code: Outcome) -> Message {
-    Message { id, code: code as u8, nanos: 0, parts: Vec::new() }
+    Message { id, code: code as u8, ..Message::default() }
 }
 
 fn thread() -> ThreadId {

@@ -59,7 +59,7 @@ fn key(id: Attempt) -> (u64, u16) {
 }
 
 fn message(id: Attempt, code: u8) -> Message {
-    Message { id, code, nanos: 0, parts: Vec::new() }
+    Message { id, code, ..Message::default() }
 }
 
 impl Agent {

@@ -92,7 +92,7 @@ impl Dispatch {
             }
             Event::Control(control) => self.on_control(from, control, now, out)?,
             Event::Skipped(..) | Event::NoMemory(..) => {}
-            Event::Message(..) => return Err(SessionError::Unasked("sent what a client sends")),
+            Event::Message(..) | Event::Chunk(_) => return Err(SessionError::Unasked("sent what a client sends")),
         }
         Ok(())
     }

@@ -230,7 +230,7 @@ impl Pool {
 
     /// Append the end of a task that was never submitted, with nothing in it. Return false as [`Pool::submit`] does.
     pub fn end(&self, id: Attempt) -> bool {
-        let end = Message { id, code: Outcome::Returned as u8, nanos: 0, parts: Vec::new() };
+        let end = Message { id, code: Outcome::Returned as u8, ..Message::default() };
         self.shared.completions.add([(None, end)])
     }
 

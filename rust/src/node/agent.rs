@@ -126,6 +126,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
             epoch: spec.epoch.clone(),
             cores: cores(),
             pid: std::process::id(),
+            memory: 0,
             differences,
         })?;
         self.link.send(|o| o.control(answer));

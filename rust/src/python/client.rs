@@ -271,7 +271,9 @@ impl Core {
     ) -> PyResult<bool> {
         // Without a check of the owner, which takes a system call: `check_owner` comes before a task is pickled.
         let parts = parts(pickled, buffers)?;
-        Ok(self.pool.submit(Message { id: Attempt { task, attempt: 0 }, code: kind, nanos, parts }, node))
+        Ok(self
+            .pool
+            .submit(Message { id: Attempt { task, attempt: 0 }, code: kind, nanos, parts, blobs: Vec::new() }, node))
     }
 
     fn end(&self, task: u64) -> PyResult<bool> {

@@ -244,6 +244,11 @@ class Core:
         """
     def counts(self) -> tuple[int, int]:
         """Return (tasks that have not ended, answers that came late or twice)."""
+    def traffic(self) -> list[tuple[int, int]]:
+        """Return (bytes sent, bytes received) of each node's session, in the order of the nodes' numbers.
+
+        Counted is what is handed to the SSH connection and what comes out of it: after compression, before encryption.
+        """
     def close(self) -> None:
         """Leave all nodes and cancel what has not ended. Takes at most a few seconds; idempotent."""
 

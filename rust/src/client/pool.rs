@@ -280,6 +280,13 @@ impl Pool {
         lock(&self.shared.state).dispatch.counts()
     }
 
+    /// Return, for each node in the order of their numbers, the bytes that were written to its session's stream and those
+    /// that were read from it. SSH's own bytes, such as its encryption's, are not among them.
+    #[must_use]
+    pub fn traffic(&self) -> Vec<(u64, u64)> {
+        lock(&self.shared.state).senders.iter().map(|sender| sender.traffic()).collect()
+    }
+
     /// Return whether this process was forked from the one that opened the pool: it has no I/O thread, and any lock may be
     /// held for ever.
     #[must_use]

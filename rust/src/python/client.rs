@@ -340,6 +340,10 @@ impl Core {
         self.pool.counts()
     }
 
+    fn traffic(&self) -> Vec<(u64, u64)> {
+        self.pool.traffic()
+    }
+
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.pool.close());
     }

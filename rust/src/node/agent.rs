@@ -27,8 +27,7 @@ use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
 use crate::queue::PeerId;
 use crate::timing::{HEARTBEAT, LEAST_MESSAGE, Timing};
 use crate::wire::{
-    Body, ClientHello, Control, Event, EventReader, FrameSender, MAX_REASON, Offer, WorkerHello, hello,
-    read_hello,
+    Body, ClientHello, Control, Event, EventReader, FrameSender, MAX_REASON, Offer, WorkerHello, hello, read_hello,
 };
 
 /// How long the client's hello is awaited.
@@ -110,7 +109,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
             self.say_goodbye(&why).await;
             return Err(AgentError::Refused(why));
         }
-        let answer = hello(&answer(&spec, differences))?;
+        let answer = hello(&answer(spec, differences))?;
         self.link.send(|o| o.control(answer));
         info!(node = %client.node, lease_ms = client.lease_ms, "hello of the client");
         Ok(client)
@@ -220,7 +219,8 @@ impl Agent {
         let state = State::new(settings, Instant::now() + Duration::from_millis(client.lease_ms));
         let greeting = WorkerHello { node: client.node, slots, lease_ms: client.lease_ms, work: client.worker };
         let supervisor = Supervisor::new(spec.worker, greeting, (cores / tasks).max(1), Arc::clone(&link));
-        let inner = Mutex::new(Inner { state, supervisor, blobs: BlobFiles::default(), actions: Vec::new(), stop: None });
+        let inner =
+            Mutex::new(Inner { state, supervisor, blobs: BlobFiles::default(), actions: Vec::new(), stop: None });
         Self { link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
     }
 

@@ -156,9 +156,8 @@ impl Blobs {
     /// workers that are there have blobs, which are complete. A waiting task is not in the queue.
     #[must_use]
     pub fn is_consistent(&self, is_there: impl Fn(PeerId) -> bool, is_queued: impl Fn(u64) -> bool) -> bool {
-        let missing = |waiting: &Waiting| {
-            waiting.task.blobs.iter().filter(|blob| !self.complete.contains(&blob.number)).count()
-        };
+        let missing =
+            |waiting: &Waiting| waiting.task.blobs.iter().filter(|blob| !self.complete.contains(&blob.number)).count();
         let awaited: usize = self.awaited.values().map(Vec::len).sum();
         self.waiting.values().all(|waiting| waiting.missing > 0 && waiting.missing == missing(waiting))
             && !self.waiting.keys().any(|task| is_queued(*task))

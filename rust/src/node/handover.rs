@@ -68,7 +68,7 @@ impl Handover {
         if received.incomplete {
             return Err(FrameError::BadSequence("descriptors that are too many at once, or for which none is free"));
         }
-        if received.len() + self.unclaimed > MAX_UNCLAIMED {
+        if received.count() + self.unclaimed > MAX_UNCLAIMED {
             return Err(FrameError::BadSequence("too many descriptors without a result"));
         }
         Ok(())
@@ -130,7 +130,7 @@ impl Handover {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 mod tests {
     use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::net::UnixStream;
@@ -216,7 +216,10 @@ mod tests {
     /// what came before it counts.
     #[test]
     fn contradictions_are_errors() {
-        let note = Message { blobs: vec![BlobPart { place: 0, number: 1, fresh: false, content: None }], ..Message::default() };
+        let note = Message {
+            blobs: vec![BlobPart { place: 0, number: 1, fresh: false, content: None }],
+            ..Message::default()
+        };
         let cases: Vec<(Vec<OwnedFd>, Vec<Event>)> = vec![
             (vec![], vec![frame(1, SIZE)]),
             (vec![UnixStream::pair().unwrap().0.into()], vec![frame(1, SIZE)]),

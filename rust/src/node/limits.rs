@@ -14,8 +14,8 @@ static OPEN_FILES: OnceLock<Rlimit> = OnceLock::new();
 /// the limit that they would have had: programs that use `select` may rely on small numbers.
 #[cfg(target_os = "linux")]
 pub fn raise_open_files() {
-    let before = OPEN_FILES.get_or_init(|| getrlimit(Resource::Nofile)).clone();
-    drop(setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum }));
+    let before = OPEN_FILES.get_or_init(|| getrlimit(Resource::Nofile));
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum });
 }
 
 /// See [`raise_open_files`].
@@ -23,7 +23,7 @@ pub fn raise_open_files() {
 pub fn restore_open_files(process: u32) {
     let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
     if let (Some(limit), Some(pid)) = (OPEN_FILES.get(), pid) {
-        drop(prlimit(Some(pid), Resource::Nofile, limit.clone()));
+        let _ = prlimit(Some(pid), Resource::Nofile, *limit);
     }
 }
 

@@ -78,6 +78,6 @@ impl AsRef<[u8]> for Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: this mapping was made by `new` and is removed once; references to it have ended with it.
-        drop(unsafe { munmap(self.start.as_ptr(), self.len) });
+        let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
     }
 }

@@ -82,7 +82,7 @@ impl State {
             Input::Tick { orphaned, running } => self.on_tick(orphaned, running, now, out),
             Input::BlobComplete(number) => self.tasks.blob_is_complete(number),
             Input::BlobFailed(number, why) => {
-                let failed = self.tasks.blob_failed(number, format!("node {}: {why}", self.settings.node), out);
+                let failed = self.tasks.blob_failed(number, &format!("node {}: {why}", self.settings.node), out);
                 self.stop_if_broken(failed, out);
             }
             Input::Drain(why) => {

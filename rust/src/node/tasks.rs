@@ -103,10 +103,10 @@ impl Tasks {
     ///
     /// # Errors
     /// The reason for which the session ends, if there are too many of these.
-    pub fn blob_failed(&mut self, number: u64, why: String, out: &mut Vec<Action>) -> Result<(), String> {
+    pub fn blob_failed(&mut self, number: u64, why: &str, out: &mut Vec<Action>) -> Result<(), String> {
         out.push(Action::Reply(Control::BlobLost { number }));
-        for id in self.blobs.fail(number, why.clone())? {
-            self.results.deliver(Message::text(id, Outcome::Crashed, why.clone()), out);
+        for id in self.blobs.fail(number, why.to_owned())? {
+            self.results.deliver(Message::text(id, Outcome::Crashed, why.to_owned()), out);
         }
         Ok(())
     }

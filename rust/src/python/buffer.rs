@@ -9,10 +9,10 @@
 #![allow(clippy::needless_pass_by_value)]
 
 use std::collections::TryReserveError;
+use std::convert::Infallible;
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,9 +24,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMemoryView, PyTuple};
 
 use crate::client::contents::{Contents, Found};
+use crate::node::memory_file::SharedFile;
+use crate::node::worker::Answer;
+use crate::node::worker::blobs::{MappedBlob, Part, Task};
 use crate::pages::prefer_huge;
 use crate::timing::BLOB_BYTES;
-use crate::wire::{BlobPart, Content, MAX_BLOBS, MAX_PARTS, Message};
+use crate::wire::{Attempt, BlobPart, Content, MAX_BLOBS, MAX_PARTS, Message};
 
 /// Bytes up to which a payload is copied without releasing the GIL: releasing it takes longer than the copy.
 const INLINE: usize = 32 * 1024;
@@ -135,11 +138,22 @@ fn with_parts(
 
 /// Return a copy of a bytes-like object's content.
 pub(super) fn snapshot(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    snapshot_or::<Infallible>(object, |_| None).map(|copy| match copy {
+        Ok(bytes) => bytes,
+    })
+}
+
+/// Return a copy of a bytes-like object's content; or, of more than [`INLINE`] bytes, what `instead` makes of them, if
+/// anything.
+fn snapshot_or<T: Send>(
+    object: &Bound<'_, PyAny>,
+    instead: impl FnOnce(&[u8]) -> Option<T> + Send,
+) -> PyResult<Result<Bytes, T>> {
     let py = object.py();
     if let Ok(bytes) = object.cast::<PyBytes>()
         && bytes.as_bytes().len() <= INLINE
     {
-        return Ok(Bytes::copy_from_slice(bytes.as_bytes()));
+        return Ok(Ok(Bytes::copy_from_slice(bytes.as_bytes())));
     }
     let view = PyBuffer::<u8>::get(object)?;
     if !view.is_c_contiguous() {
@@ -147,12 +161,16 @@ pub(super) fn snapshot(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     }
     let (start, len) = (view.buf_ptr() as usize, view.len_bytes());
     if len == 0 {
-        return Ok(Bytes::new());
+        return Ok(Ok(Bytes::new()));
     }
     // SAFETY: `view` lives until this function returns; it keeps the memory alive and its size fixed. If another thread
     // writes to the array meanwhile, the copy is torn, as any pickler's copy would be.
     let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
-    let copy = if len <= INLINE { copied(bytes) } else { py.detach(|| copied(bytes)) };
+    let copy = if len <= INLINE {
+        copied(bytes).map(Ok)
+    } else {
+        py.detach(|| instead(bytes).map_or_else(|| copied(bytes).map(Ok), |instead| Ok(Err(instead))))
+    };
     copy.map_err(|_| no_memory(len))
 }
 
@@ -184,6 +202,30 @@ pub(super) fn parts(pickled: &Bound<'_, PyAny>, buffers: Option<Vec<Bound<'_, Py
     let Some(buffers) = buffers else { return Ok(vec![snapshot(pickled)?]) };
     check_count(&buffers)?;
     std::iter::once(pickled).chain(buffers.iter()).map(snapshot).collect()
+}
+
+/// Return a result whose parts are a pickle and its buffers: copies, or files in memory for the large ones. A part for
+/// which there is no such file is copied.
+pub(super) fn answer(
+    head: Message,
+    pickled: &Bound<'_, PyAny>,
+    buffers: Option<Vec<Bound<'_, PyAny>>>,
+) -> PyResult<Answer> {
+    let buffers = buffers.unwrap_or_default();
+    check_count(&buffers)?;
+    let mut answer = Answer::from(head);
+    for (place, part) in (0..).zip(std::iter::once(pickled).chain(&buffers)) {
+        let may_be_file = answer.files.len() < MAX_BLOBS;
+        let file = |bytes: &[u8]| if bytes.len() < BLOB_BYTES { None } else { SharedFile::of(bytes).ok() };
+        match snapshot_or(part, |bytes| if may_be_file { file(bytes) } else { None })? {
+            Ok(copy) => answer.message.parts.push(copy),
+            Err(file) => {
+                answer.message.blobs.push(BlobPart { place, number: 0, fresh: false, content: None });
+                answer.files.push(file);
+            }
+        }
+    }
+    Ok(answer)
 }
 
 /// Large data that several tasks may have: its content is hashed and kept once, when this is made.

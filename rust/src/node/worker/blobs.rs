@@ -129,7 +129,7 @@ fn out_of_the_way(descriptor: OwnedFd) -> OwnedFd {
         return descriptor;
     }
     let moved = rustix::io::fcntl_dupfd_cloexec(&descriptor, first);
-    drop(setrlimit(Resource::Nofile, limit));
+    let _ = setrlimit(Resource::Nofile, limit);
     moved.unwrap_or(descriptor)
 }
 

@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use self::notes::Notes;
 use self::blobs::{BlobTable, Task};
+use self::notes::Notes;
 pub use self::result_sender::Answer;
 use self::result_sender::{ResultSender, Unsent};
 use self::socket_reader::SocketReader;

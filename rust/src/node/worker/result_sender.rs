@@ -98,7 +98,9 @@ impl ResultSender {
         unsent.files.extend(files.into_iter().map(OwnedFd::from));
         self.add(unsent, urgent, |outbox| {
             let number = result.id.task;
-            sizes.into_iter().for_each(|size| outbox.control(Control::Descriptor { number, size }));
+            for size in sizes {
+                outbox.control(Control::Descriptor { number, size });
+            }
             outbox.message(Body::Result, result);
         });
     }

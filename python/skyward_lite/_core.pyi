@@ -81,6 +81,11 @@ class Buffer:
     def copy(self) -> Buffer:
         """Return a copy. Releases the GIL meanwhile."""
 
+class Blob:
+    """Large data that several tasks may have, by `Core.blob`. Keeps the data for as long as it lives."""
+
+    def __len__(self) -> int: ...
+
 def address(data: bytes | memoryview, /) -> int:
     """Return where the memory of a bytes-like object begins."""
 
@@ -182,12 +187,18 @@ class Core:
     def submit(
         self, task: int, kind: int, pickled: bytes, buffers: list[Any] | None, node: int | None, nanos: int
     ) -> bool:
-        """Append a task. Copies the payload; never waits. The task comes out of `finished` of its queue exactly once.
+        """Append a task. Never waits. The task comes out of `finished` of its queue exactly once.
 
         The bits of its number from `QUEUE_SHIFT` on are its completion queue, which is open; queue 0 always is.
         The task goes to the node of that index in `nodes`, or to any if `node` is None.
-        `nanos`: how long all of it may run; a node that holds it for much longer is lost. 0 for as long as it likes.
+        Small parts of the payload are copied. Of large ones equal contents are kept once, and `bytes` are read in place.
+        A buffer may be a `Blob` of this pool. `nanos`: how long all of it may run; a node that holds it for much longer is lost. 0 for as long as it likes.
         Return False if `finished` has already returned None.
+        """
+    def blob(self, data: bytes | memoryview) -> Blob:
+        """Return the data as a buffer for any number of `submit`s, so that its content is looked at once.
+
+        Raise `MemoryError` if there is no memory for a copy, and `ValueError` if the data is not contiguous.
         """
     def end(self, task: int) -> bool:
         """Make a task that was never submitted come out of `finished`; return False as `submit` does."""
@@ -233,6 +244,11 @@ class Core:
         """
     def counts(self) -> tuple[int, int]:
         """Return (tasks that have not ended, answers that came late or twice)."""
+    def traffic(self) -> list[tuple[int, int]]:
+        """Return (bytes sent, bytes received) of each node's session, in the order of the nodes' numbers.
+
+        Counted is what is handed to the SSH connection and what comes out of it: after compression, before encryption.
+        """
     def close(self) -> None:
         """Leave all nodes and cancel what has not ended. Takes at most a few seconds; idempotent."""
 

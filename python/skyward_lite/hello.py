@@ -26,6 +26,8 @@ class WorkerSettings:
     """Modules that a worker imports before it takes tasks."""
     max_payload: int
     """Largest pickled task or result, in bytes."""
+    cache_bytes: int | None
+    """Bytes of shared data that the node keeps between tasks; None for a share of its memory."""
     task_timeout_ms: int | None
     """How long one call may run, in milliseconds; None for as long as it likes."""
     setup: str

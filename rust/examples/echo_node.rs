@@ -26,7 +26,8 @@ fn worker() -> Fallible {
             let worker = worker.clone();
             std::thread::spawn(move || {
                 loop {
-                    let Some(Message { id, code, nanos, mut parts }) = worker.next(slot, Duration::from_secs(1)) else {
+                    let Some(Message { id, code, nanos, mut parts, .. }) = worker.next(slot, Duration::from_secs(1))
+                    else {
                         if worker.over() {
                             break;
                         }
@@ -57,7 +58,7 @@ fn worker() -> Fallible {
                         }
                         _ => {}
                     }
-                    worker.finish(Message { id, code: Outcome::Returned as u8, nanos, parts });
+                    worker.finish(Message { id, code: Outcome::Returned as u8, nanos, parts, ..Message::default() });
                 }
             })
         })

@@ -60,7 +60,7 @@ enum Place {
 #[derive(Debug)]
 struct Entry {
     message: Message,
-    /// The message's payload, in bytes: what counts towards [`WINDOW`].
+    /// What the message brings to a peer, in bytes: see [`Message::load`]. It counts towards [`WINDOW`].
     size: usize,
     place: Place,
     recall: Recall,
@@ -326,7 +326,7 @@ impl Queue {
     /// Append a task, for any peer.
     pub fn push(&mut self, message: Message) {
         let task = message.id.task;
-        let size = message.size();
+        let size = message.load();
         let place = Place::Waiting;
         let entry = Entry::new(message, size, place, false);
         self.tasks.insert(task, entry);
@@ -339,7 +339,7 @@ impl Queue {
     pub fn push_to(&mut self, peer: PeerId, message: Message) -> Option<Message> {
         self.peers.get(&peer)?;
         let task = message.id.task;
-        let size = message.size();
+        let size = message.load();
         let place = Place::Orphan;
         let entry = Entry::new(message, size, place, true);
         self.tasks.insert(task, entry);

@@ -187,6 +187,8 @@ impl Client {
                 self.sent.insert((node, task.id.task), task.id);
                 format!("send {} to {node}", name(task.id))
             }
+            Action::SendBlob(node, number, bytes) => format!("blob {number} of {} to {node}", bytes.len()),
+            Action::Forget(node, blobs) => format!("forget {blobs:?} at {node}"),
             Action::Tell(node, Control::Recall(id)) => format!("recall {} from {node}", name(id)),
             Action::Tell(node, Control::Cancel(id)) => format!("cancel {} at {node}", name(id)),
             Action::Tell(node, Control::Abort(id)) => format!("abort {} at {node}", name(id)),
@@ -222,7 +224,7 @@ fn name(id: Attempt) -> String {
 }
 
 fn message(id: Attempt, code: Outcome) -> Message {
-    Message { id, code: code as u8, nanos: 0, parts: Vec::new() }
+    Message { id, code: code as u8, ..Message::default() }
 }
 
 fn thread() -> ThreadId {

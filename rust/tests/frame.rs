@@ -6,8 +6,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use skyward_lite::error::FrameError;
 use skyward_lite::wire::{
-    Attempt, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_NOTE, MAX_REASON, Message,
-    Outcome, PROTOCOL, Packer,
+    Attempt, BlobChunk, BlobPart, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_NOTE,
+    MAX_REASON, Message, Outcome, PROTOCOL, Packer,
 };
 
 #[path = "support/wire.rs"]
@@ -37,6 +37,29 @@ proptest! {
         }).collect();
         seen.sort_by_key(|m| m.id);
         prop_assert_eq!(seen, messages);
+    }
+
+    /// A blob comes out as it went in, in chunks that say where they belong, beside a message that is not held up by it.
+    #[test]
+    fn blobs_survive_the_wire(size in 1_usize..200_000, step in 1_usize..70_000, seed in any::<u8>()) {
+        let bytes: Vec<u8> = (0..size).map(|i| (i as u8).wrapping_mul(seed) ^ (i >> 8) as u8).collect();
+        let named = Message { blobs: vec![blob_part(1, 77)], ..message(1, &[b"pickle".to_vec(), b"buffer".to_vec()]) };
+        let wire = send(|o| {
+            o.blob(77, Bytes::from(bytes.clone()));
+            o.message(Body::Task, named.clone());
+        });
+        let mut events = decode(&wire, step).unwrap();
+        prop_assert_eq!(events.remove(0), Event::Message(Body::Task, named));
+        let mut seen = vec![0; size];
+        let mut arrived = 0;
+        for event in events {
+            let Event::Chunk(BlobChunk { number: 77, offset, total, bytes }) = event else { panic!("{event:?}") };
+            prop_assert_eq!(total as usize, size);
+            seen[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+            arrived += bytes.len();
+        }
+        prop_assert_eq!(arrived, size);
+        prop_assert_eq!(seen, bytes);
     }
 
     /// No bytes whatever make the decoder panic or take memory that did not arrive.
@@ -81,6 +104,10 @@ fn control_frames_survive_the_wire() {
         Control::Drain(Bytes::from(vec![b'x'; MAX_REASON])),
         Control::NoteAnswer { note: u64::MAX, error: Bytes::from_static(b"no listener") },
         Control::NoteAnswer { note: 1, error: Bytes::new() },
+        Control::Forget(vec![1, u64::MAX]),
+        Control::Received { bytes: u64::MAX },
+        Control::BlobLost { number: 7 },
+        Control::Descriptor { number: 7, size: 1 << 40 },
         Control::Goodbye(Bytes::from_static(b"why")),
     ];
     let wire = send(|o| all.iter().for_each(|c| o.control(c.clone())));
@@ -89,6 +116,31 @@ fn control_frames_survive_the_wire() {
 }
 
 /// A reason that is too long is refused where it is written, too.
+fn blob_part(place: u16, number: u64) -> BlobPart {
+    BlobPart { place, number, fresh: false, content: None }
+}
+
+/// A chunk that does not lie within its blob, a blob over the cap and a blob at no place of its message are refused.
+#[test]
+fn blobs_are_checked() {
+    let chunk = |offset: u64, total: u64, bytes: &[u8]| {
+        let body = [&offset.to_le_bytes()[..], &total.to_le_bytes(), bytes].concat();
+        decode(&block(&frame(u32::try_from(body.len()).unwrap(), 18, 0, &body)), 9)
+    };
+    let whole = BlobChunk { number: 9, offset: 1, total: 4, bytes: Bytes::from_static(b"abc") };
+    assert_eq!(chunk(1, 4, b"abc").unwrap(), [Event::Chunk(whole)]);
+    for (offset, total, bytes) in [(2, 4, &b"abc"[..]), (u64::MAX, 4, b"abc"), (0, 0, b""), (1, 4, b"")] {
+        assert!(matches!(chunk(offset, total, bytes), Err(FrameError::BadBody(_))), "{offset} {total}");
+    }
+    assert!(matches!(chunk(0, u64::MAX, b"abc"), Err(FrameError::TooLong { what: "blob", .. })));
+    assert!(matches!(decode(&block(&frame(3, 18, 0, b"abc")), 9), Err(FrameError::Truncated(_))));
+    for places in [&[3][..], &[1, 1], &[2, 0]] {
+        let blobs = places.iter().map(|place| blob_part(*place, 5)).collect();
+        let wire = send(|o| o.message(Body::Task, Message { blobs, ..message(1, &[b"pickle".to_vec()]) }));
+        assert!(matches!(decode(&wire, 9), Err(FrameError::BadSequence(_))), "{places:?}");
+    }
+}
+
 #[test]
 fn a_long_reason_is_not_sent() {
     let long = Control::Drain(Bytes::from(vec![b'x'; MAX_REASON + 1]));
@@ -183,6 +235,10 @@ fn the_corpus_is_current() {
     seeds.push(("valid_note", send(|o| o.message(Body::Note, message(1, &[b"abc".to_vec()])))));
     let answer = Control::NoteAnswer { note: 1, error: Bytes::from_static(b"why not") };
     seeds.push(("valid_note_answer", send(|o| o.control(answer))));
+    seeds.push(("valid_blob", send(|o| o.blob(7, Bytes::from(vec![7; 100_000])))));
+    let named = Message { blobs: vec![blob_part(1, 7)], ..message(1, &[b"abc".to_vec()]) };
+    seeds.push(("valid_task_with_blob", send(|o| o.message(Body::Task, named))));
+    seeds.push(("valid_forget", send(|o| o.control(Control::Forget(vec![7, 8])))));
     for (name, wire) in seeds {
         let seed = [&[250], &wire[..]].concat();
         let path = directory.join(name);

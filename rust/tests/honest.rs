@@ -2,15 +2,17 @@
 //! lost nodes. Every task has exactly one end, and no node is lost for what it did.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use skyward_lite::client::dispatch::{Action, Dispatch};
 use skyward_lite::error::{NodeError, SessionError};
 use skyward_lite::queue::{Cancelled, PeerId};
 use skyward_lite::timing::Timing;
-use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Outcome};
+use skyward_lite::wire::{Attempt, BlobPart, Body, Content, Control, Event, Message, Outcome};
 
 #[path = "support/hello.rs"]
 mod support;
@@ -28,6 +30,9 @@ const PATIENCE: u64 = 5;
 const ATTEMPTS: u16 = 3;
 /// Nodes that are there at once, at most.
 const NODES: usize = 4;
+/// Bytes of shared data that a node keeps, and of each blob.
+const BUDGET: u64 = 1000;
+const BLOB: usize = 400;
 
 /// An honest agent with the way to it and back: control frames keep their order, and overtake tasks.
 #[derive(Default)]
@@ -52,6 +57,10 @@ struct Agent {
     was_heard: bool,
     /// The tasks that the client takes for being here.
     held: HashSet<Attempt>,
+    /// The blobs that it was sent and not told to forget, by number, and their contents.
+    blobs: BTreeMap<u64, Bytes>,
+    /// The blobs that each task names which it was sent.
+    named: HashMap<Attempt, Vec<u64>>,
 }
 
 fn key(id: Attempt) -> (u64, u16) {
@@ -59,7 +68,21 @@ fn key(id: Attempt) -> (u64, u16) {
 }
 
 fn message(id: Attempt, code: u8) -> Message {
-    Message { id, code, nanos: 0, parts: Vec::new() }
+    Message { id, code, ..Message::default() }
+}
+
+/// The blobs of a task: of two tasks in three, one or two of nine contents.
+fn blobs(task: u64) -> Vec<BlobPart> {
+    let contents: &[u64] = match task % 3 {
+        0 => &[],
+        1 => &[task % 4],
+        _ => &[task % 4, 4 + task % 5],
+    };
+    let part = |(place, id): (u16, &u64)| {
+        let content = Content { id: *id, bytes: Bytes::from(vec![u8::try_from(*id).unwrap(); BLOB]) };
+        BlobPart { place, number: 0, fresh: false, content: Some(Arc::new(content)) }
+    };
+    (1..).zip(contents).map(part).collect()
 }
 
 impl Agent {
@@ -173,6 +196,8 @@ struct Client {
     notes: Vec<(PeerId, u64)>,
     /// Nodes for which there are frames, and which were not woken since.
     asleep: BTreeSet<PeerId>,
+    /// The numbers of all transfers of blobs.
+    blobs: HashSet<u64>,
 }
 
 impl Client {
@@ -190,6 +215,7 @@ impl Client {
             untaken: Vec::new(),
             notes: Vec::new(),
             asleep: BTreeSet::new(),
+            blobs: HashSet::new(),
         }
     }
 
@@ -204,7 +230,27 @@ impl Client {
                     let agent = self.agents.get_mut(&node).expect("a lost node was sent a task");
                     assert!(!agent.was_heard || self.pinned.contains(&task.id.task), "a draining node was sent a task");
                     agent.arriving.push_back(task.id);
+                    for blob in &task.blobs {
+                        let sent = agent.blobs.get(&blob.number).expect("a task overtook the decision on its blob");
+                        assert_eq!(*sent, blob.content.as_ref().unwrap().bytes);
+                    }
+                    agent.named.insert(task.id, task.blobs.iter().map(|blob| blob.number).collect());
                     assert!(agent.held.insert(task.id), "a node was sent a task twice");
+                }
+                Action::SendBlob(node, number, bytes) => {
+                    assert!(self.blobs.insert(number), "the number of a transfer was used twice");
+                    let agent = self.agents.get_mut(&node).expect("a lost node was sent a blob");
+                    assert!(agent.blobs.values().all(|there| *there != bytes), "a node was sent what it has");
+                    agent.blobs.insert(number, bytes);
+                }
+                Action::Forget(node, numbers) => {
+                    self.asleep.insert(node);
+                    let agent = self.agents.get_mut(&node).expect("a lost node was told to forget a blob");
+                    for number in numbers {
+                        assert!(agent.blobs.remove(&number).is_some(), "a blob was forgotten twice");
+                        let is_named = |task| agent.named.get(task).is_some_and(|named| named.contains(&number));
+                        assert!(!agent.held.iter().any(is_named), "a blob was forgotten that a task names");
+                    }
                 }
                 Action::Tell(node, control) => {
                     self.asleep.insert(node);
@@ -239,7 +285,9 @@ impl Client {
     fn add(&mut self, slots: usize) {
         let node = self.dispatch.add_node("n".to_owned());
         assert!(self.dispatch.begin(node));
-        self.dispatch.greeted(node, &client_hello(slots, true), agent_hello(), self.now);
+        let mut hello = client_hello(slots, true);
+        hello.worker.cache_bytes = Some(BUDGET);
+        self.dispatch.greeted(node, &hello, agent_hello(), self.now);
         self.agents.insert(node, Agent::default());
         let mut ready = vec![Event::Control(Control::Ready { slots: slots as u64 })];
         self.dispatch.received(node, &mut ready, self.now, &mut self.out).unwrap();
@@ -253,7 +301,8 @@ impl Client {
             self.pinned.insert(id.task);
         }
         let caller = std::thread::current().id();
-        self.dispatch.submit(message(id, 0), node, caller, self.now, &mut self.out);
+        let task = Message { blobs: blobs(id.task), ..message(id, 0) };
+        self.dispatch.submit(task, node, caller, self.now, &mut self.out);
         self.act();
     }
 

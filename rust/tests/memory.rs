@@ -258,7 +258,7 @@ fn a_result_counts_before(end: impl FnOnce(&mut Vec<u8>)) {
 fn submit_when_ready(pool: &Pool, task: u64) {
     pool.wait_for_change(&["connecting"], BOUND);
     assert_eq!(pool.nodes()[0].state, NodeState::Ready);
-    pool.submit(Message { id: Attempt { task, attempt: 0 }, code: 0, nanos: 0, parts: Vec::new() }, Some(0));
+    pool.submit(Message { id: Attempt { task, attempt: 0 }, ..Message::default() }, Some(0));
 }
 
 /// Results that are owed may be large, but not several at once beyond the credit.

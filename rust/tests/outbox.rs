@@ -57,6 +57,31 @@ fn large_messages_are_interleaved() {
     assert_eq!(first.id.task, 2);
 }
 
+/// A blob that is forgotten before its first chunk is not sent, and neither is the frame about it; of a blob that is under
+/// way the receiver is told.
+#[test]
+fn what_is_forgotten_in_time_is_not_sent() {
+    let mut outbox = Outbox::default();
+    (1..=5).for_each(|number| outbox.blob(number, Bytes::from(vec![0; 200_000])));
+    let mut wire = Vec::new();
+    outbox.fill(&mut wire).unwrap(); // chunks of the first ones
+    outbox.forget(vec![5, 1]);
+    while !outbox.is_empty() {
+        outbox.fill(&mut wire).unwrap();
+    }
+    assert_eq!(outbox.bytes(), 0);
+    let mut arrived = [0; 6];
+    let mut forgotten = Vec::new();
+    for event in decode(&wire, 4096).unwrap() {
+        match event {
+            Event::Chunk(chunk) => arrived[chunk.number as usize] += chunk.bytes.len(),
+            Event::Control(Control::Forget(blobs)) => forgotten.extend(blobs),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((arrived, forgotten), ([0, 200_000, 200_000, 200_000, 200_000, 0], vec![1]));
+}
+
 /// However many large messages wait, no more are under way at once than the receiver takes, and all arrive.
 #[test]
 fn many_large_messages_take_turns() {

@@ -203,7 +203,7 @@ fn lost(spec: Far) -> String {
 }
 
 fn task(n: u64, code: u8, parts: Vec<Bytes>) -> Message {
-    Message { id: Attempt { task: n, attempt: 0 }, code, nanos: 0, parts }
+    Message { id: Attempt { task: n, attempt: 0 }, code, parts, ..Message::default() }
 }
 
 /// Holds tasks up in their worker until it is opened.

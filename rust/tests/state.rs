@@ -35,11 +35,11 @@ fn id(task: u64) -> Attempt {
 }
 
 fn task(task: u64) -> Message {
-    Message { id: id(task), code: 0, nanos: 0, parts: Vec::new() }
+    Message { id: id(task), ..Message::default() }
 }
 
 fn sized(task: u64, size: usize) -> Message {
-    Message { id: id(task), code: 0, nanos: 0, parts: vec![Bytes::from(vec![0; size])] }
+    Message { id: id(task), parts: vec![Bytes::from(vec![0; size])], ..Message::default() }
 }
 
 fn exit(running: &[u64]) -> Exit {

@@ -16,6 +16,7 @@ import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
 from processes import eventually
+from skyward_lite.client.tasks import Tasks
 from skyward_lite.providers.local import LocalMachine
 
 
@@ -183,3 +184,19 @@ def test_tasks_of_a_lost_host_run_on_another(tmp_path, lab, what):
             third.kill()
         assert [future.result(30) for future in futures] == [-i for i in range(60)]
         assert eventually(lambda: pool.nodes()[1].state == "lost", 15)
+
+
+def test_traffic_is_counted_for_each_node_and_direction(shared_pool):
+    """Random bytes count once, for their node and in their direction; elsewhere next to none are sent."""
+    core, size = Tasks.of(shared_pool).core, 4 << 20
+
+    def traffic_of(function, argument):
+        before = core.traffic()
+        shared_pool.submit(function, argument).result(20)
+        changes = [(b - a, d - c) for (a, c), (b, d) in zip(before, core.traffic(), strict=True)]
+        return sorted(count for pair in changes for count in pair)
+
+    for function, argument in [(len, os.urandom(size)), (os.urandom, size)]:
+        *rest, most = traffic_of(function, argument)
+        assert size <= most < size * 1.01
+        assert sum(rest) < size / 100

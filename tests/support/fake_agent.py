@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAGIC = b"\0SKYWARD-LITE\r\n\0"
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_BLOCK = 256 * 1024
 MAX_BODY = 64 * 1024
 CHUNK = 32 * 1024 - 64

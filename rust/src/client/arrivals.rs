@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::client::blobs::NodeBlobs;
 use crate::client::dispatch::{Action, Dispatch};
 use crate::client::liveness::{Liveness, Request, check_outcome};
 use crate::client::node::{NodeState, NoteCredit, Session, session};
@@ -92,7 +93,7 @@ impl Dispatch {
             }
             Event::Control(control) => self.on_control(from, control, now, out)?,
             Event::Skipped(..) | Event::NoMemory(..) => {}
-            Event::Message(..) => return Err(SessionError::Unasked("sent what a client sends")),
+            Event::Message(..) | Event::Chunk(_) => return Err(SessionError::Unasked("sent what a client sends")),
         }
         Ok(())
     }
@@ -115,6 +116,14 @@ impl Dispatch {
                     && session.life.on_recall_refused(&mut self.queue, from, id)?
                 {
                     self.pending_cancels.remove(&id.task);
+                }
+            }
+            Control::BlobLost { number } => {
+                if number > self.last_blob {
+                    return Err(SessionError::Unasked("lost a blob that it was not sent"));
+                }
+                if let Some(record) = self.nodes.get_mut(from) {
+                    record.blobs.lost(number);
                 }
             }
             Control::Output { stream, text } => out.push(Action::Print(from, stream, text)),
@@ -290,6 +299,7 @@ impl Dispatch {
         record.session = None;
         // The answers to its notes would not be heard.
         record.notes = NoteCredit::default();
+        record.blobs = NodeBlobs::default();
         let node = &mut record.node;
         let notice = if let NodeState::Draining(why) = &node.state { Some(why.clone()) } else { None };
         node.state = match (end, &notice) {

@@ -21,9 +21,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::client::blobs::{self, NodeBlobs};
 use crate::client::completions::QUEUE_SHIFT;
 use crate::client::liveness::{Liveness, Request};
-use crate::client::node::{Node, NodeRecord, NodeState, Session, session};
+use crate::client::node::{Node, NodeRecord, NodeState, Session};
 use crate::client::wakeups::Wakeups;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::timing::Timing;
@@ -37,6 +38,10 @@ const MAX_CORES: usize = 8192;
 pub enum Action {
     /// Send this task to the node.
     Send(PeerId, Message),
+    /// Send the node these bytes as the blob of this number.
+    SendBlob(PeerId, u64, Bytes),
+    /// Tell the node to forget the blobs of these numbers.
+    Forget(PeerId, Vec<u64>),
     /// Send this control frame to the node.
     Tell(PeerId, Control),
     /// Acknowledge this result to the node: it may forget the result.
@@ -73,7 +78,9 @@ pub struct Dispatch {
     pub(super) stale: u64,
     /// Tasks whose caller waits in `cancel` for the node's answer, each with whether the task was dropped.
     pub(super) pending_cancels: HashMap<u64, bool>,
-    wakeups: Wakeups,
+    pub(super) wakeups: Wakeups,
+    /// The number of the last transfer of a blob to a node.
+    pub(super) last_blob: u64,
 }
 
 impl Dispatch {
@@ -90,6 +97,7 @@ impl Dispatch {
             stale: 0,
             pending_cancels: HashMap::new(),
             wakeups: Wakeups::default(),
+            last_blob: 0,
         }
     }
 
@@ -124,6 +132,7 @@ impl Dispatch {
         let interval = life.interval();
         if let Some(record) = self.nodes.get_mut(id) {
             record.max_slots = client.worker.concurrency.unwrap_or(agent.cores.min(MAX_CORES)).max(1);
+            record.blobs = NodeBlobs::new(blobs::budget(client.worker.cache_bytes, agent.memory));
             record.node.hello = Some(agent);
             record.session = Some(Session {
                 life,
@@ -165,7 +174,7 @@ impl Dispatch {
         let refused = match node {
             Some(node) if !self.closing => match self.queue.push_to(node, task) {
                 Some(task) => {
-                    self.send(node, Action::Send(node, task), out);
+                    self.send_task(node, task, out);
                     None
                 }
                 None => {
@@ -264,6 +273,7 @@ impl Dispatch {
             }
         }
         self.assign(now, out);
+        self.forget_blobs(out);
         self.wake(out);
         self.fail_stranded(now, out);
         debug_assert!(self.is_consistent());
@@ -315,66 +325,6 @@ impl Dispatch {
             let end = Message::text(id, Outcome::NodeLost, String::new());
             Action::Complete(None, Message { parts: vec![why.clone()], ..end })
         }));
-    }
-
-    /// Append an action that puts a frame into a node's outbox; [`Dispatch::wake`] must follow.
-    pub(super) fn send(&mut self, node: PeerId, action: Action, out: &mut Vec<Action>) {
-        self.wakeups.add(node);
-        out.push(action);
-    }
-
-    /// Send nodes the tasks that they have room for, and ask loaded nodes for tasks that idle nodes could run;
-    /// [`Dispatch::wake`] must follow.
-    pub(super) fn assign(&mut self, now: Instant, out: &mut Vec<Action>) {
-        while let Some((node, task)) = self.queue.assign() {
-            self.send(node, Action::Send(node, task), out);
-        }
-        if self.nodes.len() > 1 {
-            while let Some((node, id)) = self.queue.steal(now) {
-                self.ask(node, Request::Recall, id, out);
-            }
-        }
-    }
-
-    /// Ask a node for these tasks back; [`Dispatch::wake`] must follow. The last one is asked for first: as the tasks come
-    /// back, each goes to the front of the queue, and so they end up in their old order.
-    pub(super) fn recall(&mut self, node: PeerId, tasks: Vec<Attempt>, out: &mut Vec<Action>) {
-        for id in tasks.into_iter().rev() {
-            self.ask(node, Request::Recall, id, out);
-        }
-    }
-
-    /// Send the node that holds a task a request about it, at once.
-    fn ask_about(&mut self, node: PeerId, request: Request, task: u64, out: &mut Vec<Action>) {
-        if let Some(id) = self.queue.attempt(task) {
-            self.ask(node, request, id, out);
-            self.wake(out);
-        }
-    }
-
-    /// Send a node a request about a task; the node's answer is due from now on. [`Dispatch::wake`] must follow.
-    fn ask(&mut self, node: PeerId, request: Request, id: Attempt, out: &mut Vec<Action>) {
-        if let Some(session) = session(&mut self.nodes, node) {
-            session.life.ask(request, id);
-        }
-        let control = match request {
-            Request::Recall => Control::Recall(id),
-            Request::Cancel => Control::Cancel(id),
-            Request::Abort => Control::Abort(id),
-        };
-        self.send(node, Action::Tell(node, control), out);
-    }
-
-    /// Acknowledge results; [`Dispatch::wake`] must follow.
-    fn acknowledge(&mut self, results: impl IntoIterator<Item = (PeerId, Attempt)>, out: &mut Vec<Action>) {
-        for (node, id) in results {
-            self.send(node, Action::Acknowledge(node, id), out);
-        }
-    }
-
-    /// Wake the senders of all nodes for which there are frames.
-    pub fn wake(&mut self, out: &mut Vec<Action>) {
-        out.extend(self.wakeups.take().map(Action::Wake));
     }
 
     /// Return whether every task is in exactly one place, and each record agrees with the others. Takes time in proportion

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use crate::client::completions::{Completions, Ended};
+use crate::client::contents::Contents;
 use crate::client::dispatch::{Action, Dispatch};
 use crate::client::inbox::Inbox;
 use crate::client::node::NodeState;
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub changed: Condvar,
     pub completions: Completions,
     pub inbox: Inbox,
+    /// The large buffers of tasks.
+    pub contents: Contents,
     /// Ends the I/O thread.
     pub close: Notify,
     /// Most bytes of a result.
@@ -73,6 +76,8 @@ impl Shared {
         for action in actions.drain(..) {
             match action {
                 Action::Send(id, task) => put(senders, id, |o| o.message(Body::Task, task)),
+                Action::SendBlob(id, number, bytes) => put(senders, id, |o| o.blob(number, bytes)),
+                Action::Forget(id, blobs) => put(senders, id, |o| o.forget(blobs)),
                 Action::Tell(id, control) => put(senders, id, |o| o.control(control)),
                 Action::Acknowledge(id, result) => put(senders, id, |o| o.acknowledge([result])),
                 Action::Goodbye(id, why) => put(senders, id, |o| o.close(why)),
@@ -107,6 +112,7 @@ impl Shared {
                 _ = tick.tick() => {
                     let stuck = self.completions.take_stuck();
                     self.decide(|dispatch, out| dispatch.tick(stuck, Instant::now(), out));
+                    self.contents.sweep(Instant::now(), |content| lock(&self.state).dispatch.has_blob(content));
                 }
             }
         }

@@ -4,6 +4,9 @@
 //! |---|---|
 //! | `dispatch.rs` | PURE: calls, node events and ticks in; frames to send, ended tasks and changed states out |
 //! | `arrivals.rs` | its half that nodes drive: their frames, heartbeats and loss |
+//! | `sending.rs` | its half that sends: tasks, their blobs, and requests about them |
+//! | `blobs.rs` | PURE: which blobs a node has, and what it is to forget |
+//! | `contents.rs` | the large buffers of tasks, each distinct content once |
 //! | `wakeups.rs` | PURE: when the I/O thread is woken for a submitted task |
 //! | `liveness.rs` | PURE: when a node has not done for too long what it was asked to do |
 //! | `io.rs` | the lock around the decider; carries its actions out |
@@ -13,12 +16,15 @@
 //! | `completions.rs`, `inbox.rs` | ended tasks, output and notes, until they are taken |
 
 mod arrivals;
+pub mod blobs;
 pub mod completions;
+pub mod contents;
 pub mod dispatch;
 pub mod inbox;
 mod io;
 pub mod liveness;
 pub mod node;
 pub mod pool;
+mod sending;
 pub mod session;
 pub mod wakeups;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use crate::client::blobs::NodeBlobs;
 use crate::client::liveness::Liveness;
 use crate::error::FrameError;
 use crate::queue::PeerId;
@@ -70,6 +71,8 @@ pub(super) struct NodeRecord {
     /// From the agent's greeting to the end of the connection.
     pub session: Option<Session>,
     pub notes: NoteCredit,
+    /// The blobs that the node has. Empty until it greets, and again when its session has ended.
+    pub blobs: NodeBlobs,
 }
 
 impl NodeRecord {
@@ -81,6 +84,7 @@ impl NodeRecord {
             draining_since: None,
             session: None,
             notes: NoteCredit::default(),
+            blobs: NodeBlobs::default(),
         }
     }
 
@@ -95,7 +99,10 @@ impl NodeRecord {
     /// Return whether the record agrees with itself, and with the number of tasks that the node holds.
     pub fn is_consistent(&self, held: usize) -> bool {
         let may_hold = self.node.slots > 0 && self.node.state.is_alive();
-        self.notes.is_consistent() && self.node.slots <= self.max_slots && (may_hold || held == 0)
+        self.notes.is_consistent()
+            && self.blobs.is_consistent()
+            && self.node.slots <= self.max_slots
+            && (may_hold || held == 0)
     }
 }
 

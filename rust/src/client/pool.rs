@@ -17,6 +17,7 @@ use tracing::{debug, info};
 
 use crate::client::completions::Completions;
 pub use crate::client::completions::QUEUE_SHIFT;
+use crate::client::contents::Contents;
 use crate::client::dispatch::Dispatch;
 use crate::client::inbox::Inbox;
 pub use crate::client::inbox::Lines;
@@ -72,6 +73,7 @@ impl Pool {
             changed: Condvar::new(),
             completions: Completions::default(),
             inbox: Inbox::default(),
+            contents: Contents::new()?,
             close: Notify::new(),
             max_message,
         });
@@ -189,6 +191,12 @@ impl Pool {
         self.shared.carry_out(state)
     }
 
+    /// Return the contents of this pool's tasks, for the large buffers of a task that is to be submitted.
+    #[must_use]
+    pub fn contents(&self) -> &Contents {
+        &self.shared.contents
+    }
+
     /// Drop a task that has not started, wherever it waits. Return true if it was dropped: it then has no message out of
     /// [`Pool::finished`]. Waits for the answer of the node that holds the task, at most for `bound`; after that the task
     /// may still end as cancelled.
@@ -230,7 +238,7 @@ impl Pool {
 
     /// Append the end of a task that was never submitted, with nothing in it. Return false as [`Pool::submit`] does.
     pub fn end(&self, id: Attempt) -> bool {
-        let end = Message { id, code: Outcome::Returned as u8, nanos: 0, parts: Vec::new() };
+        let end = Message { id, code: Outcome::Returned as u8, ..Message::default() };
         self.shared.completions.add([(None, end)])
     }
 
@@ -272,6 +280,13 @@ impl Pool {
         lock(&self.shared.state).dispatch.counts()
     }
 
+    /// Return, for each node in the order of their numbers, the bytes that were written to its session's stream and those
+    /// that were read from it. SSH's own bytes, such as its encryption's, are not among them.
+    #[must_use]
+    pub fn traffic(&self) -> Vec<(u64, u64)> {
+        lock(&self.shared.state).senders.iter().map(|sender| sender.traffic()).collect()
+    }
+
     /// Return whether this process was forked from the one that opened the pool: it has no I/O thread, and any lock may be
     /// held for ever.
     #[must_use]
@@ -297,6 +312,7 @@ impl Pool {
         }
         self.shared.completions.finish();
         self.shared.inbox.close();
+        self.shared.contents.clear();
     }
 }
 

@@ -61,7 +61,12 @@ pub trait Sink: Sync {
 ///
 /// # Errors
 /// [`NodeError`]: why the node could not be used, or is lost.
-pub async fn run(spec: NodeSpec, sender: &FrameSender, max_message: usize, sink: &impl Sink) -> Result<(), NodeError> {
+pub async fn run(
+    spec: NodeSpec,
+    sender: &Arc<FrameSender>,
+    max_message: usize,
+    sink: &impl Sink,
+) -> Result<(), NodeError> {
     let bound = spec.ready_timeout;
     let ready_by = Instant::now() + bound;
     let stream = tokio::time::timeout(bound, spec.connection.exec(&spec.command)).await;
@@ -71,7 +76,7 @@ pub async fn run(spec: NodeSpec, sender: &FrameSender, max_message: usize, sink:
     sender.send(|o| o.control(greeting));
     let sending = sender.run(to, Some(PEER_TIMEOUT));
     tokio::pin!(sending);
-    let mut source = EventReader::new(from, max_message.max(LEAST_MESSAGE));
+    let mut source = EventReader::of_session(from, max_message.max(LEAST_MESSAGE), Arc::clone(sender));
     let mut events = Vec::new();
     let answer = tokio::select! {
         answer = source.greeting(&mut events) => match answer {

@@ -96,7 +96,8 @@ where
         // No bound on a write: a client that takes nothing is waited for until its lease ends.
         async move { link.run(to, None).await }
     });
-    let mut session = Session { reader: EventReader::new(from, usize::MAX), writer, link };
+    let reader = EventReader::of_session(from, usize::MAX, Arc::clone(&link));
+    let mut session = Session { reader, writer, link };
     let mut events = Vec::new();
     let client = session.greet(&spec, &mut events).await?;
     let agent = Arc::new(Agent::new(client, spec, Arc::clone(&session.link)));
@@ -125,6 +126,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
             epoch: spec.epoch.clone(),
             cores: cores(),
             pid: std::process::id(),
+            memory: 0,
             differences,
         })?;
         self.link.send(|o| o.control(answer));

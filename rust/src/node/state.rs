@@ -159,7 +159,7 @@ impl State {
                 self.tasks.results.deliver(Message::text(id, Outcome::Crashed, text), out);
             }
             Event::Control(control) => self.on_client_control(control, now, out),
-            Event::Message(..) | Event::Skipped(..) | Event::NoMemory(..) => {}
+            Event::Message(..) | Event::Chunk(_) | Event::Skipped(..) | Event::NoMemory(..) => {}
         }
     }
 
@@ -223,7 +223,7 @@ impl State {
             }
             Event::Control(Control::GivenBack(task)) => self.tasks.given_back(worker, task, out),
             Event::Control(Control::RecallRefused(task)) => self.tasks.refused(worker, task, out),
-            Event::Control(_) | Event::Message(..) | Event::Skipped(..) | Event::NoMemory(..) => {}
+            Event::Control(_) | Event::Message(..) | Event::Chunk(_) | Event::Skipped(..) | Event::NoMemory(..) => {}
         }
     }
 

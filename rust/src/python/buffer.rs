@@ -11,15 +11,20 @@
 use std::collections::TryReserveError;
 use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyMemoryError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyMemoryView, PyTuple};
 
-use crate::wire::{MAX_PARTS, Message};
+use crate::client::contents::{Contents, Found};
+use crate::pages::prefer_huge;
+use crate::timing::BLOB_BYTES;
+use crate::wire::{BlobPart, Content, MAX_BLOBS, MAX_PARTS, Message};
 
 /// Bytes up to which a payload is copied without releasing the GIL: releasing it takes longer than the copy.
 const INLINE: usize = 32 * 1024;
@@ -93,31 +98,151 @@ pub(super) fn snapshot(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     }
     let view = PyBuffer::<u8>::get(object)?;
     if !view.is_c_contiguous() {
-        return Err(PyValueError::new_err("payload buffers must be C-contiguous bytes (see PickleBuffer.raw())"));
+        return Err(not_contiguous());
     }
     let (start, len) = (view.buf_ptr() as usize, view.len_bytes());
     if len == 0 {
         return Ok(Bytes::new());
     }
-    let copy = move || {
-        let mut copy = Vec::new();
-        copy.try_reserve_exact(len)?;
-        // SAFETY: `view` lives until this function returns; it keeps the memory alive and its size fixed. If another
-        // thread writes to the array meanwhile, the copy is torn, as any pickler's copy would be.
-        copy.extend_from_slice(unsafe { std::slice::from_raw_parts(start as *const u8, len) });
-        Ok(Bytes::from(copy))
-    };
-    let copied: Result<_, TryReserveError> = if len <= INLINE { copy() } else { py.detach(copy) };
-    copied.map_err(|_| PyMemoryError::new_err(format!("no memory to send {len} bytes")))
+    // SAFETY: `view` lives until this function returns; it keeps the memory alive and its size fixed. If another thread
+    // writes to the array meanwhile, the copy is torn, as any pickler's copy would be.
+    let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
+    let copy = if len <= INLINE { copied(bytes) } else { py.detach(|| copied(bytes)) };
+    copy.map_err(|_| no_memory(len))
+}
+
+fn copied(bytes: &[u8]) -> Result<Bytes, TryReserveError> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(bytes.len())?;
+    prefer_huge(&mut copy);
+    copy.extend_from_slice(bytes);
+    Ok(Bytes::from(copy))
+}
+
+fn no_memory(len: usize) -> PyErr {
+    PyMemoryError::new_err(format!("no memory to send {len} bytes"))
+}
+
+fn not_contiguous() -> PyErr {
+    PyValueError::new_err("payload buffers must be C-contiguous bytes (see PickleBuffer.raw())")
+}
+
+fn check_count(buffers: &[Bound<'_, PyAny>]) -> PyResult<()> {
+    if buffers.len() < MAX_PARTS {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(format!("more than {} buffers in one message", MAX_PARTS - 1)))
 }
 
 /// Return copies of a pickle and its buffers, as a message's parts.
 pub(super) fn parts(pickled: &Bound<'_, PyAny>, buffers: Option<Vec<Bound<'_, PyAny>>>) -> PyResult<Vec<Bytes>> {
     let Some(buffers) = buffers else { return Ok(vec![snapshot(pickled)?]) };
-    if buffers.len() >= MAX_PARTS {
-        return Err(PyValueError::new_err(format!("more than {} buffers in one message", MAX_PARTS - 1)));
-    }
+    check_count(&buffers)?;
     std::iter::once(pickled).chain(buffers.iter()).map(snapshot).collect()
+}
+
+/// Large data that several tasks may have: its content is hashed and kept once, when this is made.
+#[pyclass(frozen, module = "skyward_lite._core")]
+pub(super) struct Blob {
+    content: Arc<Content>,
+}
+
+impl Blob {
+    pub fn new(data: &Bound<'_, PyAny>, contents: &Contents) -> PyResult<Self> {
+        content(data, contents).map(|(content, _)| Self { content })
+    }
+}
+
+#[pymethods]
+impl Blob {
+    fn __len__(&self) -> usize {
+        self.content.bytes.len()
+    }
+}
+
+/// The memory of a `bytes` object, which never changes: read in place, without a copy.
+struct BytesInPlace {
+    start: usize,
+    len: usize,
+    /// Keeps the memory. May be dropped without the GIL: pyo3 then drops the object when it next has the GIL.
+    _object: Py<PyBytes>,
+}
+
+impl AsRef<[u8]> for BytesInPlace {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the memory is that of a `bytes` object, which lives as long as this, and which nothing may change.
+        unsafe { std::slice::from_raw_parts(self.start as *const u8, self.len) }
+    }
+}
+
+/// Return the memory of a `bytes` object, or of a contiguous view of one; `None` for other objects.
+fn in_place(data: &Bound<'_, PyAny>) -> PyResult<Option<Bytes>> {
+    let bytes = if let Ok(bytes) = data.cast_exact::<PyBytes>() {
+        bytes.clone()
+    } else if let Ok(view) = data.cast_exact::<PyMemoryView>()
+        && let Ok(bytes) = view.getattr("obj")?.cast_into_exact::<PyBytes>()
+    {
+        bytes
+    } else {
+        return Ok(None);
+    };
+    let view = PyBuffer::<u8>::get(data)?;
+    if !view.is_c_contiguous() {
+        return Ok(None);
+    }
+    let (start, len) = (view.buf_ptr() as usize, view.len_bytes());
+    Ok(Some(Bytes::from_owner(BytesInPlace { start, len, _object: bytes.unbind() })))
+}
+
+/// Return the content of a large buffer, and whether no task has it that has not ended.
+fn content(data: &Bound<'_, PyAny>, contents: &Contents) -> PyResult<Found> {
+    let (py, now) = (data.py(), Instant::now());
+    if let Some(bytes) = in_place(data)? {
+        return Ok(py.detach(|| contents.of_bytes(bytes, now)));
+    }
+    let view = PyBuffer::<u8>::get(data)?;
+    if !view.is_c_contiguous() {
+        return Err(not_contiguous());
+    }
+    let (start, len) = (view.buf_ptr() as usize, view.len_bytes());
+    // SAFETY: as in `snapshot`: `view` keeps the memory alive and its size fixed. What another thread writes to it meanwhile
+    // may be in the hash: then the hash is of no content, or of one that these bytes had.
+    let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
+    py.detach(|| contents.of_buffer(bytes, now, || copied(bytes))).map_err(|_| no_memory(len))
+}
+
+/// Return the parts of a task, whose large buffers are contents that other tasks may have, too.
+pub(super) fn task_parts(
+    pickled: &Bound<'_, PyAny>,
+    buffers: Option<Vec<Bound<'_, PyAny>>>,
+    contents: &Contents,
+) -> PyResult<(Vec<Bytes>, Vec<BlobPart>)> {
+    let Some(buffers) = buffers else {
+        // Most tasks are a small pickle and nothing else.
+        if let Ok(small) = pickled.cast_exact::<PyBytes>()
+            && small.as_bytes().len() < BLOB_BYTES
+        {
+            return Ok((vec![snapshot(pickled)?], Vec::new()));
+        }
+        return task_parts(pickled, Some(Vec::new()), contents);
+    };
+    check_count(&buffers)?;
+    let (mut parts, mut blobs) = (Vec::new(), Vec::new());
+    for (place, data) in (0_u16..).zip(std::iter::once(pickled).chain(buffers.iter())) {
+        let found = if let Ok(blob) = data.cast_exact::<Blob>() {
+            Some((Arc::clone(&blob.get().content), false))
+        } else if blobs.len() < MAX_BLOBS && data.len()? >= BLOB_BYTES {
+            Some(content(data, contents)?)
+        } else {
+            None
+        };
+        match found {
+            None => parts.push(snapshot(data)?),
+            Some((content, _)) if blobs.len() >= MAX_BLOBS => parts.push(content.bytes.clone()),
+            Some((content, fresh)) => blobs.push(BlobPart { place, number: 0, fresh, content: Some(content) }),
+        }
+    }
+    Ok((parts, blobs))
 }
 
 /// Return where the memory of a bytes-like object begins.

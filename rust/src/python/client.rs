@@ -16,7 +16,7 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PublicKey};
 
 use crate::client::pool::{Endpoint, Lines, Node, NodeSpec, NodeState, Pool};
-use crate::python::buffer::{parts, snapshot, to_python};
+use crate::python::buffer::{Blob, snapshot, task_parts, to_python};
 use crate::python::convert::{PoolClosedError, core_error, from_dataclass, private_key, public_key, seconds, socket};
 use crate::python::log;
 use crate::timing::Timing;
@@ -270,8 +270,12 @@ impl Core {
         nanos: u64,
     ) -> PyResult<bool> {
         // Without a check of the owner, which takes a system call: `check_owner` comes before a task is pickled.
-        let parts = parts(pickled, buffers)?;
-        Ok(self.pool.submit(Message { id: Attempt { task, attempt: 0 }, code: kind, nanos, parts }, node))
+        let (parts, blobs) = task_parts(pickled, buffers, self.pool.contents())?;
+        Ok(self.pool.submit(Message { id: Attempt { task, attempt: 0 }, code: kind, nanos, parts, blobs }, node))
+    }
+
+    fn blob(&self, data: &Bound<'_, PyAny>) -> PyResult<Blob> {
+        Blob::new(data, self.owned()?.contents())
     }
 
     fn end(&self, task: u64) -> PyResult<bool> {
@@ -334,6 +338,10 @@ impl Core {
 
     fn counts(&self) -> (usize, u64) {
         self.pool.counts()
+    }
+
+    fn traffic(&self) -> Vec<(u64, u64)> {
+        self.pool.traffic()
     }
 
     fn close(&self, py: Python<'_>) {

@@ -18,7 +18,7 @@ use crate::wire::Outcome;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::buffer::{Buffer, address};
+    use super::buffer::{Blob, Buffer, address};
     #[pymodule_export]
     use super::client::{Connection, Core, generate_key, public_half};
     #[pymodule_export]

@@ -140,7 +140,8 @@ impl WorkerRuntime {
         pickled: &Bound<'_, PyAny>,
         buffers: Option<Vec<Bound<'_, PyAny>>>,
     ) -> PyResult<()> {
-        let message = Message { id: Attempt { task, attempt }, code, nanos, parts: parts(pickled, buffers)? };
+        let message =
+            Message { id: Attempt { task, attempt }, code, nanos, parts: parts(pickled, buffers)?, blobs: Vec::new() };
         if let Some(message) = self.worker.try_finish(message) {
             py.detach(|| self.worker.finish(message));
         }

@@ -137,6 +137,29 @@ control_frames! {
     17 => NoteAnswer { note: u64, error: Bytes }:
         write |Self::NoteAnswer { note, error }, to| to.text(*note, error);
         read |frame| Self::NoteAnswer { note: frame.id.task, error: frame.copied() };
+
+    // 18 are chunks of blobs: see `blob.rs`.
+
+    /// No task will name these blobs any more: forget them, also those that have not arrived in full.
+    19 => Forget(Vec<u64>):
+        write |Self::Forget(blobs), to| to.numbers(blobs);
+        read |frame| Self::Forget(frame.numbers("list of blobs")?);
+
+    /// So many bytes of chunks, of large messages and of blobs, have arrived from the receiver of this frame so far.
+    20 => Received { bytes: u64 }:
+        write |Self::Received { bytes }, to| to.number(*bytes);
+        read |frame| Self::Received { bytes: frame.number()? };
+
+    /// The node could not store this blob. Tasks that name it end there as crashed.
+    21 => BlobLost { number: u64 }:
+        write |Self::BlobLost { number }, to| to.number(*number);
+        read |frame| Self::BlobLost { number: frame.number()? };
+
+    /// Between an agent and its worker: the next descriptor that comes over this socket is the memory of this blob, of so
+    /// many bytes.
+    22 => Descriptor { number: u64, size: u64 }:
+        write |Self::Descriptor { number, size }, to| to.bytes(*number, &size.to_le_bytes());
+        read |frame| Self::Descriptor { number: frame.id.task, size: frame.u64("descriptor")? };
 }
 
 impl Control {
@@ -145,6 +168,7 @@ impl Control {
         match self {
             Self::Output { text: body, .. } | Self::NoteAnswer { error: body, .. } => body.len(),
             Self::Acknowledge(ids) => size_of_val(ids.as_slice()),
+            Self::Forget(blobs) => size_of_val(blobs.as_slice()),
             _ => 0,
         }
     }
@@ -213,6 +237,15 @@ impl Writer<'_> {
         }
         Ok(())
     }
+
+    /// Numbers, in as many frames as they need; no frame if there are none.
+    fn numbers(&mut self, numbers: &[u64]) -> Result<(), FrameError> {
+        for numbers in numbers.chunks(MAX_BODY / 8) {
+            let body: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            self.bytes(0, &body)?;
+        }
+        Ok(())
+    }
 }
 
 /// A control frame as it arrived.
@@ -241,6 +274,18 @@ impl Frame {
     /// The body, copied: a slice of a few bytes would keep the memory of its whole block.
     fn copied(&self) -> Bytes {
         Bytes::copy_from_slice(&self.body)
+    }
+
+    /// What [`Writer::numbers`] wrote in one frame.
+    fn numbers(mut self, what: &'static str) -> Result<Vec<u64>, FrameError> {
+        if !self.body.len().is_multiple_of(8) {
+            return Err(FrameError::BadBody(what));
+        }
+        let mut numbers = Vec::with_capacity(self.body.len() / 8);
+        while self.body.has_remaining() {
+            numbers.push(self.body.get_u64_le());
+        }
+        Ok(numbers)
     }
 
     /// What [`Writer::attempts`] wrote in one frame.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bytes::{Bytes, BytesMut};
 
 use crate::error::FrameError;
+use crate::wire::blob::{BLOB_CHUNK, BlobChunk};
 use crate::wire::block::unpack;
 use crate::wire::control::Control;
 use crate::wire::header::{Attempt, FIRST, Header, LAST, PreambleReader};
@@ -18,6 +19,8 @@ pub const MAX_UNFINISHED: usize = 4096;
 pub enum Event {
     Control(Control),
     Message(Body, Message),
+    /// Bytes of a blob. It is not known whether they are the last ones: chunks come in any order.
+    Chunk(BlobChunk),
     /// A message that was not admitted has arrived in full; none of it was stored.
     Skipped(Body, Attempt),
     /// A message of so many bytes has arrived in full, and there was no memory to store it.
@@ -31,6 +34,7 @@ impl Event {
         match self {
             Self::Message(_, message) => message.size(),
             Self::Control(control) => control.size(),
+            Self::Chunk(chunk) => chunk.bytes.len(),
             Self::Skipped(..) | Self::NoMemory(..) => 0,
         }
     }
@@ -152,6 +156,9 @@ impl Decoder {
             return Err(FrameError::BadFlags(header.flags));
         }
         match of {
+            None if header.kind == BLOB_CHUNK => {
+                BlobChunk::read(header, body, self.max_message).map(|chunk| Some(Event::Chunk(chunk)))
+            }
             None => Control::read(header, body).map(|control| Some(Event::Control(control))),
             Some(of) if header.flags & FIRST != 0 => self.first_chunk(of, header, body, admit),
             Some(of) => {

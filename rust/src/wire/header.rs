@@ -18,11 +18,14 @@ use crate::text;
 /// Marks where our protocol begins in a stream that a login shell may have written to before.
 pub const MAGIC: [u8; 16] = *b"\0SKYWARD-LITE\r\n\0";
 /// Version of everything in this folder. Both ends must have the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// Bytes of banner, MOTD or `.bashrc` output that are skipped before the magic.
 pub const MAX_NOISE: usize = 64 * 1024;
 /// Cap of a frame's body, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
+/// Payload bytes in a chunk, which is what a small task may have to wait for. With the header and the head it fits the
+/// packets of OpenSSH and of russh, 32 KiB.
+pub const MAX_CHUNK: usize = 32 * 1024 - 64;
 /// Bytes of a frame's header.
 pub const FRAME_HEADER: usize = 16;
 /// The flag of a message's first chunk.
@@ -31,7 +34,7 @@ pub const FIRST: u8 = 1;
 pub const LAST: u8 = 2;
 
 /// Names one try at one task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Attempt {
     pub task: u64,
     pub attempt: u16,

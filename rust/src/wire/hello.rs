@@ -54,6 +54,9 @@ pub struct WorkerSpec {
     pub preload: Vec<String>,
     /// Cap of one message's payload, in bytes.
     pub max_payload: usize,
+    /// Bytes of shared data that the node keeps between tasks; `None`: a share of its memory.
+    #[serde(default)]
+    pub cache_bytes: Option<u64>,
     /// How long one task may run, in milliseconds; `None`: as long as it likes.
     pub task_timeout_ms: Option<u64>,
     /// What the plugins do in a worker; only its Python part can read it. Empty: nothing.
@@ -75,6 +78,9 @@ pub struct AgentHello {
     pub cores: usize,
     /// The agent's process.
     pub pid: u32,
+    /// The memory that the node's processes may use, in bytes; 0 if it is not known.
+    #[serde(default)]
+    pub memory: u64,
     /// The distributions that the node lacks or has in another version than the client, a sentence each.
     #[serde(deserialize_with = "read_sentences")]
     pub differences: Vec<String>,

@@ -3,7 +3,8 @@
 //! ```text
 //! message = chunk+                              each chunk is a frame; the first and the last have a flag
 //! chunk   = head? bytes                         the head stands in the first chunk
-//! head    = code (u8) 0 (u8) parts (u16) nanos (u64) length (u64)[parts]
+//! head    = code (u8) blobs (u8) parts (u16) nanos (u64) length (u64)[parts] blob[blobs]
+//! blob    = place (u16) number (u64)            a part whose bytes travel apart: see `blob.rs`
 //! ```
 //!
 //! Chunks of different messages may alternate. Every length is checked against a cap before anything is allocated for
@@ -12,11 +13,9 @@
 use bytes::{Buf, Bytes};
 
 use crate::error::FrameError;
-use crate::wire::header::{Attempt, FIRST, Header, LAST};
+use crate::wire::blob::{BlobPart, MAX_BLOBS};
+use crate::wire::header::{Attempt, FIRST, Header, LAST, MAX_CHUNK};
 
-/// Payload bytes in a chunk, which is what a small task may have to wait for. With the header and the head it fits the
-/// packets of OpenSSH and of russh, 32 KiB.
-pub const MAX_CHUNK: usize = 32 * 1024 - 64;
 /// Parts of one message (its pickle and the buffers beside it); their lengths fit a single frame.
 pub const MAX_PARTS: usize = 1024;
 /// Payload bytes of a note.
@@ -27,8 +26,10 @@ const EAGER_PART_BYTES: usize = 1024 * 1024;
 const MAX_COPIED_PART: usize = 4096;
 /// Bytes of memory that a part takes beside its payload, about.
 const PART_OVERHEAD: usize = 64;
-/// Bytes of a head without the parts' lengths.
+/// Bytes of a head without the parts' lengths and the blobs.
 const HEAD: usize = 12;
+/// Bytes of a blob in a head.
+const BLOB_HEAD: usize = 10;
 
 /// What a message is about. The number is the kind of its frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,7 +81,7 @@ impl Outcome {
 }
 
 /// A task on its way to a worker, or a result or a note on its way back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Message {
     pub id: Attempt,
     /// Of a result: its [`Outcome`]. Of a task: how the worker's Python reads the pickle; nobody else looks at it.
@@ -88,21 +89,23 @@ pub struct Message {
     /// Of a result: how long the function ran, in nanoseconds, by the worker's clock. Of a task: how long the task may
     /// run in all, 0 for as long as it likes; the client uses it when the task's node does not end the task in time.
     pub nanos: u64,
-    /// The pickle, then its out-of-band buffers.
+    /// The pickle, then those of its out-of-band buffers that travel in the message.
     pub parts: Vec<Bytes>,
+    /// The other buffers, in the order of their places among all parts.
+    pub blobs: Vec<BlobPart>,
 }
 
 impl Message {
     /// Return a result whose only part is text, for outcomes that no pickle describes.
     #[must_use]
     pub fn text(id: Attempt, outcome: Outcome, text: String) -> Self {
-        Self { id, code: outcome as u8, nanos: 0, parts: vec![Bytes::from(text)] }
+        Self { id, code: outcome as u8, parts: vec![Bytes::from(text)], ..Self::default() }
     }
 
     /// Return the result of a task that was dropped before it started.
     #[must_use]
     pub fn cancelled(id: Attempt) -> Self {
-        Self { id, code: Outcome::Cancelled as u8, nanos: 0, parts: Vec::new() }
+        Self { id, code: Outcome::Cancelled as u8, ..Self::default() }
     }
 
     /// Return how the task ended that this is the result of.
@@ -111,25 +114,38 @@ impl Message {
         Outcome::of(self.code)
     }
 
-    /// Return the payload's size in bytes.
+    /// Return the size of the payload that travels in the message, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.parts.iter().map(Bytes::len).sum()
     }
 
+    /// Return the bytes that sending the message brings to a node, about: its payload, and the blobs that no message named
+    /// before it.
+    #[must_use]
+    pub fn load(&self) -> usize {
+        let fresh = self.blobs.iter().filter(|blob| blob.fresh).filter_map(|blob| blob.content.as_ref());
+        self.size() + fresh.map(|content| content.bytes.len()).sum::<usize>()
+    }
+
     /// Return the bytes of memory that the message takes, about: many small parts take more than their payload.
     #[must_use]
     pub fn cost(&self) -> usize {
-        self.size() + (self.parts.len() + 2) * PART_OVERHEAD
+        self.size() + (self.parts.len() + self.blobs.len() + 2) * PART_OVERHEAD
     }
 
     fn put_head(&self, out: &mut Vec<u8>) {
         let count = u16::try_from(self.parts.len()).unwrap_or(u16::MAX);
-        out.extend_from_slice(&[self.code, 0]);
+        let blobs = self.blobs.get(..MAX_BLOBS).unwrap_or(&self.blobs);
+        out.extend_from_slice(&[self.code, u8::try_from(blobs.len()).unwrap_or(u8::MAX)]);
         out.extend_from_slice(&count.to_le_bytes());
         out.extend_from_slice(&self.nanos.to_le_bytes());
         for part in &self.parts {
             out.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        }
+        for blob in blobs {
+            out.extend_from_slice(&blob.place.to_le_bytes());
+            out.extend_from_slice(&blob.number.to_le_bytes());
         }
     }
 }
@@ -203,6 +219,7 @@ pub(super) struct Assembly {
     done: Vec<Bytes>,
     /// The bytes that arrived of the part behind them.
     part: Vec<u8>,
+    blobs: Vec<BlobPart>,
 }
 
 impl Assembly {
@@ -212,13 +229,13 @@ impl Assembly {
             return Err(FrameError::Truncated("message head"));
         }
         let code = chunk.get_u8();
-        let _reserved = chunk.get_u8();
+        let blob_count = usize::from(chunk.get_u8());
         let count = usize::from(chunk.get_u16_le());
         let nanos = chunk.get_u64_le();
-        if count > MAX_PARTS {
-            return Err(FrameError::TooLong { what: "list of parts", len: count, cap: MAX_PARTS });
+        if count + blob_count > MAX_PARTS {
+            return Err(FrameError::TooLong { what: "list of parts", len: count + blob_count, cap: MAX_PARTS });
         }
-        if chunk.len() < count * 8 {
+        if chunk.len() < count * 8 + blob_count * BLOB_HEAD {
             return Err(FrameError::Truncated("message head"));
         }
         let mut lens = Vec::with_capacity(count);
@@ -231,20 +248,21 @@ impl Assembly {
         if size > max_message {
             return Err(FrameError::TooLong { what: "message", len: size, cap: max_message });
         }
+        let blobs = read_blobs(blob_count, count, chunk)?;
         if body == Body::Result && Outcome::of(code).is_none() {
             return Err(FrameError::BadOutcome(code));
         }
         if body == Body::Note && size > MAX_NOTE {
             return Err(FrameError::TooLong { what: "note", len: size, cap: MAX_NOTE });
         }
-        Ok(Self { id, code, nanos, size, done: Vec::with_capacity(count), lens, part: Vec::new() })
+        Ok(Self { id, code, nanos, size, done: Vec::with_capacity(count), lens, part: Vec::new(), blobs })
     }
 
     /// Return the message whose only chunk is `chunk`. Its parts are slices of the block, unless they are so small that
     /// they would keep much more memory alive than they count for. Parts of notes are always copied: notes are counted
     /// in bytes.
     pub fn whole(self, body: Body, mut chunk: Bytes) -> Result<Message, FrameError> {
-        let Self { id, code, nanos, lens, done: mut parts, .. } = self;
+        let Self { id, code, nanos, lens, done: mut parts, blobs, .. } = self;
         let max_copied = if body == Body::Note { usize::MAX } else { MAX_COPIED_PART };
         for len in lens {
             if len > chunk.len() {
@@ -253,7 +271,11 @@ impl Assembly {
             let part = chunk.split_to(len);
             parts.push(if len <= max_copied { Bytes::copy_from_slice(&part) } else { part });
         }
-        if chunk.is_empty() { Ok(Message { id, code, nanos, parts }) } else { Err(FrameError::BadBody("message")) }
+        if chunk.is_empty() {
+            Ok(Message { id, code, nanos, parts, blobs })
+        } else {
+            Err(FrameError::BadBody("message"))
+        }
     }
 
     /// Store a chunk. Return false if there is no memory for it; the bytes that were not stored are left in `chunk`.
@@ -282,11 +304,27 @@ impl Assembly {
 
     /// Return the message after its last chunk.
     pub fn end(self) -> Result<Message, FrameError> {
-        let Self { id, code, nanos, lens, done: parts, .. } = self;
+        let Self { id, code, nanos, lens, done: parts, blobs, .. } = self;
         if parts.len() == lens.len() {
-            Ok(Message { id, code, nanos, parts })
+            Ok(Message { id, code, nanos, parts, blobs })
         } else {
             Err(FrameError::Truncated("message"))
         }
     }
+}
+
+/// Read the blobs of a head, of a message with so many parts beside them. Their places must be in order, and such that
+/// every part has a place.
+fn read_blobs(count: usize, parts: usize, head: &mut Bytes) -> Result<Vec<BlobPart>, FrameError> {
+    let mut blobs = Vec::with_capacity(count);
+    let mut least = 0;
+    for _ in 0..count {
+        let (place, number) = (head.get_u16_le(), head.get_u64_le());
+        if usize::from(place) < least || usize::from(place) >= parts + count {
+            return Err(FrameError::BadSequence("a blob at a place that the message does not have"));
+        }
+        least = usize::from(place) + 1;
+        blobs.push(BlobPart { place, number, fresh: false, content: None });
+    }
+    Ok(blobs)
 }

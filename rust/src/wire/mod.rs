@@ -4,6 +4,7 @@
 //! | file | what it promises |
 //! |---|---|
 //! | `header.rs` | the preamble, the frame header, and the caps of both |
+//! | `blob.rs` | bytes that travel apart from the messages that name them |
 //! | `block.rs` | blocks of frames, compressed where that pays |
 //! | `message.rs` | tasks, results and notes, cut into chunks and joined |
 //! | `control.rs` | every other frame, written and read side by side |
@@ -13,6 +14,7 @@
 //! | `flood.rs` | output that waits, bounded: of too much the middle is left out |
 //! | `stream.rs` | an outbox and a decoder on a byte stream |
 
+mod blob;
 mod block;
 mod control;
 mod decoder;
@@ -23,12 +25,13 @@ mod message;
 mod outbox;
 mod stream;
 
+pub use blob::{BlobChunk, BlobPart, Content, MAX_BLOBS, OutgoingBlob};
 pub use block::{MAX_BLOCK, Packer};
 pub use control::{Control, MAX_REASON};
 pub use decoder::{Admit, Decoder, Event, MAX_UNFINISHED, Offer};
-pub use header::{Attempt, MAGIC, MAX_BODY, MAX_NOISE, PROTOCOL, put_preamble};
+pub use header::{Attempt, MAGIC, MAX_BODY, MAX_CHUNK, MAX_NOISE, PROTOCOL, put_preamble};
 pub use hello::{AgentHello, ClientHello, WorkerHello, WorkerSpec, hello, read_hello};
-pub use message::{Body, MAX_CHUNK, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing};
+pub use message::{Body, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing};
 pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, Outbox, STDERR, STDOUT};
 pub(crate) use stream::MAX_WRITE;
 pub use stream::{EventReader, FrameSender};

@@ -13,12 +13,13 @@ use bytes::Bytes;
 
 use crate::error::SessionError;
 use crate::timing::MAX_ANSWERS;
+use crate::wire::blob::OutgoingBlob;
 use crate::wire::block::Packer;
 use crate::wire::control::Control;
 use crate::wire::decoder::MAX_UNFINISHED;
 use crate::wire::flood::{Flood, Piece};
-use crate::wire::header::{Attempt, put_preamble};
-use crate::wire::message::{Body, MAX_CHUNK, Message, Outgoing};
+use crate::wire::header::{Attempt, MAX_CHUNK, put_preamble};
+use crate::wire::message::{Body, Message, Outgoing};
 
 /// Raw bytes after which a block is sent.
 pub(super) const FULL_BLOCK: usize = 64 * 1024;
@@ -38,6 +39,30 @@ pub const STDERR: u64 = 2;
 /// The stream of an output frame whose text is a number: so many bytes of output are left out here.
 pub const LEFT_OUT: u64 = 0;
 
+/// What is sent in chunks, in turn with others.
+#[derive(Debug)]
+enum Large {
+    Message(Outgoing),
+    Blob(OutgoingBlob),
+}
+
+impl Large {
+    fn left(&self) -> usize {
+        match self {
+            Self::Message(message) => message.left,
+            Self::Blob(blob) => blob.left(),
+        }
+    }
+
+    /// Append the next chunk to `out`. Return whether it was the last.
+    fn put_chunk(&mut self, out: &mut Vec<u8>) -> bool {
+        match self {
+            Self::Message(message) => message.put_chunk(out),
+            Self::Blob(blob) => blob.put_chunk(out),
+        }
+    }
+}
+
 /// See the file's text.
 #[derive(Debug)]
 pub struct Outbox {
@@ -47,11 +72,11 @@ pub struct Outbox {
     acknowledgements: Vec<Attempt>,
     output: Flood<u64>,
     small: VecDeque<Outgoing>,
-    /// At most [`MAX_TURNS`] large messages, of which a chunk each is sent in turn.
-    large: VecDeque<Outgoing>,
-    /// Large messages that wait until `large` has room.
-    later: VecDeque<Outgoing>,
-    /// Payload bytes of messages that are still to be sent.
+    /// At most [`MAX_TURNS`] large messages and blobs, of which a chunk each is sent in turn.
+    large: VecDeque<Large>,
+    /// Large messages and blobs that wait until `large` has room.
+    later: VecDeque<Large>,
+    /// Payload bytes of messages and blobs that are still to be sent.
     bytes: usize,
     /// Memory of the answers in `control` and `acknowledgements`: see [`Control::answer_cost`].
     answers: usize,
@@ -135,12 +160,48 @@ impl Outbox {
         }
         let size = message.size();
         self.bytes += size;
-        let queue = match size {
-            ..=MAX_SMALL_MESSAGE => &mut self.small,
-            _ if self.large.len() < MAX_TURNS => &mut self.large,
-            _ => &mut self.later,
-        };
-        queue.push_back(Outgoing::new(body, message));
+        let message = Outgoing::new(body, message);
+        if size <= MAX_SMALL_MESSAGE {
+            self.small.push_back(message);
+        } else {
+            self.large(Large::Message(message));
+        }
+    }
+
+    /// Send a blob, in chunks. Messages that name the blob may arrive before it.
+    pub fn blob(&mut self, number: u64, bytes: Bytes) {
+        if self.is_open() {
+            self.bytes += bytes.len();
+            self.large(Large::Blob(OutgoingBlob::new(number, bytes)));
+        }
+    }
+
+    fn large(&mut self, large: Large) {
+        let queue = if self.large.len() < MAX_TURNS { &mut self.large } else { &mut self.later };
+        queue.push_back(large);
+    }
+
+    /// Tell the receiver to forget these blobs. A blob of which nothing was sent is not sent.
+    pub fn forget(&mut self, mut blobs: Vec<u64>) {
+        for queue in [&mut self.large, &mut self.later] {
+            queue.retain(|large| {
+                let Large::Blob(blob) = large else { return true };
+                let Some(at) = blob.unstarted().and_then(|number| blobs.iter().position(|b| *b == number)) else {
+                    return true;
+                };
+                blobs.swap_remove(at);
+                self.bytes -= blob.left();
+                false
+            });
+        }
+        while self.large.len() < MAX_TURNS
+            && let Some(next) = self.later.pop_front()
+        {
+            self.large.push_back(next);
+        }
+        if !blobs.is_empty() {
+            self.control(Control::Forget(blobs));
+        }
     }
 
     /// Send a goodbye, and nothing after it. Messages that were not sent yet are dropped; output is still sent.
@@ -168,7 +229,7 @@ impl Outbox {
         self.closed && self.is_empty()
     }
 
-    /// Return the payload bytes of messages that are still to be sent.
+    /// Return the payload bytes of messages and blobs that are still to be sent.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -236,9 +297,9 @@ impl Outbox {
             small.put_chunk(&mut self.raw);
         }
         while let Some(mut large) = if self.raw.len() < FULL_BLOCK { self.large.pop_front() } else { None } {
-            let before = large.left;
+            let before = large.left();
             let last = large.put_chunk(&mut self.raw);
-            self.bytes -= before - large.left;
+            self.bytes -= before - large.left();
             self.large.extend(if last { self.later.pop_front() } else { Some(large) });
         }
     }

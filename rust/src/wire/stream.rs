@@ -3,7 +3,8 @@
 //! [`FrameSender`] shares an outbox between the threads that fill it and the one loop that empties it into a stream;
 //! [`EventReader`] reads events. Any `AsyncRead`/`AsyncWrite` will do: an SSH channel, a Unix socket, a pipe.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,11 +26,15 @@ const BYTES_PER_READ: usize = 1024 * 1024;
 /// Bytes in one write to a stream. Larger writes to a russh channel can straddle a rekey (russh #761).
 pub(crate) const MAX_WRITE: usize = 32 * 1024;
 
-/// An outbox shared with the loop that sends it.
+/// An outbox shared with the loop that sends it, and what a session's two directions must know of each other.
 #[derive(Debug, Default)]
 pub struct FrameSender {
     outbox: Mutex<Outbox>,
     wake: Notify,
+    /// Bytes that [`FrameSender::run`] wrote to the stream.
+    sent: AtomicU64,
+    /// Bytes that the reader of the same session read from the stream: see [`EventReader::of_session`].
+    received: AtomicU64,
 }
 
 impl FrameSender {
@@ -54,6 +59,11 @@ impl FrameSender {
         self.wake.notify_one();
     }
 
+    /// Return the bytes that were ever written to the stream, and those that the session's reader read from it.
+    pub fn traffic(&self) -> (u64, u64) {
+        (self.sent.load(Relaxed), self.received.load(Relaxed))
+    }
+
     /// Empty the outbox into `stream` until it is closed, then shut the stream's sending side down.
     ///
     /// # Errors
@@ -70,6 +80,7 @@ impl FrameSender {
             let write = async {
                 for piece in out.chunks(MAX_WRITE) {
                     stream.write_all(piece).await?;
+                    self.sent.fetch_add(piece.len() as u64, Relaxed);
                 }
                 stream.flush().await?;
                 if finished { stream.shutdown().await } else { Ok(()) }
@@ -99,6 +110,8 @@ impl FrameSender {
 #[derive(Debug)]
 pub struct EventReader<R> {
     stream: R,
+    /// The sender of the same session, if there is one.
+    link: Option<Arc<FrameSender>>,
     decoder: Decoder,
     /// Whether the decoder may have events left: the next call then reads nothing from the stream.
     more: bool,
@@ -107,7 +120,12 @@ pub struct EventReader<R> {
 impl<R: AsyncRead + Unpin> EventReader<R> {
     /// Read from `stream`, refusing messages over `max_message` bytes.
     pub fn new(stream: R, max_message: usize) -> Self {
-        Self { stream, decoder: Decoder::new(max_message), more: false }
+        Self { stream, link: None, decoder: Decoder::new(max_message), more: false }
+    }
+
+    /// As [`EventReader::new`], for the session in which `link` is the sender.
+    pub fn of_session(stream: R, max_message: usize, link: Arc<FrameSender>) -> Self {
+        Self { link: Some(link), ..Self::new(stream, max_message) }
     }
 
     /// Refuse messages over `max_message` bytes from now on.
@@ -146,8 +164,12 @@ impl<R: AsyncRead + Unpin> EventReader<R> {
         if !self.more {
             let buffer = self.decoder.buffer();
             buffer.reserve(FULL_BLOCK);
-            if self.stream.read_buf(buffer).await? == 0 {
+            let read = self.stream.read_buf(buffer).await?;
+            if read == 0 {
                 return Err(SessionError::Ended(self.decoder.noise()));
+            }
+            if let Some(link) = &self.link {
+                link.received.fetch_add(read as u64, Relaxed);
             }
         }
         self.more = true;

@@ -23,6 +23,7 @@ pub fn client_hello(slots: usize, processes: bool) -> ClientHello {
             shares_files: false,
             preload: Vec::new(),
             max_payload: MAX_MESSAGE,
+            cache_bytes: None,
             task_timeout_ms: None,
             setup: String::new(),
             unwind: false,
@@ -39,6 +40,7 @@ pub fn agent_hello() -> AgentHello {
         epoch: "1".to_owned(),
         cores: 1,
         pid: 1,
+        memory: 0,
         differences: Vec::new(),
     }
 }

@@ -89,6 +89,7 @@ async fn follow(opening: Opening, script: Script, mut to: impl AsyncWrite + Unpi
         epoch: "1".to_owned(),
         cores: opening.cores,
         pid: 1,
+        memory: 0,
         differences: Vec::new(),
     };
     let mut begin = Vec::new();

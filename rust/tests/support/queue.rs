@@ -11,7 +11,7 @@ pub fn id(task: u64) -> Attempt {
 }
 
 pub fn task(n: u64) -> Message {
-    Message { id: id(n), code: 0, nanos: 0, parts: vec![Bytes::from_static(b"x")] }
+    Message { id: id(n), parts: vec![Bytes::from_static(b"x")], ..Message::default() }
 }
 
 pub fn queue(peers: &[(usize, usize)], tasks: u64) -> Queue {

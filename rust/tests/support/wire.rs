@@ -14,7 +14,7 @@ pub const LAST: u8 = 2;
 /// A message of these parts.
 pub fn message(task: u64, parts: &[Vec<u8>]) -> Message {
     let parts = parts.iter().map(|p| Bytes::from(p.clone())).collect();
-    Message { id: Attempt { task, attempt: 1 }, code: 0, nanos: 7, parts }
+    Message { id: Attempt { task, attempt: 1 }, nanos: 7, parts, ..Message::default() }
 }
 
 /// The bytes that an outbox sends that was filled so.

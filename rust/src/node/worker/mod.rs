@@ -278,7 +278,7 @@ impl Worker {
                     self.end_unrun(Message::text(id, Outcome::Crashed, text));
                 }
                 Event::Control(control) => self.on_control(control),
-                Event::Message(..) | Event::Skipped(..) | Event::NoMemory(..) => {}
+                Event::Message(..) | Event::Chunk(_) | Event::Skipped(..) | Event::NoMemory(..) => {}
             }
         }
     }

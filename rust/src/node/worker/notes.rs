@@ -55,7 +55,7 @@ impl Notes {
         state.last += 1;
         let number = state.last;
         state.unanswered.insert(number, answered);
-        state.backlog.push_back(Message { id: Attempt { task: number, attempt: 0 }, code: 0, nanos: 0, parts });
+        state.backlog.push_back(Message { id: Attempt { task: number, attempt: 0 }, parts, ..Message::default() });
         (number, answer)
     }
 

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import skyward_lite as sky
 from lab import Lab, Sshd
-from skyward_lite import plugins
 
 CIPHER = "aes256-gcm@openssh.com"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -78,7 +77,9 @@ class Hosts:
             env=env,
             port=0 if namespace is None else 2022,
         )
-        host.make_environment(plugins.joblib().transform(sky.Image()))
+        transform = sky.plugins.joblib().transform
+        assert transform is not None
+        host.make_environment(transform(sky.Image()))
         if namespace is not None:
             self._interfaces[host.name] = f"{namespace}v"
         return host

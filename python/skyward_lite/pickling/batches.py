@@ -278,10 +278,7 @@ class _CallPickler(Pickler):
         kind = type(obj)
         if obj is not shared_value and (kind is types.FunctionType or issubclass(kind, type)) and self._is_shared(obj):
             return shared_value, (self.number(obj),)
-        reduced = super().reducer_override(obj)
-        if reduced is NotImplemented and kind.__module__ == "numpy" and kind.__name__ == "ndarray":
-            return self._reduce_array(obj)
-        return reduced
+        return super().reducer_override(obj)
 
     def _is_shared(self, thing: Any) -> bool:
         """Return whether calls may share a function or a class: unless it refers to what a call may change."""
@@ -291,11 +288,9 @@ class _CallPickler(Pickler):
             self._asked.append(thing)
         return shared
 
-    def _reduce_array(self, array: Any) -> Any:
-        """Return how an array is pickled: a large one with gaps as one copy without, which all calls share."""
-        if array.flags.forc or array.dtype.hasobject or array.nbytes < OUT_OF_BAND_BYTES:
-            return NotImplemented
+    def without_gaps(self, array: Any) -> Any:
+        """Return a copy of an array without gaps: one copy, which all calls share."""
         copied = self._copies.get(id(array))
         if copied is None:
-            copied = self._copies[id(array)] = array, array.copy("C")
-        return copied[1].__reduce_ex__(5)
+            copied = self._copies[id(array)] = array, super().without_gaps(array)
+        return copied[1]

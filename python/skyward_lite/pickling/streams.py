@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import operator
 import pickle
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -214,12 +215,12 @@ class Writer:
             last = self._write(value)
             if len(last) >= APART_BYTES:
                 _learn(value)
-                apart.append((last, value))
-        if len(apart) == 1 and apart[0][0] is last:
+                apart.append((_place(last), last, value))
+        if len(apart) == 1 and apart[0][1] is last:
             return [last]
-        apart.sort(key=lambda pair: _place(pair[0]))
+        apart.sort(key=operator.itemgetter(0))
         self._restart()
-        return [self._write(value) for _, value in apart]
+        return [self._write(value) for *_, value in apart]
 
     def _restart(self) -> None:
         """Forget what was written: what comes next must see nothing of it."""

@@ -1054,10 +1054,10 @@ impl World {
     fn submit_naming(&mut self, which: u8, more: u8) {
         let old = usize::from(which) % self.blobs.len().max(1);
         let mut named = Vec::new();
-        if more % 3 > 0 && self.blobs.get(old).is_some_and(|blob| *blob != Blob::Forgotten) {
+        if !more.is_multiple_of(3) && self.blobs.get(old).is_some_and(|blob| *blob != Blob::Forgotten) {
             named.push(old as u64);
         }
-        if more % 2 > 0 || named.is_empty() {
+        if !more.is_multiple_of(2) || named.is_empty() {
             named.push(self.blobs.len() as u64);
             self.blobs.push(Blob::Arriving);
         }

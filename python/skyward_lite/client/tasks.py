@@ -28,9 +28,11 @@ from typing import Any, Final, NoReturn, TypeVar
 from .. import _core
 from ..errors import NodeLostError, PoolClosedError, RemoteError, TaskTimeoutError, WorkerCrashedError
 from ..pickling import batches, blame, exceptions, modules, payload
+from ..pickling.handles import Handles
 from ..pickling.modules import Modules
 from ..pickling.pickler import Shared
 from ..pickling.route import Route
+from ..pickling.streams import Triple
 from .completions import CLOSED, AbandonHook, CompletionQueue, Completions
 from .lifecycle import Lifecycle, Stage
 from .nodes import Nodes
@@ -238,7 +240,7 @@ class Tasks:
         encoder = self._encoder()
         before = self._modules.begin()
         try:
-            return encoder.dumps(self._modules.with_path((fn, args, kwargs)))
+            return batches.dump_call(encoder, (fn, args, kwargs))
         except Exception as error:
             blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
             modules.explain(error)
@@ -248,7 +250,7 @@ class Tasks:
 
     def encode_batch(
         self,
-        calls: Sequence[payload.Triple],
+        calls: Sequence[Triple],
         shared: Shared | None = None,
         threads: int | None = None,
         nanos: int | None = None,
@@ -262,7 +264,9 @@ class Tasks:
         encoder = self._encoder()
         if shared is not None and threads is nanos is None and batches.is_small(calls, shared):
             # Pickling so small a batch cannot fail, and asks for no module that the workers may lack.
-            return encoder.dumps(self._modules.with_path(calls), None, 1, shared.functions)
+            return encoder.dumps(self._modules.with_path(calls), shared, 1, shared.functions)
+        if shared is not None and shared.handles is None:
+            shared.handles = Handles(self.core.blob)
         before = self._modules.begin()
         try:
             return batches.dump(encoder, calls, shared, threads, nanos)

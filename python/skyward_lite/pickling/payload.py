@@ -12,16 +12,17 @@ import threading
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, Final
 
+from .. import _core
 from ..errors import PayloadTooLargeError
+from .handles import Handles
 from .pickler import Functions, Pickler, Shared
 from .route import BY_VALUE, Route
+from .streams import MAX_BUFFERS, OUT_OF_BAND_BYTES, rebuild
 
-Buffers = list[memoryview] | None
+Buffers = list[memoryview | _core.Blob] | None
 Encoded = tuple[bytes, Buffers]
 """A pickle and the buffers beside it."""
-Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-"""A call: function, arguments, keyword arguments."""
-Loads = Callable[[bytes | memoryview, Sequence[Any] | None], Any]
+Loads = Callable[[bytes | memoryview, Sequence[Any] | None, Sequence[Any]], Any]
 """Unpickles, as `loads` does."""
 
 BACKEND_NAME: Final = "skyward"
@@ -38,12 +39,6 @@ Or the pickle is a triple of `inner_max_num_threads`, or None; of the nanosecond
 calls that it has not begun, or None; and of the calls.
 """
 
-OUT_OF_BAND_BYTES: Final = 16 * 1024
-"""A buffer of at least so many bytes travels beside the pickle. A smaller one stays inside: one copy of it is cheaper
-than one more allocation."""
-MAX_BUFFERS: Final = 1000
-"""Buffers beside one pickle; further ones stay inside it. A message has at most `_core.MAX_PARTS`."""
-
 
 class Encoder:
     """A pickler that is used again and again: to make one takes longer than to pickle a small task.
@@ -56,7 +51,9 @@ class Encoder:
         self.limit = limit
         self.route = route
         self._file = io.BytesIO()
-        self._buffers: list[memoryview] = []
+        self._buffers: list[memoryview | _core.Blob] = []
+        self._handles: Handles | None = None
+        """Those of the call of `Parallel`, within `dumps`."""
         self._busy = False
         """Whether it is within `dumps`."""
         self._pickler = Pickler(self._file, route, buffer_callback=self._is_in_pickle)
@@ -68,7 +65,7 @@ class Encoder:
         view = buffer.raw()
         if view.nbytes < OUT_OF_BAND_BYTES:
             return True
-        self._buffers.append(view)
+        self._buffers.append(view if self._handles is None else self._handles.find(view))
         return False
 
     def is_alone(self, function: Any, shared: Shared) -> bool:
@@ -93,6 +90,8 @@ class Encoder:
         file = self._file
         self._pickler.shared = shared
         self._pickler.known = known
+        # What is remembered of a function are its buffers themselves.
+        self._handles = None if shared is None or known is None else shared.handles
         buffers: Buffers = None
         try:
             self._pickler.dump(value)
@@ -103,6 +102,7 @@ class Encoder:
         finally:
             # The next value must see nothing of this one, neither its memory nor its memo.
             self._buffers = []
+            self._handles = None
             self._pickler.shared = self._pickler.known = None
             if self._pickler.bare:
                 self._pickler.bare.clear()
@@ -139,6 +139,11 @@ def encoder(limit: int, route: Route = BY_VALUE) -> Encoder:
     return last
 
 
-def loads(pickled: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
-    """Unpickle what `Encoder.dumps` made, using `buffers` in place. Raises what unpickling raises."""
+def loads(pickled: bytes | memoryview, buffers: Sequence[Any] | None, apart: Sequence[Any] = ()) -> Any:
+    """Unpickle what `Encoder.dumps` made, using `buffers` in place. Raises what unpickling raises.
+
+    `apart` are the streams of a call's large values.
+    """
+    if apart:
+        return rebuild(apart, pickled, buffers or ())
     return pickle.loads(pickled) if buffers is None else pickle.loads(pickled, buffers=buffers)

@@ -4,7 +4,6 @@
 //! happened, and carries out what that decides. It ends with everything that it started when the client says goodbye, is
 //! gone, or has let its lease run out.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, Weak};
@@ -19,13 +18,16 @@ use tracing::{debug, info, warn};
 use crate::error::{AgentError, FrameError, SessionError};
 use crate::locks::lock;
 use crate::node::actions::{Action, Input};
+use crate::node::blob_files::{BlobFiles, Progress};
+pub use crate::node::greeting::AgentSpec;
+use crate::node::greeting::{answer, cores, differences, refusal};
+use crate::node::limits::raise_open_files;
 use crate::node::state::{Settings, State, TICK};
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
 use crate::queue::PeerId;
 use crate::timing::{HEARTBEAT, LEAST_MESSAGE, Timing};
 use crate::wire::{
-    AgentHello, Body, ClientHello, Control, Event, EventReader, FrameSender, MAX_REASON, Offer, WorkerHello, hello,
-    read_hello,
+    Body, ClientHello, Control, Event, EventReader, FrameSender, MAX_REASON, Offer, WorkerHello, hello, read_hello,
 };
 
 /// How long the client's hello is awaited.
@@ -38,25 +40,11 @@ const EXIT_POLL: Duration = Duration::from_millis(1);
 /// The agent that this process is, while it serves its client.
 static SERVING: Mutex<Weak<Agent>> = Mutex::new(Weak::new());
 
-/// What an agent must be told that it cannot find out.
-#[derive(Debug, Clone)]
-pub struct AgentSpec {
-    /// The command that starts a worker; its standard input is the socket to us.
-    pub worker: Vec<String>,
-    /// The version of our package.
-    pub version: String,
-    /// The node's Python, "3.11".
-    pub python: String,
-    /// Names this life of the agent.
-    pub epoch: String,
-    /// The node's distributions: normalized name → version.
-    pub packages: BTreeMap<String, String>,
-}
-
 /// The decider, and the processes that it decides about.
 struct Inner {
     state: State,
     supervisor: Supervisor,
+    blobs: BlobFiles,
     /// The actions that were decided and are carried out before the lock is released. Empty between two inputs; a field so
     /// that its memory is reused.
     actions: Vec<Action>,
@@ -90,6 +78,7 @@ where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
 {
+    raise_open_files();
     let link = Arc::new(FrameSender::default());
     let writer = tokio::spawn({
         let link = Arc::clone(&link);
@@ -120,15 +109,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
             self.say_goodbye(&why).await;
             return Err(AgentError::Refused(why));
         }
-        let answer = hello(&AgentHello {
-            version: spec.version.clone(),
-            python: spec.python.clone(),
-            epoch: spec.epoch.clone(),
-            cores: cores(),
-            pid: std::process::id(),
-            memory: 0,
-            differences,
-        })?;
+        let answer = hello(&answer(spec, differences))?;
         self.link.send(|o| o.control(answer));
         info!(node = %client.node, lease_ms = client.lease_ms, "hello of the client");
         Ok(client)
@@ -142,8 +123,12 @@ impl<R: AsyncRead + Unpin> Session<R> {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         loop {
-            if !events.is_empty() {
-                agent.handle(Input::Client(&mut events));
+            if !events.is_empty()
+                && let Err(broken) = agent.on_client(&mut events)
+            {
+                warn!(why = %broken, "the client is broken");
+                self.say_goodbye(&broken.to_string()).await;
+                return Err(SessionError::Frame(broken).into());
             }
             let stop = lock(&agent.inner).stop.take();
             if let Some(why) = stop {
@@ -213,34 +198,6 @@ impl Drop for Serving {
     }
 }
 
-/// Return why a client is not served, if it is not.
-fn refusal(client: &ClientHello, spec: &AgentSpec, differences: &[String]) -> Option<String> {
-    if client.python != spec.python {
-        Some(format!(
-            "the client runs Python {}, this node Python {}: functions pickled by one do not run in the other",
-            client.python, spec.python
-        ))
-    } else if client.strict && !differences.is_empty() {
-        Some(format!("its environment is not the client's, and strict_env=True: {}", differences.join("; ")))
-    } else {
-        None
-    }
-}
-
-/// Return the packages that the client has and this node has not, or in another version; a sentence for each.
-fn differences(client: &ClientHello, spec: &AgentSpec) -> Vec<String> {
-    let differs = |(name, wanted): (&String, &String)| match spec.packages.get(name) {
-        None => Some(format!("{name} {wanted} is missing")),
-        Some(found) if found != wanted => Some(format!("{name} is {found}, not {wanted}")),
-        Some(_) => None,
-    };
-    client.packages.iter().filter_map(differs).collect()
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
 /// Return whether a client's message is to be stored, now that its first chunk is here.
 fn admit_task(offer: &Offer) -> Result<bool, FrameError> {
     if offer.body == Body::Task { Ok(true) } else { Err(FrameError::BadSequence("a result or a note from a client")) }
@@ -262,7 +219,8 @@ impl Agent {
         let state = State::new(settings, Instant::now() + Duration::from_millis(client.lease_ms));
         let greeting = WorkerHello { node: client.node, slots, lease_ms: client.lease_ms, work: client.worker };
         let supervisor = Supervisor::new(spec.worker, greeting, (cores / tasks).max(1), Arc::clone(&link));
-        let inner = Mutex::new(Inner { state, supervisor, actions: Vec::new(), stop: None });
+        let inner =
+            Mutex::new(Inner { state, supervisor, blobs: BlobFiles::default(), actions: Vec::new(), stop: None });
         Self { link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
     }
 
@@ -272,6 +230,41 @@ impl Agent {
         let Inner { state, actions, .. } = &mut *inner;
         state.handle(input, Instant::now(), actions);
         self.carry_out(&mut inner);
+    }
+
+    /// Take what the client sent, and empty the buffer: chunks of blobs go to their files, everything else to the decider.
+    ///
+    /// # Errors
+    /// [`FrameError`] if the chunks contradict one another.
+    fn on_client(self: &Arc<Self>, events: &mut Vec<Event>) -> Result<(), FrameError> {
+        if !events.iter().any(|event| matches!(event, Event::Chunk(_))) {
+            self.handle(Input::Client(events));
+            return Ok(());
+        }
+        let mut others = Vec::new();
+        for event in events.drain(..) {
+            let Event::Chunk(chunk) = event else {
+                others.push(event);
+                continue;
+            };
+            // First: one of these may tell to forget the blob.
+            if !others.is_empty() {
+                self.handle(Input::Client(&mut others));
+            }
+            let progress = lock(&self.inner).blobs.take(&chunk)?;
+            match progress {
+                Progress::Partly => {}
+                Progress::Complete => self.handle(Input::BlobComplete(chunk.number)),
+                Progress::Failed(why) => {
+                    warn!(blob = chunk.number, %why, "a blob cannot be stored");
+                    self.handle(Input::BlobFailed(chunk.number, why));
+                }
+            }
+        }
+        if !others.is_empty() {
+            self.handle(Input::Client(&mut others));
+        }
+        Ok(())
     }
 
     fn on_tick(self: &Arc<Self>, parent: Option<Pid>) {
@@ -284,7 +277,7 @@ impl Agent {
     }
 
     fn carry_out(self: &Arc<Self>, inner: &mut Inner) {
-        let Inner { state, supervisor, actions, stop } = inner;
+        let Inner { state, supervisor, blobs, actions, stop } = inner;
         let mut failed = Vec::new();
         let mut replied = false;
         while !actions.is_empty() {
@@ -300,6 +293,12 @@ impl Agent {
                     Action::Deliver(body, message) => self.link.stage(|o| o.message(body, message)),
                     Action::Assign(worker, task) => supervisor.assign(worker, task),
                     Action::Tell(worker, control) => supervisor.tell(worker, control),
+                    Action::Pass(worker, blob) => {
+                        if let Some(file) = blobs.get(blob) {
+                            supervisor.pass(worker, blob, file);
+                        }
+                    }
+                    Action::DropBlob(blob) => blobs.forget(blob),
                     Action::Start(worker) => {
                         let started = supervisor.start(worker, Arc::clone(self));
                         failed.extend(started.err().map(|why| (worker, why.to_string())));

@@ -27,7 +27,7 @@ mod outbox;
 pub mod pace;
 mod stream;
 
-pub use blob::{BlobChunk, BlobPart, Content, MAX_BLOBS, OutgoingBlob};
+pub use blob::{BlobChunk, BlobPart, Content, MAX_BLOBS, OutgoingBlob, in_places};
 pub use block::{MAX_BLOCK, Packer};
 pub use control::{Control, MAX_REASON};
 pub use decoder::{Admit, Decoder, Event, MAX_UNFINISHED, Offer};

@@ -1,0 +1,51 @@
+"""What a node is told when its session begins."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import skyward_lite as sky
+from skyward_lite.client import settings
+from skyward_lite.client.hello import Greeting
+from skyward_lite.pickling.modules import Modules
+from skyward_lite.providers import NodeRequest, local
+
+
+def cache_bytes(machine, worker):
+    """Return how many bytes of shared data a machine is told to keep."""
+    own = settings.checked(
+        *(None, None),
+        vcpus=None,
+        memory_gb=None,
+        worker=worker,
+        image=None,
+        plugins=[],
+        lease=60,
+        connect_timeout=20,
+        start_timeout=60,
+        strict_env=False,
+    )
+    greeting = Greeting(own, "0123456789", own.image, Modules(shares_files=True), "", [])
+    return greeting.for_machine(machine).worker.cache_bytes
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_local_nodes_share_a_quarter_of_the_memory(monkeypatch, nodes):
+    """Nodes of one machine have equal parts of a quarter of its memory for shared data, or what the user gives each."""
+    monkeypatch.setattr(local, "_memory_bytes", lambda: 12_000)
+    monkeypatch.setattr(
+        local, "LocalMachine", lambda name, _, cache: types.SimpleNamespace(name=name, cache_bytes=cache)
+    )
+    machines = []
+    sky.Local(nodes).start(NodeRequest(nodes, nodes, sky.Image(), None, None, 20), machines)
+    assert [machine.cache_bytes for machine in machines] == [3_000 // nodes] * nodes
+    vars(machines[0]).update(concurrency=None, shares_files=True)
+    assert cache_bytes(machines[0], None) == 3_000 // nodes
+    assert cache_bytes(machines[0], sky.Worker(cache_gb=0.5)) == 500_000_000
+    assert cache_bytes(machines[0], sky.Worker(cache_gb=1e-12)) == 1
+
+
+def test_the_memory_of_a_container_is_its_own(monkeypatch, tmp_path):
+    """The limit of a control group, or of one around it, counts where it is less than the machine's memory."""
+    assert 0 < local._memory_bytes() <= local._size()[1] * 1e9

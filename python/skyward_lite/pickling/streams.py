@@ -214,10 +214,8 @@ class Writer:
     def _write_apart(self, values: list[Any]) -> list[bytes]:
         """Return the streams of the values that are large. The pickler then has the memo of these."""
         # Those that seem large come last: mostly there is one, and the pickler can go on from its stream.
-        known = self._known
-        tried = {
-            id(value): value for value in values if _may_be_large(value) and not (known.get(id(value)) or (0, 0))[1]
-        }
+        known = {key for key, (_, reduced) in self._known.items() if reduced is not None}
+        tried = {id(value): value for value in values if _may_be_large(value) and id(value) not in known}
         last, apart = None, []
         for value in sorted(tried.values(), key=lambda value: seem_large((value,))):
             self._restart()

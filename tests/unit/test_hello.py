@@ -46,6 +46,23 @@ def test_local_nodes_share_a_quarter_of_the_memory(monkeypatch, nodes):
     assert cache_bytes(machines[0], sky.Worker(cache_gb=1e-12)) == 1
 
 
-def test_the_memory_of_a_container_is_its_own(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("group", "limit"),
+    [
+        ("0::/a/b", "a/b/memory.max"),
+        ("0::/a/b", "a/memory.max"),
+        ("0::/not/visible", "memory.max"),
+        ("3:cpu:/\n4:hugetlb,memory:/a/b", "memory/a/b/memory.limit_in_bytes"),
+        ("4:memory:/not/visible", "memory/memory.limit_in_bytes"),
+    ],
+)
+def test_the_limit_of_a_container_is_its_memory(tmp_path, group, limit):
     """The limit of a control group, or of one around it, counts where it is less than the machine's memory."""
-    assert 0 < local._memory_bytes() <= local._size()[1] * 1e9
+    groups, root = tmp_path / "own", tmp_path / "root"
+    groups.write_text(f"{group}\n")
+    machine = local._memory_bytes(str(groups), str(root))
+    assert machine > 1 << 28
+    for text, expected in [("max\n", machine), (f"{1 << 62}\n", machine), ("1048576\n", 1 << 20)]:
+        (root / limit).parent.mkdir(parents=True, exist_ok=True)
+        (root / limit).write_text(text)
+        assert local._memory_bytes(str(groups), str(root)) == expected

@@ -39,7 +39,7 @@ MAX_BUFFERS: Final = 1000
 """Buffers beside one pickle; further ones stay inside it. A message has at most `_core.MAX_PARTS`."""
 APART_BYTES: Final = 64 * 1024
 """A value with a pickle of at least so many bytes is pickled apart, and a text of at least so many travels as it is."""
-MIN_ELEMENTS: Final = 4096
+MIN_ELEMENTS: Final = 8192
 """A container of at least so many elements is taken for large before it is pickled."""
 MAX_LEARNED: Final = 256
 """Types that are taken for large because a value of theirs was. A program with more makes classes as it goes."""
@@ -84,6 +84,15 @@ def seem_large(values: Iterable[Any]) -> bool:
         if test is not None and test(value):
             return True
     return False
+
+
+def _may_be_large(value: Any) -> bool:
+    """Return whether the pickle of a value may be large."""
+    kind = type(value)
+    if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+        # Its elements are beside the pickle, unless they are objects.
+        return bool(value.dtype.hasobject)
+    return kind not in (int, float, bool, type(None))
 
 
 def weight(value: Any) -> int:
@@ -205,7 +214,8 @@ class Writer:
     def _write_apart(self, values: list[Any]) -> list[bytes]:
         """Return the streams of the values that are large. The pickler then has the memo of these."""
         # Those that seem large come last: mostly there is one, and the pickler can go on from its stream.
-        tried = {id(value): value for value in values if self._known.get(id(value), (None, None))[1] is None}
+        known = {key for key, (_, reduced) in self._known.items() if reduced is not None}
+        tried = {id(value): value for value in values if _may_be_large(value) and id(value) not in known}
         last, apart = None, []
         for value in sorted(tried.values(), key=lambda value: seem_large((value,))):
             self._restart()

@@ -195,8 +195,9 @@ class Core:
 
         The bits of its number from `QUEUE_SHIFT` on are its completion queue, which is open; queue 0 always is.
         The task goes to the node of that index in `nodes`, or to any if `node` is None.
-        Small parts of the payload are copied. Of large ones equal contents are kept once, and `bytes` are read in place.
-        A buffer may be a `Blob` of this pool. `nanos`: how long all of it may run; a node that holds it for much longer is lost. 0 for as long as it likes.
+        Small parts of the payload are copied. Of large ones equal contents are kept once, and `bytes` are read in
+        place. A buffer may be a `Blob` of this pool. `nanos`: how long all of it may run; a node that holds it for much
+        longer is lost. 0 for as long as it likes.
         Return False if `finished` has already returned None.
         """
     def blob(self, data: bytes | memoryview) -> Blob:

@@ -71,9 +71,11 @@ def reduce_plain(route: Route, without_gaps: Callable[[Any], Any], array: Any) -
             return _mapped, (type(array), *named)
     flags, dtype = array.flags, array.dtype
     is_exported = dtype.kind not in NOT_EXPORTED
+    if is_exported and flags.forc and not dtype.hasobject:
+        return NotImplemented
     if dtype.hasobject or not (is_exported or array.nbytes):
         return NotImplemented if flags.writeable else (*array.__reduce__(), None, None, _set_read_only)
-    if (is_exported and flags.forc) or (flags.writeable and array.nbytes < MIN_COPIED_BYTES):
+    if flags.writeable and array.nbytes < MIN_COPIED_BYTES:
         return NotImplemented
     if not flags.forc:
         array = without_gaps(array)

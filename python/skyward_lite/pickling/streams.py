@@ -22,7 +22,7 @@ import operator
 import pickle
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from .classes import RecentlyUsed
 from .pickler import Functions, Pickler
@@ -39,7 +39,7 @@ MAX_BUFFERS: Final = 1000
 """Buffers beside one pickle; further ones stay inside it. A message has at most `_core.MAX_PARTS`."""
 APART_BYTES: Final = 64 * 1024
 """A value with a pickle of at least so many bytes is pickled apart, and a text of at least so many travels as it is."""
-MIN_ELEMENTS: Final = 4096
+MIN_ELEMENTS: Final = 8192
 """A container of at least so many elements is taken for large before it is pickled."""
 MAX_LEARNED: Final = 256
 """Types that are taken for large because a value of theirs was. A program with more makes classes as it goes."""
@@ -84,6 +84,15 @@ def seem_large(values: Iterable[Any]) -> bool:
         if test is not None and test(value):
             return True
     return False
+
+
+def _may_be_large(value: Any) -> bool:
+    """Return whether the pickle of a value may be large."""
+    kind = type(value)
+    if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+        # Its elements are beside the pickle, unless they are objects.
+        return bool(value.dtype.hasobject)
+    return kind not in (int, float, bool, type(None))
 
 
 def weight(value: Any) -> int:
@@ -150,12 +159,8 @@ def beside_once() -> Callable[[Any], Any]:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-class Written(NamedTuple):
-    """A call as streams of its large values, its own pickle, and the buffers beside these, in the same order."""
-
-    streams: list[bytes]
-    pickled: bytes
-    buffers: list[pickle.PickleBuffer]
+Written = tuple[list[bytes], bytes, list[pickle.PickleBuffer]]
+"""A call as streams of its large values, its own pickle, and the buffers beside these, in the same order."""
 
 
 class Writer:
@@ -195,20 +200,22 @@ class Writer:
     def write_call(self, call: Triple) -> Written:
         """Return a call, with the large values apart if there are any. Raise what pickling it raises."""
         function, args, kwargs = call
-        light = function, tuple(map(self._light, args)), {name: self._light(value) for name, value in kwargs.items()}
-        own = [function, *light[1], *light[2].values()]
-        if not seem_large(own):
+        args = tuple(map(self._light, args))
+        if kwargs:
+            kwargs = {name: self._light(value) for name, value in kwargs.items()}
+        if not seem_large(args) and not (kwargs and seem_large(kwargs.values())):
             self._restart()
-            pickled = self._write(light)
+            pickled = self._write((function, args, kwargs))
             if len(pickled) < APART_BYTES:
-                return Written([], pickled, self._buffers)
-        streams = self._write_apart(own)
-        return Written(streams, self._write(light), self._buffers)
+                return [], pickled, self._buffers
+        streams = self._write_apart([function, *args, *kwargs.values()])
+        return streams, self._write((function, args, kwargs)), self._buffers
 
     def _write_apart(self, values: list[Any]) -> list[bytes]:
         """Return the streams of the values that are large. The pickler then has the memo of these."""
         # Those that seem large come last: mostly there is one, and the pickler can go on from its stream.
-        tried = {id(value): value for value in values if self._known.get(id(value), (None, None))[1] is None}
+        known = {key for key, (_, reduced) in self._known.items() if reduced is not None}
+        tried = {id(value): value for value in values if _may_be_large(value) and id(value) not in known}
         last, apart = None, []
         for value in sorted(tried.values(), key=lambda value: seem_large((value,))):
             self._restart()
@@ -226,7 +233,8 @@ class Writer:
         """Forget what was written: what comes next must see nothing of it."""
         self.pickler.clear_memo()
         self.pickler.bare.clear()
-        self.pickler.globals_ref = {}
+        if self.pickler.globals_ref:
+            self.pickler.globals_ref = {}
         self._buffers = []
 
     def _write(self, value: Any) -> bytes:
@@ -241,7 +249,8 @@ class Apart:
     """A call whose large values are pickled apart. Pickles as the call."""
 
     def __init__(self, written: Written) -> None:
-        self._reduced = rebuild, (list(map(pickle.PickleBuffer, written.streams)), *written[1:])
+        streams, pickled, buffers = written
+        self._reduced = rebuild, (list(map(pickle.PickleBuffer, streams)), pickled, buffers)
 
     def __reduce__(self) -> Any:
         return self._reduced

@@ -971,11 +971,12 @@ fn a_worker_cannot_fill_the_agent() {
 /// named; the agent goes on.
 #[test]
 fn a_worker_cannot_confuse_the_agent_about_descriptors() {
+    type Forge = Box<dyn FnOnce(&mut Vec<u8>)>;
     run(async {
         let mut client = Raw::connect(client_hello(1, false)).await;
         let blob = BlobPart { place: 0, number: 0, fresh: false, content: None };
         let named = Message { blobs: vec![blob], ..task(1, 0, vec![]) };
-        let cases: [(&str, Box<dyn FnOnce(&mut Vec<u8>)>); 2] = [
+        let cases: [(&str, Forge); 2] = [
             (
                 "the frame of a descriptor that did not come",
                 Box::new(|raw| Control::Descriptor { number: 0, size: 1 << 20 }.put(raw).unwrap()),

@@ -74,12 +74,16 @@ A plain tuple, which its receivers unpack at once: each task crosses the border 
 """
 
 class Buffer:
-    """Memory received from the wire: writable through the buffer protocol, without a copy."""
+    """Memory received from the wire: writable through the buffer protocol, without a copy.
+
+    The memory of large data, which several tasks may share, is a private mapping of it: it takes memory of its own only
+    where it is written to, and what is written there stays there.
+    """
 
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def copy(self) -> Buffer:
-        """Return a copy. Releases the GIL meanwhile."""
+        """Return a copy. Releases the GIL meanwhile. Of large data it is a new mapping, of what was received."""
 
 class Blob:
     """Large data that several tasks may have, by `Core.blob`. Keeps the data for as long as it lives."""
@@ -311,7 +315,7 @@ class WorkerRuntime:
         pickled: bytes | memoryview,
         buffers: list[Any] | None = None,
     ) -> None:
-        """Hand in a result, unless the task has one. Copies the payload; waits while more than 64 MiB are unsent."""
+        """Hand in a result, unless the task has one. Copies the payload; waits while the agent has not taken 64 MiB."""
 
 class AgentSpec(TypedDict):
     """What an agent cannot find out by itself."""

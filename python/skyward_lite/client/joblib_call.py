@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -60,8 +61,9 @@ class ParallelCall:
         """Return the calls of each batch that joblib has drawn from its input and that is not sent yet."""
         with self._lock:
             held = [getattr(batch.func, "items", None) for batch in self._held]
-        if self._parallel is not None:
-            ready = self._parallel._ready_batches
+        # joblib's own, and not part of its contract: without it, each batch's data is looked at by itself.
+        ready = getattr(self._parallel, "_ready_batches", None)
+        if isinstance(ready, queue.Queue):
             with ready.mutex:
                 held += [batch.items for batch in ready.queue]
         return [calls for calls in held if calls is not None]

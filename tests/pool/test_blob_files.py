@@ -36,7 +36,7 @@ def memory_files(pid="self"):
 
 
 def attack(array):
-    """Try all that could change a blob for others. Return the errors, the blob's descriptor and the limit of open files."""
+    """Try what could change a blob for others. Return the errors, the blob's descriptor, the limit of open files."""
     array[:] = 7
     number = max(memory_files())
     tries = [
@@ -62,7 +62,7 @@ def total(array):
 
 
 def test_no_task_can_change_what_others_share():
-    """A task that writes to its array, or to the file behind it, changes neither the next task's array nor the client's.
+    """A task that writes to its array, or to the file behind it, changes neither the next task's array nor ours.
 
     The workers' descriptors of blobs leave the small numbers to the tasks, which have the limits that the client has.
     """
@@ -77,8 +77,8 @@ def test_no_task_can_change_what_others_share():
 
 def test_results_and_forgotten_blobs_leave_no_files():
     """When tasks with data of their own have ended, processes have as many files of it as the cache may keep."""
-    with sky.pool(worker=sky.Worker(concurrency=2, executor="process", cache_gb=0.004), plugins=[]) as pool:
-        arrays = (np.full(SIZE // 8, float(i)) for i in range(200))
+    with sky.pool(worker=sky.Worker(concurrency=2, executor="process", cache_gb=0.003), plugins=[]) as pool:
+        arrays = (np.full(SIZE // 8, float(i)) for i in range(60))
         results = Parallel(n_jobs=-1, batch_size=1)(delayed(np.negative)(array) for array in arrays)
         assert all(result[0] == -i and result.flags.writeable for i, result in enumerate(results))
         workers = {pool.submit(total, np.zeros(1)).result(30)[1] for _ in range(10)}
@@ -97,11 +97,11 @@ def leave_room(size):
 def test_a_task_whose_data_cannot_be_mapped_ends():
     """A worker without address space for a task's data ends that task with an error that says so, and goes on."""
     with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:
-        pool.submit(leave_room, 64 << 20).result(30)
+        pool.submit(leave_room, 16 << 20).result(30)
         with pytest.raises(sky.WorkerCrashedError, match="local-0: its worker process has no memory to map data"):
-            pool.submit(total, np.zeros(16 << 20)).result(30)
+            pool.submit(total, np.zeros(4 << 20)).result(30)
         pool.submit(leave_room, None).result(30)
-        assert pool.submit(total, np.zeros(16 << 20)).result(30)[0] == 0
+        assert pool.submit(total, np.zeros(4 << 20)).result(30)[0] == 0
 
 
 class Instruction(ctypes.Structure):

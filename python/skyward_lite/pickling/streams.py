@@ -156,6 +156,15 @@ def beside_once() -> Callable[[Any], Any]:
     return once
 
 
+def result_beside(value: Any, is_batch: bool) -> Any:
+    """Return a result as it is pickled: a large text beside the pickle. Of a batch `value` has the calls' values."""
+    if not is_batch:
+        return beside(value)
+    if any(type(each) in (bytes, str) and len(each) >= APART_BYTES for each in value):
+        return list(map(beside_once(), value))
+    return value
+
+
 # ------------------------------------------------------------------------------------------------ writing
 
 

@@ -298,7 +298,7 @@ def test_large_functions_are_rebuilt_for_each_task(pool):
 
 
 def test_large_texts_come_back_as_they_are(pool):
-    """A result that is a large text is one of the same type and content, alone and in a batch, where it may come twice."""
+    """A result that is a large text has the type and the content that it had, alone and in a batch."""
     sizes = 10, 100_000, 300_000
     results = Parallel(n_jobs=-1, batch_size=4)(
         delayed(operator.mul)(text, n) for n in sizes for text in (b"\0", "é", "\ud800")

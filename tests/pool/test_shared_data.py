@@ -266,6 +266,20 @@ def test_changes_between_two_submits_are_sent(pool):
     assert [future.result(30) for future in futures] == expected
 
 
+def test_changes_between_two_calls_of_the_input_are_sent(pool):
+    """Tasks that joblib has drawn from its input get an array as it was then, and not as it was for earlier ones."""
+    array = np.zeros(20_000)
+
+    def calls():
+        for i in range(12):
+            if i % 2 == 0:  # joblib draws a task for each of two workers
+                array[:] = i
+            yield delayed(np.max)(array)
+
+    results = Parallel(n_jobs=2, batch_size=1)(calls())
+    assert results == [i - i % 2 for i in range(12)]
+
+
 def test_large_functions_are_rebuilt_for_each_task(pool):
     """What a large function has captured is as it was at the client, and each task has its own."""
     array, fixed, texts = np.zeros(20_000), np.ones(20_000), [f"text {i}" for i in range(20_000)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -317,6 +318,37 @@ def test_large_functions_are_pickled_once(encoder):
     assert get_first() == (0, "a 7999")
     del get
     assert not shared.all
+
+
+def test_batches_that_are_drawn_together_look_once_at_an_array():
+    """Batches that wait when an array is first looked at share its handle until the last is sent; later ones do not."""
+    arrays = [np.zeros(20_000)]
+    first, second, third, fourth = ([(abs, (arrays[0],), {"x": arrays[0]})] for _ in range(4))
+    waiting, made = [[(abs, (1,), {})], second], []
+
+    def make(view):
+        made.append(view.nbytes)
+        return object()
+
+    def send(batch):
+        handles.begin(batch)
+        found = handles.find(pickle.PickleBuffer(arrays[0]).raw())
+        handles.end(batch)
+        return found
+
+    handles = Handles(make, lambda: waiting)
+    handle = send(first)
+    waiting[:] = [fourth]
+    assert send(second) is handle
+    assert made == [160_000]
+    other = send(third)
+    waiting.clear()
+    assert send(fourth) is other is not handle
+    assert made == [160_000] * 2
+    assert isinstance(send(first), memoryview), "no other batch waits that has the array"
+    gone = weakref.ref(arrays.pop())
+    del first, second, third, fourth
+    assert gone() is None
 
 
 def test_only_what_cannot_change_gets_a_handle():

@@ -284,7 +284,7 @@ async fn read<O: Observer>(
             read = Err(SessionError::Frame(unreadable));
         }
         if handover.bytes > before {
-            link.send(|o| o.control(Control::Received { bytes: handover.bytes }));
+            link.send(|o| o.received(handover.bytes));
         }
         match read {
             Err(SessionError::Frame(unreadable)) => {

@@ -288,6 +288,24 @@ def test_large_functions_are_pickled_once(encoder):
     assert not shared.all
 
 
+class LookedUpOnly(dict):
+    """Functions that other threads add to, so that nobody may go through them."""
+
+    def __iter__(self):
+        raise AssertionError
+
+    items = keys = values = __iter__
+
+
+def test_functions_of_other_threads_do_not_matter(encoder):
+    """While a thread pickles a large argument, others may remember functions for the same call of Parallel."""
+    shared = Shared()
+    shared.all, shared.functions = LookedUpOnly(), LookedUpOnly()
+    for _ in range(2):
+        pickled, buffers = batches.dump(encoder, [(lambda: 0, (texts("a"),), {})], shared)
+        assert payload.loads(pickled, buffers)[0][1] == (texts("a"),)
+
+
 def test_only_what_cannot_change_gets_a_handle():
     """From its second time on a large read-only buffer is its handle, unless something can write to its memory."""
     own = np.zeros(20_000)

@@ -214,8 +214,7 @@ class Writer:
     def _write_apart(self, values: list[Any]) -> list[bytes]:
         """Return the streams of the values that are large. The pickler then has the memo of these."""
         # Those that seem large come last: mostly there is one, and the pickler can go on from its stream.
-        known = {key for key, (_, reduced) in self._known.items() if reduced is not None}
-        tried = {id(value): value for value in values if _may_be_large(value) and id(value) not in known}
+        tried = {id(value): value for value in values if _may_be_large(value) and not self._is_known(value)}
         last, apart = None, []
         for value in sorted(tried.values(), key=lambda value: seem_large((value,))):
             self._restart()
@@ -228,6 +227,12 @@ class Writer:
         apart.sort(key=operator.itemgetter(0))
         self._restart()
         return [self._write(value) for *_, value in apart]
+
+    def _is_known(self, value: Any) -> bool:
+        """Return whether a value is a function that was pickled before."""
+        # Not by going through all of them, which other threads may add to.
+        known = self._known.get(id(value))
+        return known is not None and known[1] is not None
 
     def _restart(self) -> None:
         """Forget what was written: what comes next must see nothing of it."""

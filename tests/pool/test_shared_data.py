@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import operator
 import tempfile
 from typing import Any, NamedTuple
 
@@ -294,3 +295,15 @@ def test_large_functions_are_rebuilt_for_each_task(pool):
     results = Parallel(n_jobs=-1, batch_size=1)(delayed(use)(i) for i in range(CALLS))
     assert results == [(0.0, 20_000, 20_000.0, True, False)] * CALLS
     assert (array[0], len(texts)) == (0.0, 20_000)
+
+
+def test_large_texts_come_back_as_they_are(pool):
+    """A result that is a large text has the type and the content that it had, alone and in a batch."""
+    sizes = 10, 100_000, 300_000
+    results = Parallel(n_jobs=-1, batch_size=4)(
+        delayed(operator.mul)(text, n) for n in sizes for text in (b"\0", "é", "\ud800")
+    )
+    assert results == [text * n for n in sizes for text in (b"\0", "é", "\ud800")]
+    assert pool.submit(operator.mul, b"ab", 200_000).result() == b"ab" * 200_000
+    twice = pool.submit(bytes, 200_000), pool.submit(str, "ü" * 200_000)
+    assert [future.result() for future in twice] == [bytes(200_000), "ü" * 200_000]

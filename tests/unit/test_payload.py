@@ -222,10 +222,42 @@ def test_arguments_share_what_they_share_at_home(encoder):
     assert (args, kwargs) == ((small, other, large, [small]), {"again": large})
 
 
+def test_flat_arguments_depend_on_nothing(encoder):
+    """Each list, tuple or dictionary of numbers and texts has the same bytes in every call, also beside others."""
+    flat = [texts("a"), dict.fromkeys(texts("b"), 1.5), tuple(range(30_000))]
+    alone = [sent(encoder, value)[1] for value in flat]
+    (args, _), streams = sent(encoder, [flat[1]], *flat, texts("c"), [[], flat[0]])
+    assert all(stream in streams for (stream,) in alone)
+    assert args == ([flat[1]], *flat, texts("c"), [[], flat[0]])
+    assert args[0][0] is args[2]
+    assert args[5][1] is args[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.append(1),
+        lambda values: values.pop(),
+        lambda values: values.__setitem__(5, True),
+        lambda values: values.__setitem__(5, [1]),
+        lambda values: values.sort(key=str),
+        lambda values: values.__setitem__(slice(None), texts("b")),
+    ],
+)
+def test_changed_flat_arguments_are_sent_as_they_are(encoder, change):
+    """A container that a call of `Parallel` has sent before is sent anew if it has changed in the least."""
+    values, shared = list(range(30_000)), Shared()
+    for _ in range(3):
+        for _ in range(3):
+            ((_, args, _),) = payload.loads(*batches.dump(encoder, [(max, (values, 1), {})], shared))
+            assert list(map(repr, args[0])) == list(map(repr, values))
+        change(values)
+
+
 def test_several_large_arguments_settle_on_an_order(encoder):
     """A large argument that calls share has the same bytes in all from the second on, next to others that change."""
-    shared = texts("shared")
-    calls = [sent(encoder, texts(f"own {i}" * (i + 1)), shared)[1] for i in range(4)]
+    shared = Held(texts("shared"))
+    calls = [sent(encoder, Held(texts(f"own {i}" * (i + 1))), shared)[1] for i in range(4)]
     assert len(set.intersection(*map(set, calls[1:]))) == 1
 
 
@@ -319,6 +351,24 @@ def test_batches_that_are_drawn_together_look_once_at_an_array():
     assert gone() is None
 
 
+class LookedUpOnly(dict):
+    """Functions that other threads add to, so that nobody may go through them."""
+
+    def __iter__(self):
+        raise AssertionError
+
+    items = keys = values = __iter__
+
+
+def test_functions_of_other_threads_do_not_matter(encoder):
+    """While a thread pickles a large argument, others may remember functions for the same call of Parallel."""
+    shared = Shared()
+    shared.all, shared.functions = LookedUpOnly(), LookedUpOnly()
+    for _ in range(2):
+        pickled, buffers = batches.dump(encoder, [(lambda: 0, (texts("a"),), {})], shared)
+        assert payload.loads(pickled, buffers)[0][1] == (texts("a"),)
+
+
 def test_only_what_cannot_change_gets_a_handle():
     """From its second time on a large read-only buffer is its handle, unless something can write to its memory."""
     own = np.zeros(20_000)
@@ -344,3 +394,47 @@ def test_only_what_cannot_change_gets_a_handle():
     ]
     assert found[1][:3] == found[2][:3]
     assert made == [160_000, 159_920, 160_000]
+
+
+def test_handles_keep_few_buffers_that_are_sent_once(encoder):
+    """Read-only arrays that each go with one task are not kept, though the next one may have their address."""
+    shared = Shared()
+    shared.handles = Handles(memoryview)
+    arrays = []
+    for _ in range(40):
+        array = np.zeros(20_000)
+        array.flags.writeable = False
+        arrays.append(weakref.ref(array))
+        batches.dump(encoder, [(max, (array,), {})], shared)
+        del array
+    assert sum(each() is not None for each in arrays) <= 5
+
+
+class Counted(list):
+    looks = 0
+
+    def __iter__(self):
+        self.looks += 1
+        return super().__iter__()
+
+
+def test_handles_look_once_at_the_batches_that_wait(encoder):
+    """However many arrays a batch has, the arguments of those that wait are gone through once."""
+    common = np.zeros(20_000)
+    waiting = [Counted([(max, (common, np.zeros(20_000)), {})]) for _ in range(3)]
+    shared = Shared()
+    shared.handles = Handles(memoryview, lambda: waiting)
+    batch = [(max, (np.zeros(20_000), np.zeros(20_000)), {}), (max, (common[:],), {})]
+    shared.handles.begin(batch)
+    encoder.limit = 1 << 30
+    _, buffers = batches.dump(encoder, batch, shared)
+    shared.handles.end(batch)
+    # What the fake handle is a view of tells which of them got one.
+    assert [buffer.nbytes for buffer in buffers] == [160_000] * 3
+    assert [each.looks for each in waiting] == [1] * 3
+    for each in waiting:
+        shared.handles.begin(each)
+        found = shared.handles.find(pickle.PickleBuffer(common).raw())
+        assert found is buffers[-1]
+        shared.handles.end(each)
+    assert shared.handles.find(pickle.PickleBuffer(common).raw()) is not buffers[-1]

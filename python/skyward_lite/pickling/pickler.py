@@ -13,6 +13,7 @@ import cloudpickle
 from cloudpickle.cloudpickle import _dynamic_class_reduce
 
 from . import alone, arrays, classes, modules, reducers, script
+from .flat import Flats
 from .handles import Calls, Handles
 from .parts import PLAIN_VALUES
 from .reducers import Parts, Reducer, is_by_value
@@ -42,6 +43,7 @@ class Shared:
         """These, and functions that can be pickled apart only from arguments with which they share nothing."""
         self.definitions = classes.Definitions()
         self.question = alone.Question()
+        self.flats = Flats()
         self.handles: Handles | None = None
         """Set with the call's first batch, where there is a core to make handles."""
         self.waiting: Callable[[], list[Calls]] = list

@@ -54,8 +54,8 @@ struct Sending {
 struct Filled {
     /// There was something to send.
     any: bool,
-    /// Bulk waits until more of it has arrived.
-    waits: bool,
+    /// Bulk waits until more of it has arrived. Other frames pass it.
+    held: bool,
     /// Bytes of bulk that have arrived, as the receiver reports.
     reported: u64,
     /// The goodbye is sent.
@@ -77,7 +77,8 @@ impl Sending {
             pace.on_sent(bulk.taken, more, Instant::now());
         }
         let reported = self.pace.as_ref().map_or(0, Pace::reported);
-        Ok(Filled { any, waits: more && !any, reported, finished: self.outbox.is_finished() })
+        let held = more && self.pace.as_ref().is_some_and(|pace| pace.room() == 0);
+        Ok(Filled { any, held, reported, finished: self.outbox.is_finished() })
     }
 }
 
@@ -159,10 +160,10 @@ impl FrameSender {
     /// of bulk reports nothing for as long.
     pub async fn run(&self, mut stream: impl AsyncWrite + Unpin, bound: Option<Duration>) -> Result<(), SessionError> {
         let mut out = Vec::with_capacity(2 * FULL_BLOCK);
-        let (mut write_silence, mut report_silence, mut seen) = (Silence::new(bound), Silence::new(bound), 0);
+        let (mut write_silence, mut report_silence, mut seen) = (Silence::new(bound), Silence::new(bound), None);
         loop {
             out.clear();
-            let Filled { any, waits, reported, finished } = lock(&self.sending).fill(&mut out)?;
+            let Filled { any, held, reported, finished } = lock(&self.sending).fill(&mut out)?;
             if any || finished {
                 let write = async {
                     for piece in out.chunks(MAX_WRITE) {
@@ -178,14 +179,18 @@ impl FrameSender {
             if finished {
                 return Ok(());
             }
-            if !waits || reported != seen {
-                seen = reported;
+            let waits_at = held.then_some(reported);
+            if waits_at != seen {
+                seen = waits_at;
                 report_silence.end();
             }
-            if waits {
+            if any {
+                continue;
+            }
+            if held {
                 // The report wakes this loop, and so does anything else that is to be sent.
                 report_silence.wait(self.wake.notified()).await?;
-            } else if !any {
+            } else {
                 self.wake.notified().await;
             }
         }

@@ -370,15 +370,17 @@ def test_functions_of_other_threads_do_not_matter(encoder):
 
 
 def test_only_what_cannot_change_gets_a_handle():
-    """From its second time on a large read-only buffer is its handle, unless something can write to its memory."""
-    own = np.zeros(20_000)
-    own.flags.writeable = False
+    """From its second time on a large buffer is its handle, if nothing can write to its memory."""
+    of_bytes = np.frombuffer(bytes(160_000))
+    of_view = np.frombuffer(memoryview(bytes(160_008))[8:])
+    small = np.frombuffer(bytes(100_000))
     writable = np.zeros(20_000)
     window = writable[:]
-    window.flags.writeable = False
-    of_bytes = np.frombuffer(bytes(160_000))
+    # Its view can still be written to, and it can itself be made writable again.
+    own = writable.copy()
+    window_of_own = own[:]
+    own.flags.writeable = window.flags.writeable = False
     of_bytearray = np.frombuffer(memoryview(bytearray(160_000)).toreadonly())
-    small = np.frombuffer(bytes(100_000))
     made = []
 
     def make(view):
@@ -386,24 +388,23 @@ def test_only_what_cannot_change_gets_a_handle():
         return object()
 
     handles = Handles(make)
-    buffers = own, own[10:], of_bytes, writable, window, of_bytearray, small
+    buffers = of_bytes, of_bytes[10:], of_view, small, own, window_of_own, writable, window, of_bytearray
     found = [[handles.find(pickle.PickleBuffer(each).raw()) for each in buffers] for _ in range(3)]
     assert [[type(each) is object for each in row] for row in found] == [
-        [False] * 7,
-        *[[True] * 3 + [False] * 4] * 2,
+        [False] * 9,
+        *[[True] * 3 + [False] * 6] * 2,
     ]
     assert found[1][:3] == found[2][:3]
     assert made == [160_000, 159_920, 160_000]
 
 
 def test_handles_keep_few_buffers_that_are_sent_once(encoder):
-    """Read-only arrays that each go with one task are not kept, though the next one may have their address."""
+    """Arrays of a `bytes` that each go with one task are not kept, though the next one may have their address."""
     shared = Shared()
     shared.handles = Handles(memoryview)
     arrays = []
     for _ in range(40):
-        array = np.zeros(20_000)
-        array.flags.writeable = False
+        array = np.frombuffer(bytes(200_000))
         arrays.append(weakref.ref(array))
         batches.dump(encoder, [(max, (array,), {})], shared)
         del array

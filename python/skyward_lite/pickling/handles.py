@@ -1,10 +1,11 @@
 """Large buffers that a call of `Parallel` sends again and again: the core looks at each as seldom as it may.
 
-The core finds out by the content of a large buffer whether a node has it already. A `bytes` cannot change, nor can a
-read-only array whose memory belongs to a `bytes` or to a read-only array: the core looks at these once. Another array
-can change between two tasks. joblib draws several batches at once from its input, and sends one of them whenever
-another one has ended. An array that is an argument in several of these is looked at when the first of them is sent, and
-goes with all of them as it was then: each task gets it as it was at some moment after the task was drawn.
+The core finds out by the content of a large buffer whether a node has it already. A `bytes` cannot change, nor can an
+array whose memory belongs to a `bytes`: the core looks at these once. Another array can change between two tasks, also
+a read-only one: it may be made writable again, or have a view from the time when it was writable. joblib draws several
+batches at once from its input, and sends one of them whenever another one has ended. An array that is an argument in
+several of these is looked at when the first of them is sent, and goes with all of them as it was then: each task gets
+it as it was at some moment after the task was drawn.
 """
 
 from __future__ import annotations
@@ -145,15 +146,9 @@ def _by_argument(batches: list[Calls]) -> dict[int, list[Calls]]:
 
 
 def is_unchanging(view: memoryview) -> bool:
-    """Return whether nothing can write to the memory of a buffer, for as long as no array is made writable again."""
+    """Return whether the memory of a buffer belongs to a `bytes`, so that nothing can write to it."""
     owner: Any = view.obj
-    np: Any = sys.modules.get("numpy")
-    while view.readonly and np is not None and type(owner) is np.ndarray and not owner.flags.writeable:
-        if owner.base is None:
-            return bool(owner.flags.owndata)
-        owner = owner.base
-        if type(owner) is memoryview:
-            if not owner.readonly:
-                return False
-            owner = owner.obj
+    ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
+    while view.readonly and type(owner) in (ndarray, memoryview):
+        owner = owner.obj if type(owner) is memoryview else owner.base
     return type(owner) is bytes

@@ -20,6 +20,7 @@ use crate::error::{AgentError, FrameError, SessionError};
 use crate::locks::lock;
 use crate::node::actions::{Action, Input};
 use crate::node::state::{Settings, State, TICK};
+use crate::node::stripes::StripeListener;
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
 use crate::queue::PeerId;
 use crate::timing::{HEARTBEAT, LEAST_MESSAGE, Timing};
@@ -65,6 +66,10 @@ struct Inner {
 }
 
 struct Agent {
+    /// See [`AgentSpec::epoch`].
+    epoch: String,
+    /// The most bytes of a task and of a blob.
+    max_message: usize,
     /// To the client.
     link: Arc<FrameSender>,
     inner: Mutex<Inner>,
@@ -79,13 +84,16 @@ struct Session<R> {
     reader: EventReader<R>,
     writer: JoinHandle<Result<(), SessionError>>,
     link: Arc<FrameSender>,
+    /// Until the stripes are served.
+    stripes: Option<StripeListener>,
 }
 
-/// Serve one client on a stream until it is done with us, then end everything that was started.
+/// Serve one client on a stream until it is done with us, then end everything that was started. `stripes` takes further
+/// streams of the client.
 ///
 /// # Errors
 /// [`AgentError::Refused`] if the client's Python does not fit; [`AgentError::Session`] if it was lost.
-pub async fn run<R, W>(from: R, to: W, spec: AgentSpec) -> Result<(), AgentError>
+pub async fn run<R, W>(from: R, to: W, spec: AgentSpec, stripes: Option<StripeListener>) -> Result<(), AgentError>
 where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
@@ -97,7 +105,7 @@ where
         async move { link.run(to, None).await }
     });
     let reader = EventReader::of_session(from, usize::MAX, Arc::clone(&link));
-    let mut session = Session { reader, writer, link };
+    let mut session = Session { reader, writer, link, stripes };
     let mut events = Vec::new();
     let client = session.greet(&spec, &mut events).await?;
     let agent = Arc::new(Agent::new(client, spec, Arc::clone(&session.link)));
@@ -127,6 +135,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
             cores: cores(),
             pid: std::process::id(),
             memory: 0,
+            stripes: self.stripes.as_ref().and_then(StripeListener::path),
             differences,
         })?;
         self.link.send(|o| o.control(answer));
@@ -141,6 +150,8 @@ impl<R: AsyncRead + Unpin> Session<R> {
         // Silence is counted in ticks: after a stop of our own, one of them says enough.
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let stripes = agent.clone().take_stripes(self.stripes.take());
+        tokio::pin!(stripes);
         loop {
             if !events.is_empty() {
                 agent.handle(Input::Client(&mut events));
@@ -164,6 +175,11 @@ impl<R: AsyncRead + Unpin> Session<R> {
                     Ok(Err(e)) => Err(e.into()),
                     _ => Ok(()),
                 },
+                broken = &mut stripes => {
+                    warn!(why = %broken, "a stripe is broken");
+                    self.say_goodbye(&broken.to_string()).await;
+                    return Err(SessionError::Frame(broken).into());
+                }
                 () = agent.stopped.notified() => {}
                 _ = tick.tick() => agent.on_tick(parent),
                 // The client's own may wait behind what it uploads: we live all the same.
@@ -260,10 +276,11 @@ impl Agent {
             unwind: client.worker.unwind,
         };
         let state = State::new(settings, Instant::now() + Duration::from_millis(client.lease_ms));
+        let (epoch, max_message) = (spec.epoch, client.worker.max_payload.max(LEAST_MESSAGE));
         let greeting = WorkerHello { node: client.node, slots, lease_ms: client.lease_ms, work: client.worker };
         let supervisor = Supervisor::new(spec.worker, greeting, (cores / tasks).max(1), Arc::clone(&link));
         let inner = Mutex::new(Inner { state, supervisor, actions: Vec::new(), stop: None });
-        Self { link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
+        Self { epoch, max_message, link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
     }
 
     /// Hand the decider what happened, and carry out what it decides.
@@ -272,6 +289,17 @@ impl Agent {
         let Inner { state, actions, .. } = &mut *inner;
         state.handle(input, Instant::now(), actions);
         self.carry_out(&mut inner);
+    }
+
+    /// Take stripes. Return how the client broke the protocol on one, if it did.
+    async fn take_stripes(self: Arc<Self>, stripes: Option<StripeListener>) -> FrameError {
+        let Some(stripes) = stripes else { return std::future::pending().await };
+        let (epoch, max_blob, link) = (self.epoch.clone(), self.max_message, Arc::clone(&self.link));
+        let take = move |events: &mut Vec<Event>| {
+            self.handle(Input::Client(events));
+            Ok(())
+        };
+        stripes.serve(&epoch, &link, max_blob, take).await
     }
 
     fn on_tick(self: &Arc<Self>, parent: Option<Pid>) {

@@ -177,9 +177,8 @@ where
 }
 
 impl SshConnection {
-    /// Open a channel and start a command on it.
-    async fn start(&self, command: &str) -> Result<Channel<client::Msg>, SshError> {
-        let mut retries = CHANNEL_RETRIES;
+    /// Open a channel, which may be refused `retries` times, and start a command on it.
+    async fn start(&self, command: &str, mut retries: u32) -> Result<Channel<client::Msg>, SshError> {
         let mut channel = loop {
             match self.handle.channel_open_session().await {
                 Err(russh::Error::ChannelOpenFailure(_)) if retries > 0 => retries -= 1,
@@ -202,7 +201,21 @@ impl SshConnection {
     /// # Errors
     /// [`SshError::Exec`] if the server refuses.
     pub async fn exec(&self, command: &str) -> Result<ChannelStream<client::Msg>, SshError> {
-        Ok(self.start(command).await?.into_stream())
+        Ok(self.start(command, CHANNEL_RETRIES).await?.into_stream())
+    }
+
+    /// As [`SshConnection::exec`], without another try if the server does not open a channel.
+    ///
+    /// # Errors
+    /// As [`SshConnection::exec`], and [`SshError::Protocol`] for a channel that is refused.
+    pub async fn exec_once(&self, command: &str) -> Result<ChannelStream<client::Msg>, SshError> {
+        Ok(self.start(command, 0).await?.into_stream())
+    }
+
+    /// Return how long the server takes to answer; `None` if the connection has ended. Waits as long as that takes.
+    pub async fn round_trip(&self) -> Option<Duration> {
+        let begun = Instant::now();
+        self.handle.send_ping().await.ok().filter(|()| !self.handle.is_closed()).map(|()| begun.elapsed())
     }
 
     /// Run a command to its end, with `input` as its standard input.
@@ -210,7 +223,7 @@ impl SshConnection {
     /// # Errors
     /// [`SshError::Exec`] if the server refuses.
     pub async fn run(&self, command: &str, input: Bytes) -> Result<CommandOutput, SshError> {
-        let (mut from, to) = self.start(command).await?.split();
+        let (mut from, to) = self.start(command, CHANNEL_RETRIES).await?.split();
         let send = async {
             let mut left = input;
             // A command that has ended takes no more input, and its status tells the reason.

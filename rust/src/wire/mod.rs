@@ -34,4 +34,4 @@ pub use hello::{AgentHello, ClientHello, WorkerHello, WorkerSpec, hello, read_he
 pub use message::{Body, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing};
 pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, Outbox, STDERR, STDOUT};
 pub(crate) use stream::MAX_WRITE;
-pub use stream::{EventReader, FrameSender};
+pub use stream::{EventReader, FrameSender, Stripe};

@@ -47,6 +47,10 @@ enum Large {
 }
 
 impl Large {
+    fn is_blob(&self) -> bool {
+        matches!(self, Self::Blob(_))
+    }
+
     fn left(&self) -> usize {
         match self {
             Self::Message(message) => message.left,
@@ -78,6 +82,10 @@ pub struct Outbox {
     later: VecDeque<Large>,
     /// Payload bytes of messages and blobs that are still to be sent.
     bytes: usize,
+    /// Those of blobs among them.
+    blob_bytes: usize,
+    /// Stripes that are open: while there are any, [`Outbox::fill`] leaves the blobs to them.
+    stripes: usize,
     /// Memory of the answers in `control` and `acknowledgements`: see [`Control::answer_cost`].
     answers: usize,
     /// Set when `answers` exceeded [`MAX_ANSWERS`]: everything was dropped, and nothing more is sent.
@@ -100,6 +108,8 @@ impl Default for Outbox {
             large: VecDeque::new(),
             later: VecDeque::new(),
             bytes: 0,
+            blob_bytes: 0,
+            stripes: 0,
             answers: 0,
             given_up: false,
             closed: false,
@@ -172,6 +182,7 @@ impl Outbox {
     pub fn blob(&mut self, number: u64, bytes: Bytes) {
         if self.is_open() {
             self.bytes += bytes.len();
+            self.blob_bytes += bytes.len();
             self.large(Large::Blob(OutgoingBlob::new(number, bytes)));
         }
     }
@@ -191,6 +202,7 @@ impl Outbox {
                 };
                 blobs.swap_remove(at);
                 self.bytes -= blob.left();
+                self.blob_bytes -= blob.left();
                 false
             });
         }
@@ -210,7 +222,7 @@ impl Outbox {
             self.small.clear();
             self.large.clear();
             self.later.clear();
-            self.bytes = 0;
+            (self.bytes, self.blob_bytes) = (0, 0);
             while let Some(output) = self.next_output() {
                 self.control.push_back(output);
             }
@@ -233,6 +245,22 @@ impl Outbox {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Note that a stripe was opened, which calls [`Outbox::fill_blobs`].
+    pub fn open_stripe(&mut self) {
+        self.stripes += 1;
+    }
+
+    /// Note that a stripe has ended.
+    pub fn close_stripe(&mut self) {
+        self.stripes -= 1;
+    }
+
+    /// Return the bytes of blobs that are still to be sent.
+    #[must_use]
+    pub fn blob_bytes(&self) -> usize {
+        self.blob_bytes
     }
 
     /// Return whether there is nothing to send.
@@ -296,10 +324,29 @@ impl Outbox {
             self.bytes -= small.left;
             small.put_chunk(&mut self.raw);
         }
-        while let Some(mut large) = if self.raw.len() < FULL_BLOCK { self.large.pop_front() } else { None } {
+        let mut raw = std::mem::take(&mut self.raw);
+        let striped = self.stripes > 0;
+        self.put_large(&mut raw, |large| !(striped && large.is_blob()));
+        self.raw = raw;
+    }
+
+    /// Append chunks of blobs to `raw`, the empty block of a stripe, until it is full. Return false if there were none.
+    pub fn fill_blobs(&mut self, raw: &mut Vec<u8>) -> bool {
+        self.put_large(raw, Large::is_blob);
+        !raw.is_empty()
+    }
+
+    /// Append chunks of large ones to a block until it is full, in turn.
+    fn put_large(&mut self, raw: &mut Vec<u8>, wanted: impl Fn(&Large) -> bool) {
+        while raw.len() < FULL_BLOCK
+            && let Some(at) = self.large.iter().position(&wanted)
+            && let Some(mut large) = self.large.remove(at)
+        {
             let before = large.left();
-            let last = large.put_chunk(&mut self.raw);
-            self.bytes -= before - large.left();
+            let last = large.put_chunk(raw);
+            let sent = before - large.left();
+            self.bytes -= sent;
+            self.blob_bytes -= if large.is_blob() { sent } else { 0 };
             self.large.extend(if last { self.later.pop_front() } else { Some(large) });
         }
     }

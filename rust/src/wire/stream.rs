@@ -3,7 +3,8 @@
 //! [`FrameSender`] shares an outbox between the threads that fill it and the one loop that empties it into a stream;
 //! [`EventReader`] reads events. Any `AsyncRead`/`AsyncWrite` will do: an SSH channel, a Unix socket, a pipe.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,8 +16,10 @@ use crate::error::{FrameError, SessionError};
 use crate::locks::lock;
 use crate::text;
 use crate::timing::{PEER_TIMEOUT, wait_step};
+use crate::wire::block::Packer;
 use crate::wire::control::Control;
 use crate::wire::decoder::{Decoder, Event, Offer};
+use crate::wire::header::put_preamble;
 use crate::wire::hello::MAX_SENTENCE;
 use crate::wire::outbox::{FULL_BLOCK, Outbox};
 
@@ -31,6 +34,10 @@ pub(crate) const MAX_WRITE: usize = 32 * 1024;
 pub struct FrameSender {
     outbox: Mutex<Outbox>,
     wake: Notify,
+    /// Stripes that are open, and those who wait for blobs. Not 0: `wake_stripes` is to be notified.
+    striping: AtomicUsize,
+    /// Notified when there may be blobs to send.
+    wake_stripes: Notify,
     /// Bytes that [`FrameSender::run`] wrote to the stream.
     sent: AtomicU64,
     /// Bytes that the reader of the same session read from the stream: see [`EventReader::of_session`].
@@ -41,7 +48,7 @@ impl FrameSender {
     /// Add to what is sent, and wake the sender.
     pub fn send(&self, add: impl FnOnce(&mut Outbox)) {
         add(&mut lock(&self.outbox));
-        self.wake.notify_one();
+        self.flush();
     }
 
     /// Add to what is sent without waking the sender: [`FrameSender::flush`] or [`FrameSender::send`] must follow soon.
@@ -54,9 +61,38 @@ impl FrameSender {
         lock(&self.outbox).bytes() > 0
     }
 
-    /// Wake the sender.
+    /// Wake the sender, and those of stripes.
     pub fn flush(&self) {
         self.wake.notify_one();
+        if self.striping.load(Relaxed) > 0 && lock(&self.outbox).blob_bytes() > 0 {
+            self.wake_stripes.notify_waiters();
+        }
+    }
+
+    /// Wait until blobs of so many bytes are to be sent.
+    pub async fn blobs_wait(&self, bytes: usize) {
+        let _counted = Counted::new(&self.striping);
+        self.find(|outbox| outbox.blob_bytes() >= bytes).await;
+    }
+
+    /// Return a stripe: from now on blobs are sent by it and by other stripes alone.
+    pub fn stripe(&self) -> Stripe<'_> {
+        lock(&self.outbox).open_stripe();
+        Stripe { sender: self, _counted: Counted::new(&self.striping), is_used: false }
+    }
+
+    /// Look into the outbox until `found`, again whenever something was added.
+    async fn find(&self, mut found: impl FnMut(&mut Outbox) -> bool) {
+        let mut woken = std::pin::pin!(self.wake_stripes.notified());
+        loop {
+            // Before the look: what is added after it then ends the wait.
+            woken.as_mut().enable();
+            if found(&mut lock(&self.outbox)) {
+                return;
+            }
+            woken.as_mut().await;
+            woken.set(self.wake_stripes.notified());
+        }
     }
 
     /// Return the bytes that were ever written to the stream, and those that the session's reader read from it.
@@ -69,7 +105,6 @@ impl FrameSender {
     /// # Errors
     /// [`SessionError::Io`] when the stream fails, [`SessionError::Silent`] when it takes nothing for `bound`.
     pub async fn run(&self, mut stream: impl AsyncWrite + Unpin, bound: Option<Duration>) -> Result<(), SessionError> {
-        let step = wait_step(bound.unwrap_or(PEER_TIMEOUT));
         let mut out = Vec::with_capacity(2 * FULL_BLOCK);
         loop {
             out.clear();
@@ -77,25 +112,7 @@ impl FrameSender {
                 let mut outbox = lock(&self.outbox);
                 (outbox.fill(&mut out)?, outbox.is_finished())
             };
-            let write = async {
-                for piece in out.chunks(MAX_WRITE) {
-                    stream.write_all(piece).await?;
-                    self.sent.fetch_add(piece.len() as u64, Relaxed);
-                }
-                stream.flush().await?;
-                if finished { stream.shutdown().await } else { Ok(()) }
-            };
-            tokio::pin!(write);
-            let mut waited = Duration::ZERO;
-            loop {
-                match tokio::time::timeout(step, &mut write).await {
-                    Ok(written) => break written?,
-                    Err(_) if bound.is_some_and(|bound| waited >= bound) => {
-                        return Err(SessionError::Silent(waited.as_secs()));
-                    }
-                    Err(_) => waited += step,
-                }
-            }
+            self.write(&mut stream, &out, finished, bound).await?;
             if finished {
                 return Ok(());
             }
@@ -103,6 +120,100 @@ impl FrameSender {
                 self.wake.notified().await;
             }
         }
+    }
+
+    /// Write bytes to a stream, which may take nothing for `bound`; then shut its sending side down if `finished`.
+    async fn write(
+        &self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        bytes: &[u8],
+        finished: bool,
+        bound: Option<Duration>,
+    ) -> Result<(), SessionError> {
+        let step = wait_step(bound.unwrap_or(PEER_TIMEOUT));
+        let write = async {
+            for piece in bytes.chunks(MAX_WRITE) {
+                stream.write_all(piece).await?;
+                self.sent.fetch_add(piece.len() as u64, Relaxed);
+            }
+            stream.flush().await?;
+            if finished { stream.shutdown().await } else { Ok(()) }
+        };
+        tokio::pin!(write);
+        let mut waited = Duration::ZERO;
+        loop {
+            match tokio::time::timeout(step, &mut write).await {
+                Ok(written) => return Ok(written?),
+                Err(_) if bound.is_some_and(|bound| waited >= bound) => {
+                    return Err(SessionError::Silent(waited.as_secs()));
+                }
+                Err(_) => waited += step,
+            }
+        }
+    }
+}
+
+/// A part of a count, for as long as this lives.
+#[derive(Debug)]
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A further stream to the peer of a [`FrameSender`], which carries blobs. Dropped when the stream has ended.
+#[derive(Debug)]
+pub struct Stripe<'a> {
+    sender: &'a FrameSender,
+    _counted: Counted<'a>,
+    is_used: bool,
+}
+
+impl Stripe<'_> {
+    /// Write blobs to `stream` for as long as there are any; then wait for more.
+    ///
+    /// # Errors
+    /// As [`FrameSender::run`].
+    pub async fn run(
+        &mut self,
+        mut stream: impl AsyncWrite + Unpin,
+        bound: Option<Duration>,
+    ) -> Result<Infallible, SessionError> {
+        let mut raw = Vec::with_capacity(2 * FULL_BLOCK);
+        let mut out = Vec::with_capacity(2 * FULL_BLOCK);
+        let mut packer = Packer::default();
+        put_preamble(&mut out);
+        loop {
+            self.sender.find(|outbox| outbox.fill_blobs(&mut raw)).await;
+            self.is_used = true;
+            packer.pack(&raw, &mut out);
+            self.sender.write(&mut stream, &out, false, bound).await?;
+            raw.clear();
+            out.clear();
+        }
+    }
+
+    /// Return whether blobs were written to the stream, perhaps not in full: if it ends, they may be lost.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.is_used
+    }
+}
+
+impl Drop for Stripe<'_> {
+    fn drop(&mut self) {
+        lock(&self.sender.outbox).close_stripe();
+        // What this stripe has left is for the others, or for the sender itself.
+        self.sender.flush();
     }
 }
 

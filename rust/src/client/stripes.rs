@@ -137,8 +137,13 @@ async fn stripe(spec: StripeSpec, sender: Arc<FrameSender>) -> Result<(), Sessio
     let mut stripe = sender.stripe();
     let end = tokio::select! {
         sent = stripe.run(to, Some(PEER_TIMEOUT)) => sent.map(|never| match never {}),
-        // An agent sends nothing on a stripe.
-        read = from.read(&mut events) => read.and(Err(SessionError::Unasked("sent something on a stripe"))),
+        // An agent sends nothing more on a stripe.
+        Err(why) = async {
+            while events.is_empty() {
+                from.read(&mut events).await?;
+            }
+            Err::<Infallible, _>(SessionError::Unasked("sent something on a stripe"))
+        } => Err(why),
     };
     match end {
         Err(why) if stripe.is_used() => Err(SessionError::Stripe(why.to_string())),

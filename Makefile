@@ -109,9 +109,18 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: build system
+# The opponents' packages are large, and in an environment of their own: no test needs them.
+OPPONENTS := $(CACHE)/opponents
+$(OPPONENTS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OPPONENTS)
+	$(OPPONENTS)/bin/python -m pip install --quiet --upgrade pip
+	$(OPPONENTS)/bin/python -m pip install --quiet --group bench
+	touch $@
+
+bench: build system $(OPPONENTS)/.installed
 	$(BIN)/python benches/bench.py
 	$(BIN)/python benches/ssh.py
+	$(BIN)/python benches/data.py --opponents $(OPPONENTS)/bin/python $(DATA)
 
 # Deaths of workers, and clients interrupted at seeded moments: CHAOS="--rounds 500 --seed 1".
 chaos: build

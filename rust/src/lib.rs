@@ -13,7 +13,7 @@
 //! | [`node`] | A node. The agent runs no user code: [`node::state`] decides (pure), [`node::agent`] carries it out. [`node::worker`] is the part of a worker process that needs no GIL. |
 //!
 //! [`timing`] has the intervals and limits that processes must agree on, [`error`] one type per stage, and [`text`] makes
-//! harmless what a node says before it is shown.
+//! harmless what a node says before it is shown. [`pages`] finds memory for large buffers.
 //!
 //! Nothing here waits without a bound: connecting has `connect_timeout`, a silent peer is lost after
 //! [`timing::Timing::peer_timeout`], a write that blocks for as long fails, and a node works on without its client no longer
@@ -23,6 +23,7 @@ pub mod client;
 pub mod error;
 mod locks;
 pub mod node;
+pub mod pages;
 #[cfg(feature = "python")]
 mod python;
 pub mod queue;

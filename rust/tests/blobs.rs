@@ -216,9 +216,23 @@ fn a_blob_over_the_budget_stays_for_its_tasks() {
 }
 
 /// What the node could not store comes again with the next task. A late report about an earlier transfer changes nothing.
+/// The node is to remember the loss until it holds no task that names the lost transfer.
 #[test]
 fn a_lost_blob_comes_again() {
-    check(100, &[Send(1, &[(1, 40)], &[1]), Lost(1), Send(2, &[(1, 40)], &[2]), Lost(1), Send(3, &[(1, 40)], &[])]);
+    check(
+        100,
+        &[
+            Send(1, &[(1, 40)], &[1]),
+            Lost(1),
+            Evict(&[]),
+            Send(2, &[(1, 40)], &[2]),
+            Lost(1),
+            Send(3, &[(1, 40)], &[]),
+            End(1),
+            Evict(&[1]),
+            Evict(&[]),
+        ],
+    );
 }
 
 /// Small blobs are bounded in number, as each takes a descriptor.

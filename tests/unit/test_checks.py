@@ -63,6 +63,7 @@ SECONDS = [
     (sky.AWS, "boot_timeout"),
     (sky.AWS, "max_hourly_cost"),
     (sky.pool, "memory_gb"),
+    (sky.Worker, "cache_gb"),
 ]
 
 

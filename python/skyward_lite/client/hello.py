@@ -61,7 +61,7 @@ class Greeting:
                 sys_path=list(self._modules.path) if machine.shares_files else [],
                 preload=[module for plugin in settings.plugins for module in plugin.preload],
                 max_payload=worker.max_payload,
-                cache_bytes=None,
+                cache_bytes=machine.cache_bytes if worker.cache_gb is None else max(1, int(worker.cache_gb * 1e9)),
                 task_timeout_ms=None if timeout is None else max(1, int(timeout * 1000)),
                 setup=self._setup,
                 unwind=any(plugin.around_worker is not None for plugin in settings.plugins),

@@ -15,7 +15,7 @@ from ..providers.local import Local
 MAX_PAYLOAD = 1 << 40
 """Largest `Worker(max_payload=)`, in bytes: more than a machine's memory."""
 MAX_SIZE = 1_000_000
-"""Largest `pool(vcpus=)`, in cores, and largest `pool(memory_gb=)`, in GB."""
+"""Largest `pool(vcpus=)`, in cores, and largest `pool(memory_gb=)` and `Worker(cache_gb=)`, in GB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,10 @@ class Worker:
     `TaskTimeoutError`; None for no limit. Looked at five times a second. Other tasks of that process run on for up to
     3 s, and those that do not end in that time run again.
     `max_payload`: largest pickled task or result, in bytes; at most 1 TiB.
+    `cache_gb`: GB of a node's memory for data that tasks share. Arrays and other large data are sent to a node once,
+    and kept there for later tasks. When they are more than this, those that were used least recently are dropped, and
+    sent again with the next task that has them. None for a quarter of the node's memory; nodes of `sky.Local()`, which
+    share one machine's memory, have equal parts of a quarter of it.
     """
 
     concurrency: int | None = None
@@ -38,6 +42,7 @@ class Worker:
     retries: int = 3
     max_payload: int = 4 << 30
     task_timeout: float | None = None
+    cache_gb: float | None = None
 
     def __post_init__(self) -> None:
         if self.concurrency is not None:
@@ -51,6 +56,8 @@ class Worker:
         object.__setattr__(self, "max_payload", most)
         if self.task_timeout is not None:
             object.__setattr__(self, "task_timeout", checks.seconds("Worker", "task_timeout", self.task_timeout))
+        if self.cache_gb is not None:
+            object.__setattr__(self, "cache_gb", checks.number("Worker", "cache_gb", self.cache_gb, MAX_SIZE, "GB"))
 
 
 @dataclasses.dataclass(frozen=True)

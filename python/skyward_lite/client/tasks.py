@@ -31,6 +31,7 @@ from ..pickling import batches, blame, exceptions, modules, payload
 from ..pickling.modules import Modules
 from ..pickling.pickler import Shared
 from ..pickling.route import Route
+from ..pickling.streams import Triple
 from .completions import CLOSED, AbandonHook, CompletionQueue, Completions
 from .lifecycle import Lifecycle, Stage
 from .nodes import Nodes
@@ -238,7 +239,7 @@ class Tasks:
         encoder = self._encoder()
         before = self._modules.begin()
         try:
-            return encoder.dumps(self._modules.with_path((fn, args, kwargs)))
+            return batches.dump_call(encoder, (fn, args, kwargs))
         except Exception as error:
             blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
             modules.explain(error)
@@ -248,7 +249,7 @@ class Tasks:
 
     def encode_batch(
         self,
-        calls: Sequence[payload.Triple],
+        calls: Sequence[Triple],
         shared: Shared | None = None,
         threads: int | None = None,
         nanos: int | None = None,

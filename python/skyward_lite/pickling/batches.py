@@ -7,7 +7,9 @@ three ways, from the fastest to the most careful:
 - The calls have nothing in common that can change: one pickle has them all.
 - Otherwise each call has a pickle of its own (`_SeparateCalls`), in which functions, classes and large texts stand by
   their numbers. All calls of the batch share these, and the memory of large arrays that they have in common.
-- The functions are pickled once for all batches of one call of `Parallel` (`Shared`).
+- The functions are pickled once for all batches of one call of `Parallel` (functions.py).
+
+Whichever way a call goes, its large arguments are pickled apart (streams.py).
 """
 
 from __future__ import annotations
@@ -16,28 +18,19 @@ import io
 import pickle
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from .. import _core
-from . import modules, payload
-from .payload import MAX_BUFFERS, OUT_OF_BAND_BYTES, Encoded, Encoder, Loads, Triple
-from .pickler import Pickler, Shared
+from . import functions, modules, payload, streams
+from .payload import Encoded, Encoder, Loads
+from .pickler import Functions, Pickler, Shared
 from .route import Route
+from .sharing import share_nothing
+from .streams import APART_BYTES, MAX_BUFFERS, OUT_OF_BAND_BYTES, IsInPickle, Triple
 
-MAX_FUNCTION_BYTES: Final = 64 * 1024
-"""A function with a larger pickle is pickled anew for each batch."""
-MAX_FUNCTIONS: Final = 128
-"""At most this many functions are remembered per call of `Parallel`. If every task brings a function of its own, there
-is nothing to gain."""
-MAX_LOOKED_AT: Final = 32
-"""Calls with a larger container as an argument have a pickle each: to look at all of its elements would take longer."""
-
-_UNCHANGING: Final[set[type]] = {int, float, complex, bool, str, bytes, type(None), range, types.FunctionType, type}
-"""Types of values that cannot change, or that calls share by design. NumPy's types of numbers are added when they are
-met."""
-_CONTAINERS: Final = (list, dict, set, bytearray)
 _SMALL: Final = {int, float, complex, bool, str, bytes, type(None)}
+_NUMBERS: Final = {int, float, complex, bool, type(None)}
 
 
 def is_small(calls: Sequence[Triple], shared: Shared) -> bool:
@@ -49,7 +42,10 @@ def is_small(calls: Sequence[Triple], shared: Shared) -> bool:
         return False
     function, args, kwargs = calls[0]
     known = shared.functions.get(id(function))
-    return known is not None and known[1] is not None and not kwargs and _SMALL.issuperset(map(type, args))
+    if known is None or known[1] is None or kwargs:
+        return False
+    types_of_args = list(map(type, args))
+    return _NUMBERS.issuperset(types_of_args) or (_SMALL.issuperset(types_of_args) and not streams.seem_large(args))
 
 
 def dump(
@@ -64,51 +60,58 @@ def dump(
     Functions, classes and values that cannot change are shared, by all batches with the same `shared`. For `threads`
     and `nanos` see `payload.BATCH`.
     """
-    known = None
-    if shared is not None:
-        known = shared.functions
-        apart = False
-        for function, _, _ in calls:
-            if id(function) not in known:
-                if id(function) not in shared.all:
-                    _remember(encoder, function, shared)
-                apart = True
-        if apart and _are_constants(calls):
-            known = shared.all
-    batch: Any = calls if len(calls) == 1 or _share_nothing(calls) else _SeparateCalls(calls, encoder.route, shared)
-    batch = batch if threads is nanos is None else (threads, nanos, batch)
-    return encoder.dumps(modules.with_path(batch), shared, len(calls), known)
+    known = None if shared is None else functions.known(encoder, calls, shared)
+    if len(calls) == 1:
+        return _dump_one(encoder, calls, shared, known, lambda batch: _with_limits(batch, threads, nanos))
+    separate = not share_nothing(calls)
+    if not separate:
+        pickled, buffers = encoder.dumps(_with_limits(calls, threads, nanos), shared, len(calls), known)
+        if len(pickled) < APART_BYTES or not any(_weight(call) >= APART_BYTES for call in calls):
+            return pickled, buffers
+    batch = _SeparateCalls(calls, encoder.route, shared)
+    return encoder.dumps(_with_limits(batch, threads, nanos), shared, len(calls), known)
 
 
-def _remember(encoder: Encoder, function: Any, shared: Shared) -> None:
-    """Note in `shared` how later batches shall pickle a function: by name, or as it is now.
-
-    So a global or a closed-over variable that changes afterwards is not sent again. Nothing is noted for functions of
-    other kinds, such as bound methods.
-    """
-    if len(shared.all) >= MAX_FUNCTIONS:
-        return
-    by_itself = True
-    reduced: Any = None
-    if isinstance(function, types.FunctionType):
-        pickled, buffers = encoder.dumps(function, shared)
-        if b"cloudpickle" not in pickled and b"skyward_lite" not in pickled:
-            reduced = function.__qualname__
-        elif buffers is None and len(pickled) <= MAX_FUNCTION_BYTES:
-            reduced = (rebuild_function, (pickled,))
-            by_itself = encoder.is_alone(function, shared)
-    elif isinstance(function, types.BuiltinFunctionType) and isinstance(function.__self__, types.ModuleType):
-        reduced = function.__qualname__
-    else:
-        return
-    shared.all[id(function)] = (function, reduced)
-    if by_itself:
-        shared.functions[id(function)] = (function, reduced)
+def dump_call(encoder: Encoder, call: Triple) -> Encoded:
+    """Pickle a call that is in no batch: see `payload.CALL`."""
+    return _dump_one(encoder, [call], None, None, lambda batch: modules.with_path(batch[0]))
 
 
-def rebuild_function(pickled: bytes) -> Any:
-    """Rebuild a function, anew for each task: each has captured variables of its own."""
-    return pickle.loads(pickled)
+def _dump_one(
+    encoder: Encoder,
+    calls: Sequence[Triple],
+    shared: Shared | None,
+    known: Functions | None,
+    wrapped: Callable[[Sequence[Any]], Any],
+) -> Encoded:
+    """Pickle one call, in a list, with its large values apart if it has any. `wrapped` returns what travels."""
+    call = calls[0]
+    encoded: Encoded | None = None
+    if not streams.seem_large(call[1]) and not (call[2] and streams.seem_large(call[2].values())):
+        encoded = encoder.dumps(wrapped(calls), shared, 1, known)
+        if len(encoded[0]) < APART_BYTES:
+            return encoded
+
+    def make(file: io.BytesIO, is_in_pickle: IsInPickle) -> Pickler:
+        pickler = Pickler(file, encoder.route, buffer_callback=is_in_pickle)
+        pickler.shared, pickler.known = shared, known
+        return pickler
+
+    written = streams.Writer(make, streams.beside_once(), known).write_call(call)
+    if not written.streams and encoded is not None:
+        return encoded
+    return encoder.dumps(wrapped([streams.Apart(written)]), shared, 1, known)
+
+
+def _with_limits(batch: Any, threads: int | None, nanos: int | None) -> Any:
+    """Return a batch as it travels: see `payload.BATCH`."""
+    return modules.with_path(batch if threads is nanos is None else (threads, nanos, batch))
+
+
+def _weight(call: Triple) -> int:
+    """Return the bytes of the texts in the argument that has the most of them."""
+    _, args, kwargs = call
+    return max(map(streams.weight, (*args, *kwargs.values())), default=0)
 
 
 # ------------------------------------------------------------------------------------------------ a pickle each
@@ -121,13 +124,22 @@ class Calls:
     """The calls of a batch, as the worker reads them: each when it is its turn. Iterate over it once."""
 
     def __init__(
-        self, shared: list[Any], pickles: list[bytes], uses: list[list[int]], buffers: list[_core.Buffer | memoryview]
+        self,
+        shared: list[Any],
+        pickles: list[bytes],
+        uses: list[list[int]],
+        buffers: list[_core.Buffer | memoryview],
+        streams: list[Any],
+        apart: list[list[int]],
     ) -> None:
         self._shared = shared
         self._pickles = pickles
         self._uses = uses
-        """For each call the numbers of the buffers that its pickle takes."""
+        """For each call the numbers of the buffers that its streams and its pickle take."""
         self._buffers: list[Any] = buffers
+        self._streams = streams
+        self._apart = apart
+        """For each call the numbers of its streams; empty if no call has any."""
         self.loads: Loads = payload.loads
         """Unpickles a call; the worker sets a function of its own."""
         self.current: Triple | None = None
@@ -147,12 +159,13 @@ class Calls:
                 self._take(number, last_use[number] == place and number not in used[index + 1 :])
                 for index, number in enumerate(used)
             ]
+            before = [self._streams[number] for number in self._apart[place]] if self._apart else []
             _local.shared = self._shared
             try:
-                self.current = self.loads(pickled, own)
+                self.current = self.loads(pickled, own, before)
             finally:
                 _local.shared = None
-                del own
+                del own, before
             yield self.current
 
     def _take(self, number: int, last: bool) -> Any:
@@ -185,31 +198,32 @@ class _SeparateCalls:
     """The calls of a batch, each with a pickle of its own. Pickles as a `Calls`."""
 
     def __init__(self, calls: Sequence[Triple], route: Route, shared: Shared | None) -> None:
-        file = io.BytesIO()
-        self._pickler = _CallPickler(file, route, buffer_callback=self._is_in_pickle)
-        self._pickler.shared = shared
         self._numbers: dict[tuple[int, int, bool], int] = {}
         """The numbers of the buffers: (address, bytes, whether it is read-only) → number."""
-        # As they come: CPython 3.11 crashes when it collects a PickleBuffer of a PickleBuffer's memoryview in a cycle.
         self._buffers: list[pickle.PickleBuffer] = []
-        self._used: list[int] = []
-        """The numbers of the buffers that the call which is being pickled takes."""
-        uses: list[list[int]] = []
-        pickles: list[bytes] = []
-        for function, args, kwargs in calls:
-            self._used = []
-            # With a memo of its own: what two calls share at the client, they do not share at the worker.
-            self._pickler.clear_memo()
-            self._pickler.bare.clear()
-            file.seek(0)
-            file.truncate()
-            self._pickler.dump(
-                (function, tuple(map(self._light, args)), {k: self._light(v) for k, v in kwargs.items()})
-            )
-            pickles.append(file.getvalue())
-            uses.append(self._used)
-        self._reduced = Calls, (self._pickler.items, pickles, uses, self._buffers)
-        # The pickler has a method of this object: without it there is no cycle, and the arrays can be freed at once.
+        self._pickler: _CallPickler
+
+        def make(file: io.BytesIO, is_in_pickle: IsInPickle) -> Pickler:
+            self._pickler = _CallPickler(file, route, buffer_callback=is_in_pickle)
+            self._pickler.shared = shared
+            return self._pickler
+
+        numbers: dict[bytes, int] = {}
+        """The numbers of the streams: calls with equal values have the same."""
+        pickles, uses, apart = [], [], []
+        writer = streams.Writer(make, self._light, fits=self._fits)
+        for call in calls:
+            written = writer.write_call(call)
+            pickles.append(written.pickled)
+            uses.append(list(map(self._buffer_number, written.buffers)))
+            apart.append([numbers.setdefault(stream, len(numbers)) for stream in written.streams])
+        beside = list(map(pickle.PickleBuffer, numbers))
+        self._reduced = (
+            Calls,
+            (self._pickler.items, pickles, uses, self._buffers, beside, apart if numbers else []),
+        )
+        # The pickler and what it calls refer to one another. Without this cycle the arrays can be freed at once.
+        writer.close()
         del self._pickler
 
     def __reduce__(self) -> Any:
@@ -221,20 +235,19 @@ class _SeparateCalls:
             return _LargeText(self._pickler.number(value))
         return value
 
-    def _is_in_pickle(self, buffer: pickle.PickleBuffer) -> bool:
-        """Return whether a buffer stays inside the pickle. Otherwise note that the call takes it."""
-        view = buffer.raw()
-        if view.nbytes < OUT_OF_BAND_BYTES:
-            return True
-        key = _core.address(view), view.nbytes, view.readonly
-        number = self._numbers.get(key)
-        if number is None:
-            if len(self._buffers) >= MAX_BUFFERS:
-                return True
-            number = self._numbers[key] = len(self._buffers)
+    def _fits(self, count: int, view: memoryview) -> bool:
+        """Return whether a call with so many buffers may have one more."""
+        return len(self._buffers) + count < MAX_BUFFERS or _key(view) in self._numbers
+
+    def _buffer_number(self, buffer: pickle.PickleBuffer) -> int:
+        number = self._numbers.setdefault(_key(buffer.raw()), len(self._buffers))
+        if number == len(self._buffers):
             self._buffers.append(buffer)
-        self._used.append(number)
-        return False
+        return number
+
+
+def _key(view: memoryview) -> tuple[int, int, bool]:
+    return _core.address(view), view.nbytes, view.readonly
 
 
 class _CallPickler(Pickler):
@@ -243,7 +256,7 @@ class _CallPickler(Pickler):
     def __init__(self, file: io.BytesIO, route: Route, **options: Any) -> None:
         super().__init__(file, route, **options)
         self.items: list[Any] = []
-        """What the calls share, in the order of its numbers."""
+        """What the calls share, in the order of its numbers; of a large text what travels in its place."""
         self._numbers: dict[int, int] = {}
         """`id` → number. `items` keeps what has the `id`, so that nothing else gets it."""
         self._copies: dict[int, tuple[Any, Any]] = {}
@@ -258,7 +271,7 @@ class _CallPickler(Pickler):
         number = self._numbers.get(id(item))
         if number is None:
             number = self._numbers[id(item)] = len(self.items)
-            self.items.append(item)
+            self.items.append(streams.beside(item))
         return number
 
     def reducer_override(self, obj: Any) -> Any:
@@ -286,68 +299,3 @@ class _CallPickler(Pickler):
         if copied is None:
             copied = self._copies[id(array)] = array, array.copy("C")
         return copied[1].__reduce_ex__(5)
-
-
-# ------------------------------------------------------------------------------------------------ what calls share
-
-
-def _are_constants(calls: Sequence[Triple]) -> bool:
-    """Return whether all arguments are numbers, text and the like, so that functions share nothing with them."""
-    seen: set[int] = set()
-    values = (value for _, args, kwargs in calls for value in (*args, *kwargs.values()))
-    return (
-        all(
-            type(value) is not types.FunctionType and not isinstance(value, type) and _is_own(value, seen)
-            for value in values
-        )
-        and not seen
-    )
-
-
-def _share_nothing(calls: Sequence[Triple]) -> bool:
-    """Return whether no two calls have the same object that could change, so that one pickle for all is right.
-
-    An object of a type that is not known here counts as shared.
-    """
-    seen: set[int] = set()
-    for function, args, kwargs in calls:
-        if type(function) is not types.FunctionType and not (callable(function) and _is_own(function, seen)):
-            return False
-        for value in args:
-            if type(value) not in _UNCHANGING and not _is_own(value, seen):
-                return False
-        for value in kwargs.values():
-            if not _is_own(value, seen):
-                return False
-    return True
-
-
-def _is_own(value: Any, seen: set[int]) -> bool:
-    """Return whether a value cannot change, or was not seen before. Note it as seen."""
-    kind = type(value)
-    if kind in _UNCHANGING:
-        return True
-    if kind is tuple or kind is frozenset:
-        return len(value) <= MAX_LOOKED_AT and all(_is_own(each, seen) for each in value)
-    if kind in _CONTAINERS:
-        if id(value) in seen or len(value) > MAX_LOOKED_AT:
-            return False
-        seen.add(id(value))
-        if kind is dict and not all(_is_own(each, seen) for each in value.values()):
-            return False
-        return kind is bytearray or all(_is_own(each, seen) for each in value)
-    if kind is types.BuiltinFunctionType:
-        # A method, such as a list's `append`, has its object.
-        return isinstance(value.__self__, types.ModuleType)
-    if kind.__module__ != "numpy":
-        return False
-    import numpy as np
-
-    if kind is np.ndarray:
-        # Views of the same memory are different objects, and each is rebuilt as an array of its own.
-        new = id(value) not in seen and not value.dtype.hasobject
-        seen.add(id(value))
-        return new
-    if issubclass(kind, np.number | np.bool_):
-        _UNCHANGING.add(kind)
-    return kind in _UNCHANGING

@@ -14,6 +14,7 @@ from ..errors import PayloadTooLargeError
 from . import payload
 from .batches import Calls
 from .exceptions import Place
+from .streams import Triple
 
 MAX_TRIALS: Final = 2_000
 """Values that are tried, one by one, in the search for the one that cannot be pickled."""
@@ -56,7 +57,7 @@ def place_of_result(error: Exception, node: str, kind: int, call: Any, value: An
     return Place(node, position, shown(call[position]) if known else "its result")
 
 
-def shown(call: payload.Triple) -> str:
+def shown(call: Triple) -> str:
     """Return a call as it is written, shortened. Never raises."""
     try:
         function, args, kwargs = call
@@ -87,7 +88,7 @@ def explain(error: Exception, parts: Iterable[Part], encoder: payload.Encoder, b
     error.args = (f"{before}{error.args[0]}{f' ({path})' if path else ''}",)
 
 
-def of_calls(calls: Sequence[payload.Triple]) -> Iterator[Part]:
+def of_calls(calls: Sequence[Triple]) -> Iterator[Part]:
     """Yield the parts of calls: their functions and arguments."""
     for function, args, kwargs in calls:
         name = _name(function)

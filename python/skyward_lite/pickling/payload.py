@@ -15,13 +15,12 @@ from typing import Any, Final
 from ..errors import PayloadTooLargeError
 from .pickler import Functions, Pickler, Shared
 from .route import BY_VALUE, Route
+from .streams import MAX_BUFFERS, OUT_OF_BAND_BYTES, rebuild
 
-Buffers = list[memoryview] | None
+Buffers = list[bytes | memoryview] | None
 Encoded = tuple[bytes, Buffers]
 """A pickle and the buffers beside it."""
-Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-"""A call: function, arguments, keyword arguments."""
-Loads = Callable[[bytes | memoryview, Sequence[Any] | None], Any]
+Loads = Callable[[bytes | memoryview, Sequence[Any] | None, Sequence[Any]], Any]
 """Unpickles, as `loads` does."""
 
 BACKEND_NAME: Final = "skyward"
@@ -38,12 +37,6 @@ Or the pickle is a triple of `inner_max_num_threads`, or None; of the nanosecond
 calls that it has not begun, or None; and of the calls.
 """
 
-OUT_OF_BAND_BYTES: Final = 16 * 1024
-"""A buffer of at least so many bytes travels beside the pickle. A smaller one stays inside: one copy of it is cheaper
-than one more allocation."""
-MAX_BUFFERS: Final = 1000
-"""Buffers beside one pickle; further ones stay inside it. A message has at most `_core.MAX_PARTS`."""
-
 
 class Encoder:
     """A pickler that is used again and again: to make one takes longer than to pickle a small task.
@@ -56,7 +49,7 @@ class Encoder:
         self.limit = limit
         self.route = route
         self._file = io.BytesIO()
-        self._buffers: list[memoryview] = []
+        self._buffers: list[bytes | memoryview] = []
         self._busy = False
         """Whether it is within `dumps`."""
         self._pickler = Pickler(self._file, route, buffer_callback=self._is_in_pickle)
@@ -68,7 +61,9 @@ class Encoder:
         view = buffer.raw()
         if view.nbytes < OUT_OF_BAND_BYTES:
             return True
-        self._buffers.append(view)
+        # The core reads the memory of a `bytes` in place: it cannot change.
+        data = view.obj
+        self._buffers.append(data if type(data) is bytes and len(data) == view.nbytes else view)
         return False
 
     def is_alone(self, function: Any, shared: Shared) -> bool:
@@ -139,6 +134,11 @@ def encoder(limit: int, route: Route = BY_VALUE) -> Encoder:
     return last
 
 
-def loads(pickled: bytes | memoryview, buffers: Sequence[Any] | None) -> Any:
-    """Unpickle what `Encoder.dumps` made, using `buffers` in place. Raises what unpickling raises."""
+def loads(pickled: bytes | memoryview, buffers: Sequence[Any] | None, apart: Sequence[Any] = ()) -> Any:
+    """Unpickle what `Encoder.dumps` made, using `buffers` in place. Raises what unpickling raises.
+
+    `apart` are the streams of a call's large values.
+    """
+    if apart:
+        return rebuild(apart, pickled, buffers or ())
     return pickle.loads(pickled) if buffers is None else pickle.loads(pickled, buffers=buffers)

@@ -52,6 +52,9 @@ class Machine(abc.ABC):
     name: str
     concurrency: int | None = None
     """The number of tasks that run on it at once; None for `Worker(concurrency=)`."""
+    cache_bytes: int | None = None
+    """Bytes of its memory for data that tasks share; None for a share that the core knows. `Worker(cache_gb=)` goes
+    before."""
     replaceable = False
     """Whether its provider can start another machine in its place."""
     shares_files = False

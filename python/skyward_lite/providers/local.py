@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -18,6 +19,8 @@ from . import Machine, NodeRequest, PreparedMachine, Provider
 
 log = logging.getLogger("skyward_lite")
 
+CACHE_SHARE = 4
+"""The nodes together use at most 1/4 of this machine's memory for data that tasks share, unless the user said more."""
 EXIT_STATUS_SECONDS = 0.5
 """For how long `open` waits for the exit status of an agent that has hung up."""
 
@@ -53,9 +56,10 @@ class Local(Provider):
                 cores,
                 memory,
             )
+        cache_bytes = _memory_bytes() // CACHE_SHARE // wanted.nodes
         for number in range(wanted.nodes):
             with held(insist=True):
-                machines.append(LocalMachine(f"local-{number}", wanted.connect_timeout))
+                machines.append(LocalMachine(f"local-{number}", wanted.connect_timeout, cache_bytes))
 
     def stop(self, machines: list[Machine], timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -71,8 +75,9 @@ class LocalMachine(Machine):
     program: tuple[str, ...] = ("-m", "skyward_lite.node.agent")
     """The arguments with which the interpreter runs the agent."""
 
-    def __init__(self, name: str, timeout: float) -> None:
+    def __init__(self, name: str, timeout: float, cache_bytes: int | None = None) -> None:
         self.name = name
+        self.cache_bytes = cache_bytes
         self.timeout = timeout
         self.python = nesting.interpreter()
         host_key, self.host_key = _core.generate_key()
@@ -138,6 +143,26 @@ class LocalMachine(Machine):
 def _size() -> tuple[int, float]:
     """Return this machine's number of cores, and its memory in GB."""
     return os.cpu_count() or 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def _memory_bytes() -> int:
+    """Return how much memory the processes of this machine, or of this container, may use."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    groups: list[list[str]] = []
+    # See cgroups(7): for each hierarchy its number, its controllers (none for version 2) and this process's group.
+    with contextlib.suppress(OSError), open("/proc/self/cgroup") as lines:
+        groups = [line.rstrip("\n").split(":", 2) for line in lines]
+    for _, controllers, path in groups:
+        name, root = "memory.max", "/sys/fs/cgroup"
+        if controllers:
+            if "memory" not in controllers.split(","):
+                continue
+            name, root = "memory.limit_in_bytes", "/sys/fs/cgroup/memory"
+        # The limits of the groups around it hold, too. In a container the group's own path may not be visible.
+        for group in (pathlib.PurePosixPath(path), *pathlib.PurePosixPath(path).parents):
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(int(pathlib.Path(f"{root}{group}", name).read_text()))
+    return min(limits)
 
 
 def _inherited(fd: int) -> int | None:

@@ -52,7 +52,10 @@ pub struct NodeBlobs {
     budget: u64,
     /// The blobs, by the numbers of their contents.
     blobs: HashMap<u64, Blob>,
-    /// The sum of their sizes.
+    /// Blobs that the node could not store, until it holds no task that names them: until then it must know that they are
+    /// lost, because such a task may still be on its way.
+    lost: Vec<Blob>,
+    /// The sum of the sizes of `blobs`.
     bytes: u64,
     /// Blobs that were named by the tasks that were sent.
     uses: u64,
@@ -61,7 +64,7 @@ pub struct NodeBlobs {
 impl NodeBlobs {
     #[must_use]
     pub fn new(budget: u64) -> Self {
-        Self { budget, blobs: HashMap::new(), bytes: 0, uses: 0 }
+        Self { budget, blobs: HashMap::new(), lost: Vec::new(), bytes: 0, uses: 0 }
     }
 
     /// Note that a task is sent to the node that names these blobs, and give each the number of its transfer. `next` is
@@ -84,26 +87,27 @@ impl NodeBlobs {
         missing
     }
 
-    /// Drop the blobs that are beyond the budget and not pinned, those first that were used least recently. Return the
-    /// numbers of their transfers. `holds` says which tasks the node still holds.
+    /// Drop the blobs that are beyond the budget and not pinned, those first that were used least recently, and what was
+    /// lost. Return the numbers of their transfers. `holds` says which tasks the node still holds.
     pub fn evict(&mut self, holds: impl Fn(Attempt) -> bool) -> Vec<u64> {
         for blob in self.blobs.values_mut().filter(|blob| blob.users.len() >= blob.sweep_at) {
             blob.users.retain(|user| holds(*user));
             blob.sweep_at = MIN_USERS.max(2 * blob.users.len());
         }
+        let mut forgotten: Vec<u64> =
+            self.lost.extract_if(.., |blob| !blob.is_pinned(&holds)).map(|b| b.number).collect();
         if !self.is_over_budget() {
-            return Vec::new();
+            return forgotten;
         }
         let blobs = self.blobs.iter_mut();
         let unpinned = blobs.filter_map(|(id, blob)| (!blob.is_pinned(&holds)).then_some((blob.used, *id)));
         let mut unpinned: Vec<(u64, u64)> = unpinned.collect();
         unpinned.sort_unstable();
-        let mut forgotten = Vec::new();
         for (_, content) in unpinned {
             if !self.is_over_budget() {
                 break;
             }
-            forgotten.extend(self.remove(content));
+            forgotten.extend(self.remove(content).map(|blob| blob.number));
         }
         forgotten
     }
@@ -112,16 +116,17 @@ impl NodeBlobs {
         self.bytes > self.budget || self.blobs.len() > MAX_KEPT_BLOBS
     }
 
-    fn remove(&mut self, content: u64) -> Option<u64> {
+    fn remove(&mut self, content: u64) -> Option<Blob> {
         let blob = self.blobs.remove(&content)?;
         self.bytes -= blob.size;
-        Some(blob.number)
+        Some(blob)
     }
 
     /// Note that the node could not store the blob of this transfer: the next task that names its content brings it again.
     pub fn lost(&mut self, number: u64) {
         let content = self.blobs.iter().find(|(_, blob)| blob.number == number).map(|(content, _)| *content);
-        content.and_then(|content| self.remove(content));
+        let blob = content.and_then(|content| self.remove(content));
+        self.lost.extend(blob);
     }
 
     /// Return whether the node has this content, or will have it.

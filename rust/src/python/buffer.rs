@@ -22,6 +22,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMemoryView, PyTuple};
 
 use crate::client::contents::{Contents, Found};
+use crate::pages::prefer_huge;
 use crate::timing::BLOB_BYTES;
 use crate::wire::{BlobPart, Content, MAX_BLOBS, MAX_PARTS, Message};
 
@@ -113,6 +114,7 @@ pub(super) fn snapshot(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
 fn copied(bytes: &[u8]) -> Result<Bytes, TryReserveError> {
     let mut copy = Vec::new();
     copy.try_reserve_exact(bytes.len())?;
+    prefer_huge(&mut copy);
     copy.extend_from_slice(bytes);
     Ok(Bytes::from(copy))
 }

@@ -1,0 +1,283 @@
+"""Large arguments and functions apart from the rest of their call.
+
+A call is one pickle, unless it has a list of a million texts, say, or a data frame with a column of objects, whose own
+pickle is large. Each such value is pickled first, as a stream of its own that travels beside the pickle, and the call
+last, by the same pickler: it keeps its memo, so that the call refers to objects of the streams rather than to copies.
+One unpickler reads them in the same order.
+
+A value has the same stream in each call that has it, whatever the call's other arguments are. So the core sends the
+stream to a node once. Of several large values, a stream after the first one depends on the streams before it, to whose
+objects it may refer. They are written in the order in which their contents were first met: with `f(X, y)` for one `X`
+and many a `y`, at the latest from the second call on `X` comes first.
+
+Large texts travel beside the pickle as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import pickle
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from .classes import RecentlyUsed
+from .pickler import Functions, Pickler
+
+Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A call: function, arguments, keyword arguments."""
+IsInPickle = Callable[[pickle.PickleBuffer], bool]
+"""Tells, as pickle's `buffer_callback`, whether a buffer stays inside the pickle."""
+
+OUT_OF_BAND_BYTES: Final = 16 * 1024
+"""A buffer of at least so many bytes travels beside the pickle. A smaller one stays inside: one copy of it is cheaper
+than one more allocation."""
+MAX_BUFFERS: Final = 1000
+"""Buffers beside one pickle; further ones stay inside it. A message has at most `_core.MAX_PARTS`."""
+APART_BYTES: Final = 64 * 1024
+"""A value with a pickle of at least so many bytes is pickled apart, and a text of at least so many travels as it is."""
+MIN_ELEMENTS: Final = 4096
+"""A container of at least so many elements is taken for large before it is pickled."""
+MAX_LEARNED: Final = 256
+"""Types that are taken for large because a value of theirs was. A program with more makes classes as it goes."""
+
+# ------------------------------------------------------------------------------------------------ what is large
+
+
+def _is_long_text(text: str | bytes) -> bool:
+    return len(text) >= APART_BYTES
+
+
+def _is_long(container: Any) -> bool:
+    return len(container) >= MIN_ELEMENTS
+
+
+def _has_many_objects(array: Any) -> bool:
+    return bool(array.dtype.hasobject) and array.size >= MIN_ELEMENTS
+
+
+def _is_large(_: Any) -> bool:
+    return True
+
+
+_tests: Final[dict[type, Callable[[Any], bool]]] = {
+    **dict.fromkeys((str, bytes, bytearray), _is_long_text),
+    **dict.fromkeys((list, tuple, dict, set, frozenset), _is_long),
+}
+"""What tells whether a value of a type is probably large. A type without such a test has values that probably are not.
+
+Types are added when one of their values turned out to be large."""
+_OF_ANY_SIZE: Final = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
+"""Types of which one large value tells nothing about the others."""
+_first_met = RecentlyUsed()
+"""The contents of streams, by hash and length, with the order in which they were first met."""
+_order = itertools.count(1)
+
+
+def seem_large(values: Iterable[Any]) -> bool:
+    """Return whether one of the values is probably large, by its type and its length."""
+    for value in values:
+        test = _tests.get(type(value))
+        if test is not None and test(value):
+            return True
+    return False
+
+
+def weight(value: Any) -> int:
+    """Return the bytes of the texts in a value of a type that calls need not share, containers included."""
+    kind = type(value)
+    if kind in (str, bytes, bytearray):
+        return len(value)
+    if kind is dict:
+        return sum(map(weight, value)) + sum(map(weight, value.values()))
+    return sum(map(weight, value)) if kind in (list, tuple, set, frozenset) else 0
+
+
+def _learn(value: Any) -> None:
+    """Note that values of this type may be large."""
+    kind = type(value)
+    if kind not in _tests and len(_tests) < MAX_LEARNED and kind not in _OF_ANY_SIZE:
+        is_array = kind.__module__ == "numpy" and kind.__name__ == "ndarray"
+        _tests[kind] = _has_many_objects if is_array else _is_large
+
+
+def _place(stream: bytes) -> int:
+    """Return the place of a stream among all that were met, by the time when its content was first met."""
+    key = hash(stream), len(stream)
+    place = _first_met.find(key)
+    if place is None:
+        place = next(_order)
+        _first_met.remember(key, place)
+    return int(place)
+
+
+class Beside:
+    """A large text, which pickles as its bytes beside the pickle. Every call gets a text of its own."""
+
+    def __init__(self, text: str | bytes) -> None:
+        self._text = text
+
+    def __reduce__(self) -> Any:
+        text = self._text
+        if isinstance(text, bytes):
+            return bytes, (pickle.PickleBuffer(text),)
+        return str, (pickle.PickleBuffer(text.encode("utf-8", "surrogatepass")), "utf-8", "surrogatepass")
+
+
+def beside(value: Any) -> Any:
+    """Return a value as it is pickled: a large text beside the pickle."""
+    return Beside(value) if type(value) in (bytes, str) and len(value) >= APART_BYTES else value
+
+
+def beside_once() -> Callable[[Any], Any]:
+    """Return a function like `beside` for the arguments of one call: a text that the call has twice travels once."""
+    seen: dict[int, Any] = {}
+
+    def once(value: Any) -> Any:
+        found = seen.get(id(value))
+        if found is None:
+            found = beside(value)
+            if found is not value:
+                seen[id(value)] = found
+        return found
+
+    return once
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+class Written(NamedTuple):
+    """A call as streams of its large values, its own pickle, and the buffers beside these, in the same order."""
+
+    streams: list[bytes]
+    pickled: bytes
+    buffers: list[pickle.PickleBuffer]
+
+
+class Writer:
+    """Pickles calls, each with its large values apart.
+
+    `make` makes the pickler, and `light` returns what is pickled in the place of an argument. `known` are functions
+    that were pickled before, and how. `fits` tells whether so many buffers beside a call, and this one, are not too
+    many.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[io.BytesIO, IsInPickle], Pickler],
+        light: Callable[[Any], Any] = beside,
+        known: Functions | None = None,
+        fits: Callable[[int, memoryview], bool] = lambda count, _: count < MAX_BUFFERS,
+    ) -> None:
+        self._file = io.BytesIO()
+        # As they come: CPython 3.11 crashes when it collects a PickleBuffer of a PickleBuffer's memoryview in a cycle.
+        self._buffers: list[pickle.PickleBuffer] = []
+        self._light = light
+        self._known = known or {}
+        self._fits = fits
+        self.pickler = make(self._file, self._is_in_pickle)
+
+    def close(self) -> None:
+        """Drop the pickler, which refers to what calls it. Nothing can be written any more."""
+        del self.pickler
+
+    def _is_in_pickle(self, buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND_BYTES or not self._fits(len(self._buffers), view):
+            return True
+        self._buffers.append(buffer)
+        return False
+
+    def write_call(self, call: Triple) -> Written:
+        """Return a call, with the large values apart if there are any. Raise what pickling it raises."""
+        function, args, kwargs = call
+        light = function, tuple(map(self._light, args)), {name: self._light(value) for name, value in kwargs.items()}
+        own = [function, *light[1], *light[2].values()]
+        if not seem_large(own):
+            self._restart()
+            pickled = self._write(light)
+            if len(pickled) < APART_BYTES:
+                return Written([], pickled, self._buffers)
+        streams = self._write_apart(own)
+        return Written(streams, self._write(light), self._buffers)
+
+    def _write_apart(self, values: list[Any]) -> list[bytes]:
+        """Return the streams of the values that are large. The pickler then has the memo of these."""
+        # Those that seem large come last: mostly there is one, and the pickler can go on from its stream.
+        tried = {id(value): value for value in values if self._known.get(id(value), (None, None))[1] is None}
+        last, apart = None, []
+        for value in sorted(tried.values(), key=lambda value: seem_large((value,))):
+            self._restart()
+            last = self._write(value)
+            if len(last) >= APART_BYTES:
+                _learn(value)
+                apart.append((last, value))
+        if len(apart) == 1 and apart[0][0] is last:
+            return [last]
+        apart.sort(key=lambda pair: _place(pair[0]))
+        self._restart()
+        return [self._write(value) for _, value in apart]
+
+    def _restart(self) -> None:
+        """Forget what was written: what comes next must see nothing of it."""
+        self.pickler.clear_memo()
+        self.pickler.bare.clear()
+        self.pickler.globals_ref = {}
+        self._buffers = []
+
+    def _write(self, value: Any) -> bytes:
+        file = self._file
+        file.seek(0)
+        file.truncate()
+        self.pickler.dump(value)
+        return file.getvalue()
+
+
+class Apart:
+    """A call whose large values are pickled apart. Pickles as the call."""
+
+    def __init__(self, written: Written) -> None:
+        self._reduced = rebuild, (list(map(pickle.PickleBuffer, written.streams)), *written[1:])
+
+    def __reduce__(self) -> Any:
+        return self._reduced
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def rebuild(streams: Sequence[Any], pickled: bytes | memoryview, buffers: Iterable[Any]) -> Any:
+    """Return the call whose large values are in the streams."""
+    unpickler = pickle.Unpickler(_Reader((*streams, pickled)), buffers=buffers)
+    for _ in streams:
+        # Its objects are in the memo, where the streams after it and the call find them.
+        unpickler.load()
+    return unpickler.load()
+
+
+class _Reader:
+    """A file of several streams, one after the other, for an unpickler that reads as many bytes as it needs."""
+
+    def __init__(self, streams: Sequence[Any]) -> None:
+        self._views: Iterator[memoryview] = iter([memoryview(each) for each in streams])
+        self._view = memoryview(b"")
+
+    def read(self, count: int) -> bytes:
+        return bytes(self._take(count))
+
+    def readinto(self, target: Any) -> int:
+        taken = self._take(len(target))
+        target[: len(taken)] = taken
+        return len(taken)
+
+    def readline(self) -> bytes:
+        raise pickle.UnpicklingError("a stream of protocol 5 has no lines")
+
+    def _take(self, count: int) -> memoryview:
+        if not self._view:
+            self._view = next(self._views, self._view)
+        taken, self._view = self._view[:count], self._view[count:]
+        return taken

@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use bytes::Bytes;
 use skyward_lite::node::agent::{self, AgentSpec};
 use skyward_lite::node::worker::Worker;
 use skyward_lite::wire::{Message, Outcome};
@@ -26,13 +27,14 @@ fn worker() -> Fallible {
             let worker = worker.clone();
             std::thread::spawn(move || {
                 loop {
-                    let Some(Message { id, code, nanos, mut parts, .. }) = worker.next(slot, Duration::from_secs(1))
-                    else {
+                    let Some(task) = worker.next(slot, Duration::from_secs(1)) else {
                         if worker.over() {
                             break;
                         }
                         continue;
                     };
+                    let Message { id, code, nanos, .. } = task.message;
+                    let mut parts: Vec<Bytes> = task.into_parts().into_iter().flatten().map(Bytes::from).collect();
                     match code {
                         1 => {
                             let gate =

@@ -31,7 +31,7 @@ pub const MAX_MESSAGE: usize = 4 << 30;
 pub const LEAST_MESSAGE: usize = 1024 * 1024;
 /// A buffer of at least so many bytes is a blob: it crosses to a node once, however many tasks have it. A smaller one
 /// travels with each task, which costs less than a file of its own on the node.
-pub const BLOB_BYTES: usize = 1 << 60; // 128 KiB as soon as agents know blobs
+pub const BLOB_BYTES: usize = 128 * 1024;
 /// Further channels of one SSH connection that carry blobs, at most. OpenSSH's server allows ten sessions on a connection
 /// (`MaxSessions`): these, that of the node's own channel, and one more.
 pub const MAX_STRIPES: usize = 8;

@@ -26,6 +26,10 @@ pub enum Input<'a> {
         /// Returns which tasks a worker runs, and for how long. Asked only if tasks have a time limit.
         running: &'a dyn Fn(PeerId) -> Vec<(Attempt, Duration)>,
     },
+    /// This blob has arrived in full.
+    BlobComplete(u64),
+    /// This blob could not be stored; why, in words that follow the node's name.
+    BlobFailed(u64, String),
     /// The node will soon be gone; the reason, of at most [`MAX_REASON`](crate::wire::MAX_REASON) bytes.
     Drain(String),
     /// The session with the client is over: workers that may have something to write are to be asked to end.
@@ -58,6 +62,10 @@ pub enum Action {
     Deliver(Body, Message),
     /// Send a worker a task.
     Assign(PeerId, Message),
+    /// Send a worker the descriptor of this blob.
+    Pass(PeerId, u64),
+    /// Free this blob. If it has not arrived in full, the rest of it is to be read over.
+    DropBlob(u64),
     /// Send a worker a control frame.
     Tell(PeerId, Control),
     /// Start a worker process that has this number from now on.

@@ -4,7 +4,6 @@
 //! happened, and carries out what that decides. It ends with everything that it started when the client says goodbye, is
 //! gone, or has let its lease run out.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, Weak};
@@ -19,8 +18,12 @@ use tracing::{debug, info, warn};
 use crate::error::{AgentError, FrameError, SessionError};
 use crate::locks::lock;
 use crate::node::actions::{Action, Input};
+use crate::node::blob_files::{BlobFiles, Progress};
+pub use crate::node::greeting::AgentSpec;
+use crate::node::greeting::{answer, cores, differences, refusal};
+use crate::node::limits::raise_open_files;
 use crate::node::state::{Settings, State, TICK};
-use crate::node::stripes::StripeListener;
+use crate::node::stripes::{self, StripeListener};
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
 use crate::queue::PeerId;
 use crate::timing::{HEARTBEAT, LEAST_MESSAGE, Timing};
@@ -39,25 +42,11 @@ const EXIT_POLL: Duration = Duration::from_millis(1);
 /// The agent that this process is, while it serves its client.
 static SERVING: Mutex<Weak<Agent>> = Mutex::new(Weak::new());
 
-/// What an agent must be told that it cannot find out.
-#[derive(Debug, Clone)]
-pub struct AgentSpec {
-    /// The command that starts a worker; its standard input is the socket to us.
-    pub worker: Vec<String>,
-    /// The version of our package.
-    pub version: String,
-    /// The node's Python, "3.11".
-    pub python: String,
-    /// Names this life of the agent.
-    pub epoch: String,
-    /// The node's distributions: normalized name → version.
-    pub packages: BTreeMap<String, String>,
-}
-
 /// The decider, and the processes that it decides about.
 struct Inner {
     state: State,
     supervisor: Supervisor,
+    blobs: BlobFiles,
     /// The actions that were decided and are carried out before the lock is released. Empty between two inputs; a field so
     /// that its memory is reused.
     actions: Vec<Action>,
@@ -66,10 +55,6 @@ struct Inner {
 }
 
 struct Agent {
-    /// See [`AgentSpec::epoch`].
-    epoch: String,
-    /// The most bytes of a task and of a blob.
-    max_message: usize,
     /// To the client.
     link: Arc<FrameSender>,
     inner: Mutex<Inner>,
@@ -84,7 +69,6 @@ struct Session<R> {
     reader: EventReader<R>,
     writer: JoinHandle<Result<(), SessionError>>,
     link: Arc<FrameSender>,
-    /// Until the stripes are served.
     stripes: Option<StripeListener>,
 }
 
@@ -98,6 +82,7 @@ where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
 {
+    raise_open_files();
     let link = Arc::new(FrameSender::default());
     let writer = tokio::spawn({
         let link = Arc::clone(&link);
@@ -122,22 +107,15 @@ impl<R: AsyncRead + Unpin> Session<R> {
         let greeting = tokio::time::timeout(GREETING_TIMEOUT, self.reader.greeting(events)).await;
         let body = greeting.map_err(|_| SessionError::NotReady(GREETING_TIMEOUT.as_secs()))??;
         let client: ClientHello = read_hello(&body)?;
-        self.reader.set_max_message(client.worker.max_payload.max(LEAST_MESSAGE));
+        let max_message = client.worker.max_payload.max(LEAST_MESSAGE);
+        self.reader.set_max_message(max_message);
         let differences = differences(&client, spec);
         if let Some(why) = refusal(&client, spec, &differences) {
             self.say_goodbye(&why).await;
             return Err(AgentError::Refused(why));
         }
-        let answer = hello(&AgentHello {
-            version: spec.version.clone(),
-            python: spec.python.clone(),
-            epoch: spec.epoch.clone(),
-            cores: cores(),
-            pid: std::process::id(),
-            memory: 0,
-            stripes: self.stripes.as_ref().and_then(StripeListener::path),
-            differences,
-        })?;
+        let stripes = self.stripes.as_mut().and_then(|stripes| stripes.greeted(&spec.epoch, max_message));
+        let answer = hello(&AgentHello { stripes, ..answer(spec, differences) })?;
         self.link.send(|o| o.control(answer));
         info!(node = %client.node, lease_ms = client.lease_ms, "hello of the client");
         Ok(client)
@@ -150,11 +128,19 @@ impl<R: AsyncRead + Unpin> Session<R> {
         // Silence is counted in ticks: after a stop of our own, one of them says enough.
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
-        let stripes = agent.clone().take_stripes(self.stripes.take());
-        tokio::pin!(stripes);
+        let for_stripes = Arc::clone(agent);
+        let stripes =
+            stripes::serve(self.stripes.take(), Arc::clone(&self.link), move |events| for_stripes.on_client(events));
+        let mut stripes = std::pin::pin!(stripes);
+        let mut handled = Ok(());
         loop {
             if !events.is_empty() {
-                agent.handle(Input::Client(&mut events));
+                handled = agent.on_client(&mut events);
+            }
+            if let Err(broken) = handled {
+                warn!(why = %broken, "the client is broken");
+                self.say_goodbye(&broken.to_string()).await;
+                return Err(SessionError::Frame(broken).into());
             }
             let stop = lock(&agent.inner).stop.take();
             if let Some(why) = stop {
@@ -175,11 +161,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
                     Ok(Err(e)) => Err(e.into()),
                     _ => Ok(()),
                 },
-                broken = &mut stripes => {
-                    warn!(why = %broken, "a stripe is broken");
-                    self.say_goodbye(&broken.to_string()).await;
-                    return Err(SessionError::Frame(broken).into());
-                }
+                broken = &mut stripes => handled = Err(broken),
                 () = agent.stopped.notified() => {}
                 _ = tick.tick() => agent.on_tick(parent),
                 // The client's own may wait behind what it uploads: we live all the same.
@@ -229,34 +211,6 @@ impl Drop for Serving {
     }
 }
 
-/// Return why a client is not served, if it is not.
-fn refusal(client: &ClientHello, spec: &AgentSpec, differences: &[String]) -> Option<String> {
-    if client.python != spec.python {
-        Some(format!(
-            "the client runs Python {}, this node Python {}: functions pickled by one do not run in the other",
-            client.python, spec.python
-        ))
-    } else if client.strict && !differences.is_empty() {
-        Some(format!("its environment is not the client's, and strict_env=True: {}", differences.join("; ")))
-    } else {
-        None
-    }
-}
-
-/// Return the packages that the client has and this node has not, or in another version; a sentence for each.
-fn differences(client: &ClientHello, spec: &AgentSpec) -> Vec<String> {
-    let differs = |(name, wanted): (&String, &String)| match spec.packages.get(name) {
-        None => Some(format!("{name} {wanted} is missing")),
-        Some(found) if found != wanted => Some(format!("{name} is {found}, not {wanted}")),
-        Some(_) => None,
-    };
-    client.packages.iter().filter_map(differs).collect()
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
 /// Return whether a client's message is to be stored, now that its first chunk is here.
 fn admit_task(offer: &Offer) -> Result<bool, FrameError> {
     if offer.body == Body::Task { Ok(true) } else { Err(FrameError::BadSequence("a result or a note from a client")) }
@@ -276,11 +230,11 @@ impl Agent {
             unwind: client.worker.unwind,
         };
         let state = State::new(settings, Instant::now() + Duration::from_millis(client.lease_ms));
-        let (epoch, max_message) = (spec.epoch, client.worker.max_payload.max(LEAST_MESSAGE));
         let greeting = WorkerHello { node: client.node, slots, lease_ms: client.lease_ms, work: client.worker };
         let supervisor = Supervisor::new(spec.worker, greeting, (cores / tasks).max(1), Arc::clone(&link));
-        let inner = Mutex::new(Inner { state, supervisor, actions: Vec::new(), stop: None });
-        Self { epoch, max_message, link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
+        let inner =
+            Mutex::new(Inner { state, supervisor, blobs: BlobFiles::default(), actions: Vec::new(), stop: None });
+        Self { link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
     }
 
     /// Hand the decider what happened, and carry out what it decides.
@@ -291,15 +245,39 @@ impl Agent {
         self.carry_out(&mut inner);
     }
 
-    /// Take stripes. Return how the client broke the protocol on one, if it did.
-    async fn take_stripes(self: Arc<Self>, stripes: Option<StripeListener>) -> FrameError {
-        let Some(stripes) = stripes else { return std::future::pending().await };
-        let (epoch, max_blob, link) = (self.epoch.clone(), self.max_message, Arc::clone(&self.link));
-        let take = move |events: &mut Vec<Event>| {
+    /// Take what the client sent, and empty the buffer: chunks of blobs go to their files, everything else to the decider.
+    ///
+    /// # Errors
+    /// [`FrameError`] if the chunks contradict one another.
+    fn on_client(self: &Arc<Self>, events: &mut Vec<Event>) -> Result<(), FrameError> {
+        if !events.iter().any(|event| matches!(event, Event::Chunk(_))) {
             self.handle(Input::Client(events));
-            Ok(())
-        };
-        stripes.serve(&epoch, &link, max_blob, take).await
+            return Ok(());
+        }
+        let mut others = Vec::new();
+        for event in events.drain(..) {
+            let Event::Chunk(chunk) = event else {
+                others.push(event);
+                continue;
+            };
+            // First: one of these may tell to forget the blob.
+            if !others.is_empty() {
+                self.handle(Input::Client(&mut others));
+            }
+            let progress = lock(&self.inner).blobs.take(&chunk)?;
+            match progress {
+                Progress::Partly => {}
+                Progress::Complete => self.handle(Input::BlobComplete(chunk.number)),
+                Progress::Failed(why) => {
+                    warn!(blob = chunk.number, %why, "a blob cannot be stored");
+                    self.handle(Input::BlobFailed(chunk.number, why));
+                }
+            }
+        }
+        if !others.is_empty() {
+            self.handle(Input::Client(&mut others));
+        }
+        Ok(())
     }
 
     fn on_tick(self: &Arc<Self>, parent: Option<Pid>) {
@@ -312,7 +290,7 @@ impl Agent {
     }
 
     fn carry_out(self: &Arc<Self>, inner: &mut Inner) {
-        let Inner { state, supervisor, actions, stop } = inner;
+        let Inner { state, supervisor, blobs, actions, stop } = inner;
         let mut failed = Vec::new();
         let mut replied = false;
         while !actions.is_empty() {
@@ -328,6 +306,12 @@ impl Agent {
                     Action::Deliver(body, message) => self.link.stage(|o| o.message(body, message)),
                     Action::Assign(worker, task) => supervisor.assign(worker, task),
                     Action::Tell(worker, control) => supervisor.tell(worker, control),
+                    Action::Pass(worker, blob) => {
+                        if let Some(file) = blobs.get(blob) {
+                            supervisor.pass(worker, blob, file);
+                        }
+                    }
+                    Action::DropBlob(blob) => blobs.forget(blob),
                     Action::Start(worker) => {
                         let started = supervisor.start(worker, Arc::clone(self));
                         failed.extend(started.err().map(|why| (worker, why.to_string())));

@@ -4,7 +4,11 @@
 //! |---|---|
 //! | `state.rs` | PURE: the client's and the workers' events, exits and ticks in; [`actions`] out |
 //! | `workers.rs`, `tasks.rs`, `results.rs` | its parts: roles, spares, isolation, blame; assigned tasks; results until acknowledged |
-//! | `agent.rs` | the loop: client, workers, clock; carries the actions out |
+//! | `blobs.rs` | PURE: which blobs are here, which tasks wait for some, which worker has which |
+//! | `agent.rs`, `greeting.rs` | the loop: client, workers, clock; carries the actions out; the answer to the client's hello |
+//! | `blob_files.rs`, `memory_file.rs`, `mapping.rs` | blobs as they arrive; files in memory; their mappings |
+//! | `descriptors.rs`, `handover.rs` | sockets that carry descriptors; results whose parts come as files |
+//! | `limits.rs` | open files and memory that the system allows |
 //! | `supervisor.rs`, `exit.rs` | starts, follows and ends worker processes; how a process ended, in words |
 //! | `process_group.rs` | all that a worker started |
 //! | `slot_table.rs` | what each slot runs, in memory that outlives the process |
@@ -14,7 +18,15 @@
 
 pub mod actions;
 pub mod agent;
+mod blob_files;
+mod blobs;
+mod descriptors;
 mod exit;
+mod greeting;
+mod handover;
+mod limits;
+pub mod mapping;
+pub mod memory_file;
 pub mod process_group;
 mod results;
 pub mod slot_table;

@@ -6,17 +6,15 @@
 
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bytes::Buf;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-};
 
+use crate::node::descriptors::{self, Received};
+use crate::node::memory_file::unsealed;
 use crate::wire::Attempt;
 
 /// Bytes of a slot's record: when its task began (u64, nanoseconds of the system's monotonic clock; 0: no task runs), the
@@ -37,29 +35,13 @@ fn now() -> u64 {
     seconds.unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(nanos.unwrap_or(0)).max(1)
 }
 
-#[cfg(target_os = "linux")]
-fn memory() -> io::Result<File> {
-    let fd = rustix::fs::memfd_create("skyward-running", rustix::fs::MemfdFlags::CLOEXEC)?;
-    Ok(File::from(fd))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn memory() -> io::Result<File> {
-    let mut name = [0; 16];
-    getrandom::fill(&mut name).map_err(io::Error::other)?;
-    let path = std::env::temp_dir().join(format!("skyward-{:032x}", u128::from_le_bytes(name)));
-    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
-}
-
 impl SlotTable {
     /// Make a table for one worker.
     ///
     /// # Errors
     /// When the system can make no more memory files.
     pub fn new() -> io::Result<Self> {
-        memory().map(|file| Self { file })
+        unsealed().map(|file| Self { file })
     }
 
     /// Send the table to the process at the other end of `socket`, ahead of everything else.
@@ -67,12 +49,7 @@ impl SlotTable {
     /// # Errors
     /// When the socket fails.
     pub fn send(&self, socket: &UnixStream) -> io::Result<()> {
-        let fds = [self.file.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut rights = SendAncillaryBuffer::new(&mut space);
-        rights.push(SendAncillaryMessage::ScmRights(&fds));
-        rustix::net::sendmsg(socket, &[io::IoSlice::new(b"T")], &mut rights, SendFlags::empty())?;
-        Ok(())
+        descriptors::send(socket, b"T", &[self.file.as_fd()]).map(drop)
     }
 
     /// Return the table that the agent sent first.
@@ -80,17 +57,10 @@ impl SlotTable {
     /// # Errors
     /// When the socket fails, or something else came first.
     pub fn receive(socket: &UnixStream) -> io::Result<Self> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut rights = RecvAncillaryBuffer::new(&mut space);
-        let mut byte = [0];
-        rustix::net::recvmsg(socket, &mut [io::IoSliceMut::new(&mut byte)], &mut rights, RecvFlags::empty())?;
-        let mut fds = rights.drain().filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        let fd: OwnedFd = fds.next().ok_or_else(|| io::Error::other("the agent sent no table"))?;
-        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
-        Ok(Self { file: File::from(fd) })
+        let mut received = Received::default();
+        received.read(socket, &mut [0])?;
+        let table = received.pop().ok_or_else(|| io::Error::other("the agent sent no table"))?;
+        Ok(Self { file: File::from(table) })
     }
 
     /// Set the task that a slot runs from now on.

@@ -80,6 +80,11 @@ impl State {
             }
             Input::Exited(worker, exit) => self.on_exit(worker, &exit, now, out),
             Input::Tick { orphaned, running } => self.on_tick(orphaned, running, now, out),
+            Input::BlobComplete(number) => self.tasks.blob_is_complete(number),
+            Input::BlobFailed(number, why) => {
+                let failed = self.tasks.blob_failed(number, &format!("node {}: {why}", self.settings.node), out);
+                self.stop_if_broken(failed, out);
+            }
             Input::Drain(why) => {
                 if !std::mem::replace(&mut self.draining, true) {
                     out.push(Action::Reply(Control::Drain(Bytes::from(why))));
@@ -126,7 +131,7 @@ impl State {
     /// Return how many tasks have not ended, and how many results wait for the client's credit.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
-        (self.tasks.queue.len(), self.tasks.results.backlog())
+        (self.tasks.len(), self.tasks.results.backlog())
     }
 
     fn stop(&mut self, why: String, out: &mut Vec<Action>) {
@@ -141,7 +146,7 @@ impl State {
         self.tasks.end_cancelled(out);
         self.workers.isolate_suspects(&mut self.tasks, now, out);
         while let Some((worker, task)) = self.tasks.queue.assign() {
-            out.push(Action::Assign(worker, task));
+            self.tasks.assign(worker, task, out);
         }
         while let Some((worker, id)) = self.tasks.queue.steal(now) {
             out.push(Action::Tell(worker, Control::Recall(id)));
@@ -181,6 +186,7 @@ impl State {
                 self.stop_if_broken(aborted, out);
             }
             Control::Recall(id) => self.tasks.recall(id, out),
+            Control::Forget(blobs) => self.tasks.forget(&blobs, out),
             Control::NoteAnswer { note, error } => {
                 if let Some((worker, note)) = self.tasks.results.answer_note(note, out) {
                     out.push(Action::Tell(worker, Control::NoteAnswer { note, error }));
@@ -235,6 +241,7 @@ impl State {
     fn on_exit(&mut self, id: PeerId, exit: &Exit, now: Instant, out: &mut Vec<Action>) {
         let Some(worker) = self.workers.remove(id) else { return };
         let held = self.tasks.queue.remove_peer(id);
+        self.tasks.blobs.worker_ended(id);
         if self.workers.is_over() {
             return;
         }

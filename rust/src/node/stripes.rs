@@ -43,6 +43,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct StripeListener {
     socket: UnixListener,
     directory: Directory,
+    /// The agent's, which it tells on each stripe. Set by [`StripeListener::greeted`].
+    epoch: String,
+    /// The most bytes of a blob. Set by [`StripeListener::greeted`].
+    max_blob: usize,
 }
 
 /// A directory of this user, which is removed when this is dropped. An agent that is killed leaves it behind, without the
@@ -114,37 +118,41 @@ impl StripeListener {
 
     fn within(base: &Path) -> io::Result<Self> {
         let directory = Directory::new(base)?;
-        Ok(Self { socket: UnixListener::bind(directory.path.join(SOCKET))?, directory })
+        let socket = UnixListener::bind(directory.path.join(SOCKET))?;
+        Ok(Self { socket, directory, epoch: String::new(), max_blob: 0 })
     }
 
-    /// Return the path of the socket, if it is text.
-    #[must_use]
-    pub fn path(&self) -> Option<String> {
+    /// Take the agent's epoch and the most bytes of a blob. Return the path of the socket, if it is text.
+    pub fn greeted(&mut self, epoch: &str, max_blob: usize) -> Option<String> {
+        (self.epoch, self.max_blob) = (epoch.to_owned(), max_blob);
         self.directory.path.join(SOCKET).into_os_string().into_string().ok()
     }
+}
 
-    /// Take stripes until dropped, [`MAX_STRIPES`] at once. The chunks that they bring go to `take`. Return how the client broke
-    /// the protocol, if it did. `link`: the sender of the session; `max_blob`: the most bytes of a blob.
-    pub async fn serve<F>(self, epoch: &str, link: &Arc<FrameSender>, max_blob: usize, take: F) -> FrameError
-    where
-        F: Fn(&mut Vec<Event>) -> Result<(), FrameError> + Clone + Send + 'static,
-    {
-        let mut stripes = JoinSet::new();
-        loop {
-            tokio::select! {
-                accepted = self.socket.accept(), if stripes.len() < MAX_STRIPES => match accepted {
-                    Ok((relay, _)) => {
-                        let stripe = Stripe { relay, epoch: epoch.to_owned(), link: Arc::clone(link), max_blob };
-                        stripes.spawn(stripe.run(take.clone()));
-                    }
-                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-                },
-                Some(ended) = stripes.join_next() => match ended {
-                    Ok(Err(SessionError::Frame(why))) => return why,
-                    Ok(Err(why)) => debug!(%why, "a stripe has ended"),
-                    Ok(Ok(())) | Err(_) => {}
-                },
-            }
+/// Take stripes, if there is a socket for them, until dropped; [`MAX_STRIPES`] at once. The chunks that they bring go to `take`.
+/// Return how the client broke the protocol, if it did. `link`: the sender of the session.
+pub async fn serve<F>(listener: Option<StripeListener>, link: Arc<FrameSender>, take: F) -> FrameError
+where
+    F: Fn(&mut Vec<Event>) -> Result<(), FrameError> + Clone + Send + 'static,
+{
+    let Some(StripeListener { socket, directory: _directory, epoch, max_blob }) = listener else {
+        return std::future::pending().await;
+    };
+    let mut stripes = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = socket.accept(), if stripes.len() < MAX_STRIPES => match accepted {
+                Ok((relay, _)) => {
+                    let stripe = Stripe { relay, epoch: epoch.clone(), link: Arc::clone(&link), max_blob };
+                    stripes.spawn(stripe.run(take.clone()));
+                }
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            },
+            Some(ended) = stripes.join_next() => match ended {
+                Ok(Err(SessionError::Frame(why))) => return why,
+                Ok(Err(why)) => debug!(%why, "a stripe has ended"),
+                Ok(Ok(())) | Err(_) => {}
+            },
         }
     }
 }

@@ -20,7 +20,11 @@ use tracing::info;
 use crate::error::{AgentError, FrameError, SessionError};
 use crate::locks::lock;
 use crate::node::actions::Exit;
+use crate::node::descriptors::{DescriptorReader, DescriptorWriter, Outgoing};
 use crate::node::exit::{OomCounter, describe_exit, describe_stderr};
+use crate::node::handover::Handover;
+use crate::node::limits::restore_open_files;
+use crate::node::memory_file::SharedFile;
 use crate::node::process_group::{Group, PAUSE, Survivors};
 use crate::node::slot_table::SlotTable;
 use crate::node::stdio::{self, forward};
@@ -63,6 +67,8 @@ struct Process {
     pid: u32,
     group: Group,
     link: Arc<FrameSender>,
+    /// The descriptors that are to be sent to it.
+    descriptors: Arc<Outgoing<SharedFile>>,
     table: SlotTable,
     /// The end of its standard error, written by the task that forwards it.
     stderr_tail: Arc<Mutex<Vec<u8>>>,
@@ -110,7 +116,10 @@ impl Supervisor {
             .process_group(0)
             .spawn()
             .map_err(AgentError::Spawn)?;
+        let pid = child.id().unwrap_or_default();
+        restore_open_files(pid);
         let link = Arc::new(FrameSender::default());
+        let descriptors = Arc::<Outgoing<SharedFile>>::default();
         let greeting = hello(&self.greeting)?;
         link.send(|o| o.control(greeting));
         let stderr_tail = Arc::<Mutex<Vec<u8>>>::default();
@@ -122,7 +131,6 @@ impl Supervisor {
             let tail = Some(Arc::clone(&stderr_tail));
             forwarding.spawn(forward(stderr, stdio::stream(id, STDERR), Arc::clone(&self.client), tail));
         }
-        let pid = child.id().unwrap_or_default();
         info!(worker = id, pid, "worker started");
         let group = Group::of(pid);
         let started = Started {
@@ -131,10 +139,11 @@ impl Supervisor {
             group: group.clone(),
             socket,
             link: Arc::clone(&link),
+            descriptors: Arc::clone(&descriptors),
             forwarding,
             max_message: self.greeting.work.max_payload.max(LEAST_MESSAGE),
         };
-        self.processes.insert(id, Process { pid, group, link, table, stderr_tail });
+        self.processes.insert(id, Process { pid, group, link, descriptors, table, stderr_tail });
         tokio::spawn(started.follow(observer));
         Ok(())
     }
@@ -143,6 +152,15 @@ impl Supervisor {
     pub fn assign(&self, worker: PeerId, task: Message) {
         if let Some(process) = self.processes.get(&worker) {
             process.link.send(|o| o.message(Body::Task, task));
+        }
+    }
+
+    /// Send a worker the descriptor of a blob, ahead of all tasks that were not sent yet.
+    pub fn pass(&self, worker: PeerId, number: u64, file: &Arc<SharedFile>) {
+        if let Some(process) = self.processes.get(&worker) {
+            process.descriptors.push(Arc::clone(file));
+            let size = file.size() as u64;
+            process.link.send(|o| o.control(Control::Descriptor { number, size }));
         }
     }
 
@@ -202,6 +220,7 @@ struct Started {
     group: Group,
     socket: UnixStream,
     link: Arc<FrameSender>,
+    descriptors: Arc<Outgoing<SharedFile>>,
     /// Send its output on.
     forwarding: JoinSet<()>,
     /// Bytes of the largest message that it may send.
@@ -212,7 +231,10 @@ impl Started {
     /// Follow one worker from its first byte to its exit status.
     async fn follow<O: Observer>(mut self, observer: Arc<O>) {
         let (from, to) = self.socket.into_split();
-        let reading = read(self.id, EventReader::new(from, self.max_message), &observer);
+        let from = DescriptorReader::new(from);
+        let handover = Handover::new(from.received(), self.max_message);
+        let to = DescriptorWriter { socket: to, outgoing: self.descriptors };
+        let reading = read(self.id, EventReader::new(from, self.max_message), handover, &self.link, &observer);
         tokio::pin!(reading);
         let mut all_read = false;
         let mut unreadable = None;
@@ -249,12 +271,22 @@ impl Started {
 /// Hand on what a worker sends until it ends. Returns what came instead of our protocol, if that is why it ends.
 async fn read<O: Observer>(
     id: PeerId,
-    mut reader: EventReader<tokio::net::unix::OwnedReadHalf>,
+    mut reader: EventReader<DescriptorReader>,
+    mut handover: Handover,
+    link: &FrameSender,
     observer: &Arc<O>,
 ) -> Option<FrameError> {
     let mut events = Vec::new();
     loop {
-        match reader.read_admitted(&mut events, |offer| observer.admit(id, offer)).await {
+        let mut read = reader.read_admitted(&mut events, |offer| observer.admit(id, offer)).await;
+        let before = handover.bytes;
+        if let Err(unreadable) = handover.resolve(&mut events) {
+            read = Err(SessionError::Frame(unreadable));
+        }
+        if handover.bytes > before {
+            link.send(|o| o.control(Control::Received { bytes: handover.bytes }));
+        }
+        match read {
             Err(SessionError::Frame(unreadable)) => {
                 // Results that came before count, and their tasks are not blamed.
                 observer.on_events(id, &mut events);

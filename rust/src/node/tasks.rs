@@ -9,11 +9,14 @@
 //!                       └─ gave back ┤      │ isolated, one at a time
 //!                          or died   └─ crash suspect: its worker died while it ran together with others
 //! ```
+//!
+//! A task that names blobs which have not arrived in full waits in `blobs.rs` before all this.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use crate::node::actions::Action;
+use crate::node::blobs::Blobs;
 use crate::node::results::Results;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::wire::{Attempt, Control, Message, Outcome};
@@ -21,6 +24,9 @@ use crate::wire::{Attempt, Control, Message, Outcome};
 /// Tasks that a client may have here at once, and cancelled ones that have not arrived. It sends as many as the slots and
 /// the prefetch, which is at most 65,536, and those that are for this node alone.
 const MAX_TASKS: usize = 1 << 20;
+
+/// How a task ends that names a blob which is not here any more.
+const FORGOTTEN: &str = "the client told the node to forget data that this task needs";
 
 /// A running task that must end.
 #[derive(Debug)]
@@ -33,8 +39,10 @@ struct KillDeadline {
 /// See the module's text.
 #[derive(Debug)]
 pub struct Tasks {
-    /// The tasks that have not ended.
+    /// The tasks that have not ended, but for those that wait for blobs.
     pub queue: Queue,
+    /// The blobs that are here, and the tasks that wait for some.
+    pub blobs: Blobs,
     /// The ends of tasks, on their way to the client.
     pub results: Results,
     /// Tasks that were cancelled before they arrived, because control frames overtake messages. Such a task ends when it
@@ -51,6 +59,7 @@ impl Default for Tasks {
     fn default() -> Self {
         Self {
             queue: Queue::local(),
+            blobs: Blobs::default(),
             results: Results::default(),
             cancelled_in_advance: HashSet::new(),
             owed_answers: HashSet::new(),
@@ -67,12 +76,57 @@ impl Tasks {
     pub fn arrive(&mut self, task: Message, out: &mut Vec<Action>) -> Result<(), String> {
         if self.cancelled_in_advance.remove(&task.id) {
             self.results.deliver(Message::cancelled(task.id), out);
-        } else if self.queue.len() + self.results.len() >= MAX_TASKS {
+        } else if self.len() + self.results.len() >= MAX_TASKS {
             return Err(format!("the client sent more than {MAX_TASKS} tasks at once"));
-        } else if self.queue.attempt(task.id.task).is_none() {
-            self.queue.push(task);
+        } else if self.queue.attempt(task.id.task).is_none() && !self.blobs.is_waiting(task.id.task) {
+            let id = task.id;
+            match self.blobs.arrive(task) {
+                Ok(ready) => ready.into_iter().for_each(|task| self.queue.push(task)),
+                Err(why) => self.results.deliver(Message::text(id, Outcome::Crashed, why), out),
+            }
         }
         Ok(())
+    }
+
+    /// Return how many tasks have not ended.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len() + self.blobs.waiting()
+    }
+
+    /// Note that a blob is complete: the tasks that waited for it alone go on.
+    pub fn blob_is_complete(&mut self, number: u64) {
+        self.blobs.complete(number).into_iter().for_each(|task| self.queue.push(task));
+    }
+
+    /// Tell the client that a blob could not be stored, and end the tasks that name it with the reason.
+    ///
+    /// # Errors
+    /// The reason for which the session ends, if there are too many of these.
+    pub fn blob_failed(&mut self, number: u64, why: &str, out: &mut Vec<Action>) -> Result<(), String> {
+        out.push(Action::Reply(Control::BlobLost { number }));
+        for id in self.blobs.fail(number, why.to_owned())? {
+            self.results.deliver(Message::text(id, Outcome::Crashed, why.to_owned()), out);
+        }
+        Ok(())
+    }
+
+    /// Forget blobs that no task needs any more. A task that waits for one of them would wait in vain.
+    pub fn forget(&mut self, blobs: &[u64], out: &mut Vec<Action>) {
+        for &number in blobs {
+            for id in self.blobs.forget(number, out) {
+                self.results.deliver(Message::text(id, Outcome::Crashed, FORGOTTEN.to_owned()), out);
+            }
+        }
+    }
+
+    /// Send a task to the worker that the queue chose for it, behind the descriptors that this worker lacks.
+    pub fn assign(&mut self, worker: PeerId, task: Message, out: &mut Vec<Action>) {
+        if self.blobs.pass(worker, &task, out) {
+            out.push(Action::Assign(worker, task));
+        } else {
+            self.crash(task.id.task, FORGOTTEN.to_owned(), out);
+        }
     }
 
     /// Forget results that the client has taken.
@@ -108,6 +162,10 @@ impl Tasks {
 
     /// Hand a task back to the client, unless it runs.
     pub fn recall(&mut self, id: Attempt, out: &mut Vec<Action>) {
+        if self.blobs.remove(id.task).is_some() {
+            out.push(Action::Reply(Control::GivenBack(id)));
+            return;
+        }
         match self.queue.give_up(id.task) {
             Cancelled::Dropped => out.push(Action::Reply(Control::GivenBack(id))),
             Cancelled::Held(worker) => self.ask(worker, Control::Recall(id), id, out),
@@ -117,6 +175,10 @@ impl Tasks {
 
     /// Drop a task that waits here or has not arrived. Returns the worker that holds it otherwise.
     fn drop_task(&mut self, id: Attempt, out: &mut Vec<Action>) -> Result<Option<PeerId>, String> {
+        if self.blobs.remove(id.task).is_some() {
+            self.results.deliver(Message::cancelled(id), out);
+            return Ok(None);
+        }
         match self.queue.cancel(id.task) {
             Cancelled::Dropped => self.results.deliver(Message::cancelled(id), out),
             Cancelled::Held(worker) => return Ok(Some(worker)),
@@ -263,6 +325,7 @@ impl Tasks {
     #[must_use]
     pub fn is_consistent(&self, is_there: impl Fn(PeerId) -> bool) -> bool {
         self.results.is_consistent()
+            && self.blobs.is_consistent(&is_there, |task| self.queue.attempt(task).is_some())
             && self
                 .owed_answers
                 .iter()

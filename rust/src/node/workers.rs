@@ -282,8 +282,8 @@ impl Workers {
     /// Send each crash suspect to a process of its own, a few at a time, and start the processes that are missing for that.
     /// Isolated workers that have nothing left to do become spares.
     pub fn isolate_suspects(&mut self, tasks: &mut Tasks, now: Instant, out: &mut Vec<Action>) {
-        let queue = &mut tasks.queue;
         loop {
+            let queue = &mut tasks.queue;
             let idle = |id: &PeerId| queue.held(*id).next().is_none();
             let isolated = self.members.iter().filter(|(_, worker)| worker.role == Role::Isolated);
             let free = isolated.map(|(id, _)| *id).find(idle);
@@ -306,7 +306,9 @@ impl Workers {
                 queue.close_peer(worker);
             }
             self.crash_suspects.pop_front();
-            out.extend(queue.give(worker, task).map(|message| Action::Assign(worker, message)));
+            if let Some(message) = queue.give(worker, task) {
+                tasks.assign(worker, message, out);
+            }
         }
         if self.spare_due.is_none_or(|due| due <= now) {
             for _ in self.count(Role::Spare)..self.spares_wanted() {

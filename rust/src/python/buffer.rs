@@ -1,4 +1,4 @@
-//! Payloads and descriptors across the border: the only file with unsafe code.
+//! Payloads and descriptors across the border: the only file here with unsafe code.
 //!
 //! A payload crosses as a pickle and a list of out-of-band buffers. Up to [`INLINE`] bytes are copied while the GIL is held,
 //! more bytes without the GIL.
@@ -9,7 +9,9 @@
 #![allow(clippy::needless_pass_by_value)]
 
 use std::collections::TryReserveError;
+use std::convert::Infallible;
 use std::ffi::c_int;
+use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,38 +24,62 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMemoryView, PyTuple};
 
 use crate::client::contents::{Contents, Found};
+use crate::node::memory_file::SharedFile;
+use crate::node::worker::Answer;
+use crate::node::worker::blobs::{MappedBlob, Part, Task};
 use crate::pages::prefer_huge;
 use crate::timing::BLOB_BYTES;
-use crate::wire::{BlobPart, Content, MAX_BLOBS, MAX_PARTS, Message};
+use crate::wire::{Attempt, BlobPart, Content, MAX_BLOBS, MAX_PARTS, Message};
 
 /// Bytes up to which a payload is copied without releasing the GIL: releasing it takes longer than the copy.
 const INLINE: usize = 32 * 1024;
 
+/// Where a buffer's bytes are.
+enum Memory {
+    /// In memory of their own.
+    Own(BytesMut),
+    /// In a file that tasks share. What is written to the buffer stays here.
+    Mapped(MappedBlob),
+}
+
 /// Memory received from the wire: writable, without a copy, through the buffer protocol.
 #[pyclass(module = "skyward_lite._core")]
 pub(super) struct Buffer {
-    data: BytesMut,
+    memory: Memory,
 }
 
 #[pymethods]
 impl Buffer {
     fn __len__(&self) -> usize {
-        self.data.len()
+        match &self.memory {
+            Memory::Own(bytes) => bytes.len(),
+            Memory::Mapped(blob) => blob.memory.len(),
+        }
     }
 
-    fn copy(&self, py: Python<'_>) -> Self {
-        let data = &self.data;
-        Self { data: py.detach(|| BytesMut::from(&data[..])) }
+    fn copy(&self, py: Python<'_>) -> PyResult<Self> {
+        let memory = match &self.memory {
+            Memory::Own(bytes) => Memory::Own(py.detach(|| BytesMut::from(&bytes[..]))),
+            Memory::Mapped(blob) => {
+                let mapped = MappedBlob::new(Arc::clone(&blob.file));
+                Memory::Mapped(mapped.map_err(|error| PyMemoryError::new_err(error.to_string()))?)
+            }
+        };
+        Ok(Self { memory })
     }
 
     /// # Safety
     /// Called by the interpreter with a valid `view`.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let mut this = slf.borrow_mut();
-        let len = ffi::Py_ssize_t::try_from(this.data.len()).map_err(|e| PyBufferError::new_err(e.to_string()))?;
-        let start = this.data.as_mut_ptr().cast();
+        let len = ffi::Py_ssize_t::try_from(this.__len__()).map_err(|e| PyBufferError::new_err(e.to_string()))?;
+        let start = match &mut this.memory {
+            Memory::Own(bytes) => bytes.as_mut_ptr(),
+            Memory::Mapped(blob) => blob.memory.as_ptr(),
+        };
+        let start = start.cast();
         // SAFETY: the memory lives as long as the object, to which the view holds a reference; nothing in this class
-        // ever moves or resizes the memory.
+        // ever moves or resizes the memory. A mapped blob may be written to.
         if unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 0, flags) } == 0 {
             Ok(())
         } else {
@@ -63,21 +89,43 @@ impl Buffer {
 }
 
 impl Buffer {
-    fn new(py: Python<'_>, part: Bytes) -> PyResult<Bound<'_, Self>> {
-        // A large part owns its memory, so this is no copy. A small part is a slice of its block.
-        let data = if part.len() <= INLINE { BytesMut::from(&part[..]) } else { py.detach(|| BytesMut::from(part)) };
-        Bound::new(py, Self { data })
+    fn new(py: Python<'_>, part: Part) -> PyResult<Bound<'_, Self>> {
+        let memory = match part {
+            // A large part owns its memory, so this is no copy. A small part is a slice of its block.
+            Part::Inline(bytes) if bytes.len() <= INLINE => Memory::Own(BytesMut::from(&bytes[..])),
+            Part::Inline(bytes) => Memory::Own(py.detach(|| BytesMut::from(bytes))),
+            Part::Mapped(blob) => Memory::Mapped(blob),
+        };
+        Bound::new(py, Self { memory })
     }
 }
 
 /// Return a message as the stub's `Message`: `(task, attempt, code, nanos, pickled, buffers)`.
 pub(super) fn to_python(py: Python<'_>, message: Message) -> PyResult<Bound<'_, PyTuple>> {
-    let mut parts = message.parts.into_iter();
-    let pickled = parts.next().unwrap_or_default();
-    let pickled = if pickled.len() <= INLINE {
-        PyBytes::new(py, &pickled).into_any()
-    } else {
-        Buffer::new(py, pickled)?.into_any()
+    let Message { id, code, nanos, parts, .. } = message;
+    with_parts(py, id, code, nanos, parts.into_iter().map(Part::Inline))
+}
+
+/// Return a task as the stub's `Message`, or why its blobs cannot be mapped.
+pub(super) fn task_to_python(py: Python<'_>, task: Task) -> io::Result<PyResult<Bound<'_, PyTuple>>> {
+    if task.is_inline() {
+        return Ok(to_python(py, task.message));
+    }
+    let Message { id, code, nanos, .. } = task.message;
+    Ok(with_parts(py, id, code, nanos, task.into_parts()?.into_iter()))
+}
+
+fn with_parts(
+    py: Python<'_>,
+    id: Attempt,
+    code: u8,
+    nanos: u64,
+    mut parts: impl ExactSizeIterator<Item = Part>,
+) -> PyResult<Bound<'_, PyTuple>> {
+    let pickled = match parts.next() {
+        None => PyBytes::new(py, &[]).into_any(),
+        Some(Part::Inline(pickled)) if pickled.len() <= INLINE => PyBytes::new(py, &pickled).into_any(),
+        Some(pickled) => Buffer::new(py, pickled)?.into_any(),
     };
     let buffers = if parts.len() == 0 {
         py.None().into_bound(py)
@@ -85,16 +133,27 @@ pub(super) fn to_python(py: Python<'_>, message: Message) -> PyResult<Bound<'_, 
         let buffers = parts.map(|part| Buffer::new(py, part)).collect::<PyResult<Vec<_>>>()?;
         PyList::new(py, buffers)?.into_any()
     };
-    (message.id.task, message.id.attempt, message.code, message.nanos, pickled, buffers).into_pyobject(py)
+    (id.task, id.attempt, code, nanos, pickled, buffers).into_pyobject(py)
 }
 
 /// Return a copy of a bytes-like object's content.
 pub(super) fn snapshot(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    snapshot_or::<Infallible>(object, |_| None).map(|copy| match copy {
+        Ok(bytes) => bytes,
+    })
+}
+
+/// Return a copy of a bytes-like object's content; or, of more than [`INLINE`] bytes, what `instead` makes of them, if
+/// anything.
+fn snapshot_or<T: Send>(
+    object: &Bound<'_, PyAny>,
+    instead: impl FnOnce(&[u8]) -> Option<T> + Send,
+) -> PyResult<Result<Bytes, T>> {
     let py = object.py();
     if let Ok(bytes) = object.cast::<PyBytes>()
         && bytes.as_bytes().len() <= INLINE
     {
-        return Ok(Bytes::copy_from_slice(bytes.as_bytes()));
+        return Ok(Ok(Bytes::copy_from_slice(bytes.as_bytes())));
     }
     let view = PyBuffer::<u8>::get(object)?;
     if !view.is_c_contiguous() {
@@ -102,12 +161,16 @@ pub(super) fn snapshot(object: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     }
     let (start, len) = (view.buf_ptr() as usize, view.len_bytes());
     if len == 0 {
-        return Ok(Bytes::new());
+        return Ok(Ok(Bytes::new()));
     }
     // SAFETY: `view` lives until this function returns; it keeps the memory alive and its size fixed. If another thread
     // writes to the array meanwhile, the copy is torn, as any pickler's copy would be.
     let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
-    let copy = if len <= INLINE { copied(bytes) } else { py.detach(|| copied(bytes)) };
+    let copy = if len <= INLINE {
+        copied(bytes).map(Ok)
+    } else {
+        py.detach(|| instead(bytes).map_or_else(|| copied(bytes).map(Ok), |instead| Ok(Err(instead))))
+    };
     copy.map_err(|_| no_memory(len))
 }
 
@@ -139,6 +202,30 @@ pub(super) fn parts(pickled: &Bound<'_, PyAny>, buffers: Option<Vec<Bound<'_, Py
     let Some(buffers) = buffers else { return Ok(vec![snapshot(pickled)?]) };
     check_count(&buffers)?;
     std::iter::once(pickled).chain(buffers.iter()).map(snapshot).collect()
+}
+
+/// Return a result whose parts are a pickle and its buffers: copies, or files in memory for the large ones. A part for
+/// which there is no such file is copied.
+pub(super) fn answer(
+    head: Message,
+    pickled: &Bound<'_, PyAny>,
+    buffers: Option<Vec<Bound<'_, PyAny>>>,
+) -> PyResult<Answer> {
+    let buffers = buffers.unwrap_or_default();
+    check_count(&buffers)?;
+    let mut answer = Answer::from(head);
+    for (place, part) in (0..).zip(std::iter::once(pickled).chain(&buffers)) {
+        let may_be_file = answer.files.len() < MAX_BLOBS;
+        let file = |bytes: &[u8]| if bytes.len() < BLOB_BYTES { None } else { SharedFile::of(bytes).ok() };
+        match snapshot_or(part, |bytes| if may_be_file { file(bytes) } else { None })? {
+            Ok(copy) => answer.message.parts.push(copy),
+            Err(file) => {
+                answer.message.blobs.push(BlobPart { place, number: 0, fresh: false, content: None });
+                answer.files.push(file);
+            }
+        }
+    }
+    Ok(answer)
 }
 
 /// Large data that several tasks may have: its content is hashed and kept once, when this is made.

@@ -12,11 +12,11 @@ use crate::node::agent::{self, AgentSpec};
 use crate::node::stdio;
 use crate::node::stripes::StripeListener;
 use crate::node::worker::Worker;
-use crate::python::buffer::{owned, parts, to_python};
+use crate::python::buffer::{answer, owned, parts, task_to_python};
 use crate::python::convert::{core_error, private_key, public_key, seconds, socket, to_dataclass};
 use crate::python::log;
 use crate::transport::server;
-use crate::wire::{Attempt, Message, WorkerHello};
+use crate::wire::{Attempt, Message, Outcome, WorkerHello};
 
 /// Longest time for which a thread that waits for the answer to a note handles no signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
@@ -81,9 +81,19 @@ impl WorkerRuntime {
             Some(task) => Some(task),
             None => py.detach(|| self.worker.next(slot, Duration::from_millis(bound_ms))),
         };
-        if let Some(task) = task
-            && let Err(error) = to_python(py, task).and_then(|task| into.append(task))
-        {
+        let Some(task) = task else { return };
+        let id = task.id();
+        let task = match task_to_python(py, task) {
+            Ok(task) => task,
+            Err(error) => {
+                let text = format!(
+                    "node {}: its worker process has no memory to map data that this task needs ({error})",
+                    self.hello.node
+                );
+                return py.detach(|| self.worker.finish(Message::text(id, Outcome::Crashed, text)));
+            }
+        };
+        if let Err(error) = task.and_then(|task| into.append(task)) {
             // There is no memory for a few bytes. The task has left the queue: the agent learns from the slot table that
             // this process had it.
             error.print(py);
@@ -141,10 +151,9 @@ impl WorkerRuntime {
         pickled: &Bound<'_, PyAny>,
         buffers: Option<Vec<Bound<'_, PyAny>>>,
     ) -> PyResult<()> {
-        let message =
-            Message { id: Attempt { task, attempt }, code, nanos, parts: parts(pickled, buffers)?, blobs: Vec::new() };
-        if let Some(message) = self.worker.try_finish(message) {
-            py.detach(|| self.worker.finish(message));
+        let head = Message { id: Attempt { task, attempt }, code, nanos, ..Message::default() };
+        if let Some(answer) = self.worker.try_finish(answer(head, pickled, buffers)?) {
+            py.detach(|| self.worker.finish(answer));
         }
         Ok(())
     }

@@ -121,3 +121,16 @@ impl OutgoingBlob {
         self.left() == 0
     }
 }
+
+/// Return all parts of a message: those that travel in it, and those that travel apart, each at its place.
+pub fn in_places<T>(inline: impl IntoIterator<Item = T>, apart: impl IntoIterator<Item = (u16, T)>) -> Vec<T> {
+    let mut inline = inline.into_iter();
+    let mut parts = Vec::new();
+    for (place, part) in apart {
+        let before = usize::from(place).saturating_sub(parts.len());
+        parts.extend(inline.by_ref().take(before));
+        parts.push(part);
+    }
+    parts.extend(inline);
+    parts
+}

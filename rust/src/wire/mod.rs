@@ -13,6 +13,7 @@
 //! | `outbox.rs` | what is sent first |
 //! | `flood.rs` | output that waits, bounded: of too much the middle is left out |
 //! | `stream.rs` | an outbox and a decoder on a byte stream |
+//! | `stripe.rs` | further streams that take blobs from the same outbox |
 
 mod blob;
 mod block;
@@ -24,8 +25,9 @@ mod hello;
 mod message;
 mod outbox;
 mod stream;
+mod stripe;
 
-pub use blob::{BlobChunk, BlobPart, Content, MAX_BLOBS, OutgoingBlob};
+pub use blob::{BlobChunk, BlobPart, Content, MAX_BLOBS, OutgoingBlob, in_places};
 pub use block::{MAX_BLOCK, Packer};
 pub use control::{Control, MAX_REASON};
 pub use decoder::{Admit, Decoder, Event, MAX_UNFINISHED, Offer};
@@ -34,4 +36,5 @@ pub use hello::{AgentHello, ClientHello, WorkerHello, WorkerSpec, hello, read_he
 pub use message::{Body, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing};
 pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, Outbox, STDERR, STDOUT};
 pub(crate) use stream::MAX_WRITE;
-pub use stream::{EventReader, FrameSender, Stripe};
+pub use stream::{EventReader, FrameSender};
+pub use stripe::Stripe;

@@ -3,7 +3,6 @@
 //! [`FrameSender`] shares an outbox between the threads that fill it and the one loop that empties it into a stream;
 //! [`EventReader`] reads events. Any `AsyncRead`/`AsyncWrite` will do: an SSH channel, a Unix socket, a pipe.
 
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,10 +15,8 @@ use crate::error::{FrameError, SessionError};
 use crate::locks::lock;
 use crate::text;
 use crate::timing::{PEER_TIMEOUT, wait_step};
-use crate::wire::block::Packer;
 use crate::wire::control::Control;
 use crate::wire::decoder::{Decoder, Event, Offer};
-use crate::wire::header::put_preamble;
 use crate::wire::hello::MAX_SENTENCE;
 use crate::wire::outbox::{FULL_BLOCK, Outbox};
 
@@ -32,12 +29,12 @@ pub(crate) const MAX_WRITE: usize = 32 * 1024;
 /// An outbox shared with the loop that sends it, and what a session's two directions must know of each other.
 #[derive(Debug, Default)]
 pub struct FrameSender {
-    outbox: Mutex<Outbox>,
+    pub(super) outbox: Mutex<Outbox>,
     wake: Notify,
     /// Stripes that are open, and those who wait for blobs. Not 0: `wake_stripes` is to be notified.
-    striping: AtomicUsize,
+    pub(super) striping: AtomicUsize,
     /// Notified when there may be blobs to send.
-    wake_stripes: Notify,
+    pub(super) wake_stripes: Notify,
     /// Bytes that [`FrameSender::run`] wrote to the stream.
     sent: AtomicU64,
     /// Bytes that the reader of the same session read from the stream: see [`EventReader::of_session`].
@@ -69,32 +66,6 @@ impl FrameSender {
         }
     }
 
-    /// Wait until blobs of so many bytes are to be sent.
-    pub async fn blobs_wait(&self, bytes: usize) {
-        let _counted = Counted::new(&self.striping);
-        self.find(|outbox| outbox.blob_bytes() >= bytes).await;
-    }
-
-    /// Return a stripe: from now on blobs are sent by it and by other stripes alone.
-    pub fn stripe(&self) -> Stripe<'_> {
-        lock(&self.outbox).open_stripe();
-        Stripe { sender: self, _counted: Counted::new(&self.striping), is_used: false }
-    }
-
-    /// Look into the outbox until `found`, again whenever something was added.
-    async fn find(&self, mut found: impl FnMut(&mut Outbox) -> bool) {
-        let mut woken = std::pin::pin!(self.wake_stripes.notified());
-        loop {
-            // Before the look: what is added after it then ends the wait.
-            woken.as_mut().enable();
-            if found(&mut lock(&self.outbox)) {
-                return;
-            }
-            woken.as_mut().await;
-            woken.set(self.wake_stripes.notified());
-        }
-    }
-
     /// Return the bytes that were ever written to the stream, and those that the session's reader read from it.
     pub fn traffic(&self) -> (u64, u64) {
         (self.sent.load(Relaxed), self.received.load(Relaxed))
@@ -123,7 +94,7 @@ impl FrameSender {
     }
 
     /// Write bytes to a stream, which may take nothing for `bound`; then shut its sending side down if `finished`.
-    async fn write(
+    pub(super) async fn write(
         &self,
         stream: &mut (impl AsyncWrite + Unpin),
         bytes: &[u8],
@@ -150,70 +121,6 @@ impl FrameSender {
                 Err(_) => waited += step,
             }
         }
-    }
-}
-
-/// A part of a count, for as long as this lives.
-#[derive(Debug)]
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A further stream to the peer of a [`FrameSender`], which carries blobs. Dropped when the stream has ended.
-#[derive(Debug)]
-pub struct Stripe<'a> {
-    sender: &'a FrameSender,
-    _counted: Counted<'a>,
-    is_used: bool,
-}
-
-impl Stripe<'_> {
-    /// Write blobs to `stream` for as long as there are any; then wait for more.
-    ///
-    /// # Errors
-    /// As [`FrameSender::run`].
-    pub async fn run(
-        &mut self,
-        mut stream: impl AsyncWrite + Unpin,
-        bound: Option<Duration>,
-    ) -> Result<Infallible, SessionError> {
-        let mut raw = Vec::with_capacity(2 * FULL_BLOCK);
-        let mut out = Vec::with_capacity(2 * FULL_BLOCK);
-        let mut packer = Packer::default();
-        put_preamble(&mut out);
-        loop {
-            self.sender.find(|outbox| outbox.fill_blobs(&mut raw)).await;
-            self.is_used = true;
-            packer.pack(&raw, &mut out);
-            self.sender.write(&mut stream, &out, false, bound).await?;
-            raw.clear();
-            out.clear();
-        }
-    }
-
-    /// Return whether blobs were written to the stream, perhaps not in full: if it ends, they may be lost.
-    #[must_use]
-    pub fn is_used(&self) -> bool {
-        self.is_used
-    }
-}
-
-impl Drop for Stripe<'_> {
-    fn drop(&mut self) {
-        lock(&self.sender.outbox).close_stripe();
-        // What this stripe has left is for the others, or for the sender itself.
-        self.sender.flush();
     }
 }
 

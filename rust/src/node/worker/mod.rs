@@ -10,7 +10,9 @@
 //! | `result_sender.rs` | results that travel together, and answers that never wait |
 //! | `notes.rs` | what tasks tell the client while they run |
 //! | `socket_reader.rs` | events from the agent's socket |
+//! | `blobs.rs` | the data that tasks share, mapped for each of them |
 
+pub mod blobs;
 mod notes;
 mod result_sender;
 mod socket_reader;
@@ -26,7 +28,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use self::blobs::{BlobTable, Task};
 use self::notes::Notes;
+pub use self::result_sender::Answer;
 use self::result_sender::{ResultSender, Unsent};
 use self::socket_reader::SocketReader;
 use self::task_queue::{Found, TaskQueue};
@@ -84,10 +88,14 @@ fn end_group() -> ! {
 /// Write to standard error why this process ends, for the error that names its death. If the agent is gone, nobody reads
 /// it.
 fn explain(result: Result<(), SessionError>) {
-    if let Err(SessionError::Io(error)) = result {
-        let _ =
-            writeln!(std::io::stderr(), "this worker lost the connection to its agent, did a task close it? {error}");
-    }
+    let text = match result {
+        Err(SessionError::Io(error)) => {
+            format!("this worker lost the connection to its agent, did a task close it? {error}")
+        }
+        Err(SessionError::Frame(error)) => format!("this worker cannot go on: {error}"),
+        _ => return,
+    };
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Ends the process group with the thread that holds it, however that ends.
@@ -133,7 +141,7 @@ impl Worker {
         })?;
         spawn("skyward-writer").spawn(move || {
             let _end = EndGroup;
-            explain(writing.shared.results.write(socket));
+            explain(writing.shared.results.write(&socket));
         })?;
         spawn("skyward-watchdog").spawn(move || watchdog.watch())?;
         Ok((worker, setup))
@@ -151,18 +159,18 @@ impl Worker {
 
     /// Return the next task for the thread of this slot if there is one, without waiting.
     #[must_use]
-    pub fn try_next(&self, slot: usize) -> Option<Message> {
+    pub fn try_next(&self, slot: usize) -> Option<Task> {
         let task = self.shared.tasks.try_take(slot)?;
-        self.begin(slot, task.id);
+        self.begin(slot, task.id());
         Some(task)
     }
 
     /// Return the next task for the thread of this slot, waiting at most `bound`.
     #[must_use]
-    pub fn next(&self, slot: usize, bound: Duration) -> Option<Message> {
+    pub fn next(&self, slot: usize, bound: Duration) -> Option<Task> {
         self.shared.table.set(slot, None);
         let task = self.shared.tasks.take(slot, bound)?;
-        self.begin(slot, task.id);
+        self.begin(slot, task.id());
         Some(task)
     }
 
@@ -224,34 +232,35 @@ impl Worker {
     }
 
     /// Hand in a result, once. Waits while more than 64 MiB of earlier ones are unsent.
-    pub fn finish(&self, message: Message) {
+    pub fn finish(&self, answer: impl Into<Answer>) {
+        let answer = answer.into();
         // Whether the agent takes results in time is not this task's doing.
-        if let Some(slot) = self.shared.tasks.slot(message.id.task) {
+        if let Some(slot) = self.shared.tasks.slot(answer.message.id.task) {
             self.shared.table.stop(slot);
         }
-        self.hand_in(self.shared.results.room(), message);
+        self.hand_in(self.shared.results.room(), answer);
     }
 
     /// Hand in a result, or return it where [`Worker::finish`] would wait.
     #[must_use]
-    pub fn try_finish(&self, message: Message) -> Option<Message> {
+    pub fn try_finish(&self, answer: Answer) -> Option<Answer> {
         match self.shared.results.try_room() {
             Some(room) => {
-                self.hand_in(room, message);
+                self.hand_in(room, answer);
                 None
             }
-            None => Some(message),
+            None => Some(answer),
         }
     }
 
-    fn hand_in(&self, room: MutexGuard<'_, Unsent>, message: Message) {
+    fn hand_in(&self, room: MutexGuard<'_, Unsent>, answer: Answer) {
         // A task that was handed in before has ended.
-        let Some((slot, waiting)) = self.shared.tasks.end(message.id.task) else { return };
+        let Some((slot, waiting)) = self.shared.tasks.end(answer.message.id.task) else { return };
         if self.shared.timed {
             // What clears up behind a task, such as a result's `__del__`, has as long as the task had.
             self.shared.table.restart(slot);
         }
-        self.shared.results.send_result(room, message, waiting);
+        self.shared.results.send_result(room, answer, waiting);
     }
 
     /// Send the agent the end of a task that no thread of this process has run.
@@ -265,18 +274,28 @@ impl Worker {
 
     fn read(&self, mut reader: SocketReader) -> Result<(), SessionError> {
         let mut boost = 1;
+        let mut blobs = BlobTable::default();
         loop {
             match reader.next(|| self.shared.tasks.wake_idle(&mut boost))? {
                 Event::Message(Body::Task, task) => {
                     let id = task.id;
-                    if !self.shared.tasks.push(task) {
-                        self.end_unrun(Message::cancelled(id));
+                    match blobs.find(task).map(|task| self.shared.tasks.push(task)) {
+                        Some(true) => {}
+                        Some(false) => self.end_unrun(Message::cancelled(id)),
+                        None => {
+                            let text = "data that this task needs did not come to its worker process".to_owned();
+                            self.end_unrun(Message::text(id, Outcome::Crashed, text));
+                        }
                     }
                 }
                 Event::NoMemory(Body::Task, id, size) => {
                     let text = format!("a worker process has no memory for a task of {size} bytes");
                     self.end_unrun(Message::text(id, Outcome::Crashed, text));
                 }
+                Event::Control(Control::Descriptor { number, size }) => {
+                    blobs.add(number, size, reader.descriptor()?)?;
+                }
+                Event::Control(Control::Forget(numbers)) => blobs.forget(&numbers),
                 Event::Control(control) => self.on_control(control),
                 Event::Message(..) | Event::Chunk(_) | Event::Skipped(..) | Event::NoMemory(..) => {}
             }
@@ -297,6 +316,7 @@ impl Worker {
                 let waited = self.shared.tasks.recall(id);
                 self.answer(if waited { Control::GivenBack(id) } else { Control::RecallRefused(id) });
             }
+            Control::Received { bytes } => self.shared.results.taken(bytes),
             Control::NoteAnswer { note, error } => self.send_notes(self.shared.notes.answer(note, error)),
             Control::Goodbye(_) => {
                 *lock(&self.shared.lease) = Instant::now() + EXIT_LEASE;

@@ -1,15 +1,17 @@
 //! What a worker process sends to its agent: results, which travel together while short tasks follow one another, and
 //! answers, which never wait.
 
-use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::error::SessionError;
 use crate::locks::{lock, wait_timeout_while, wait_while};
+use crate::node::descriptors;
+use crate::node::memory_file::SharedFile;
 use crate::timing::WORKER_BACKLOG;
-use crate::wire::{Body, Message, Outbox};
+use crate::wire::{Body, Control, Message, Outbox};
 
 /// How long the result of a short task may wait for the next task's while more tasks are queued.
 const LINGER: Duration = Duration::from_micros(300);
@@ -17,6 +19,22 @@ const LINGER: Duration = Duration::from_micros(300);
 const SHORT_TASK_NANOS: u64 = 200_000;
 /// So many results are sent without waiting for more; a quarter of the tasks that wait if those are more.
 const MIN_RESULT_BATCH: usize = 4;
+
+/// Files whose descriptors may wait to be sent.
+const MAX_UNSENT_FILES: usize = 128;
+
+/// A result, and the files that its blobs are, in their order.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub message: Message,
+    pub files: Vec<SharedFile>,
+}
+
+impl From<Message> for Answer {
+    fn from(message: Message) -> Self {
+        Self { message, files: Vec::new() }
+    }
+}
 
 /// What is to be sent.
 #[derive(Debug, Default)]
@@ -26,6 +44,21 @@ pub struct Unsent {
     urgent: bool,
     /// How much was put into the outbox since it was empty.
     batch: usize,
+    /// The files of results in the outbox, whose descriptors are sent with the next block.
+    files: Vec<OwnedFd>,
+    /// The bytes of all files that were put here.
+    handed: u64,
+    /// Those of them that the agent has taken.
+    taken: u64,
+}
+
+impl Unsent {
+    /// Return whether the thread that ends a task has to wait before its result is added.
+    fn is_full(&self) -> bool {
+        self.outbox.bytes() > WORKER_BACKLOG
+            || self.handed.saturating_sub(self.taken) > WORKER_BACKLOG as u64
+            || self.files.len() > MAX_UNSENT_FILES
+    }
 }
 
 /// See the module's text.
@@ -44,23 +77,38 @@ impl ResultSender {
         self.add(lock(&self.unsent), true, add);
     }
 
-    /// Lock for [`ResultSender::send_result`]. Waits while more than [`WORKER_BACKLOG`] bytes are unsent.
+    /// Lock for [`ResultSender::send_result`]. Waits while more than [`WORKER_BACKLOG`] bytes are unsent, or in files that
+    /// the agent has not taken.
     pub fn room(&self) -> MutexGuard<'_, Unsent> {
-        let unsent = lock(&self.unsent);
-        let full = |unsent: &mut Unsent| unsent.outbox.bytes() > WORKER_BACKLOG;
-        wait_while(&self.result_sent, unsent, full)
+        wait_while(&self.result_sent, lock(&self.unsent), |unsent| unsent.is_full())
     }
 
     /// As [`ResultSender::room`], but returns nothing where that would wait.
     pub fn try_room(&self) -> Option<MutexGuard<'_, Unsent>> {
-        Some(lock(&self.unsent)).filter(|unsent| unsent.outbox.bytes() <= WORKER_BACKLOG)
+        Some(lock(&self.unsent)).filter(|unsent| !unsent.is_full())
     }
 
     /// Send a result, together with the next ones if its task was short and others wait.
-    pub fn send_result(&self, unsent: MutexGuard<'_, Unsent>, result: Message, waiting: usize) {
+    pub fn send_result(&self, mut unsent: MutexGuard<'_, Unsent>, answer: Answer, waiting: usize) {
+        let Answer { message: result, files } = answer;
         let urgent =
             waiting == 0 || result.nanos > SHORT_TASK_NANOS || unsent.batch + 1 >= MIN_RESULT_BATCH.max(waiting / 4);
-        self.add(unsent, urgent, |outbox| outbox.message(Body::Result, result));
+        let sizes: Vec<_> = files.iter().map(|file| file.size() as u64).collect();
+        unsent.handed += sizes.iter().sum::<u64>();
+        unsent.files.extend(files.into_iter().map(OwnedFd::from));
+        self.add(unsent, urgent, |outbox| {
+            let number = result.id.task;
+            for size in sizes {
+                outbox.control(Control::Descriptor { number, size });
+            }
+            outbox.message(Body::Result, result);
+        });
+    }
+
+    /// Note how many bytes of files the agent has taken in all.
+    pub fn taken(&self, bytes: u64) {
+        lock(&self.unsent).taken = bytes;
+        self.result_sent.notify_all();
     }
 
     /// Add to what is sent. The writer sends at once what is urgent, anything else after [`LINGER`] at the latest.
@@ -76,17 +124,18 @@ impl ResultSender {
     }
 
     /// Write what is to be sent to the socket, until that fails.
-    pub fn write(&self, mut socket: UnixStream) -> Result<(), SessionError> {
+    pub fn write(&self, socket: &UnixStream) -> Result<(), SessionError> {
         let mut out = Vec::new();
         loop {
             out.clear();
-            self.fill(&mut out)?;
-            socket.write_all(&out)?;
+            let files = self.fill(&mut out)?;
+            descriptors::write_all(socket, &out, &files)?;
         }
     }
 
-    /// Wait for something to send, and for more if it is not urgent, then take a block of it.
-    fn fill(&self, out: &mut Vec<u8>) -> Result<(), SessionError> {
+    /// Wait for something to send, and for more if it is not urgent, then take a block of it. Returns the descriptors that
+    /// leave with it: those of all results that wait, as their frames may be in this block.
+    fn fill(&self, out: &mut Vec<u8>) -> Result<Vec<OwnedFd>, SessionError> {
         let unsent = wait_while(&self.result_ready, lock(&self.unsent), |unsent| unsent.outbox.is_empty());
         let mut unsent = wait_timeout_while(&self.result_ready, unsent, LINGER, |unsent| !unsent.urgent);
         unsent.outbox.fill(out)?;
@@ -97,9 +146,10 @@ impl ResultSender {
             // More than a block: there is nothing to wait for.
             unsent.urgent = true;
         }
-        if unsent.outbox.bytes() <= WORKER_BACKLOG {
+        let files = std::mem::take(&mut unsent.files);
+        if !unsent.is_full() {
             self.result_sent.notify_all();
         }
-        Ok(())
+        Ok(files)
     }
 }

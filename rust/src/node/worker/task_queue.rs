@@ -8,14 +8,15 @@ use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::locks::{lock, wait_timeout_while};
-use crate::wire::{Attempt, Message};
+use crate::node::worker::blobs::Task;
+use crate::wire::Attempt;
 
 /// How long tasks may wait for a running thread before an idle one is woken.
 const WAKE_DELAY: Duration = Duration::from_micros(200);
 
 #[derive(Debug)]
 struct Tasks {
-    waiting: VecDeque<Message>,
+    waiting: VecDeque<Task>,
     /// The tasks that run, by their numbers, and the slot of each.
     running: HashMap<u64, usize>,
     /// Tasks that were cancelled before they arrived, because control frames overtake messages.
@@ -31,19 +32,19 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn take(&mut self, slot: usize) -> Option<Message> {
+    fn take(&mut self, slot: usize) -> Option<Task> {
         if self.closed {
             return None;
         }
         let task = self.waiting.pop_front()?;
-        self.running.insert(task.id.task, slot);
+        self.running.insert(task.id().task, slot);
         self.taken += 1;
         self.taken_at = Instant::now();
         Some(task)
     }
 
     fn take_out(&mut self, task: u64) -> bool {
-        let at = self.waiting.iter().rposition(|m| m.id.task == task);
+        let at = self.waiting.iter().rposition(|waiting| waiting.id().task == task);
         at.and_then(|at| self.waiting.remove(at)).is_some()
     }
 }
@@ -84,9 +85,9 @@ impl TaskQueue {
     }
 
     /// Append a task that has arrived. Returns false if it was cancelled before: it is not run then.
-    pub fn push(&self, task: Message) -> bool {
+    pub fn push(&self, task: Task) -> bool {
         let mut tasks = lock(&self.tasks);
-        if tasks.cancelled_in_advance.remove(&task.id.task) {
+        if tasks.cancelled_in_advance.remove(&task.id().task) {
             return false;
         }
         tasks.waiting.push_back(task);
@@ -101,13 +102,13 @@ impl TaskQueue {
 
     /// Return the next task for this slot's thread, if one waits.
     #[must_use]
-    pub fn try_take(&self, slot: usize) -> Option<Message> {
+    pub fn try_take(&self, slot: usize) -> Option<Task> {
         lock(&self.tasks).take(slot)
     }
 
     /// Return the next task for this slot's thread, waiting at most `bound`.
     #[must_use]
-    pub fn take(&self, slot: usize, bound: Duration) -> Option<Message> {
+    pub fn take(&self, slot: usize, bound: Duration) -> Option<Task> {
         let mut tasks = lock(&self.tasks);
         if tasks.waiting.is_empty() {
             tasks.idle += 1;

@@ -1,0 +1,64 @@
+//! The answer to the client's hello: what this node is, and whether it serves the client.
+
+use std::collections::BTreeMap;
+
+use crate::node::limits::memory;
+use crate::wire::{AgentHello, ClientHello};
+
+/// What an agent must be told that it cannot find out.
+#[derive(Debug, Clone)]
+pub struct AgentSpec {
+    /// The command that starts a worker; its standard input is the socket to us.
+    pub worker: Vec<String>,
+    /// The version of our package.
+    pub version: String,
+    /// The node's Python, "3.11".
+    pub python: String,
+    /// Names this life of the agent.
+    pub epoch: String,
+    /// The node's distributions: normalized name → version.
+    pub packages: BTreeMap<String, String>,
+}
+
+/// Return why a client is not served, if it is not.
+pub fn refusal(client: &ClientHello, spec: &AgentSpec, differences: &[String]) -> Option<String> {
+    if client.python != spec.python {
+        Some(format!(
+            "the client runs Python {}, this node Python {}: functions pickled by one do not run in the other",
+            client.python, spec.python
+        ))
+    } else if client.strict && !differences.is_empty() {
+        Some(format!("its environment is not the client's, and strict_env=True: {}", differences.join("; ")))
+    } else {
+        None
+    }
+}
+
+/// Return what the client is told of this node.
+pub fn answer(spec: &AgentSpec, differences: Vec<String>) -> AgentHello {
+    AgentHello {
+        version: spec.version.clone(),
+        python: spec.python.clone(),
+        epoch: spec.epoch.clone(),
+        cores: cores(),
+        pid: std::process::id(),
+        memory: memory(),
+        stripes: None,
+        differences,
+    }
+}
+
+/// Return the packages that the client has and this node has not, or in another version; a sentence for each.
+pub fn differences(client: &ClientHello, spec: &AgentSpec) -> Vec<String> {
+    let differs = |(name, wanted): (&String, &String)| match spec.packages.get(name) {
+        None => Some(format!("{name} {wanted} is missing")),
+        Some(found) if found != wanted => Some(format!("{name} is {found}, not {wanted}")),
+        Some(_) => None,
+    };
+    client.packages.iter().filter_map(differs).collect()
+}
+
+/// Return the cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

@@ -11,7 +11,7 @@ use skyward_lite::node::actions::{Action, Exit, Input};
 use skyward_lite::node::state::{Settings, State, TICK};
 use skyward_lite::node::workers::{ABORT_GRACE, MAX_EARLY_DEATHS, RETIREMENT, SPARE_DELAY, SPARE_RETRY};
 use skyward_lite::timing::{NOTE_CREDIT, PEER_TIMEOUT};
-use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
+use skyward_lite::wire::{Attempt, BlobPart, Body, Control, Event, Message, Offer, Outcome};
 
 const LEASE: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
@@ -40,6 +40,16 @@ fn task(task: u64) -> Message {
 
 fn sized(task: u64, size: usize) -> Message {
     Message { id: id(task), parts: vec![Bytes::from(vec![0; size])], ..Message::default() }
+}
+
+/// A task that names these blobs.
+fn naming(task: u64, blobs: &[u64]) -> Message {
+    let part = |(place, number): (u16, &u64)| BlobPart { place, number: *number, fresh: false, content: None };
+    Message { id: id(task), blobs: (0..).zip(blobs).map(part).collect(), ..Message::default() }
+}
+
+fn pass(worker: usize, blob: u64) -> Action {
+    Action::Pass(worker, blob)
 }
 
 fn exit(running: &[u64]) -> Exit {
@@ -100,6 +110,11 @@ impl Node {
     /// The client sends tasks of these numbers.
     fn submit(&mut self, tasks: impl IntoIterator<Item = u64>) -> Vec<Action> {
         self.handle(Input::Client(&mut tasks.into_iter().map(|n| Event::Message(Body::Task, task(n))).collect()))
+    }
+
+    /// The client sends a task that names these blobs.
+    fn submit_naming(&mut self, task: u64, blobs: &[u64]) -> Vec<Action> {
+        self.client(Event::Message(Body::Task, naming(task, blobs)))
     }
 
     fn worker(&mut self, worker: usize, event: Event) -> Vec<Action> {
@@ -742,6 +757,91 @@ fn messages_without_memory_are_answered() {
     }
 }
 
+// ----------------------------------------------------------------------------------------------------------- blobs
+
+/// A task waits for the last of its blobs, and tasks without blobs do not wait for it. Each worker gets each descriptor
+/// once, ahead of the first task that names the blob.
+#[test]
+fn tasks_wait_for_their_blobs() {
+    let mut node = Node::ready(settings(2, 1));
+    let assign = |worker, n, blobs: &[u64]| Action::Assign(worker, naming(n, blobs));
+    assert_eq!(node.submit_naming(0, &[7, 8, 7]), []);
+    assert_eq!(node.submit_naming(0, &[7, 8, 7]), []);
+    assert_eq!(node.submit([1]), [assign(1, 1, &[])]);
+    assert_eq!(node.handle(Input::BlobComplete(7)), []);
+    assert_eq!(node.state.counts(), (2, 0));
+    assert_eq!(node.handle(Input::BlobComplete(8)), [pass(2, 7), pass(2, 8), assign(2, 0, &[7, 8, 7])]);
+    assert_eq!(node.result(1, task(1)), [deliver(task(1))]);
+    assert_eq!(node.submit_naming(2, &[8]), [pass(1, 8), assign(1, 2, &[8])]);
+    assert_eq!(node.result(1, task(2)), [deliver(task(2))]);
+    assert_eq!(node.submit_naming(3, &[8]), [assign(1, 3, &[8])]);
+    // A worker in the place of another one has nothing.
+    assert_eq!(node.exit(1, &[]), [Action::Start(3)]);
+    assert_eq!(node.hello(3), [pass(3, 8), assign(3, 3, &[8])]);
+}
+
+/// What the client does not want any more need not wait for its blobs to arrive.
+#[test]
+fn tasks_that_wait_for_blobs_can_be_taken_back() {
+    let mut node = Node::ready(settings(1, 4));
+    (0..4).for_each(|n| drop(node.submit_naming(n, &[7])));
+    assert_eq!(node.ask(Control::Cancel(id(0))), [cancelled(0)]);
+    assert_eq!(node.ask(Control::Abort(id(1))), [cancelled(1)]);
+    assert_eq!(node.ask(Control::Recall(id(2))), [Action::Reply(Control::GivenBack(id(2)))]);
+    assert_eq!(node.handle(Input::BlobComplete(7)), [pass(1, 7), Action::Assign(1, naming(3, &[7]))]);
+    node.ask(Control::Cancel(id(4)));
+    assert_eq!(node.submit_naming(4, &[9]), [cancelled(4)]);
+}
+
+/// A blob that cannot be stored ends the tasks that name it, those that come later as well, until it is forgotten; the client
+/// hears of it once.
+#[test]
+fn tasks_without_their_blobs_crash() {
+    let mut node = Node::ready(settings(1, 4));
+    node.submit_naming(0, &[7, 8]);
+    let lost = Action::Reply(Control::BlobLost { number: 7 });
+    let failed = node.handle(Input::BlobFailed(7, "no room".to_owned()));
+    assert_eq!(failed, [lost, crashed(0, "node n: no room")]);
+    assert_eq!(node.submit_naming(1, &[7]), [crashed(1, "node n: no room")]);
+    assert_eq!(node.handle(Input::BlobComplete(8)), []);
+    assert_eq!(node.ask(Control::Forget(vec![7])), []);
+    assert_eq!(node.state.counts(), (0, 0));
+}
+
+/// A blob that is forgotten is freed here and in the workers that have it. A task that names it all the same ends.
+#[test]
+fn forgotten_blobs_are_freed() {
+    let why = "the client told the node to forget data that this task needs";
+    let mut node = Node::ready(settings(2, 1));
+    let forget = |worker, blob| Action::Tell(worker, Control::Forget(vec![blob]));
+    node.handle(Input::BlobComplete(7));
+    node.submit_naming(0, &[7]);
+    node.submit_naming(1, &[]);
+    assert_eq!(node.submit_naming(2, &[7]), []);
+    assert_eq!(node.submit_naming(3, &[8]), []);
+    let freed = [forget(1, 7), Action::DropBlob(7), Action::DropBlob(8), crashed(3, why)];
+    assert_eq!(node.ask(Control::Forget(vec![7, 8])), freed);
+    assert_eq!(node.result(2, task(1)), [deliver(task(1)), crashed(2, why)]);
+    assert_eq!(node.state.counts(), (1, 0));
+}
+
+/// A crash suspect's own process gets the blobs that the suspect names.
+#[test]
+fn suspects_get_their_blobs() {
+    let mut node = Node::ready(settings(1, 2));
+    node.handle(Input::BlobComplete(7));
+    node.submit_naming(0, &[7]);
+    node.submit_naming(1, &[7]);
+    let started = node.exit(1, &[0, 1]);
+    assert_eq!(started, [Action::Start(2), Action::Start(3), Action::Start(4)]);
+    let actions: Vec<_> = (2..=4).flat_map(|worker| node.hello(worker)).collect();
+    for (worker, n) in [(3, 0), (4, 1)] {
+        let at = actions.iter().position(|action| *action == pass(worker, 7)).expect("not passed");
+        let next = actions.get(at + 1);
+        assert_eq!(next, Some(&Action::Assign(worker, naming(n, &[7]))), "{actions:?}");
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------ any order
 
 /// A worker process as `worker.rs` has it, whose messages take their time both ways.
@@ -752,6 +852,8 @@ struct Process {
     queue: VecDeque<u64>,
     running: Vec<(u64, Instant)>,
     cancelled_in_advance: HashSet<u64>,
+    /// The blobs of which it has descriptors.
+    blobs: HashSet<u64>,
     greeted: bool,
     killed: bool,
 }
@@ -769,6 +871,7 @@ impl Process {
                 Event::Message(Body::Result, Message::cancelled(task.id))
             }
             Some(Event::Message(_, task)) => {
+                assert!(task.blobs.iter().all(|blob| self.blobs.contains(&blob.number)), "no descriptor: {task:?}");
                 self.queue.push_back(task.id.task);
                 return true;
             }
@@ -787,6 +890,14 @@ impl Process {
             } else {
                 Control::RecallRefused(id)
             }),
+            Some(Event::Control(Control::Descriptor { number, .. })) => {
+                assert!(self.blobs.insert(number), "blob {number} is passed twice");
+                return true;
+            }
+            Some(Event::Control(Control::Forget(blobs))) => {
+                assert!(blobs.iter().all(|blob| self.blobs.remove(blob)), "{blobs:?} were not here");
+                return true;
+            }
             Some(_) => return true,
         };
         self.to_agent.push_back(answer);
@@ -812,6 +923,16 @@ impl Process {
     }
 }
 
+/// A blob as the client and the node's files have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blob {
+    Arriving,
+    Complete,
+    /// There was no room for it.
+    Lost,
+    Forgotten,
+}
+
 /// A node with a client and processes that do anything in any order.
 struct World {
     node: Node,
@@ -824,6 +945,12 @@ struct World {
     unacknowledged: Vec<u64>,
     /// Tasks that ran in some process at its end.
     ran_at_an_end: HashSet<u64>,
+    /// All blobs that the client began to send, by their numbers.
+    blobs: Vec<Blob>,
+    /// Which blobs each task names.
+    named: HashMap<u64, Vec<u64>>,
+    /// Blobs that the client forgot although tasks named them.
+    betrayed: HashSet<u64>,
     /// So many of the next starts fail.
     failing: u8,
     stopped: bool,
@@ -843,6 +970,9 @@ impl World {
             ends: HashMap::new(),
             unacknowledged: Vec::new(),
             ran_at_an_end: HashSet::new(),
+            blobs: Vec::new(),
+            named: HashMap::new(),
+            betrayed: HashSet::new(),
             failing: 0,
             stopped: false,
             was_full: false,
@@ -877,12 +1007,25 @@ impl World {
                 Action::Deliver(_, result) => {
                     let task = result.id.task;
                     let is_blamed = result.code == Outcome::Crashed as u8;
+                    let lacks = |blob: &u64| {
+                        self.blobs[usize::try_from(*blob).unwrap()] == Blob::Lost || self.betrayed.contains(blob)
+                    };
+                    let is_blamed = is_blamed && !self.named.get(&task).is_some_and(|blobs| blobs.iter().any(lacks));
                     assert!(!is_blamed || self.ran_at_an_end.contains(&task), "blamed, and did not run: {result:?}");
                     self.unacknowledged.push(task);
                     assert_eq!(self.ends.insert(task, "result"), None, "task {task} ends twice");
                 }
                 Action::Reply(Control::GivenBack(id)) => {
                     assert_eq!(self.ends.insert(id.task, "given back"), None, "task {} ends twice", id.task);
+                }
+                Action::Pass(worker, number) => {
+                    assert_eq!(self.blobs[usize::try_from(number).unwrap()], Blob::Complete);
+                    let process = self.processes.get_mut(&worker).expect("nobody to have it");
+                    let control = Control::Descriptor { number, size: 1 };
+                    process.to_worker.push_back(Event::Control(control));
+                }
+                Action::DropBlob(number) => {
+                    assert_eq!(self.blobs[usize::try_from(number).unwrap()], Blob::Forgotten);
                 }
                 Action::Stop(_) => self.stopped = true,
                 Action::ReadWorkers => reads_again = true,
@@ -905,6 +1048,52 @@ impl World {
         self.next += 1;
         let actions = self.node.submit([self.next - 1]);
         self.obey(actions);
+    }
+
+    /// Send a task that names a new blob, or one of those that the client has not forgotten, or both.
+    fn submit_naming(&mut self, which: u8, more: u8) {
+        let old = usize::from(which) % self.blobs.len().max(1);
+        let mut named = Vec::new();
+        if !more.is_multiple_of(3) && self.blobs.get(old).is_some_and(|blob| *blob != Blob::Forgotten) {
+            named.push(old as u64);
+        }
+        if !more.is_multiple_of(2) || named.is_empty() {
+            named.push(self.blobs.len() as u64);
+            self.blobs.push(Blob::Arriving);
+        }
+        self.next += 1;
+        self.named.insert(self.next - 1, named.clone());
+        let actions = self.node.submit_naming(self.next - 1, &named);
+        self.obey(actions);
+    }
+
+    /// The rest of a blob arrives, and is stored or not.
+    fn bring(&mut self, blob: usize, is_lost: bool) {
+        if self.blobs.get(blob) == Some(&Blob::Arriving) {
+            let number = blob as u64;
+            self.blobs[blob] = if is_lost { Blob::Lost } else { Blob::Complete };
+            let no_room = Input::BlobFailed(number, "no room".to_owned());
+            let actions = self.node.handle(if is_lost { no_room } else { Input::BlobComplete(number) });
+            self.obey(actions);
+        }
+    }
+
+    /// The client forgets a blob: one that no task needs, or any at all if the client is broken.
+    fn forget(&mut self, blob: usize, is_broken: bool) {
+        let number = blob as u64;
+        let needs = |(task, blobs): (&u64, &Vec<u64>)| blobs.contains(&number) && !self.ends.contains_key(task);
+        let is_needed = self.named.iter().any(needs);
+        if self.blobs.get(blob).is_none_or(|blob| *blob == Blob::Forgotten) || (is_needed && !is_broken) {
+            return;
+        }
+        if is_needed {
+            self.betrayed.insert(number);
+        }
+        if self.blobs[blob] != Blob::Lost {
+            self.blobs[blob] = Blob::Forgotten;
+        }
+        self.ask(Control::Forget(vec![number]));
+        self.blobs[blob] = Blob::Forgotten;
     }
 
     /// Hand what a process sent to the agent, unless that does not read.
@@ -974,7 +1163,7 @@ impl World {
         let task = id(u64::from(which) % (self.next + 1));
         let (slots, now, large) = (self.slots, self.node.now, self.large.clone());
         let mut process = self.processes.get_mut(&worker);
-        match deed % 24 {
+        match deed % 28 {
             0..4 => self.submit(),
             4 => self.greet(worker),
             5..8 => (0..=more % 4).for_each(|_| _ = process.as_mut().map(|process| process.receive())),
@@ -990,6 +1179,9 @@ impl World {
             }
             20 => self.failing = u8::from(more > 252),
             21 => self.tick(Duration::from_millis(u64::from(more) * 10)),
+            24 | 25 => self.submit_naming(which, more),
+            26 => self.bring(usize::from(which) % self.blobs.len().max(1), more % 8 == 0),
+            27 => self.forget(usize::from(which) % self.blobs.len().max(1), more % 8 == 0),
             _ => {
                 let taken = self.unacknowledged.split_off(self.unacknowledged.len() / 2);
                 self.ask(Control::Acknowledge(taken.into_iter().map(id).collect()));
@@ -1000,6 +1192,7 @@ impl World {
     /// Let everything go its way without further trouble.
     fn finish(&mut self) {
         self.failing = 0;
+        (0..self.blobs.len()).for_each(|blob| self.bring(blob, false));
         for _ in 0..10_000 {
             let heartbeat = Control::Heartbeat { nonce: 0, lease_ms: 60_000 };
             self.ask(heartbeat);
@@ -1030,7 +1223,7 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
-    /// In any order of submits, cancels, aborts, recalls, late answers, crashes, failed starts, timeouts and
+    /// In any order of submits, blobs, cancels, aborts, recalls, late answers, crashes, failed starts, timeouts and
     /// acknowledgements, each task is in one place and ends once, all credit is counted, and only tasks that ran are blamed.
     #[test]
     fn every_task_ends_once(

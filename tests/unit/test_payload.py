@@ -9,7 +9,9 @@ import threading
 import numpy as np
 import pytest
 from skyward_lite import PayloadTooLargeError, RemoteError, RemoteTraceback
-from skyward_lite.pickling import exceptions, payload
+from skyward_lite.pickling import batches, exceptions, payload
+from skyward_lite.pickling.handles import Handles
+from skyward_lite.pickling.pickler import Shared
 
 
 def test_values_round_trip(encoder):
@@ -174,3 +176,139 @@ def test_reentrant_pickling(encoder):
     before, inner, after = payload.loads(pickled, buffers)
     assert (before, after) == ("before", "after")
     assert pickle.loads(inner) == ["inner"]
+
+
+# ------------------------------------------------------------------------------------------------ large values apart
+
+
+def texts(word: str) -> list[str]:
+    """Return a list whose pickle is larger than 64 KiB."""
+    return [f"{word} {i}" for i in range(8_000)]
+
+
+def sent(encoder: payload.Encoder, *args, **kwargs):
+    """Return the call as it arrives, and the contents of the buffers that travel beside its pickle."""
+    pickled, buffers = batches.dump_call(encoder, (max, args, kwargs))
+    function, *arrived = payload.loads(pickled, buffers)
+    assert function is max
+    return arrived, list(map(bytes, buffers or ()))
+
+
+class Held:
+    def __init__(self, content):
+        self.content = content
+
+
+@pytest.mark.parametrize("make", [texts, lambda word: {word: texts(word)}, lambda word: Held(texts(word))])
+def test_large_arguments_have_the_same_bytes_in_every_call(encoder, make):
+    """A large argument is one buffer beside the pickle, equal for equal content whatever the other arguments are."""
+    value = make("a")
+    _, (stream,) = sent(encoder, value)
+    array = np.arange(10_000)
+    for args, kwargs in [((1, value), {}), ((array, [value]), {"key": value}), ((Held(value), value, "text"), {})]:
+        assert stream in sent(encoder, *args, **kwargs)[1]
+    assert sent(encoder, make("b"))[1] != [stream]
+
+
+def test_arguments_share_what_they_share_at_home(encoder):
+    """An object that large and small arguments have in common is one object at the far end, too."""
+    large, small = texts("a"), ["small"]
+    large.append(small)
+    other = {"large": large, "texts": texts("b")}
+    (args, kwargs), _ = sent(encoder, small, other, large, [small], again=large)
+    assert args[1]["large"] is args[2] is kwargs["again"]
+    assert args[0] is args[2][-1] is args[3][0]
+    assert (args, kwargs) == ((small, other, large, [small]), {"again": large})
+
+
+def test_several_large_arguments_settle_on_an_order(encoder):
+    """A large argument that calls share has the same bytes in all from the second on, next to others that change."""
+    shared = texts("shared")
+    calls = [sent(encoder, texts(f"own {i}" * (i + 1)), shared)[1] for i in range(4)]
+    assert len(set.intersection(*map(set, calls[1:]))) == 1
+
+
+@pytest.mark.parametrize("text", [b"\xff" * 100_000, "é\ud800" * 50_000], ids=["bytes", "str"])
+def test_large_texts_travel_beside_the_pickle(encoder, text):
+    """A large text is a buffer as it is, without a copy if it is a `bytes`, and a text of its own at the far end."""
+    pickled, buffers = batches.dump_call(encoder, (max, (text, text, 1), {}))
+    assert len(pickled) < 1_000
+    assert len(buffers) == 1
+    assert isinstance(text, str) or buffers[0].obj is text
+    _, args, _ = payload.loads(pickled, buffers)
+    assert args == (text, text, 1)
+    assert type(args[0]) is type(text)
+
+
+def test_small_calls_are_one_pickle(encoder):
+    """A call without large arguments is a plain pickle."""
+    call = max, ("text", [1, 2], {"k": np.arange(10)}), {}
+    pickled, buffers = batches.dump_call(encoder, call)
+    assert buffers is None
+    assert pickled == encoder.dumps(call)[0]
+
+
+def test_batches_have_equal_large_arguments_once(encoder):
+    """The calls of a batch that have equal large arguments share a stream, and each rebuilds objects of its own."""
+    shared = texts("shared")
+    calls = [(max, (shared, i), {"own": [texts("own")] if i == 2 else None}) for i in range(4)]
+    pickled, buffers = batches.dump(encoder, calls)
+    assert len(buffers) == 2
+    arrived = list(payload.loads(pickled, buffers))
+    assert arrived == calls
+    assert len({id(args[0]) for _, args, _ in arrived}) == 4
+
+
+def test_large_arguments_fail_as_others_do(encoder):
+    """A large argument that cannot be pickled, or is over the limit, raises what a small one raises."""
+    with pytest.raises(TypeError, match="lock"):
+        sent(encoder, [*texts("a"), threading.Lock()])
+    with pytest.raises(PayloadTooLargeError, match="limit of 1,048,576"):
+        sent(encoder, list(range(1_000_000)))
+    assert sent(encoder, 1)[0] == [(1,), {}]
+
+
+def test_large_functions_are_pickled_once(encoder):
+    """A function with large captured variables is, in all batches of a call, what it was in the first one."""
+    array, values = np.zeros(10_000), texts("a")
+
+    def get():
+        return array[0], values[-1]
+
+    shared = Shared()
+    first = batches.dump(encoder, [(get, (), {})], shared)
+    array[0], values[-1] = 1, "changed"
+    second = batches.dump(encoder, [(get, (), {}), (get, (), {})], shared)
+    assert [b.obj for b in first[1]] == [b.obj for b in second[1]]
+    (get_first, _, _), (get_second, _, _) = payload.loads(*second)
+    assert get_first is get_second
+    assert get_first() == (0, "a 7999")
+    del get
+    assert not shared.all
+
+
+def test_only_what_cannot_change_gets_a_handle():
+    """From its second time on a large read-only buffer is its handle, unless something can write to its memory."""
+    own = np.zeros(20_000)
+    own.flags.writeable = False
+    writable = np.zeros(20_000)
+    window = writable[:]
+    window.flags.writeable = False
+    of_bytes = np.frombuffer(bytes(160_000))
+    of_bytearray = np.frombuffer(memoryview(bytearray(160_000)).toreadonly())
+    small = np.frombuffer(bytes(100_000))
+    made = []
+
+    def make(view):
+        made.append(view.nbytes)
+        return object()
+
+    handles = Handles(make)
+    buffers = own, own[10:], of_bytes, writable, window, of_bytearray, small
+    found = [[handles.find(pickle.PickleBuffer(each).raw()) for each in buffers] for _ in range(3)]
+    assert [[type(each) is object for each in row] for row in found] == [
+        [False] * 7,
+        *[[True] * 3 + [False] * 4] * 2,
+    ]
+    assert found[1][:3] == found[2][:3]
+    assert made == [160_000, 159_920, 160_000]

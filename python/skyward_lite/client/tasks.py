@@ -28,6 +28,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from .. import _core
 from ..errors import NodeLostError, PoolClosedError, RemoteError, TaskTimeoutError, WorkerCrashedError
 from ..pickling import batches, blame, exceptions, modules, payload
+from ..pickling.handles import Handles
 from ..pickling.modules import Modules
 from ..pickling.pickler import Shared
 from ..pickling.route import Route
@@ -263,7 +264,9 @@ class Tasks:
         encoder = self._encoder()
         if shared is not None and threads is nanos is None and batches.is_small(calls, shared):
             # Pickling so small a batch cannot fail, and asks for no module that the workers may lack.
-            return encoder.dumps(self._modules.with_path(calls), None, 1, shared.functions)
+            return encoder.dumps(self._modules.with_path(calls), shared, 1, shared.functions)
+        if shared is not None and shared.handles is None:
+            shared.handles = Handles(self.core.blob)
         before = self._modules.begin()
         try:
             return batches.dump(encoder, calls, shared, threads, nanos)

@@ -1,4 +1,4 @@
-"""How arrays are pickled: numpy's data beside the pickle, memory maps by the name of their file, slices of Arrow data.
+"""How numpy's arrays are pickled: data beside the pickle, memory maps by the name of their file.
 
 A memory map (`np.memmap`, or an array that is a view of one) goes by name where both ends share files, so that what a
 task writes into it is in the file. To other machines its data travels. If the map is writable, that is an error: what
@@ -6,8 +6,6 @@ a task wrote into its copy would be lost.
 
 An instance of an ndarray's subclass travels as a plain array and its attributes: numpy's own way copies the data into
 the pickle and forgets the attributes. A subclass that defines how it is pickled is pickled so.
-
-pyarrow pickles a slice with all of the data that it was cut from. Here it travels alone.
 """
 
 from __future__ import annotations
@@ -33,10 +31,12 @@ SWAPPED_BIT: Final = 62
 """The bit which tells that the page is swapped out. The next one, the highest, tells that it is in memory."""
 MAX_PAGEMAP_ENTRIES: Final = 1 << 17
 """Entries that are read at once."""
+MIN_COPIED_BYTES: Final = 16 * 1024
+"""Bytes of an array with gaps from which on it travels beside the pickle, as an array without gaps does."""
+NOT_EXPORTED: Final = "mMV"
+"""Kinds of elements that arrays do not export as buffers, or not all of them: durations, dates and records."""
 MEMMAP_ATTRIBUTES: Final = frozenset({"_mmap", "filename", "offset", "mode"})
 """Attributes of an `np.memmap` that the far end's map has of its own."""
-COMPLETE_SHARE: Final = 0.9
-"""Arrow data that shows more than this share of its buffers travels with all of them."""
 
 
 def reducer(kind: type, route: Route) -> Callable[[Any], Any] | None:
@@ -46,8 +46,6 @@ def reducer(kind: type, route: Route) -> Callable[[Any], Any] | None:
     ndarray = getattr(np, "ndarray", None)
     if ndarray is None or not issubclass(kind, ndarray):
         return None
-    if kind is ndarray:
-        return functools.partial(_reduce_array, route)
     own = [np.ma.MaskedArray] if hasattr(np, "ma") else []
     for name in ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"):
         known = [getattr(base, name) for base in (ndarray, *own)]
@@ -56,12 +54,52 @@ def reducer(kind: type, route: Route) -> Callable[[Any], Any] | None:
     return functools.partial(_reduce_subclass, route)
 
 
-def _reduce_array(route: Route, array: Any) -> Any:
-    """Return how a plain array travels: by name if it is a view of a memory map, else numpy's way."""
-    if array.base is None:
+def is_plain(kind: type) -> bool:
+    """Return whether this is the type of plain arrays."""
+    return kind is getattr(sys.modules.get("numpy"), "ndarray", None)
+
+
+def reduce_plain(route: Route, without_gaps: Callable[[Any], Any], array: Any) -> Any:
+    """Return how a plain array travels: by name if it is a view of a memory map, else numpy's way, beside the pickle.
+
+    numpy would copy the elements of an array of dates, or of one with gaps, into the pickle, and forget of these, and
+    of an array of objects, that they are read-only. `without_gaps` returns a copy of an array without the gaps.
+    """
+    if array.base is not None:
+        named = _named(route, array)
+        if named is not None:
+            return _mapped, (type(array), *named)
+    flags, dtype = array.flags, array.dtype
+    is_exported = dtype.kind not in NOT_EXPORTED
+    if is_exported and flags.forc and not dtype.hasobject:
         return NotImplemented
-    named = _named(route, array)
-    return NotImplemented if named is None else (_mapped, (type(array), *named))
+    if dtype.hasobject or not (is_exported or array.nbytes):
+        return NotImplemented if flags.writeable else (*array.__reduce__(), None, None, _set_read_only)
+    if flags.writeable and array.nbytes < MIN_COPIED_BYTES:
+        return NotImplemented
+    if not flags.forc:
+        array = without_gaps(array)
+    if is_exported:
+        return array.__reduce_ex__(5)
+    return _typed, (array.reshape(-1, order="A").view("u1"), array.shape, dtype, array.strides)
+
+
+def without_gaps(array: Any) -> Any:
+    """Return a copy of an array without the gaps between its elements, read-only if the array is."""
+    copy = array.copy("C")
+    copy.flags.writeable = array.flags.writeable
+    return copy
+
+
+def _typed(elements: Any, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]) -> Any:
+    """Return an array on the memory of an array of bytes."""
+    return type(elements)(shape, dtype, elements, 0, strides)
+
+
+def _set_read_only(array: Any, state: Any) -> None:
+    """Set the content of an array that was read-only."""
+    array.__setstate__(state)
+    array.flags.writeable = False
 
 
 def _reduce_subclass(route: Route, array: Any) -> Any:
@@ -108,7 +146,9 @@ def _viewed(kind: type, array: Any) -> Any:
     """
     make: Any = type(array).__new__
     if array.nbytes == 0:
-        return make(kind, array.shape, array.dtype)
+        empty = make(kind, array.shape, array.dtype)
+        empty.flags.writeable = array.flags.writeable
+        return empty
     return make(kind, array.shape, array.dtype, array.reshape(-1, order="A").view("u1"), 0, array.strides)
 
 
@@ -315,50 +355,3 @@ def _mapped(
     if not writable and access != mmap.ACCESS_READ:
         array.flags.writeable = False
     return array if kind is np.memmap else array.view(kind)
-
-
-# ------------------------------------------------------------------------------------------------ Arrow
-
-
-def reduce_arrow(data: Any) -> Any:
-    """Return how an array, a record batch or a table of pyarrow is pickled.
-
-    If it shows a part of its buffers only, it travels beside the pickle in Arrow's stream format, which cuts buffers to
-    size.
-    """
-    if data.nbytes > COMPLETE_SHARE * data.get_total_buffer_size():
-        return NotImplemented
-    pa: Any = sys.modules["pyarrow"]
-
-    kinds = str(data.schema if isinstance(data, pa.Table | pa.RecordBatch) else data.type)
-    if "extension<" in kinds or "union" in kinds:
-        # Arrow's stream format does not have all of these, so pyarrow pickles them in its own way.
-        return NotImplemented
-    table = data
-    if isinstance(data, pa.Array | pa.ChunkedArray):
-        table = pa.table({"": data})
-    elif isinstance(data, pa.RecordBatch):
-        table = pa.Table.from_batches([data])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return rebuild_arrow, (_kind(pa, data), pickle.PickleBuffer(sink.getvalue()))
-
-
-def _kind(pa: Any, data: Any) -> str:
-    kinds = ("Array", "ChunkedArray", "RecordBatch", "Table")
-    return next(kind for kind in kinds if isinstance(data, getattr(pa, kind)))
-
-
-def rebuild_arrow(kind: str, stream: Any) -> Any:
-    """Return the array, record batch or table that a stream has."""
-    import pyarrow as pa
-
-    table = pa.ipc.open_stream(pa.py_buffer(stream)).read_all()
-    if kind == "Table":
-        return table
-    if kind == "RecordBatch":
-        batches = table.to_batches()
-        return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
-    column = table.column(0)
-    return column if kind == "ChunkedArray" else column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

@@ -18,7 +18,7 @@ import io
 import pickle
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from .. import _core
@@ -61,46 +61,54 @@ def dump(
     and `nanos` see `payload.BATCH`.
     """
     known = None if shared is None else functions.known(encoder, calls, shared)
+    if len(calls) > 1:
+        batch: Any = calls if share_nothing(calls) else _SeparateCalls(calls, encoder.route, shared)
+    elif _seems_large(calls[0]):
+        batch = [_apart(encoder, calls[0], shared, known)]
+    else:
+        batch = calls
+    encoded = encoder.dumps(_with_limits(batch, threads, nanos), shared, len(calls), known)
+    if batch is not calls or len(encoded[0]) < APART_BYTES:
+        return encoded
+    # It is larger than it seemed.
     if len(calls) == 1:
-        return _dump_one(encoder, calls, shared, known, lambda batch: _with_limits(batch, threads, nanos))
-    separate = not share_nothing(calls)
-    if not separate:
-        pickled, buffers = encoder.dumps(_with_limits(calls, threads, nanos), shared, len(calls), known)
-        if len(pickled) < APART_BYTES or not any(_weight(call) >= APART_BYTES for call in calls):
-            return pickled, buffers
-    batch = _SeparateCalls(calls, encoder.route, shared)
+        batch = [_apart(encoder, calls[0], shared, known)]
+    elif any(_weight(call) >= APART_BYTES for call in calls):
+        batch = _SeparateCalls(calls, encoder.route, shared)
+    else:
+        return encoded
     return encoder.dumps(_with_limits(batch, threads, nanos), shared, len(calls), known)
 
 
 def dump_call(encoder: Encoder, call: Triple) -> Encoded:
     """Pickle a call that is in no batch: see `payload.CALL`."""
-    return _dump_one(encoder, [call], None, None, lambda batch: modules.with_path(batch[0]))
-
-
-def _dump_one(
-    encoder: Encoder,
-    calls: Sequence[Triple],
-    shared: Shared | None,
-    known: Functions | None,
-    wrapped: Callable[[Sequence[Any]], Any],
-) -> Encoded:
-    """Pickle one call, in a list, with its large values apart if it has any. `wrapped` returns what travels."""
-    call = calls[0]
-    encoded: Encoded | None = None
-    if not streams.seem_large(call[1]) and not (call[2] and streams.seem_large(call[2].values())):
-        encoded = encoder.dumps(wrapped(calls), shared, 1, known)
+    if not _seems_large(call):
+        encoded = encoder.dumps(modules.with_path(call))
         if len(encoded[0]) < APART_BYTES:
             return encoded
+    return encoder.dumps(modules.with_path(_apart(encoder, call)))
+
+
+def _seems_large(call: Triple) -> bool:
+    """Return whether an argument of the call is probably large."""
+    return streams.seem_large(call[1]) or (bool(call[2]) and streams.seem_large(call[2].values()))
+
+
+def _apart(
+    encoder: Encoder, call: Triple, shared: Shared | None = None, known: Functions | None = None
+) -> streams.Apart:
+    """Return a call of which the large values, if it has any, are pickled apart."""
 
     def make(file: io.BytesIO, is_in_pickle: IsInPickle) -> Pickler:
         pickler = Pickler(file, encoder.route, buffer_callback=is_in_pickle)
         pickler.shared, pickler.known = shared, known
         return pickler
 
-    written = streams.Writer(make, streams.beside_once(), known).write_call(call)
-    if not written.streams and encoded is not None:
-        return encoded
-    return encoder.dumps(wrapped([streams.Apart(written)]), shared, 1, known)
+    writer = streams.Writer(make, streams.beside_once(), known)
+    try:
+        return streams.Apart(writer.write_call(call))
+    finally:
+        writer.close()
 
 
 def _with_limits(batch: Any, threads: int | None, nanos: int | None) -> Any:
@@ -213,10 +221,10 @@ class _SeparateCalls:
         pickles, uses, apart = [], [], []
         writer = streams.Writer(make, self._light, fits=self._fits)
         for call in calls:
-            written = writer.write_call(call)
-            pickles.append(written.pickled)
-            uses.append(list(map(self._buffer_number, written.buffers)))
-            apart.append([numbers.setdefault(stream, len(numbers)) for stream in written.streams])
+            written, pickled, buffers = writer.write_call(call)
+            pickles.append(pickled)
+            uses.append(list(map(self._buffer_number, buffers)))
+            apart.append([numbers.setdefault(stream, len(numbers)) for stream in written])
         beside = list(map(pickle.PickleBuffer, numbers))
         self._reduced = (
             Calls,
@@ -278,10 +286,7 @@ class _CallPickler(Pickler):
         kind = type(obj)
         if obj is not shared_value and (kind is types.FunctionType or issubclass(kind, type)) and self._is_shared(obj):
             return shared_value, (self.number(obj),)
-        reduced = super().reducer_override(obj)
-        if reduced is NotImplemented and kind.__module__ == "numpy" and kind.__name__ == "ndarray":
-            return self._reduce_array(obj)
-        return reduced
+        return super().reducer_override(obj)
 
     def _is_shared(self, thing: Any) -> bool:
         """Return whether calls may share a function or a class: unless it refers to what a call may change."""
@@ -291,11 +296,9 @@ class _CallPickler(Pickler):
             self._asked.append(thing)
         return shared
 
-    def _reduce_array(self, array: Any) -> Any:
-        """Return how an array is pickled: a large one with gaps as one copy without, which all calls share."""
-        if array.flags.forc or array.dtype.hasobject or array.nbytes < OUT_OF_BAND_BYTES:
-            return NotImplemented
+    def without_gaps(self, array: Any) -> Any:
+        """Return a copy of an array without gaps: one copy, which all calls share."""
         copied = self._copies.get(id(array))
         if copied is None:
-            copied = self._copies[id(array)] = array, array.copy("C")
-        return copied[1].__reduce_ex__(5)
+            copied = self._copies[id(array)] = array, super().without_gaps(array)
+        return copied[1]

@@ -48,8 +48,10 @@ def _remember(encoder: Encoder, function: Any, shared: Shared) -> None:
         if b"cloudpickle" not in pickled and b"skyward_lite" not in pickled:
             reduced: Any = function.__qualname__
         else:
-            by_itself = encoder.is_alone(function, shared)
-            if buffers is not None or len(pickled) >= OUT_OF_BAND_BYTES:
+            is_large = buffers is not None or len(pickled) >= OUT_OF_BAND_BYTES
+            # What is asked about is kept with the answer, which a large function is not to be.
+            by_itself = encoder.is_alone(function, Shared() if is_large else shared)
+            if is_large:
                 _remember_large(function, pickled, buffers or [], by_itself, shared)
                 return
             reduced = rebuild_function, (pickled,)
@@ -71,10 +73,14 @@ def _remember_large(function: Any, pickled: bytes, buffers: Sequence[Any], by_it
         for home in homes:
             home.pop(key, None)
 
-    # A `bytes` is its own copy.
-    copies = [pickle.PickleBuffer(bytes(each)) for each in (pickled, *buffers)]
+    copies = [pickle.PickleBuffer(pickled), *(pickle.PickleBuffer(_copy(view)) for view in buffers)]
     for home in homes:
         home[key] = (weakref.ref(function, forget), (rebuild_function, tuple(copies)))
+
+
+def _copy(view: Any) -> bytes:
+    """Return the content of a buffer as it is now."""
+    return view.obj if type(view.obj) is bytes and len(view.obj) == view.nbytes else bytes(view)
 
 
 def rebuild_function(pickled: Any, *buffers: Any) -> Any:

@@ -12,12 +12,14 @@ import threading
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, Final
 
+from .. import _core
 from ..errors import PayloadTooLargeError
+from .handles import Handles
 from .pickler import Functions, Pickler, Shared
 from .route import BY_VALUE, Route
 from .streams import MAX_BUFFERS, OUT_OF_BAND_BYTES, rebuild
 
-Buffers = list[bytes | memoryview] | None
+Buffers = list[memoryview | _core.Blob] | None
 Encoded = tuple[bytes, Buffers]
 """A pickle and the buffers beside it."""
 Loads = Callable[[bytes | memoryview, Sequence[Any] | None, Sequence[Any]], Any]
@@ -49,7 +51,9 @@ class Encoder:
         self.limit = limit
         self.route = route
         self._file = io.BytesIO()
-        self._buffers: list[bytes | memoryview] = []
+        self._buffers: list[memoryview | _core.Blob] = []
+        self._handles: Handles | None = None
+        """Those of the call of `Parallel`, within `dumps`."""
         self._busy = False
         """Whether it is within `dumps`."""
         self._pickler = Pickler(self._file, route, buffer_callback=self._is_in_pickle)
@@ -61,9 +65,7 @@ class Encoder:
         view = buffer.raw()
         if view.nbytes < OUT_OF_BAND_BYTES:
             return True
-        # The core reads the memory of a `bytes` in place: it cannot change.
-        data = view.obj
-        self._buffers.append(data if type(data) is bytes and len(data) == view.nbytes else view)
+        self._buffers.append(view if self._handles is None else self._handles.find(view))
         return False
 
     def is_alone(self, function: Any, shared: Shared) -> bool:
@@ -88,6 +90,8 @@ class Encoder:
         file = self._file
         self._pickler.shared = shared
         self._pickler.known = known
+        # What is remembered of a function are its buffers themselves.
+        self._handles = None if shared is None or known is None else shared.handles
         buffers: Buffers = None
         try:
             self._pickler.dump(value)
@@ -98,6 +102,7 @@ class Encoder:
         finally:
             # The next value must see nothing of this one, neither its memory nor its memo.
             self._buffers = []
+            self._handles = None
             self._pickler.shared = self._pickler.known = None
             if self._pickler.bare:
                 self._pickler.bare.clear()

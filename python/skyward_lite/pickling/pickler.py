@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Final
 import cloudpickle
 from cloudpickle.cloudpickle import _dynamic_class_reduce
 
-from . import alone, classes, modules, reducers, script
+from . import alone, arrays, classes, modules, reducers, script
+from .handles import Handles
 from .parts import PLAIN_VALUES
 from .reducers import Parts, Reducer, is_by_value
 from .route import Route
@@ -41,6 +42,8 @@ class Shared:
         """These, and functions that can be pickled apart only from arguments with which they share nothing."""
         self.definitions = classes.Definitions()
         self.question = alone.Question()
+        self.handles: Handles | None = None
+        """Set with the call's first batch, where there is a core to make handles."""
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -96,6 +99,10 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if type(thing) is types.FunctionType:
             return thing in reducers.EVERYWHERE or not is_by_value(self.usual(thing))
         return modules.has_name(thing)
+
+    def without_gaps(self, array: Any) -> Any:
+        """Return a copy of an array without the gaps between its elements."""
+        return arrays.without_gaps(array)
 
     def is_alone(self, thing: Any) -> bool:
         """Return whether a function, a class or a cached function can be pickled apart from its call (alone.py)."""

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import cloudpickle
 from cloudpickle.cloudpickle import _decompose_typevar, _make_typevar
 
-from . import alone, arrays, classes, filters, managers, modules, parts, script, stand_ins
+from . import alone, arrays, arrow, classes, filters, managers, modules, parts, script, stand_ins
 from .route import Route
 
 
@@ -26,9 +26,11 @@ class AnyPickler(Protocol):
     """What a reducer asks of the pickler that calls it: see pickler.py."""
 
     home: bool
+    route: Route
 
     def usual(self, obj: Any) -> Any: ...
     def by_value(self, thing: Any, take: Parts) -> Any: ...
+    def without_gaps(self, array: Any) -> Any: ...
 
 
 Parts = Callable[[Any, Any], tuple[tuple[Any, ...], Any, Callable[[Any, Any], None]]]
@@ -39,7 +41,19 @@ BUILTIN: Final = frozenset((object, type, dict, list, tuple, set, int, float, st
 """Classes that are in so many pickles that the usual questions about them would take long."""
 EVERYWHERE: Final = frozenset(
     function
-    for room in (cloudpickle.cloudpickle, alone, arrays, classes, filters, managers, modules, parts, script, stand_ins)
+    for room in (
+        cloudpickle.cloudpickle,
+        alone,
+        arrays,
+        arrow,
+        classes,
+        filters,
+        managers,
+        modules,
+        parts,
+        script,
+        stand_ins,
+    )
     for function in vars(room).values()
     if type(function) is types.FunctionType and function.__module__ == room.__name__
 )
@@ -64,7 +78,7 @@ def reducer(kind: type, route: Route, pickler: AnyPickler) -> Reducer | None:
     if issubclass(kind, enum.Enum):
         return None if pickler.usual(kind) is NotImplemented else _reduce_enum_member
     if kind.__module__.partition(".")[0] == "pyarrow" and hasattr(kind, "get_total_buffer_size"):
-        return _without_pickler(arrays.reduce_arrow)
+        return _without_pickler(arrow.reduce_arrow)
     if str(kind.__module__).startswith("sklearn.callback."):
         # Not at the module's head: multiprocessing's connections, which it imports, are of no use to other programs.
         from . import sklearn_callbacks
@@ -72,6 +86,8 @@ def reducer(kind: type, route: Route, pickler: AnyPickler) -> Reducer | None:
         return _without_pickler(sklearn_callbacks.reducer(kind))
     if hasattr(kind, "write") and hasattr(kind, "flush"):
         return _reduce_stream
+    if arrays.is_plain(kind):
+        return _reduce_array
     return _without_pickler(arrays.reducer(kind, route) or managers.reducer(kind, route))
 
 
@@ -174,6 +190,10 @@ def _reduce_named(_: AnyPickler, thing: Any) -> Any:
 
 def _reduce_type_variable(_: AnyPickler, variable: Any) -> Any:
     return (_make_typevar, _decompose_typevar(variable)) if modules.by_value(variable) else NotImplemented
+
+
+def _reduce_array(pickler: AnyPickler, array: Any) -> Any:
+    return arrays.reduce_plain(pickler.route, pickler.without_gaps, array)
 
 
 def _reduce_stream(_: AnyPickler, stream: Any) -> Any:

@@ -18,10 +18,11 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import operator
 import pickle
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from .classes import RecentlyUsed
 from .pickler import Functions, Pickler
@@ -149,12 +150,8 @@ def beside_once() -> Callable[[Any], Any]:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-class Written(NamedTuple):
-    """A call as streams of its large values, its own pickle, and the buffers beside these, in the same order."""
-
-    streams: list[bytes]
-    pickled: bytes
-    buffers: list[pickle.PickleBuffer]
+Written = tuple[list[bytes], bytes, list[pickle.PickleBuffer]]
+"""A call as streams of its large values, its own pickle, and the buffers beside these, in the same order."""
 
 
 class Writer:
@@ -194,15 +191,16 @@ class Writer:
     def write_call(self, call: Triple) -> Written:
         """Return a call, with the large values apart if there are any. Raise what pickling it raises."""
         function, args, kwargs = call
-        light = function, tuple(map(self._light, args)), {name: self._light(value) for name, value in kwargs.items()}
-        own = [function, *light[1], *light[2].values()]
-        if not seem_large(own):
+        args = tuple(map(self._light, args))
+        if kwargs:
+            kwargs = {name: self._light(value) for name, value in kwargs.items()}
+        if not seem_large(args) and not (kwargs and seem_large(kwargs.values())):
             self._restart()
-            pickled = self._write(light)
+            pickled = self._write((function, args, kwargs))
             if len(pickled) < APART_BYTES:
-                return Written([], pickled, self._buffers)
-        streams = self._write_apart(own)
-        return Written(streams, self._write(light), self._buffers)
+                return [], pickled, self._buffers
+        streams = self._write_apart([function, *args, *kwargs.values()])
+        return streams, self._write((function, args, kwargs)), self._buffers
 
     def _write_apart(self, values: list[Any]) -> list[bytes]:
         """Return the streams of the values that are large. The pickler then has the memo of these."""
@@ -214,18 +212,19 @@ class Writer:
             last = self._write(value)
             if len(last) >= APART_BYTES:
                 _learn(value)
-                apart.append((last, value))
-        if len(apart) == 1 and apart[0][0] is last:
+                apart.append((_place(last), last, value))
+        if len(apart) == 1 and apart[0][1] is last:
             return [last]
-        apart.sort(key=lambda pair: _place(pair[0]))
+        apart.sort(key=operator.itemgetter(0))
         self._restart()
-        return [self._write(value) for _, value in apart]
+        return [self._write(value) for *_, value in apart]
 
     def _restart(self) -> None:
         """Forget what was written: what comes next must see nothing of it."""
         self.pickler.clear_memo()
         self.pickler.bare.clear()
-        self.pickler.globals_ref = {}
+        if self.pickler.globals_ref:
+            self.pickler.globals_ref = {}
         self._buffers = []
 
     def _write(self, value: Any) -> bytes:
@@ -240,7 +239,8 @@ class Apart:
     """A call whose large values are pickled apart. Pickles as the call."""
 
     def __init__(self, written: Written) -> None:
-        self._reduced = rebuild, (list(map(pickle.PickleBuffer, written.streams)), *written[1:])
+        streams, pickled, buffers = written
+        self._reduced = rebuild, (list(map(pickle.PickleBuffer, streams)), pickled, buffers)
 
     def __reduce__(self) -> Any:
         return self._reduced

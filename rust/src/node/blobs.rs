@@ -152,16 +152,16 @@ impl Blobs {
         self.passed.remove(&worker);
     }
 
-    /// Return whether all parts agree with one another: each waiting task waits for as many blobs as are missing, and only
-    /// workers that are there have blobs, which are complete. A waiting task is not in the queue.
+    /// Return whether all parts agree with one another: each waiting task is noted with every blob that it waits for, which is
+    /// not here, and only workers that are there have blobs, which are complete. A waiting task is not in the queue.
     #[must_use]
     pub fn is_consistent(&self, is_there: impl Fn(PeerId) -> bool, is_queued: impl Fn(u64) -> bool) -> bool {
-        let missing =
-            |waiting: &Waiting| waiting.task.blobs.iter().filter(|blob| !self.complete.contains(&blob.number)).count();
-        let awaited: usize = self.awaited.values().map(Vec::len).sum();
-        self.waiting.values().all(|waiting| waiting.missing > 0 && waiting.missing == missing(waiting))
-            && !self.waiting.keys().any(|task| is_queued(*task))
-            && awaited == self.waiting.values().map(|waiting| waiting.missing).sum::<usize>()
+        let mut noted: HashMap<u64, usize> = HashMap::new();
+        for task in self.awaited.values().flatten() {
+            *noted.entry(*task).or_default() += 1;
+        }
+        noted.len() == self.waiting.len()
+            && self.waiting.iter().all(|(task, waiting)| noted.get(task) == Some(&waiting.missing) && !is_queued(*task))
             && self.awaited.keys().all(|blob| !self.complete.contains(blob) && !self.failed.contains_key(blob))
             && self.passed.iter().all(|(worker, blobs)| is_there(*worker) && blobs.is_subset(&self.complete))
     }

@@ -235,7 +235,9 @@ mod tests {
         ];
         for (files, events) in cases {
             let mut worker = Worker::new();
-            files.into_iter().for_each(|file| worker.sends(file));
+            for file in files {
+                worker.sends(file);
+            }
             let mut all: Vec<_> = [result(9, &[b"a"], &[])].into_iter().chain(events.clone()).collect();
             assert!(worker.handover.resolve(&mut all).is_err(), "{events:?}");
             assert_eq!(all, [result(9, &[b"a"], &[])], "{events:?}");

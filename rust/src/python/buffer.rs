@@ -325,7 +325,9 @@ pub(super) fn task_parts(
         };
         match found {
             None => parts.push(snapshot(data)?),
-            Some((content, _)) if blobs.len() >= MAX_BLOBS => parts.push(content.bytes.clone()),
+            Some((content, _)) if blobs.len() >= MAX_BLOBS || content.bytes.len() < BLOB_BYTES => {
+                parts.push(content.bytes.clone());
+            }
             Some((content, fresh)) => blobs.push(BlobPart { place, number: 0, fresh, content: Some(content) }),
         }
     }

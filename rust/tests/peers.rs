@@ -803,7 +803,8 @@ impl Raw {
         let sender = Arc::clone(&link);
         tokio::spawn(async move { sender.run(to, None).await });
         link.send(|o| o.control(wire::hello(&hello).unwrap()));
-        let mut raw = Self { link, source: EventReader::new(from, MAX_MESSAGE), seen: Vec::new() };
+        let mut raw =
+            Self { source: EventReader::of_session(from, MAX_MESSAGE, Arc::clone(&link)), link, seen: Vec::new() };
         raw.source.greeting(&mut raw.seen).await.unwrap();
         raw
     }

@@ -1,10 +1,13 @@
-//! A sender and a reader on one stream: what they count of it.
+//! A sender and a reader on one stream: what they count of it, and how much bulk they have under way.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::cast_possible_truncation)]
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use skyward_lite::wire::{Body, Event, EventReader, FrameSender};
+use skyward_lite::error::SessionError;
+use skyward_lite::wire::pace::FIRST_UNDER_WAY;
+use skyward_lite::wire::{Body, Control, Event, EventReader, FrameSender};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 #[path = "support/wire.rs"]
@@ -69,5 +72,94 @@ fn each_end_counts_the_bytes_that_cross_the_stream() {
         let carried = carried.await.unwrap();
         assert!((1 << 20..1_200_000).contains(&carried), "{carried}");
         assert_eq!((sender.traffic(), receiver.traffic()), ((carried, 0), (0, carried)));
+    });
+}
+
+/// A session's two ends, connected by a stream that holds `buffer` bytes in each direction.
+struct Session {
+    links: [Arc<FrameSender>; 2],
+    readers: Vec<EventReader<tokio::io::ReadHalf<DuplexStream>>>,
+}
+
+fn session(buffer: usize) -> Session {
+    let links = [Arc::new(FrameSender::default()), Arc::new(FrameSender::default())];
+    let (near, far) = duplex(buffer);
+    let mut readers = Vec::new();
+    for (stream, link) in [near, far].into_iter().zip(&links) {
+        let (from, to) = tokio::io::split(stream);
+        readers.push(EventReader::of_session(from, CAP, Arc::clone(link)));
+        let link = Arc::clone(link);
+        tokio::spawn(async move { link.run(to, None).await });
+    }
+    Session { links, readers }
+}
+
+#[test]
+fn bulk_goes_both_ways_at_once_however_little_the_stream_holds() {
+    run(async {
+        let sizes = [5_000_000, 40_000, 20_000, 300_000, 16_384, 16_385, 32_704, 32_705];
+        for buffer in [100, 70_000, 1 << 22] {
+            let Session { links, readers } = session(buffer);
+            for link in &links {
+                for (task, size) in (1..).zip(sizes) {
+                    link.send(|o| o.message(Body::Task, message(task, &[vec![task as u8; size]])));
+                    link.send(|o| o.blob(task, vec![task as u8; size].into()));
+                }
+            }
+            let read = |mut reader: EventReader<_>| async move {
+                let (mut events, mut messages, mut bytes) = (Vec::new(), 0, 0);
+                while messages < sizes.len() || bytes < sizes.iter().sum() {
+                    reader.read(&mut events).await.unwrap();
+                    for event in events.drain(..) {
+                        match event {
+                            Event::Message(Body::Task, task) => {
+                                messages += 1;
+                                assert_eq!(task.size(), sizes[task.id.task as usize - 1]);
+                            }
+                            Event::Chunk(chunk) => bytes += chunk.bytes.len(),
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                }
+            };
+            let [near, far] = readers.try_into().unwrap_or_else(|_| panic!("two readers"));
+            // Each end reads on until the other has all: only then does nobody wait for a report.
+            tokio::join!(read(near), read(far));
+        }
+    });
+}
+
+#[test]
+fn what_is_not_reported_is_not_exceeded_and_small_messages_pass_it() {
+    run(async {
+        let link = Arc::new(FrameSender::default());
+        let (near, far) = duplex(1 << 22);
+        let (from, to) = tokio::io::split(near);
+        let _reader = EventReader::of_session(from, CAP, Arc::clone(&link));
+        let writing = tokio::spawn({
+            let link = Arc::clone(&link);
+            async move { link.run(to, Some(Duration::from_secs(1))).await }
+        });
+        link.send(|o| o.blob(1, vec![7; 8 << 20].into()));
+        // A reader that is not a session's reports nothing.
+        let mut deaf = EventReader::new(far, CAP);
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        while bytes < FIRST_UNDER_WAY {
+            deaf.read(&mut events).await.unwrap();
+            for event in events.drain(..) {
+                let Event::Chunk(chunk) = event else { panic!("{event:?}") };
+                bytes += chunk.bytes.len() as u64;
+            }
+        }
+        link.send(|o| o.message(Body::Task, message(1, &[vec![1]])));
+        link.send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 1 }));
+        while events.len() < 2 {
+            deaf.read(&mut events).await.unwrap();
+        }
+        assert!(matches!(events[..], [Event::Control(_), Event::Message(..)]), "{events:?}");
+        assert!(bytes < FIRST_UNDER_WAY + (64 << 10), "{bytes}");
+        // The receiver of bulk that reports nothing is as silent as one that takes nothing.
+        let why = writing.await.unwrap().unwrap_err();
+        assert!(matches!(why, SessionError::Silent(_)), "{why}");
     });
 }

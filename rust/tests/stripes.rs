@@ -15,6 +15,7 @@ use skyward_lite::timing::{MAX_MESSAGE, MAX_STRIPES};
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::ssh::{Algorithms, Target};
+use skyward_lite::wire::pace::Allowance;
 use skyward_lite::wire::{
     AgentHello, Attempt, BlobPart, Body, Control, Event, EventReader, FrameSender, Message, Outbox, Outcome, hello,
 };
@@ -98,7 +99,7 @@ fn an_outbox_leaves_blobs_to_its_stripes() {
     while outbox.fill(&mut wire).unwrap() && outbox.bytes() > 2_000_000 {}
     assert_eq!((outbox.bytes(), outbox.blob_bytes()), (2_000_000, 2_000_000));
     let mut raw = Vec::new();
-    assert!(outbox.fill_blobs(&mut raw));
+    assert!(outbox.fill_blobs(&mut raw, &mut Allowance::unlimited()));
     assert!((32_000..200_000).contains(&raw.len()), "a block");
     assert_eq!(outbox.bytes(), outbox.blob_bytes());
     // Of what is under way the rest is sent, and of what is not, nothing.
@@ -107,7 +108,7 @@ fn an_outbox_leaves_blobs_to_its_stripes() {
     outbox.close_stripe();
     while outbox.fill(&mut wire).unwrap() && outbox.bytes() > 0 {}
     assert_eq!((outbox.bytes(), outbox.blob_bytes()), (0, 0));
-    assert!(!outbox.fill_blobs(&mut Vec::new()));
+    assert!(!outbox.fill_blobs(&mut Vec::new(), &mut Allowance::unlimited()));
 }
 
 /// Two stripes carry the blobs together, each byte once; a small message does not wait for a stripe that takes nothing.

@@ -10,6 +10,7 @@ use crate::wire::block::unpack;
 use crate::wire::control::Control;
 use crate::wire::header::{Attempt, FIRST, Header, LAST, PreambleReader};
 use crate::wire::message::{Assembly, Body, Message};
+use crate::wire::pace::bulk;
 
 /// Messages of which one stream may have sent some chunks and not all.
 pub const MAX_UNFINISHED: usize = 4096;
@@ -81,6 +82,8 @@ pub struct Decoder {
     unfinished_bytes: (usize, usize, usize),
     /// See [`Decoder::results`].
     results: u64,
+    /// See [`Decoder::bulk`].
+    bulk: u64,
     max_message: usize,
 }
 
@@ -95,6 +98,7 @@ impl Decoder {
             unfinished: HashMap::new(),
             unfinished_bytes: (0, 0, 0),
             results: 0,
+            bulk: 0,
             max_message,
         }
     }
@@ -119,6 +123,12 @@ impl Decoder {
     #[must_use]
     pub fn results(&self) -> u64 {
         self.results
+    }
+
+    /// Return the bytes of bulk that arrived: of chunks of large messages, admitted or not, and of blobs.
+    #[must_use]
+    pub fn bulk(&self) -> u64 {
+        self.bulk
     }
 
     /// Return the next event, or `None` when more bytes are needed. All messages are admitted.
@@ -154,6 +164,9 @@ impl Decoder {
         let of = Body::of(header.kind);
         if header.flags & !(FIRST | LAST) != 0 || (header.flags != 0 && of.is_none()) {
             return Err(FrameError::BadFlags(header.flags));
+        }
+        if of.is_some() || header.kind == BLOB_CHUNK {
+            self.bulk += bulk(body.len());
         }
         match of {
             None if header.kind == BLOB_CHUNK => {

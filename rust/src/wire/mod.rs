@@ -11,6 +11,7 @@
 //! | `decoder.rs` | bytes in, events out |
 //! | `hello.rs` | what the ends tell of themselves |
 //! | `outbox.rs` | what is sent first |
+//! | `pace.rs` | how much bulk may be under way, so that small messages do not wait |
 //! | `flood.rs` | output that waits, bounded: of too much the middle is left out |
 //! | `stream.rs` | an outbox and a decoder on a byte stream |
 //! | `stripe.rs` | further streams that take blobs from the same outbox |
@@ -24,6 +25,7 @@ mod header;
 mod hello;
 mod message;
 mod outbox;
+pub mod pace;
 mod stream;
 mod stripe;
 

@@ -18,8 +18,9 @@ use crate::wire::block::Packer;
 use crate::wire::control::Control;
 use crate::wire::decoder::MAX_UNFINISHED;
 use crate::wire::flood::{Flood, Piece};
-use crate::wire::header::{Attempt, MAX_CHUNK, put_preamble};
+use crate::wire::header::{Attempt, FRAME_HEADER, MAX_CHUNK, put_preamble};
 use crate::wire::message::{Body, Message, Outgoing};
+use crate::wire::pace::Allowance;
 
 /// Raw bytes after which a block is sent.
 pub(super) const FULL_BLOCK: usize = 64 * 1024;
@@ -73,6 +74,8 @@ pub struct Outbox {
     /// Whether the preamble is still to be sent.
     preamble: bool,
     control: VecDeque<Control>,
+    /// What the receiver is to be told that has arrived of its bulk.
+    received: Option<u64>,
     acknowledgements: Vec<Attempt>,
     output: Flood<u64>,
     small: VecDeque<Outgoing>,
@@ -102,6 +105,7 @@ impl Default for Outbox {
         Self {
             preamble: true,
             control: VecDeque::new(),
+            received: None,
             acknowledgements: Vec::new(),
             output: Flood::default(),
             small: VecDeque::new(),
@@ -126,6 +130,13 @@ impl Outbox {
             self.answers += control.answer_cost();
             self.control.push_back(control);
             self.give_up_on_deaf_peer();
+        }
+    }
+
+    /// Report that so many bytes of bulk have arrived so far. Only the last report is sent of those that wait.
+    pub fn received(&mut self, bytes: u64) {
+        if self.is_open() {
+            self.received = Some(bytes);
         }
     }
 
@@ -226,6 +237,7 @@ impl Outbox {
             while let Some(output) = self.next_output() {
                 self.control.push_back(output);
             }
+            self.received = None;
             self.control.push_back(Control::Goodbye(Bytes::copy_from_slice(why.as_bytes())));
             self.closed = true;
         }
@@ -263,10 +275,17 @@ impl Outbox {
         self.blob_bytes
     }
 
+    /// Return whether chunks of large messages or of blobs are still to be sent.
+    #[must_use]
+    pub fn has_bulk(&self) -> bool {
+        !self.large.is_empty()
+    }
+
     /// Return whether there is nothing to send.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.control.is_empty()
+            && self.received.is_none()
             && self.acknowledgements.is_empty()
             && self.output.is_empty()
             && self.small.is_empty()
@@ -279,6 +298,14 @@ impl Outbox {
     /// [`SessionError::Frame`] if a control frame is over its cap, [`SessionError::Deaf`] if answers over
     /// [`MAX_ANSWERS`] waited.
     pub fn fill(&mut self, out: &mut Vec<u8>) -> Result<bool, SessionError> {
+        self.fill_within(out, &mut Allowance::unlimited())
+    }
+
+    /// As [`Outbox::fill`], with chunks of large messages and of blobs only as far as they are allowed.
+    ///
+    /// # Errors
+    /// As [`Outbox::fill`].
+    pub fn fill_within(&mut self, out: &mut Vec<u8>, bulk: &mut Allowance) -> Result<bool, SessionError> {
         if self.given_up {
             return Err(SessionError::Deaf(MAX_ANSWERS));
         }
@@ -288,7 +315,7 @@ impl Outbox {
         }
         self.raw.clear();
         self.put_control()?;
-        self.put_messages();
+        self.put_messages(bulk);
         if self.raw.is_empty() {
             return Ok(!out.is_empty());
         }
@@ -298,6 +325,9 @@ impl Outbox {
 
     /// Append the control frames, one frame of acknowledgements and one of output, until the block is full.
     fn put_control(&mut self) -> Result<(), SessionError> {
+        if let Some(bytes) = self.received.take() {
+            Control::Received { bytes }.put(&mut self.raw)?;
+        }
         while let Some(control) = if self.raw.len() < FULL_BLOCK { self.control.pop_front() } else { None } {
             self.answers -= control.answer_cost();
             control.put(&mut self.raw)?;
@@ -316,37 +346,42 @@ impl Outbox {
         Ok(())
     }
 
-    /// Append small messages and chunks of large ones, until the block is full.
-    fn put_messages(&mut self) {
-        // A block has room for one chunk of a large message, however many small ones wait.
-        let room = if self.large.is_empty() { FULL_BLOCK } else { FULL_BLOCK - MAX_CHUNK };
-        while let Some(mut small) = if self.raw.len() < room { self.small.pop_front() } else { None } {
+    /// Append small messages and, as far as bulk is allowed, chunks of large ones, until the block is full.
+    fn put_messages(&mut self, bulk: &mut Allowance) {
+        // A block has place for one chunk of a large message, however many small ones wait.
+        let small_until = if self.large.is_empty() || bulk.room == 0 { FULL_BLOCK } else { FULL_BLOCK - MAX_CHUNK };
+        while let Some(mut small) = if self.raw.len() < small_until { self.small.pop_front() } else { None } {
             self.bytes -= small.left;
+            let at = self.raw.len();
             small.put_chunk(&mut self.raw);
+            bulk.take(self.raw.len() - at - FRAME_HEADER);
         }
         let mut raw = std::mem::take(&mut self.raw);
         let striped = self.stripes > 0;
-        self.put_large(&mut raw, |large| !(striped && large.is_blob()));
+        self.put_large(&mut raw, bulk, |large| !(striped && large.is_blob()));
         self.raw = raw;
     }
 
-    /// Append chunks of blobs to `raw`, the empty block of a stripe, until it is full. Return false if there were none.
-    pub fn fill_blobs(&mut self, raw: &mut Vec<u8>) -> bool {
-        self.put_large(raw, Large::is_blob);
+    /// Append chunks of blobs, as far as bulk is allowed, to `raw`, the empty block of a stripe, until it is full. Return false if
+    /// there were none.
+    pub fn fill_blobs(&mut self, raw: &mut Vec<u8>, bulk: &mut Allowance) -> bool {
+        self.put_large(raw, bulk, Large::is_blob);
         !raw.is_empty()
     }
 
-    /// Append chunks of large ones to a block until it is full, in turn.
-    fn put_large(&mut self, raw: &mut Vec<u8>, wanted: impl Fn(&Large) -> bool) {
-        while raw.len() < FULL_BLOCK
+    /// Append chunks of large ones in turn, as far as bulk is allowed, until the block is full.
+    fn put_large(&mut self, raw: &mut Vec<u8>, bulk: &mut Allowance, wanted: impl Fn(&Large) -> bool) {
+        while bulk.room > 0
+            && raw.len() < FULL_BLOCK
             && let Some(at) = self.large.iter().position(&wanted)
             && let Some(mut large) = self.large.remove(at)
         {
-            let before = large.left();
+            let (before, at) = (large.left(), raw.len());
             let last = large.put_chunk(raw);
             let sent = before - large.left();
             self.bytes -= sent;
             self.blob_bytes -= if large.is_blob() { sent } else { 0 };
+            bulk.take(raw.len() - at - FRAME_HEADER);
             self.large.extend(if last { self.later.pop_front() } else { Some(large) });
         }
     }

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWrite;
 
@@ -11,29 +11,34 @@ use crate::error::SessionError;
 use crate::locks::lock;
 use crate::wire::block::Packer;
 use crate::wire::header::put_preamble;
-use crate::wire::outbox::{FULL_BLOCK, Outbox};
-use crate::wire::stream::FrameSender;
+use crate::wire::outbox::FULL_BLOCK;
+use crate::wire::stream::{FrameSender, Sending, Silence};
 
 impl FrameSender {
     /// Wait until blobs of so many bytes are to be sent.
     pub async fn blobs_wait(&self, bytes: usize) {
         let _counted = Counted::new(&self.striping);
-        self.find(|outbox| outbox.blob_bytes() >= bytes).await;
+        self.find(|sending| sending.outbox.blob_bytes() >= bytes).await;
     }
 
     /// Return a stripe: from now on blobs are sent by it and by other stripes alone.
     pub fn stripe(&self) -> Stripe<'_> {
-        lock(&self.outbox).open_stripe();
+        let mut sending = lock(&self.sending);
+        sending.outbox.open_stripe();
+        if let Some(pace) = &mut sending.pace {
+            pace.widen(Instant::now());
+        }
+        drop(sending);
         Stripe { sender: self, _counted: Counted::new(&self.striping), is_used: false }
     }
 
     /// Look into the outbox until `found`, again whenever something was added.
-    async fn find(&self, mut found: impl FnMut(&mut Outbox) -> bool) {
+    async fn find(&self, mut found: impl FnMut(&mut Sending) -> bool) {
         let mut woken = std::pin::pin!(self.wake_stripes.notified());
         loop {
             // Before the look: what is added after it then ends the wait.
             woken.as_mut().enable();
-            if found(&mut lock(&self.outbox)) {
+            if found(&mut lock(&self.sending)) {
                 return;
             }
             woken.as_mut().await;
@@ -81,11 +86,18 @@ impl Stripe<'_> {
         let mut out = Vec::with_capacity(2 * FULL_BLOCK);
         let mut packer = Packer::default();
         put_preamble(&mut out);
+        let mut silence = Silence::new(bound);
         loop {
-            self.sender.find(|outbox| outbox.fill_blobs(&mut raw)).await;
+            let fill = |sending: &mut Sending| {
+                let mut bulk = sending.allowance();
+                let any = sending.outbox.fill_blobs(&mut raw, &mut bulk);
+                sending.is_sent(bulk);
+                any
+            };
+            self.sender.find(fill).await;
             self.is_used = true;
             packer.pack(&raw, &mut out);
-            self.sender.write(&mut stream, &out, false, bound).await?;
+            self.sender.write(&mut stream, &out, false, &mut silence).await?;
             raw.clear();
             out.clear();
         }
@@ -100,7 +112,7 @@ impl Stripe<'_> {
 
 impl Drop for Stripe<'_> {
     fn drop(&mut self) {
-        lock(&self.sender.outbox).close_stripe();
+        lock(&self.sender.sending).outbox.close_stripe();
         // What this stripe has left is for the others, or for the sender itself.
         self.sender.flush();
     }

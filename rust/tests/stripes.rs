@@ -198,7 +198,7 @@ enum Stripes {
     Stranger,
     /// Each ends after the first chunk.
     Cut,
-    /// Each sends what an agent does not.
+    /// Each sends what an agent does not, and takes nothing.
     Chatty,
     /// They do not exist: the agent names no socket.
     Unknown,
@@ -208,6 +208,8 @@ enum Stripes {
 #[derive(Debug, Default)]
 struct Seen {
     arrived: Mutex<Arrived>,
+    /// To the client.
+    sender: Arc<FrameSender>,
     changed: Notify,
     /// Commands for stripes.
     opened: Mutex<usize>,
@@ -281,7 +283,8 @@ async fn agent(
     stripes: Option<String>,
     seen: Arc<Seen>,
 ) {
-    let (mut from, sender) = (EventReader::new(from, MAX_MESSAGE), Arc::new(FrameSender::default()));
+    let sender = Arc::clone(&seen.sender);
+    let mut from = EventReader::of_session(from, MAX_MESSAGE, Arc::clone(&sender));
     let mut events = Vec::new();
     from.greeting(&mut events).await.unwrap();
     let greeting = hello(&AgentHello { stripes, ..agent_hello() }).unwrap();
@@ -333,18 +336,21 @@ async fn stripe(mut stream: ChannelStream<Msg>, stripes: Stripes, seen: Arc<Seen
     outbox.fill(&mut greeting).unwrap();
     stream.write_all(&greeting).await.unwrap();
     let (from, mut to) = tokio::io::split(stream);
-    let (mut from, mut events) = (EventReader::new(from, MAX_MESSAGE), Vec::new());
+    let mut from = EventReader::of_session(from, MAX_MESSAGE, Arc::clone(&seen.sender));
+    let mut events = Vec::new();
     while from.read(&mut events).await.is_ok() {
         if stripes == Stripes::Cut {
             return;
         }
-        events.drain(..).for_each(|event| seen.take(&event, true));
         if stripes == Stripes::Chatty {
             outbox.control(Control::Pulse { nonce: 1 });
             let mut wire = Vec::new();
             outbox.fill(&mut wire).unwrap();
             to.write_all(&wire).await.unwrap();
+            // The blob does not become complete.
+            return std::future::pending().await;
         }
+        events.drain(..).for_each(|event| seen.take(&event, true));
     }
 }
 

@@ -60,8 +60,8 @@ pub(super) struct Sending {
 struct Filled {
     /// There was something to send.
     any: bool,
-    /// Bulk waits until more of it has arrived.
-    waits: bool,
+    /// There is bulk left to send.
+    more: bool,
     /// Bytes of bulk that have arrived, as the receiver reports.
     reported: u64,
     /// The goodbye is sent.
@@ -75,7 +75,7 @@ impl Sending {
         let any = self.outbox.fill_within(out, &mut bulk)?;
         let more = self.is_sent(bulk);
         let reported = self.pace.as_ref().map_or(0, Pace::reported);
-        Ok(Filled { any, waits: more && !any, reported, finished: self.outbox.is_finished() })
+        Ok(Filled { any, more, reported, finished: self.outbox.is_finished() })
     }
 
     /// Return how much bulk may be put into a block.
@@ -180,19 +180,19 @@ impl FrameSender {
         let (mut write_silence, mut report_silence, mut seen) = (Silence::new(bound), Silence::new(bound), 0);
         loop {
             out.clear();
-            let Filled { any, waits, reported, finished } = lock(&self.sending).fill(&mut out)?;
+            let Filled { any, more, reported, finished } = lock(&self.sending).fill(&mut out)?;
             if any || finished {
                 self.write(&mut stream, &out, finished, &mut write_silence).await?;
             }
             if finished {
                 return Ok(());
             }
-            if !waits || reported != seen {
+            if !more || reported != seen {
                 seen = reported;
                 report_silence.end();
             }
-            if waits {
-                // The report wakes this loop, and so does anything else that is to be sent.
+            if more && !any {
+                // Bulk waits until more of it has arrived. The report wakes this loop, and so does anything else that is to be sent.
                 report_silence.wait(self.wake.notified()).await?;
             } else if !any {
                 self.wake.notified().await;

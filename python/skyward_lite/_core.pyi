@@ -74,12 +74,16 @@ A plain tuple, which its receivers unpack at once: each task crosses the border 
 """
 
 class Buffer:
-    """Memory received from the wire: writable through the buffer protocol, without a copy."""
+    """Memory received from the wire: writable through the buffer protocol, without a copy.
+
+    The memory of large data, which several tasks may share, is a private mapping of it: it takes memory of its own only
+    where it is written to, and what is written there stays there.
+    """
 
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def copy(self) -> Buffer:
-        """Return a copy. Releases the GIL meanwhile."""
+        """Return a copy. Releases the GIL meanwhile. Of large data it is a new mapping, of what was received."""
 
 class Blob:
     """Large data that several tasks may have, by `Core.blob`. Keeps the data for as long as it lives."""
@@ -201,8 +205,9 @@ class Core:
 
         The bits of its number from `QUEUE_SHIFT` on are its completion queue, which is open; queue 0 always is.
         The task goes to the node of that index in `nodes`, or to any if `node` is None.
-        Small parts of the payload are copied. Of large ones equal contents are kept once, and `bytes` are read in place.
-        A buffer may be a `Blob` of this pool. `nanos`: how long all of it may run; a node that holds it for much longer is lost. 0 for as long as it likes.
+        Small parts of the payload are copied. Of large ones equal contents are kept once, and `bytes` are read in
+        place. A buffer may be a `Blob` of this pool. `nanos`: how long all of it may run; a node that holds it for much
+        longer is lost. 0 for as long as it likes.
         Return False if `finished` has already returned None.
         """
     def blob(self, data: bytes | memoryview) -> Blob:
@@ -320,7 +325,7 @@ class WorkerRuntime:
         pickled: bytes | memoryview,
         buffers: list[Any] | None = None,
     ) -> None:
-        """Hand in a result, unless the task has one. Copies the payload; waits while more than 64 MiB are unsent."""
+        """Hand in a result, unless the task has one. Copies the payload; waits while the agent has not taken 64 MiB."""
 
 class AgentSpec(TypedDict):
     """What an agent cannot find out by itself."""

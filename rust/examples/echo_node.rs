@@ -1,6 +1,6 @@
 //! A node without Python, for the tests: an agent on its standard input and output, and the worker that it starts.
 //!
-//! The worker answers each task with its own parts. The code says what it does before: 1 waits until the file exists
+//! The worker answers each task with its own parts, and hands large ones over as files. The code says what it does before: 1 waits until the file exists
 //! that its first part names, 2 ends the process with status 3, 3 kills it, 4 writes its parts to standard error, 5
 //! floods that with 16 MiB. 6 answers with 64 MiB instead. 7 sends its parts as a note, and answers with the answer. 8
 //! writes its parts to the worker's socket, as if the worker had sent them to the agent. 9 is as 7, with 15 MiB.
@@ -14,8 +14,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skyward_lite::node::agent::{self, AgentSpec};
-use skyward_lite::node::worker::Worker;
-use skyward_lite::wire::{Message, Outcome};
+use skyward_lite::node::memory_file::SharedFile;
+use skyward_lite::node::worker::{Answer, Worker};
+use skyward_lite::timing::BLOB_BYTES;
+use skyward_lite::wire::{BlobPart, Message, Outcome};
+
+/// Return a result whose large parts are files.
+fn answer(mut message: Message) -> Answer {
+    let mut files = Vec::new();
+    for (place, part) in (0..).zip(std::mem::take(&mut message.parts)) {
+        match if part.len() < BLOB_BYTES { None } else { SharedFile::of(&part).ok() } {
+            None => message.parts.push(part),
+            Some(file) => {
+                files.push(file);
+                message.blobs.push(BlobPart { place, number: 0, fresh: false, content: None });
+            }
+        }
+    }
+    Answer { message, files }
+}
 
 type Fallible = Result<(), Box<dyn std::error::Error>>;
 
@@ -60,7 +77,8 @@ fn worker() -> Fallible {
                         }
                         _ => {}
                     }
-                    worker.finish(Message { id, code: Outcome::Returned as u8, nanos, parts, ..Message::default() });
+                    let code = Outcome::Returned as u8;
+                    worker.finish(answer(Message { id, code, nanos, parts, ..Message::default() }));
                 }
             })
         })

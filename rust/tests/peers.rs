@@ -24,7 +24,7 @@ use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
 use skyward_lite::transport::ssh::{Algorithms, Target};
 use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender};
-use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Outcome, Outgoing, Packer};
+use skyward_lite::wire::{Attempt, BlobPart, Body, Control, Event, Message, Outcome, Outgoing, Packer};
 
 #[path = "support/hello.rs"]
 mod support;
@@ -967,6 +967,39 @@ fn a_worker_cannot_fill_the_agent() {
     });
 }
 
+/// A worker that announces a descriptor and does not send it, or names one in a result, is ended, and the task that did it is
+/// named; the agent goes on.
+#[test]
+fn a_worker_cannot_confuse_the_agent_about_descriptors() {
+    type Forge = Box<dyn FnOnce(&mut Vec<u8>)>;
+    run(async {
+        let mut client = Raw::connect(client_hello(1, false)).await;
+        let blob = BlobPart { place: 0, number: 0, fresh: false, content: None };
+        let named = Message { blobs: vec![blob], ..task(1, 0, vec![]) };
+        let cases: [(&str, Forge); 2] = [
+            (
+                "the frame of a descriptor that did not come",
+                Box::new(|raw| Control::Descriptor { number: 0, size: 1 << 20 }.put(raw).unwrap()),
+            ),
+            (
+                "a result without the descriptors of its blobs",
+                Box::new(|raw| assert!(Outgoing::new(Body::Result, named).put_chunk(raw))),
+            ),
+        ];
+        for (n, (why, frames)) in (0..).zip(cases) {
+            client.submit(forging(n, frames));
+            client.until(1 + n as usize, result).await;
+            let Some(Event::Message(_, end)) = client.seen.iter().rfind(|event| result(event)) else { panic!() };
+            let said = String::from_utf8_lossy(&end.parts[0]);
+            assert_eq!((end.id.task, end.code), (n, Outcome::Crashed as u8), "{said}");
+            assert!(said.contains(why), "{said}");
+        }
+        client.submit(task(2, 0, vec![noise(1 << 20)]));
+        client.until(3, result).await;
+        assert_eq!(client.ended()[2], (2, Outcome::Returned as u8));
+    });
+}
+
 /// The threads of one worker can all send their largest note at once.
 #[test]
 fn many_large_notes_at_once_are_all_taken() {
@@ -1018,13 +1051,18 @@ fn an_agent_that_is_full_answers() {
 fn an_agent_ends_when_its_client_is_broken() {
     type Send = fn(&FrameSender);
     let part = |n: u64, size: usize| task(n, 0, vec![Bytes::from(vec![0; size])]);
-    let cases: [(&str, Send); 4] = [
+    let cases: [(&str, Send); 6] = [
         ("a result or a note from a client", |link| {
             link.send(|o| o.message(Body::Result, task(0, 0, vec![noise(1 << 20)])));
         }),
         ("a result or a note from a client", |link| {
             link.send(|o| o.message(Body::Note, task(0, 0, vec![noise(1 << 20)])));
         }),
+        ("bytes of a blob that came before", |link| {
+            // Their chunks take turns.
+            link.send(|o| (0..2).for_each(|_| o.blob(7, noise(1 << 20))));
+        }),
+        ("blob of 3145728 bytes", |link| link.send(|o| o.blob(7, noise(3 << 20)))),
         ("message of 3145728 bytes", |link| link.send(|o| o.message(Body::Task, task(0, 0, vec![noise(3 << 20)])))),
         ("cancelled more than 1048576 tasks", |link| {
             link.send(|o| (0..=1 << 20).for_each(|n| o.control(Control::Cancel(Attempt { task: n, attempt: 0 }))));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import operator
 import tempfile
 from typing import Any, NamedTuple
 
@@ -266,6 +267,20 @@ def test_changes_between_two_submits_are_sent(pool):
     assert [future.result(30) for future in futures] == expected
 
 
+def test_changes_between_two_calls_of_the_input_are_sent(pool):
+    """Tasks that joblib has drawn from its input get an array as it was then, and not as it was for earlier ones."""
+    array = np.zeros(20_000)
+
+    def calls():
+        for i in range(12):
+            if i % 2 == 0:  # joblib draws a task for each of two workers
+                array[:] = i
+            yield delayed(np.max)(array)
+
+    results = Parallel(n_jobs=2, batch_size=1)(calls())
+    assert results == [i - i % 2 for i in range(12)]
+
+
 def test_large_functions_are_rebuilt_for_each_task(pool):
     """What a large function has captured is as it was at the client, and each task has its own."""
     array, fixed, texts = np.zeros(20_000), np.ones(20_000), [f"text {i}" for i in range(20_000)]
@@ -280,3 +295,15 @@ def test_large_functions_are_rebuilt_for_each_task(pool):
     results = Parallel(n_jobs=-1, batch_size=1)(delayed(use)(i) for i in range(CALLS))
     assert results == [(0.0, 20_000, 20_000.0, True, False)] * CALLS
     assert (array[0], len(texts)) == (0.0, 20_000)
+
+
+def test_large_texts_come_back_as_they_are(pool):
+    """A result that is a large text has the type and the content that it had, alone and in a batch."""
+    sizes = 10, 100_000, 300_000
+    results = Parallel(n_jobs=-1, batch_size=4)(
+        delayed(operator.mul)(text, n) for n in sizes for text in (b"\0", "é", "\ud800")
+    )
+    assert results == [text * n for n in sizes for text in (b"\0", "é", "\ud800")]
+    assert pool.submit(operator.mul, b"ab", 200_000).result() == b"ab" * 200_000
+    twice = pool.submit(bytes, 200_000), pool.submit(str, "ü" * 200_000)
+    assert [future.result() for future in twice] == [bytes(200_000), "ü" * 200_000]

@@ -1,4 +1,4 @@
-"""A long way to a host: a TCP proxy that delivers each byte some time after it was sent, in both directions."""
+"""A long way to a host: a TCP relay that delivers each byte some time after it was sent, in both directions."""
 
 from __future__ import annotations
 
@@ -17,23 +17,29 @@ class FarLink:
         self.seconds = seconds
         self.server = socket.create_server(("127.0.0.1", 0))
         self.address, self.port = self.server.getsockname()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.threads = [threading.Thread(target=self._accept, daemon=True)]
+        self.threads[0].start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self.server.accept()
-                far = socket.create_connection(self.target)
-                for end in (near, far):
-                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                for here, there in ((near, far), (far, near)):
-                    _Direction(here, there, self.seconds)
+                self.threads.append(threading.Thread(target=self._relay, args=(near,), daemon=True))
+                self.threads[-1].start()
+
+    def _relay(self, near: socket.socket) -> None:
+        with near, socket.create_connection(self.target) as far:
+            directions = [_Direction(*ends, self.seconds) for ends in ((near, far), (far, near))]
+            for thread in [thread for direction in directions for thread in direction.threads]:
+                thread.join()
 
     def close(self) -> None:
-        """Take no further connections. Those that are open end with their ends."""
+        """Take no further connections, and wait for the end of those that are open."""
         with contextlib.suppress(OSError):
             self.server.shutdown(socket.SHUT_RDWR)
         self.server.close()
+        for thread in self.threads:
+            thread.join(10)
 
 
 class _Direction:
@@ -41,10 +47,12 @@ class _Direction:
 
     def __init__(self, here: socket.socket, there: socket.socket, seconds: float) -> None:
         self.here, self.there, self.seconds = here, there, seconds
+        there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.under_way: collections.deque[tuple[float, bytes]] = collections.deque()
-        self.arrived = threading.Semaphore(0)
-        for work in (self._read, self._write):
-            threading.Thread(target=work, daemon=True).start()
+        self.sent = threading.Semaphore(0)
+        self.threads = [threading.Thread(target=work, daemon=True) for work in (self._read, self._write)]
+        for thread in self.threads:
+            thread.start()
 
     def _read(self) -> None:
         piece = b"+"
@@ -54,16 +62,17 @@ class _Direction:
             except OSError:
                 piece = b""
             self.under_way.append((time.monotonic() + self.seconds, piece))
-            self.arrived.release()
+            self.sent.release()
 
     def _write(self) -> None:
+        piece = b"+"
         with contextlib.suppress(OSError):
-            while True:
-                self.arrived.acquire()
+            while piece:
+                self.sent.acquire()
                 due, piece = self.under_way.popleft()
                 time.sleep(max(0.0, due - time.monotonic()))
-                if not piece:
-                    break
                 self.there.sendall(piece)
-        with contextlib.suppress(OSError):
-            self.there.shutdown(socket.SHUT_WR)
+        # If the far side takes nothing more, the near side learns it too.
+        for end, how in ((self.there, socket.SHUT_WR), (self.here, socket.SHUT_RD)):
+            with contextlib.suppress(OSError):
+                end.shutdown(how)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -221,10 +222,42 @@ def test_arguments_share_what_they_share_at_home(encoder):
     assert (args, kwargs) == ((small, other, large, [small]), {"again": large})
 
 
+def test_flat_arguments_depend_on_nothing(encoder):
+    """Each list, tuple or dictionary of numbers and texts has the same bytes in every call, also beside others."""
+    flat = [texts("a"), dict.fromkeys(texts("b"), 1.5), tuple(range(30_000))]
+    alone = [sent(encoder, value)[1] for value in flat]
+    (args, _), streams = sent(encoder, [flat[1]], *flat, texts("c"), [[], flat[0]])
+    assert all(stream in streams for (stream,) in alone)
+    assert args == ([flat[1]], *flat, texts("c"), [[], flat[0]])
+    assert args[0][0] is args[2]
+    assert args[5][1] is args[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.append(1),
+        lambda values: values.pop(),
+        lambda values: values.__setitem__(5, True),
+        lambda values: values.__setitem__(5, [1]),
+        lambda values: values.sort(key=str),
+        lambda values: values.__setitem__(slice(None), texts("b")),
+    ],
+)
+def test_changed_flat_arguments_are_sent_as_they_are(encoder, change):
+    """A container that a call of `Parallel` has sent before is sent anew if it has changed in the least."""
+    values, shared = list(range(30_000)), Shared()
+    for _ in range(3):
+        for _ in range(3):
+            ((_, args, _),) = payload.loads(*batches.dump(encoder, [(max, (values, 1), {})], shared))
+            assert list(map(repr, args[0])) == list(map(repr, values))
+        change(values)
+
+
 def test_several_large_arguments_settle_on_an_order(encoder):
     """A large argument that calls share has the same bytes in all from the second on, next to others that change."""
-    shared = texts("shared")
-    calls = [sent(encoder, texts(f"own {i}" * (i + 1)), shared)[1] for i in range(4)]
+    shared = Held(texts("shared"))
+    calls = [sent(encoder, Held(texts(f"own {i}" * (i + 1))), shared)[1] for i in range(4)]
     assert len(set.intersection(*map(set, calls[1:]))) == 1
 
 
@@ -285,6 +318,37 @@ def test_large_functions_are_pickled_once(encoder):
     assert get_first() == (0, "a 7999")
     del get
     assert not shared.all
+
+
+def test_batches_that_are_drawn_together_look_once_at_an_array():
+    """Batches that wait when an array is first looked at share its handle until the last is sent; later ones do not."""
+    arrays = [np.zeros(20_000)]
+    first, second, third, fourth = ([(abs, (arrays[0],), {"x": arrays[0]})] for _ in range(4))
+    waiting, made = [[(abs, (1,), {})], second], []
+
+    def make(view):
+        made.append(view.nbytes)
+        return object()
+
+    def send(batch):
+        handles.begin(batch)
+        found = handles.find(pickle.PickleBuffer(arrays[0]).raw())
+        handles.end(batch)
+        return found
+
+    handles = Handles(make, lambda: waiting)
+    handle = send(first)
+    waiting[:] = [fourth]
+    assert send(second) is handle
+    assert made == [160_000]
+    other = send(third)
+    waiting.clear()
+    assert send(fourth) is other is not handle
+    assert made == [160_000] * 2
+    assert isinstance(send(first), memoryview), "no other batch waits that has the array"
+    gone = weakref.ref(arrays.pop())
+    del first, second, third, fourth
+    assert gone() is None
 
 
 def test_only_what_cannot_change_gets_a_handle():

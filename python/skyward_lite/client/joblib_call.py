@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import queue
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 from .. import _core
 from ..errors import PoolClosedError
 from ..pickling import payload
+from ..pickling.handles import Calls
 from ..pickling.pickler import Shared
 from .completions import CompletionQueue
 from .joblib_batches import Parts
@@ -29,6 +31,7 @@ class ParallelCall:
         """Where its batches' ends come out; opened with the first batch."""
         self.shared = Shared()
         """What its tasks have in common, pickled once. Dropped when the call has ended."""
+        self.shared.waiting = self.waiting
         self.submitted = 0
         """Calls that joblib has submitted, in batches."""
         self.aborted = False
@@ -53,6 +56,17 @@ class ParallelCall:
         """Open its completion queue, with the first batch: joblib ends only calls that have got so far."""
         if self.queue is None:
             self.queue = tasks.open_queue(self.abandon)
+
+    def waiting(self) -> list[Calls]:
+        """Return the calls of each batch that joblib has drawn from its input and that is not sent yet."""
+        with self._lock:
+            held = [getattr(batch.func, "items", None) for batch in self._held]
+        # joblib's own, and not part of its contract: without it, each batch's data is looked at by itself.
+        ready = getattr(self._parallel, "_ready_batches", None)
+        if isinstance(ready, queue.Queue):
+            with ready.mutex:
+                held += [batch.items for batch in ready.queue]
+        return [calls for calls in held if calls is not None]
 
     def begin_retrieval(self) -> None:
         """Note that the calling thread asks for results."""

@@ -266,15 +266,20 @@ class Tasks:
             # Pickling so small a batch cannot fail, and asks for no module that the workers may lack.
             return encoder.dumps(self._modules.with_path(calls), shared, 1, shared.functions)
         if shared is not None and shared.handles is None:
-            shared.handles = Handles(self.core.blob)
+            shared.handles = Handles(self.core.blob, shared.waiting)
+        handles = None if shared is None else shared.handles
         before = self._modules.begin()
         try:
+            if handles is not None:
+                handles.begin(calls)
             return batches.dump(encoder, calls, shared, threads, nanos)
         except Exception as error:
             blame.explain(error, blame.of_calls(calls), encoder)
             modules.explain(error)
             raise
         finally:
+            if handles is not None:
+                handles.end(calls)
             modules.end(before)
 
     def encode_hooks(self, hooks: object) -> payload.Encoded:

@@ -79,20 +79,20 @@ def alone() -> Iterator[None]:
             lock.release()
 
 
-def loads(pickled: bytes | memoryview, buffers: Sequence[Any] | None, apart: Sequence[Any] = ()) -> Any:
+def loads(pickled: bytes | memoryview, buffers: Sequence[Any] | None, apart: Sequence[Any] = (), flats: int = 0) -> Any:
     """Unpickle a call, as `payload.loads` does; and once more if another thread's import may be why that failed.
 
     A call may be unpickled twice, because nothing of it has run. The second time no other thread is in a first import.
     """
     try:
         if apart:
-            return payload.loads(pickled, buffers, apart)
+            return payload.loads(pickled, buffers, apart, flats)
         return pickle.loads(pickled) if buffers is None else pickle.loads(pickled, buffers=buffers)
     except Exception as error:
         if not _is_half_import(error):
             raise
     with alone():
-        return payload.loads(pickled, buffers, apart)
+        return payload.loads(pickled, buffers, apart, flats)
 
 
 def _load_alone(name: str, import_: Any) -> ModuleType:

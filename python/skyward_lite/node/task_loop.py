@@ -31,7 +31,7 @@ from time import perf_counter_ns
 from typing import Any, Final, NoReturn
 
 from .. import _core
-from ..pickling import batches, blame, classes, exceptions, payload, script
+from ..pickling import batches, blame, classes, exceptions, payload, script, streams
 from ..pickling.route import Route
 from . import first_imports, task_warnings
 from .batch import Function, Triple, run_batch, run_limited
@@ -169,7 +169,7 @@ class TaskLoop:
             self._value = value
             returned = True
             calls = len(self._values) if kind == payload.BATCH else 1
-            pickled, buffers = self._encoder.dumps(value, None, calls)
+            pickled, buffers = self._encoder.dumps(streams.result_beside(value, kind == payload.BATCH), None, calls)
             self._answer = task, attempt, code, nanos, pickled, buffers
         except BaseException as error:
             # SystemExit and KeyboardInterrupt are the task's as well, as in concurrent.futures.

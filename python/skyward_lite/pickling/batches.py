@@ -104,7 +104,7 @@ def _apart(
         pickler.shared, pickler.known = shared, known
         return pickler
 
-    writer = streams.Writer(make, streams.beside_once(), known)
+    writer = streams.Writer(make, streams.beside_once(), known, None if shared is None else shared.flats)
     try:
         return streams.Apart(writer.write_call(call))
     finally:
@@ -138,7 +138,7 @@ class Calls:
         uses: list[list[int]],
         buffers: list[_core.Buffer | memoryview],
         streams: list[Any],
-        apart: list[list[int]],
+        apart: list[tuple[int, list[int]]],
     ) -> None:
         self._shared = shared
         self._pickles = pickles
@@ -147,7 +147,8 @@ class Calls:
         self._buffers: list[Any] = buffers
         self._streams = streams
         self._apart = apart
-        """For each call the numbers of its streams; empty if no call has any."""
+        """For each call how many of its streams are flat containers', and the numbers of its streams; empty if no call
+        has any."""
         self.loads: Loads = payload.loads
         """Unpickles a call; the worker sets a function of its own."""
         self.current: Triple | None = None
@@ -167,10 +168,11 @@ class Calls:
                 self._take(number, last_use[number] == place and number not in used[index + 1 :])
                 for index, number in enumerate(used)
             ]
-            before = [self._streams[number] for number in self._apart[place]] if self._apart else []
+            flats, numbers = self._apart[place] if self._apart else (0, [])
+            before = [self._streams[number] for number in numbers]
             _local.shared = self._shared
             try:
-                self.current = self.loads(pickled, own, before)
+                self.current = self.loads(pickled, own, before, flats)
             finally:
                 _local.shared = None
                 del own, before
@@ -219,12 +221,12 @@ class _SeparateCalls:
         numbers: dict[bytes, int] = {}
         """The numbers of the streams: calls with equal values have the same."""
         pickles, uses, apart = [], [], []
-        writer = streams.Writer(make, self._light, fits=self._fits)
+        writer = streams.Writer(make, self._light, None, None if shared is None else shared.flats, self._fits)
         for call in calls:
-            written, pickled, buffers = writer.write_call(call)
+            written, flats, pickled, buffers = writer.write_call(call)
             pickles.append(pickled)
-            uses.append(list(map(self._buffer_number, buffers)))
-            apart.append([numbers.setdefault(stream, len(numbers)) for stream in written])
+            uses.append([self._buffer_number(buffer) for buffer in buffers])
+            apart.append((flats, [numbers.setdefault(stream, len(numbers)) for stream in written]))
         beside = list(map(pickle.PickleBuffer, numbers))
         self._reduced = (
             Calls,

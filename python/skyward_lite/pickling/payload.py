@@ -22,7 +22,7 @@ from .streams import MAX_BUFFERS, OUT_OF_BAND_BYTES, rebuild
 Buffers = list[memoryview | _core.Blob] | None
 Encoded = tuple[bytes, Buffers]
 """A pickle and the buffers beside it."""
-Loads = Callable[[bytes | memoryview, Sequence[Any] | None, Sequence[Any]], Any]
+Loads = Callable[[bytes | memoryview, Sequence[Any] | None, Sequence[Any], int], Any]
 """Unpickles, as `loads` does."""
 
 BACKEND_NAME: Final = "skyward"
@@ -139,11 +139,11 @@ def encoder(limit: int, route: Route = BY_VALUE) -> Encoder:
     return last
 
 
-def loads(pickled: bytes | memoryview, buffers: Sequence[Any] | None, apart: Sequence[Any] = ()) -> Any:
+def loads(pickled: bytes | memoryview, buffers: Sequence[Any] | None, apart: Sequence[Any] = (), flats: int = 0) -> Any:
     """Unpickle what `Encoder.dumps` made, using `buffers` in place. Raises what unpickling raises.
 
-    `apart` are the streams of a call's large values.
+    `apart` are the streams of a call's large values, of which the first `flats` are flat containers'.
     """
     if apart:
-        return rebuild(apart, pickled, buffers or ())
+        return rebuild(apart, flats, pickled, buffers or ())
     return pickle.loads(pickled) if buffers is None else pickle.loads(pickled, buffers=buffers)

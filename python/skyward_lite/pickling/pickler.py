@@ -13,7 +13,8 @@ import cloudpickle
 from cloudpickle.cloudpickle import _dynamic_class_reduce
 
 from . import alone, arrays, classes, modules, reducers, script
-from .handles import Handles
+from .flat import Flats
+from .handles import Calls, Handles
 from .parts import PLAIN_VALUES
 from .reducers import Parts, Reducer, is_by_value
 from .route import Route
@@ -42,8 +43,11 @@ class Shared:
         """These, and functions that can be pickled apart only from arguments with which they share nothing."""
         self.definitions = classes.Definitions()
         self.question = alone.Question()
+        self.flats = Flats()
         self.handles: Handles | None = None
         """Set with the call's first batch, where there is a core to make handles."""
+        self.waiting: Callable[[], list[Calls]] = list
+        """Returns the batches that joblib has drawn from its input and not begun; set by the owner."""
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -8,7 +8,8 @@ One unpickler reads them in the same order.
 A value has the same stream in each call that has it, whatever the call's other arguments are. So the core sends the
 stream to a node once. Of several large values, a stream after the first one depends on the streams before it, to whose
 objects it may refer. They are written in the order in which their contents were first met: with `f(X, y)` for one `X`
-and many a `y`, at the latest from the second call on `X` comes first.
+and many a `y`, at the latest from the second call on `X` comes first. Lists, tuples and dictionaries of numbers and
+texts come before all others, and depend on nothing (flat.py).
 
 Large texts travel beside the pickle as they are.
 """
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from .classes import RecentlyUsed
+from .flat import MAX_FLAT, Flats, prefix
 from .pickler import Functions, Pickler
 
 Triple = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -39,7 +41,7 @@ MAX_BUFFERS: Final = 1000
 """Buffers beside one pickle; further ones stay inside it. A message has at most `_core.MAX_PARTS`."""
 APART_BYTES: Final = 64 * 1024
 """A value with a pickle of at least so many bytes is pickled apart, and a text of at least so many travels as it is."""
-MIN_ELEMENTS: Final = 4096
+MIN_ELEMENTS: Final = 8192
 """A container of at least so many elements is taken for large before it is pickled."""
 MAX_LEARNED: Final = 256
 """Types that are taken for large because a value of theirs was. A program with more makes classes as it goes."""
@@ -84,6 +86,15 @@ def seem_large(values: Iterable[Any]) -> bool:
         if test is not None and test(value):
             return True
     return False
+
+
+def _may_be_large(value: Any) -> bool:
+    """Return whether the pickle of a value may be large."""
+    kind = type(value)
+    if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+        # Its elements are beside the pickle, unless they are objects.
+        return bool(value.dtype.hasobject)
+    return kind not in (int, float, bool, type(None))
 
 
 def weight(value: Any) -> int:
@@ -147,19 +158,30 @@ def beside_once() -> Callable[[Any], Any]:
     return once
 
 
+def result_beside(value: Any, is_batch: bool) -> Any:
+    """Return a result as it is pickled: a large text beside the pickle. Of a batch `value` has the calls' values."""
+    if not is_batch:
+        return beside(value)
+    if any(type(each) in (bytes, str) and len(each) >= APART_BYTES for each in value):
+        return list(map(beside_once(), value))
+    return value
+
+
 # ------------------------------------------------------------------------------------------------ writing
 
 
-Written = tuple[list[bytes], bytes, list[pickle.PickleBuffer]]
-"""A call as streams of its large values, its own pickle, and the buffers beside these, in the same order."""
+Written = tuple[list[bytes], int, bytes, list[pickle.PickleBuffer]]
+"""A call: the streams of its large values, how many of these are flat containers' (which come first), its own pickle,
+and the buffers beside all of them, in the same order. A plain tuple: every call of a batch has one.
+"""
 
 
 class Writer:
     """Pickles calls, each with its large values apart.
 
     `make` makes the pickler, and `light` returns what is pickled in the place of an argument. `known` are functions
-    that were pickled before, and how. `fits` tells whether so many buffers beside a call, and this one, are not too
-    many.
+    that were pickled before, and how, `flats` containers that were. `fits` tells whether so many buffers beside a call,
+    and this one, are not too many.
     """
 
     def __init__(
@@ -167,6 +189,7 @@ class Writer:
         make: Callable[[io.BytesIO, IsInPickle], Pickler],
         light: Callable[[Any], Any] = beside,
         known: Functions | None = None,
+        flats: Flats | None = None,
         fits: Callable[[int, memoryview], bool] = lambda count, _: count < MAX_BUFFERS,
     ) -> None:
         self._file = io.BytesIO()
@@ -174,7 +197,10 @@ class Writer:
         self._buffers: list[pickle.PickleBuffer] = []
         self._light = light
         self._known = known or {}
+        self._flats = flats or Flats()
         self._fits = fits
+        self._memo: dict[int, tuple[int, Any]] = {}
+        """The flat containers of the call that is being written, as a pickler's memo has them."""
         self.pickler = make(self._file, self._is_in_pickle)
 
     def close(self) -> None:
@@ -191,6 +217,7 @@ class Writer:
     def write_call(self, call: Triple) -> Written:
         """Return a call, with the large values apart if there are any. Raise what pickling it raises."""
         function, args, kwargs = call
+        self._memo = {}
         args = tuple(map(self._light, args))
         if kwargs:
             kwargs = {name: self._light(value) for name, value in kwargs.items()}
@@ -198,16 +225,30 @@ class Writer:
             self._restart()
             pickled = self._write((function, args, kwargs))
             if len(pickled) < APART_BYTES:
-                return [], pickled, self._buffers
-        streams = self._write_apart([function, *args, *kwargs.values()])
-        return streams, self._write((function, args, kwargs)), self._buffers
+                return [], 0, pickled, self._buffers
+        known = {key for key, (_, reduced) in self._known.items() if reduced is not None}
+        values = {id(value): value for value in (function, *args, *kwargs.values()) if id(value) not in known}
+        flats = self._write_flat(values)
+        others = self._write_apart(list(filter(_may_be_large, values.values())))
+        return [*flats, *others], len(flats), self._write((function, args, kwargs)), self._buffers
+
+    def _write_flat(self, values: dict[int, Any]) -> list[bytes]:
+        """Return the streams of the flat containers that are large, and remove these from `values`."""
+        streams: list[bytes] = []
+        self._memo = {}
+        for key, value in list(values.items()):
+            stream = self._flats.stream(value) if len(streams) < MAX_FLAT else None
+            if stream is not None and len(stream) >= APART_BYTES:
+                self._memo[key] = len(streams), value
+                streams.append(stream)
+                del values[key]
+        return streams
 
     def _write_apart(self, values: list[Any]) -> list[bytes]:
         """Return the streams of the values that are large. The pickler then has the memo of these."""
         # Those that seem large come last: mostly there is one, and the pickler can go on from its stream.
-        tried = {id(value): value for value in values if self._known.get(id(value), (None, None))[1] is None}
         last, apart = None, []
-        for value in sorted(tried.values(), key=lambda value: seem_large((value,))):
+        for value in sorted(values, key=lambda value: seem_large((value,))):
             self._restart()
             last = self._write(value)
             if len(last) >= APART_BYTES:
@@ -220,11 +261,14 @@ class Writer:
         return [self._write(value) for *_, value in apart]
 
     def _restart(self) -> None:
-        """Forget what was written: what comes next must see nothing of it."""
-        self.pickler.clear_memo()
-        self.pickler.bare.clear()
-        if self.pickler.globals_ref:
-            self.pickler.globals_ref = {}
+        """Forget what was written, but for the flat containers: what comes next must see nothing of it."""
+        pickler = self.pickler
+        pickler.clear_memo()
+        if self._memo:
+            pickler.memo = self._memo
+        pickler.bare.clear()
+        if pickler.globals_ref:
+            pickler.globals_ref = {}
         self._buffers = []
 
     def _write(self, value: Any) -> bytes:
@@ -239,8 +283,8 @@ class Apart:
     """A call whose large values are pickled apart. Pickles as the call."""
 
     def __init__(self, written: Written) -> None:
-        streams, pickled, buffers = written
-        self._reduced = rebuild, (list(map(pickle.PickleBuffer, streams)), pickled, buffers)
+        streams, flats, pickled, buffers = written
+        self._reduced = rebuild, (list(map(pickle.PickleBuffer, streams)), flats, pickled, buffers)
 
     def __reduce__(self) -> Any:
         return self._reduced
@@ -249,13 +293,25 @@ class Apart:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def rebuild(streams: Sequence[Any], pickled: bytes | memoryview, buffers: Iterable[Any]) -> Any:
-    """Return the call whose large values are in the streams."""
-    unpickler = pickle.Unpickler(_Reader((*streams, pickled)), buffers=buffers)
-    for _ in streams:
+def rebuild(streams: Sequence[Any], flats: int, pickled: bytes | memoryview, buffers: Iterable[Any]) -> Any:
+    """Return the call whose large values are in the streams, flat containers in the first so many."""
+    others = *streams[flats:], pickled
+    if flats:
+        others = prefix(flats), *others
+    unpickler = _Unpickler(_Reader(others), buffers=buffers)
+    unpickler.flats = list(map(pickle.loads, streams[:flats]))
+    for _ in others[1:]:
         # Its objects are in the memo, where the streams after it and the call find them.
         unpickler.load()
     return unpickler.load()
+
+
+class _Unpickler(pickle.Unpickler):
+    flats: list[Any]
+    """The call's flat containers; set before anything is read."""
+
+    def persistent_load(self, number: int) -> Any:
+        return self.flats[number]
 
 
 class _Reader:

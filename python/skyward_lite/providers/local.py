@@ -145,23 +145,23 @@ def _size() -> tuple[int, float]:
     return os.cpu_count() or 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
-def _memory_bytes() -> int:
+def _memory_bytes(own_groups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> int:
     """Return how much memory the processes of this machine, or of this container, may use."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     groups: list[list[str]] = []
     # See cgroups(7): for each hierarchy its number, its controllers (none for version 2) and this process's group.
-    with contextlib.suppress(OSError), open("/proc/self/cgroup") as lines:
+    with contextlib.suppress(OSError), open(own_groups) as lines:
         groups = [line.rstrip("\n").split(":", 2) for line in lines]
     for _, controllers, path in groups:
-        name, root = "memory.max", "/sys/fs/cgroup"
+        limit, directory = "memory.max", root
         if controllers:
             if "memory" not in controllers.split(","):
                 continue
-            name, root = "memory.limit_in_bytes", "/sys/fs/cgroup/memory"
+            limit, directory = "memory.limit_in_bytes", f"{root}/memory"
         # The limits of the groups around it hold, too. In a container the group's own path may not be visible.
         for group in (pathlib.PurePosixPath(path), *pathlib.PurePosixPath(path).parents):
             with contextlib.suppress(OSError, ValueError):
-                limits.append(int(pathlib.Path(f"{root}{group}", name).read_text()))
+                limits.append(int(pathlib.Path(f"{directory}{group}", limit).read_text()))
     return min(limits)
 
 

@@ -30,6 +30,8 @@ const MIN_ROUND_TRIP: Duration = Duration::from_millis(10);
 /// Bytes of blobs that wait before stripes are opened. Opening them takes two round trips and the start of a small command,
 /// in which one channel carries some MB.
 pub const MIN_WAITING_BYTES: usize = 8 * 1024 * 1024;
+/// How often the round trip is measured when a session begins.
+const ANSWERS: usize = 5;
 /// Bound on the opening of a stripe.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the end of a stripe waits for the end of the session, which knows the reason better.
@@ -86,13 +88,14 @@ pub(super) async fn serve(
     round_trip: impl Fn() -> Duration,
 ) -> Result<Infallible, SessionError> {
     let Some(spec) = spec else { return std::future::pending().await };
-    // The server itself answers: an agent may be busy with its workers' start.
-    let Some(answered) = spec.connection.round_trip().await.filter(|answered| stripes(*answered) > 0) else {
+    let answered = shortest_answer(&spec.connection).await;
+    if stripes(answered) == 0 {
         return std::future::pending().await;
-    };
+    }
     sender.blobs_wait(MIN_WAITING_BYTES).await;
-    let count = stripes(answered.min(round_trip()));
-    info!(count, round_trip_ms = answered.as_millis(), "stripes");
+    let shortest = answered.min(round_trip());
+    let count = stripes(shortest);
+    info!(count, round_trip_ms = shortest.as_millis(), "stripes");
     let mut opened = JoinSet::new();
     for _ in 0..count {
         opened.spawn(stripe(spec.clone(), Arc::clone(sender)));
@@ -108,6 +111,21 @@ pub(super) async fn serve(
         }
     }
     std::future::pending().await
+}
+
+/// Return how long the host's server takes to answer, which is the round trip if neither end is busy: so the shortest of
+/// [`ANSWERS`] counts, or the first one that is too short for stripes. The server itself answers, as the agent is busy with the
+/// start of its workers.
+async fn shortest_answer(connection: &Connection) -> Duration {
+    let mut shortest = Duration::MAX;
+    for _ in 0..ANSWERS {
+        let Some(answered) = connection.round_trip().await else { return Duration::ZERO };
+        shortest = shortest.min(answered);
+        if stripes(shortest) == 0 {
+            break;
+        }
+    }
+    shortest
 }
 
 /// Open a stripe, and send blobs over it until the session ends. Return at once if it does not open.

@@ -14,6 +14,7 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -232,11 +233,13 @@ pub(super) fn answer(
 #[pyclass(frozen, module = "skyward_lite._core")]
 pub(super) struct Blob {
     content: Arc<Content>,
+    /// Whether the content was copied for this, and no task has taken it yet.
+    fresh: AtomicBool,
 }
 
 impl Blob {
     pub fn new(data: &Bound<'_, PyAny>, contents: &Contents) -> PyResult<Self> {
-        content(data, contents).map(|(content, _)| Self { content })
+        content(data, contents).map(|(content, fresh)| Self { content, fresh: AtomicBool::new(fresh) })
     }
 }
 
@@ -317,7 +320,8 @@ pub(super) fn task_parts(
     let (mut parts, mut blobs) = (Vec::new(), Vec::new());
     for (place, data) in (0_u16..).zip(std::iter::once(pickled).chain(buffers.iter())) {
         let found = if let Ok(blob) = data.cast_exact::<Blob>() {
-            Some((Arc::clone(&blob.get().content), false))
+            let Blob { content, fresh } = blob.get();
+            Some((Arc::clone(content), fresh.swap(false, Ordering::Relaxed)))
         } else if blobs.len() < MAX_BLOBS && data.len()? >= BLOB_BYTES {
             Some(content(data, contents)?)
         } else {

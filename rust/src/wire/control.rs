@@ -156,7 +156,7 @@ control_frames! {
         read |frame| Self::BlobLost { number: frame.number()? };
 
     /// Between an agent and its worker: the next descriptor that comes over this socket is the memory of this blob, of so
-    /// many bytes.
+    /// many bytes. From a worker: that of the next blob in the result of the task of this number.
     22 => Descriptor { number: u64, size: u64 }:
         write |Self::Descriptor { number, size }, to| to.bytes(*number, &size.to_le_bytes());
         read |frame| Self::Descriptor { number: frame.id.task, size: frame.u64("descriptor")? };

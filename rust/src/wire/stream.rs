@@ -60,8 +60,8 @@ pub(super) struct Sending {
 struct Filled {
     /// There was something to send.
     any: bool,
-    /// There is bulk left to send.
-    more: bool,
+    /// Bulk waits until more of it has arrived. Other frames pass it.
+    held: bool,
     /// Bytes of bulk that have arrived, as the receiver reports.
     reported: u64,
     /// The goodbye is sent.
@@ -75,7 +75,8 @@ impl Sending {
         let any = self.outbox.fill_within(out, &mut bulk)?;
         let more = self.is_sent(bulk);
         let reported = self.pace.as_ref().map_or(0, Pace::reported);
-        Ok(Filled { any, more, reported, finished: self.outbox.is_finished() })
+        let held = more && self.pace.as_ref().is_some_and(|pace| pace.room() == 0);
+        Ok(Filled { any, held, reported, finished: self.outbox.is_finished() })
     }
 
     /// Return how much bulk may be put into a block.
@@ -177,24 +178,28 @@ impl FrameSender {
     /// of bulk reports nothing for as long.
     pub async fn run(&self, mut stream: impl AsyncWrite + Unpin, bound: Option<Duration>) -> Result<(), SessionError> {
         let mut out = Vec::with_capacity(2 * FULL_BLOCK);
-        let (mut write_silence, mut report_silence, mut seen) = (Silence::new(bound), Silence::new(bound), 0);
+        let (mut write_silence, mut report_silence, mut seen) = (Silence::new(bound), Silence::new(bound), None);
         loop {
             out.clear();
-            let Filled { any, more, reported, finished } = lock(&self.sending).fill(&mut out)?;
+            let Filled { any, held, reported, finished } = lock(&self.sending).fill(&mut out)?;
             if any || finished {
                 self.write(&mut stream, &out, finished, &mut write_silence).await?;
             }
             if finished {
                 return Ok(());
             }
-            if !more || reported != seen {
-                seen = reported;
+            let waits_at = held.then_some(reported);
+            if waits_at != seen {
+                seen = waits_at;
                 report_silence.end();
             }
-            if more && !any {
-                // Bulk waits until more of it has arrived. The report wakes this loop, and so does anything else that is to be sent.
+            if any {
+                continue;
+            }
+            if held {
+                // The report wakes this loop, and so does anything else that is to be sent.
                 report_silence.wait(self.wake.notified()).await?;
-            } else if !any {
+            } else {
                 self.wake.notified().await;
             }
         }

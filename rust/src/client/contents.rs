@@ -84,8 +84,11 @@ impl Contents {
         copy: impl FnOnce() -> Result<Bytes, E>,
     ) -> Result<Found, E> {
         let has_size = lock(&self.known).sizes.contains_key(&buffer.len());
-        if has_size && let Some(content) = lock(&self.known).find(self.hash(buffer), now) {
-            return Ok((content, false));
+        if has_size {
+            let hash = self.hash(buffer);
+            if let Some(content) = lock(&self.known).find(hash, now) {
+                return Ok((content, false));
+            }
         }
         // The copy is hashed and not the buffer, which another thread may have changed meanwhile.
         Ok(self.of_bytes(copy()?, now))

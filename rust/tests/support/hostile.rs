@@ -155,6 +155,7 @@ pub fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: 
     };
     let id = pool.add_node("hostile".to_owned());
     let connection = Arc::new(pool.connect(Endpoint::Socket(ours), target).unwrap());
-    let spec = NodeSpec { connection, command: String::new(), hello: hello_of(asked), ready_timeout: BOUND };
+    let spec =
+        NodeSpec { connection, command: String::new(), stripe: None, hello: hello_of(asked), ready_timeout: BOUND };
     pool.start_node(id, spec);
 }

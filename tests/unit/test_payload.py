@@ -351,6 +351,17 @@ def test_batches_that_are_drawn_together_look_once_at_an_array():
     assert gone() is None
 
 
+def test_flat_arguments_that_calls_share_are_pickled_twice(encoder):
+    """However many containers of their own calls have beside one that they share, it is pickled twice and then kept."""
+    common, shared, streams = texts("common"), Shared(), []
+    for i in range(12):
+        own = [f"own {i} {j}" for j in range(8_000)] if i % 2 else None
+        _, buffers = batches.dump(encoder, [(max, (common, [i], {"i": i}, own), {})], shared)
+        streams += [view.obj for view in buffers if view.obj == pickle.dumps(common, 5)]
+    assert len(streams) == 12
+    assert len(set(map(id, streams))) == 2
+
+
 class LookedUpOnly(dict):
     """Functions that other threads add to, so that nobody may go through them."""
 

@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from .. import _core
+from .classes import RecentlyUsed
 
 MIN_BYTES: Final = 128 * 1024
 """A smaller buffer is no blob: see `BLOB_BYTES` in `rust/src/timing.rs`."""
 MAX_KEPT: Final = 16
-"""Buffers that are kept for a call of `Parallel`, with their handles; then the oldest is given up."""
+"""Buffers that are kept for a call of `Parallel`, with their handles."""
 MAX_MET: Final = 4
 """Buffers that are kept because the call has sent them once: each task may bring one of its own."""
 
@@ -58,11 +59,11 @@ class Handles:
         self._own = threading.local()
         """`batch`: what this thread is sending. `owners`: what `_by_argument` returned for it, None before that."""
         self._lock = threading.Lock()
-        """Held to change the dictionaries below. A buffer that is kept keeps its address."""
         self._drawn: dict[Key, _Drawn] = {}
-        self._met: dict[Key, memoryview] = {}
+        """Changed under the lock. A buffer that is kept keeps its address."""
+        self._met = RecentlyUsed(MAX_MET)
         """The buffers that were sent once, the last ones alone."""
-        self._kept: dict[Key, tuple[memoryview, _core.Blob]] = {}
+        self._kept = RecentlyUsed(MAX_KEPT)
         """The buffers that were sent twice or more, and their handles."""
 
     def begin(self, batch: Calls) -> None:
@@ -85,18 +86,18 @@ class Handles:
         if view.nbytes < MIN_BYTES:
             return view
         key = _core.address(view), view.nbytes
-        kept = self._kept.get(key)
-        if kept is not None:
-            return kept[1]
         if not is_unchanging(view):
             return self._find_drawn(view, key)
-        with self._lock:
-            if key not in self._met:
-                _put(self._met, key, view, MAX_MET)
-                return view
-            handle = self._make(view)
-            _put(self._kept, key, (self._met.pop(key), handle), MAX_KEPT)
-            return handle
+        kept: tuple[memoryview, _core.Blob] | None = self._kept.find(key)
+        if kept is not None:
+            return kept[1]
+        if self._met.find(key) is None:
+            self._met.remember(key, view)
+            return view
+        handle = self._make(view)
+        self._kept.remember(key, (view, handle))
+        self._met.forget(key)
+        return handle
 
     def _find_drawn(self, view: memoryview, key: Key) -> memoryview | _core.Blob:
         batch: Calls | None = getattr(self._own, "batch", None)
@@ -125,13 +126,6 @@ class Handles:
         # Some may have been begun since the arguments were looked at.
         waiting = {id(batch): batch for batch in self._waiting()}
         return {id(batch): batch for batch in having if id(batch) in waiting}
-
-
-def _put(kept: dict[Key, Any], key: Key, value: Any, most: int) -> None:
-    """Put a value into a dictionary, in the place of the oldest one if there are as many as may be."""
-    if len(kept) >= most:
-        del kept[next(iter(kept))]
-    kept[key] = value
 
 
 def _by_argument(batches: list[Calls]) -> dict[int, list[Calls]]:

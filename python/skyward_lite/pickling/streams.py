@@ -236,8 +236,8 @@ class Writer:
         streams: list[bytes] = []
         self._memo = {}
         for key, value in list(values.items()):
-            stream = self._flats.stream(value) if len(streams) < MAX_FLAT else None
-            if stream is not None and len(stream) >= APART_BYTES:
+            stream = self._flats.stream(value, APART_BYTES) if len(streams) < MAX_FLAT else None
+            if stream is not None:
                 self._memo[key] = len(streams), value
                 streams.append(stream)
                 del values[key]

@@ -153,7 +153,7 @@ impl Outbox {
     /// Drop everything if more answers wait than those of a peer that reads. [`Outbox::fill`] returns the error.
     fn give_up_on_deaf_peer(&mut self) {
         if self.answers > MAX_ANSWERS {
-            *self = Self { given_up: true, ..Self::default() };
+            *self = Self { given_up: true, stripes: self.stripes, ..Self::default() };
         }
     }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
 import pickle
 import threading
 import weakref
@@ -360,6 +362,20 @@ def test_flat_arguments_that_calls_share_are_pickled_twice(encoder):
         streams += [view.obj for view in buffers if view.obj == pickle.dumps(common, 5)]
     assert len(streams) == 12
     assert len(set(map(id, streams))) == 2
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_large_functions_of_single_tasks_are_not_kept(encoder, calls):
+    """If every task brings a large function of its own, nothing keeps what these have captured once they are sent."""
+    common, shared, arrays = [1], Shared(), []
+    for _ in range(5):
+        own = [np.zeros(10_000) for _ in range(calls)]
+        arrays += map(weakref.ref, own)
+        batches.dump(encoder, [(functools.partial(lambda x: x, array), (), {}) for array in own], shared)
+        batches.dump(encoder, [((lambda x: lambda *_: x)(array), (common,), {}) for array in own], shared)
+        del own
+        gc.collect()
+    assert not any(array() is not None for array in arrays)
 
 
 class LookedUpOnly(dict):

@@ -150,7 +150,9 @@ fn stripes_share_the_blobs() {
                 // One of them may be through already.
                 let _ = tokio::time::timeout(Duration::from_millis(10), end.read(&mut events)).await;
                 *count += events.len();
-                events.iter().for_each(|event| arrived.take(event));
+                for event in &events {
+                    arrived.take(event);
+                }
             }
         }
         assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
@@ -178,7 +180,9 @@ fn a_stripe_that_was_not_used_leaves_its_blobs_to_others() {
         while !arrived.is_complete(1) {
             let mut events = Vec::new();
             own.read(&mut events).await.unwrap();
-            events.iter().for_each(|event| arrived.take(event));
+            for event in &events {
+                arrived.take(event);
+            }
         }
     });
 }
@@ -299,7 +303,7 @@ async fn agent(
         for event in events.drain(..) {
             match event {
                 Event::Control(Control::Heartbeat { nonce, .. }) => {
-                    sender.send(|o| o.control(Control::Pulse { nonce }))
+                    sender.send(|o| o.control(Control::Pulse { nonce }));
                 }
                 Event::Message(Body::Task, task) => tasks.push(task),
                 Event::Control(Control::Goodbye(_)) => sender.send(|o| o.close("done")),

@@ -294,6 +294,21 @@ def test_batches_have_equal_large_arguments_once(encoder):
     assert len({id(args[0]) for _, args, _ in arrived}) == 4
 
 
+def test_tuples_that_many_others_have_are_not_gone_through_again_and_again(encoder):
+    """A tuple that leads to another one in 2 to the power of 60 ways is pickled in a moment, in batches, too."""
+    inner: tuple = (0,)
+    value = inner
+    for _ in range(60):
+        value = value, value
+    calls = [(max, (value, i), {}) for i in range(2)]
+    for encoded in (batches.dump(encoder, calls, Shared()), batches.dump(encoder, calls[:1], Shared())):
+        for _, (arrived, _), _ in payload.loads(*encoded):
+            while type(arrived[0]) is tuple:
+                assert arrived[0] is arrived[1]
+                arrived = arrived[0]
+            assert arrived == inner
+
+
 def test_large_arguments_fail_as_others_do(encoder):
     """A large argument that cannot be pickled, or is over the limit, raises what a small one raises."""
     with pytest.raises(TypeError, match="lock"):

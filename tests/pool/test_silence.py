@@ -1,4 +1,4 @@
-"""Clients, agents and tasks that are silent for longer than a node or a lease allows.
+"""Clients, agents, workers and tasks that are silent for longer than a node or a lease allows.
 
 All of them fall silent at the same time, when the first test of this file begins; each test then waits for its own.
 """
@@ -6,6 +6,7 @@ All of them fall silent at the same time, when the first test of this file begin
 from __future__ import annotations
 
 import concurrent.futures
+import operator
 import os
 import signal
 import subprocess
@@ -51,9 +52,9 @@ def started(code: str) -> subprocess.Popen[str]:
 
 
 class Silent:
-    """What is silent since `began`, a moment of `time.monotonic()`."""
+    """What is silent since `began`, a moment of `time.monotonic()`. The pools' agent, and worker, are among it."""
 
-    def __init__(self, directory: Path, pool: sky.ComputePool) -> None:
+    def __init__(self, directory: Path, pool: sky.ComputePool, replacing: sky.ComputePool) -> None:
         # The longest first, and all that takes time to start before the first falls silent.
         self.holder, self.client = started(HELD_GIL), started(STOPPED_CLIENT)
         (directory / "one").mkdir()
@@ -64,7 +65,9 @@ class Silent:
         self.agent = pool.nodes()[0].pid
         assert self.client.stdout is not None
         assert self.client.stdout.readline() == "-1\n"
+        self.replacing = replacing
         self.began = time.monotonic()
+        self.stopping = replacing.submit(lambda: os.kill(os.getpid(), signal.SIGSTOP))
         os.kill(self.agent, signal.SIGSTOP)
         self.client.send_signal(signal.SIGSTOP)
         self.leased[0].send_signal(signal.SIGSTOP)
@@ -88,8 +91,9 @@ class Silent:
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silent]:
     """Everything that is silent in this file."""
-    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
-        silent = Silent(tmp_path_factory.mktemp("silent"), pool)
+    worker = sky.Worker(concurrency=1)
+    with sky.pool(worker=worker, plugins=[]) as pool, sky.pool(worker=worker, plugins=[]) as replacing:
+        silent = Silent(tmp_path_factory.mktemp("silent"), pool, replacing)
         try:
             yield silent
         finally:
@@ -119,6 +123,13 @@ def test_stopped_agent_is_a_lost_node(silent):
     """
     with pytest.raises(sky.NodeLostError, match="no sign of life"):
         silent.lost_task.result(silent.until(20))
+
+
+def test_stopped_worker_is_replaced(silent):
+    """A stopped worker (SIGSTOP) is replaced, as its watchdog's heartbeat, which needs no GIL, is missing."""
+    with pytest.raises(sky.WorkerCrashedError, match="no sign of life"):
+        silent.stopping.result(silent.until(20))
+    assert silent.replacing.submit(operator.neg, 1).result(20) == -1
 
 
 def test_client_stopped_within_its_lease_loses_nothing(silent):

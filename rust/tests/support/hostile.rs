@@ -90,6 +90,7 @@ async fn follow(opening: Opening, script: Script, mut to: impl AsyncWrite + Unpi
         cores: opening.cores,
         pid: 1,
         memory: 0,
+        stripes: None,
         differences: Vec::new(),
     };
     let mut begin = Vec::new();

@@ -226,8 +226,7 @@ class Writer:
             pickled = self._write((function, args, kwargs))
             if len(pickled) < APART_BYTES:
                 return [], 0, pickled, self._buffers
-        known = {key for key, (_, reduced) in self._known.items() if reduced is not None}
-        values = {id(value): value for value in (function, *args, *kwargs.values()) if id(value) not in known}
+        values = {id(value): value for value in (function, *args, *kwargs.values()) if not self._is_known(value)}
         flats = self._write_flat(values)
         others = self._write_apart(list(filter(_may_be_large, values.values())))
         return [*flats, *others], len(flats), self._write((function, args, kwargs)), self._buffers
@@ -237,8 +236,8 @@ class Writer:
         streams: list[bytes] = []
         self._memo = {}
         for key, value in list(values.items()):
-            stream = self._flats.stream(value) if len(streams) < MAX_FLAT else None
-            if stream is not None and len(stream) >= APART_BYTES:
+            stream = self._flats.stream(value, APART_BYTES) if len(streams) < MAX_FLAT else None
+            if stream is not None:
                 self._memo[key] = len(streams), value
                 streams.append(stream)
                 del values[key]
@@ -259,6 +258,12 @@ class Writer:
         apart.sort(key=operator.itemgetter(0))
         self._restart()
         return [self._write(value) for *_, value in apart]
+
+    def _is_known(self, value: Any) -> bool:
+        """Return whether a value is a function that was pickled before."""
+        # Not by going through all of them, which other threads may add to.
+        known = self._known.get(id(value))
+        return known is not None and known[1] is not None
 
     def _restart(self) -> None:
         """Forget what was written, but for the flat containers: what comes next must see nothing of it."""

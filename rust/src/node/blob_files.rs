@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::error::FrameError;
-use crate::node::memory_file::{Draft, SharedFile};
+use crate::node::memory_file::{Draft, SharedFile, free_aside};
 use crate::wire::BlobChunk;
 
 /// Blobs that a client may have begun to send and not ended. It sends at most 1,024 at once over one stream.
@@ -129,7 +129,9 @@ impl BlobFiles {
 
     /// Free a blob. If it has not arrived in full, the rest of it is read over.
     pub fn forget(&mut self, number: u64) {
-        if self.complete.remove(&number).is_none() {
+        if let Some(file) = self.complete.remove(&number) {
+            free_aside(file.size(), file);
+        } else {
             // Frames that say so overtake chunks, perhaps the first one. More than that are no honest client's.
             if self.arriving.len() >= MAX_ARRIVING && !self.arriving.contains_key(&number) {
                 return;

@@ -36,7 +36,7 @@ pub use decoder::{Admit, Decoder, Event, MAX_UNFINISHED, Offer};
 pub use header::{Attempt, MAGIC, MAX_BODY, MAX_CHUNK, MAX_NOISE, PROTOCOL, put_preamble};
 pub use hello::{AgentHello, ClientHello, WorkerHello, WorkerSpec, hello, read_hello};
 pub use message::{Body, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing};
-pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, Outbox, STDERR, STDOUT};
+pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, MAX_SMALL_MESSAGE, Outbox, STDERR, STDOUT};
 pub(crate) use stream::MAX_WRITE;
 pub use stream::{EventReader, FrameSender};
 pub use stripe::Stripe;

@@ -25,7 +25,7 @@ use crate::wire::pace::Allowance;
 /// Raw bytes after which a block is sent.
 pub(super) const FULL_BLOCK: usize = 64 * 1024;
 /// Payload up to which a message is small, in bytes: it goes ahead of chunks of large ones.
-const MAX_SMALL_MESSAGE: usize = 16 * 1024;
+pub const MAX_SMALL_MESSAGE: usize = 16 * 1024;
 /// Large messages that are sent in turns; others wait until one of them has been sent. The receiver refuses more than
 /// [`MAX_UNFINISHED`] at once.
 const MAX_TURNS: usize = MAX_UNFINISHED / 4;

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cloudpickle
@@ -18,6 +20,29 @@ from skyward_lite.pickling import payload
 if TYPE_CHECKING:
     from cloud import Cloud
     from lab import Lab
+
+
+LONGEST_FIRST = (
+    *("ec2/test_aws.py", "pool/test_modules.py", "hosts/test_ssh.py", "hosts/test_environment.py"),
+    *("ec2/test_aws_faults.py", "parallel/test_callbacks.py", "docs/test_original_page.py", "docs/test_benches.py"),
+    *("docs/test_chaos.py", "parallel/test_searches.py", "pool/test_first_imports.py", "parallel/test_sklearn.py"),
+    *("parallel/test_conformance.py", "pool/test_silence.py", "hosts/test_check.py", "ec2/test_reap.py"),
+)
+"""Files that take longest: some have few tests. All others come after them, and those with most tests first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let xdist keep the order of files, where it would otherwise begin with those that have most tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that at the end no process still has one while the others have none."""
+    here = Path(__file__).parent
+    counts = Counter(item.path for item in items)
+    ranks = {here / name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    order = {path: (ranks.get(path, len(ranks)), -count) for path, count in counts.items()}
+    items.sort(key=lambda item: (*order[item.path], item.path))
 
 
 def pytest_collection_finish() -> None:

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as Socket;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,6 +12,8 @@ use russh::server::{self, Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicK
 use russh::{Channel, ChannelId, ChannelStream};
 use skyward_lite::client::pool::{Endpoint, NodeSpec, NodeState, Pool};
 use skyward_lite::client::stripes::{MIN_WAITING_BYTES, stripes};
+use skyward_lite::error::{FrameError, SessionError};
+use skyward_lite::node::stripes::{self as agent_stripes, StripeListener};
 use skyward_lite::timing::{MAX_MESSAGE, MAX_STRIPES};
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
@@ -486,4 +489,78 @@ fn a_stripe_that_ends_early_ends_the_session() {
         let NodeState::Lost(found) = &pool.nodes()[0].state else { panic!("{stripes:?}: {:?}", pool.nodes()) };
         assert!(found.contains(why), "{found}");
     }
+}
+
+/// A stripe that is handed to an agent's listener: what was written into it, and the command's connection.
+async fn hand_over(path: &str) -> (UnixStream, UnixStream) {
+    let relay = UnixStream::connect(path).await.unwrap();
+    let (ours, theirs) = Socket::pair().unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut rights = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let descriptors = [theirs.as_fd(), theirs.as_fd()];
+    assert!(rights.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+    let flags = rustix::net::SendFlags::empty();
+    rustix::net::sendmsg(&relay, &[std::io::IoSlice::new(b"+")], &mut rights, flags).unwrap();
+    (tokio_socket(ours), relay)
+}
+
+/// An agent greets on each stripe, takes what it brings, and ends the command when the stripe ends; what is no chunk ends the
+/// session. Its socket goes with it.
+#[test]
+fn an_agent_takes_stripes() {
+    run(async {
+        let mut listener = StripeListener::open().unwrap();
+        let path = listener.greeted("7", MAX_MESSAGE).unwrap();
+        let (taken, mut arriving) = mpsc::unbounded_channel();
+        let take = move |events: &mut Vec<Event>| {
+            events.drain(..).for_each(|event| taken.send(event).unwrap());
+            Ok(())
+        };
+        let mut serving = tokio::spawn(agent_stripes::serve(Some(listener), Arc::default(), take));
+        // Who hands nothing over is no stripe.
+        let stranger = UnixStream::connect(&path).await.unwrap();
+        drop(stranger);
+        let mut ends = Vec::new();
+        for _ in 0..2 {
+            let (stream, relay) = hand_over(&path).await;
+            let (from, to) = stream.into_split();
+            let mut from = EventReader::new(from, 0);
+            assert_eq!(from.greeting(&mut Vec::new()).await.unwrap(), "7");
+            ends.push((from, to, relay));
+        }
+        let sender = FrameSender::default();
+        let blob = content(500_000);
+        sender.send(|o| o.blob(3, blob.clone()));
+        let (mut arrived, mut stripe) = (Arrived::default(), sender.stripe());
+        let (_, to, _) = &mut ends[0];
+        tokio::select! {
+            end = stripe.run(to, None) => panic!("{end:?}"),
+            () = async {
+                while !arrived.is_complete(3) {
+                    arrived.take(&arriving.recv().await.unwrap());
+                }
+            } => {}
+        }
+        assert_eq!(arrived.blobs[&3], blob);
+        // The client ends a stripe: the command ends. The command ends: the stripe does.
+        let (_, to, mut relay) = ends.remove(0);
+        drop(to);
+        assert_eq!(relay.read(&mut [0]).await.unwrap(), 0);
+        let (mut from, _to, relay) = ends.remove(0);
+        drop(relay);
+        let end = loop {
+            if let Err(end) = from.read(&mut Vec::new()).await {
+                break end;
+            }
+        };
+        assert!(matches!(end, SessionError::Ended(_) | SessionError::Io(_)), "{end}");
+        let (mut stream, _relay) = hand_over(&path).await;
+        let mut wire = Vec::new();
+        let mut outbox = Outbox::default();
+        outbox.control(Control::Cancel(Attempt::default()));
+        outbox.fill(&mut wire).unwrap();
+        stream.write_all(&wire).await.unwrap();
+        assert!(matches!((&mut serving).await.unwrap(), FrameError::BadSequence(_)));
+        assert!(!std::path::Path::new(&path).parent().unwrap().exists());
+    });
 }

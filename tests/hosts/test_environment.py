@@ -380,21 +380,32 @@ def test_a_file_that_cannot_be_written_leaves_nothing(lab, tmp_path):
 # ------------------------------------------------------------------------------------------------ scripts
 
 
-@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
-def test_scripts_are_plain_sh(shell, tmp_path, wheelhouse):
-    """Every shell that may be a system's sh can read them, and shellcheck has nothing against them."""
-    path = shutil.which(shell)
-    if path is None:
-        pytest.skip(f"no {shell} here")
+@pytest.fixture
+def scripts(wheelhouse) -> list[bytes]:
+    """The scripts that hosts run, with all that an image can ask of them."""
     image = sky.Image(pip=["a>=1"], apt=["b"], wheelhouse=str(wheelhouse), index_url="http://127.0.0.1/?a&b")
     uploads = {"bundle": "/x y", "wheelhouse": "/w", "includes": "/i"}
-    for script in (
+    return [
         probe.probe_script("env-x"),
         build.build_script(FACTS, image, "env-x", uploads),
         probe.verify_script("~/a b/python", image),
-    ):
+    ]
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
+def test_scripts_are_plain_sh(shell, scripts):
+    """Every shell that may be a system's sh can read them."""
+    path = shutil.which(shell)
+    if path is None:
+        pytest.skip(f"no {shell} here")
+    for script in scripts:
         check = [path, *(["sh"] if shell == "busybox" else []), "-n"]
         assert subprocess.run(check, input=script, capture_output=True, timeout=10).stderr == b""
+
+
+def test_shellcheck_has_nothing_against_the_scripts(scripts):
+    """Neither as plain sh, nor with the values of an image in them."""
+    for script in scripts:
         # It mistakes the values of this test: the name "env-x" for a subtraction, the quote in the directory's name for
         # one that is to quote, and the "~", which the script itself expands, for one that the shell should.
         lint = [SHELLCHECK, "-s", "sh", "-S", "warning", "-e", "SC2100,SC2089,SC2090,SC2088", "-"]

@@ -16,7 +16,7 @@ from lab import Lab, Sshd
 from processes import eventually
 
 SECONDS = 0.02
-"""The delay of each way: of a round trip of 40 ms a single channel makes 52 MB/s at most."""
+"""The delay of each way: at a round trip of 40 ms one channel carries 52 MB/s at most."""
 SIZE = 20 * 1000 * 1000
 
 pytestmark = pytest.mark.usefixtures("functions_by_value")
@@ -65,7 +65,7 @@ def digest(data: bytes) -> int:
 def test_far_hosts_get_large_data_over_further_channels_that_leave_nothing(
     lab: Lab, runtime: tuple[Sshd, Path]
 ) -> None:
-    """Data arrives unchanged over channels of which nothing is left on the host afterwards, even of an agent that died."""
+    """Data arrives unchanged, and nothing is left on the host afterwards, not even of an agent that was killed."""
     host, directory = runtime
     data = os.urandom(SIZE)
     killed = directory / "skyward-lite-0123456789abcdef"

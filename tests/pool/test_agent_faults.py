@@ -1,4 +1,4 @@
-"""Agents that are killed, stopped or cannot start, and nodes that are lost."""
+"""Agents that are killed or cannot start, and nodes that are lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import time
 import pytest
 import skyward_lite as sky
 from processes import MARK, eventually
-from task_functions import hold_the_gil
 
 
 def test_tasks_of_a_killed_agent_run_on_another_node():
@@ -48,32 +47,6 @@ def test_retries_0_does_not_rerun_tasks_of_a_lost_node():
         os.kill(pool.nodes()[0].pid, signal.SIGKILL)
         ends = [future.exception(20) for future in futures]
         assert sorted(type(e) for e in ends if e is not None) == [sky.NodeLostError], ends
-
-
-@pytest.mark.slow
-def test_stopped_agent_is_a_lost_node():
-    """A stopped agent (SIGSTOP) keeps its socket but sends no heartbeat, so its node counts as lost after 10 s and a
-    heartbeat.
-    """
-    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
-        pid = pool.nodes()[0].pid
-        future = pool.submit(time.sleep, 60)
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            with pytest.raises(sky.NodeLostError, match="no sign of life"):
-                future.result(20)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-
-
-@pytest.mark.slow
-def test_task_that_holds_the_gil_does_not_lose_its_node():
-    """A task may hold the GIL longer than a node may be silent, as heartbeats need no GIL at either end."""
-    with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
-        future = pool.submit(hold_the_gil, 13)
-        hold_the_gil(13)
-        assert future.result(20) == "held"
-        assert [node.state for node in pool.nodes()] == ["ready"]
 
 
 def test_agent_that_ends_at_once_fails_the_start(monkeypatch, capfd):

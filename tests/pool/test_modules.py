@@ -470,6 +470,17 @@ def test_module_file_rewritten_without_a_change(pool, write, monkeypatch, tmp_pa
         assert fresh.submit(module.locked, 4).result(20) == 4
 
 
+EDITED = """
+import threading
+K = 'old'
+class Cut:
+    def f(self): return f()
+def f(): return K
+lock = threading.Lock()
+def locked(): return lock
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "use",
@@ -481,34 +492,34 @@ def test_module_file_rewritten_without_a_change(pool, write, monkeypatch, tmp_pa
     ],
 )
 def test_edited_module_affects_only_its_users(pool, write, monkeypatch, tmp_path, use):
-    """Only code that uses an edited module goes by value; the error names the module and the remedy."""
+    """Only code that uses an edited module goes by value."""
     look_always(monkeypatch)
-    text = """
-        import threading
-        K = 'old'
-        class Cut:
-            def f(self): return f()
-        def f(): return K
-        lock = threading.Lock()
-        def locked(): return lock
-        """
-    path = write("changes", text)
+    path = write("changes", EDITED)
     write("changes_user", use)
     write("far_user", "import changes_user\ndef f(): return changes_user.f()")
     write("has_no_part")
     monkeypatch.syspath_prepend(str(tmp_path))
     names = ("far_user", "changes_user", "changes", "has_no_part")
     far, near, module, other = (importlib.import_module(name) for name in names)
-    lock, module.lock = module.lock, None
+    module.lock = None
     assert not sends_code(pool, (far.f, near.f, module.f, other.f))
-    path.write_text(textwrap.dedent(text.replace("old", "new, and longer")))
+    path.write_text(EDITED.replace("old", "new, and longer"))
     for each in (far, near, module):
         assert sends_code(pool, each.f)
         assert set(Parallel(n_jobs=-1)(delayed(each.f)() for _ in range(4))) == {"old"}
     assert not sends_code(pool, other.f)
     assert pool.submit(other.locked, 3).result(20) == 3
+
+
+def test_edited_module_that_cannot_go_by_value_has_a_remedy(pool, write, monkeypatch, tmp_path):
+    """The error of code that needs an edited module whole names the module and what helps."""
+    look_always(monkeypatch)
+    path = write("changes", EDITED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("changes")
+    assert pool.submit(module.f).result(20) == "old"
+    path.write_text(EDITED.replace("old", "new, and longer"))
     remedy = "module changes was edited after .* reload the module or restart the program"
-    module.lock = lock
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as fresh:
         for each in (pool, fresh):
             with pytest.raises(TypeError, match=remedy):

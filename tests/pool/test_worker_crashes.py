@@ -35,19 +35,6 @@ def test_dead_worker_is_named_and_replaced(executor, how, says):
         assert pool.submit(operator.neg, 1).result(20) == -1
 
 
-def stop():
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-@pytest.mark.slow
-def test_stopped_worker_is_replaced():
-    """A stopped worker (SIGSTOP) is replaced, as its watchdog's heartbeat, which needs no GIL, is missing."""
-    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
-        with pytest.raises(sky.WorkerCrashedError, match="no sign of life"):
-            pool.submit(stop).result(20)
-        assert pool.submit(operator.neg, 1).result(20) == -1
-
-
 def test_crash_error_has_the_end_of_standard_error():
     """The error of a crash has the end of standard error, where Python reports a fatal signal."""
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:

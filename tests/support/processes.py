@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -74,3 +76,29 @@ def refusal_in_a_fork(use: Callable[[], object]) -> str:
         text = pipe.read()
     os.waitpid(pid, 0)
     return text
+
+
+CLIENT = """
+import sys, time, operator, subprocess, skyward_lite as sky
+def spawn():
+    # A grandchild in the worker's group. It has its command line once it prints; Popen returns earlier.
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)", "skyward_lite.grandchild"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process.pid
+pool = sky.pool(lease={lease}, worker=sky.Worker(concurrency=2), plugins=[]).__enter__()
+print(pool.nodes()[0].pid, pool.submit(spawn).result(), flush=True)
+pool.submit(time.sleep, 300)
+time.sleep(300)
+"""
+
+
+def client_with_a_grandchild(directory: Path, lease: float) -> tuple[subprocess.Popen[str], int, int]:
+    """Start a client with a pool, a task and a grandchild. Return it, and the ids of its agent and the grandchild."""
+    script = directory / "client.py"
+    script.write_text(CLIENT.format(lease=lease))
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    agent, grandchild = map(int, process.stdout.readline().split())
+    assert {agent, grandchild} <= set(ours())
+    return process, agent, grandchild

@@ -29,13 +29,13 @@ RECENT_SECONDS = 3600
 
 AGENT = ("-P", "-m", "skyward_lite.node.agent")
 """The arguments with which an interpreter is the agent, but for the agent's own."""
-STRIPE = (
-    *("-I", "-S", "-c"),
-    'import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); socket.send_fds(s, [b"+"], [0, 1]); '
-    "s.recv(1)",
+_HAND_OVER = (
+    "import socket, sys; agent = socket.socket(socket.AF_UNIX); agent.connect(sys.argv[1]); "
+    'socket.send_fds(agent, [b"+"], [0, 1]); agent.recv(1)'
 )
-"""The arguments with which an interpreter hands its standard input and output to the agent, but for the path of the agent's
-socket; it ends when the agent closes the connection (see `rust/src/node/stripes.rs`)."""
+STRIPE = ("-I", "-S", "-c", _HAND_OVER)
+"""The arguments with which an interpreter hands its standard input and output to the agent, but for the path of the
+agent's socket; it ends when the agent closes the connection (see `rust/src/node/stripes.rs`)."""
 
 _SITE = 'site=$("$tmp/bin/python" -I -c "import sysconfig; print(sysconfig.get_path(\'purelib\'))") || exit 1'
 """Sets the directory where packages go in the new environment."""

@@ -22,7 +22,7 @@ MIN_BYTES: Final = 128 * 1024
 """A smaller buffer is no blob: see `BLOB_BYTES` in `rust/src/timing.rs`."""
 MAX_KEPT: Final = 16
 """Buffers that are kept for a call of `Parallel`, with their handles."""
-MAX_MET: Final = 4
+MAX_MET: Final = 8
 """Buffers that are kept because the call has sent them once: each task may bring one of its own."""
 
 _WITHOUT_BUFFERS: Final = frozenset((int, float, str, bytes, bool, type(None)))

@@ -75,6 +75,22 @@ def test_no_task_can_change_what_others_share():
         assert pool.submit(total, array).result(30)[0] == SIZE // 8 == array.sum()
 
 
+def close_files(_):
+    """Close the descriptors of blobs, as code does that closes all it does not know."""
+    for number in memory_files():
+        os.close(number)
+    return os.getpid()
+
+
+def test_a_worker_whose_files_were_closed_is_replaced():
+    """The next task runs in a new process, and gets its data."""
+    array = np.ones(SIZE // 8)
+    with sky.pool(worker=sky.Worker(concurrency=1, executor="process"), plugins=[]) as pool:
+        closed_in = pool.submit(close_files, array).result(30)
+        result, process = pool.submit(total, array).result(30)
+        assert (result, process == closed_in) == (SIZE // 8, False)
+
+
 def test_results_and_forgotten_blobs_leave_no_files():
     """When tasks with data of their own have ended, processes have as many files of it as the cache may keep."""
     with sky.pool(worker=sky.Worker(concurrency=2, executor="process", cache_gb=0.003), plugins=[]) as pool:

@@ -249,6 +249,9 @@ mod tests {
 
     use super::*;
 
+    /// Held by a test that has as many descriptors on their way as the system allows, and by one that would fail then.
+    static ON_THEIR_WAY: Mutex<()> = Mutex::new(());
+
     /// Make the reading end of a pipe in which this number stands.
     fn numbered(number: u8) -> OwnedFd {
         let (read, mut write) = std::io::pipe().unwrap();
@@ -311,31 +314,38 @@ mod tests {
     fn a_writer_waits_while_too_many_descriptors_are_on_their_way() {
         use std::sync::mpsc::channel;
 
-        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        use rustix::process::{Resource, getrlimit};
         use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
-        let limit = getrlimit(Resource::Nofile);
-        let current = limit.current.unwrap_or(u64::MAX).min(1024);
-        setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit }).unwrap();
+        /// Put as many descriptors on their way as the system allows. Returns the sockets in which they are.
+        fn fill(file: &OwnedFd) -> Vec<StdUnixStream> {
+            let mut sockets = Vec::new();
+            loop {
+                let (unread, full) = StdUnixStream::pair().unwrap();
+                sockets.push(unread);
+                for _ in 0..50 {
+                    if let Err(error) = send(&full, b"x", &[file.as_fd(); MAX_AT_ONCE]) {
+                        assert!(is_too_many(&error), "{error}");
+                        return sockets;
+                    }
+                }
+                sockets.push(full);
+            }
+        }
+
+        if getrlimit(Resource::Nofile).current.is_none_or(|limit| limit > 1 << 20) {
+            return; // so many cannot be on their way
+        }
+        let _alone = lock(&ON_THEIR_WAY);
         let (reached, wait) = channel();
         let sender = std::thread::spawn(move || {
             let none = CapabilitySet::empty();
             set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }).unwrap();
             let file = numbered(9);
-            let (unread, full) = StdUnixStream::pair().unwrap();
-            let error = loop {
-                let sent = send(&full, b"x", &[file.as_fd(); MAX_AT_ONCE]);
-                let Err(error) = sent else { continue };
-                break error;
-            };
-            assert!(is_too_many(&error), "{error}");
-            reached.send(unread).unwrap();
+            reached.send(fill(&file)).unwrap();
             let (ours, theirs) = StdUnixStream::pair().unwrap();
             write_all(&theirs, b"blocking", &[file.try_clone().unwrap()]).unwrap();
-            let (unread, full) = StdUnixStream::pair().unwrap();
-            while send(&full, b"x", &[file.as_fd(); MAX_AT_ONCE]).is_ok() {}
-            reached.send(unread).unwrap();
-            ours.set_nonblocking(true).unwrap();
+            reached.send(fill(&file)).unwrap();
             theirs.set_nonblocking(true).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
@@ -349,18 +359,18 @@ mod tests {
                 received.read(&ours, &mut bytes).unwrap();
             }
         });
-        for unread in wait {
+        for sockets in wait {
             // Time for a first try that fails: without it this proves less.
             std::thread::sleep(Duration::from_millis(20));
-            drop(unread);
+            drop(sockets);
         }
-        setrlimit(Resource::Nofile, limit).unwrap();
         sender.join().unwrap();
     }
 
     /// A sender that sends more descriptors at once than our writers do is found out.
     #[test]
     fn too_many_descriptors_are_noticed() {
+        let _alone = lock(&ON_THEIR_WAY);
         let (ours, theirs) = StdUnixStream::pair().unwrap();
         let file = numbered(0);
         let descriptors = vec![file.as_fd(); MAX_AT_ONCE + 10];

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::node::mapping::Mapping;
@@ -127,9 +127,9 @@ impl Draft {
     pub fn end(self, size: usize) -> io::Result<SharedFile> {
         let Some(reading) = self.reading else {
             seal(&self.file)?;
-            return Ok(SharedFile { file: self.file, size });
+            return Ok(SharedFile { file: self.file, size, id: None });
         };
-        Ok(SharedFile { file: reading, size })
+        Ok(SharedFile { file: reading, size, id: None })
     }
 }
 
@@ -139,6 +139,8 @@ pub struct SharedFile {
     file: File,
     /// Bytes, more than 0.
     size: usize,
+    /// The device and the number of a file that came from another process. See [`SharedFile::check`].
+    id: Option<(u64, u64)>,
 }
 
 impl SharedFile {
@@ -150,7 +152,7 @@ impl SharedFile {
         let mut file = memory()?;
         file.write_all(bytes)?;
         seal(&file)?;
-        Ok(Self { file, size: bytes.len() })
+        Ok(Self { file, size: bytes.len(), id: None })
     }
 
     /// Take a file of `size` bytes from a process that is trusted to leave it as it is.
@@ -159,9 +161,12 @@ impl SharedFile {
     /// If it has another size.
     pub fn trusted(file: OwnedFd, size: u64) -> io::Result<Self> {
         let file = File::from(file);
-        let found = file.metadata()?.len();
+        let metadata = file.metadata()?;
+        let found = metadata.len();
         match usize::try_from(size) {
-            Ok(size) if found == size as u64 && size > 0 => Ok(Self { file, size }),
+            Ok(size) if found == size as u64 && size > 0 => {
+                Ok(Self { file, size, id: Some((metadata.dev(), metadata.ino())) })
+            }
             _ => Err(io::Error::other(format!("a file of {found} bytes in the place of one of {size}"))),
         }
     }
@@ -175,6 +180,19 @@ impl SharedFile {
         let file = Self::trusted(file.into(), size).ok()?;
         let blocks = rustix::fs::fstat(&file.file).ok()?.st_blocks;
         (u64::try_from(blocks).ok()?.checked_mul(512)? >= size).then_some(file)
+    }
+
+    /// Check that the descriptor is still that of the file which came. Code of a task can close any descriptor of its process,
+    /// and another file may have got its number.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn check(&self) -> io::Result<()> {
+        let Some(id) = self.id else { return Ok(()) };
+        match self.file.metadata() {
+            Ok(metadata) if (metadata.dev(), metadata.ino()) == id => Ok(()),
+            _ => Err(io::Error::other("its file was closed, by a task?")),
+        }
     }
 
     /// Return the size, in bytes.
@@ -194,8 +212,9 @@ impl SharedFile {
     /// Map the file, to be read and written, without a change of the file.
     ///
     /// # Errors
-    /// As [`Mapping::writable`].
+    /// As [`SharedFile::check`] and [`Mapping::writable`].
     pub fn map_writable(&self) -> io::Result<Mapping> {
+        self.check()?;
         Mapping::writable(&self.file, self.size)
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::error::FrameError;
 use crate::node::mapping::Mapping;
 use crate::node::memory_file::SharedFile;
 use crate::wire::{Attempt, Message, in_places};
@@ -104,11 +105,18 @@ impl BlobTable {
     }
 
     /// Return a task with its blobs; `None` if the descriptor of one did not come.
-    #[must_use]
-    pub fn find(&self, message: Message) -> Option<Task> {
-        let find = |number| self.files.get(number).map(Arc::clone);
-        let blobs = message.blobs.iter().map(|blob| find(&blob.number)).collect::<Option<Vec<_>>>()?;
-        Some(Task { message, blobs })
+    ///
+    /// # Errors
+    /// [`FrameError::BadSequence`] if the descriptor of one was closed: this process can run no task that needs the blob.
+    pub fn find(&self, message: Message) -> Result<Option<Task>, FrameError> {
+        let mut blobs = Vec::with_capacity(message.blobs.len());
+        for blob in &message.blobs {
+            let Some(file) = self.files.get(&blob.number) else { return Ok(None) };
+            file.check()
+                .map_err(|_| FrameError::BadSequence("the file of data that tasks share was closed, by a task?"))?;
+            blobs.push(Arc::clone(file));
+        }
+        Ok(Some(Task { message, blobs }))
     }
 }
 
@@ -136,4 +144,32 @@ fn out_of_the_way(descriptor: OwnedFd) -> OwnedFd {
 #[cfg(not(target_os = "linux"))]
 fn out_of_the_way(descriptor: OwnedFd) -> OwnedFd {
     descriptor
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, unsafe_code)]
+mod tests {
+    use std::mem::ManuallyDrop;
+    use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+
+    use super::*;
+    use crate::wire::BlobPart;
+
+    /// Where a task has closed the descriptor of a blob and another file has its number, no task gets the other file's bytes.
+    #[test]
+    fn another_file_in_the_place_of_a_blob_is_noticed() {
+        let descriptor = |byte| OwnedFd::from(SharedFile::of(&[byte; 5000]).unwrap());
+        let mut table = BlobTable::default();
+        // Not with `add`: its descriptor may have a number that `dup2` does not take.
+        table.files.insert(1, Arc::new(SharedFile::trusted(descriptor(1), 5000).unwrap()));
+        let part = BlobPart { place: 0, number: 1, fresh: false, content: None };
+        let message = Message { blobs: vec![part], ..Message::default() };
+        let before = table.find(message.clone()).unwrap().unwrap();
+        let number = table.files.get(&1).unwrap().as_fd().as_raw_fd();
+        // The number stays the table's; only what it names changes, as the kernel allows.
+        let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+        rustix::io::dup2(descriptor(2), &mut place).unwrap();
+        assert!(table.find(message).is_err());
+        assert!(before.into_parts().is_err());
+    }
 }

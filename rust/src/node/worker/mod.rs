@@ -279,7 +279,7 @@ impl Worker {
             match reader.next(|| self.shared.tasks.wake_idle(&mut boost))? {
                 Event::Message(Body::Task, task) => {
                     let id = task.id;
-                    match blobs.find(task).map(|task| self.shared.tasks.push(task)) {
+                    match blobs.find(task)?.map(|task| self.shared.tasks.push(task)) {
                         Some(true) => {}
                         Some(false) => self.end_unrun(Message::cancelled(id)),
                         None => {

@@ -102,8 +102,8 @@ def small(contest: Contest) -> None:
     for place, name in places.items():
         mb = sizes.bulk if place == "sshd" else sizes.far
         pool = contest.host(name)
-        pool.run("up", seed=0, mb=mb, kind="bytes")
-        pool.run("make", seed=0, mb=mb, kind="bytes")
+        pool.run("up", seed=0, mb=mb, kind="array")
+        pool.run("make", seed=0, mb=mb, kind="array")
         pool.run("down", mb=mb)
         for number, while_ in enumerate(("nothing", "up", "down")):
             # Other data than in any section before, as all sections of a smoke test share their pools.

@@ -198,12 +198,20 @@ def small(me: Skyward, *, while_: str, rounds: int, seed: int, mb: float, idle: 
     """Run small tasks one after the other, on their own or while data is under way; return their seconds."""
     ended = threading.Event()
     under_way: list[float] = []
+    # An array, and made before: to make or copy a `bytes` of this size would keep the interpreter's lock meanwhile.
+    sent = data(seed, mb, "array") if while_ == "up" else None
 
     def bulk() -> None:
-        for number in range(rounds):
-            run = up(me, seed=seed + number, mb=mb, kind="bytes") if while_ == "up" else down(me, mb=mb)
-            under_way.append(run["all"])
-        ended.set()
+        try:
+            for number in range(rounds):
+                if sent is not None:
+                    sent[0] = number  # so that it is not there yet
+                begin = time.perf_counter()
+                done = me.pool.submit(eval, "bench_data") if sent is None else me.pool.submit(len, sent)
+                done.result()
+                under_way.append(time.perf_counter() - begin)
+        finally:
+            ended.set()
 
     if while_ == "nothing":
         timer = threading.Timer(idle, ended.set)

@@ -36,29 +36,29 @@ def shares(pid: int) -> dict[str, int]:
 
 
 def memory_files(pid: int) -> dict[tuple[int, int], int]:
-    """Return the bytes in the files without a name that the process has open, by (device, inode)."""
+    """Return the bytes in the files without a name that the process has open or mapped, by (device, inode)."""
     files = {}
-    for link in Path(f"/proc/{pid}/fd").iterdir():
+    for where in ("fd", "map_files"):  # only root may look at the second
         with contextlib.suppress(OSError):
-            if str(link.readlink()).endswith(" (deleted)"):
-                status = link.stat()
-                files[status.st_dev, status.st_ino] = status.st_blocks * 512
+            for link in Path(f"/proc/{pid}/{where}").iterdir():
+                with contextlib.suppress(OSError):
+                    if str(link.readlink()).endswith(" (deleted)"):
+                        status = link.stat()
+                        files[status.st_dev, status.st_ino] = status.st_blocks * 512
     return files
 
 
 def look(agent: int) -> dict[str, int]:
     """Return what the node takes now."""
-    own = mapped = 0
+    own = 0
     files: dict[tuple[int, int], int] = {}
     for pid in family(agent):
         with contextlib.suppress(OSError):  # it has just ended
             share = shares(pid)
             own += share["Pss_Anon:"] + share["Pss_File:"]
-            mapped += share["Pss_Shmem:"]
             files |= memory_files(pid)
-    # A file that is mapped but no longer open is known by its mappings only.
-    shared = max(mapped, sum(files.values()))
-    return {"node": own + shared, "own": own, "shared": shared}
+    # The processes' shares of these files do not count: they change while they are being added up.
+    return {"node": own + sum(files.values()), "own": own, "shared": sum(files.values())}
 
 
 def main() -> None:

@@ -177,9 +177,19 @@ class Core:
         choice for those that are missing or empty.
         """
     def start_node(
-        self, node: int, connection: Connection, command: str, hello: ClientHello, ready_timeout: float
+        self,
+        node: int,
+        connection: Connection,
+        command: str,
+        hello: ClientHello,
+        ready_timeout: float,
+        stripe: str | None = None,
     ) -> None:
-        """Begin a session with the agent that `command` starts there. The node is lost if it is not ready in time."""
+        """Begin a session with the agent that `command` starts there. The node is lost if it is not ready in time.
+
+        `stripe`: the command that hands a further channel to the agent, without its last word, the path of the agent's
+        socket. Further channels carry large data where the round trip is long; None: there are none.
+        """
     def differences(self, node: int) -> list[str] | None:
         """Return how a node's environment differs from ours, a sentence each; None before the node has greeted."""
     def fail_node(self, node: int, why: str) -> None:

@@ -106,7 +106,7 @@ fn agent() -> Fallible {
             }
         });
     }
-    runtime.block_on(agent::run(tokio::io::stdin(), tokio::io::stdout(), spec))?;
+    runtime.block_on(agent::run(tokio::io::stdin(), tokio::io::stdout(), spec, None))?;
     // Tokio reads standard input on a thread that cannot be interrupted.
     std::process::exit(0);
 }

@@ -32,7 +32,11 @@ pub const LEAST_MESSAGE: usize = 1024 * 1024;
 /// A buffer of at least so many bytes is a blob: it crosses to a node once, however many tasks have it. A smaller one
 /// travels with each task, which costs less than a file of its own on the node.
 pub const BLOB_BYTES: usize = 128 * 1024;
-/// Bytes of results that a node may have sent without an acknowledgement. A result that is larger travels alone.
+/// Further channels of one SSH connection that carry blobs, at most. OpenSSH's server allows ten sessions on a connection
+/// (`MaxSessions`): these, that of the node's own channel, and one more.
+pub const MAX_STRIPES: usize = 8;
+/// Bytes of results that a node may have sent without an acknowledgement: of small ones, and as many of large ones. A result
+/// that is larger travels alone among the large ones.
 pub const CREDIT: usize = 64 * 1024 * 1024;
 /// Memory of notes, in bytes, that a node may have sent without an answer. A note that is larger travels alone.
 pub const NOTE_CREDIT: usize = 16 * 1024 * 1024;

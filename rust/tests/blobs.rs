@@ -81,6 +81,18 @@ fn what_no_task_names_is_not_kept() {
     assert_eq!((content.id, fresh), (id, true));
 }
 
+/// Of data that is never the same again, little is kept that no task names; what tasks name stays.
+#[test]
+fn data_that_never_comes_again_does_not_pile_up() {
+    const SIZE: usize = 32 << 20;
+    let (contents, now) = (Contents::new().unwrap(), Instant::now());
+    let add = |n: u8| contents.of_bytes(Bytes::from(vec![n; SIZE]), now).0;
+    let named = add(0);
+    (1..14).for_each(|n| drop(add(n)));
+    assert!(contents.counts().1 <= 9 * SIZE, "{:?}", contents.counts());
+    assert_eq!(contents.of_bytes(named.bytes.clone(), now).0.id, named.id);
+}
+
 /// Millions of different contents do not make the table of hashes grow: the numbers that mean nothing are forgotten.
 #[test]
 fn numbers_that_mean_nothing_are_forgotten() {

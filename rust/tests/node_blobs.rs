@@ -39,7 +39,8 @@ impl Client {
         let sender = Arc::clone(&link);
         tokio::spawn(async move { sender.run(to, None).await });
         link.send(|o| o.control(wire::hello(&client_hello(slots, processes)).unwrap()));
-        let mut client = Self { link, source: EventReader::new(from, MAX_MESSAGE), results: HashMap::new(), agent };
+        let source = EventReader::of_session(from, MAX_MESSAGE, Arc::clone(&link));
+        let mut client = Self { source, link, results: HashMap::new(), agent };
         client.source.greeting(&mut Vec::new()).await.unwrap();
         client
     }

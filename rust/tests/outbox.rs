@@ -177,6 +177,8 @@ fn a_link_to_a_deaf_peer_ends() {
     runtime.block_on(async {
         let (far, near) = tokio::io::duplex(1 << 20);
         let link = FrameSender::default();
+        // It ends after the link, and gives back what it took part in.
+        let _stripe = link.stripe();
         let asking = async {
             loop {
                 link.send(|o| o.acknowledge((0..10_000).map(|task| Attempt { task, attempt: 0 })));

@@ -74,7 +74,7 @@ fn add(pool: &Pool, far: Far) {
         Ok(connection) => {
             let connection = Arc::new(connection);
             let (command, hello) = (far.command, far.hello);
-            pool.start_node(id, NodeSpec { connection, command, hello, ready_timeout: BOUND });
+            pool.start_node(id, NodeSpec { connection, command, stripe: None, hello, ready_timeout: BOUND });
         }
         Err(why) => pool.fail_node(id, why.to_string()),
     }
@@ -97,7 +97,7 @@ fn embedded_agent(hello: ClientHello, agent: AgentSpec) -> Far {
             let socket = tokio::net::UnixStream::from_std(theirs).unwrap();
             let accepted = server::accept(socket, host_key, authorized, Duration::from_secs(20)).await.unwrap();
             let (from, to) = tokio::io::split(accepted.stream);
-            agent::run(from, to, agent).await
+            agent::run(from, to, agent, None).await
         }));
     });
     spec(Endpoint::Socket(ours), user_key, vec![host_public], hello)
@@ -797,7 +797,7 @@ impl Raw {
     async fn connect(hello: ClientHello) -> Self {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
         let (from, to) = tokio::io::split(theirs);
-        tokio::spawn(agent::run(from, to, agent_spec("3.11")));
+        tokio::spawn(agent::run(from, to, agent_spec("3.11"), None));
         let (from, to) = tokio::io::split(ours);
         let link = Arc::new(FrameSender::default());
         let sender = Arc::clone(&link);

@@ -198,13 +198,24 @@ fn results_wait_for_credit() {
     assert_eq!(node.acknowledge(&[7]), []);
     assert_eq!(node.acknowledge(&[0]), [deliver(sized(1, 30 * MIB)), deliver(sized(2, 30 * MIB))]);
     assert_eq!(node.acknowledge(&[2, 1]), [deliver(sized(3, 30 * MIB)), deliver(sized(4, 30 * MIB))]);
-    // A small result, for which there is credit, does not overtake a large one.
+    // A small result does not wait until the client has taken a large one.
     node.acknowledge(&[3, 4]);
     node.submit(5..8);
     assert_eq!(node.result(1, sized(5, 40 * MIB)), [deliver(sized(5, 40 * MIB))]);
     assert_eq!(node.result(1, sized(6, 40 * MIB)), []);
-    assert_eq!(node.result(1, task(7)), []);
-    assert_eq!(node.acknowledge(&[5]), [deliver(sized(6, 40 * MIB)), deliver(task(7))]);
+    assert_eq!(node.result(1, task(7)), [deliver(task(7))]);
+    assert_eq!(node.acknowledge(&[5]), [deliver(sized(6, 40 * MIB))]);
+}
+
+#[test]
+fn small_results_wait_for_a_credit_of_their_own() {
+    let mut node = Node::ready(settings(1, 8));
+    // One takes 16 KiB of payload and a few bytes more: 64 MiB are 4096 without those.
+    let small = |n| sized(n, 16 * 1024);
+    node.submit(0..4100);
+    let sent = (0..4100).filter(|n| node.result(1, small(*n)).contains(&deliver(small(*n)))).count();
+    assert!((4000..4096).contains(&sent), "{sent}");
+    assert_eq!(node.acknowledge(&[0]), [deliver(small(sent as u64))]);
 }
 
 /// Beyond 256 MiB that wait for credit the workers are not read from, nor taken for silent, and the client's questions

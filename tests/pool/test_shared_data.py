@@ -267,14 +267,20 @@ def test_changes_between_two_submits_are_sent(pool):
     assert [future.result(30) for future in futures] == expected
 
 
-def test_changes_between_two_calls_of_the_input_are_sent(pool):
-    """Tasks that joblib has drawn from its input get an array as it was then, and not as it was for earlier ones."""
+@pytest.mark.parametrize("read_only", [False, True])
+def test_changes_between_two_calls_of_the_input_are_sent(pool, read_only):
+    """Tasks that joblib has drawn from its input get an array as it was then, and not as it was for earlier ones.
+
+    So do they if the array is read-only, except for the moment when it is changed.
+    """
     array = np.zeros(20_000)
 
     def calls():
         for i in range(12):
             if i % 2 == 0:  # joblib draws a task for each of two workers
+                array.flags.writeable = True
                 array[:] = i
+                array.flags.writeable = not read_only
             yield delayed(np.max)(array)
 
     results = Parallel(n_jobs=2, batch_size=1)(calls())

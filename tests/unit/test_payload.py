@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
 import pickle
 import threading
 import weakref
@@ -292,6 +294,21 @@ def test_batches_have_equal_large_arguments_once(encoder):
     assert len({id(args[0]) for _, args, _ in arrived}) == 4
 
 
+def test_tuples_that_many_others_have_are_not_gone_through_again_and_again(encoder):
+    """A tuple that leads to another one in 2 to the power of 60 ways is pickled in a moment, in batches, too."""
+    inner: tuple = (0,)
+    value = inner
+    for _ in range(60):
+        value = value, value
+    calls = [(max, (value, i), {}) for i in range(2)]
+    for encoded in (batches.dump(encoder, calls, Shared()), batches.dump(encoder, calls[:1], Shared())):
+        for _, (arrived, _), _ in payload.loads(*encoded):
+            while type(arrived[0]) is tuple:
+                assert arrived[0] is arrived[1]
+                arrived = arrived[0]
+            assert arrived == inner
+
+
 def test_large_arguments_fail_as_others_do(encoder):
     """A large argument that cannot be pickled, or is over the limit, raises what a small one raises."""
     with pytest.raises(TypeError, match="lock"):
@@ -351,16 +368,61 @@ def test_batches_that_are_drawn_together_look_once_at_an_array():
     assert gone() is None
 
 
+def test_flat_arguments_that_calls_share_are_pickled_twice(encoder):
+    """However many containers of their own calls have beside one that they share, it is pickled twice and then kept."""
+    common, shared, streams = texts("common"), Shared(), []
+    for i in range(12):
+        own = [f"own {i} {j}" for j in range(8_000)] if i % 2 else None
+        _, buffers = batches.dump(encoder, [(max, (common, [i], {"i": i}, own), {})], shared)
+        streams += [view.obj for view in buffers if view.obj == pickle.dumps(common, 5)]
+    assert len(streams) == 12
+    assert len(set(map(id, streams))) == 2
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_large_functions_of_single_tasks_are_not_kept(encoder, calls):
+    """If every task brings a large function of its own, nothing keeps what these have captured once they are sent."""
+    common, shared, arrays = [1], Shared(), []
+    for _ in range(5):
+        own = [np.zeros(10_000) for _ in range(calls)]
+        arrays += map(weakref.ref, own)
+        batches.dump(encoder, [(functools.partial(lambda x: x, array), (), {}) for array in own], shared)
+        batches.dump(encoder, [((lambda x: lambda *_: x)(array), (common,), {}) for array in own], shared)
+        del own
+        gc.collect()
+    assert not any(array() is not None for array in arrays)
+
+
+class LookedUpOnly(dict):
+    """Functions that other threads add to, so that nobody may go through them."""
+
+    def __iter__(self):
+        raise AssertionError
+
+    items = keys = values = __iter__
+
+
+def test_functions_of_other_threads_do_not_matter(encoder):
+    """While a thread pickles a large argument, others may remember functions for the same call of Parallel."""
+    shared = Shared()
+    shared.all, shared.functions = LookedUpOnly(), LookedUpOnly()
+    for _ in range(2):
+        pickled, buffers = batches.dump(encoder, [(lambda: 0, (texts("a"),), {})], shared)
+        assert payload.loads(pickled, buffers)[0][1] == (texts("a"),)
+
+
 def test_only_what_cannot_change_gets_a_handle():
-    """From its second time on a large read-only buffer is its handle, unless something can write to its memory."""
-    own = np.zeros(20_000)
-    own.flags.writeable = False
+    """From its second time on a large buffer is its handle, if nothing can write to its memory."""
+    of_bytes = np.frombuffer(bytes(160_000))
+    of_view = np.frombuffer(memoryview(bytes(160_008))[8:])
+    small = np.frombuffer(bytes(100_000))
     writable = np.zeros(20_000)
     window = writable[:]
-    window.flags.writeable = False
-    of_bytes = np.frombuffer(bytes(160_000))
+    # Its view can still be written to, and it can itself be made writable again.
+    own = writable.copy()
+    window_of_own = own[:]
+    own.flags.writeable = window.flags.writeable = False
     of_bytearray = np.frombuffer(memoryview(bytearray(160_000)).toreadonly())
-    small = np.frombuffer(bytes(100_000))
     made = []
 
     def make(view):
@@ -368,11 +430,54 @@ def test_only_what_cannot_change_gets_a_handle():
         return object()
 
     handles = Handles(make)
-    buffers = own, own[10:], of_bytes, writable, window, of_bytearray, small
+    buffers = of_bytes, of_bytes[10:], of_view, small, own, window_of_own, writable, window, of_bytearray
     found = [[handles.find(pickle.PickleBuffer(each).raw()) for each in buffers] for _ in range(3)]
     assert [[type(each) is object for each in row] for row in found] == [
-        [False] * 7,
-        *[[True] * 3 + [False] * 4] * 2,
+        [False] * 9,
+        *[[True] * 3 + [False] * 6] * 2,
     ]
     assert found[1][:3] == found[2][:3]
     assert made == [160_000, 159_920, 160_000]
+
+
+def test_handles_keep_few_buffers_that_are_sent_once(encoder):
+    """Arrays of a `bytes` that each go with one task are not kept, though the next one may have their address."""
+    shared = Shared()
+    shared.handles = Handles(memoryview)
+    arrays = []
+    for _ in range(40):
+        array = np.frombuffer(bytes(200_000))
+        arrays.append(weakref.ref(array))
+        batches.dump(encoder, [(max, (array,), {})], shared)
+        del array
+    assert sum(each() is not None for each in arrays) <= 10
+
+
+class Counted(list):
+    looks = 0
+
+    def __iter__(self):
+        self.looks += 1
+        return super().__iter__()
+
+
+def test_handles_look_once_at_the_batches_that_wait(encoder):
+    """However many arrays a batch has, the arguments of those that wait are gone through once."""
+    common = np.zeros(20_000)
+    waiting = [Counted([(max, (common, np.zeros(20_000)), {})]) for _ in range(3)]
+    shared = Shared()
+    shared.handles = Handles(memoryview, lambda: waiting)
+    batch = [(max, (np.zeros(20_000), np.zeros(20_000)), {}), (max, (common[:],), {})]
+    shared.handles.begin(batch)
+    encoder.limit = 1 << 30
+    _, buffers = batches.dump(encoder, batch, shared)
+    shared.handles.end(batch)
+    # What the fake handle is a view of tells which of them got one.
+    assert [buffer.nbytes for buffer in buffers] == [160_000] * 3
+    assert [each.looks for each in waiting] == [1] * 3
+    for each in waiting:
+        shared.handles.begin(each)
+        found = shared.handles.find(pickle.PickleBuffer(common).raw())
+        assert found is buffers[-1]
+        shared.handles.end(each)
+    assert shared.handles.find(pickle.PickleBuffer(common).raw()) is not buffers[-1]

@@ -151,7 +151,8 @@ class Nodes:
         try:
             opened = machine.open(core)
             greeting = self._greet(machine)
-            core.start_node(number, opened.connection, opened.command, greeting, self._settings.start_timeout)
+            bound, stripe = self._settings.start_timeout, opened.stripe
+            core.start_node(number, opened.connection, opened.command, greeting, bound, stripe)
         except (NodeStartError, _core.CoreError, OSError) as error:
             core.fail_node(number, _core.printable(str(error), MAX_REASON))
         except BaseException as error:

@@ -27,6 +27,16 @@ LOCK_LIFETIME_SECONDS = 24 * 3600
 RECENT_SECONDS = 3600
 """An environment that was used within this time counts as in use: a running agent marks its own more often."""
 
+AGENT = ("-P", "-m", "skyward_lite.node.agent")
+"""The arguments with which an interpreter is the agent, but for the agent's own."""
+_HAND_OVER = (
+    "import socket, sys; agent = socket.socket(socket.AF_UNIX); agent.connect(sys.argv[1]); "
+    'socket.send_fds(agent, [b"+"], [0, 1]); agent.recv(1)'
+)
+STRIPE = ("-I", "-S", "-c", _HAND_OVER)
+"""The arguments with which an interpreter hands its standard input and output to the agent, but for the path of the
+agent's socket; it ends when the agent closes the connection (see `rust/src/node/stripes.rs`)."""
+
 _SITE = 'site=$("$tmp/bin/python" -I -c "import sysconfig; print(sysconfig.get_path(\'purelib\'))") || exit 1'
 """Sets the directory where packages go in the new environment."""
 
@@ -120,5 +130,13 @@ def agent_command(python: str, arguments: str) -> str:
 
     In an error only the part after " -- " is shown of it.
     """
-    words = shlex.split(arguments)
-    return f"exec {scripts.command(scripts.read('agent.sh'), python, '-P', '-m', 'skyward_lite.node.agent', *words)}"
+    return _command(python, *AGENT, *shlex.split(arguments))
+
+
+def stripe_command(python: str) -> str:
+    """Return the command that hands a further channel to the agent, but for the path of the agent's socket."""
+    return _command(python, *STRIPE)
+
+
+def _command(python: str, *arguments: str) -> str:
+    return f"exec {scripts.command(scripts.read('agent.sh'), python, *arguments)}"

@@ -21,6 +21,7 @@ import re
 import sys
 import types
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -42,30 +43,35 @@ class Question:
     """The question whether a function or a class can be pickled alone; for one pickle, or one call of `Parallel`."""
 
     def __init__(self) -> None:
-        self._by_name: ByName = bool
-        self._known: dict[int, tuple[Any, bool]] = {}
-        """The answers, by `id`; with what was asked about, so that nothing else gets its `id`."""
-        self._stored: dict[int, set[str]] = {}
-        """`id` of a module's dictionary → the globals that the module's functions set."""
+        self._known: dict[int, tuple[weakref.ref[Any], bool]] = {}
+        """The answers, by `id`, for as long as what was asked about lives: each task may have a function of its own."""
+        self._stored: dict[int, tuple[dict[str, Any], set[str]]] = {}
+        """`id` of a module's dictionary → that dictionary, so that no other gets its `id`, and the globals that the
+        module's functions set."""
 
     def ask(self, thing: Any, by_name: ByName) -> bool:
         """Return whether a function, class or cached function that goes by value can be pickled alone."""
-        self._by_name = by_name
         known = self._known.get(id(thing))
         if known is not None:
             return known[1]
         # Functions and classes that refer to one another are gone through once. All of them can be pickled alone, or
         # this one cannot.
         reached: dict[int, Any] = {}
-        answer = all(map(self._is_constant, self._reach(thing, reached)))
+        answer = all(_is_constant(each, by_name) for each in self._reach(thing, reached, by_name))
         if answer:
             # Those that it refers to can be pickled alone as well. If it cannot be, they may nevertheless.
-            self._known.update((key, (each, True)) for key, each in reached.items())
+            for each in reached.values():
+                self._note(each, True)
         else:
-            self._known[id(thing)] = thing, False
+            self._note(thing, False)
         return answer
 
-    def _reach(self, thing: Any, reached: dict[int, Any]) -> Iterator[Any]:
+    def _note(self, thing: Any, answer: bool) -> None:
+        """Note an answer, unless it is about a tuple or the like, to which no weak reference can be made."""
+        if type(thing) not in (tuple, frozenset):
+            self._known[id(thing)] = weakref.ref(thing, functools.partial(self._known.pop, id(thing))), answer
+
+    def _reach(self, thing: Any, reached: dict[int, Any], by_name: ByName) -> Iterator[Any]:
         """Yield the objects, other than functions and classes, to which a thing refers in any number of steps.
 
         Yield `_CHANGING` in the place of objects that a task may change.
@@ -83,7 +89,7 @@ class Question:
                 continue
             for part in self._parts(each):
                 if isinstance(part, type | types.FunctionType | _CACHED):
-                    if part is thing or not self._by_name(part):
+                    if part is thing or not by_name(part):
                         waiting.append(part)
                 elif type(part) in (tuple, frozenset):
                     waiting.append(part)
@@ -150,33 +156,35 @@ class Question:
 
     def _stores(self, space: dict[str, Any]) -> set[str]:
         """Return the globals of a module that its functions set."""
-        stored = self._stored.get(id(space))
-        if stored is None:
-            stored = set()
-            for value in list(space.values()):
-                for function in [value] if isinstance(value, types.FunctionType) else _functions_of(value):
-                    if function.__globals__ is space:
-                        stored |= _stored(function.__code__)
-            self._stored[id(space)] = stored
+        known = self._stored.get(id(space))
+        if known is not None:
+            return known[1]
+        stored: set[str] = set()
+        for value in list(space.values()):
+            for function in [value] if isinstance(value, types.FunctionType) else _functions_of(value):
+                if function.__globals__ is space:
+                    stored |= _stored(function.__code__)
+        self._stored[id(space)] = space, stored
         return stored
-
-    def _is_constant(self, value: Any) -> bool:
-        kind = type(value)
-        if kind in _CONSTANT:
-            return True
-        if kind is types.BuiltinFunctionType:
-            return isinstance(value.__self__, types.ModuleType | type)
-        module = str(kind.__module__)
-        if module == "numpy":
-            import numpy as np
-
-            return isinstance(value, np.number | np.bool_ | np.dtype | np.ufunc)
-        return module in ("typing", "types") or (isinstance(value, enum.Enum) and self._by_name(kind))
 
 
 _CACHED: Final = type(functools.lru_cache(lambda: None))
 _CHANGING: Final = object()
 """Stands for an object that a task may change."""
+
+
+def _is_constant(value: Any, by_name: ByName) -> bool:
+    kind = type(value)
+    if kind in _CONSTANT:
+        return True
+    if kind is types.BuiltinFunctionType:
+        return isinstance(value.__self__, types.ModuleType | type)
+    module = str(kind.__module__)
+    if module == "numpy":
+        import numpy as np
+
+        return isinstance(value, np.number | np.bool_ | np.dtype | np.ufunc)
+    return module in ("typing", "types") or (isinstance(value, enum.Enum) and by_name(kind))
 
 
 def _functions_of(value: Any) -> Iterator[types.FunctionType]:

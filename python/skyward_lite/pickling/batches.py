@@ -223,10 +223,10 @@ class _SeparateCalls:
         pickles, uses, apart = [], [], []
         writer = streams.Writer(make, self._light, None, None if shared is None else shared.flats, self._fits)
         for call in calls:
-            written = writer.write_call(call)
-            pickles.append(written.pickled)
-            uses.append(list(map(self._buffer_number, written.buffers)))
-            apart.append((written.flats, [numbers.setdefault(each, len(numbers)) for each in written.streams]))
+            written, flats, pickled, buffers = writer.write_call(call)
+            pickles.append(pickled)
+            uses.append([self._buffer_number(buffer) for buffer in buffers])
+            apart.append((flats, [numbers.setdefault(stream, len(numbers)) for stream in written]))
         beside = list(map(pickle.PickleBuffer, numbers))
         self._reduced = (
             Calls,

@@ -49,9 +49,10 @@ class Definition(NamedTuple):
 
 
 class RecentlyUsed:
-    """At most `MAX_REMEMBERED` values by key. The least recently used ones are forgotten."""
+    """At most `most` values by key. The least recently used ones are forgotten."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_REMEMBERED) -> None:
+        self._most = most
         self._values: dict[Any, Any] = {}
         """The most recently used value is the last, from the moment when half of the places are taken."""
         self._moving = threading.Lock()
@@ -62,7 +63,7 @@ class RecentlyUsed:
     def find(self, key: Any) -> Any:
         """Return the value, or None."""
         value = self._values.get(key)
-        if value is not None and len(self._values) <= MAX_REMEMBERED // 2:
+        if value is not None and len(self._values) <= self._most // 2:
             return value
         with self._moving:
             # Asked again: another thread may just have been moving the value.
@@ -79,7 +80,7 @@ class RecentlyUsed:
         with self._moving:
             self._values.pop(key, None)
             self._values[key] = value
-            while len(self._values) > MAX_REMEMBERED:
+            while len(self._values) > self._most:
                 del self._values[next(iter(self._values))]
 
 

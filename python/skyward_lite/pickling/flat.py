@@ -11,11 +11,13 @@ import operator
 import pickle
 from typing import Any, Final
 
+from .classes import RecentlyUsed
+
 _UNCHANGING: Final = frozenset((str, bytes, int, float, complex, bool, type(None)))
 MAX_KEPT: Final = 4
-"""Containers that are kept for a call of `Parallel`, with their streams; then the oldest is given up."""
-MAX_MET: Final = 1024
-"""Containers of which it is remembered that the call has sent them once."""
+"""Containers that are kept for a call of `Parallel`, with their streams."""
+MAX_MET: Final = 4
+"""Containers that are kept because the call has sent them once: each task may bring its own."""
 MAX_FLAT: Final = 256
 """Containers of one call that are pickled so: the unpickler's number of one has a byte."""
 
@@ -24,14 +26,15 @@ class Flats:
     """The containers of one call of `Parallel` that are flat."""
 
     def __init__(self) -> None:
-        self._met: dict[tuple[int, int], None] = {}
-        """The `id` and the length of those that were sent once. They are not kept: each task may bring its own."""
-        self._kept: dict[int, tuple[Any, bytes]] = {}
-        """`id` → a copy of the container, which keeps its elements, and the stream of that copy."""
+        self._met = RecentlyUsed(MAX_MET)
+        """`id` → a copy of a container, which keeps its elements. Of those that were sent once, the last ones alone."""
+        self._kept = RecentlyUsed(MAX_KEPT)
+        """`id` → such a copy and its stream, of the containers that were sent twice or more."""
 
-    def stream(self, value: Any) -> bytes | None:
-        """Return the stream of a container as it is now; None for a value of another kind."""
-        kept = self._kept.get(id(value))
+    def stream(self, value: Any, least: int) -> bytes | None:
+        """Return the stream of a container as it is now; None for a value of another kind, or of fewer bytes."""
+        key = id(value)
+        kept: tuple[Any, bytes] | None = self._kept.find(key)
         if kept is not None and _has_same(kept[0], value):
             return kept[1]
         copy = _copy(value)
@@ -39,15 +42,14 @@ class Flats:
             return None
         # Of the copy: another thread may change the container meanwhile.
         stream = pickle.dumps(copy, 5)
-        key = id(value), len(copy)
-        if key in self._met:
-            if len(self._kept) >= MAX_KEPT:
-                self._kept.pop(next(iter(self._kept)), None)
-            self._kept[id(value)] = copy, stream
+        if len(stream) < least:
+            return None
+        # Another container may have the `id` by now.
+        if _has_same(self._met.find(key), copy):
+            self._kept.remember(key, (copy, stream))
+            self._met.forget(key)
         else:
-            if len(self._met) >= MAX_MET:
-                self._met.clear()
-            self._met[key] = None
+            self._met.remember(key, copy)
         return stream
 
 

@@ -48,10 +48,8 @@ def _remember(encoder: Encoder, function: Any, shared: Shared) -> None:
         if b"cloudpickle" not in pickled and b"skyward_lite" not in pickled:
             reduced: Any = function.__qualname__
         else:
-            is_large = buffers is not None or len(pickled) >= OUT_OF_BAND_BYTES
-            # What is asked about is kept with the answer, which a large function is not to be.
-            by_itself = encoder.is_alone(function, Shared() if is_large else shared)
-            if is_large:
+            by_itself = encoder.is_alone(function, shared)
+            if buffers is not None or len(pickled) >= OUT_OF_BAND_BYTES:
                 _remember_large(function, pickled, buffers or [], by_itself, shared)
                 return
             reduced = rebuild_function, (pickled,)

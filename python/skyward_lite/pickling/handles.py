@@ -1,10 +1,11 @@
 """Large buffers that a call of `Parallel` sends again and again: the core looks at each as seldom as it may.
 
-The core finds out by the content of a large buffer whether a node has it already. A `bytes` cannot change, nor can a
-read-only array whose memory belongs to a `bytes` or to a read-only array: the core looks at these once. Another array
-can change between two tasks. joblib draws several batches at once from its input, and sends one of them whenever
-another one has ended. An array that is an argument in several of these is looked at when the first of them is sent, and
-goes with all of them as it was then: each task gets it as it was at some moment after the task was drawn.
+The core finds out by the content of a large buffer whether a node has it already. A `bytes` cannot change, nor can an
+array whose memory belongs to a `bytes`: the core looks at these once. Another array can change between two tasks, also
+a read-only one: it may be made writable again, or have a view from the time when it was writable. joblib draws several
+batches at once from its input, and sends one of them whenever another one has ended. An array that is an argument in
+several of these is looked at when the first of them is sent, and goes with all of them as it was then: each task gets
+it as it was at some moment after the task was drawn.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from .. import _core
+from .classes import RecentlyUsed
 
 MIN_BYTES: Final = 128 * 1024
 """A smaller buffer is no blob: see `BLOB_BYTES` in `rust/src/timing.rs`."""
 MAX_KEPT: Final = 16
-"""Buffers that are kept for a call of `Parallel`, with their handles; then the oldest is given up."""
-MAX_MET: Final = 1024
-"""Buffers of which it is remembered that the call has sent them once."""
+"""Buffers that are kept for a call of `Parallel`, with their handles."""
+MAX_MET: Final = 8
+"""Buffers that are kept because the call has sent them once: each task may bring one of its own."""
+
+_WITHOUT_BUFFERS: Final = frozenset((int, float, str, bytes, bool, type(None)))
+"""Types of arguments that are in many calls, and that have no buffer which can change."""
 
 Key = tuple[int, int]
 """The address and the bytes of a buffer."""
@@ -36,8 +41,9 @@ class _Drawn(NamedTuple):
 
     view: memoryview
     handle: _core.Blob
-    batches: list[Calls]
-    """Those that were drawn before the buffer was looked at and are not sent yet. Shrinks until none is left."""
+    batches: dict[int, Calls]
+    """Those that were drawn before the buffer was looked at and are not sent yet, by `id`. Shrinks until none is left.
+    """
 
 
 class Handles:
@@ -51,27 +57,27 @@ class Handles:
         self._make = make
         self._waiting = waiting
         self._own = threading.local()
-        """`batch`: what this thread is sending."""
+        """`batch`: what this thread is sending. `owners`: what `_by_argument` returned for it, None before that."""
         self._lock = threading.Lock()
         self._drawn: dict[Key, _Drawn] = {}
         """Changed under the lock. A buffer that is kept keeps its address."""
-        self._met: dict[Key, None] = {}
-        """The buffers that were sent once. They are not kept: each task may bring one of its own."""
-        self._kept: dict[Key, tuple[memoryview, _core.Blob]] = {}
-        """The buffers that were sent twice or more, and their handles. A buffer that is kept keeps its address."""
+        self._met = RecentlyUsed(MAX_MET)
+        """The buffers that were sent once, the last ones alone."""
+        self._kept = RecentlyUsed(MAX_KEPT)
+        """The buffers that were sent twice or more, and their handles."""
 
     def begin(self, batch: Calls) -> None:
         """Set which batch this thread sends from now on."""
-        self._own.batch = batch
+        self._own.batch, self._own.owners = batch, None
 
     def end(self, batch: Calls) -> None:
         """Forget a batch, which is pickled."""
-        self._own.batch = None
+        self._own.batch = self._own.owners = None
         if not self._drawn:
             return
         with self._lock:
             for key, drawn in list(self._drawn.items()):
-                drawn.batches[:] = [each for each in drawn.batches if each is not batch]
+                drawn.batches.pop(id(batch), None)
                 if not drawn.batches:
                     del self._drawn[key]
 
@@ -80,20 +86,17 @@ class Handles:
         if view.nbytes < MIN_BYTES:
             return view
         key = _core.address(view), view.nbytes
-        kept = self._kept.get(key)
-        if kept is not None:
-            return kept[1]
         if not is_unchanging(view):
             return self._find_drawn(view, key)
-        if key not in self._met:
-            if len(self._met) >= MAX_MET:
-                self._met.clear()
-            self._met[key] = None
+        kept: tuple[memoryview, _core.Blob] | None = self._kept.find(key)
+        if kept is not None:
+            return kept[1]
+        if self._met.find(key) is None:
+            self._met.remember(key, view)
             return view
-        if len(self._kept) >= MAX_KEPT:
-            self._kept.pop(next(iter(self._kept)), None)
         handle = self._make(view)
-        self._kept[key] = view, handle
+        self._kept.remember(key, (view, handle))
+        self._met.forget(key)
         return handle
 
     def _find_drawn(self, view: memoryview, key: Key) -> memoryview | _core.Blob:
@@ -102,37 +105,44 @@ class Handles:
             return view
         with self._lock:
             drawn = self._drawn.get(key)
-            if drawn is not None and any(each is batch for each in drawn.batches):
+            if drawn is not None and id(batch) in drawn.batches:
                 return drawn.handle
             # Whatever was drawn before now may have the buffer as it is now.
-            others = [each for each in self._waiting() if _is_argument(view.obj, each)]
+            others = self._waiting_with(view.obj)
             if not others:
                 return view
             handle = self._make(view)
-            self._drawn[key] = _Drawn(view, handle, [batch, *others])
+            self._drawn[key] = _Drawn(view, handle, {id(batch): batch, **others})
             return handle
 
+    def _waiting_with(self, owner: Any) -> dict[int, Calls]:
+        """Return the batches, by `id`, that wait and have an object, or what it is a view of, as an argument."""
+        own = self._own
+        if own.owners is None:
+            own.owners = _by_argument(self._waiting())
+        having = [*own.owners.get(id(owner), ()), *own.owners.get(id(getattr(owner, "base", None)), ())]
+        if not having:
+            return {}
+        # Some may have been begun since the arguments were looked at.
+        waiting = {id(batch): batch for batch in self._waiting()}
+        return {id(batch): batch for batch in having if id(batch) in waiting}
 
-def _is_argument(owner: Any, batch: Calls) -> bool:
-    """Return whether an object, or what it is a view of, is an argument of a batch's calls."""
-    base = getattr(owner, "base", None)
-    wanted = {id(owner)} if base is None else {id(owner), id(base)}
-    return any(
-        not wanted.isdisjoint(map(id, args)) or not wanted.isdisjoint(map(id, kwargs.values()))
-        for _, args, kwargs in batch
-    )
+
+def _by_argument(batches: list[Calls]) -> dict[int, list[Calls]]:
+    """Return which batches have an object as an argument, by its `id`."""
+    found: dict[int, list[Calls]] = {}
+    for batch in batches:
+        for _, args, kwargs in batch:
+            for value in (*args, *kwargs.values()):
+                if type(value) not in _WITHOUT_BUFFERS:
+                    found.setdefault(id(value), []).append(batch)
+    return found
 
 
 def is_unchanging(view: memoryview) -> bool:
-    """Return whether nothing can write to the memory of a buffer, for as long as no array is made writable again."""
+    """Return whether the memory of a buffer belongs to a `bytes`, so that nothing can write to it."""
     owner: Any = view.obj
-    np: Any = sys.modules.get("numpy")
-    while view.readonly and np is not None and type(owner) is np.ndarray and not owner.flags.writeable:
-        if owner.base is None:
-            return bool(owner.flags.owndata)
-        owner = owner.base
-        if type(owner) is memoryview:
-            if not owner.readonly:
-                return False
-            owner = owner.obj
+    ndarray = getattr(sys.modules.get("numpy"), "ndarray", None)
+    while view.readonly and type(owner) in (ndarray, memoryview):
+        owner = owner.obj if type(owner) is memoryview else owner.base
     return type(owner) is bytes

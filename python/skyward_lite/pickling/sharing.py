@@ -11,6 +11,10 @@ from .streams import Triple
 MAX_LOOKED_AT: Final = 32
 """Calls with a larger container as an argument have a pickle each: to look at all of its elements would take longer."""
 
+MAX_DEPTH: Final = 4
+"""Calls with tuples that are nested deeper have a pickle each, too: a tuple that is in many others would be looked at
+in each of them."""
+
 _UNCHANGING: Final[set[type]] = {int, float, complex, bool, str, bytes, type(None), range, types.FunctionType, type}
 """Types of values that cannot change, or that calls share by design. NumPy's types of numbers are added when they are
 met."""
@@ -48,13 +52,18 @@ def share_nothing(calls: Sequence[Triple]) -> bool:
     return True
 
 
-def _is_own(value: Any, seen: set[int]) -> bool:
-    """Return whether a value cannot change, or was not seen before. Note it as seen."""
+def _is_own(value: Any, seen: set[int], depth: int = 0) -> bool:
+    """Return whether a value cannot change, or was not seen before. Note it as seen.
+
+    `depth` is the number of tuples around it.
+    """
     kind = type(value)
     if kind in _UNCHANGING:
         return True
     if kind is tuple or kind is frozenset:
-        return len(value) <= MAX_LOOKED_AT and all(_is_own(each, seen) for each in value)
+        if len(value) > MAX_LOOKED_AT or depth == MAX_DEPTH:
+            return False
+        return _UNCHANGING.issuperset(map(type, value)) or all(_is_own(each, seen, depth + 1) for each in value)
     if kind in _CONTAINERS:
         if id(value) in seen or len(value) > MAX_LOOKED_AT:
             return False

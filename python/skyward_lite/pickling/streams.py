@@ -23,7 +23,7 @@ import operator
 import pickle
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from .classes import RecentlyUsed
 from .flat import MAX_FLAT, Flats, prefix
@@ -170,14 +170,10 @@ def result_beside(value: Any, is_batch: bool) -> Any:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-class Written(NamedTuple):
-    """A call as streams of its large values, its own pickle, and the buffers beside these, in the same order."""
-
-    streams: list[bytes]
-    flats: int
-    """How many of the streams, from the first one on, are flat containers'."""
-    pickled: bytes
-    buffers: list[pickle.PickleBuffer]
+Written = tuple[list[bytes], int, bytes, list[pickle.PickleBuffer]]
+"""A call: the streams of its large values, how many of these are flat containers' (which come first), its own pickle,
+and the buffers beside all of them, in the same order. A plain tuple: every call of a batch has one.
+"""
 
 
 class Writer:
@@ -229,20 +225,19 @@ class Writer:
             self._restart()
             pickled = self._write((function, args, kwargs))
             if len(pickled) < APART_BYTES:
-                return Written([], 0, pickled, self._buffers)
-        known = {key for key, (_, reduced) in self._known.items() if reduced is not None}
-        values = {id(value): value for value in (function, *args, *kwargs.values()) if id(value) not in known}
+                return [], 0, pickled, self._buffers
+        values = {id(value): value for value in (function, *args, *kwargs.values()) if not self._is_known(value)}
         flats = self._write_flat(values)
         others = self._write_apart(list(filter(_may_be_large, values.values())))
-        return Written([*flats, *others], len(flats), self._write((function, args, kwargs)), self._buffers)
+        return [*flats, *others], len(flats), self._write((function, args, kwargs)), self._buffers
 
     def _write_flat(self, values: dict[int, Any]) -> list[bytes]:
         """Return the streams of the flat containers that are large, and remove these from `values`."""
         streams: list[bytes] = []
         self._memo = {}
         for key, value in list(values.items()):
-            stream = self._flats.stream(value) if len(streams) < MAX_FLAT else None
-            if stream is not None and len(stream) >= APART_BYTES:
+            stream = self._flats.stream(value, APART_BYTES) if len(streams) < MAX_FLAT else None
+            if stream is not None:
                 self._memo[key] = len(streams), value
                 streams.append(stream)
                 del values[key]
@@ -264,14 +259,21 @@ class Writer:
         self._restart()
         return [self._write(value) for *_, value in apart]
 
+    def _is_known(self, value: Any) -> bool:
+        """Return whether a value is a function that was pickled before."""
+        # Not by going through all of them, which other threads may add to.
+        known = self._known.get(id(value))
+        return known is not None and known[1] is not None
+
     def _restart(self) -> None:
         """Forget what was written, but for the flat containers: what comes next must see nothing of it."""
-        self.pickler.clear_memo()
+        pickler = self.pickler
+        pickler.clear_memo()
         if self._memo:
-            self.pickler.memo = self._memo
-        self.pickler.bare.clear()
-        if self.pickler.globals_ref:
-            self.pickler.globals_ref = {}
+            pickler.memo = self._memo
+        pickler.bare.clear()
+        if pickler.globals_ref:
+            pickler.globals_ref = {}
         self._buffers = []
 
     def _write(self, value: Any) -> bytes:

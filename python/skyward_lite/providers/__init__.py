@@ -33,6 +33,11 @@ class PreparedMachine:
     connection: _core.Connection
     command: str
     """Starts the agent there."""
+    stripe: str | None = None
+    """Hands a further channel to the agent there, with the path of the agent's socket as one more word.
+
+    None if further channels are of no use.
+    """
 
 
 @dataclasses.dataclass(frozen=True)

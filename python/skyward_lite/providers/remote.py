@@ -48,9 +48,13 @@ class RemoteMachine(Machine):
     def open(self, core: _core.Core) -> PreparedMachine:
         connection = self.connect(core)
         if self.python is None:
-            return PreparedMachine(connection, build.agent_command(self._environment(connection), self.agent))
-        python = self.verify_python(connection, self.python)
-        return PreparedMachine(connection, f"exec {shlex.quote(python)} -P -m skyward_lite.node.agent {self.agent}")
+            python = self._environment(connection)
+            agent, stripe = build.agent_command(python, self.agent), build.stripe_command(python)
+        else:
+            python = self.verify_python(connection, self.python)
+            agent = f"exec {shlex.join([python, *build.AGENT])} {self.agent}"
+            stripe = f"exec {shlex.join([python, *build.STRIPE])}"
+        return PreparedMachine(connection, agent, stripe)
 
     def run_script(self, connection: _core.Connection, script: bytes, bound: float) -> scripts.ScriptResult:
         """Run one of our scripts, for `bound` seconds at most; the image's secrets are masked in what it printed."""

@@ -19,6 +19,9 @@ const SECRET_BYTES: usize = 192;
 /// How long a content is kept that no task names. A caller who waits for one result before it submits the next task
 /// would otherwise copy the same array for each of them.
 const LINGER: Duration = Duration::from_secs(1);
+/// Bytes of contents that are kept before those are dropped that no task names: data that is never the same again would
+/// otherwise pile up for [`LINGER`].
+const MAX_LINGERING: usize = 256 << 20;
 /// Contents that are remembered before it is looked which of them are of no use.
 const MIN_KNOWN: usize = 1024;
 
@@ -37,6 +40,10 @@ struct Known {
     sizes: HashMap<usize, usize>,
     /// Contents that are kept although no task may name them, and when a task last did. See [`LINGER`].
     recent: HashMap<u64, (Instant, Arc<Content>)>,
+    /// The sum of the sizes of `recent`.
+    recent_bytes: usize,
+    /// What no task names is dropped from `recent` when it has more bytes than this and [`MAX_LINGERING`].
+    prune_at: usize,
     /// `by_hash` is searched for what is of no use when it has so many entries.
     sweep_at: usize,
 }
@@ -84,8 +91,11 @@ impl Contents {
         copy: impl FnOnce() -> Result<Bytes, E>,
     ) -> Result<Found, E> {
         let has_size = lock(&self.known).sizes.contains_key(&buffer.len());
-        if has_size && let Some(content) = lock(&self.known).find(self.hash(buffer), now) {
-            return Ok((content, false));
+        if has_size {
+            let hash = self.hash(buffer);
+            if let Some(content) = lock(&self.known).find(hash, now) {
+                return Ok((content, false));
+            }
         }
         // The copy is hashed and not the buffer, which another thread may have changed meanwhile.
         Ok(self.of_bytes(copy()?, now))
@@ -105,8 +115,8 @@ impl Contents {
     /// nor, as `is_anywhere` has it, on a node.
     pub fn sweep(&self, now: Instant, is_anywhere: impl Fn(u64) -> bool) {
         let mut known = lock(&self.known);
-        let Known { by_hash, sizes, recent, sweep_at, .. } = &mut *known;
-        recent.retain(|_, (used, content)| now.duration_since(*used) < LINGER || Arc::strong_count(content) > 1);
+        known.drop_unused(|used| now.duration_since(used) >= LINGER);
+        let Known { by_hash, sizes, sweep_at, .. } = &mut *known;
         if by_hash.len() < (*sweep_at).max(MIN_KNOWN) {
             return;
         }
@@ -125,7 +135,10 @@ impl Contents {
 
     /// Keep nothing that no task names.
     pub fn clear(&self) {
-        let recent = std::mem::take(&mut lock(&self.known).recent);
+        let mut known = lock(&self.known);
+        known.recent_bytes = 0;
+        let recent = std::mem::take(&mut known.recent);
+        drop(known);
         drop(recent);
     }
 
@@ -141,8 +154,23 @@ impl Contents {
 impl Known {
     fn find(&mut self, hash: u128, now: Instant) -> Option<Arc<Content>> {
         let content = self.by_hash.get(&hash)?.content.upgrade()?;
-        self.recent.insert(content.id, (now, Arc::clone(&content)));
+        self.keep(&content, now);
         Some(content)
+    }
+
+    fn keep(&mut self, content: &Arc<Content>, now: Instant) {
+        if self.recent.insert(content.id, (now, Arc::clone(content))).is_none() {
+            self.recent_bytes += content.bytes.len();
+        }
+    }
+
+    /// Keep no more what no task names, of those that were used at a time for which `is_old` holds.
+    fn drop_unused(&mut self, is_old: impl Fn(Instant) -> bool) {
+        self.recent.retain(|_, (used, content)| {
+            let is_kept = !is_old(*used) || Arc::strong_count(content) > 1;
+            self.recent_bytes -= if is_kept { 0 } else { content.bytes.len() };
+            is_kept
+        });
     }
 
     /// Add a content that is not here, under the number that it had if it was here before.
@@ -155,9 +183,14 @@ impl Known {
             *self.sizes.entry(size).or_default() += 1;
             self.last
         };
+        if self.recent_bytes > self.prune_at.max(MAX_LINGERING) {
+            self.drop_unused(|_| true);
+            // What tasks name is looked through again when as much was added.
+            self.prune_at = 2 * self.recent_bytes;
+        }
         let content = Arc::new(Content { id, bytes });
         self.by_hash.insert(hash, Entry { id, size, content: Arc::downgrade(&content) });
-        self.recent.insert(id, (now, Arc::clone(&content)));
+        self.keep(&content, now);
         content
     }
 }

@@ -191,6 +191,10 @@ impl Sink for NodeSink<'_> {
         lock(&self.shared.state).dispatch.node(self.id).is_some_and(|node| node.slots > 0)
     }
 
+    fn round_trip(&self) -> Duration {
+        lock(&self.shared.state).dispatch.node(self.id).map_or(Duration::MAX, |node| node.rtt)
+    }
+
     fn beat(&self, uploading: bool, results: u64) -> Result<(), SessionError> {
         self.shared.decide(|dispatch, out| dispatch.beat(self.id, uploading, results, Instant::now(), out))
     }

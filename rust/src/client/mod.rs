@@ -12,6 +12,7 @@
 //! | `io.rs` | the lock around the decider; carries its actions out |
 //! | `pool.rs` | the calls from Python, and the I/O thread |
 //! | `session.rs` | one node's connection, from the first byte to the last |
+//! | `stripes.rs` | further channels of a node's SSH connection, for blobs, where the round trip is long |
 //! | `node.rs` | a node and its states |
 //! | `completions.rs`, `inbox.rs` | ended tasks, output and notes, until they are taken |
 
@@ -27,4 +28,5 @@ pub mod node;
 pub mod pool;
 mod sending;
 pub mod session;
+pub mod stripes;
 pub mod wakeups;

@@ -1,6 +1,7 @@
 //! The session with one node, from the first byte to the last: its agent is started and greeted, what it sends is handed
 //! on, and silence ends it. What a session brings is for a [`Sink`] to decide on.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::AsyncRead;
 
+use crate::client::stripes::{self, StripeSpec};
 use crate::error::{FrameError, NodeError, SessionError};
 use crate::text;
 use crate::timing::{LEAST_MESSAGE, PEER_TIMEOUT};
@@ -23,6 +25,9 @@ pub struct NodeSpec {
     pub connection: Arc<Connection>,
     /// What to run there: it speaks our protocol over its standard input and output.
     pub command: String,
+    /// What to run there to open a stripe (see `stripes.rs`): it gets the path of the agent's socket as one more word, and
+    /// hands its standard input and output to the agent. `None` if no stripes are opened.
+    pub stripe: Option<String>,
     pub hello: ClientHello,
     /// Bound on everything until the node's workers take tasks.
     pub ready_timeout: Duration,
@@ -47,6 +52,9 @@ pub trait Sink: Sync {
 
     /// Return whether the node's workers take tasks.
     fn is_ready(&self) -> bool;
+
+    /// Return the node's round-trip time; [`Duration::MAX`] until it is known.
+    fn round_trip(&self) -> Duration;
 
     /// Send a heartbeat. `uploading`: whether tasks are on their way to the node; `results`: the bytes of results that ever
     /// came from it.
@@ -86,9 +94,13 @@ pub async fn run(
         sent = &mut sending => return Ok(sent?),
         () = tokio::time::sleep(bound) => return Err(SessionError::NotReady(bound.as_secs()).into()),
     };
-    let interval = sink.greeted(&spec.hello, read_hello(&answer)?);
+    let agent: AgentHello = read_hello(&answer)?;
+    let stripes = StripeSpec::new(&spec.connection, spec.stripe.as_deref(), &agent);
+    let interval = sink.greeted(&spec.hello, agent);
+    let striping = stripes::serve(stripes, sender, || sink.round_trip());
+    tokio::pin!(striping);
     let unready = Unready { ready_by, bound };
-    Ok(follow(sink, sender, sending, source, events, interval, unready).await?)
+    Ok(follow(sink, sender, (sending, striping), source, events, interval, unready).await?)
 }
 
 /// Until when the node's workers must take tasks, and the bound that was given for it.
@@ -97,11 +109,14 @@ struct Unready {
     bound: Duration,
 }
 
-/// Hand on what the node sends until the session ends.
+/// Hand on what the node sends until the session ends. `sending` and `striping` send what is in the outbox.
 async fn follow(
     sink: &impl Sink,
     sender: &FrameSender,
-    mut sending: Pin<&mut impl Future<Output = Result<(), SessionError>>>,
+    (mut sending, mut striping): (
+        Pin<&mut impl Future<Output = Result<(), SessionError>>>,
+        Pin<&mut impl Future<Output = Result<Infallible, SessionError>>>,
+    ),
     mut source: EventReader<impl AsyncRead + Unpin>,
     mut events: Vec<Event>,
     interval: Duration,
@@ -128,6 +143,7 @@ async fn follow(
                 sent?;
                 said_goodbye = true;
             }
+            ended = &mut striping, if !said_goodbye => match ended? {},
             _ = heartbeat.tick() => {
                 if silent > PEER_TIMEOUT {
                     return Err(SessionError::Silent(PEER_TIMEOUT.as_secs()));

@@ -23,11 +23,13 @@ pub use crate::node::greeting::AgentSpec;
 use crate::node::greeting::{answer, cores, differences, refusal};
 use crate::node::limits::raise_open_files;
 use crate::node::state::{Settings, State, TICK};
+use crate::node::stripes::{self, StripeListener};
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
 use crate::queue::PeerId;
 use crate::timing::{HEARTBEAT, LEAST_MESSAGE, Timing};
 use crate::wire::{
-    Body, ClientHello, Control, Event, EventReader, FrameSender, MAX_REASON, Offer, WorkerHello, hello, read_hello,
+    AgentHello, Body, ClientHello, Control, Event, EventReader, FrameSender, MAX_REASON, Offer, WorkerHello, hello,
+    read_hello,
 };
 
 /// How long the client's hello is awaited.
@@ -67,13 +69,15 @@ struct Session<R> {
     reader: EventReader<R>,
     writer: JoinHandle<Result<(), SessionError>>,
     link: Arc<FrameSender>,
+    stripes: Option<StripeListener>,
 }
 
-/// Serve one client on a stream until it is done with us, then end everything that was started.
+/// Serve one client on a stream until it is done with us, then end everything that was started. `stripes` takes further
+/// streams of the client.
 ///
 /// # Errors
 /// [`AgentError::Refused`] if the client's Python does not fit; [`AgentError::Session`] if it was lost.
-pub async fn run<R, W>(from: R, to: W, spec: AgentSpec) -> Result<(), AgentError>
+pub async fn run<R, W>(from: R, to: W, spec: AgentSpec, stripes: Option<StripeListener>) -> Result<(), AgentError>
 where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
@@ -86,7 +90,7 @@ where
         async move { link.run(to, None).await }
     });
     let reader = EventReader::of_session(from, usize::MAX, Arc::clone(&link));
-    let mut session = Session { reader, writer, link };
+    let mut session = Session { reader, writer, link, stripes };
     let mut events = Vec::new();
     let client = session.greet(&spec, &mut events).await?;
     let agent = Arc::new(Agent::new(client, spec, Arc::clone(&session.link)));
@@ -103,13 +107,15 @@ impl<R: AsyncRead + Unpin> Session<R> {
         let greeting = tokio::time::timeout(GREETING_TIMEOUT, self.reader.greeting(events)).await;
         let body = greeting.map_err(|_| SessionError::NotReady(GREETING_TIMEOUT.as_secs()))??;
         let client: ClientHello = read_hello(&body)?;
-        self.reader.set_max_message(client.worker.max_payload.max(LEAST_MESSAGE));
+        let max_message = client.worker.max_payload.max(LEAST_MESSAGE);
+        self.reader.set_max_message(max_message);
         let differences = differences(&client, spec);
         if let Some(why) = refusal(&client, spec, &differences) {
             self.say_goodbye(&why).await;
             return Err(AgentError::Refused(why));
         }
-        let answer = hello(&answer(spec, differences))?;
+        let stripes = self.stripes.as_mut().and_then(|stripes| stripes.greeted(&spec.epoch, max_message));
+        let answer = hello(&AgentHello { stripes, ..answer(spec, differences) })?;
         self.link.send(|o| o.control(answer));
         info!(node = %client.node, lease_ms = client.lease_ms, "hello of the client");
         Ok(client)
@@ -122,10 +128,16 @@ impl<R: AsyncRead + Unpin> Session<R> {
         // Silence is counted in ticks: after a stop of our own, one of them says enough.
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let for_stripes = Arc::clone(agent);
+        let stripes =
+            stripes::serve(self.stripes.take(), Arc::clone(&self.link), move |events| for_stripes.on_client(events));
+        let mut stripes = std::pin::pin!(stripes);
+        let mut handled = Ok(());
         loop {
-            if !events.is_empty()
-                && let Err(broken) = agent.on_client(&mut events)
-            {
+            if !events.is_empty() {
+                handled = agent.on_client(&mut events);
+            }
+            if let Err(broken) = handled {
                 warn!(why = %broken, "the client is broken");
                 self.say_goodbye(&broken.to_string()).await;
                 return Err(SessionError::Frame(broken).into());
@@ -149,6 +161,7 @@ impl<R: AsyncRead + Unpin> Session<R> {
                     Ok(Err(e)) => Err(e.into()),
                     _ => Ok(()),
                 },
+                broken = &mut stripes => handled = Err(broken),
                 () = agent.stopped.notified() => {}
                 _ = tick.tick() => agent.on_tick(parent),
                 // The client's own may wait behind what it uploads: we live all the same.

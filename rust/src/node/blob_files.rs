@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::error::FrameError;
-use crate::node::memory_file::{Draft, SharedFile};
+use crate::node::memory_file::{Draft, SharedFile, free_aside};
 use crate::wire::BlobChunk;
 
 /// Blobs that a client may have begun to send and not ended. It sends at most 1,024 at once over one stream.
@@ -129,8 +129,13 @@ impl BlobFiles {
 
     /// Free a blob. If it has not arrived in full, the rest of it is read over.
     pub fn forget(&mut self, number: u64) {
-        if self.complete.remove(&number).is_none() {
-            // Frames that say so overtake chunks, perhaps the first one.
+        if let Some(file) = self.complete.remove(&number) {
+            free_aside(file.size(), file);
+        } else {
+            // Frames that say so overtake chunks, perhaps the first one. More than that are no honest client's.
+            if self.arriving.len() >= MAX_ARRIVING && !self.arriving.contains_key(&number) {
+                return;
+            }
             let unknown = || Arriving { total: None, ranges: Ranges::default(), draft: None };
             self.arriving.entry(number).or_insert_with(unknown).draft = None;
         }
@@ -187,6 +192,8 @@ mod tests {
             .collect();
         assert!(begin(&mut files, 2).is_err());
         assert!(begin(&mut files, 10).is_ok());
+        (0..MAX_ARRIVING as u64).for_each(|number| files.forget(1_000_000 + number));
+        assert_eq!(files.arriving.len(), MAX_ARRIVING);
     }
 
     /// A blob that is forgotten is freed at once, and what still comes of it is read over, whichever comes first.

@@ -3,6 +3,9 @@
 //! A descriptor leaves with the next bytes that are written, whatever they are. The frame that says what it is
 //! ([`Control::Descriptor`](crate::wire::Control::Descriptor)) is put into the outbox after the descriptor was added here,
 //! so a descriptor arrives before its frame or with it, and both arrive in the same order.
+//!
+//! The system bounds how many descriptors of one user may be on their way in all sockets together, by the limit of open files
+//! of the process that sends one. Nothing is wrong when that is reached, so the sender waits until some have arrived.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut, Write};
@@ -12,13 +15,16 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
 };
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::{Sleep, sleep};
 
 use crate::locks::lock;
 
@@ -26,6 +32,13 @@ use crate::locks::lock;
 const MAX_AT_ONCE: usize = 64;
 /// Bytes per read of a worker's socket.
 const READ_BYTES: usize = 64 * 1024;
+/// Pause before the next try where too many descriptors are on their way.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Return whether a write failed because too many descriptors are on their way.
+fn is_too_many(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error())
+}
 
 /// Write to a socket, with descriptors. Returns how many bytes were written; with the first of them all descriptors leave.
 ///
@@ -101,6 +114,7 @@ pub fn write_all(mut socket: &StdUnixStream, mut bytes: &[u8], mut descriptors: 
                 descriptors = later;
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if is_too_many(&e) => std::thread::sleep(PAUSE),
             Err(e) => return Err(e),
         }
     }
@@ -129,13 +143,26 @@ impl<T> Outgoing<T> {
 /// Writes to a worker's socket, with what is in an [`Outgoing`].
 #[derive(Debug)]
 pub struct DescriptorWriter<T> {
-    pub socket: OwnedWriteHalf,
-    pub outgoing: Arc<Outgoing<T>>,
+    socket: OwnedWriteHalf,
+    outgoing: Arc<Outgoing<T>>,
+    /// Runs while too many descriptors are on their way.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> DescriptorWriter<T> {
+    #[must_use]
+    pub fn new(socket: OwnedWriteHalf, outgoing: Arc<Outgoing<T>>) -> Self {
+        Self { socket, outgoing, pause: None }
+    }
 }
 
 impl<T: AsFd> AsyncWrite for DescriptorWriter<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        if let Some(pause) = &mut this.pause {
+            ready!(pause.as_mut().poll(cx));
+            this.pause = None;
+        }
         let mut queue = lock(&this.outgoing.queue);
         if queue.is_empty() {
             drop(queue);
@@ -154,6 +181,9 @@ impl<T: AsFd> AsyncWrite for DescriptorWriter<T> {
                     return Poll::Ready(Ok(written));
                 }
                 Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(e) if is_too_many(&e) => {
+                    ready!(this.pause.insert(Box::pin(sleep(PAUSE))).as_mut().poll(cx));
+                }
                 Err(e) => return Poll::Ready(Err(e)),
             }
         }
@@ -243,7 +273,7 @@ mod tests {
             let (ours, theirs) = UnixStream::pair().unwrap();
             let (from, to) = (ours.into_split(), theirs.into_split());
             let outgoing = Arc::new(Outgoing::default());
-            let mut writer = DescriptorWriter { socket: to.1, outgoing: Arc::clone(&outgoing) };
+            let mut writer = DescriptorWriter::new(to.1, Arc::clone(&outgoing));
             let mut reader = DescriptorReader::new(from.0);
             (0..200).for_each(|number| outgoing.push(Arc::new(numbered(number))));
             writer.write_all(b"first").await.unwrap();
@@ -272,6 +302,60 @@ mod tests {
         }
         assert_eq!(all, b"bytes");
         assert_eq!(numbers(&mut received), (0..150).collect::<Vec<_>>());
+    }
+
+    /// Where the user's processes have as many descriptors on their way as the system allows, both kinds of writers wait until
+    /// some have arrived. Such a limit is not for those who have certain capabilities: this thread gives them up.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_writer_waits_while_too_many_descriptors_are_on_their_way() {
+        use std::sync::mpsc::channel;
+
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+        let limit = getrlimit(Resource::Nofile);
+        let current = limit.current.unwrap_or(u64::MAX).min(1024);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit }).unwrap();
+        let (reached, wait) = channel();
+        let sender = std::thread::spawn(move || {
+            let none = CapabilitySet::empty();
+            set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }).unwrap();
+            let file = numbered(9);
+            let (unread, full) = StdUnixStream::pair().unwrap();
+            let error = loop {
+                let sent = send(&full, b"x", &[file.as_fd(); MAX_AT_ONCE]);
+                let Err(error) = sent else { continue };
+                break error;
+            };
+            assert!(is_too_many(&error), "{error}");
+            reached.send(unread).unwrap();
+            let (ours, theirs) = StdUnixStream::pair().unwrap();
+            write_all(&theirs, b"blocking", &[file.try_clone().unwrap()]).unwrap();
+            let (unread, full) = StdUnixStream::pair().unwrap();
+            while send(&full, b"x", &[file.as_fd(); MAX_AT_ONCE]).is_ok() {}
+            reached.send(unread).unwrap();
+            ours.set_nonblocking(true).unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let outgoing = Arc::new(Outgoing::default());
+                outgoing.push(Arc::new(file));
+                let mut writer = DescriptorWriter::new(UnixStream::from_std(theirs).unwrap().into_split().1, outgoing);
+                writer.write_all(b"waking").await.unwrap();
+            });
+            let (mut received, mut bytes) = (Received::default(), [0; 16]);
+            while received.count() < 2 {
+                received.read(&ours, &mut bytes).unwrap();
+            }
+        });
+        for unread in wait {
+            // Time for a first try that fails: without it this proves less.
+            std::thread::sleep(Duration::from_millis(20));
+            drop(unread);
+        }
+        setrlimit(Resource::Nofile, limit).unwrap();
+        sender.join().unwrap();
     }
 
     /// A sender that sends more descriptors at once than our writers do is found out.

@@ -43,6 +43,7 @@ pub fn answer(spec: &AgentSpec, differences: Vec<String>) -> AgentHello {
         cores: cores(),
         pid: std::process::id(),
         memory: memory(),
+        stripes: None,
         differences,
     }
 }

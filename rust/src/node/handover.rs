@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::error::FrameError;
 use crate::locks::lock;
 use crate::node::descriptors::Received;
-use crate::node::memory_file::SharedFile;
+use crate::node::memory_file::{FreedAside, SharedFile};
 use crate::wire::{Body, Control, Event, Message, in_places};
 
 /// Descriptors without their frames, and files without their results, that a worker may have sent. A worker sends a few
@@ -96,7 +96,7 @@ impl Handover {
         let file = file.ok_or(FrameError::BadSequence("a descriptor that is not of a sealed file of its size"))?;
         self.bytes = self.bytes.saturating_add(size);
         self.unclaimed += 1;
-        let bytes = file.map().ok().map(Bytes::from_owner);
+        let bytes = file.map().ok().map(|mapping| Bytes::from_owner(FreedAside::from(mapping)));
         self.handed.entry(task).or_default().push(Handed { size: file.size(), bytes });
         Ok(())
     }

@@ -1,10 +1,12 @@
 //! What the system lets this node's processes have: open files, and memory.
 
 use std::path::Path;
+#[cfg(target_os = "linux")]
 use std::sync::OnceLock;
 
 #[cfg(target_os = "linux")]
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+use rustix::process::{Pid, prlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The limit of open files that this process was started with.
 #[cfg(target_os = "linux")]
@@ -27,11 +29,20 @@ pub fn restore_open_files(process: u32) {
     }
 }
 
-/// Nothing: without `prlimit` a process cannot give back what it has raised for itself.
+/// Let this process open more files than the 256 that macOS allows by default, which are fewer than the blobs that a node may
+/// keep. The processes that it starts have the same limit: they, too, hold a descriptor of each blob.
 #[cfg(not(target_os = "linux"))]
-pub fn raise_open_files() {}
+pub fn raise_open_files() {
+    /// What macOS allows at most, whatever it says.
+    const MOST: u64 = 10_240;
+    let limit = getrlimit(Resource::Nofile);
+    let raised = limit.maximum.map_or(MOST, |most| most.min(MOST));
+    if limit.current.is_some_and(|current| current < raised) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum });
+    }
+}
 
-/// See [`raise_open_files`].
+/// Nothing: without `prlimit` a process cannot set the limit of another.
 #[cfg(not(target_os = "linux"))]
 pub fn restore_open_files(_: u32) {}
 

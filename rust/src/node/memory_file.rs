@@ -200,6 +200,42 @@ impl SharedFile {
     }
 }
 
+/// Memory of fewer bytes is freed at once: that takes less than a small task may have to wait.
+const FREED_ASIDE_BYTES: usize = 16 * 1024 * 1024;
+
+/// Free what holds so many bytes of memory. Large memory is freed by a thread of its own, because the kernel takes some 0.2 s for
+/// a GB: so long the caller's thread would send no heartbeat, and no small task would pass.
+pub fn free_aside<T: Send + 'static>(size: usize, held: T) {
+    if size >= FREED_ASIDE_BYTES {
+        // If no thread can be started, the memory is freed here.
+        drop(std::thread::Builder::new().name("skyward-free".to_owned()).spawn(move || drop(held)));
+    }
+}
+
+/// A mapping that is freed by [`free_aside`].
+#[derive(Debug)]
+pub struct FreedAside(Option<Mapping>);
+
+impl From<Mapping> for FreedAside {
+    fn from(mapping: Mapping) -> Self {
+        Self(Some(mapping))
+    }
+}
+
+impl AsRef<[u8]> for FreedAside {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], AsRef::as_ref)
+    }
+}
+
+impl Drop for FreedAside {
+    fn drop(&mut self) {
+        if let Some(mapping) = self.0.take() {
+            free_aside(mapping.len(), mapping);
+        }
+    }
+}
+
 impl AsFd for SharedFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

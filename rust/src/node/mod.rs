@@ -12,6 +12,7 @@
 //! | `supervisor.rs`, `exit.rs` | starts, follows and ends worker processes; how a process ended, in words |
 //! | `process_group.rs` | all that a worker started |
 //! | `slot_table.rs` | what each slot runs, in memory that outlives the process |
+//! | `stripes.rs` | further streams from the client, which bring blobs |
 //! | `stdio.rs` | what workers print, by lines |
 //! | `worker/` | a worker process: reads tasks, sends results, watches for the agent |
 
@@ -31,6 +32,7 @@ mod results;
 pub mod slot_table;
 pub mod state;
 pub mod stdio;
+pub mod stripes;
 mod supervisor;
 mod tasks;
 pub mod worker;

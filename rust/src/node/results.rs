@@ -6,23 +6,59 @@ use std::collections::{HashMap, VecDeque};
 use crate::node::actions::Action;
 use crate::queue::PeerId;
 use crate::timing::{AGENT_BACKLOG, CREDIT, NOTE_CREDIT};
-use crate::wire::{Attempt, Body, Message};
+use crate::wire::{Attempt, Body, MAX_SMALL_MESSAGE, Message};
 
 /// Between agent and client, a note's number has its worker's number in the bits from this one on. So the client's answer
 /// finds the worker that asked, and never the process that took this worker's place.
 const NOTE_WORKER_SHIFT: u32 = 40;
+
+/// The results of one kind: small ones, or large ones. Each kind has a credit of its own, so that small results do not
+/// wait until the client has taken a large one, which may be under way for minutes.
+#[derive(Debug, Default)]
+struct Lane {
+    /// The memory of the results that were sent and not acknowledged, in bytes.
+    unacknowledged: usize,
+    /// Results for which there is no credit yet, in the order in which the tasks ended.
+    backlog: VecDeque<Message>,
+    /// The memory of `backlog`, in bytes.
+    backlog_bytes: usize,
+}
+
+impl Lane {
+    /// Return whether a result that takes so many bytes may be sent. One result may always be on its way.
+    fn has_credit(&self, cost: usize) -> bool {
+        self.unacknowledged == 0 || self.unacknowledged.saturating_add(cost) <= CREDIT
+    }
+
+    fn push(&mut self, result: Message) {
+        self.backlog_bytes += result.cost();
+        self.backlog.push_back(result);
+    }
+
+    /// Return the next result if there is credit for it.
+    fn pop(&mut self) -> Option<Message> {
+        if !self.has_credit(self.backlog.front()?.cost()) {
+            return None;
+        }
+        let result = self.backlog.pop_front()?;
+        self.backlog_bytes -= result.cost();
+        Some(result)
+    }
+
+    fn is_consistent(&self) -> bool {
+        self.backlog_bytes == self.backlog.iter().map(Message::cost).sum::<usize>()
+            && !self.backlog.front().is_some_and(|result| self.has_credit(result.cost()))
+    }
+}
 
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Results {
     /// Results that were sent, until the client acknowledges them. They use up the credit.
     unacknowledged: HashMap<Attempt, Message>,
-    /// The memory of `unacknowledged`, in bytes.
-    unacknowledged_bytes: usize,
-    /// Results for which there is no credit yet, in the order in which the tasks ended.
-    backlog: VecDeque<Message>,
-    /// The memory of `backlog`, in bytes.
-    backlog_bytes: usize,
+    /// Results that travel in one chunk, and larger ones.
+    small: Lane,
+    large: Lane,
     /// The memory of each note that was sent, in bytes, by its number, until the client answers it.
     unanswered_notes: HashMap<u64, usize>,
     /// The sum of `unanswered_notes`.
@@ -37,13 +73,13 @@ impl Results {
     /// Return whether so many bytes wait for the client's credit that the workers are not to be read from.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.backlog_bytes + self.notes_backlog_bytes > AGENT_BACKLOG
+        self.small.backlog_bytes + self.large.backlog_bytes + self.notes_backlog_bytes > AGENT_BACKLOG
     }
 
     /// Return how many results the client has not acknowledged; those that were not sent yet count.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.unacknowledged.len() + self.backlog.len()
+        self.unacknowledged.len() + self.backlog()
     }
 
     /// Return whether the client has acknowledged every result.
@@ -55,48 +91,39 @@ impl Results {
     /// Return how many results were not sent yet, because the client has given no credit for them.
     #[must_use]
     pub fn backlog(&self) -> usize {
-        self.backlog.len()
+        self.small.backlog.len() + self.large.backlog.len()
     }
 
-    /// Send a task's result, or hold it back until there is credit. One result may always be on its way.
+    fn lane(&mut self, result: &Message) -> &mut Lane {
+        if result.size() <= MAX_SMALL_MESSAGE { &mut self.small } else { &mut self.large }
+    }
+
+    /// Send a task's result, or hold it back until there is credit.
     pub fn deliver(&mut self, result: Message, out: &mut Vec<Action>) {
-        if self.backlog.is_empty() && self.has_credit(result.cost()) {
-            self.send(result, out);
-        } else {
-            self.backlog_bytes += result.cost();
-            self.backlog.push_back(result);
-        }
+        self.lane(&result).push(result);
+        self.send_results(out);
     }
 
     /// Forget results that the client has taken, and send as many as have credit now.
     pub fn acknowledge(&mut self, ids: &[Attempt], out: &mut Vec<Action>) {
         for id in ids {
             if let Some(message) = self.unacknowledged.remove(id) {
-                self.unacknowledged_bytes -= message.cost();
+                self.lane(&message).unacknowledged -= message.cost();
             }
         }
         let was_full = self.is_full();
-        while let Some(result) = self.backlog.pop_front() {
-            if !self.has_credit(result.cost()) {
-                self.backlog.push_front(result);
-                break;
-            }
-            self.backlog_bytes -= result.cost();
-            self.send(result, out);
-        }
+        self.send_results(out);
         self.read_again(was_full, out);
     }
 
-    fn send(&mut self, result: Message, out: &mut Vec<Action>) {
-        self.unacknowledged_bytes += result.cost();
-        if let Some(before) = self.unacknowledged.insert(result.id, result.clone()) {
-            self.unacknowledged_bytes -= before.cost();
+    fn send_results(&mut self, out: &mut Vec<Action>) {
+        while let Some(result) = self.small.pop().or_else(|| self.large.pop()) {
+            self.lane(&result).unacknowledged += result.cost();
+            if let Some(before) = self.unacknowledged.insert(result.id, result.clone()) {
+                self.lane(&before).unacknowledged -= before.cost();
+            }
+            out.push(Action::Deliver(Body::Result, result));
         }
-        out.push(Action::Deliver(Body::Result, result));
-    }
-
-    fn has_credit(&self, cost: usize) -> bool {
-        self.unacknowledged_bytes == 0 || self.unacknowledged_bytes.saturating_add(cost) <= CREDIT
     }
 
     /// Send a worker's note, or hold it back until there is credit. One note may always be on its way.
@@ -144,13 +171,16 @@ impl Results {
     /// Return whether each sum is that of the messages that it counts, and no message waits for which there is credit.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
-        let cost = |messages: &VecDeque<Message>| messages.iter().map(Message::cost).sum::<usize>();
-        let has_credit_for = |message: &Message| self.has_credit(message.cost());
-        self.unacknowledged_bytes == self.unacknowledged.values().map(Message::cost).sum::<usize>()
-            && self.backlog_bytes == cost(&self.backlog)
+        let sent = |small: bool| {
+            let of_kind = self.unacknowledged.values().filter(|result| (result.size() <= MAX_SMALL_MESSAGE) == small);
+            of_kind.map(Message::cost).sum::<usize>()
+        };
+        let notes_backlog_bytes = self.notes_backlog.iter().map(Message::cost).sum::<usize>();
+        (self.small.unacknowledged, self.large.unacknowledged) == (sent(true), sent(false))
+            && self.small.is_consistent()
+            && self.large.is_consistent()
             && self.unanswered_bytes == self.unanswered_notes.values().sum::<usize>()
-            && self.notes_backlog_bytes == cost(&self.notes_backlog)
-            && !self.backlog.front().is_some_and(has_credit_for)
+            && self.notes_backlog_bytes == notes_backlog_bytes
             && (self.notes_backlog.is_empty() || self.unanswered_bytes > 0)
     }
 }

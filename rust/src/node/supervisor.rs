@@ -233,7 +233,7 @@ impl Started {
         let (from, to) = self.socket.into_split();
         let from = DescriptorReader::new(from);
         let handover = Handover::new(from.received(), self.max_message);
-        let to = DescriptorWriter { socket: to, outgoing: self.descriptors };
+        let to = DescriptorWriter::new(to, self.descriptors);
         let reading = read(self.id, EventReader::new(from, self.max_message), handover, &self.link, &observer);
         tokio::pin!(reading);
         let mut all_read = false;

@@ -228,6 +228,7 @@ impl Core {
         Ok(Connection { inner: Arc::new(connection), core: slf.unbind() })
     }
 
+    #[pyo3(signature = (node, connection, command, hello, ready_timeout, stripe=None))]
     fn start_node(
         &self,
         node: usize,
@@ -235,10 +236,12 @@ impl Core {
         command: String,
         hello: &Bound<'_, PyAny>,
         ready_timeout: f64,
+        stripe: Option<String>,
     ) -> PyResult<()> {
         let hello: ClientHello = from_dataclass(hello)?;
         let connection = Arc::clone(&connection.inner);
-        self.pool.start_node(node, NodeSpec { connection, command, hello, ready_timeout: seconds(ready_timeout)? });
+        let ready_timeout = seconds(ready_timeout)?;
+        self.pool.start_node(node, NodeSpec { connection, command, stripe, hello, ready_timeout });
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use pyo3::types::{PyBytes, PyList};
 use crate::error::{AgentError, SessionError};
 use crate::node::agent::{self, AgentSpec};
 use crate::node::stdio;
+use crate::node::stripes::StripeListener;
 use crate::node::worker::Worker;
 use crate::python::buffer::{answer, owned, parts, task_to_python};
 use crate::python::convert::{core_error, private_key, public_key, seconds, socket, to_dataclass};
@@ -210,7 +211,7 @@ pub(super) fn serve_embedded(
         let socket = tokio::net::UnixStream::from_std(socket).map_err(SessionError::Io)?;
         let accepted = server::accept(socket, host_key, authorized, timeout).await?;
         let (from, to) = tokio::io::split(accepted.stream);
-        agent::run(from, to, spec.into()).await
+        agent::run(from, to, spec.into(), None).await
     })
 }
 
@@ -222,7 +223,7 @@ pub(super) fn serve(py: Python<'_>, spec: AgentSpecArgument, reading: c_int, wri
     block_on(py, async move {
         let from = stdio::reader(reading).map_err(SessionError::Io)?;
         let to = stdio::writer(writing).map_err(SessionError::Io)?;
-        agent::run(from, to, spec.into()).await
+        agent::run(from, to, spec.into(), StripeListener::open()).await
     })
 }
 

@@ -13,7 +13,7 @@ use crate::timing::{PEER_TIMEOUT, wait_step};
 
 /// Bytes that wait for a socket before its writer has to wait, too. It is more than the windows of the SSH channels, so
 /// only a server reaches it that makes russh answer without end, or that grants windows without measure.
-const MAX_UNSENT: usize = 32 * 1024 * 1024;
+const MAX_UNSENT: usize = 48 * 1024 * 1024;
 
 /// A stream whose writes do not wait: bytes that the socket does not take at once are stored, and sent while reading.
 ///

@@ -3,6 +3,8 @@
 //! An enum rather than a trait object, as in the crate `openssh`: callers match nothing, and each kind of connection stays
 //! a plain struct in a file of its own.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use russh::keys::PublicKey;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,6 +34,26 @@ impl Connection {
     pub async fn exec(&self, command: &str) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, SshError> {
         match self {
             Self::Ssh(ssh) => ssh.exec(command).await,
+        }
+    }
+
+    /// As [`Connection::exec`], without another try if the server does not open a channel.
+    ///
+    /// # Errors
+    /// As [`Connection::exec`], and [`SshError::Protocol`] for a channel that is refused.
+    pub async fn exec_once(
+        &self,
+        command: &str,
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, SshError> {
+        match self {
+            Self::Ssh(ssh) => ssh.exec_once(command).await,
+        }
+    }
+
+    /// Return how long the server takes to answer; `None` if the connection has ended. Waits as long as that takes.
+    pub async fn round_trip(&self) -> Option<Duration> {
+        match self {
+            Self::Ssh(ssh) => ssh.round_trip().await,
         }
     }
 

@@ -81,6 +81,9 @@ pub struct AgentHello {
     /// The memory that the node's processes may use, in bytes; 0 if it is not known.
     #[serde(default)]
     pub memory: u64,
+    /// The path of the socket at which the agent takes stripes (`node/stripes.rs`); `None` if it takes none.
+    #[serde(default)]
+    pub stripes: Option<String>,
     /// The distributions that the node lacks or has in another version than the client, a sentence each.
     #[serde(deserialize_with = "read_sentences")]
     pub differences: Vec<String>,

@@ -13,6 +13,7 @@
 use bytes::{Buf, Bytes};
 
 use crate::error::FrameError;
+use crate::pages::prefer_huge;
 use crate::wire::blob::{BlobPart, MAX_BLOBS};
 use crate::wire::header::{Attempt, FIRST, Header, LAST, MAX_CHUNK};
 
@@ -22,6 +23,9 @@ pub const MAX_PARTS: usize = 1024;
 pub const MAX_NOTE: usize = 16 * 1024 * 1024;
 /// Bytes set aside for a part of a message before they arrive; beyond it the memory grows with what arrived.
 const EAGER_PART_BYTES: usize = 1024 * 1024;
+/// By how many times what arrived it then grows, at most to what the head declared. Memory that is set aside costs nothing
+/// until it is filled; to grow by little would copy what arrived again and again.
+const GROWTH: usize = 15;
 /// A part up to this size, in bytes, is copied out of its block; a larger one shares the block's memory.
 const MAX_COPIED_PART: usize = 4096;
 /// Bytes of memory that a part takes beside its payload, about.
@@ -283,9 +287,13 @@ impl Assembly {
         while let Some(&len) = self.lens.get(self.done.len()) {
             let now = chunk.len().min(len - self.part.len());
             if self.part.capacity() < self.part.len() + now {
-                let grow = self.part.capacity().max(EAGER_PART_BYTES).max(now).min(len - self.part.len());
-                if self.part.try_reserve_exact(grow).is_err() {
+                let grow = self.part.capacity().saturating_mul(GROWTH).max(EAGER_PART_BYTES).max(now);
+                if self.part.try_reserve_exact(grow.min(len - self.part.len())).is_err() {
                     return Ok(false);
+                }
+                if self.part.len() >= EAGER_PART_BYTES / 2 {
+                    // Not before much has arrived: of a huge page one byte costs all of it.
+                    prefer_huge(&mut self.part);
                 }
             }
             self.part.extend_from_slice(&chunk.split_to(now));

@@ -14,6 +14,7 @@
 //! | `pace.rs` | how much bulk may be under way, so that small messages do not wait |
 //! | `flood.rs` | output that waits, bounded: of too much the middle is left out |
 //! | `stream.rs` | an outbox and a decoder on a byte stream |
+//! | `stripe.rs` | further streams that take blobs from the same outbox |
 
 mod blob;
 mod block;
@@ -26,6 +27,7 @@ mod message;
 mod outbox;
 pub mod pace;
 mod stream;
+mod stripe;
 
 pub use blob::{BlobChunk, BlobPart, Content, MAX_BLOBS, OutgoingBlob, in_places};
 pub use block::{MAX_BLOCK, Packer};
@@ -34,6 +36,7 @@ pub use decoder::{Admit, Decoder, Event, MAX_UNFINISHED, Offer};
 pub use header::{Attempt, MAGIC, MAX_BODY, MAX_CHUNK, MAX_NOISE, PROTOCOL, put_preamble};
 pub use hello::{AgentHello, ClientHello, WorkerHello, WorkerSpec, hello, read_hello};
 pub use message::{Body, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing};
-pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, Outbox, STDERR, STDOUT};
+pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, MAX_SMALL_MESSAGE, Outbox, STDERR, STDOUT};
 pub(crate) use stream::MAX_WRITE;
 pub use stream::{EventReader, FrameSender};
+pub use stripe::Stripe;

@@ -25,7 +25,7 @@ use crate::wire::pace::Allowance;
 /// Raw bytes after which a block is sent.
 pub(super) const FULL_BLOCK: usize = 64 * 1024;
 /// Payload up to which a message is small, in bytes: it goes ahead of chunks of large ones.
-const MAX_SMALL_MESSAGE: usize = 16 * 1024;
+pub const MAX_SMALL_MESSAGE: usize = 16 * 1024;
 /// Large messages that are sent in turns; others wait until one of them has been sent. The receiver refuses more than
 /// [`MAX_UNFINISHED`] at once.
 const MAX_TURNS: usize = MAX_UNFINISHED / 4;
@@ -48,6 +48,10 @@ enum Large {
 }
 
 impl Large {
+    fn is_blob(&self) -> bool {
+        matches!(self, Self::Blob(_))
+    }
+
     fn left(&self) -> usize {
         match self {
             Self::Message(message) => message.left,
@@ -81,6 +85,10 @@ pub struct Outbox {
     later: VecDeque<Large>,
     /// Payload bytes of messages and blobs that are still to be sent.
     bytes: usize,
+    /// Those of blobs among them.
+    blob_bytes: usize,
+    /// Stripes that are open: while there are any, [`Outbox::fill`] leaves the blobs to them.
+    stripes: usize,
     /// Memory of the answers in `control` and `acknowledgements`: see [`Control::answer_cost`].
     answers: usize,
     /// Set when `answers` exceeded [`MAX_ANSWERS`]: everything was dropped, and nothing more is sent.
@@ -104,6 +112,8 @@ impl Default for Outbox {
             large: VecDeque::new(),
             later: VecDeque::new(),
             bytes: 0,
+            blob_bytes: 0,
+            stripes: 0,
             answers: 0,
             given_up: false,
             closed: false,
@@ -143,7 +153,7 @@ impl Outbox {
     /// Drop everything if more answers wait than those of a peer that reads. [`Outbox::fill`] returns the error.
     fn give_up_on_deaf_peer(&mut self) {
         if self.answers > MAX_ANSWERS {
-            *self = Self { given_up: true, ..Self::default() };
+            *self = Self { given_up: true, stripes: self.stripes, ..Self::default() };
         }
     }
 
@@ -183,6 +193,7 @@ impl Outbox {
     pub fn blob(&mut self, number: u64, bytes: Bytes) {
         if self.is_open() {
             self.bytes += bytes.len();
+            self.blob_bytes += bytes.len();
             self.large(Large::Blob(OutgoingBlob::new(number, bytes)));
         }
     }
@@ -202,6 +213,7 @@ impl Outbox {
                 };
                 blobs.swap_remove(at);
                 self.bytes -= blob.left();
+                self.blob_bytes -= blob.left();
                 false
             });
         }
@@ -221,7 +233,7 @@ impl Outbox {
             self.small.clear();
             self.large.clear();
             self.later.clear();
-            self.bytes = 0;
+            (self.bytes, self.blob_bytes) = (0, 0);
             while let Some(output) = self.next_output() {
                 self.control.push_back(output);
             }
@@ -245,6 +257,22 @@ impl Outbox {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Note that a stripe was opened, which calls [`Outbox::fill_blobs`].
+    pub fn open_stripe(&mut self) {
+        self.stripes += 1;
+    }
+
+    /// Note that a stripe has ended.
+    pub fn close_stripe(&mut self) {
+        self.stripes -= 1;
+    }
+
+    /// Return the bytes of blobs that are still to be sent.
+    #[must_use]
+    pub fn blob_bytes(&self) -> usize {
+        self.blob_bytes
     }
 
     /// Return whether chunks of large messages or of blobs are still to be sent.
@@ -328,14 +356,32 @@ impl Outbox {
             small.put_chunk(&mut self.raw);
             bulk.take(self.raw.len() - at - FRAME_HEADER);
         }
+        let mut raw = std::mem::take(&mut self.raw);
+        let striped = self.stripes > 0;
+        self.put_large(&mut raw, bulk, |large| !(striped && large.is_blob()));
+        self.raw = raw;
+    }
+
+    /// Append chunks of blobs, as far as bulk is allowed, to `raw`, the empty block of a stripe, until it is full. Return false if
+    /// there were none.
+    pub fn fill_blobs(&mut self, raw: &mut Vec<u8>, bulk: &mut Allowance) -> bool {
+        self.put_large(raw, bulk, Large::is_blob);
+        !raw.is_empty()
+    }
+
+    /// Append chunks of large ones in turn, as far as bulk is allowed, until the block is full.
+    fn put_large(&mut self, raw: &mut Vec<u8>, bulk: &mut Allowance, wanted: impl Fn(&Large) -> bool) {
         while bulk.room > 0
-            && self.raw.len() < FULL_BLOCK
-            && let Some(mut large) = self.large.pop_front()
+            && raw.len() < FULL_BLOCK
+            && let Some(at) = self.large.iter().position(&wanted)
+            && let Some(mut large) = self.large.remove(at)
         {
-            let (before, at) = (large.left(), self.raw.len());
-            let last = large.put_chunk(&mut self.raw);
-            self.bytes -= before - large.left();
-            bulk.take(self.raw.len() - at - FRAME_HEADER);
+            let (before, at) = (large.left(), raw.len());
+            let last = large.put_chunk(raw);
+            let sent = before - large.left();
+            self.bytes -= sent;
+            self.blob_bytes -= if large.is_blob() { sent } else { 0 };
+            bulk.take(raw.len() - at - FRAME_HEADER);
             self.large.extend(if last { self.later.pop_front() } else { Some(large) });
         }
     }

@@ -158,6 +158,12 @@ impl Pace {
         self.sent - self.received
     }
 
+    /// Look for the highest rate anew: the streams of the session have become more.
+    pub fn widen(&mut self, now: Instant) {
+        self.phase = Phase::Starting { best: 0.0, flat: 0 };
+        self.begin_interval(now);
+    }
+
     /// Note that so many bytes of bulk are sent, and whether there is more to send.
     pub fn on_sent(&mut self, bytes: u64, more: bool, now: Instant) {
         if bytes > 0 {

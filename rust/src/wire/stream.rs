@@ -3,7 +3,7 @@
 //! [`FrameSender`] shares an outbox between the threads that fill it and the one loop that empties it into a stream;
 //! [`EventReader`] reads events. Any `AsyncRead`/`AsyncWrite` will do: an SSH channel, a Unix socket, a pipe.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -34,28 +34,34 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(1);
 /// An outbox shared with the loop that sends it, and what a session's two directions must know of each other.
 #[derive(Debug, Default)]
 pub struct FrameSender {
-    sending: Mutex<Sending>,
+    pub(super) sending: Mutex<Sending>,
     wake: Notify,
+    /// Stripes that are open, and those who wait for blobs. Not 0: `wake_stripes` is to be notified.
+    pub(super) striping: AtomicUsize,
+    /// Notified when there may be blobs to send.
+    pub(super) wake_stripes: Notify,
     /// Bytes that [`FrameSender::run`] wrote to the stream.
     sent: AtomicU64,
     /// Bytes that the reader of the same session read from the stream: see [`EventReader::of_session`].
     received: AtomicU64,
+    /// Bytes of bulk that the readers of the same session read.
+    arrived: AtomicU64,
 }
 
 /// What is to be sent, and how much of it may be under way.
 #[derive(Debug, Default)]
-struct Sending {
-    outbox: Outbox,
+pub(super) struct Sending {
+    pub outbox: Outbox,
     /// Set by the reader of the same session, which hears what the receiver reports. Without it nothing bounds the bulk.
-    pace: Option<Pace>,
+    pub pace: Option<Pace>,
 }
 
 /// What [`Sending::fill`] found.
 struct Filled {
     /// There was something to send.
     any: bool,
-    /// Bulk waits until more of it has arrived.
-    waits: bool,
+    /// Bulk waits until more of it has arrived. Other frames pass it.
+    held: bool,
     /// Bytes of bulk that have arrived, as the receiver reports.
     reported: u64,
     /// The goodbye is sent.
@@ -65,24 +71,34 @@ struct Filled {
 impl Sending {
     /// Append the next block to `out`.
     fn fill(&mut self, out: &mut Vec<u8>) -> Result<Filled, SessionError> {
-        let mut bulk = Allowance::unlimited();
-        if let Some(pace) = &self.pace {
-            bulk.room = pace.room();
-        }
+        let mut bulk = self.allowance();
         let any = self.outbox.fill_within(out, &mut bulk)?;
+        let more = self.is_sent(bulk);
+        let reported = self.pace.as_ref().map_or(0, Pace::reported);
+        let held = more && self.pace.as_ref().is_some_and(|pace| pace.room() == 0);
+        Ok(Filled { any, held, reported, finished: self.outbox.is_finished() })
+    }
+
+    /// Return how much bulk may be put into a block.
+    pub fn allowance(&self) -> Allowance {
+        let room = self.pace.as_ref().map_or(u64::MAX, Pace::room);
+        Allowance { room, ..Allowance::unlimited() }
+    }
+
+    /// Note the bulk that a block has. Return whether there is more to send.
+    pub fn is_sent(&mut self, bulk: Allowance) -> bool {
         let more = self.outbox.has_bulk();
         if let Some(pace) = &mut self.pace
             && (bulk.taken > 0 || more)
         {
             pace.on_sent(bulk.taken, more, Instant::now());
         }
-        let reported = self.pace.as_ref().map_or(0, Pace::reported);
-        Ok(Filled { any, waits: more && !any, reported, finished: self.outbox.is_finished() })
+        more
     }
 }
 
 /// Bounds how long a peer may do nothing. Time is counted in steps, see [`wait_step`].
-struct Silence {
+pub(super) struct Silence {
     bound: Option<Duration>,
     step: Duration,
     /// Whole steps in which the peer did nothing.
@@ -91,7 +107,7 @@ struct Silence {
 }
 
 impl Silence {
-    fn new(bound: Option<Duration>) -> Self {
+    pub fn new(bound: Option<Duration>) -> Self {
         let step = wait_step(bound.unwrap_or(PEER_TIMEOUT));
         Self { bound, step, waited: Duration::ZERO, step_end: tokio::time::Instant::now() + step }
     }
@@ -121,7 +137,7 @@ impl FrameSender {
     /// Add to what is sent, and wake the sender.
     pub fn send(&self, add: impl FnOnce(&mut Outbox)) {
         add(&mut lock(&self.sending).outbox);
-        self.wake.notify_one();
+        self.flush();
     }
 
     /// Add to what is sent without waking the sender: [`FrameSender::flush`] or [`FrameSender::send`] must follow soon.
@@ -134,9 +150,12 @@ impl FrameSender {
         lock(&self.sending).outbox.bytes() > 0
     }
 
-    /// Wake the sender.
+    /// Wake the sender, and those of stripes.
     pub fn flush(&self) {
         self.wake.notify_one();
+        if self.striping.load(Relaxed) > 0 && lock(&self.sending).outbox.blob_bytes() > 0 {
+            self.wake_stripes.notify_waiters();
+        }
     }
 
     /// Return the bytes that were ever written to the stream, and those that the session's reader read from it.
@@ -149,7 +168,7 @@ impl FrameSender {
         if let Some(pace) = &mut lock(&self.sending).pace {
             pace.on_received(bytes, Instant::now());
         }
-        self.wake.notify_one();
+        self.flush();
     }
 
     /// Empty the outbox into `stream` until it is closed, then shut the stream's sending side down.
@@ -159,36 +178,51 @@ impl FrameSender {
     /// of bulk reports nothing for as long.
     pub async fn run(&self, mut stream: impl AsyncWrite + Unpin, bound: Option<Duration>) -> Result<(), SessionError> {
         let mut out = Vec::with_capacity(2 * FULL_BLOCK);
-        let (mut write_silence, mut report_silence, mut seen) = (Silence::new(bound), Silence::new(bound), 0);
+        let (mut write_silence, mut report_silence, mut seen) = (Silence::new(bound), Silence::new(bound), None);
         loop {
             out.clear();
-            let Filled { any, waits, reported, finished } = lock(&self.sending).fill(&mut out)?;
+            let Filled { any, held, reported, finished } = lock(&self.sending).fill(&mut out)?;
             if any || finished {
-                let write = async {
-                    for piece in out.chunks(MAX_WRITE) {
-                        stream.write_all(piece).await?;
-                        self.sent.fetch_add(piece.len() as u64, Relaxed);
-                    }
-                    stream.flush().await?;
-                    if finished { stream.shutdown().await } else { Ok(()) }
-                };
-                write_silence.end();
-                write_silence.wait(write).await??;
+                self.write(&mut stream, &out, finished, &mut write_silence).await?;
             }
             if finished {
                 return Ok(());
             }
-            if !waits || reported != seen {
-                seen = reported;
+            let waits_at = held.then_some(reported);
+            if waits_at != seen {
+                seen = waits_at;
                 report_silence.end();
             }
-            if waits {
+            if any {
+                continue;
+            }
+            if held {
                 // The report wakes this loop, and so does anything else that is to be sent.
                 report_silence.wait(self.wake.notified()).await?;
-            } else if !any {
+            } else {
                 self.wake.notified().await;
             }
         }
+    }
+
+    /// Write bytes to a stream, which may take nothing for as long as `silence` says; then shut its sending side down if `finished`.
+    pub(super) async fn write(
+        &self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        bytes: &[u8],
+        finished: bool,
+        silence: &mut Silence,
+    ) -> Result<(), SessionError> {
+        let write = async {
+            for piece in bytes.chunks(MAX_WRITE) {
+                stream.write_all(piece).await?;
+                self.sent.fetch_add(piece.len() as u64, Relaxed);
+            }
+            stream.flush().await?;
+            if finished { stream.shutdown().await } else { Ok(()) }
+        };
+        silence.end();
+        Ok(silence.wait(write).await??)
     }
 }
 
@@ -207,7 +241,9 @@ pub struct EventReader<R> {
 /// What the sender of bulk is told of its arrival. Used only in a session.
 #[derive(Debug)]
 struct Reports {
-    /// Bytes of bulk that were reported so far, and when they were.
+    /// Bytes of bulk that this reader has read and counted in [`FrameSender::arrived`], those of them that were reported, and
+    /// when they were.
+    counted: u64,
     told: u64,
     told_at: tokio::time::Instant,
     /// More has arrived, and is to be reported at that time if nothing else arrives before.
@@ -215,8 +251,11 @@ struct Reports {
 }
 
 impl Reports {
-    /// Tell the sender that so many bytes of bulk have arrived so far, if that is worth a frame, or it is `due`.
+    /// Note that this reader has read so many bytes of bulk so far. Tell the sender how many have arrived on all streams of the
+    /// session, if that is worth a frame, or it is `due`.
     fn tell(&mut self, bulk: u64, is_due: bool, link: &FrameSender) {
+        link.arrived.fetch_add(bulk - self.counted, Relaxed);
+        self.counted = bulk;
         let new = bulk - self.told;
         if new == 0 {
             return;
@@ -224,7 +263,7 @@ impl Reports {
         let now = tokio::time::Instant::now();
         if is_due || new >= REPORT_BYTES || now >= self.told_at + REPORT_INTERVAL {
             (self.told, self.told_at, self.due) = (bulk, now, None);
-            link.send(|o| o.received(bulk));
+            link.send(|o| o.received(link.arrived.load(Relaxed)));
         } else {
             self.due = Some(self.told_at + REPORT_INTERVAL);
         }
@@ -234,7 +273,7 @@ impl Reports {
 impl<R: AsyncRead + Unpin> EventReader<R> {
     /// Read from `stream`, refusing messages over `max_message` bytes.
     pub fn new(stream: R, max_message: usize) -> Self {
-        let reports = Reports { told: 0, told_at: tokio::time::Instant::now(), due: None };
+        let reports = Reports { counted: 0, told: 0, told_at: tokio::time::Instant::now(), due: None };
         Self { stream, link: None, decoder: Decoder::new(max_message), more: false, reports }
     }
 

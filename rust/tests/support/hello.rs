@@ -41,6 +41,7 @@ pub fn agent_hello() -> AgentHello {
         cores: 1,
         pid: 1,
         memory: 0,
+        stripes: None,
         differences: Vec::new(),
     }
 }

@@ -90,6 +90,7 @@ async fn follow(opening: Opening, script: Script, mut to: impl AsyncWrite + Unpi
         cores: opening.cores,
         pid: 1,
         memory: 0,
+        stripes: None,
         differences: Vec::new(),
     };
     let mut begin = Vec::new();
@@ -155,6 +156,7 @@ pub fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: 
     };
     let id = pool.add_node("hostile".to_owned());
     let connection = Arc::new(pool.connect(Endpoint::Socket(ours), target).unwrap());
-    let spec = NodeSpec { connection, command: String::new(), hello: hello_of(asked), ready_timeout: BOUND };
+    let spec =
+        NodeSpec { connection, command: String::new(), stripe: None, hello: hello_of(asked), ready_timeout: BOUND };
     pool.start_node(id, spec);
 }

@@ -1,6 +1,7 @@
 //! What a worker process sends to its agent: results, which travel together while short tasks follow one another, and
 //! answers, which never wait.
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -20,8 +21,9 @@ const SHORT_TASK_NANOS: u64 = 200_000;
 /// So many results are sent without waiting for more; a quarter of the tasks that wait if those are more.
 const MIN_RESULT_BATCH: usize = 4;
 
-/// Files whose descriptors may wait to be sent.
-const MAX_UNSENT_FILES: usize = 128;
+/// Files that may wait until the agent has taken them. The system bounds the descriptors of all of a user's processes that are
+/// on their way together, often by 1,024.
+const MAX_UNTAKEN_FILES: usize = 16;
 
 /// A result, and the files that its blobs are, in their order.
 #[derive(Debug, Default)]
@@ -50,6 +52,8 @@ pub struct Unsent {
     handed: u64,
     /// Those of them that the agent has taken.
     taken: u64,
+    /// What `handed` was after each file that the agent has not taken.
+    untaken: VecDeque<u64>,
 }
 
 impl Unsent {
@@ -57,7 +61,7 @@ impl Unsent {
     fn is_full(&self) -> bool {
         self.outbox.bytes() > WORKER_BACKLOG
             || self.handed.saturating_sub(self.taken) > WORKER_BACKLOG as u64
-            || self.files.len() > MAX_UNSENT_FILES
+            || self.untaken.len() > MAX_UNTAKEN_FILES
     }
 }
 
@@ -94,7 +98,11 @@ impl ResultSender {
         let urgent =
             waiting == 0 || result.nanos > SHORT_TASK_NANOS || unsent.batch + 1 >= MIN_RESULT_BATCH.max(waiting / 4);
         let sizes: Vec<_> = files.iter().map(|file| file.size() as u64).collect();
-        unsent.handed += sizes.iter().sum::<u64>();
+        for size in &sizes {
+            unsent.handed += size;
+            let handed = unsent.handed;
+            unsent.untaken.push_back(handed);
+        }
         unsent.files.extend(files.into_iter().map(OwnedFd::from));
         self.add(unsent, urgent, |outbox| {
             let number = result.id.task;
@@ -107,7 +115,12 @@ impl ResultSender {
 
     /// Note how many bytes of files the agent has taken in all.
     pub fn taken(&self, bytes: u64) {
-        lock(&self.unsent).taken = bytes;
+        let mut unsent = lock(&self.unsent);
+        unsent.taken = bytes;
+        while unsent.untaken.front().is_some_and(|handed| *handed <= bytes) {
+            unsent.untaken.pop_front();
+        }
+        drop(unsent);
         self.result_sent.notify_all();
     }
 

@@ -102,6 +102,11 @@ def serial() -> tuple[list[Any], Any]:
     return logged, found
 
 
+@pytest.fixture(scope="module")
+def serial_inside() -> tuple[list[Any], Any]:
+    return monitored(1, inside=True)
+
+
 def test_scoring_monitor_logs_a_serial_runs_values(pool, serial):
     """Each row of every fit has a serial run's values, round after round, and no fit fails."""
     for _ in range(3):
@@ -110,10 +115,10 @@ def test_scoring_monitor_logs_a_serial_runs_values(pool, serial):
         check_same(found, serial[1])
 
 
-def test_scoring_monitor_inside_a_pipeline(pool):
+def test_scoring_monitor_inside_a_pipeline(pool, serial_inside):
     """A monitor of a pipeline's step logs all fits, as in a serial run."""
     logged, found = monitored(-1, inside=True)
-    alone, serial = monitored(1, inside=True)
+    alone, serial = serial_inside
     assert len(logged[0]) > FITS
     assert logged == alone
     check_same(found, serial)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
-from sklearn.datasets import load_iris
 
 CLASSIFIERS = {
     "sklearn.ensemble": "RandomForestClassifier",
@@ -31,8 +30,9 @@ CLASSIFIERS = {
 @pytest.mark.parametrize("where", ["call", "function"])
 def test_concurrent_first_imports_of_ten_classifiers(where):
     """Ten classifiers can be a pool's first tasks, each imported when its call is rebuilt or within the function."""
+    from sklearn.datasets import load_iris
 
-    # Local functions go by value, so no task imports this file, and scikit-learn with it, before the others.
+    # Local functions go by value, so no task imports this file, and numpy with it, before the others.
     def classifier(module, name):
         import importlib
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use twox_hash::XxHash3_128;
 
 use crate::locks::lock;
+use crate::pages::free_aside;
 use crate::wire::Content;
 
 /// Bytes of the hash's secret: as many as that of XXH3's authors has.
@@ -166,11 +167,17 @@ impl Known {
 
     /// Keep no more what no task names, of those that were used at a time for which `is_old` holds.
     fn drop_unused(&mut self, is_old: impl Fn(Instant) -> bool) {
+        let (mut unused, mut bytes) = (Vec::new(), 0);
         self.recent.retain(|_, (used, content)| {
             let is_kept = !is_old(*used) || Arc::strong_count(content) > 1;
-            self.recent_bytes -= if is_kept { 0 } else { content.bytes.len() };
+            if !is_kept {
+                bytes += content.bytes.len();
+                unused.push(Arc::clone(content));
+            }
             is_kept
         });
+        self.recent_bytes -= bytes;
+        free_aside(bytes, unused);
     }
 
     /// Add a content that is not here, under the number that it had if it was here before.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::error::FrameError;
-use crate::node::memory_file::{Draft, SharedFile, free_aside};
+use crate::node::memory_file::{Draft, SharedFile};
+use crate::pages::free_aside;
 use crate::wire::BlobChunk;
 
 /// Blobs that a client may have begun to send and not ended. It sends at most 1,024 at once over one stream.

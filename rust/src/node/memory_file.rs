@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::node::mapping::Mapping;
+use crate::pages::free_aside;
 
 /// Make a file in memory that has no name.
 #[cfg(target_os = "linux")]
@@ -216,18 +217,6 @@ impl SharedFile {
     pub fn map_writable(&self) -> io::Result<Mapping> {
         self.check()?;
         Mapping::writable(&self.file, self.size)
-    }
-}
-
-/// Memory of fewer bytes is freed at once: that takes less than a small task may have to wait.
-const FREED_ASIDE_BYTES: usize = 16 * 1024 * 1024;
-
-/// Free what holds so many bytes of memory. Large memory is freed by a thread of its own, because the kernel takes some 0.2 s for
-/// a GB: so long the caller's thread would send no heartbeat, and no small task would pass.
-pub fn free_aside<T: Send + 'static>(size: usize, held: T) {
-    if size >= FREED_ASIDE_BYTES {
-        // If no thread can be started, the memory is freed here.
-        drop(std::thread::Builder::new().name("skyward-free".to_owned()).spawn(move || drop(held)));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Files in memory, which processes share by handing over their descriptors.
 //!
-//! A file is written once, by one process. Then it is sealed: nobody can write to it, shrink it or make it grow any more. So
-//! whoever maps the file can rely on it whatever the other processes do. Where the system has no memory files, or no
+//! A file is written once, by one process. Then it is sealed: nobody can write to it, shrink it or make it grow any more. So a
+//! process that maps the file can rely on it, whatever the others do. Where the system has no memory files, or no
 //! memory, a file without a name in a directory for temporary files takes its place; its readers get a descriptor with
 //! which they cannot write.
 

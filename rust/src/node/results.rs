@@ -15,7 +15,7 @@ const NOTE_WORKER_SHIFT: u32 = 40;
 /// The results of one kind: small ones, or large ones. Each kind has a credit of its own, so that small results do not
 /// wait until the client has taken a large one, which may be under way for minutes.
 #[derive(Debug, Default)]
-struct Lane {
+struct Flow {
     /// The memory of the results that were sent and not acknowledged, in bytes.
     unacknowledged: usize,
     /// Results for which there is no credit yet, in the order in which the tasks ended.
@@ -24,7 +24,7 @@ struct Lane {
     backlog_bytes: usize,
 }
 
-impl Lane {
+impl Flow {
     /// Return whether a result that takes so many bytes may be sent. One result may always be on its way.
     fn has_credit(&self, cost: usize) -> bool {
         self.unacknowledged == 0 || self.unacknowledged.saturating_add(cost) <= CREDIT
@@ -57,8 +57,8 @@ pub struct Results {
     /// Results that were sent, until the client acknowledges them. They use up the credit.
     unacknowledged: HashMap<Attempt, Message>,
     /// Results that travel in one chunk, and larger ones.
-    small: Lane,
-    large: Lane,
+    small: Flow,
+    large: Flow,
     /// The memory of each note that was sent, in bytes, by its number, until the client answers it.
     unanswered_notes: HashMap<u64, usize>,
     /// The sum of `unanswered_notes`.
@@ -94,13 +94,13 @@ impl Results {
         self.small.backlog.len() + self.large.backlog.len()
     }
 
-    fn lane(&mut self, result: &Message) -> &mut Lane {
+    fn flow(&mut self, result: &Message) -> &mut Flow {
         if result.size() <= MAX_SMALL_MESSAGE { &mut self.small } else { &mut self.large }
     }
 
     /// Send a task's result, or hold it back until there is credit.
     pub fn deliver(&mut self, result: Message, out: &mut Vec<Action>) {
-        self.lane(&result).push(result);
+        self.flow(&result).push(result);
         self.send_results(out);
     }
 
@@ -108,7 +108,7 @@ impl Results {
     pub fn acknowledge(&mut self, ids: &[Attempt], out: &mut Vec<Action>) {
         for id in ids {
             if let Some(message) = self.unacknowledged.remove(id) {
-                self.lane(&message).unacknowledged -= message.cost();
+                self.flow(&message).unacknowledged -= message.cost();
             }
         }
         let was_full = self.is_full();
@@ -118,9 +118,9 @@ impl Results {
 
     fn send_results(&mut self, out: &mut Vec<Action>) {
         while let Some(result) = self.small.pop().or_else(|| self.large.pop()) {
-            self.lane(&result).unacknowledged += result.cost();
+            self.flow(&result).unacknowledged += result.cost();
             if let Some(before) = self.unacknowledged.insert(result.id, result.clone()) {
-                self.lane(&before).unacknowledged -= before.cost();
+                self.flow(&before).unacknowledged -= before.cost();
             }
             out.push(Action::Deliver(Body::Result, result));
         }

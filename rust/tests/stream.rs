@@ -106,6 +106,7 @@ fn bulk_goes_both_ways_at_once_however_little_the_stream_holds() {
                     link.send(|o| o.blob(task, vec![task as u8; size].into()));
                 }
             }
+            let both = &tokio::sync::Barrier::new(2);
             let read = |mut reader: EventReader<_>| async move {
                 let (mut events, mut messages, mut bytes) = (Vec::new(), 0, 0);
                 while messages < sizes.len() || bytes < sizes.iter().sum() {
@@ -121,9 +122,13 @@ fn bulk_goes_both_ways_at_once_however_little_the_stream_holds() {
                         }
                     }
                 }
+                // Until the other end has all, too, it waits for reports, which are read here.
+                tokio::select! {
+                    _ = both.wait() => {}
+                    end = async { while reader.read(&mut events).await.is_ok() {} } => panic!("{end:?}: the stream ended"),
+                }
             };
             let [near, far] = readers.try_into().unwrap_or_else(|_| panic!("two readers"));
-            // Each end reads on until the other has all: only then does nobody wait for a report.
             tokio::join!(read(near), read(far));
         }
     });

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,12 +33,13 @@ def far(lab: Lab, host: Sshd) -> FarLink:
 
 
 @pytest.fixture
-def runtime(lab: Lab, tmp_path: Path) -> Iterator[tuple[Sshd, Path]]:
-    """A host that is far away, and the directory for its sockets."""
-    host = lab.host(env={"XDG_RUNTIME_DIR": str(tmp_path)})
-    link = far(lab, host)
-    yield host, tmp_path
-    link.close()
+def runtime(lab: Lab) -> Iterator[tuple[Sshd, Path]]:
+    """A host that is far away, and the directory for its sockets, whose path is short enough for one."""
+    with tempfile.TemporaryDirectory() as directory:
+        host = lab.host(env={"XDG_RUNTIME_DIR": directory})
+        link = far(lab, host)
+        yield host, Path(directory)
+        link.close()
 
 
 def handed_over(directory: Path) -> list[int]:

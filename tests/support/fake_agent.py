@@ -52,6 +52,10 @@ KINDS = {
     "drain": 15,
     "note": 16,
     "note_answer": 17,
+    "blob_chunk": 18,
+    "forget": 19,
+    "received": 20,
+    "blob_lost": 21,
 }
 NAMES = {number: name for name, number in KINDS.items()}
 OUTCOMES = {"returned": 0, "raised": 1, "crashed": 2, "cancelled": 3, "node_lost": 4, "timed_out": 5, "partial": 6}
@@ -218,10 +222,10 @@ class Stream:
                 continue
             key = (kind, task, attempt)
             if flags & FIRST:
-                code, _, count, _ = struct.unpack_from("<BBHQ", body)
+                code, blobs, count, _ = struct.unpack_from("<BBHQ", body)
                 lengths = list(struct.unpack_from(f"<{count}Q", body, 12))
                 self.open[key] = (code, lengths, bytearray())
-                body = body[12 + 8 * count :]
+                body = body[12 + 8 * count + 10 * blobs :]
             self.open[key][2].extend(body)
             if flags & LAST:
                 code, lengths, whole = self.open.pop(key)

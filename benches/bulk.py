@@ -41,8 +41,10 @@ def rates(contest: Contest, name: str, mb: float, rounds: int, kinds: tuple[str,
     pool = contest.host(name)
     idle = [contest.hosts.ssh(name, "true") for _ in range(min(3, rounds))]
     for number in range(rounds + 1):
-        for kind in kinds:
-            note(f"up, {kind}", pool.run("up", seed=number, mb=mb, kind=kind)["all"], number)
+        for place, kind in enumerate(kinds):
+            # Other data than in any run before: the node has those.
+            seed = len(kinds) * number + place
+            note(f"up, {kind}", pool.run("up", seed=seed, mb=mb, kind=kind)["all"], number)
         note("ssh up", by_ssh("cat >/dev/null", file), number)
         for kind in kinds:
             pool.run("make", seed=number, mb=mb, kind=kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import shutil
@@ -20,6 +21,10 @@ from lab import Lab, Sshd
 
 CIPHER = "aes256-gcm@openssh.com"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+_islands = itertools.count(1)
+"""Numbers of the network namespaces that this process has made."""
 
 
 class Hosts:
@@ -86,7 +91,8 @@ class Hosts:
 
     def _island(self) -> tuple[str, str]:
         """Make a network namespace that one pair of interfaces leads to; return its address and its name."""
-        number = len(self._near) + 1
+        # The kernel takes a moment to remove the interfaces of a section before.
+        number = next(_islands)
         name = f"sb{os.getpid() % 100_000}n{number}"
         network = f"10.214.{(os.getpid() + number) % 250}"
 

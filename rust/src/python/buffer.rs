@@ -295,8 +295,8 @@ fn content(data: &Bound<'_, PyAny>, contents: &Contents) -> PyResult<Found> {
         return Err(not_contiguous());
     }
     let (start, len) = (view.buf_ptr() as usize, view.len_bytes());
-    // SAFETY: as in `snapshot`: `view` keeps the memory alive and its size fixed. What another thread writes to it meanwhile
-    // may be in the hash: then the hash is of no content, or of one that these bytes had.
+    // SAFETY: as in `snapshot_or`: `view` keeps the memory alive and its size fixed. If another thread writes to the memory
+    // while it is hashed, the hash may be that of a mixture, which is no known content: then the buffer is copied.
     let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, len) };
     py.detach(|| contents.of_buffer(bytes, now, || copied(bytes))).map_err(|_| no_memory(len))
 }

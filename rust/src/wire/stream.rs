@@ -73,7 +73,7 @@ impl Sending {
     fn fill(&mut self, out: &mut Vec<u8>) -> Result<Filled, SessionError> {
         let mut bulk = self.allowance();
         let any = self.outbox.fill_within(out, &mut bulk)?;
-        let more = self.is_sent(bulk);
+        let more = self.note_sent(bulk);
         let reported = self.pace.as_ref().map_or(0, Pace::reported);
         let held = more && self.pace.as_ref().is_some_and(|pace| pace.room() == 0);
         Ok(Filled { any, held, reported, finished: self.outbox.is_finished() })
@@ -86,7 +86,7 @@ impl Sending {
     }
 
     /// Note the bulk that a block has. Return whether there is more to send.
-    pub fn is_sent(&mut self, bulk: Allowance) -> bool {
+    pub fn note_sent(&mut self, bulk: Allowance) -> bool {
         let more = self.outbox.has_bulk();
         if let Some(pace) = &mut self.pace
             && (bulk.taken > 0 || more)

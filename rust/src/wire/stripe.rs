@@ -91,7 +91,7 @@ impl Stripe<'_> {
             let fill = |sending: &mut Sending| {
                 let mut bulk = sending.allowance();
                 let any = sending.outbox.fill_blobs(&mut raw, &mut bulk);
-                sending.is_sent(bulk);
+                sending.note_sent(bulk);
                 any
             };
             self.sender.find(fill).await;

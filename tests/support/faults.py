@@ -26,7 +26,7 @@ heartbeats alone."""
 HELLO_BYTES = 6000
 """Bytes of each direction until a connection is an agent's again, about: key exchange, authentication, hello."""
 FIRED_SECONDS = 15.0
-SILENCE_SECONDS = 12.0
+SILENCE_SECONDS = 14.0
 """Longer than the silence after which a peer is taken for lost, which is 10 s."""
 DISK_BYTES = 1 << 20
 CLONE_NEWNET = 0x40000000
@@ -215,11 +215,18 @@ def sockets_killed(run: Run) -> None:
 # ------------------------------------------------------------------------------------------------ processes
 
 
+def there(run: Run, kind: str) -> list[int]:
+    """Return the processes of a kind on the host, of which there must be one."""
+    if not eventually(lambda: run.place.find(kind), FIRED_SECONDS):
+        raise TimeoutError(f"no {kind} is there")
+    return run.place.find(kind)
+
+
 def kill(kind: str) -> Callable[[Run], None]:
     """Kill all processes of a kind on the host: its sessions, its agent, its relay."""
 
     def do(run: Run) -> None:
-        for pid in run.place.find(kind):
+        for pid in there(run, kind):
             run.kill(pid)
 
     return do
@@ -229,7 +236,7 @@ def stop(kind: str, seconds: float) -> Callable[[Run], None]:
     """Stop all processes of a kind on the host for a while."""
 
     def do(run: Run) -> None:
-        stopped = run.place.find(kind)
+        stopped = there(run, kind)
         for number in (signal.SIGSTOP, signal.SIGCONT):
             for pid in stopped:
                 with contextlib.suppress(ProcessLookupError):
@@ -394,20 +401,20 @@ CONNECTIONS = [
     Fault("reset, and in the hello", cut_twice, 30),
     Fault("stall up, 3 s", stall(3, "up")),
     Fault("stall down, 3 s", stall(3, "down")),
-    Fault("stall up, 12 s", stall(SILENCE_SECONDS, "up"), 30),
-    Fault("stall down, 12 s", stall(SILENCE_SECONDS, "down"), 30),
-    Fault("stall, 12 s", stall(SILENCE_SECONDS, "up", "down"), 30),
+    Fault("stall up, 14 s", stall(SILENCE_SECONDS, "up"), 30),
+    Fault("stall down, 14 s", stall(SILENCE_SECONDS, "down"), 30),
+    Fault("stall, 14 s", stall(SILENCE_SECONDS, "up", "down"), 30),
     Fault("refused for 5 s", refused(5)),
-    Fault("DROP for 12 s", rule("drop", SILENCE_SECONDS), 30, no_rules),
+    Fault("DROP for 14 s", rule("drop", SILENCE_SECONDS), 30, no_rules),
     Fault("RST for 2 s", rule("reject with tcp reset", 2), 15, no_rules),
     Fault("ss -K", sockets_killed, 15, no_rules),
     Fault("sshd restarted", sshd_restarted),
     Fault("sshd session killed", kill("session")),
-    Fault("sshd session stopped, 12 s", stop("session", SILENCE_SECONDS), 30),
+    Fault("sshd session stopped, 14 s", stop("session", SILENCE_SECONDS), 30),
     Fault("sshd listener stopped, 5 s", listener_stopped, 30),
     Fault("relay killed", kill("relay")),
     Fault("relay stopped, 3 s", stop("relay", 3)),
-    Fault("client stopped, 12 s", client_stopped(SILENCE_SECONDS), 30),
+    Fault("client stopped, 14 s", client_stopped(SILENCE_SECONDS), 30),
     Fault("clock +1 h", clock_jumps(3600), missing=no_compiler, clock=True),
     Fault("clock -1 h", clock_jumps(-3600), missing=no_compiler, clock=True),
     Fault("disk full", full_disk(nothing), missing=no_disk, disk=DISK_BYTES),
@@ -416,7 +423,7 @@ CONNECTIONS = [
 """Faults that leave the agent and its workers alone: nothing may run twice."""
 PROCESSES = [
     Fault("agent killed", kill("agent"), 30),
-    Fault("agent stopped, 12 s", stop("agent", SILENCE_SECONDS), 30),
+    Fault("agent stopped, 14 s", stop("agent", SILENCE_SECONDS), 30),
     Fault("disk full, agent killed", full_disk(kill("agent")), 40, no_disk, disk=DISK_BYTES),
     Fault("worker killed", worker_killed),
     Fault("worker stopped, 3 s", worker_stopped),

@@ -120,6 +120,7 @@ $(OPPONENTS)/.installed: pyproject.toml
 bench: build system $(OPPONENTS)/.installed
 	$(BIN)/python benches/bench.py
 	$(BIN)/python benches/ssh.py
+	$(BIN)/python benches/rekeys.py
 	$(BIN)/python benches/data.py --opponents $(OPPONENTS)/bin/python $(DATA)
 
 # Deaths of workers, and clients interrupted at seeded moments: CHAOS="--rounds 500 --seed 1".

@@ -18,7 +18,7 @@
 
 pub mod actions;
 pub mod agent;
-mod blob_files;
+pub mod blob_files;
 mod blobs;
 mod descriptors;
 mod exit;

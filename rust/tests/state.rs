@@ -80,7 +80,7 @@ fn recall(worker: usize, task: u64) -> Action {
 impl Node {
     fn new(settings: Settings) -> Self {
         let now = Instant::now();
-        Self { state: State::new(settings, now + LEASE), now }
+        Self { state: State::new(settings, now, LEASE), now }
     }
 
     /// A node whose workers, numbered from 1, are all ready.
@@ -651,14 +651,24 @@ fn a_drain_starts_no_worker() {
     assert_eq!(node.tick_after(Duration::ZERO), [Action::Start(5), Action::Start(6)]);
 }
 
-/// The client's heartbeat is answered, passed on to the workers, and prolongs the lease. Without it the agent ends, once.
+/// The client's heartbeat is answered, and prolongs the lease from the moment on that it echoes; the workers are told of what is
+/// left of it. Without it the agent ends, once.
 #[test]
 fn the_lease_is_the_clients() {
     let mut node = Node::ready(settings(2, 1));
+    let begun = node.now;
     node.now += a_tick_less(LEASE);
-    let heartbeat = Control::Heartbeat { nonce: 5, lease_ms: 1000 };
-    let pass = |worker| Action::Tell(worker, heartbeat.clone());
-    assert_eq!(node.ask(heartbeat.clone()), [Action::Reply(Control::Pulse { nonce: 5 }), pass(1), pass(2)]);
+    let heartbeat = |echo: Duration| {
+        let echo = u64::try_from(echo.as_micros()).unwrap();
+        Control::Heartbeat { nonce: 5, lease_ms: 1000, echo }
+    };
+    let left = |worker, lease_ms| Action::Tell(worker, Control::Heartbeat { nonce: 5, lease_ms, echo: 0 });
+    let answer = |lease_ms| vec![Action::Reply(Control::Pulse { nonce: 5 }), left(1, lease_ms), left(2, lease_ms)];
+    let now = node.now.duration_since(begun);
+    assert_eq!(node.ask(heartbeat(now - Duration::from_millis(600))), answer(400));
+    // One that was under way for longer changes nothing, and nobody can have heard what is not yet said.
+    assert_eq!(node.ask(heartbeat(now - Duration::from_millis(900))), answer(400));
+    assert_eq!(node.ask(heartbeat(Duration::MAX.min(Duration::from_micros(u64::MAX)))), answer(1000));
     let stops = |actions: Vec<Action>| actions.into_iter().filter(|a| matches!(a, Action::Stop(_))).collect::<Vec<_>>();
     assert_eq!(stops(node.tick_after(Duration::from_millis(800))), []);
     let why = "the lease is over: nothing was heard from the client".to_owned();
@@ -1205,7 +1215,7 @@ impl World {
         self.failing = 0;
         (0..self.blobs.len()).for_each(|blob| self.bring(blob, false));
         for _ in 0..10_000 {
-            let heartbeat = Control::Heartbeat { nonce: 0, lease_ms: 60_000 };
+            let heartbeat = Control::Heartbeat { nonce: 0, lease_ms: 60_000, echo: 0 };
             self.ask(heartbeat);
             for worker in self.processes.keys().copied().collect::<Vec<_>>() {
                 self.greet(worker);

@@ -23,6 +23,12 @@ proptest! {
         worlds::client::run(&script);
     }
 
+    /// Whatever is cut, and wherever: each frame arrives once, with its bytes, and control frames in their order.
+    #[test]
+    fn connections_that_are_cut(script in prop::collection::vec(any::<u8>(), 0..600)) {
+        worlds::resume::run(&script);
+    }
+
     /// Whatever a client and workers send: no task ends more often than it came, no worker survives the agent, and the state
     /// agrees with itself.
     #[test]

@@ -33,6 +33,7 @@ struct Process {
 struct World {
     state: State,
     now: Instant,
+    begun: Instant,
     files: BlobFiles,
     client: Stream,
     processes: BTreeMap<usize, Process>,
@@ -69,8 +70,9 @@ pub fn run(bytes: &[u8]) {
     };
     let now = Instant::now();
     let mut world = World {
-        state: State::new(settings, now + Duration::from_secs(60)),
+        state: State::new(settings, now, Duration::from_secs(60)),
         now,
+        begun: now,
         files: BlobFiles::default(),
         client,
         processes: BTreeMap::new(),
@@ -160,6 +162,11 @@ impl World {
         }
     }
 
+    /// Return the agent's time, as its heartbeats tell it.
+    fn clock(&self) -> u64 {
+        u64::try_from(self.now.saturating_duration_since(self.begun).as_micros()).unwrap_or(u64::MAX)
+    }
+
     fn end(&mut self, task: u64) {
         let ended = self.ended.entry(task).or_default();
         *ended += 1;
@@ -191,6 +198,7 @@ impl World {
             let Some(Event::Control(Control::Hello(body))) = events.pop() else { return Err(()) };
             let client: ClientHello = read_hello(&body).map_err(drop)?;
             self.client.greeted = true;
+            self.begun = self.now;
             self.greeted(&client);
             return Ok(true);
         }
@@ -236,7 +244,7 @@ impl World {
             task_timeout: client.worker.task_timeout_ms.map(Duration::from_millis),
             unwind: client.worker.unwind,
         };
-        self.state = State::new(settings, self.now + Duration::from_millis(client.lease_ms));
+        self.state = State::new(settings, self.now, Duration::from_millis(client.lease_ms));
         self.handle(Input::Begin);
     }
 
@@ -299,7 +307,7 @@ impl World {
                     })
                     .collect()
             }
-            8 => forge::controls([Control::Heartbeat { nonce: 1, lease_ms: 60_000 }]),
+            8 => forge::controls([Control::Heartbeat { nonce: 1, lease_ms: 60_000, echo: self.clock() }]),
             9 | 10 => forge::controls([Control::Acknowledge(std::mem::take(&mut self.unacknowledged))]),
             11 => forge::controls([Control::Recall(task)]),
             12 => forge::controls([Control::Cancel(task)]),

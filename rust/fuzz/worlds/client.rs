@@ -27,10 +27,12 @@ const KINDS: &[u8] = &[2, 4, 4, 9, 10, 12, 12, 12, 12, 14, 15, 16, 16, 21, 3];
 struct Node {
     stream: Stream,
     is_alive: bool,
+    /// Its connection is cut, and the session may go on.
+    is_away: bool,
     /// The heartbeats that it has not answered.
     beats: VecDeque<u64>,
-    /// The memory of its notes that were not answered, by number.
-    notes: HashMap<u64, usize>,
+    /// The sender and the memory of each of its notes that was not answered, by number.
+    notes: HashMap<u64, (u64, usize)>,
     /// The tasks that it was sent, and those that it was asked about.
     sent: Vec<Attempt>,
     asked: HashSet<Attempt>,
@@ -42,6 +44,8 @@ struct World {
     out: Vec<Action>,
     nodes: Vec<Node>,
     tasks: u64,
+    /// The tasks that are for one node.
+    pinned: BTreeSet<u64>,
     /// The tasks that have ended, each once.
     ended: BTreeSet<u64>,
     /// To which node each task was sent last.
@@ -67,6 +71,7 @@ pub fn run(bytes: &[u8]) {
         out: Vec::new(),
         nodes: Vec::new(),
         tasks: 0,
+        pinned: BTreeSet::new(),
         ended: BTreeSet::new(),
         places: HashMap::new(),
         untaken: Vec::new(),
@@ -82,6 +87,20 @@ pub fn run(bytes: &[u8]) {
     assert_eq!(world.ended.len() as u64, world.tasks, "a task has no end");
 }
 
+impl Node {
+    fn new(script: &mut Script<'_>) -> Self {
+        Self {
+            stream: Stream::new(MAX_MESSAGE, script),
+            is_alive: false,
+            is_away: false,
+            beats: VecDeque::new(),
+            notes: HashMap::new(),
+            sent: Vec::new(),
+            asked: HashSet::new(),
+        }
+    }
+}
+
 impl World {
     /// Carry out what the decider wants, and look at it.
     fn act(&mut self) {
@@ -90,6 +109,8 @@ impl World {
                 Action::Send(node, task) => {
                     assert!(self.nodes[node].is_alive && self.nodes[node].stream.greeted, "a task for a lost node");
                     assert!(!self.ended.contains(&task.id.task) && task.id.attempt < ATTEMPTS);
+                    let waits = !self.nodes[node].is_away || self.pinned.contains(&task.id.task);
+                    assert!(waits, "a node that is away was sent a task");
                     self.places.insert(task.id, node);
                     self.nodes[node].sent.push(task.id);
                 }
@@ -105,10 +126,11 @@ impl World {
                         self.untaken.push((node, end.id));
                     }
                 }
-                Action::Note(from, note) => {
-                    let notes = &mut self.nodes[from].notes;
-                    assert!(notes.insert(note.id.task, note.cost()).is_none());
-                    assert!(notes.len() == 1 || notes.values().sum::<usize>() <= NOTE_CREDIT, "more notes than credit");
+                Action::Note(sender, note) => {
+                    let notes = &mut self.nodes[usize::try_from(sender & u64::from(u32::MAX)).unwrap()].notes;
+                    assert!(notes.insert(note.id.task, (sender, note.cost())).is_none());
+                    let bytes: usize = notes.values().map(|(_, cost)| *cost).sum();
+                    assert!(notes.len() == 1 || bytes <= NOTE_CREDIT, "more notes than credit");
                 }
                 Action::Tell(..)
                 | Action::Forget(..)
@@ -124,15 +146,16 @@ impl World {
 
     fn add(&mut self, script: &mut Script<'_>) {
         if self.nodes.len() < MAX_NODES {
-            let id = self.dispatch.add_node("n".to_owned());
-            self.nodes.push(Node {
-                stream: Stream::new(MAX_MESSAGE, script),
-                is_alive: self.dispatch.begin(id),
-                beats: VecDeque::new(),
-                notes: HashMap::new(),
-                sent: Vec::new(),
-                asked: HashSet::new(),
-            });
+            let id = self.dispatch.add_node("n".to_owned(), script.rarely(2), self.now);
+            self.nodes.push(Node::new(script));
+            self.begin(id, script);
+        }
+    }
+
+    /// Begin a session with a node, if it has none and may have one.
+    fn begin(&mut self, id: PeerId, script: &mut Script<'_>) {
+        if !self.nodes[id].is_alive && self.dispatch.begin(id, self.now) {
+            self.nodes[id] = Node { is_alive: true, ..Node::new(script) };
             if !script.breaks(8) {
                 self.nodes[id].stream.control(&hello(&agent_hello()).unwrap(), script);
                 self.nodes[id].stream.control(&Control::Ready { slots: 1 + (script.below(SLOTS)) as u64 }, script);
@@ -146,6 +169,7 @@ impl World {
             let id = Attempt { task: self.tasks, attempt: 0 };
             self.tasks += 1;
             let node = script.rarely(8).then(|| script.below(self.nodes.len() + 1));
+            self.pinned.extend(node.map(|_| id.task));
             let part = |(place, content): (u16, u64)| {
                 let bytes = Bytes::from(vec![0; 1 << (content % 16)]);
                 let content = Arc::new(Content { id: content, bytes });
@@ -162,6 +186,9 @@ impl World {
 
     /// Let what a node sent arrive.
     fn deliver(&mut self, id: PeerId, script: &mut Script<'_>) {
+        if !self.nodes[id].is_alive || self.nodes[id].is_away {
+            return;
+        }
         self.nodes[id].stream.arrive(script);
         let end = loop {
             match self.receive(id) {
@@ -213,10 +240,26 @@ impl World {
     fn lose(&mut self, id: PeerId, why: SessionError) {
         let node = &mut self.nodes[id];
         if std::mem::replace(&mut node.is_alive, false) {
+            node.is_away = false;
             node.notes.clear();
             self.dispatch.lost(id, Err(NodeError::Session(why)), self.now, &mut self.out);
             self.act();
         }
+    }
+
+    /// Cut the connection to a node, or let the session go on.
+    fn cut(&mut self, id: PeerId) {
+        let node = &mut self.nodes[id];
+        if !node.is_alive || !node.stream.greeted {
+            return;
+        }
+        node.is_away = !node.is_away;
+        if node.is_away {
+            self.dispatch.away(id, &SessionError::Silent(10), self.now, &mut self.out);
+        } else {
+            self.dispatch.back(id, self.now, &mut self.out);
+        }
+        self.act();
     }
 
     fn stop_waiting(&mut self, task: u64) {
@@ -227,7 +270,7 @@ impl World {
 
     fn close(&mut self) {
         self.is_closed = true;
-        self.dispatch.close(&mut self.out);
+        self.dispatch.close(self.now, &mut self.out);
         self.act();
     }
 
@@ -274,8 +317,9 @@ impl World {
                 self.end_a_task(id, script);
                 self.deliver(id, script);
             }
-            16 | 17 => self.deliver(id, script),
-            18 => self.add(script),
+            17 => self.deliver(id, script),
+            18 if script.rarely(2) => self.add(script),
+            18 => self.begin(id, script),
             19 => {
                 let wait = script.rarely(2);
                 match self.dispatch.cancel(task, wait, &mut self.out) {
@@ -285,7 +329,8 @@ impl World {
                 }
                 self.act();
             }
-            20 => self.stop_waiting(task),
+            20 if script.rarely(2) => self.stop_waiting(task),
+            20 | 16 => self.cut(id),
             21 => {
                 self.dispatch.abort(task, &mut self.out);
                 self.act();
@@ -296,9 +341,10 @@ impl World {
                 self.act();
             }
             24 => {
-                let note = self.nodes[id].notes.keys().next().copied().unwrap_or(u64::from(script.byte()));
+                let known = self.nodes[id].notes.iter().next().map(|(note, (sender, _))| (*note, *sender));
+                let (note, sender) = known.unwrap_or((u64::from(script.byte()), script.u64()));
                 self.nodes[id].notes.remove(&note);
-                self.dispatch.answer_note(id, note, Bytes::new(), &mut self.out);
+                self.dispatch.answer_note(sender, note, Bytes::new(), &mut self.out);
                 self.act();
             }
             25 => {
@@ -307,10 +353,15 @@ impl World {
             }
             26 | 27 => {
                 if self.nodes[id].is_alive
+                    && !self.nodes[id].is_away
                     && let Err(why) = self.dispatch.beat(id, script.rarely(8), 0, self.now, &mut self.out)
                 {
                     self.lose(id, why);
                 }
+                self.act();
+            }
+            28 if script.rarely(4) => {
+                self.dispatch.give_up(id, self.now, &mut self.out);
                 self.act();
             }
             28 => {

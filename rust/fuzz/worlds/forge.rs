@@ -20,8 +20,9 @@ const NOTE_ANSWER: u8 = 17;
 const BLOB_CHUNK: u8 = 18;
 const FORGET: u8 = 19;
 const DESCRIPTOR: u8 = 22;
+const BLOCKS_ARRIVED: u8 = 26;
 /// Kinds up to here are tried; the last ones are unknown.
-const KINDS: u8 = 28;
+const KINDS: u8 = 30;
 /// Events, and bytes of them, that a session handles at once: as in `wire/stream.rs`.
 const EVENTS_PER_READ: usize = 1024;
 const BYTES_PER_READ: usize = 1024 * 1024;
@@ -190,7 +191,11 @@ fn control(raw: &mut Vec<u8>, kind: u8, known: &Known, script: &mut Script<'_>) 
     let about = id(known, script);
     let mut body = Vec::new();
     match kind {
-        HEARTBEAT | DESCRIPTOR => body.extend(number(known, script).to_le_bytes()),
+        HEARTBEAT => {
+            body.extend(number(known, script).to_le_bytes());
+            body.extend(number(known, script).to_le_bytes());
+        }
+        DESCRIPTOR => body.extend(number(known, script).to_le_bytes()),
         ACKNOWLEDGE => {
             for _ in 0..script.below(6) {
                 let id = id(known, script);
@@ -198,7 +203,7 @@ fn control(raw: &mut Vec<u8>, kind: u8, known: &Known, script: &mut Script<'_>) 
                 body.extend(id.attempt.to_le_bytes());
             }
         }
-        FORGET => (0..script.below(4)).for_each(|_| body.extend(number(known, script).to_le_bytes())),
+        FORGET | BLOCKS_ARRIVED => (0..script.below(4)).for_each(|_| body.extend(number(known, script).to_le_bytes())),
         OUTPUT | DRAIN | NOTE_ANSWER => body.extend(script.some(12)),
         BLOB_CHUNK => {
             let (offset, total) = (length(script), length(script));
@@ -209,7 +214,8 @@ fn control(raw: &mut Vec<u8>, kind: u8, known: &Known, script: &mut Script<'_>) 
         }
         _ => {}
     }
-    let number_is_id = matches!(kind, HEARTBEAT | OUTPUT | NOTE_ANSWER | BLOB_CHUNK | DESCRIPTOR | 2 | 4 | 20 | 21);
+    let number_is_id =
+        matches!(kind, HEARTBEAT | OUTPUT | NOTE_ANSWER | BLOB_CHUNK | DESCRIPTOR | 2 | 4 | 20 | 21 | 24 | 25);
     let about = if number_is_id { Attempt { task: number(known, script), attempt: 0 } } else { about };
     if script.breaks(64) {
         body.extend(script.bytes(12));

@@ -1,4 +1,5 @@
-//! The two deciders, each with hostile peers, driven by a script of bytes: what the fuzzer changes, and what
+//! The two deciders, each with hostile peers, and the two ends of a session whose connections are cut, driven by a script of
+//! bytes: what the fuzzer changes, and what
 //! `rust/tests/worlds.rs` makes at random.
 //!
 //! A peer's frames are forged from the script, packed into blocks, perhaps broken, cut into pieces, and read by a decoder as
@@ -9,4 +10,5 @@
 pub mod agent;
 pub mod client;
 pub mod forge;
+pub mod resume;
 pub mod script;

@@ -40,7 +40,9 @@ pub struct State {
     settings: Settings,
     tasks: Tasks,
     workers: Workers,
-    /// The agent ends then. Each heartbeat of the client sets it anew.
+    /// When the session began, from which on the agent's time counts that its heartbeats tell.
+    begun: Instant,
+    /// The agent ends then. The client's heartbeats put it off.
     lease: Instant,
     /// The client was told that all workers are ready.
     announced: bool,
@@ -52,12 +54,13 @@ pub struct State {
 
 impl State {
     #[must_use]
-    pub fn new(settings: Settings, lease: Instant) -> Self {
+    pub fn new(settings: Settings, begun: Instant, lease: Duration) -> Self {
         Self {
+            begun,
             workers: Workers::new(settings.slots, settings.cores),
             settings,
             tasks: Tasks::default(),
-            lease,
+            lease: begun + lease,
             announced: false,
             draining: false,
             stopping: false,
@@ -170,10 +173,15 @@ impl State {
 
     fn on_client_control(&mut self, control: Control, now: Instant, out: &mut Vec<Action>) {
         match control {
-            Control::Heartbeat { nonce, lease_ms } => {
-                self.lease = now + Duration::from_millis(lease_ms);
+            Control::Heartbeat { nonce, lease_ms, echo } => {
+                // From the agent's own heartbeat on, that the client has heard last: so the client, which counts from the
+                // moment on when it heard that, does not take the lease for over before the agent does.
+                let heard = self.begun.checked_add(Duration::from_micros(echo)).unwrap_or(now).min(now);
+                self.lease = self.lease.max(heard + Duration::from_millis(lease_ms));
                 out.push(Action::Reply(Control::Pulse { nonce }));
-                let heartbeat = Control::Heartbeat { nonce, lease_ms };
+                let left = self.lease.saturating_duration_since(now).as_millis();
+                let lease_ms = u64::try_from(left).unwrap_or(u64::MAX);
+                let heartbeat = Control::Heartbeat { nonce, lease_ms, echo: 0 };
                 out.extend(self.workers.iter().map(|(worker, _)| Action::Tell(worker, heartbeat.clone())));
             }
             Control::Acknowledge(ids) => self.tasks.acknowledge(&ids, out),

@@ -8,6 +8,7 @@
 //! | `agent.rs`, `greeting.rs` | the loop: client, workers, clock; carries the actions out; the answer to the client's hello |
 //! | `blob_files.rs`, `memory_file.rs`, `mapping.rs` | blobs as they arrive; files in memory; their mappings |
 //! | `descriptors.rs`, `handover.rs` | sockets that carry descriptors; results whose parts come as files |
+//! | `lease.rs` | how long a process may go on unheard, suspended or not |
 //! | `limits.rs` | open files and memory that the system allows |
 //! | `supervisor.rs`, `exit.rs` | starts, follows and ends worker processes; how a process ended, in words |
 //! | `process_group.rs` | all that a worker started |
@@ -24,6 +25,7 @@ mod descriptors;
 mod exit;
 mod greeting;
 mod handover;
+pub mod lease;
 mod limits;
 pub mod mapping;
 pub mod memory_file;

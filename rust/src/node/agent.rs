@@ -22,6 +22,7 @@ use crate::node::blob_files::{BlobFiles, Progress};
 pub use crate::node::greeting::AgentSpec;
 use crate::node::greeting::{answer, cores, differences, refusal};
 use crate::node::limits::raise_open_files;
+use crate::node::process_group::{adopt_orphans, end_adopted};
 use crate::node::state::{Settings, State, TICK};
 use crate::node::stripes::{self, StripeListener};
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
@@ -83,6 +84,7 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     raise_open_files();
+    adopt_orphans();
     let link = Arc::new(FrameSender::default());
     let writer = tokio::spawn({
         let link = Arc::clone(&link);
@@ -281,6 +283,7 @@ impl Agent {
     }
 
     fn on_tick(self: &Arc<Self>, parent: Option<Pid>) {
+        end_adopted(false);
         let orphaned = rustix::process::getppid() != parent;
         let mut inner = lock(&self.inner);
         let Inner { state, supervisor, actions, .. } = &mut *inner;

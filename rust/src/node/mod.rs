@@ -11,7 +11,7 @@
 //! | `lease.rs` | how long a process may go on unheard, suspended or not |
 //! | `limits.rs` | open files and memory that the system allows |
 //! | `supervisor.rs`, `exit.rs` | starts, follows and ends worker processes; how a process ended, in words |
-//! | `process_group.rs` | all that a worker started |
+//! | `process_group.rs`, `mark.rs`, `processes.rs` | all that a worker started: how it ends, is found, is seen |
 //! | `slot_table.rs` | what each slot runs, in memory that outlives the process |
 //! | `stripes.rs` | further streams from the client, which bring blobs |
 //! | `stdio.rs` | what workers print, by lines |
@@ -28,8 +28,10 @@ mod handover;
 pub mod lease;
 mod limits;
 pub mod mapping;
+pub mod mark;
 pub mod memory_file;
 pub mod process_group;
+pub mod processes;
 mod results;
 pub mod slot_table;
 pub mod state;

@@ -71,10 +71,9 @@ pub struct Worker {
     shared: Arc<Shared>,
 }
 
-/// End this process group, children and grandchildren included. There is no peer left to report to.
+/// End this process and all that its tasks have started. There is no peer left to report to.
 fn end_group() -> ! {
     let group = Group::own();
-    group.kill_escaped();
     let begun = Instant::now();
     while group.sweep() == Survivors::Others {
         if begun.elapsed() >= Survivors::Others.bound() {
@@ -117,6 +116,9 @@ impl Worker {
         // Where memory runs out, tasks are to be ended before the agent.
         #[cfg(target_os = "linux")]
         drop(std::fs::write("/proc/self/oom_score_adj", "500"));
+        // A worker that is stopped when its agent ends goes on, and its watchdog ends it.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::CONT));
         let table = SlotTable::receive(&socket)?;
         let mut reader = SocketReader::new(socket.try_clone()?);
         let greeting = reader.next(|| None)?;
@@ -214,15 +216,6 @@ impl Worker {
     /// Count the time of the task in this slot no more until [`Worker::restart`]: the task waits for another task.
     pub fn pause(&self, slot: usize) {
         self.shared.table.stop(slot);
-    }
-
-    /// Kill the processes that this process's tasks have started and that have moved to a group of their own, and wait for
-    /// the resource trackers there. After the end of this process nobody could find them any more; those in the group are
-    /// found by the agent.
-    pub fn end_escaped() {
-        let group = Group::own();
-        group.kill_escaped();
-        group.end_outside();
     }
 
     /// Return whether no task will come any more: undo the setup and end, within [`Timing::worker_exit`].

@@ -324,9 +324,6 @@ class WorkerRuntime:
 
     def __init__(self, fd: int) -> None:
         """Greet the agent at the socket `fd`, which is given away."""
-    @staticmethod
-    def end_escaped() -> None:
-        """Kill what this process's tasks have started and what has moved to a process group of its own."""
     def ready(self) -> None:
         """Report to the agent that tasks may come."""
     def take(self, slot: int, bound_ms: int, into: list[Message]) -> None:

@@ -25,7 +25,7 @@ use crate::node::exit::{OomCounter, describe_exit, describe_stderr};
 use crate::node::handover::Handover;
 use crate::node::limits::restore_open_files;
 use crate::node::memory_file::SharedFile;
-use crate::node::process_group::{Group, PAUSE, Survivors};
+use crate::node::process_group::{self, Group, PAUSE, Survivors};
 use crate::node::slot_table::SlotTable;
 use crate::node::stdio::{self, forward};
 use crate::queue::PeerId;
@@ -118,6 +118,7 @@ impl Supervisor {
             .map_err(AgentError::Spawn)?;
         let pid = child.id().unwrap_or_default();
         restore_open_files(pid);
+        let group = Group::of(pid);
         let link = Arc::new(FrameSender::default());
         let descriptors = Arc::<Outgoing<SharedFile>>::default();
         let greeting = hello(&self.greeting)?;
@@ -132,11 +133,10 @@ impl Supervisor {
             forwarding.spawn(forward(stderr, stdio::stream(id, STDERR), Arc::clone(&self.client), tail));
         }
         info!(worker = id, pid, "worker started");
-        let group = Group::of(pid);
         let started = Started {
             id,
             child,
-            group: group.clone(),
+            group,
             socket,
             link: Arc::clone(&link),
             descriptors: Arc::clone(&descriptors),
@@ -171,7 +171,7 @@ impl Supervisor {
         }
     }
 
-    /// Kill a worker. Its group follows it, see [`Started::follow`].
+    /// Kill a worker. All that it has started follows it, see [`Started::follow`].
     pub fn kill(&self, worker: PeerId) {
         if let Some(process) = self.processes.get(&worker) {
             process.group.kill_leader();
@@ -181,6 +181,7 @@ impl Supervisor {
     /// Kill all that is left of all workers, without waiting for it.
     pub fn kill_groups(&self) {
         self.processes.values().for_each(|process| process.group.kill());
+        process_group::end_all_adopted();
     }
 
     /// Return whether no process is left.

@@ -67,11 +67,6 @@ impl WorkerRuntime {
         self.worker.over()
     }
 
-    #[staticmethod]
-    fn end_escaped(py: Python<'_>) {
-        py.detach(Worker::end_escaped);
-    }
-
     fn ready(&self) -> PyResult<()> {
         self.worker.ready().map_err(core_error)
     }

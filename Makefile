@@ -11,7 +11,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CARGO := cargo
-FUZZ_TARGETS ?= frame client agent
+FUZZ_TARGETS ?= frame client agent resume
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS ?=
 FUZZ_BOUND = $(if $(FUZZ_RUNS),-runs=$(FUZZ_RUNS),-max_total_time=$(FUZZ_SECONDS))
@@ -138,7 +138,7 @@ chaos: build
 searches: build
 	ROUNDS=10 $(BIN)/python -m pytest tests/parallel/test_searches.py
 
-# Fuzz the decoder of frames and the deciders of both ends, each for FUZZ_SECONDS, or FUZZ_RUNS times. The last line has the
+# Fuzz the decoder of frames, the deciders of both ends, and streams that are cut, each for FUZZ_SECONDS, or FUZZ_RUNS times. The last line has the
 # number of all executions. libFuzzer needs a flag that stable Rust hides behind RUSTC_BOOTSTRAP.
 fuzz:
 	test -x $(CARGO_FUZZ) || env -u CARGO_TARGET_DIR $(CARGO) install cargo-fuzz --locked --debug --root $(CACHE)/tools

@@ -1,4 +1,4 @@
-"""Gibibytes in both directions over SSH connections whose keys are renewed, every MiB or every two seconds, by either end.
+"""Gibibytes in both directions over SSH connections whose keys are renewed every MiB, or every two seconds.
 
 The host is an `sshd` on loopback. Each row must have the same hashes at both ends, the same agent and no lost node; the
 slowest exchange tells of a stall.

@@ -3,9 +3,9 @@
     python benches/soak.py --minutes 60
 
 The hosts are `sshd`s on loopback behind proxies, without root. Connections are cut every few seconds, and workers are
-killed. The client goes through phases: small tasks, large data, a generator that is read slowly, nothing. The last lines
-have the first and the last sample of each process, of descriptors, threads and memory, the largest, and the slope over the
-second half of the run.
+killed. The client goes through phases: small tasks, large data, a generator read slowly, nothing. The last lines
+have the first and the last sample of each process, of descriptors, threads and memory, the largest, and the slope over
+the second half of the run.
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ struct World {
     state: State,
     now: Instant,
     begun: Instant,
+    /// How long the machine was suspended.
+    slept: Duration,
     files: BlobFiles,
     client: Stream,
     processes: BTreeMap<usize, Process>,
@@ -73,6 +75,7 @@ pub fn run(bytes: &[u8]) {
         state: State::new(settings, now, Duration::from_secs(60)),
         now,
         begun: now,
+        slept: Duration::ZERO,
         files: BlobFiles::default(),
         client,
         processes: BTreeMap::new(),
@@ -164,7 +167,7 @@ impl World {
 
     /// Return the agent's time, as its heartbeats tell it.
     fn clock(&self) -> u64 {
-        u64::try_from(self.now.saturating_duration_since(self.begun).as_micros()).unwrap_or(u64::MAX)
+        u64::try_from((self.now.saturating_duration_since(self.begun) + self.slept).as_micros()).unwrap_or(u64::MAX)
     }
 
     fn end(&mut self, task: u64) {
@@ -383,6 +386,9 @@ impl World {
             _ => {
                 let scale = if script.breaks(8) { 9 } else { 3 };
                 self.now += Duration::from_millis(u64::from(script.byte()) << script.below(scale));
+                if script.rarely(32) {
+                    self.slept += Duration::from_millis(u64::from(script.byte()) << script.below(scale));
+                }
                 let now = self.now;
                 let running: BTreeMap<usize, Vec<_>> = self
                     .processes
@@ -393,7 +399,11 @@ impl World {
                     .collect();
                 let mut actions = Vec::new();
                 let running = |worker| running.get(&worker).cloned().unwrap_or_default();
-                self.state.handle(Input::Tick { orphaned: false, running: &running }, now, &mut actions);
+                self.state.handle(
+                    Input::Tick { orphaned: false, slept: self.slept, running: &running },
+                    now,
+                    &mut actions,
+                );
                 assert!(self.state.is_consistent(), "{:?}", self.state);
                 self.obey(actions);
                 let killed = self.processes.iter().filter(|(_, process)| process.is_killed).map(|(id, _)| *id);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skyward_lite::node::agent::{self, AgentSpec};
+use skyward_lite::node::arrivals::{Arrivals, Streams};
 use skyward_lite::node::memory_file::SharedFile;
 use skyward_lite::node::worker::{Answer, Worker};
 use skyward_lite::timing::BLOB_BYTES;
@@ -106,7 +107,12 @@ fn agent() -> Fallible {
             }
         });
     }
-    runtime.block_on(agent::run(tokio::io::stdin(), tokio::io::stdout(), spec, None))?;
+    runtime.block_on(agent::run(
+        Some(Streams::new(tokio::io::stdin(), tokio::io::stdout())),
+        Arrivals::none(),
+        None,
+        spec,
+    ))?;
     // Tokio reads standard input on a thread that cannot be interrupted.
     std::process::exit(0);
 }

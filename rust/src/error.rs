@@ -97,6 +97,14 @@ pub enum SessionError {
     Stripe(String),
 }
 
+impl SessionError {
+    /// Return whether it is the connection that was lost: the peer may live, and the session may go on over another one.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Ended(_) | Self::Silent(_) | Self::Stripe(_))
+    }
+}
+
 /// Return the clause about what the far end printed before the protocol began, if it printed anything.
 fn printed(noise: &str) -> String {
     if noise.is_empty() { String::new() } else { format!("; the far end printed: {noise}") }
@@ -155,12 +163,32 @@ pub enum NodeError {
     Ssh(#[from] SshError),
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// The agent of the session is not there any more, and why this is known.
+    #[error("its agent is gone: {0}")]
+    Gone(String),
+    /// The node was away for so many seconds: its lease is over.
+    #[error("it was away for longer than its lease: nothing was heard from it for {0} s")]
+    Away(u64),
     /// The pool was closed before the node was used.
     #[error("the pool is closed")]
     Closed,
     /// A reason that only the node's caller knows, in its words.
     #[error("{0}")]
     Other(String),
+}
+
+impl NodeError {
+    /// As [`SessionError::is_cut`].
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        match self {
+            Self::Session(why) => why.is_cut(),
+            Self::Ssh(why) => {
+                matches!(why, SshError::Io(_) | SshError::HungUp(_) | SshError::Timeout(_) | SshError::Protocol(_))
+            }
+            Self::Gone(_) | Self::Away(_) | Self::Closed | Self::Other(_) => false,
+        }
+    }
 }
 
 /// What makes an agent end with an error of its own.

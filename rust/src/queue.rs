@@ -101,6 +101,8 @@ struct Peer {
     ended: u32,
     /// Set by [`Queue::close_peer`]: it is sent no more tasks but those that are for it alone.
     closed: bool,
+    /// Set by [`Queue::pause_peer`], alike, and none is asked back.
+    paused: bool,
 }
 
 impl Peer {
@@ -232,6 +234,7 @@ impl Queue {
             measured: now,
             ended: 0,
             closed: false,
+            paused: false,
         };
         self.peers.insert(id, peer);
         self.index(id);
@@ -253,7 +256,7 @@ impl Queue {
 
     /// Put a peer into the indexes by load.
     fn index(&mut self, id: PeerId) {
-        if let Some(peer) = self.peers.get(&id).filter(|p| !p.closed) {
+        if let Some(peer) = self.peers.get(&id).filter(|p| !p.closed && !p.paused) {
             self.by_load.insert((peer.load(), id));
             if peer.has_place() {
                 self.with_place.insert((peer.load(), id));
@@ -268,6 +271,15 @@ impl Queue {
             peer.closed = true;
         }
         self.recall_all(id)
+    }
+
+    /// Send a peer no more tasks but those that are for it alone, until it is resumed; or resume it.
+    pub fn pause_peer(&mut self, id: PeerId, paused: bool) {
+        self.unindex(id);
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.paused = paused;
+        }
+        self.index(id);
     }
 
     /// Return the tasks that a peer is to be asked to give back: all that may go elsewhere, but for those that it has

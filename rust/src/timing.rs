@@ -75,6 +75,11 @@ pub struct Timing {
     /// How long tasks that any node may run stay queued for the node that replaces one that announced its departure: as
     /// long as nodes have to start.
     pub replacement: Duration,
+    /// How long after the end of a node's lease, as the client knows it, the client takes the node's attempts for ended: the
+    /// agent looks at its lease each [`Timing::tick`], workers end with it, and clocks differ by little.
+    pub lease_grace: Duration,
+    /// The client's bound on one try to go on with a session on a new connection.
+    pub attach: Duration,
     /// A worker's bound on its own exit, and the agent's on the exits that it asked for.
     pub worker_exit: Duration,
     /// The agent's bound on the exits of the workers that it killed.
@@ -99,6 +104,8 @@ impl Timing {
         answer: Duration::from_secs(60),
         drain: Duration::from_secs(600),
         replacement: Duration::from_secs(600),
+        lease_grace: Duration::from_secs(5),
+        attach: Duration::from_secs(20),
         worker_exit: Duration::from_secs(2),
         worker_kill: Duration::from_secs(1),
         agent_goodbye: Duration::from_secs(1),
@@ -119,6 +126,8 @@ impl Timing {
             answer: self.answer / by,
             drain: self.drain / by,
             replacement: self.replacement / by,
+            lease_grace: self.lease_grace / by,
+            attach: self.attach / by,
             worker_exit: self.worker_exit / by,
             worker_kill: self.worker_kill / by,
             agent_goodbye: self.agent_goodbye / by,

@@ -102,8 +102,8 @@ impl Client {
                 None
             }
             Connect(slots) | Join(slots) => {
-                let node = dispatch.add_node(format!("n{}", dispatch.nodes().count()));
-                assert!(dispatch.begin(node));
+                let node = dispatch.add_node(format!("n{}", dispatch.nodes().count()), false, Instant::now());
+                assert!(dispatch.begin(node, Instant::now()));
                 dispatch.greeted(node, &client_hello(slots, true), agent_hello(), now);
                 let ready = Event::Control(Control::Ready { slots: slots as u64 });
                 matches!(step, Join(_)).then_some((node, ready))
@@ -128,7 +128,7 @@ impl Client {
                 None
             }
             Close => {
-                dispatch.close(&mut out);
+                dispatch.close(Instant::now(), &mut out);
                 None
             }
         };
@@ -151,7 +151,7 @@ impl Client {
         let mut out = Vec::new();
         self.dispatch.beat(node, false, results, self.now, &mut out)?;
         let nonce = u64::try_from((self.now - self.start).as_micros()).unwrap();
-        let heartbeat = Control::Heartbeat { nonce, lease_ms: 60_000 };
+        let heartbeat = Control::Heartbeat { nonce, lease_ms: 60_000, echo: 0 };
         assert_eq!(out, [Action::Tell(node, heartbeat), Action::Wake(node)]);
         Ok(nonce)
     }
@@ -459,13 +459,13 @@ fn closing_ends_every_task() {
     for task in 1..=3 {
         client.step(Submit(task));
     }
-    let unconnected = client.dispatch.add_node("late".to_owned());
+    let unconnected = client.dispatch.add_node("late".to_owned(), false, Instant::now());
     let mut ends: Vec<_> = client.step(Close).split(", ").map(str::to_owned).collect();
     ends.sort();
     let cancelled = ["1 ends: cancelled", "2 ends: cancelled", "3 ends: cancelled"];
     assert_eq!(ends, [&cancelled[..], &["leave 0", "leave 1", "wake 0", "wake 1"]].concat());
     assert_eq!(client.dispatch.node(unconnected).unwrap().state, NodeState::Closed);
-    assert!(!client.dispatch.begin(unconnected));
+    assert!(!client.dispatch.begin(unconnected, Instant::now()));
     client.check(&[
         (Submit(4), "4 ends: node lost"),
         (SubmitTo(0, 5), "5 ends: node lost"),
@@ -474,7 +474,7 @@ fn closing_ends_every_task() {
         (Lost(0), "leave 0, wake 0, notify"),
     ]);
     assert_eq!(client.dispatch.node(0).unwrap().state, NodeState::Closed);
-    let added = client.dispatch.add_node("later".to_owned());
+    let added = client.dispatch.add_node("later".to_owned(), false, Instant::now());
     assert_eq!(client.dispatch.node(added).unwrap().state, NodeState::Closed);
 }
 
@@ -572,7 +572,7 @@ fn what_a_node_may_not_send_ends_its_session() {
     assert!(client.received(0, vec![control(Control::Drain("again".into()))]).1.is_err());
     for slots in [0, 3, u64::MAX] {
         let mut client = Client::new(&[]);
-        let node = client.dispatch.add_node("n".to_owned());
+        let node = client.dispatch.add_node("n".to_owned(), false, Instant::now());
         client.dispatch.greeted(node, &client_hello(2, true), agent_hello(), client.now);
         let (_, end) = client.received(node, vec![control(Control::Ready { slots })]);
         assert!(matches!(end, Err(SessionError::Slots { .. })), "{slots}");
@@ -641,7 +641,7 @@ fn a_node_has_one_slot_per_core_unless_told_otherwise() {
         [(3, 3, true), (3, 4, false), (0, 1, true), (0, 2, false), (10_000, 8192, true), (10_000, 8193, false)]
     {
         let mut client = Client::new(&[]);
-        let node = client.dispatch.add_node("n".to_owned());
+        let node = client.dispatch.add_node("n".to_owned(), false, Instant::now());
         let mut hello = client_hello(1, true);
         hello.worker.concurrency = None;
         client.dispatch.greeted(node, &hello, AgentHello { cores, ..agent_hello() }, client.now);
@@ -762,7 +762,7 @@ fn stale_results_excuse_no_silence() {
 #[test]
 fn a_flood_of_heartbeats_ends_the_session() {
     let mut client = Client::new(&[1]);
-    let heartbeats = |count| vec![Event::Control(Control::Heartbeat { nonce: 0, lease_ms: 0 }); count];
+    let heartbeats = |count| vec![Event::Control(Control::Heartbeat { nonce: 0, lease_ms: 0, echo: 0 }); count];
     client.received(0, heartbeats(1 << 16)).1.unwrap();
     client.beat(0, 0).unwrap();
     client.received(0, heartbeats(1 << 16)).1.unwrap();

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use skyward_lite::error::FrameError;
 use skyward_lite::wire::{
-    Attempt, BlobChunk, BlobPart, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY, MAX_NOISE, MAX_NOTE,
-    MAX_REASON, Message, Outcome, PROTOCOL, Packer,
+    ArrivedBlocks, Attach, Attempt, BlobChunk, BlobPart, Body, Control, Decoder, Event, MAGIC, MAX_BLOCK, MAX_BODY,
+    MAX_NOISE, MAX_NOTE, MAX_REASON, Message, Outcome, PROTOCOL, Packer, attach,
 };
 
 #[path = "support/wire.rs"]
@@ -76,7 +76,7 @@ proptest! {
     #[test]
     fn one_changed_byte_does_no_harm(at in any::<prop::sample::Index>(), to in any::<u8>()) {
         let mut wire = send(|o| {
-            o.control(Control::Heartbeat { nonce: 1, lease_ms: 2 });
+            o.control(Control::Heartbeat { nonce: 1, lease_ms: 2, echo: 0 });
             o.message(Body::Result, message(1, &[vec![1; 3000], vec![2; 70_000]]));
         });
         let at = at.index(wire.len());
@@ -92,7 +92,7 @@ fn control_frames_survive_the_wire() {
     let all = vec![
         Control::Hello(Bytes::from_static(b"{}")),
         Control::Ready { slots: 7 },
-        Control::Heartbeat { nonce: 3, lease_ms: u64::MAX },
+        Control::Heartbeat { nonce: 3, lease_ms: u64::MAX, echo: 1 << 50 },
         Control::Pulse { nonce: 3 },
         Control::Acknowledge(vec![id, Attempt { task: 0, attempt: 0 }]),
         Control::Cancel(id),
@@ -108,6 +108,10 @@ fn control_frames_survive_the_wire() {
         Control::Received { bytes: u64::MAX },
         Control::BlobLost { number: 7 },
         Control::Descriptor { number: 7, size: 1 << 40 },
+        Control::Attach(Bytes::from_static(b"{}")),
+        Control::Reached { bytes: u64::MAX },
+        Control::StripeBlock { number: u64::MAX },
+        Control::BlocksArrived(vec![1, u64::MAX]),
         Control::Goodbye(Bytes::from_static(b"why")),
     ];
     let wire = send(|o| all.iter().for_each(|c| o.control(c.clone())));
@@ -230,7 +234,7 @@ fn the_corpus_is_current() {
     let partial = Message { code: Outcome::Partial as u8, ..message(1, &[b"abc".to_vec()]) };
     seeds.push(("valid_partial", send(|o| o.message(Body::Result, partial))));
     seeds.push(("valid_output", send(|o| o.output(2, Bytes::from_static(b"one\ntwo\n")))));
-    seeds.push(("valid_control", send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 2 }))));
+    seeds.push(("valid_control", send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 2, echo: 0 }))));
     seeds.push(("valid_drain", send(|o| o.control(Control::Drain(Bytes::from_static(b"notice"))))));
     seeds.push(("valid_note", send(|o| o.message(Body::Note, message(1, &[b"abc".to_vec()])))));
     let answer = Control::NoteAnswer { note: 1, error: Bytes::from_static(b"why not") };
@@ -239,6 +243,11 @@ fn the_corpus_is_current() {
     let named = Message { blobs: vec![blob_part(1, 7)], ..message(1, &[b"abc".to_vec()]) };
     seeds.push(("valid_task_with_blob", send(|o| o.message(Body::Task, named))));
     seeds.push(("valid_forget", send(|o| o.control(Control::Forget(vec![7, 8])))));
+    let mine = Attach { epoch: "e".to_owned(), received: 3, blocks: ArrivedBlocks::default(), boot: String::new() };
+    seeds.push(("valid_attach", send(|o| o.control(attach(&mine).unwrap()))));
+    seeds.push(("valid_reached", send(|o| o.reached(1 << 40))));
+    seeds.push(("valid_stripe_block", send(|o| o.control(Control::StripeBlock { number: 9 }))));
+    seeds.push(("valid_blocks_arrived", send(|o| o.control(Control::BlocksArrived(vec![7, 9])))));
     for (name, wire) in seeds {
         let seed = [&[250], &wire[..]].concat();
         let path = directory.join(name);

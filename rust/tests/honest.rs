@@ -193,7 +193,7 @@ struct Client {
     cancelling: BTreeSet<u64>,
     /// Results that the caller has not taken yet.
     untaken: Vec<(PeerId, Attempt)>,
-    notes: Vec<(PeerId, u64)>,
+    notes: Vec<(u64, u64)>,
     /// Nodes for which there are frames, and which were not woken since.
     asleep: BTreeSet<PeerId>,
     /// The numbers of all transfers of blobs.
@@ -283,8 +283,8 @@ impl Client {
     }
 
     fn add(&mut self, slots: usize) {
-        let node = self.dispatch.add_node("n".to_owned());
-        assert!(self.dispatch.begin(node));
+        let node = self.dispatch.add_node("n".to_owned(), false, self.now);
+        assert!(self.dispatch.begin(node, self.now));
         let mut hello = client_hello(slots, true);
         hello.worker.cache_bytes = Some(BUDGET);
         self.dispatch.greeted(node, &hello, agent_hello(), self.now);

@@ -107,7 +107,7 @@ fn flood(name: &str) -> (Opening, Script) {
         "acknowledgements" => (plain, repeat(full(|raw| frame(raw, ACKNOWLEDGE, 0, 0, &vec![7; 60_000])), 400)),
         control if control.starts_with("control ") => {
             let kind: u8 = control.trim_start_matches("control ").parse().unwrap();
-            let body: &[u8] = if kind == HEARTBEAT { &[0; 8] } else { &[] };
+            let body: &[u8] = if kind == HEARTBEAT { &[0; 16] } else { &[] };
             (plain, repeat(full(|raw| frame(raw, kind, 0, next(), body)), 100))
         }
         other => panic!("no flood is called {other:?}"),

@@ -18,6 +18,7 @@ use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey};
 use russh::server::{Auth, VerifiedPublicKey};
 use skyward_lite::client::pool::{Endpoint, Node, NodeSpec, NodeState, Pool, QUEUE_SHIFT};
 use skyward_lite::node::agent::{self, AgentSpec};
+use skyward_lite::node::arrivals::{Arrivals, Streams};
 use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
@@ -69,12 +70,15 @@ fn spec(endpoint: Endpoint, key: PrivateKey, host_keys: Vec<PublicKey>, hello: C
 }
 
 fn add(pool: &Pool, far: Far) {
-    let id = pool.add_node("n".to_owned());
+    let id = pool.add_node("n".to_owned(), false);
     match pool.connect(far.endpoint, far.target) {
         Ok(connection) => {
             let connection = Arc::new(connection);
             let (command, hello) = (far.command, far.hello);
-            pool.start_node(id, NodeSpec { connection, command, stripe: None, hello, ready_timeout: BOUND });
+            pool.start_node(
+                id,
+                NodeSpec { connection, command, stripe: None, again: None, hello, ready_timeout: BOUND },
+            );
         }
         Err(why) => pool.fail_node(id, why.to_string()),
     }
@@ -97,7 +101,7 @@ fn embedded_agent(hello: ClientHello, agent: AgentSpec) -> Far {
             let socket = tokio::net::UnixStream::from_std(theirs).unwrap();
             let accepted = server::accept(socket, host_key, authorized, Duration::from_secs(20)).await.unwrap();
             let (from, to) = tokio::io::split(accepted.stream);
-            agent::run(from, to, agent, None).await
+            agent::run(Some(Streams::new(from, to)), Arrivals::none(), None, agent).await
         }));
     });
     spec(Endpoint::Socket(ours), user_key, vec![host_public], hello)
@@ -722,7 +726,7 @@ fn tasks_wait_for_expected_nodes() {
     cut(&sshd);
     assert_eq!(collect(&pool, 1)[&5].code, Outcome::NodeLost as u8);
     pool.close();
-    assert_eq!(pool.add_node("late".to_owned()), 1);
+    assert_eq!(pool.add_node("late".to_owned(), false), 1);
     assert_eq!(state(&pool, 1), NodeState::Closed);
 }
 
@@ -797,7 +801,7 @@ impl Raw {
     async fn connect(hello: ClientHello) -> Self {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
         let (from, to) = tokio::io::split(theirs);
-        tokio::spawn(agent::run(from, to, agent_spec("3.11"), None));
+        tokio::spawn(agent::run(Some(Streams::new(from, to)), Arrivals::none(), None, agent_spec("3.11")));
         let (from, to) = tokio::io::split(ours);
         let link = Arc::new(FrameSender::default());
         let sender = Arc::clone(&link);

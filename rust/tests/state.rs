@@ -20,6 +20,8 @@ const MIB: usize = 1 << 20;
 struct Node {
     state: State,
     now: Instant,
+    /// How long the machine was suspended.
+    suspended: Duration,
 }
 
 fn settings(processes: usize, slots: usize) -> Settings {
@@ -80,7 +82,7 @@ fn recall(worker: usize, task: u64) -> Action {
 impl Node {
     fn new(settings: Settings) -> Self {
         let now = Instant::now();
-        Self { state: State::new(settings, now + LEASE), now }
+        Self { state: State::new(settings, now, LEASE), now, suspended: Duration::ZERO }
     }
 
     /// A node whose workers, numbered from 1, are all ready.
@@ -149,7 +151,7 @@ impl Node {
             1 => running.iter().map(|(task, age)| (id(*task), *age)).collect(),
             _ => Vec::new(),
         };
-        self.handle(Input::Tick { orphaned: false, running: &table })
+        self.handle(Input::Tick { suspended: self.suspended, orphaned: false, running: &table })
     }
 
     fn acknowledge(&mut self, tasks: &[u64]) -> Vec<Action> {
@@ -651,14 +653,24 @@ fn a_drain_starts_no_worker() {
     assert_eq!(node.tick_after(Duration::ZERO), [Action::Start(5), Action::Start(6)]);
 }
 
-/// The client's heartbeat is answered, passed on to the workers, and prolongs the lease. Without it the agent ends, once.
+/// The client's heartbeat is answered, and prolongs the lease from the moment on that it echoes; the workers are told of what is
+/// left of it. Without it the agent ends, once.
 #[test]
 fn the_lease_is_the_clients() {
     let mut node = Node::ready(settings(2, 1));
+    let begun = node.now;
     node.now += a_tick_less(LEASE);
-    let heartbeat = Control::Heartbeat { nonce: 5, lease_ms: 1000 };
-    let pass = |worker| Action::Tell(worker, heartbeat.clone());
-    assert_eq!(node.ask(heartbeat.clone()), [Action::Reply(Control::Pulse { nonce: 5 }), pass(1), pass(2)]);
+    let heartbeat = |echo: Duration| {
+        let echo = u64::try_from(echo.as_micros()).unwrap();
+        Control::Heartbeat { nonce: 5, lease_ms: 1000, echo }
+    };
+    let left = |worker, lease_ms| Action::Tell(worker, Control::Heartbeat { nonce: 5, lease_ms, echo: 0 });
+    let answer = |lease_ms| vec![Action::Reply(Control::Pulse { nonce: 5 }), left(1, lease_ms), left(2, lease_ms)];
+    let now = node.now.duration_since(begun);
+    assert_eq!(node.ask(heartbeat(now - Duration::from_millis(600))), answer(400));
+    // One that was under way for longer changes nothing, and nobody can have heard what is not yet said.
+    assert_eq!(node.ask(heartbeat(now - Duration::from_millis(900))), answer(400));
+    assert_eq!(node.ask(heartbeat(Duration::MAX.min(Duration::from_micros(u64::MAX)))), answer(1000));
     let stops = |actions: Vec<Action>| actions.into_iter().filter(|a| matches!(a, Action::Stop(_))).collect::<Vec<_>>();
     assert_eq!(stops(node.tick_after(Duration::from_millis(800))), []);
     let why = "the lease is over: nothing was heard from the client".to_owned();
@@ -666,11 +678,30 @@ fn the_lease_is_the_clients() {
     assert_eq!(stops(node.tick_after(TICK)), []);
 
     let mut node = Node::ready(settings(1, 1));
-    let actions = node.handle(Input::Tick { orphaned: true, running: &|_| Vec::new() });
+    let actions = node.handle(Input::Tick { suspended: Duration::ZERO, orphaned: true, running: &|_| Vec::new() });
     assert_eq!(actions, [Action::Stop("the process that started the agent is gone".to_owned())]);
     assert_eq!(node.ask(Control::Goodbye(Bytes::new())), []);
     let mut node = Node::ready(settings(1, 1));
     assert_eq!(node.ask(Control::Goodbye(Bytes::new())), [Action::Stop("goodbye".to_owned())]);
+}
+
+/// The lease goes on while the machine is suspended: an agent that slept for longer ends when it wakes, one that did not goes on
+/// for the rest.
+#[test]
+fn the_lease_ends_while_the_machine_is_suspended() {
+    let stops = |actions: Vec<Action>| actions.iter().any(|action| matches!(action, Action::Stop(_)));
+    let mut node = Node::ready(settings(1, 1));
+    let begun = node.now;
+    node.suspended = a_tick_less(LEASE) - TICK;
+    assert!(!stops(node.tick_after(Duration::ZERO)));
+    // The client echoes the agent's time, which went on meanwhile.
+    let echo = (node.now.duration_since(begun) + node.suspended).as_micros().try_into().unwrap();
+    let left = Action::Tell(1, Control::Heartbeat { nonce: 5, lease_ms: 1000, echo: 0 });
+    assert!(node.ask(Control::Heartbeat { nonce: 5, lease_ms: 1000, echo }).contains(&left));
+    node.suspended += Duration::from_millis(900);
+    assert!(!stops(node.tick_after(Duration::ZERO)));
+    node.suspended += Duration::from_millis(100);
+    assert!(stops(node.tick_after(Duration::ZERO)));
 }
 
 /// When the client leaves, workers that ran a task are asked to end, others killed, and none is replaced or blamed. Where a
@@ -1154,7 +1185,11 @@ impl World {
             process.running.iter().map(|(task, since)| (id(*task), now.saturating_duration_since(*since))).collect()
         };
         let mut actions = Vec::new();
-        self.node.state.handle(Input::Tick { orphaned: false, running: &running }, now, &mut actions);
+        self.node.state.handle(
+            Input::Tick { suspended: Duration::ZERO, orphaned: false, running: &running },
+            now,
+            &mut actions,
+        );
         assert!(self.node.state.is_consistent(), "{:#?}", self.node.state);
         self.obey(actions);
     }
@@ -1205,7 +1240,7 @@ impl World {
         self.failing = 0;
         (0..self.blobs.len()).for_each(|blob| self.bring(blob, false));
         for _ in 0..10_000 {
-            let heartbeat = Control::Heartbeat { nonce: 0, lease_ms: 60_000 };
+            let heartbeat = Control::Heartbeat { nonce: 0, lease_ms: 60_000, echo: 0 };
             self.ask(heartbeat);
             for worker in self.processes.keys().copied().collect::<Vec<_>>() {
                 self.greet(worker);

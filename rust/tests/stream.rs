@@ -157,7 +157,7 @@ fn what_is_not_reported_is_not_exceeded_and_small_messages_pass_it() {
             }
         }
         link.send(|o| o.message(Body::Task, message(1, &[vec![1]])));
-        link.send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 1 }));
+        link.send(|o| o.control(Control::Heartbeat { nonce: 1, lease_ms: 1, echo: 0 }));
         while events.len() < 2 {
             deaf.read(&mut events).await.unwrap();
         }
@@ -166,7 +166,7 @@ fn what_is_not_reported_is_not_exceeded_and_small_messages_pass_it() {
         // The receiver of bulk that reports nothing is as silent as one that takes nothing, whatever else it takes.
         let heartbeats = async {
             loop {
-                link.send(|o| o.control(Control::Heartbeat { nonce: 2, lease_ms: 1 }));
+                link.send(|o| o.control(Control::Heartbeat { nonce: 2, lease_ms: 1, echo: 0 }));
                 deaf.read(&mut events).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }

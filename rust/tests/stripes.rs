@@ -13,7 +13,8 @@ use russh::{Channel, ChannelId, ChannelStream};
 use skyward_lite::client::pool::{Endpoint, NodeSpec, NodeState, Pool};
 use skyward_lite::client::stripes::{MIN_WAITING_BYTES, stripes};
 use skyward_lite::error::{FrameError, SessionError};
-use skyward_lite::node::stripes::{self as agent_stripes, StripeListener};
+use skyward_lite::node::arrivals::{Arrival, Arrivals};
+use skyward_lite::node::stripes::Stripes as AgentStripes;
 use skyward_lite::timing::{MAX_MESSAGE, MAX_STRIPES};
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
@@ -294,7 +295,7 @@ async fn agent(
     let mut from = EventReader::of_session(from, MAX_MESSAGE, Arc::clone(&sender));
     let mut events = Vec::new();
     from.greeting(&mut events).await.unwrap();
-    let greeting = hello(&AgentHello { stripes, ..agent_hello() }).unwrap();
+    let greeting = hello(&AgentHello { socket: stripes, ..agent_hello() }).unwrap();
     sender.send(|o| o.control(greeting));
     sender.send(|o| o.control(Control::Ready { slots: 4 }));
     tokio::spawn({
@@ -413,10 +414,11 @@ fn pool(stripes: Stripes, delay: Duration) -> (Pool, Arc<Seen>) {
         drop(session.await);
     });
     let pool = Pool::new(1, MAX_MESSAGE).unwrap();
-    let id = pool.add_node("far".to_owned());
+    let id = pool.add_node("far".to_owned(), false);
     let connection = Arc::new(pool.connect(Endpoint::Socket(ours), target).unwrap());
     let (command, stripe) = ("agent".to_owned(), Some("stripe".to_owned()));
-    let spec = NodeSpec { connection, command, stripe, hello: client_hello(4, false), ready_timeout: BOUND };
+    let spec =
+        NodeSpec { connection, command, stripe, again: None, hello: client_hello(4, false), ready_timeout: BOUND };
     pool.start_node(id, spec);
     (pool, seen)
 }
@@ -491,6 +493,27 @@ fn a_stripe_that_ends_early_ends_the_session() {
     }
 }
 
+/// A directory of a test, which goes with this.
+struct Directory(std::path::PathBuf);
+
+impl Directory {
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+fn tempfile(name: &str) -> Directory {
+    let path = std::env::temp_dir().join(format!("skyward-test-{name}-{}", std::process::id()));
+    std::fs::create_dir(&path).unwrap();
+    Directory(path)
+}
+
 /// A stripe that is handed to an agent's listener: what was written into it, and the command's connection.
 async fn hand_over(path: &str) -> (UnixStream, UnixStream) {
     let relay = UnixStream::connect(path).await.unwrap();
@@ -505,18 +528,30 @@ async fn hand_over(path: &str) -> (UnixStream, UnixStream) {
 }
 
 /// An agent greets on each stripe, takes what it brings, and ends the command when the stripe ends; what is no chunk ends the
-/// session. Its socket goes with it.
+/// session.
 #[test]
 fn an_agent_takes_stripes() {
     run(async {
-        let mut listener = StripeListener::open().unwrap();
-        let path = listener.greeted("7", MAX_MESSAGE).unwrap();
+        let directory = tempfile("stripes");
+        let path = format!("{}/agent", directory.path());
+        let mut arrivals = Arrivals::of(std::os::unix::net::UnixListener::bind(&path).unwrap()).unwrap();
         let (taken, mut arriving) = mpsc::unbounded_channel();
         let take = move |events: &mut Vec<Event>| {
             events.drain(..).for_each(|event| taken.send(event).unwrap());
             Ok(())
         };
-        let mut serving = tokio::spawn(agent_stripes::serve(Some(listener), Arc::default(), take));
+        let mut serving = tokio::spawn(async move {
+            let mut stripes = AgentStripes::new("7".to_owned(), MAX_MESSAGE, Arc::default());
+            loop {
+                tokio::select! {
+                    arrival = arrivals.next() => match arrival {
+                        Arrival::Stripe(streams) => stripes.add(streams, take.clone()),
+                        Arrival::New(_) | Arrival::Again(..) => panic!("not a stripe"),
+                    },
+                    broken = stripes.broken() => return broken,
+                }
+            }
+        });
         // Who hands nothing over is no stripe.
         let stranger = UnixStream::connect(&path).await.unwrap();
         drop(stranger);
@@ -561,6 +596,5 @@ fn an_agent_takes_stripes() {
         outbox.fill(&mut wire).unwrap();
         stream.write_all(&wire).await.unwrap();
         assert!(matches!((&mut serving).await.unwrap(), FrameError::BadSequence(_)));
-        assert!(!std::path::Path::new(&path).parent().unwrap().exists());
     });
 }

@@ -16,7 +16,7 @@ import pytest
 import skyward_lite as sky
 from lab import Lab, Sshd, check, keygen, program
 from skyward_lite._version import PYTHON
-from skyward_lite.cli import hosts
+from skyward_lite.cli import hosts, survival
 from skyward_lite.environment import scripts
 
 TOOLS = (
@@ -38,6 +38,8 @@ TOOLS = (
 )
 
 
+LOGOUT = Path(__file__).parent.parent / "support/logout.py"
+"""A forced command that ends what its session has started."""
 COMMAND = ("-m", "skyward_lite")
 
 
@@ -82,7 +84,7 @@ def test_a_host_that_can_be_used(lab):
     steps = {step["step"]: step for step in report["steps"] if step["status"] == "ok"}
     assert list(steps) == [
         *("resolve", "reach", "host key", "authentication", "shell", "system", "python", "cache", "package"),
-        *("environment", "size", "limits", "round trip", "to it", "from it"),
+        *("environment", "size", "limits", "round trip", "to it", "from it", "survival"),
     ]
     assert steps["resolve"]["figures"]["port"] == host.port
     fingerprint = subprocess.run(["ssh-keygen", "-lf", f"{host.keys['ed25519']}.pub"], capture_output=True, text=True)
@@ -229,6 +231,35 @@ def test_a_forced_command(lab):
     step, text, _ = failed(lab, host.name)
     assert step == "shell"
     assert "none of that" in text
+
+
+def test_a_server_that_ends_what_a_connection_has_started(lab):
+    """A server that takes the processes of a session along is reported, and its host can be used all the same."""
+    host = plain(lab, f"ForceCommand {sys.executable} {LOGOUT}", PATH=f"{python()}:/usr/bin:/bin")
+    status, text = check(lab, "--json", host.name)
+    assert status == 0
+    (step,) = [step for step in json.loads(text)["hosts"][0]["steps"] if step["step"] == "survival"]
+    assert step["status"] == "note"
+    assert step["text"].startswith("the server ends what a connection has started when the connection ends")
+    assert "ForceCommand" in step["fix"]
+
+
+@pytest.mark.parametrize(
+    ("left", "cause", "remedy"),
+    [
+        (
+            {"logind": ["KillUserProcesses=no", " killuserprocesses = Yes"]},
+            "KillUserProcesses=yes",
+            "KillExcludeUsers=",
+        ),
+        ({"group": ["/system.slice/system-sshd.slice/sshd@3.service"]}, "service of each connection", "KillMode="),
+        ({"logind": ["KillUserProcesses=yes", "KillUserProcesses=no"], "group": ["/user.slice"]}, "server", "init"),
+    ],
+)
+def test_the_cause_and_the_remedy_are_named(left, cause, remedy):
+    """What ends processes at logout is told by systemd's settings and the session's control group."""
+    assert cause in survival.cause(left)
+    assert remedy in survival.remedy(left, "me")
 
 
 def test_a_host_behind_another(lab):

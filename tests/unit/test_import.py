@@ -47,7 +47,13 @@ def test_image_without_requirements_does_not_import_packaging(image, compares):
 
 
 def test_the_nodes_processes_import_no_more_than_they_need():
-    """The agent does not import unpickling, and the worker not the pool."""
+    """The relay, for which each connection waits, imports no core; the agent no unpickling, the worker no pool."""
+    relay = imported("import skyward_lite.node.attach")
+    assert {module for module in relay if module.startswith("skyward_lite")} == {
+        *("skyward_lite", "skyward_lite._version", "skyward_lite.node"),
+        *("skyward_lite.node.attach", "skyward_lite.node.directories"),
+    }
+    assert not relay & {*HEAVY, "cloudpickle", "typing", "subprocess", "json", "pathlib"}
     assert not imported("import skyward_lite.node.agent") & {*HEAVY, "cloudpickle", "typing"}
     assert not imported("import skyward_lite.node.worker") & {*HEAVY, "skyward_lite.client.pool"}
 

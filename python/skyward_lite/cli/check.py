@@ -1,6 +1,7 @@
 """What `python -m skyward_lite check` does: each host is asked, step by step, for what a pool would need of it.
 
 resolve → reach → host key → authentication → shell → system → python → cache → package → environment → size → speed
+→ survival (of a process, when the connection that has started it ends)
 
 The steps are those of `providers/ssh.py`, with its own code and messages, and they stop where a pool would stop.
 Nothing is built: the command leaves only the cache directory behind, and with `--accept-new` a line of known_hosts.
@@ -26,6 +27,7 @@ from ..providers.identities import identities
 from ..providers.known_hosts import known
 from ..providers.openssh import Config, parse, resolve, warnings_of
 from ..providers.ssh import SSH
+from . import survival
 from .hosts import InspectedHost, default_request, in_order
 from .measure import measure_speed, milliseconds
 from .report import Report
@@ -83,6 +85,10 @@ class HostCheck:
         self._limits(details)
         with self.measuring:
             measure_speed(connection, self.report)
+        if self.report.usable:
+            left = survival.leave(self.machine, connection)
+            del connection  # which closes it
+            survival.find(self.machine, self.core, config, left, self.report)
 
     # ------------------------------------------------------------------------------------------------ the connection
 

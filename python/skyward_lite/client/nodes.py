@@ -60,6 +60,7 @@ class Node:
     slots: int
     rtt: float | None
     pid: int | None
+    since: float
 
 
 @dataclasses.dataclass(frozen=True)

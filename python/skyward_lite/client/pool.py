@@ -85,7 +85,7 @@ class ComputePool(Executor):
         worker: Worker | None = None,
         image: Image | None = None,
         plugins: Sequence[Plugin] | None = None,
-        lease: float = 60.0,
+        lease: float = 120.0,
         connect_timeout: float = 20.0,
         start_timeout: float = 600.0,
         strict_env: bool = False,
@@ -106,7 +106,7 @@ class ComputePool(Executor):
         self.provider, self.worker, self.image = checked.provider, checked.worker, checked.image
         self.min_nodes, self.nodes_wanted = checked.min_nodes, checked.wanted_nodes
         self.vcpus, self.memory_gb, self.plugins = checked.vcpus, checked.memory_gb, checked.plugins
-        self._core = core = _core.Core(self.worker.retries + 1, self.worker.max_payload)
+        self._core = core = _core.Core(self.worker.retries + 1, self.worker.max_payload, start_timeout=checked.start_timeout)
         self._lifecycle = lifecycle = Lifecycle()
         self._printer = Printer(core)
         completions = Completions(core, self.worker.task_timeout, lifecycle)

@@ -1,7 +1,9 @@
 """The agent process of one node.
 
-`python -m skyward_lite.node.agent stdio` serves the client at its standard input and output, and is started by sshd.
-With `--alive` and `--spot` it also does what an EC2 instance's agent has to do (`ec2_watch.py`).
+`python -m skyward_lite.node.agent listen FD LOCK DIRECTORY` serves the client whose connections `attach.py` hands over
+at the Unix socket FD. It outlives them, in DIRECTORY, which is locked by the descriptor LOCK (`directories.py`).
+`python -m skyward_lite.node.agent stdio` serves the client at its standard input and output, and is started where no
+directory can be used. With `--alive` and `--spot` both also do what an EC2 instance's agent has to do (`ec2_watch.py`).
 `python -m skyward_lite.node.agent embedded` has an SSH server of its own, behind the socket at its standard input.
 
 This module starts the agent. What an agent does is written in Rust (`rust/src/node/agent.rs`).
@@ -19,11 +21,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from .. import _core
 from .._version import PYTHON, __version__
 from ..nesting import AGENT
-from . import take_socket
+from . import directories, take_socket
 
 USE_MARK_SECONDS = 300.0
 """Between two marks of use: a small part of the days for which an unused environment stays on a host."""
@@ -87,6 +90,30 @@ def embedded() -> None:
 
 def stdio(alive: str | None = None, spot: bool = False) -> None:
     """Serve one client over standard input and output."""
+    _begin_duties(alive, spot)
+    writing = os.dup(1)
+    # Whatever prints in this process must not get between the frames.
+    os.dup2(2, 1)
+    _core.serve(spec(), reading=take_socket(), writing=writing)
+
+
+def listen(fd: int, lock: int, directory: str, alive: str | None = None, spot: bool = False) -> None:
+    """Serve one client over the connections that are handed over at a listening socket; then remove the directory."""
+    # Workers are not to have them: the lock shows that this process lives.
+    os.set_inheritable(fd, False)
+    os.set_inheritable(lock, False)
+    # Not ignored, as workers would inherit that. Some systems send it to all processes of a user who logs out.
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
+    _begin_duties(alive, spot)
+    try:
+        _core.listen(spec(), fd=fd, directory=directory)  # type: ignore[attr-defined]
+    finally:
+        if directories.is_there(directory, lock):
+            directories.remove(directory)
+
+
+def _begin_duties(alive: str | None, spot: bool) -> None:
+    """Begin what the agent does beside its work, on threads of its own."""
     if alive is not None:
         # Not at the module's head: its HTTP client would make up a good part of every other agent's start.
         from . import ec2_watch
@@ -95,10 +122,6 @@ def stdio(alive: str | None = None, spot: bool = False) -> None:
     mark = pathlib.Path(sys.prefix, "ready")
     if mark.is_file():
         threading.Thread(target=_mark_use, args=(mark,), name="mark", daemon=True).start()
-    writing = os.dup(1)
-    # Whatever prints in this process must not get between the frames.
-    os.dup2(2, 1)
-    _core.serve(spec(), reading=take_socket(), writing=writing)
 
 
 def _mark_use(mark: pathlib.Path) -> None:
@@ -112,6 +135,7 @@ def _mark_use(mark: pathlib.Path) -> None:
 def main() -> None:
     """Be the agent that the command line asks for."""
     os.environ.pop(AGENT, None)
+    serve: Callable[[], None]
     match sys.argv[1:]:
         case ["embedded"]:
             serve = embedded
@@ -119,8 +143,15 @@ def main() -> None:
             serve = stdio
         case ["stdio", "--alive", alive, *spot] if spot in ([], ["--spot"]):
             serve = functools.partial(stdio, alive, bool(spot))
+        case ["listen", fd, lock, directory]:
+            serve = functools.partial(listen, int(fd), int(lock), directory)
+        case ["listen", fd, lock, directory, "--alive", alive, *spot] if spot in ([], ["--spot"]):
+            serve = functools.partial(listen, int(fd), int(lock), directory, alive, bool(spot))
         case wrong:
-            sys.exit(f"usage: python -m skyward_lite.node.agent embedded | stdio [--alive FILE [--spot]] (got {wrong})")
+            sys.exit(
+                "usage: python -m skyward_lite.node.agent embedded | stdio [OPTIONS] | listen FD LOCK DIRECTORY "
+                f"[OPTIONS], with the options --alive FILE [--spot] (got {wrong})"
+            )
     # The client handles Ctrl-C and the like. The agent ends when the client tells it to, or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

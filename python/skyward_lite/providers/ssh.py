@@ -117,8 +117,6 @@ class SSHMachine(RemoteMachine):
         self.accept_new = provider.accept_new
         self.config = provider.config
         self.proxy: subprocess.Popen[bytes] | None = None
-        # With jitter: a server may have hung up on many connections at once, which are not to come back at once.
-        self.backoff = Backoff(FIRST_PAUSE_SECONDS, factor=2.0, jitter=(0.5, 1.5), most=MAX_PAUSES)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `end`)
         """Receives what the proxy command prints."""
 
@@ -154,6 +152,8 @@ class SSHMachine(RemoteMachine):
 
     def _connect(self, core: _core.Core, config: Config, known: Known, trust: known_hosts.Trust) -> _core.Connection:
         """Connect, as often as the server hangs up because too many are connecting. Raises `NodeStartError`."""
+        # With jitter: a server may have hung up on many connections at once, which are not to come back at once.
+        backoff = Backoff(FIRST_PAUSE_SECONDS, factor=2.0, jitter=(0.5, 1.5), most=MAX_PAUSES)
         while True:
             try:
                 return core.connect(
@@ -168,7 +168,7 @@ class SSHMachine(RemoteMachine):
                 )
             except _core.CoreError as error:
                 why = self._explain(error, config, known, trust)
-                if not self._is_overloaded(error, config) or not self._pause():
+                if not self._is_overloaded(error, config) or not backoff.pause():
                     raise NodeStartError(why) from error
 
     def _is_overloaded(self, error: _core.CoreError, config: Config) -> bool:
@@ -180,11 +180,6 @@ class SSHMachine(RemoteMachine):
             return False
         # A proxy command may have ended for a reason of its own.
         return config.proxy is None or "kex_exchange_identification" in self._printed()
-
-    def _pause(self) -> bool:
-        """Wait before a further attempt. Return False if there is to be none."""
-        self._end_proxy(0.0)
-        return self.backoff.pause()
 
     def _printed(self) -> str:
         """Return what the proxy command printed, fit to be shown."""
@@ -198,7 +193,8 @@ class SSHMachine(RemoteMachine):
         return (config.hostname, config.port) if config.proxy is None else self.open_proxy(config.proxy)
 
     def open_proxy(self, command: str) -> int:
-        """Start the command that leads to the host. Return the socket to it."""
+        """Start the command that leads to the host, in the place of an earlier one. Return the socket to it."""
+        self._end_proxy(0.0)
         ours, theirs = socket.socketpair()
         with theirs:
             self.proxy = subprocess.Popen(

@@ -1,15 +1,14 @@
-//! The part of the decider that nodes drive: what they send, whether they do in time what they were asked to, and their
-//! end. See `dispatch.rs`.
+//! The part of the decider that nodes drive: what they send, and whether they do in time what they were asked to. See
+//! `dispatch.rs`.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::client::blobs::NodeBlobs;
 use crate::client::dispatch::{Action, Dispatch};
 use crate::client::liveness::{Liveness, Request, check_outcome};
-use crate::client::node::{NodeState, NoteCredit, Session, session};
-use crate::error::{FrameError, NodeError, SessionError};
+use crate::client::node::{NodeState, Session, note_sender, session};
+use crate::error::{FrameError, SessionError};
 use crate::queue::PeerId;
 use crate::text;
 use crate::timing::CREDIT;
@@ -84,8 +83,8 @@ impl Dispatch {
             Event::Message(Body::Note, note) => {
                 if let Some(record) = self.nodes.get_mut(from) {
                     record.notes.take(&note)?;
+                    out.push(Action::Note(note_sender(from, record.generation), note));
                 }
-                out.push(Action::Note(from, note));
             }
             Event::NoMemory(Body::Note, note, size) => {
                 let error = Bytes::from(format!("the client has no memory for a message of {size} bytes"));
@@ -131,8 +130,13 @@ impl Dispatch {
             Control::Ready { slots } => self.on_ready(from, slots, now)?,
             Control::Drain(why) => self.on_drain(from, &why, now, out)?,
             Control::Goodbye(why) => return Err(SessionError::Goodbye(text::lines(why, text::LIMIT))),
-            Control::Heartbeat { .. } => {
+            Control::Heartbeat { nonce, .. } => {
                 self.require(from, Liveness::heartbeat, "sent more heartbeats than it has time for")?;
+                if let Some(session) = session(&mut self.nodes, from)
+                    && nonce > session.stamp
+                {
+                    (session.stamp, session.heard) = (nonce, now);
+                }
             }
             _ => return Err(SessionError::Unasked("sent what a client sends")),
         }
@@ -226,6 +230,7 @@ impl Dispatch {
         let is_draining = matches!(record.node.state, NodeState::Draining(_));
         if record.node.state == NodeState::Connecting || is_draining {
             record.node.slots = slots;
+            (record.was_ready, record.lost_since) = (true, None);
             if let Some(session) = &mut record.session {
                 session.life.ready();
             }
@@ -233,7 +238,7 @@ impl Dispatch {
             if is_draining {
                 self.queue.close_peer(from);
             } else {
-                record.node.state = NodeState::Ready;
+                record.set_state(NodeState::Ready, now);
             }
         }
         Ok(())
@@ -245,7 +250,7 @@ impl Dispatch {
         if let Some(record) = self.nodes.get_mut(from)
             && matches!(record.node.state, NodeState::Connecting | NodeState::Ready)
         {
-            record.node.state = NodeState::Draining(text::lines(why, text::LIMIT));
+            record.set_state(NodeState::Draining(text::lines(why, text::LIMIT)), now);
             record.draining_since = Some(now);
             let tasks = self.queue.close_peer(from);
             self.recall(from, tasks, out);
@@ -280,7 +285,7 @@ impl Dispatch {
     ) -> Result<(), SessionError> {
         let queue = &self.queue;
         let session = session(&mut self.nodes, id);
-        let Some(Session { life, since, lease_ms, .. }) = session else { return Ok(()) };
+        let Some(Session { life, since, lease_ms, stamp, .. }) = session else { return Ok(()) };
         let oldest = queue.oldest(id).map(|(number, nanos)| (number, Duration::from_nanos(nanos)));
         life.check(oldest, uploading, results, |attempt, request| match request {
             Request::Recall => queue.is_asked_back(id, attempt),
@@ -288,44 +293,9 @@ impl Dispatch {
         })?;
         let nonce = u64::try_from(now.saturating_duration_since(*since).as_micros()).unwrap_or(u64::MAX);
         life.beat(nonce);
-        let heartbeat = Control::Heartbeat { nonce, lease_ms: *lease_ms };
+        let heartbeat = Control::Heartbeat { nonce, lease_ms: *lease_ms, echo: *stamp };
         out.extend([Action::Tell(id, heartbeat), Action::Wake(id)]);
         Ok(())
-    }
-
-    /// Take a node out whose session has ended, or which was given up before. Its tasks go to other nodes, or end.
-    pub fn lost(&mut self, id: PeerId, end: Result<(), NodeError>, now: Instant, out: &mut Vec<Action>) {
-        let Some(record) = self.nodes.get_mut(id) else { return };
-        record.session = None;
-        // The answers to its notes would not be heard.
-        record.notes = NoteCredit::default();
-        record.blobs = NodeBlobs::default();
-        let node = &mut record.node;
-        let notice = if let NodeState::Draining(why) = &node.state { Some(why.clone()) } else { None };
-        node.state = match (end, &notice) {
-            (Ok(()), _) => NodeState::Closed,
-            (Err(_), _) if self.closing => NodeState::Closed,
-            (Err(e), None) => NodeState::Lost(e.to_string()),
-            (Err(e), Some(notice)) => NodeState::Lost(format!("{e} (it was draining: {notice})")),
-        };
-        let why = if let NodeState::Lost(why) = &node.state { why } else { "closed" };
-        // The text is shared by all tasks that end of it.
-        let why = Bytes::from(format!("node {} was lost: {why}", node.name));
-        self.send(id, Action::Goodbye(id, "the node was lost"), out);
-        for task in self.queue.remove_peer(id).into_iter().rev() {
-            // A loss that was announced is not held against the task.
-            let again = if notice.is_some() { self.queue.requeue(task) } else { self.queue.retry(task, self.attempts) };
-            if !again && let Some(message) = self.queue.remove(task) {
-                let end = Message::text(message.id, Outcome::NodeLost, String::new());
-                out.push(Action::Complete(None, Message { parts: vec![why.clone()], ..end }));
-            }
-        }
-        self.fail_stranded(now, out);
-        self.complete_cancelled(out);
-        self.assign(now, out);
-        self.wake(out);
-        out.push(Action::Notify);
-        debug_assert!(self.is_consistent());
     }
 
     /// Note for the caller that waits in `cancel` that this task was dropped; return false if no caller waits.
@@ -337,7 +307,7 @@ impl Dispatch {
     }
 
     /// End the cancelled tasks that came back unstarted, but for those whose caller waits in `cancel`.
-    fn complete_cancelled(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn complete_cancelled(&mut self, out: &mut Vec<Action>) {
         for id in self.queue.take_cancelled() {
             if !self.answer_cancel(id) {
                 out.push(Action::Complete(None, Message::cancelled(id)));

@@ -6,8 +6,9 @@
 //! | a caller submits, cancels or aborts a task | `submit`, `cancel`, `abort` | `Send`, `Tell`, `Complete` |
 //! | a caller has taken ends of tasks | `taken` | `Acknowledge` |
 //! | a caller answers a note | `answer_note` | `Tell` |
-//! | nodes are added, are on their way, greet | `add_node`, `expect`, `begin`, `greeted` | `Complete` |
-//! | a node sends frames, or is lost | `received`, `lost` (`arrivals.rs`) | all of them |
+//! | nodes are added, are on their way, greet | `add_node`, `expect`, `begin`, `greeted`, `give_up` | `Complete` |
+//! | a node sends frames | `received` (`arrivals.rs`) | all of them |
+//! | a node's connection is lost, it comes back, it is lost | `away`, `back`, `lost` (`absence.rs`) | all of them |
 //! | a heartbeat is due; a tick has passed | `beat` (`arrivals.rs`), `tick` | `Tell`, `Acknowledge`, `Complete` |
 //! | the pool is closed | `close` | `Goodbye`, `Complete` |
 //!
@@ -24,7 +25,7 @@ use bytes::Bytes;
 use crate::client::blobs::{self, NodeBlobs};
 use crate::client::completions::QUEUE_SHIFT;
 use crate::client::liveness::{Liveness, Request};
-use crate::client::node::{Node, NodeRecord, NodeState, Session};
+use crate::client::node::{Node, NodeRecord, NodeState, Session, node_of_sender};
 use crate::client::wakeups::Wakeups;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::timing::Timing;
@@ -53,8 +54,8 @@ pub enum Action {
     /// Hand the end of this task to the caller. If a node is named, [`Dispatch::taken`] is to be called when the caller has
     /// taken it.
     Complete(Option<PeerId>, Message),
-    /// Hand what a task told this process to the caller, who answers with [`Dispatch::answer_note`].
-    Note(PeerId, Message),
+    /// Hand what a task told this process to the caller, who answers the sender of this number with [`Dispatch::answer_note`].
+    Note(u64, Message),
     /// Hand what a worker of the node wrote to a stream to the caller.
     Print(PeerId, u64, Bytes),
     /// Wake the threads that wait for a node's state, or for the answer to a cancel.
@@ -73,7 +74,7 @@ pub struct Dispatch {
     expected: usize,
     /// Attempts that a task has at most.
     pub(super) attempts: u16,
-    timing: Timing,
+    pub(super) timing: Timing,
     /// Results that came late or twice, so far.
     pub(super) stale: u64,
     /// Tasks whose caller waits in `cancel` for the node's answer, each with whether the task was dropped.
@@ -101,10 +102,11 @@ impl Dispatch {
         }
     }
 
-    /// Add a node that is to be connected to, and return its number. Queued tasks wait for it from now on.
-    pub fn add_node(&mut self, name: String) -> PeerId {
+    /// Add a node that is to be connected to, and return its number. Queued tasks wait for it from now on. `may_return`: when it
+    /// is lost, it will be begun anew, or given up by [`Dispatch::give_up`].
+    pub fn add_node(&mut self, name: String, may_return: bool, now: Instant) -> PeerId {
         let state = if self.closing { NodeState::Closed } else { NodeState::Connecting };
-        self.nodes.push(NodeRecord::new(name, state));
+        self.nodes.push(NodeRecord::new(name, state, may_return, now));
         self.nodes.len() - 1
     }
 
@@ -112,17 +114,6 @@ impl Dispatch {
     pub fn expect(&mut self, count: usize, now: Instant, out: &mut Vec<Action>) {
         self.expected = count;
         self.fail_stranded(now, out);
-    }
-
-    /// Note that a session with a node begins, which ends with [`Dispatch::lost`]. Return false if the node was given up.
-    pub fn begin(&mut self, id: PeerId) -> bool {
-        match self.nodes.get_mut(id) {
-            Some(record) if record.node.state == NodeState::Connecting => {
-                record.has_begun = true;
-                true
-            }
-            _ => false,
-        }
     }
 
     /// Note what a node and this client told of themselves. Return the interval at which [`Dispatch::beat`] is to be
@@ -138,6 +129,8 @@ impl Dispatch {
                 life,
                 since: now,
                 lease_ms: client.lease_ms,
+                stamp: 0,
+                heard: now,
                 has_task_timeout: client.worker.task_timeout_ms.is_some(),
             });
         }
@@ -254,8 +247,8 @@ impl Dispatch {
     }
 
     /// Answer a note's sender: the note was taken, or `error` is why it was not.
-    pub fn answer_note(&mut self, from: PeerId, note: u64, error: Bytes, out: &mut Vec<Action>) {
-        if let Some(record) = self.nodes.get_mut(from) {
+    pub fn answer_note(&mut self, sender: u64, note: u64, error: Bytes, out: &mut Vec<Action>) {
+        if let Some((from, record)) = node_of_sender(&mut self.nodes, sender) {
             record.notes.give_back(note);
             out.extend([Action::Tell(from, Control::NoteAnswer { note, error }), Action::Wake(from)]);
         }
@@ -280,12 +273,12 @@ impl Dispatch {
     }
 
     /// Say goodbye to all nodes. Tasks that have not ended are cancelled.
-    pub fn close(&mut self, out: &mut Vec<Action>) {
+    pub fn close(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.closing = true;
         for (id, record) in self.nodes.iter_mut().enumerate() {
             out.extend([Action::Goodbye(id, "the pool was closed"), Action::Wake(id)]);
             if record.node.state == NodeState::Connecting && !record.has_begun {
-                record.node.state = NodeState::Closed;
+                record.set_state(NodeState::Closed, now);
             }
         }
         out.extend(self.queue.take_all().into_iter().map(|id| Action::Complete(None, Message::cancelled(id))));
@@ -294,8 +287,8 @@ impl Dispatch {
 
     /// Return why no task can ever run but on a node that the task is for alone; `None` if one can.
     ///
-    /// A node that announced its departure is probably being replaced. Tasks that any node may run stay queued for
-    /// [`Timing::replacement`] after the announcement; then they fail, unless another node is there.
+    /// A node that announced its departure is probably being replaced, and a lost one may return. Tasks that any node may run stay
+    /// queued for [`Timing::replacement`] after that; then they fail, unless another node is there.
     fn no_eligible_node(&self, now: Instant) -> Option<String> {
         if self.closing {
             return Some("the pool is closed".to_owned());
@@ -304,10 +297,11 @@ impl Dispatch {
             return None;
         }
         let mut reasons = Vec::new();
-        for NodeRecord { node, draining_since, .. } in &self.nodes {
+        for NodeRecord { node, draining_since, lost_since, .. } in &self.nodes {
             let is_replaced = |since: Instant| now.saturating_duration_since(since) < self.timing.replacement;
             match &node.state {
-                NodeState::Connecting | NodeState::Ready => return None,
+                NodeState::Connecting | NodeState::Ready | NodeState::Reconnecting(_) => return None,
+                NodeState::Lost(_) if node.returns && lost_since.is_some_and(is_replaced) => return None,
                 NodeState::Draining(_) if draining_since.is_some_and(is_replaced) => return None,
                 NodeState::Draining(why) => reasons.push(format!("{} takes no more tasks: {why}", node.name)),
                 NodeState::Lost(why) => reasons.push(format!("{}: {why}", node.name)),

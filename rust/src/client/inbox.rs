@@ -6,7 +6,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::locks::{lock, wait_timeout_while};
-use crate::queue::PeerId;
 use crate::wire::flood::{Flood, Piece};
 use crate::wire::{LEFT_OUT, Message, STDERR};
 
@@ -19,7 +18,7 @@ pub struct Inbox {
     output: Mutex<Waiting<Flood<(String, u64)>>>,
     /// Notified when output comes and none was there, and when the pool is closed.
     output_came: Condvar,
-    notes: Mutex<Waiting<Vec<(PeerId, Message)>>>,
+    notes: Mutex<Waiting<Vec<(u64, Message)>>>,
     /// Notified when a note comes, and when the pool is closed.
     note_came: Condvar,
 }
@@ -70,14 +69,14 @@ impl Inbox {
     }
 
     /// Add what a task told this process.
-    pub fn add_note(&self, from: PeerId, note: Message) {
-        lock(&self.notes).items.push((from, note));
+    pub fn add_note(&self, sender: u64, note: Message) {
+        lock(&self.notes).items.push((sender, note));
         self.note_came.notify_one();
     }
 
     /// Take what tasks told this process, each note with its node, waiting up to `bound` for one. Return `None` once the
     /// pool is closed.
-    pub fn take_notes(&self, bound: Duration) -> Option<Vec<(PeerId, Message)>> {
+    pub fn take_notes(&self, bound: Duration) -> Option<Vec<(u64, Message)>> {
         let notes = lock(&self.notes);
         let mut notes = wait_timeout_while(&self.note_came, notes, bound, |n| n.items.is_empty() && !n.closed);
         // Notes that still wait when the pool is closed have no sender left that could hear an answer.

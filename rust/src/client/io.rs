@@ -4,7 +4,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 
 use crate::client::completions::{Completions, Ended};
@@ -12,6 +12,7 @@ use crate::client::contents::Contents;
 use crate::client::dispatch::{Action, Dispatch};
 use crate::client::inbox::Inbox;
 use crate::client::node::NodeState;
+use crate::client::reattach::{Offers, OtherConnection};
 use crate::client::session::{self, NodeSpec, Sink};
 use crate::error::{FrameError, SessionError};
 use crate::locks::lock;
@@ -45,6 +46,8 @@ pub(super) struct State {
     pub dispatch: Dispatch,
     /// What is sent to each node, by its number.
     pub senders: Vec<Arc<FrameSender>>,
+    /// Where other connections to each node are offered, by its number; `None` before its first session.
+    pub offers: Vec<Option<mpsc::Sender<OtherConnection>>>,
     /// The buffer that actions are passed in; empty but while they are carried out.
     pub actions: Vec<Action>,
     /// The state of each node that was logged last, by its number. Changed when a node's state has changed.
@@ -71,7 +74,7 @@ impl Shared {
 
     /// Carry out all actions but the ends of tasks, which are returned.
     pub fn send(&self, state: &mut State) -> Vec<Ended> {
-        let State { dispatch, senders, actions, logged } = state;
+        let State { dispatch, senders, actions, logged, .. } = state;
         let mut ended = Vec::new();
         for action in actions.drain(..) {
             match action {
@@ -147,6 +150,7 @@ fn log_states(dispatch: &Dispatch, logged: &mut Vec<&'static str>) {
         match &node.state {
             NodeState::Connecting | NodeState::Closed => info!(node = %node.name, state),
             NodeState::Ready => info!(node = %node.name, slots = node.slots, state),
+            NodeState::Reconnecting(why) => info!(node = %node.name, %why, state),
             NodeState::Draining(why) => info!(node = %node.name, %why, state),
             NodeState::Lost(why) => warn!(node = %node.name, %why, state),
         }
@@ -154,11 +158,11 @@ fn log_states(dispatch: &Dispatch, logged: &mut Vec<&'static str>) {
 }
 
 /// Run the session with a node to its end. What it brings is handed to the decider, and so is its end.
-pub(super) async fn serve(shared: Arc<Shared>, id: PeerId, spec: NodeSpec, sender: Arc<FrameSender>) {
+pub(super) async fn serve(shared: Arc<Shared>, id: PeerId, spec: NodeSpec, sender: Arc<FrameSender>, offers: Offers) {
     let node = NodeSink { shared: &shared, id };
     let name = spec.hello.node.clone();
     debug!(node = %name, "session begins");
-    let end = session::run(spec, &sender, shared.max_message, &node).await;
+    let end = session::run(spec, &sender, shared.max_message, &node, offers).await;
     debug!(node = %name, "session has ended");
     shared.decide(|dispatch, out| dispatch.lost(id, end, Instant::now(), out));
 }
@@ -197,5 +201,17 @@ impl Sink for NodeSink<'_> {
 
     fn beat(&self, uploading: bool, results: u64) -> Result<(), SessionError> {
         self.shared.decide(|dispatch, out| dispatch.beat(self.id, uploading, results, Instant::now(), out))
+    }
+
+    fn away(&self, why: &SessionError) {
+        self.shared.decide(|dispatch, out| dispatch.away(self.id, why, Instant::now(), out));
+    }
+
+    fn back(&self) {
+        self.shared.decide(|dispatch, out| dispatch.back(self.id, Instant::now(), out));
+    }
+
+    fn lease(&self) -> (Instant, u64) {
+        lock(&self.shared.state).dispatch.lease(self.id, Instant::now())
     }
 }

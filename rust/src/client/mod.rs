@@ -3,7 +3,8 @@
 //! | file | what it promises |
 //! |---|---|
 //! | `dispatch.rs` | PURE: calls, node events and ticks in; frames to send, ended tasks and changed states out |
-//! | `arrivals.rs` | its half that nodes drive: their frames, heartbeats and loss |
+//! | `arrivals.rs` | its half that nodes drive: their frames and heartbeats |
+//! | `absence.rs` | its half for nodes that are away, come back, or are lost |
 //! | `sending.rs` | its half that sends: tasks, their blobs, and requests about them |
 //! | `blobs.rs` | PURE: which blobs a node has, and what it is to forget |
 //! | `contents.rs` | the large buffers of tasks, each distinct content once |
@@ -12,10 +13,12 @@
 //! | `io.rs` | the lock around the decider; carries its actions out |
 //! | `pool.rs` | the calls from Python, and the I/O thread |
 //! | `session.rs` | one node's connection, from the first byte to the last |
+//! | `reattach.rs` | a session whose connection was lost goes on over another one |
 //! | `stripes.rs` | further channels of a node's SSH connection, for blobs, where the round trip is long |
 //! | `node.rs` | a node and its states |
 //! | `completions.rs`, `inbox.rs` | ended tasks, output and notes, until they are taken |
 
+mod absence;
 mod arrivals;
 pub mod blobs;
 pub mod completions;
@@ -26,6 +29,7 @@ mod io;
 pub mod liveness;
 pub mod node;
 pub mod pool;
+pub mod reattach;
 mod sending;
 pub mod session;
 pub mod stripes;

@@ -10,12 +10,15 @@ use crate::queue::PeerId;
 use crate::timing::NOTE_CREDIT;
 use crate::wire::{AgentHello, Message};
 
-/// Where a node stands. Its state only ever moves down this list.
+/// Where a node stands. It moves down this list, but for a node that comes back: from `Reconnecting` to `Ready` or `Draining`,
+/// and from `Lost` to `Connecting`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeState {
     /// It was added to the pool, and its workers do not take tasks yet.
     Connecting,
     Ready,
+    /// The connection to the node was lost, and why. Its tasks stay its own until it is back, or its lease is over.
+    Reconnecting(String),
     /// The node announced that it will soon be gone, and why: it ends the tasks that it runs, and is sent no further task
     /// but those that are for this node alone.
     Draining(String),
@@ -32,16 +35,23 @@ impl NodeState {
         match self {
             Self::Connecting => "connecting",
             Self::Ready => "ready",
+            Self::Reconnecting(_) => "reconnecting",
             Self::Draining(_) => "draining",
             Self::Lost(_) => "lost",
             Self::Closed => "closed",
         }
     }
 
+    /// Return whether the node is lost.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
+
     /// Return whether the node is, or may become, usable.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        matches!(self, Self::Connecting | Self::Ready | Self::Draining(_))
+        !matches!(self, Self::Lost(_) | Self::Closed)
     }
 }
 
@@ -56,6 +66,10 @@ pub struct Node {
     pub rtt: Duration,
     /// What the agent told of itself, once it has greeted.
     pub hello: Option<AgentHello>,
+    /// When it came into this state.
+    pub since: Instant,
+    /// Whether the node is lost and may come back: see `Dispatch::begin`.
+    pub returns: bool,
 }
 
 /// A node's record in the decider, which owns it and alone changes it.
@@ -66,8 +80,18 @@ pub(super) struct NodeRecord {
     pub max_slots: usize,
     /// Whether a session with the node was begun. The session then tells the end of the node, and nobody else does.
     pub has_begun: bool,
+    /// Whether the node is brought up again when it is lost. Set when the node is added, unset by `Dispatch::give_up`.
+    pub may_return: bool,
+    /// Whether its workers took tasks at any time, also in earlier sessions.
+    pub was_ready: bool,
+    /// When the node was lost, until it is ready again.
+    pub lost_since: Option<Instant>,
+    /// The number of its sessions before the present one that were lost.
+    pub generation: u32,
     /// When the node announced that it will soon be gone.
     pub draining_since: Option<Instant>,
+    /// Why the node will soon be gone, while it is reconnecting.
+    pub draining: Option<String>,
     /// From the agent's greeting to the end of the connection.
     pub session: Option<Session>,
     pub notes: NoteCredit,
@@ -76,16 +100,28 @@ pub(super) struct NodeRecord {
 }
 
 impl NodeRecord {
-    pub fn new(name: String, state: NodeState) -> Self {
+    pub fn new(name: String, state: NodeState, may_return: bool, now: Instant) -> Self {
         Self {
-            node: Node { name, state, slots: 0, rtt: Duration::MAX, hello: None },
+            node: Node { name, state, slots: 0, rtt: Duration::MAX, hello: None, since: now, returns: false },
             max_slots: 0,
             has_begun: false,
+            may_return,
+            was_ready: false,
+            lost_since: None,
+            generation: 0,
             draining_since: None,
+            draining: None,
             session: None,
             notes: NoteCredit::default(),
             blobs: NodeBlobs::default(),
         }
+    }
+
+    /// Change the node's state.
+    pub fn set_state(&mut self, state: NodeState, now: Instant) {
+        self.node.returns = self.node.returns && matches!(state, NodeState::Lost(_));
+        self.node.state = state;
+        self.node.since = now;
     }
 
     /// Return why the node takes no task: it is lost, or not ready.
@@ -106,6 +142,21 @@ impl NodeRecord {
     }
 }
 
+/// Bits of a note's sender that are its node's number. The others are those of [`NodeRecord::generation`].
+const NODE_BITS: u32 = 32;
+
+/// Return the number that names a node's present session as the sender of a note.
+pub(super) fn note_sender(id: PeerId, generation: u32) -> u64 {
+    u64::from(generation) << NODE_BITS | id as u64
+}
+
+/// Return the node of a note's sender, if the session in which the note came is its present one.
+pub(super) fn node_of_sender(nodes: &mut [NodeRecord], sender: u64) -> Option<(PeerId, &mut NodeRecord)> {
+    let id = usize::try_from(sender & ((1 << NODE_BITS) - 1)).ok()?;
+    let record = nodes.get_mut(id)?;
+    (u64::from(record.generation) == sender >> NODE_BITS).then_some((id, record))
+}
+
 /// What is agreed on in a node's session, and what the node owes in it.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -113,6 +164,10 @@ pub(super) struct Session {
     /// When the agent greeted. Heartbeats are numbered by the microseconds since.
     pub since: Instant,
     pub lease_ms: u64,
+    /// The agent's time in its last heartbeat; 0 before the first. From then on its lease counts.
+    pub stamp: u64,
+    /// When that heartbeat came, or the greeting.
+    pub heard: Instant,
     /// Whether the node ends tasks that run for too long.
     pub has_task_timeout: bool,
 }

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::runtime;
-use tokio::sync::Notify;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info};
 
 use crate::client::completions::Completions;
@@ -23,6 +24,7 @@ use crate::client::inbox::Inbox;
 pub use crate::client::inbox::Lines;
 use crate::client::io::{self, Shared, State};
 pub use crate::client::node::{Node, NodeState};
+use crate::client::reattach::OtherConnection;
 pub use crate::client::session::NodeSpec;
 use crate::error::{NodeError, SshError};
 use crate::locks::{lock, wait_timeout_while};
@@ -32,6 +34,9 @@ use crate::transport::connection::Connection;
 use crate::transport::output::CommandOutput;
 use crate::transport::ssh::{self, Target};
 use crate::wire::{Attempt, Message, Outcome};
+
+/// Pause between two looks whether a node that another connection was offered for is still away.
+const OFFER_POLL: Duration = Duration::from_millis(100);
 
 /// Where a node's SSH server is.
 #[derive(Debug)]
@@ -69,7 +74,13 @@ impl Pool {
     pub fn with_timing(attempts: u16, max_message: usize, timing: Timing) -> std::io::Result<Self> {
         let dispatch = Dispatch::new(attempts, timing);
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { dispatch, senders: Vec::new(), actions: Vec::new(), logged: Vec::new() }),
+            state: Mutex::new(State {
+                dispatch,
+                senders: Vec::new(),
+                offers: Vec::new(),
+                actions: Vec::new(),
+                logged: Vec::new(),
+            }),
             changed: Condvar::new(),
             completions: Completions::default(),
             inbox: Inbox::default(),
@@ -88,11 +99,18 @@ impl Pool {
     }
 
     /// Add a node that is to be connected to, and return its number. [`Pool::nodes`] has its state. A node may be added at
-    /// any time, also after all others were lost: queued tasks then wait for this one.
-    pub fn add_node(&self, name: String) -> PeerId {
+    /// any time, also after all others were lost: queued tasks then wait for this one. `may_return`: when it is lost, it will be
+    /// started anew by [`Pool::start_node`], or given up by [`Pool::give_up`].
+    pub fn add_node(&self, name: String, may_return: bool) -> PeerId {
         let mut state = lock(&self.shared.state);
         state.senders.push(Arc::default());
-        state.dispatch.add_node(name)
+        state.offers.push(None);
+        state.dispatch.add_node(name, may_return, Instant::now())
+    }
+
+    /// Note that a lost node will not come back. Tasks that waited for it alone fail.
+    pub fn give_up(&self, id: PeerId) {
+        self.shared.decide(|dispatch, out| dispatch.give_up(id, Instant::now(), out));
     }
 
     /// Set how many further nodes are on their way. Lower it after [`Pool::add_node`], or as soon as a start is given up. At
@@ -150,15 +168,49 @@ impl Pool {
         waiting.recv().unwrap_or(Err(NodeError::Closed))
     }
 
-    /// Begin a session with a node that was added.
+    /// Begin a session with a node that was added, or that is lost and comes back.
     pub fn start_node(&self, id: PeerId, spec: NodeSpec) {
         let mut state = lock(&self.shared.state);
-        if !state.dispatch.begin(id) {
+        if !state.dispatch.begin(id, Instant::now()) {
             return;
         }
-        let Some(sender) = state.senders.get(id).map(Arc::clone) else { return };
+        let State { senders, offers, .. } = &mut *state;
+        let (Some(sender), Some(offers)) = (senders.get_mut(id), offers.get_mut(id)) else { return };
+        *sender = Arc::new(sender.successor());
+        let sender = Arc::clone(sender);
+        let (offer, offered) = mpsc::channel(1);
+        *offers = Some(offer);
         drop(state);
-        self.runtime.spawn(io::serve(Arc::clone(&self.shared), id, spec, sender));
+        self.shared.changed.notify_all();
+        self.runtime.spawn(io::serve(Arc::clone(&self.shared), id, spec, sender, offered));
+    }
+
+    /// Go on with the session of a node that is reconnecting, over this connection. Waits until it does, or cannot; returns at
+    /// once if the node is in another state.
+    ///
+    /// # Errors
+    /// [`NodeError`] if the session does not go on over this connection: another one may do.
+    pub fn resume_node(&self, id: PeerId, connection: Arc<Connection>) -> Result<(), NodeError> {
+        let is_away = |state: &State| {
+            state.dispatch.node(id).is_some_and(|node| matches!(node.state, NodeState::Reconnecting(_)))
+        };
+        let offer = lock(&self.shared.state).offers.get(id).cloned().flatten();
+        let (done, waiting) = std::sync::mpsc::sync_channel(1);
+        let mut other = offer.map(|offer| (offer, OtherConnection { connection, done }));
+        while is_away(&lock(&self.shared.state)) {
+            // The session may still be busy with the connection that was offered before.
+            if let Some((offer, connection)) = other.take() {
+                match offer.try_send(connection) {
+                    Err(TrySendError::Full(connection)) => other = Some((offer, connection)),
+                    Err(TrySendError::Closed(_)) => return Ok(()),
+                    Ok(()) => {}
+                }
+            }
+            if let Ok(end) = waiting.recv_timeout(OFFER_POLL) {
+                return end;
+            }
+        }
+        Ok(())
     }
 
     /// Mark a node as lost, for this reason, that was added and with which no session was begun.
@@ -224,16 +276,16 @@ impl Pool {
         self.shared.inbox.take_output(bound)
     }
 
-    /// Return what tasks told this process since the last call, each note with its node, waiting up to `bound` for one;
+    /// Return what tasks told this process since the last call, each note with its sender's number, waiting up to `bound` for one;
     /// `None` once the pool is closed. Each note is to be answered with [`Pool::answer_note`].
     #[must_use]
-    pub fn notes(&self, bound: Duration) -> Option<Vec<(PeerId, Message)>> {
+    pub fn notes(&self, bound: Duration) -> Option<Vec<(u64, Message)>> {
         self.shared.inbox.take_notes(bound)
     }
 
     /// Answer the sender of a note: it was taken, or `error` is why it was not. A node that is lost hears no answer.
-    pub fn answer_note(&self, from: PeerId, note: u64, error: Bytes) {
-        self.shared.decide(|dispatch, out| dispatch.answer_note(from, note, error, out));
+    pub fn answer_note(&self, sender: u64, note: u64, error: Bytes) {
+        self.shared.decide(|dispatch, out| dispatch.answer_note(sender, note, error, out));
     }
 
     /// Append the end of a task that was never submitted, with nothing in it. Return false as [`Pool::submit`] does.
@@ -301,7 +353,7 @@ impl Pool {
         }
         let mut state = lock(&self.shared.state);
         let State { dispatch, actions, .. } = &mut *state;
-        dispatch.close(actions);
+        dispatch.close(Instant::now(), actions);
         let ended = self.shared.send(&mut state);
         // Under the lock: a second thread that closes must not end the queues before these tasks are in them.
         self.shared.completions.add(ended);

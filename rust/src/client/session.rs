@@ -1,30 +1,38 @@
 //! The session with one node, from the first byte to the last: its agent is started and greeted, what it sends is handed
-//! on, and silence ends it. What a session brings is for a [`Sink`] to decide on.
+//! on, and silence ends its connection. What a session brings is for a [`Sink`] to decide on.
+//!
+//! Where the agent has a socket, the session outlives its connection (`reattach.rs`).
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::client::reattach::{self, Offers};
 use crate::client::stripes::{self, StripeSpec};
 use crate::error::{FrameError, NodeError, SessionError};
 use crate::text;
-use crate::timing::{LEAST_MESSAGE, PEER_TIMEOUT};
+use crate::timing::{LEAST_MESSAGE, PEER_TIMEOUT, Timing};
 use crate::transport::connection::Connection;
 use crate::transport::output::shown;
-use crate::wire::{AgentHello, ClientHello, Event, EventReader, FrameSender, Offer, hello, read_hello};
+use crate::wire::{AgentHello, ClientHello, Event, EventReader, FrameSender, Offer, greet, hello, read_hello};
 
 /// Bound on finding out why an agent did not start.
 const START_DIAGNOSIS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bound on telling an agent that its session is over, for a reason that is not the connection's.
+const FAREWELL_TIMEOUT: Duration = Timing::DEFAULT.agent_goodbye;
 
 /// How to open a session with a node that is connected to.
 pub struct NodeSpec {
     pub connection: Arc<Connection>,
     /// What to run there: it speaks our protocol over its standard input and output.
     pub command: String,
+    /// What to run there to go on with the session on another connection; `None` if the session ends with its connection.
+    pub again: Option<String>,
     /// What to run there to open a stripe (see `stripes.rs`): it gets the path of the agent's socket as one more word, and
     /// hands its standard input and output to the agent. `None` if no stripes are opened.
     pub stripe: Option<String>,
@@ -62,45 +70,111 @@ pub trait Sink: Sync {
     /// # Errors
     /// What the node did not do in time.
     fn beat(&self, uploading: bool, results: u64) -> Result<(), SessionError>;
+
+    /// Note that the node's connection is lost, and why. The session may go on over another one.
+    fn away(&self, why: &SessionError);
+
+    /// Note that the session goes on.
+    fn back(&self);
+
+    /// Return until when the node's agent may go on without this client, and for how many seconds nothing was heard from it.
+    fn lease(&self) -> (Instant, u64);
 }
 
 /// Run the session to its end. Return without an error if this end closed it, with a goodbye. Other threads put what the
-/// node is to be sent into `sender`. Messages of more than `max_message` bytes are refused.
+/// node is to be sent into `sender`. Messages of more than `max_message` bytes are refused. `offers` brings other connections.
 ///
 /// # Errors
 /// [`NodeError`]: why the node could not be used, or is lost.
 pub async fn run(
-    spec: NodeSpec,
+    mut spec: NodeSpec,
     sender: &Arc<FrameSender>,
     max_message: usize,
     sink: &impl Sink,
+    mut offers: Offers,
 ) -> Result<(), NodeError> {
+    spec.hello.resumable = spec.again.is_some();
     let bound = spec.ready_timeout;
     let ready_by = Instant::now() + bound;
-    let stream = tokio::time::timeout(bound, spec.connection.exec(&spec.command)).await;
-    let stream = stream.map_err(|_| SessionError::NotReady(bound.as_secs()))??;
-    let (from, to) = tokio::io::split(stream);
-    let greeting = hello(&spec.hello)?;
-    sender.send(|o| o.control(greeting));
-    let sending = sender.run(to, Some(PEER_TIMEOUT));
-    tokio::pin!(sending);
-    let mut source = EventReader::of_session(from, max_message.max(LEAST_MESSAGE), Arc::clone(sender));
     let mut events = Vec::new();
-    let answer = tokio::select! {
-        answer = source.greeting(&mut events) => match answer {
-            Ok(answer) => answer,
-            Err(why) => return Err(why_not_started(&spec, why).await),
-        },
-        sent = &mut sending => return Ok(sent?),
-        () = tokio::time::sleep(bound) => return Err(SessionError::NotReady(bound.as_secs()).into()),
+    let opened = tokio::time::timeout(bound, open(&spec, sender, max_message, &mut events)).await;
+    let (mut to, mut source, agent) = opened.map_err(|_| SessionError::NotReady(bound.as_secs()))??;
+    let known = reattach::Known::new(&agent);
+    let mut stripes = StripeSpec::new(&spec.connection, spec.stripe.as_deref(), &agent);
+    let interval = sink.greeted(&spec.hello, agent);
+    let unready = Unready { ready_by, bound };
+    loop {
+        let is_over = |why: &SessionError| known.is_none() || spec.again.is_none() || !why.is_cut();
+        let why = {
+            let has_ended = AtomicBool::new(false);
+            let sending = async {
+                let sent = sender.run(to, Some(PEER_TIMEOUT)).await;
+                has_ended.store(true, Relaxed);
+                sent
+            };
+            let striping = stripes::serve(stripes.clone(), sender, || sink.round_trip());
+            let (mut sending, striping) = (std::pin::pin!(sending), std::pin::pin!(striping));
+            let senders = (sending.as_mut(), striping);
+            let end = follow(sink, sender, senders, &mut source, &mut events, interval, &unready).await;
+            let Err(why) = end else { return Ok(()) };
+            if is_over(&why) {
+                if !has_ended.load(Relaxed) {
+                    // Without it the agent would go on until its lease ends.
+                    sender.send(|o| o.close(&why.to_string()));
+                    drop(tokio::time::timeout(FAREWELL_TIMEOUT, sending).await);
+                }
+                return Err(why.into());
+            }
+            why
+        };
+        let (Some(known), Some(again)) = (&known, &spec.again) else { return Err(why.into()) };
+        sink.away(&why);
+        source.disconnect();
+        let received = source.reached();
+        // On a connection that is silent another command would be, too.
+        let present = (!matches!(why, SessionError::Silent(_))).then_some(&spec.connection);
+        let found = reattach::find(present, again, known, received, sink, &mut offers).await?;
+        sender.resume(found.attach.received, &found.attach.blocks).map_err(SessionError::Frame)?;
+        spec.connection = found.connection;
+        if let Some(stripes) = &mut stripes {
+            stripes.connection = Arc::clone(&spec.connection);
+        }
+        source.resume(found.from, &found.rest);
+        to = found.to;
+        sink.back();
+    }
+}
+
+type From = Box<dyn AsyncRead + Unpin + Send>;
+type To = Box<dyn AsyncWrite + Unpin + Send>;
+
+/// Start the agent and exchange the greetings. What came behind the agent's is in `events` then.
+async fn open(
+    spec: &NodeSpec,
+    sender: &Arc<FrameSender>,
+    max_message: usize,
+    events: &mut Vec<Event>,
+) -> Result<(To, EventReader<From>, AgentHello), NodeError> {
+    let (from, mut to) = exec(&spec.connection, &spec.command).await?;
+    greet(&mut to, hello(&spec.hello)?).await?;
+    let mut source = EventReader::of_session(from, max_message.max(LEAST_MESSAGE), Arc::clone(sender));
+    let answer = match source.greeting(events).await {
+        Ok(answer) => answer,
+        Err(why) => return Err(why_not_started(spec, why).await),
     };
     let agent: AgentHello = read_hello(&answer)?;
-    let stripes = StripeSpec::new(&spec.connection, spec.stripe.as_deref(), &agent);
-    let interval = sink.greeted(&spec.hello, agent);
-    let striping = stripes::serve(stripes, sender, || sink.round_trip());
-    tokio::pin!(striping);
-    let unready = Unready { ready_by, bound };
-    Ok(follow(sink, sender, (sending, striping), source, events, interval, unready).await?)
+    let is_resumable = agent.socket.is_some() && spec.again.is_some();
+    if is_resumable {
+        source.begin_stream().map_err(SessionError::Frame)?;
+    }
+    sender.begin_stream(is_resumable);
+    Ok((to, source, agent))
+}
+
+/// Start a command, and return its standard output and input.
+pub(super) async fn exec(connection: &Connection, command: &str) -> Result<(From, To), NodeError> {
+    let (from, to) = tokio::io::split(connection.exec(command).await?);
+    Ok((Box::new(from), Box::new(to)))
 }
 
 /// Until when the node's workers must take tasks, and the bound that was given for it.
@@ -109,7 +183,7 @@ struct Unready {
     bound: Duration,
 }
 
-/// Hand on what the node sends until the session ends. `sending` and `striping` send what is in the outbox.
+/// Hand on what the node sends until the session ends, or its connection. `sending` and `striping` send what is in the outbox.
 async fn follow(
     sink: &impl Sink,
     sender: &FrameSender,
@@ -117,10 +191,10 @@ async fn follow(
         Pin<&mut impl Future<Output = Result<(), SessionError>>>,
         Pin<&mut impl Future<Output = Result<Infallible, SessionError>>>,
     ),
-    mut source: EventReader<impl AsyncRead + Unpin>,
-    mut events: Vec<Event>,
+    source: &mut EventReader<From>,
+    events: &mut Vec<Event>,
     interval: Duration,
-    unready: Unready,
+    unready: &Unready,
 ) -> Result<(), SessionError> {
     let mut heartbeat = tokio::time::interval(interval);
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -128,12 +202,12 @@ async fn follow(
     let mut silent = Duration::ZERO;
     let mut said_goodbye = false;
     loop {
-        sink.received(&mut events)?;
+        sink.received(events)?;
         tokio::select! {
-            read = source.read_admitted(&mut events, |offer| sink.admit(offer)) => {
+            read = source.read_admitted(events, |offer| sink.admit(offer)) => {
                 if let Err(why) = read {
                     // Results that came before the broken frame count.
-                    sink.received(&mut events)?;
+                    sink.received(events)?;
                     return Err(why);
                 }
                 silent = Duration::ZERO;
@@ -152,6 +226,7 @@ async fn follow(
                 if Instant::now() > unready.ready_by && !sink.is_ready() {
                     return Err(SessionError::NotReady(unready.bound.as_secs()));
                 }
+                source.tell_reached();
                 sink.beat(sender.is_busy(), source.results())?;
             }
         }

@@ -57,7 +57,8 @@ pub fn stripes(round_trip: Duration) -> usize {
 /// How stripes are opened to a node. Made when its agent has greeted.
 #[derive(Clone)]
 pub(super) struct StripeSpec {
-    connection: Arc<Connection>,
+    /// The node's present connection.
+    pub(super) connection: Arc<Connection>,
     /// Runs on the host.
     command: String,
     /// The agent's, which it tells on each stripe.
@@ -68,7 +69,7 @@ impl StripeSpec {
     /// Return how stripes are opened to an agent; `None` if it takes none. `program`: see
     /// [`NodeSpec::stripe`](super::session::NodeSpec::stripe).
     pub fn new(connection: &Arc<Connection>, program: Option<&str>, agent: &AgentHello) -> Option<Self> {
-        let (program, path) = (program?, agent.stripes.as_deref()?);
+        let (program, path) = (program?, agent.socket.as_deref()?);
         // The path becomes a word of a command, for any login shell.
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
         let usable = path.starts_with('/') && path.len() <= MAX_PATH_BYTES && path.bytes().all(is_plain);

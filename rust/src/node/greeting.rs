@@ -43,9 +43,15 @@ pub fn answer(spec: &AgentSpec, differences: Vec<String>) -> AgentHello {
         cores: cores(),
         pid: std::process::id(),
         memory: memory(),
-        stripes: None,
+        socket: None,
+        boot: boot(),
         differences,
     }
+}
+
+/// Return the host's number of this boot; empty if it is not known.
+pub fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim_ascii().to_owned()
 }
 
 /// Return the packages that the client has and this node has not, or in another version; a sentence for each.

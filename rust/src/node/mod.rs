@@ -5,7 +5,9 @@
 //! | `state.rs` | PURE: the client's and the workers' events, exits and ticks in; [`actions`] out |
 //! | `workers.rs`, `tasks.rs`, `results.rs` | its parts: roles, spares, isolation, blame; assigned tasks; results until acknowledged |
 //! | `blobs.rs` | PURE: which blobs are here, which tasks wait for some, which worker has which |
-//! | `agent.rs`, `greeting.rs` | the loop: client, workers, clock; carries the actions out; the answer to the client's hello |
+//! | `agent.rs` | the lock around the decider; carries the actions out |
+//! | `session.rs`, `greeting.rs` | the loop: client, workers, clock; the client comes back after a cut; the answer to its hello |
+//! | `arrivals.rs` | the streams that come to the agent's socket |
 //! | `blob_files.rs`, `memory_file.rs`, `mapping.rs` | blobs as they arrive; files in memory; their mappings |
 //! | `descriptors.rs`, `handover.rs` | sockets that carry descriptors; results whose parts come as files |
 //! | `lease.rs` | how long a process may go on unheard, suspended or not |
@@ -19,6 +21,7 @@
 
 pub mod actions;
 pub mod agent;
+pub mod arrivals;
 mod blob_files;
 mod blobs;
 mod descriptors;
@@ -33,6 +36,7 @@ pub mod memory_file;
 pub mod process_group;
 pub mod processes;
 mod results;
+mod session;
 pub mod slot_table;
 pub mod state;
 pub mod stdio;

@@ -40,8 +40,12 @@ pub struct State {
     settings: Settings,
     tasks: Tasks,
     workers: Workers,
-    /// The agent ends then. Each heartbeat of the client sets it anew.
-    lease: Instant,
+    /// When the session began, from which on the agent's time counts that its heartbeats tell.
+    begun: Instant,
+    /// How long the machine was suspended since, as the last tick said. The agent's time counts this, too.
+    suspended: Duration,
+    /// The agent ends at this time of its own. The client's heartbeats put it off.
+    lease: Duration,
     /// The client was told that all workers are ready.
     announced: bool,
     /// The client was told that this node will soon be gone.
@@ -52,11 +56,13 @@ pub struct State {
 
 impl State {
     #[must_use]
-    pub fn new(settings: Settings, lease: Instant) -> Self {
+    pub fn new(settings: Settings, begun: Instant, lease: Duration) -> Self {
         Self {
+            begun,
             workers: Workers::new(settings.slots, settings.cores),
             settings,
             tasks: Tasks::default(),
+            suspended: Duration::ZERO,
             lease,
             announced: false,
             draining: false,
@@ -79,7 +85,10 @@ impl State {
                 }
             }
             Input::Exited(worker, exit) => self.on_exit(worker, &exit, now, out),
-            Input::Tick { orphaned, running } => self.on_tick(orphaned, running, now, out),
+            Input::Tick { suspended, orphaned, running } => {
+                self.suspended = self.suspended.max(suspended);
+                self.on_tick(orphaned, running, now, out);
+            }
             Input::BlobComplete(number) => self.tasks.blob_is_complete(number),
             Input::BlobFailed(number, why) => {
                 let failed = self.tasks.blob_failed(number, &format!("node {}: {why}", self.settings.node), out);
@@ -134,6 +143,17 @@ impl State {
         (self.tasks.len(), self.tasks.results.backlog())
     }
 
+    /// Return how long the lease goes on; nothing if it is over.
+    #[must_use]
+    pub fn lease_left(&self, now: Instant) -> Duration {
+        self.lease.saturating_sub(self.time(now))
+    }
+
+    /// Return the agent's time, which goes on while the machine is suspended.
+    fn time(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.begun) + self.suspended
+    }
+
     fn stop(&mut self, why: String, out: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.stopping, true) {
             out.push(Action::Stop(why));
@@ -170,10 +190,14 @@ impl State {
 
     fn on_client_control(&mut self, control: Control, now: Instant, out: &mut Vec<Action>) {
         match control {
-            Control::Heartbeat { nonce, lease_ms } => {
-                self.lease = now + Duration::from_millis(lease_ms);
+            Control::Heartbeat { nonce, lease_ms, echo } => {
+                // From the agent's own heartbeat on, that the client has heard last: so the client, which counts from the
+                // moment on when it heard that, does not take the lease for over before the agent does.
+                let heard = Duration::from_micros(echo).min(self.time(now));
+                self.lease = self.lease.max(heard.saturating_add(Duration::from_millis(lease_ms)));
                 out.push(Action::Reply(Control::Pulse { nonce }));
-                let heartbeat = Control::Heartbeat { nonce, lease_ms };
+                let lease_ms = u64::try_from(self.lease_left(now).as_millis()).unwrap_or(u64::MAX);
+                let heartbeat = Control::Heartbeat { nonce, lease_ms, echo: 0 };
                 out.extend(self.workers.iter().map(|(worker, _)| Action::Tell(worker, heartbeat.clone())));
             }
             Control::Acknowledge(ids) => self.tasks.acknowledge(&ids, out),
@@ -303,7 +327,7 @@ impl State {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        if self.lease <= now {
+        if self.lease_left(now).is_zero() {
             self.stop("the lease is over: nothing was heard from the client".to_owned(), out);
         }
         if orphaned {

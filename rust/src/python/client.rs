@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use pyo3::exceptions::PyOSError;
@@ -136,18 +136,27 @@ struct NodeRow {
     slots: usize,
     rtt: Option<f64>,
     pid: Option<u32>,
+    since: f64,
 }
 
 impl From<Node> for NodeRow {
     fn from(node: Node) -> Self {
         let state = node.state.name();
         let reason = match node.state {
-            NodeState::Draining(why) | NodeState::Lost(why) => why,
+            NodeState::Reconnecting(why) | NodeState::Draining(why) | NodeState::Lost(why) => why,
             NodeState::Connecting | NodeState::Ready | NodeState::Closed => String::new(),
         };
         let rtt = (node.rtt != Duration::MAX).then_some(node.rtt.as_secs_f64());
-        Self { name: node.name, state, reason, slots: node.slots, rtt, pid: node.hello.map(|h| h.pid) }
+        let since = unix_time(node.since);
+        let pid = node.hello.map(|h| h.pid);
+        Self { name: node.name, state, reason, slots: node.slots, rtt, pid, since }
     }
+}
+
+/// Return a moment as the seconds since 1970, by the clock as it is now.
+fn unix_time(moment: Instant) -> f64 {
+    let at = SystemTime::now() - moment.elapsed();
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 #[pyclass(frozen, module = "skyward_lite._core")]
@@ -169,8 +178,13 @@ impl Core {
 #[pymethods]
 impl Core {
     #[new]
-    #[pyo3(signature = (attempts, max_payload, timing=None))]
-    fn new(attempts: u16, max_payload: usize, timing: Option<(f64, f64, f64)>) -> PyResult<Self> {
+    #[pyo3(signature = (attempts, max_payload, timing=None, *, start_timeout=None))]
+    fn new(
+        attempts: u16,
+        max_payload: usize,
+        timing: Option<(f64, f64, f64)>,
+        start_timeout: Option<f64>,
+    ) -> PyResult<Self> {
         log::start();
         let timing = match timing {
             Some((heartbeat, answer, drain)) => Timing {
@@ -181,6 +195,8 @@ impl Core {
             },
             None => Timing::default(),
         };
+        let replacement = start_timeout.map_or(Ok(timing.replacement), seconds)?;
+        let timing = Timing { replacement, ..timing };
         let pool = Pool::with_timing(attempts, max_payload, timing).map_err(PyOSError::new_err)?;
         Ok(Self { pool })
     }
@@ -194,8 +210,22 @@ impl Core {
         self.owned().map(drop)
     }
 
-    fn add_node(&self, name: String) -> usize {
-        self.pool.add_node(name)
+    #[pyo3(signature = (name, returns=false))]
+    fn add_node(&self, name: String, returns: bool) -> usize {
+        self.pool.add_node(name, returns)
+    }
+
+    fn returns(&self, node: usize) -> bool {
+        self.pool.nodes().get(node).is_some_and(|node| node.returns)
+    }
+
+    fn give_up(&self, py: Python<'_>, node: usize) {
+        py.detach(|| self.pool.give_up(node));
+    }
+
+    fn resume_node(&self, py: Python<'_>, node: usize, connection: &Connection) -> PyResult<()> {
+        let (pool, connection) = (self.owned()?, Arc::clone(&connection.inner));
+        py.detach(|| pool.resume_node(node, connection)).map_err(Into::into)
     }
 
     fn expect(&self, py: Python<'_>, count: usize) {
@@ -228,7 +258,8 @@ impl Core {
         Ok(Connection { inner: Arc::new(connection), core: slf.unbind() })
     }
 
-    #[pyo3(signature = (node, connection, command, hello, ready_timeout, stripe=None))]
+    #[allow(clippy::too_many_arguments)] // as above
+    #[pyo3(signature = (node, connection, command, hello, ready_timeout, stripe=None, again=None))]
     fn start_node(
         &self,
         node: usize,
@@ -237,11 +268,12 @@ impl Core {
         hello: &Bound<'_, PyAny>,
         ready_timeout: f64,
         stripe: Option<String>,
+        again: Option<String>,
     ) -> PyResult<()> {
         let hello: ClientHello = from_dataclass(hello)?;
         let connection = Arc::clone(&connection.inner);
         let ready_timeout = seconds(ready_timeout)?;
-        self.pool.start_node(node, NodeSpec { connection, command, stripe, hello, ready_timeout });
+        self.pool.start_node(node, NodeSpec { connection, command, again, stripe, hello, ready_timeout });
         Ok(())
     }
 
@@ -316,7 +348,7 @@ impl Core {
     }
 
     #[pyo3(signature = (sender, note, error, /))]
-    fn answer_note(&self, sender: usize, note: u64, error: &[u8]) {
+    fn answer_note(&self, sender: u64, note: u64, error: &[u8]) {
         let error = Bytes::copy_from_slice(error.get(..error.len().min(MAX_BODY)).unwrap_or_default());
         self.pool.answer_note(sender, note, error);
     }

@@ -27,7 +27,7 @@ mod _core {
         RevokedHostKeyError, UnreachableError, printable,
     };
     #[pymodule_export]
-    use super::node::{WorkerRuntime, drain, serve, serve_embedded};
+    use super::node::{WorkerRuntime, drain, listen, serve, serve_embedded};
 
     #[pymodule_export]
     const RETURNED: u8 = super::Outcome::Returned as u8;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::c_int;
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
@@ -9,8 +10,8 @@ use pyo3::types::{PyBytes, PyList};
 
 use crate::error::{AgentError, SessionError};
 use crate::node::agent::{self, AgentSpec};
+use crate::node::arrivals::{Arrivals, Streams};
 use crate::node::stdio;
-use crate::node::stripes::StripeListener;
 use crate::node::worker::Worker;
 use crate::python::buffer::{answer, owned, parts, task_to_python};
 use crate::python::convert::{core_error, private_key, public_key, seconds, socket, to_dataclass};
@@ -206,7 +207,7 @@ pub(super) fn serve_embedded(
         let socket = tokio::net::UnixStream::from_std(socket).map_err(SessionError::Io)?;
         let accepted = server::accept(socket, host_key, authorized, timeout).await?;
         let (from, to) = tokio::io::split(accepted.stream);
-        agent::run(from, to, spec.into(), None).await
+        agent::run(Some(Streams::new(from, to)), Arrivals::none(), None, spec.into()).await
     })
 }
 
@@ -218,7 +219,20 @@ pub(super) fn serve(py: Python<'_>, spec: AgentSpecArgument, reading: c_int, wri
     block_on(py, async move {
         let from = stdio::reader(reading).map_err(SessionError::Io)?;
         let to = stdio::writer(writing).map_err(SessionError::Io)?;
-        agent::run(from, to, spec.into(), StripeListener::open()).await
+        agent::run(Some(Streams::new(from, to)), Arrivals::none(), None, spec.into()).await
+    })
+}
+
+/// Be an agent for the client whose streams come to the socket `agent` in this directory, until it is done. `fd` is that socket,
+/// which listens; it is given away.
+#[pyfunction]
+#[pyo3(signature = (spec, *, fd, directory))]
+pub(super) fn listen(py: Python<'_>, spec: AgentSpecArgument, fd: c_int, directory: &str) -> PyResult<()> {
+    let path = format!("{directory}/agent");
+    let listener = UnixListener::from(owned(fd)?);
+    block_on(py, async move {
+        let arrivals = Arrivals::of(listener).map_err(SessionError::Io)?;
+        agent::run(None, arrivals, Some(path), spec.into()).await
     })
 }
 

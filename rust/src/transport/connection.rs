@@ -27,6 +27,14 @@ impl Connection {
         }
     }
 
+    /// Return false if it is known to have ended.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        match self {
+            Self::Ssh(ssh) => ssh.is_open(),
+        }
+    }
+
     /// Start a command, and return its standard input and output as one stream.
     ///
     /// # Errors

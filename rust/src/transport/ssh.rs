@@ -216,6 +216,12 @@ impl SshConnection {
         Ok(self.start(command, 0).await?.into_stream())
     }
 
+    /// Return false if the connection is known to have ended.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.handle.is_closed()
+    }
+
     /// Return how long the server takes to answer; `None` if the connection has ended. Waits as long as that takes.
     pub async fn round_trip(&self) -> Option<Duration> {
         let begun = Instant::now();

@@ -67,10 +67,16 @@ control_frames! {
         write |Self::Ready { slots }, to| to.number(*slots);
         read |frame| Self::Ready { slots: frame.number()? };
 
-    /// The sender lives. The receiver may go on working for `lease_ms` milliseconds without another heartbeat.
-    3 => Heartbeat { nonce: u64, lease_ms: u64 }:
-        write |Self::Heartbeat { nonce, lease_ms }, to| to.bytes(*nonce, &lease_ms.to_le_bytes());
-        read |frame| Self::Heartbeat { nonce: frame.id.task, lease_ms: frame.u64("heartbeat")? };
+    /// The sender lives. From a client to its agent: the agent may go on working for `lease_ms` milliseconds from the time on
+    /// at which it sent its own heartbeat `echo`, the last one that the client has heard; 0 if the client has heard none. From
+    /// an agent to a worker: the worker may go on for `lease_ms` milliseconds from now on; `echo` is 0. From an agent to its
+    /// client: `nonce` is the agent's time in microseconds, more than 0; the others are 0.
+    3 => Heartbeat { nonce: u64, lease_ms: u64, echo: u64 }:
+        write |Self::Heartbeat { nonce, lease_ms, echo }, to| to.two(*nonce, *lease_ms, *echo);
+        read |frame| {
+            let (lease_ms, echo) = frame.two("heartbeat")?;
+            Self::Heartbeat { nonce: frame.id.task, lease_ms, echo }
+        };
 
     /// The answer to the heartbeat of the same nonce.
     4 => Pulse { nonce: u64 }:
@@ -160,6 +166,27 @@ control_frames! {
     22 => Descriptor { number: u64, size: u64 }:
         write |Self::Descriptor { number, size }, to| to.bytes(*number, &size.to_le_bytes());
         read |frame| Self::Descriptor { number: frame.id.task, size: frame.u64("descriptor")? };
+
+    /// On a new connection between a client and an agent that had a session before: what the sender has of it, in JSON (see
+    /// `hello.rs`). The first frame of each direction, in place of `Hello`.
+    23 => Attach(Bytes):
+        write |Self::Attach(json), to| to.text(0, json);
+        read |frame| Self::Attach(frame.body);
+
+    /// So many bytes of the stream have arrived from the receiver of this frame, which need not keep them any more.
+    24 => Reached { bytes: u64 }:
+        write |Self::Reached { bytes }, to| to.number(*bytes);
+        read |frame| Self::Reached { bytes: frame.number()? };
+
+    /// The last frame of each block of a stripe: the block's number.
+    25 => StripeBlock { number: u64 }:
+        write |Self::StripeBlock { number }, to| to.number(*number);
+        read |frame| Self::StripeBlock { number: frame.number()? };
+
+    /// The stripes' blocks of these numbers have arrived from the receiver of this frame.
+    26 => BlocksArrived(Vec<u64>):
+        write |Self::BlocksArrived(blocks), to| to.numbers(blocks);
+        read |frame| Self::BlocksArrived(frame.numbers("list of blocks")?);
 }
 
 impl Control {
@@ -168,7 +195,7 @@ impl Control {
         match self {
             Self::Output { text: body, .. } | Self::NoteAnswer { error: body, .. } => body.len(),
             Self::Acknowledge(ids) => size_of_val(ids.as_slice()),
-            Self::Forget(blobs) => size_of_val(blobs.as_slice()),
+            Self::Forget(numbers) | Self::BlocksArrived(numbers) => size_of_val(numbers.as_slice()),
             _ => 0,
         }
     }
@@ -217,6 +244,11 @@ impl Writer<'_> {
     fn bytes(&mut self, number: u64, body: &[u8]) -> Result<(), FrameError> {
         self.put(Attempt { task: number, attempt: 0 }, body);
         Ok(())
+    }
+
+    /// A number and a body of two integers.
+    fn two(&mut self, number: u64, first: u64, second: u64) -> Result<(), FrameError> {
+        self.bytes(number, &[first.to_le_bytes(), second.to_le_bytes()].concat())
     }
 
     /// A number and a body of any length up to [`MAX_BODY`].
@@ -269,6 +301,13 @@ impl Frame {
     fn u64(&self, what: &'static str) -> Result<u64, FrameError> {
         let body = <[u8; 8]>::try_from(&self.body[..]).map_err(|_| FrameError::BadBody(what))?;
         Ok(u64::from_le_bytes(body))
+    }
+
+    /// What [`Writer::two`] wrote in the body.
+    fn two(&self, what: &'static str) -> Result<(u64, u64), FrameError> {
+        let body = <[u8; 16]>::try_from(&self.body[..]).map_err(|_| FrameError::BadBody(what))?;
+        let mut body = &body[..];
+        Ok((body.get_u64_le(), body.get_u64_le()))
     }
 
     /// The body, copied: a slice of a few bytes would keep the memory of its whole block.

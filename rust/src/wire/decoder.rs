@@ -113,6 +113,13 @@ impl Decoder {
         &mut self.input
     }
 
+    /// Return how many bytes were read from the stream beyond the frames that were decoded; `None` in the middle of a block, of
+    /// which this cannot be said.
+    #[must_use]
+    pub fn undecoded(&self) -> Option<usize> {
+        self.block.is_empty().then(|| self.input.len())
+    }
+
     /// Return what the far end printed before the protocol began, for error messages.
     #[must_use]
     pub fn noise(&self) -> String {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::SessionError;
 use crate::text;
 use crate::wire::control::Control;
+use crate::wire::stripe::ArrivedBlocks;
 
 /// Bytes that are shown of a sentence that a node sent, and of an error in its hello.
 pub(super) const MAX_SENTENCE: usize = 500;
@@ -27,6 +28,9 @@ pub struct ClientHello {
     pub python: String,
     /// How long the node may go on working without the client, in milliseconds.
     pub lease_ms: u64,
+    /// Whether the client can go on with the session over another connection, if the agent has a socket for it.
+    #[serde(default)]
+    pub resumable: bool,
     /// Distributions that the node should have as the client has them: name → version.
     #[serde(default)]
     pub packages: BTreeMap<String, String>,
@@ -81,12 +85,31 @@ pub struct AgentHello {
     /// The memory that the node's processes may use, in bytes; 0 if it is not known.
     #[serde(default)]
     pub memory: u64,
-    /// The path of the socket at which the agent takes stripes (`node/stripes.rs`); `None` if it takes none.
+    /// The path of the socket at which the agent takes further streams of its client (`node/arrivals.rs`): stripes, and the
+    /// one that replaces a broken one; `None` if it takes none.
     #[serde(default)]
-    pub stripes: Option<String>,
+    pub socket: Option<String>,
+    /// The host's number of this boot; empty if it is not known.
+    #[serde(default)]
+    pub boot: String,
     /// The distributions that the node lacks or has in another version than the client, a sentence each.
     #[serde(deserialize_with = "read_sentences")]
     pub differences: Vec<String>,
+}
+
+/// What either end tells of a session on a new connection: see `resume.rs`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Attach {
+    /// As [`AgentHello::epoch`]: of the agent that the client had the session with, and of the agent that is there.
+    pub epoch: String,
+    /// How many bytes of the stream have arrived at the sender of this. An agent of another epoch has none.
+    pub received: u64,
+    /// The blocks of stripes that have arrived at the agent.
+    #[serde(default)]
+    pub blocks: ArrivedBlocks,
+    /// As [`AgentHello::boot`]. Empty from a client.
+    #[serde(default)]
+    pub boot: String,
 }
 
 /// An agent's hello to a worker that it starts.
@@ -114,8 +137,19 @@ fn read_sentences<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::
 /// # Errors
 /// [`SessionError::BadHello`] if it cannot be written as JSON.
 pub fn hello<T: Serialize>(value: &T) -> Result<Control, SessionError> {
-    let json = serde_json::to_vec(value).map_err(|e| SessionError::BadHello(e.to_string()))?;
-    Ok(Control::Hello(Bytes::from(json)))
+    json(value).map(Control::Hello)
+}
+
+/// As [`hello`], for a session that goes on.
+///
+/// # Errors
+/// As [`hello`].
+pub fn attach(value: &Attach) -> Result<Control, SessionError> {
+    json(value).map(Control::Attach)
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Bytes, SessionError> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|e| SessionError::BadHello(e.to_string()))
 }
 
 /// Read the body of a hello.

@@ -13,7 +13,9 @@
 //! | `outbox.rs` | what is sent first |
 //! | `pace.rs` | how much bulk may be under way, so that small messages do not wait |
 //! | `flood.rs` | output that waits, bounded: of too much the middle is left out |
-//! | `stream.rs` | an outbox and a decoder on a byte stream |
+//! | `stream.rs` | an outbox that is emptied into a byte stream |
+//! | `reader.rs` | the events that come out of a byte stream |
+//! | `resume.rs` | what was written to a stream, until the other end has it |
 //! | `stripe.rs` | further streams that take blobs from the same outbox |
 
 mod blob;
@@ -26,6 +28,8 @@ mod hello;
 mod message;
 mod outbox;
 pub mod pace;
+mod reader;
+pub mod resume;
 mod stream;
 mod stripe;
 
@@ -34,9 +38,10 @@ pub use block::{MAX_BLOCK, Packer};
 pub use control::{Control, MAX_REASON};
 pub use decoder::{Admit, Decoder, Event, MAX_UNFINISHED, Offer};
 pub use header::{Attempt, MAGIC, MAX_BODY, MAX_CHUNK, MAX_NOISE, PROTOCOL, put_preamble};
-pub use hello::{AgentHello, ClientHello, WorkerHello, WorkerSpec, hello, read_hello};
+pub use hello::{AgentHello, Attach, ClientHello, WorkerHello, WorkerSpec, attach, hello, read_hello};
 pub use message::{Body, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing};
 pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, MAX_SMALL_MESSAGE, Outbox, STDERR, STDOUT};
+pub use reader::EventReader;
 pub(crate) use stream::MAX_WRITE;
-pub use stream::{EventReader, FrameSender};
-pub use stripe::Stripe;
+pub use stream::{FrameSender, greet};
+pub use stripe::{ArrivedBlocks, Stripe};

@@ -76,6 +76,8 @@ pub struct Outbox {
     control: VecDeque<Control>,
     /// What the receiver is to be told that has arrived of its bulk.
     received: Option<u64>,
+    /// How many bytes of its stream the receiver need not keep any more.
+    reached: Option<u64>,
     acknowledgements: Vec<Attempt>,
     output: Flood<u64>,
     small: VecDeque<Outgoing>,
@@ -106,6 +108,7 @@ impl Default for Outbox {
             preamble: true,
             control: VecDeque::new(),
             received: None,
+            reached: None,
             acknowledgements: Vec::new(),
             output: Flood::default(),
             small: VecDeque::new(),
@@ -138,6 +141,19 @@ impl Outbox {
         if self.is_open() {
             self.received = Some(bytes);
         }
+    }
+
+    /// Report that so many bytes of the receiver's stream have arrived so far. Only the last report is sent of those that
+    /// wait. It is sent after a goodbye, too.
+    pub fn reached(&mut self, bytes: u64) {
+        if !self.given_up {
+            self.reached = Some(bytes);
+        }
+    }
+
+    /// Send no preamble: it was sent with the greeting.
+    pub fn skip_preamble(&mut self) {
+        self.preamble = false;
     }
 
     /// Acknowledge results. Many become one frame.
@@ -281,11 +297,18 @@ impl Outbox {
         !self.large.is_empty()
     }
 
+    /// Return whether messages or chunks are still to be sent.
+    #[must_use]
+    pub fn has_messages(&self) -> bool {
+        !self.small.is_empty() || self.has_bulk()
+    }
+
     /// Return whether there is nothing to send.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.control.is_empty()
             && self.received.is_none()
+            && self.reached.is_none()
             && self.acknowledgements.is_empty()
             && self.output.is_empty()
             && self.small.is_empty()
@@ -315,7 +338,9 @@ impl Outbox {
         }
         self.raw.clear();
         self.put_control()?;
-        self.put_messages(bulk);
+        if bulk.messages {
+            self.put_messages(bulk);
+        }
         if self.raw.is_empty() {
             return Ok(!out.is_empty());
         }
@@ -327,6 +352,9 @@ impl Outbox {
     fn put_control(&mut self) -> Result<(), SessionError> {
         if let Some(bytes) = self.received.take() {
             Control::Received { bytes }.put(&mut self.raw)?;
+        }
+        if let Some(bytes) = self.reached.take() {
+            Control::Reached { bytes }.put(&mut self.raw)?;
         }
         while let Some(control) = if self.raw.len() < FULL_BLOCK { self.control.pop_front() } else { None } {
             self.answers -= control.answer_cost();

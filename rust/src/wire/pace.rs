@@ -44,13 +44,21 @@ pub struct Allowance {
     pub room: u64,
     /// Bytes that were put in.
     pub taken: u64,
+    /// Whether messages may be put in at all; else only control frames.
+    pub messages: bool,
 }
 
 impl Allowance {
     /// Any number of bytes.
     #[must_use]
     pub fn unlimited() -> Self {
-        Self { room: u64::MAX, taken: 0 }
+        Self { room: u64::MAX, taken: 0, messages: true }
+    }
+
+    /// Control frames, and nothing else.
+    #[must_use]
+    pub fn control() -> Self {
+        Self { room: 0, taken: 0, messages: false }
     }
 
     /// Note that a chunk with a body of so many bytes is put in.

@@ -13,6 +13,7 @@ pub fn client_hello(slots: usize, processes: bool) -> ClientHello {
         node: "tested".to_owned(),
         python: "3.11".to_owned(),
         lease_ms: 60_000,
+        resumable: false,
         packages: BTreeMap::new(),
         strict: false,
         worker: WorkerSpec {
@@ -41,7 +42,8 @@ pub fn agent_hello() -> AgentHello {
         cores: 1,
         pid: 1,
         memory: 0,
-        stripes: None,
+        socket: None,
+        boot: String::new(),
         differences: Vec::new(),
     }
 }

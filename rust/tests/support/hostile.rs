@@ -90,7 +90,8 @@ async fn follow(opening: Opening, script: Script, mut to: impl AsyncWrite + Unpi
         cores: opening.cores,
         pid: 1,
         memory: 0,
-        stripes: None,
+        socket: None,
+        boot: String::new(),
         differences: Vec::new(),
     };
     let mut begin = Vec::new();
@@ -154,9 +155,15 @@ pub fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: 
         identities: vec![Identity::Key(Arc::new(user_key))],
         timeout: Duration::from_secs(20),
     };
-    let id = pool.add_node("hostile".to_owned());
+    let id = pool.add_node("hostile".to_owned(), false);
     let connection = Arc::new(pool.connect(Endpoint::Socket(ours), target).unwrap());
-    let spec =
-        NodeSpec { connection, command: String::new(), stripe: None, hello: hello_of(asked), ready_timeout: BOUND };
+    let spec = NodeSpec {
+        connection,
+        command: String::new(),
+        stripe: None,
+        again: None,
+        hello: hello_of(asked),
+        ready_timeout: BOUND,
+    };
     pool.start_node(id, spec);
 }

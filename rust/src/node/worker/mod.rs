@@ -325,7 +325,7 @@ impl Worker {
         loop {
             if told.elapsed() >= HEARTBEAT {
                 told = Instant::now();
-                self.answer(Control::Heartbeat { nonce: 0, lease_ms: 0 });
+                self.answer(Control::Heartbeat { nonce: 0, lease_ms: 0, echo: 0 });
             }
             let left = self.shared.lease.left();
             if left.is_zero() {

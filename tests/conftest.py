@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Build the program that stands before fake nodes, if a test may need it: it takes longer than a test may."""
-    if {"fakes", "chaos"} & sys.modules.keys():
+    if {"fakes", "sieges"} & sys.modules.keys():
         import fakes
 
         try:

@@ -28,7 +28,7 @@ _MODULES = {
     "LazyGroup": "client.lazy",
     "Local": "providers.local",
     "MessageError": "errors",
-    "Node": "client.nodes",
+    "Node": "client.node_state",
     "NodeLostError": "errors",
     "NodeStartError": "errors",
     "PayloadTooLargeError": "errors",
@@ -39,7 +39,7 @@ _MODULES = {
     "RemoteTraceback": "errors",
     "SSH": "providers.ssh",
     "SkywardError": "errors",
-    "Status": "client.nodes",
+    "Status": "client.node_state",
     "TaskTimeoutError": "errors",
     "Worker": "client.settings",
     "WorkerCrashedError": "errors",
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
         compute as compute,
         gather as gather,
     )
-    from .client.nodes import Node as Node, Status as Status
+    from .client.node_state import Node as Node, Status as Status
     from .client.pool import ComputePool as ComputePool, pool as pool
     from .client.settings import Worker as Worker
     from .errors import (

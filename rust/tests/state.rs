@@ -20,8 +20,6 @@ const MIB: usize = 1 << 20;
 struct Node {
     state: State,
     now: Instant,
-    /// How long the machine was suspended.
-    suspended: Duration,
 }
 
 fn settings(processes: usize, slots: usize) -> Settings {
@@ -82,7 +80,7 @@ fn recall(worker: usize, task: u64) -> Action {
 impl Node {
     fn new(settings: Settings) -> Self {
         let now = Instant::now();
-        Self { state: State::new(settings, now, LEASE), now, suspended: Duration::ZERO }
+        Self { state: State::new(settings, now, LEASE), now }
     }
 
     /// A node whose workers, numbered from 1, are all ready.
@@ -151,7 +149,7 @@ impl Node {
             1 => running.iter().map(|(task, age)| (id(*task), *age)).collect(),
             _ => Vec::new(),
         };
-        self.handle(Input::Tick { suspended: self.suspended, orphaned: false, running: &table })
+        self.handle(Input::Tick { orphaned: false, slept: Duration::ZERO, running: &table })
     }
 
     fn acknowledge(&mut self, tasks: &[u64]) -> Vec<Action> {
@@ -677,31 +675,18 @@ fn the_lease_is_the_clients() {
     assert_eq!(stops(node.tick_after(TICK)), [Action::Stop(why)]);
     assert_eq!(stops(node.tick_after(TICK)), []);
 
+    // The lease goes on while the machine sleeps.
     let mut node = Node::ready(settings(1, 1));
-    let actions = node.handle(Input::Tick { suspended: Duration::ZERO, orphaned: true, running: &|_| Vec::new() });
+    let wake = |slept| Input::Tick { orphaned: false, slept, running: &|_| Vec::new() };
+    assert_eq!(stops(node.handle(wake(LEASE - TICK))), []);
+    assert_eq!(stops(node.handle(wake(LEASE))).len(), 1);
+
+    let mut node = Node::ready(settings(1, 1));
+    let actions = node.handle(Input::Tick { orphaned: true, slept: Duration::ZERO, running: &|_| Vec::new() });
     assert_eq!(actions, [Action::Stop("the process that started the agent is gone".to_owned())]);
     assert_eq!(node.ask(Control::Goodbye(Bytes::new())), []);
     let mut node = Node::ready(settings(1, 1));
     assert_eq!(node.ask(Control::Goodbye(Bytes::new())), [Action::Stop("goodbye".to_owned())]);
-}
-
-/// The lease goes on while the machine is suspended: an agent that slept for longer ends when it wakes, one that did not goes on
-/// for the rest.
-#[test]
-fn the_lease_ends_while_the_machine_is_suspended() {
-    let stops = |actions: Vec<Action>| actions.iter().any(|action| matches!(action, Action::Stop(_)));
-    let mut node = Node::ready(settings(1, 1));
-    let begun = node.now;
-    node.suspended = a_tick_less(LEASE) - TICK;
-    assert!(!stops(node.tick_after(Duration::ZERO)));
-    // The client echoes the agent's time, which went on meanwhile.
-    let echo = (node.now.duration_since(begun) + node.suspended).as_micros().try_into().unwrap();
-    let left = Action::Tell(1, Control::Heartbeat { nonce: 5, lease_ms: 1000, echo: 0 });
-    assert!(node.ask(Control::Heartbeat { nonce: 5, lease_ms: 1000, echo }).contains(&left));
-    node.suspended += Duration::from_millis(900);
-    assert!(!stops(node.tick_after(Duration::ZERO)));
-    node.suspended += Duration::from_millis(100);
-    assert!(stops(node.tick_after(Duration::ZERO)));
 }
 
 /// When the client leaves, workers that ran a task are asked to end, others killed, and none is replaced or blamed. Where a
@@ -1186,7 +1171,7 @@ impl World {
         };
         let mut actions = Vec::new();
         self.node.state.handle(
-            Input::Tick { suspended: Duration::ZERO, orphaned: false, running: &running },
+            Input::Tick { orphaned: false, slept: Duration::ZERO, running: &running },
             now,
             &mut actions,
         );

@@ -153,7 +153,7 @@ def test_a_start_marks_its_environment(lab):
     (python,) = root.glob("env-*/bin/python")
     mark = python.parent.parent / "ready"
     os.utime(mark, (0, 0))
-    command = build.agent_command(str(python), "stdio")
+    command = build.command(str(python), "-P", "-m", "skyward_lite.node.agent", "stdio")
     subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
     assert time.time() - mark.stat().st_mtime < 3600
     os.utime(mark, (0, 0))

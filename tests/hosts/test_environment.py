@@ -163,11 +163,11 @@ def test_an_agent_that_does_not_start_says_why(lab):
     host = lab.host()
     host.make_environment(sky.Image())
     (python,) = (host.cache / "skyward_lite").glob("env-*/bin/python")
-    python.write_text("#!/bin/sh\necho 'No module named skyward_lite.node.agent' >&2\nexit 1\n")
+    python.write_text("#!/bin/sh\necho 'No module named skyward_lite.node.attach' >&2\nexit 1\n")
     error = refusal(lab, host)
     assert "Its agent does not start: `/" in error
     assert "ended with status 1: " in error
-    assert "No module named skyward_lite.node.agent" in error
+    assert "No module named skyward_lite.node.attach" in error
 
 
 def test_a_build_ends_with_its_client(lab):

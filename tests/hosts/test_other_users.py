@@ -158,7 +158,11 @@ def test_what_others_left_is_not_run(place, sticky):
     reason = f"something in {root} belongs to user {pwd.getpwnam(OTHER).pw_uid}"
     facts = probed(XDG_CACHE_HOME=str(root.parent))
     assert (facts.root, reason in facts.why) == (str(sticky / "skyward_lite-0"), True)
-    done = subprocess.run(["sh", "-c", build.agent_command(str(python), "stdio")], capture_output=True, timeout=20)
+    done = subprocess.run(
+        ["sh", "-c", build.command(str(python), *build.ATTACH, "0123456789abcdef", "new")],
+        capture_output=True,
+        timeout=20,
+    )
     assert (done.returncode, reason in done.stderr.decode(), ran.exists()) == (77, True, False)
 
 
@@ -190,11 +194,11 @@ def test_what_has_changed_since_is_seen(place, sticky):
     python = environment(root, ran)
     facts = probed(XDG_CACHE_HOME=str(root.parent))
     assert (facts.ready, probe.interpreter(facts, ENV)) == (True, str(python))
-    command = build.agent_command(str(python), "stdio")
+    command = build.command(str(python), *build.ATTACH, "0123456789abcdef", "new")
     shells = [shell for shell in map(shutil.which, SHELLS) if shell]
     for shell in shells:
         subprocess.run([shell, "-c", command], check=True, timeout=20)
-        assert ran.read_text() == "-P -m skyward_lite.node.agent stdio\n"
+        assert ran.read_text() == "-P -m skyward_lite.node.attach 0123456789abcdef new\n"
         ran.unlink()
     able = dataclasses.replace(facts, python=sys.executable, venv=True)
     built = build.build_script(able, sky.Image(), ENV, {"bundle": "/none"})

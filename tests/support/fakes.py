@@ -105,7 +105,7 @@ class Fakes(sky.Local):
                 host.make_environment(wanted.image)
                 (python,) = host.cache.glob("skyward_lite/*/bin/python")
                 lines = python.read_text().splitlines()
-                fake = f'case "$*" in *skyward_lite.node.agent*) exec {shlex.join(command)};; esac'
+                fake = f'case "$*" in *skyward_lite.node.attach*) exec {shlex.join(command)};; esac'
                 python.write_text("\n".join([lines[0], fake, *lines[1:], ""]))
                 sky.SSH(host.name, config=self.lab.config).start(wanted, machines)
 

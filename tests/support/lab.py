@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import skyward_lite as sky
 from skyward_lite import SSH, Image, _core
@@ -85,9 +85,12 @@ class Sshd:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         inside = ["ip", "netns", "exec", namespace] if namespace else []
         self.log = (self.directory / "log").open("w+")
-        self.process = subprocess.Popen(
-            [*inside, SSHD, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        self.command = [*inside, SSHD, "-D", "-e", "-f", str(config)]
+        self.start()
+
+    def start(self) -> None:
+        """Start the server, again after `kill`."""
+        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.write(line)
@@ -96,12 +99,11 @@ class Sshd:
         else:
             raise RuntimeError(f"sshd does not start: {self.log_text()}")
         # Keep the pipe drained, or sshd would block on it.
-        self.drain = threading.Thread(target=self._drain, daemon=True)
+        self.drain = threading.Thread(target=self._drain, args=(self.process.stderr,), daemon=True)
         self.drain.start()
 
-    def _drain(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+    def _drain(self, pipe: IO[str]) -> None:
+        for line in pipe:
             self.log.write(line)
             self.log.flush()
 

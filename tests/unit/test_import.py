@@ -93,5 +93,5 @@ def test_pool_is_the_class():
         *("provider", "nodes", "vcpus", "memory_gb", "worker", "image", "plugins"),
         *("lease", "connect_timeout", "start_timeout", "strict_env"),
     ]
-    assert [parameter.default for parameter in signature.parameters.values()][7:] == [60.0, 20.0, 600.0, False]
+    assert [parameter.default for parameter in signature.parameters.values()][7:] == [120.0, 20.0, 600.0, False]
     assert "`lease`: seconds" in sky.pool.__doc__

@@ -26,7 +26,7 @@ from typing import Any, Concatenate, Generic, Never, NoReturn, ParamSpec, Self, 
 from ..errors import NodeLostError
 from ..pickling import payload
 from ..pickling.modules import travels_by_name
-from .nodes import NodeState
+from .node_state import NodeState
 from .pool import ComputePool
 from .tasks import Tasks
 

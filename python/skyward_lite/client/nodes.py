@@ -1,13 +1,12 @@
-"""The machines of a pool: they become nodes, are watched, replaced and released.
+"""The machines of a pool: they become nodes, are watched, brought back or replaced, and released.
 
-Each machine has a thread of its own until it is a node or has failed, and each one that is replaced has another.
-One more thread, `skyward-watch`, writes into the log what becomes of the nodes and has lost ones replaced.
+Each machine has a thread of its own until it is a node or has failed, and while it is away or is replaced.
+One more thread, `skyward-watch`, looks what becomes of the nodes: it has that written into the log (`node_log.py`),
+those that are away brought back (`returning.py`), and lost ones replaced.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import logging
 import threading
 import time
@@ -19,6 +18,9 @@ from ..hello import ClientHello
 from ..image import Image
 from ..providers import Cost, Machine, NodeRequest
 from .lifecycle import Lifecycle, Stage
+from .node_log import NodeLog
+from .node_state import Node, NodeState
+from .returning import Returning
 from .settings import Settings
 
 log = logging.getLogger("skyward_lite")
@@ -33,47 +35,6 @@ MAX_REASON = 16_000
 """Bytes of the reason why a node does not start."""
 MIN_RELEASE_SECONDS = 0.5
 """What the provider gets to release its machines, however long the steps of leaving before that took."""
-
-
-class NodeState(enum.StrEnum):
-    """The values of `Node.state`."""
-
-    CONNECTING = "connecting"
-    READY = "ready"
-    DRAINING = "draining"
-    LOST = "lost"
-    CLOSED = "closed"
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """What is known of a node: its name, its slots and its round-trip time in seconds.
-
-    `state` is one of "connecting", "ready", "draining", "lost" and "closed". A draining node will soon be gone: it ends
-    what it runs and takes nothing more. `reason` says why it is draining or lost; where those are the node's own words,
-    they can be shown on any terminal.
-    """
-
-    name: str
-    state: str
-    reason: str
-    slots: int
-    rtt: float | None
-    pid: int | None
-    since: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Status:
-    """How a pool stands: its nodes, the tasks that can run at once, those that have not ended, and what it costs.
-
-    `cost` is None where nodes cost nothing, or their price is not known.
-    """
-
-    nodes: list[Node]
-    slots: int
-    pending: int
-    cost: Cost | None
 
 
 class Nodes:
@@ -103,6 +64,8 @@ class Nodes:
         """Replacements that were asked for since the pool was started."""
         self._given_up: set[int] = set()
         """Numbers of the draining, lost and failed nodes for which it was decided whether they are replaced."""
+        self._returning = Returning(core, self._begin_session, self._start_thread, lifecycle)
+        self._log = NodeLog(core, settings.start_timeout)
 
     def start(self, image: Image, greet: Callable[[Machine], ClientHello]) -> Sequence[Machine]:
         """Start the machines, each of which becomes a node in its own time, and watch them from now on. Return them.
@@ -139,21 +102,21 @@ class Nodes:
         with self._lock:
             for machine in machines:
                 self.machines.append(machine)
-                number = self._core.add_node(machine.name)
+                number = self._core.add_node(machine.name, machine.returns)
                 self._start_thread(f"skyward-{machine.name}", self._bring_up, number, machine)
 
     def _start_thread(self, name: str, target: Callable[..., None], *args: object) -> None:
-        self._threads.append(threading.Thread(target=target, args=args, name=name, daemon=True))
-        self._threads[-1].start()
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        # Those that have ended need not be waited for.
+        self._threads[:] = [other for other in self._threads if other.is_alive()]
+        thread.start()
+        self._threads.append(thread)
 
     def _bring_up(self, number: int, machine: Machine) -> None:
         """Make a node of one machine. An error becomes the reason for which the node is left out."""
         core = self._core
         try:
-            opened = machine.open(core)
-            greeting = self._greet(machine)
-            bound, stripe = self._settings.start_timeout, opened.stripe
-            core.start_node(number, opened.connection, opened.command, greeting, bound, stripe)
+            self._begin_session(number, machine)
         except (NodeStartError, _core.CoreError, OSError) as error:
             core.fail_node(number, _core.printable(str(error), MAX_REASON))
         except BaseException as error:
@@ -161,6 +124,20 @@ class Nodes:
             # While the pool is being closed its machines may end as they are opened, so any exception is expected then.
             if self._lifecycle.stage is Stage.OPEN:
                 raise
+
+    def _begin_session(self, number: int, machine: Machine) -> None:
+        """Open a machine and begin a session with its agent. Raise `NodeStartError`, `CoreError` or `OSError`."""
+        opened = machine.open(self._core)
+        greeting = self._greet(machine)
+        self._core.start_node(
+            number,
+            opened.connection,
+            opened.command,
+            greeting,
+            self._settings.start_timeout,
+            stripe=opened.stripe,
+            again=opened.again,
+        )
 
     def await_ready(self) -> None:
         """Wait until the least number of nodes is ready.
@@ -173,7 +150,7 @@ class Nodes:
             with self._lock:
                 nodes, candidates = self.snapshot(), self._expected
                 for number, node in enumerate(nodes):
-                    starts = node.state in (NodeState.READY, NodeState.CONNECTING)
+                    starts = node.state in (NodeState.READY, NodeState.CONNECTING, NodeState.RECONNECTING)
                     # Until `_on_node_change` has decided otherwise, a failed machine may still be replaced.
                     candidates += starts or (self.machines[number].replaceable and number not in self._given_up)
             if sum(node.state == NodeState.READY for node in nodes) >= needed:
@@ -194,55 +171,45 @@ class Nodes:
         return sum(node.slots for node in self.snapshot() if node.state == NodeState.READY)
 
     def wanted_slots(self) -> int:
-        """Return the number of the ready nodes' slots, and of those that connecting nodes will probably have."""
+        """Return the number of the ready nodes' slots, and of those that other nodes will probably have.
+
+        Counted are nodes that are connecting, and those that are away and are expected back.
+        """
         nodes = self.snapshot()
         ready = [node.slots for node in nodes if node.state == NodeState.READY]
         usual = self._settings.worker.concurrency or max(ready, default=1)
-        connecting = [
-            machine.concurrency or usual
-            for machine, node in zip(self.machines, nodes, strict=False)
-            if node.state == NodeState.CONNECTING
-        ]
-        return sum(ready) + sum(connecting)
+        wanted = sum(ready)
+        for number, (machine, node) in enumerate(zip(self.machines, nodes, strict=False)):
+            if node.state == NodeState.CONNECTING or self._returning.is_expected(number, node.state, machine):
+                wanted += node.slots or machine.concurrency or usual
+        return wanted
 
     def cost(self) -> Cost | None:
         """Return what the machines cost; None if they cost nothing, or their price is not known."""
         return self._settings.provider.cost(self.machines)
 
     def _watch(self) -> None:
-        """Write into the log what becomes of the nodes, and have lost ones replaced, until the pool is closed."""
+        """Have all that is to be done for the nodes begun, and the log written, until the pool is closed."""
         before: dict[int, str] = {}
         while self._lifecycle.stage < Stage.RELEASING:
             nodes = self.snapshot()
             for number, node in enumerate(nodes):
                 old, before[number] = before.get(number, NodeState.CONNECTING), node.state
+                if node.state == old:
+                    continue
                 if old == NodeState.CONNECTING and node.slots and node.state != NodeState.READY:
                     # The node has greeted, so it was ready for a moment between two looks.
                     old = NodeState.READY
-                if node.state != old:
-                    if number < len(self.machines):
-                        self._on_node_change(number, old, node.state)
-                    self._log_change(number, node, old)
+                if number < len(self.machines):
+                    self._on_node_change(number, old, node.state)
+                self._log.changed(number, node, old)
+            with self._lock:
+                machines = [*self.machines]
+                if self._lifecycle.stage < Stage.RELEASING:
+                    self._returning.attend(nodes, machines)
+            self._log.waiting(nodes, [self._returning.why(number) for number in range(len(nodes))])
             self._core.wait_for_change([node.state for node in nodes], WATCH_MS)
-
-    def _log_change(self, number: int, node: Node, old: str) -> None:
-        if node.state == NodeState.READY:
-            log.info("node %s is ready with %d slots", node.name, node.slots)
-            differences = self._core.differences(number)
-            if differences:
-                log.warning(
-                    "node %s has another environment than this process: %s. What one version pickled may not work with "
-                    "another: Image(pip=[...]) says what a node is to have",
-                    *(node.name, "; ".join(differences)),
-                )
-        elif node.state == NodeState.DRAINING:
-            log.warning(
-                "node %s takes no more tasks, what it has not started runs elsewhere: %s", node.name, node.reason
-            )
-        elif node.state == NodeState.LOST and old == NodeState.CONNECTING:
-            log.warning("node %s is left out: %s", node.name, node.reason)
-        elif node.state == NodeState.LOST:
-            log.warning("node %s is lost, what it had not finished runs elsewhere: %s", node.name, node.reason)
+        self._returning.leave()
 
     def _on_node_change(self, number: int, old: str, new: str) -> None:
         """Have a machine that is draining or lost replaced and a lost one released, on a thread of its own."""

@@ -8,7 +8,7 @@
     inbox.py         takes the messages that tasks send home    lifecycle.py     how far the pool has come
 
 Threads of a pool: one for futures and one for each call of Parallel (`skyward-resolve-…`), one each for messages, for
-output and for watching the nodes, and one for each machine until it is a node.
+output and for watching the nodes, and one for each machine until it is a node, and while it is away.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from . import inbox, joblib_plugin, settings
 from .completions import Completions
 from .hello import Greeting, pickled_hooks
 from .lifecycle import Lifecycle, Stage
-from .nodes import Node, Nodes, Status
+from .node_state import Node, Status
+from .nodes import Nodes
 from .output import Printer
 from .settings import Worker
 from .tasks import Tasks
@@ -66,9 +67,11 @@ class ComputePool(Executor):
     hosts that exist already are used as they are.
     `worker`: how each node runs tasks. `image`: what its environment must have.
     `plugins`: `[plugins.joblib()]` by default.
-    `lease`: seconds for which a node goes on working without hearing from this process.
+    `lease`: seconds for which a node whose connection is cut goes on working, and keeps its tasks, until this process
+    has reached it again. Hours let a laptop sleep.
     `connect_timeout`: seconds for connection, key exchange and authentication of one node.
-    `start_timeout`: seconds until the least number of nodes must be ready.
+    `start_timeout`: seconds until the least number of nodes must be ready, and for which tasks wait for lost nodes that
+    may come back, if no other node can run them.
     `strict_env`: whether a node is left out that lacks a distribution of which this process has imported something, or
     has it in another version; otherwise that is a warning in the log.
 

@@ -27,11 +27,12 @@ LOCK_LIFETIME_SECONDS = 24 * 3600
 RECENT_SECONDS = 3600
 """An environment that was used within this time counts as in use: a running agent marks its own more often."""
 
-AGENT = ("-P", "-m", "skyward_lite.node.agent")
-"""The arguments with which an interpreter is the agent, but for the agent's own."""
+ATTACH = ("-P", "-m", "skyward_lite.node.attach")
+"""The arguments with which an interpreter hands its standard input and output to a node's agent, which it starts if
+there is none; but for the node's key, "new" or "again", and the agent's own arguments."""
 _HAND_OVER = (
     "import socket, sys; agent = socket.socket(socket.AF_UNIX); agent.connect(sys.argv[1]); "
-    'socket.send_fds(agent, [b"+"], [0, 1]); agent.recv(1)'
+    'socket.send_fds(agent, [b"+"], [0, 1]); list(iter(lambda: agent.recv(1), b""))'
 )
 STRIPE = ("-I", "-S", "-c", _HAND_OVER)
 """The arguments with which an interpreter hands its standard input and output to the agent, but for the path of the
@@ -125,18 +126,14 @@ def clean_script(seconds: int, *, dry_run: bool) -> bytes:
     return scripts.compose(scripts.read("clean.sh"), SECONDS=seconds, WHAT=what, **_limits(), **probe.places())
 
 
-def agent_command(python: str, arguments: str) -> str:
-    """Return the command that starts the agent with an environment's interpreter, for any login shell.
+def command(python: str, *arguments: str) -> str:
+    """Return the command that runs an environment's interpreter with these arguments, for any login shell.
 
     In an error only the part after " -- " is shown of it.
     """
-    return _command(python, *AGENT, *shlex.split(arguments))
-
-
-def stripe_command(python: str) -> str:
-    """Return the command that hands a further channel to the agent, but for the path of the agent's socket."""
-    return _command(python, *STRIPE)
-
-
-def _command(python: str, *arguments: str) -> str:
     return f"exec {scripts.command(scripts.read('agent.sh'), python, *arguments)}"
+
+
+def plain_command(python: str, *arguments: str) -> str:
+    """Return the command that runs an interpreter that is used as it is with these arguments."""
+    return f"exec {shlex.join([python, *arguments])}"

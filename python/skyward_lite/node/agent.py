@@ -106,7 +106,7 @@ def listen(fd: int, lock: int, directory: str, alive: str | None = None, spot: b
     signal.signal(signal.SIGHUP, lambda number, frame: None)
     _begin_duties(alive, spot)
     try:
-        _core.listen(spec(), fd=fd, directory=directory)  # type: ignore[attr-defined]
+        _core.listen(spec(), fd=fd, directory=directory)
     finally:
         if directories.is_there(directory, lock):
             directories.remove(directory)

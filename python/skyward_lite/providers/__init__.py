@@ -6,7 +6,12 @@ import abc
 import dataclasses
 
 from .. import _core
+from ..errors import NodeStartError
 from ..image import Image
+
+
+class MachineGoneError(NodeStartError):
+    """Raised when a machine is gone for good, so that nobody need try to connect to it again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +37,10 @@ class PreparedMachine:
 
     connection: _core.Connection
     command: str
-    """Starts the agent there."""
+    """Starts the agent there, for a new session."""
+    again: str | None = None
+    """Resumes a session that was cut, on a further connection to the machine; None if its agent ends with the
+    connection."""
     stripe: str | None = None
     """Hands a further channel to the agent there, with the path of the agent's socket as one more word.
 
@@ -59,6 +67,8 @@ class Machine(abc.ABC):
     before."""
     replaceable = False
     """Whether its provider can start another machine in its place."""
+    returns = False
+    """Whether it may be opened again after it was lost, and is the same node then."""
     shares_files = False
     """Whether it sees this machine's files, so that the client's import path is valid there."""
 
@@ -66,8 +76,16 @@ class Machine(abc.ABC):
     def open(self, core: _core.Core) -> PreparedMachine:
         """Connect, and prepare what the agent needs. Each machine has a thread for this, and may wait.
 
-        Raises `NodeStartError` or `CoreError`: then the pool does without this machine, and reports the reason.
+        Raises `NodeStartError` or `CoreError`: then the pool does without this machine, and reports the reason. A
+        machine that `returns` is opened once more each time that it was lost.
         """
+
+    def reconnect(self, core: _core.Core) -> _core.Connection:
+        """Connect once more to a machine whose connection was cut, and prepare nothing: its agent lives on.
+
+        Called if `PreparedMachine.again` is given. Raises `NodeStartError`; `MachineGoneError` if the machine is gone.
+        """
+        raise NotImplementedError
 
     def failed_transiently(self) -> bool:
         """Return whether it failed to start for a transient reason: then the pool replaces it.

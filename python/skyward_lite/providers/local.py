@@ -10,6 +10,7 @@ import pathlib
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 from .. import _core, checks, nesting
@@ -21,6 +22,8 @@ log = logging.getLogger("skyward_lite")
 
 CACHE_SHARE = 4
 """The nodes together use at most 1/4 of this machine's memory for data that tasks share, unless the user said more."""
+LOST_AGENT_SECONDS = 1.0
+"""What an agent whose session was lost gets to end by itself, before it is killed and another one is started."""
 EXIT_STATUS_SECONDS = 0.5
 """For how long `open` waits for the exit status of an agent that has hung up."""
 
@@ -69,8 +72,9 @@ class Local(Provider):
 
 
 class LocalMachine(Machine):
-    """An agent process of this machine, with the keys made for it."""
+    """An agent process of this machine, with the keys made for it; another one each time that it was lost."""
 
+    returns = True
     shares_files = True
     program: tuple[str, ...] = ("-m", "skyward_lite.node.agent")
     """The arguments with which the interpreter runs the agent."""
@@ -80,6 +84,14 @@ class LocalMachine(Machine):
         self.cache_bytes = cache_bytes
         self.timeout = timeout
         self.python = nesting.interpreter()
+        self._lock = threading.Lock()
+        """Guards the agent and its socket: the machine may be released while it is opened again."""
+        self._ending = False
+        """Set by `end`: no further agent is started."""
+        self._start_agent()
+
+    def _start_agent(self) -> None:
+        """Start an agent process, with keys of its own. Raises `NodeStartError`."""
         host_key, self.host_key = _core.generate_key()
         self.user_key, authorized_key = _core.generate_key()
         self.socket, theirs = socket.socketpair()
@@ -97,15 +109,23 @@ class LocalMachine(Machine):
         except OSError as error:
             self.socket.close()
             raise NodeStartError(f"sys.executable cannot be started as a node: {error}") from error
-        keys = {"host_key": host_key, "authorized_key": authorized_key, "timeout": timeout}
+        keys = {"host_key": host_key, "authorized_key": authorized_key, "timeout": self.timeout}
         with contextlib.suppress(BrokenPipeError):
             # An agent that has already ended is noticed by `open`.
             self.socket.sendall(json.dumps(keys).encode() + b"\n")
 
     def open(self, core: _core.Core) -> PreparedMachine:
+        with self._lock:
+            if self.socket.fileno() < 0:
+                # The node was lost. Its agent is to be gone before the node has another one.
+                if self._ending:
+                    raise NodeStartError("the pool is closed")
+                self._end_agent(LOST_AGENT_SECONDS)
+                self._start_agent()
+            endpoint = self.socket.detach()
         try:
             connection = core.connect(
-                endpoint=self.socket.detach(),
+                endpoint=endpoint,
                 user="local",
                 host_keys=[self.host_key],
                 revoked=[],
@@ -130,10 +150,15 @@ class LocalMachine(Machine):
 
     def end(self, deadline: float) -> None:
         """Wait until the agent has ended, and end it by force after the deadline."""
-        # If no session took the socket over, the agent still waits at its other end.
-        self.socket.close()
+        with self._lock:
+            self._ending = True
+            # If no session took the socket over, the agent still waits at its other end.
+            self.socket.close()
+            self._end_agent(deadline - time.monotonic())
+
+    def _end_agent(self, patience: float) -> None:
         try:
-            self.agent.wait(max(0.0, deadline - time.monotonic()))
+            self.agent.wait(max(0.0, patience))
         except subprocess.TimeoutExpired:
             # The workers notice that their agent has ended, and end too.
             os.killpg(self.agent.pid, signal.SIGKILL)

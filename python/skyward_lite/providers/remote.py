@@ -3,14 +3,15 @@
 open                       on the host's own thread
   connect                    the provider's: verify its key, prove who we are
   probe → build              the environment: found, or made once; or `python` verified as it is
-                           → the command that starts the agent
+                           → the commands that start the agent, and reach it again
+reconnect                  on a thread of its own, after a cut: connect, and nothing else
 """
 
 from __future__ import annotations
 
 import abc
 import logging
-import shlex
+import os
 import time
 
 from .. import _core, credentials
@@ -29,10 +30,12 @@ class RemoteMachine(Machine):
 
     prelude = b""
     """The head of a script that takes long."""
-    agent = "stdio"
-    """The agent's arguments, as words of a command."""
+    agent_options: tuple[str, ...] = ()
+    """The agent's own arguments."""
 
     def __init__(self, name: str, wanted: NodeRequest, python: str | None = None) -> None:
+        self.key = os.urandom(8).hex()
+        """Names this node's agent on the host: see `node/attach.py`."""
         self.name = name
         self.wanted = wanted
         self.python = python
@@ -49,12 +52,15 @@ class RemoteMachine(Machine):
         connection = self.connect(core)
         if self.python is None:
             python = self._environment(connection)
-            agent, stripe = build.agent_command(python, self.agent), build.stripe_command(python)
+            command = build.command
         else:
             python = self.verify_python(connection, self.python)
-            agent = f"exec {shlex.join([python, *build.AGENT])} {self.agent}"
-            stripe = f"exec {shlex.join([python, *build.STRIPE])}"
-        return PreparedMachine(connection, agent, stripe)
+            command = build.plain_command
+        new, again = (command(python, *build.ATTACH, self.key, how, *self.agent_options) for how in ("new", "again"))
+        return PreparedMachine(connection, new, again, command(python, *build.STRIPE))
+
+    def reconnect(self, core: _core.Core) -> _core.Connection:
+        return self.connect(core)
 
     def run_script(self, connection: _core.Connection, script: bytes, bound: float) -> scripts.ScriptResult:
         """Run one of our scripts, for `bound` seconds at most; the image's secrets are masked in what it printed."""

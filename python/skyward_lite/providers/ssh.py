@@ -111,12 +111,16 @@ class SSH(Provider):
 class SSHMachine(RemoteMachine):
     """A host, on its way to being a node."""
 
+    returns = True
+
     def __init__(self, host: Host, provider: SSH, wanted: NodeRequest) -> None:
         super().__init__(host.address, wanted, host.python or provider.python)
         self.concurrency = host.concurrency
         self.accept_new = provider.accept_new
         self.config = provider.config
         self.proxy: subprocess.Popen[bytes] | None = None
+        self._configuration_logged = False
+        """Whether the log has what is to be said of the host's configuration: not for each connection anew."""
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `end`)
         """Receives what the proxy command prints."""
 
@@ -124,10 +128,12 @@ class SSHMachine(RemoteMachine):
 
     def connect(self, core: _core.Core) -> _core.Connection:
         config = openssh.resolve(openssh.parse(self.name), self.config)
-        if config.unsupported:
-            log.info("%s: ssh's options %s are set and not applied", self.name, ", ".join(config.unsupported))
-        for sentence in openssh.warnings_of(config, self.name):
-            log.warning("%s", sentence)
+        if not self._configuration_logged:
+            self._configuration_logged = True
+            if config.unsupported:
+                log.info("%s: ssh's options %s are set and not applied", self.name, ", ".join(config.unsupported))
+            for sentence in openssh.warnings_of(config, self.name):
+                log.warning("%s", sentence)
         return self.connect_to(core, config)
 
     def connect_to(self, core: _core.Core, config: Config) -> _core.Connection:

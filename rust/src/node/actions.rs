@@ -21,10 +21,10 @@ pub enum Input<'a> {
     Exited(PeerId, Exit),
     /// The time has gone on by one [`TICK`](crate::node::state::TICK).
     Tick {
-        /// How long the machine was suspended since the session began. Its [`Instant`](std::time::Instant)s leave it out.
-        suspended: Duration,
         /// The process that started the agent is gone.
         orphaned: bool,
+        /// How long the machine was suspended since the agent began. The clock of the other times stood still meanwhile.
+        slept: Duration,
         /// Returns which tasks a worker runs, and for how long. Asked only if tasks have a time limit.
         running: &'a dyn Fn(PeerId) -> Vec<(Attempt, Duration)>,
     },

@@ -20,7 +20,7 @@ use crate::node::arrivals::{Arrivals, Streams};
 use crate::node::blob_files::{BlobFiles, Progress};
 pub use crate::node::greeting::AgentSpec;
 use crate::node::greeting::cores;
-use crate::node::lease::Clock;
+use crate::node::lease::BootTime;
 use crate::node::limits::raise_open_files;
 use crate::node::process_group::{adopt_orphans, end_adopted};
 use crate::node::session::Session;
@@ -49,8 +49,9 @@ struct Inner {
 }
 
 pub(super) struct Agent {
-    /// Counts from the beginning of its session.
-    clock: Clock,
+    /// When its session began, by either clock.
+    begun: Instant,
+    booted: BootTime,
     /// To the client.
     link: Arc<FrameSender>,
     inner: Mutex<Inner>,
@@ -126,13 +127,13 @@ impl Agent {
             task_timeout: client.worker.task_timeout_ms.map(Duration::from_millis),
             unwind: client.worker.unwind,
         };
-        let clock = Clock::begin();
-        let state = State::new(settings, clock.begun(), Duration::from_millis(client.lease_ms));
+        let begun = Instant::now();
+        let state = State::new(settings, begun, Duration::from_millis(client.lease_ms));
         let greeting = WorkerHello { node: client.node, slots, lease_ms: client.lease_ms, work: client.worker };
         let supervisor = Supervisor::new(spec.worker, greeting, (cores / tasks).max(1), Arc::clone(&link));
         let inner =
             Mutex::new(Inner { state, supervisor, blobs: BlobFiles::default(), actions: Vec::new(), stop: None });
-        Self { clock, link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
+        Self { begun, booted: BootTime::now(), link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
     }
 
     /// Hand the decider what happened, and carry out what it decides.
@@ -190,7 +191,7 @@ impl Agent {
 
     /// Return this agent's time in microseconds, more than 0: what its heartbeats tell the client.
     pub(super) fn clock(&self) -> u64 {
-        u64::try_from(self.clock.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+        u64::try_from(BootTime::now().since(self.booted).as_micros()).unwrap_or(u64::MAX).max(1)
     }
 
     /// `parent`: the process that started the agent, if its end is the agent's.
@@ -200,8 +201,8 @@ impl Agent {
         let mut inner = lock(&self.inner);
         let Inner { state, supervisor, actions, .. } = &mut *inner;
         let running = |worker| supervisor.running(worker);
-        let suspended = self.clock.suspended();
-        state.handle(Input::Tick { suspended, orphaned, running: &running }, Instant::now(), actions);
+        let slept = BootTime::now().since(self.booted).saturating_sub(self.begun.elapsed());
+        state.handle(Input::Tick { orphaned, slept, running: &running }, Instant::now(), actions);
         self.carry_out(&mut inner);
     }
 

@@ -42,9 +42,9 @@ pub struct State {
     workers: Workers,
     /// When the session began, from which on the agent's time counts that its heartbeats tell.
     begun: Instant,
-    /// How long the machine was suspended since, as the last tick said. The agent's time counts this, too.
-    suspended: Duration,
-    /// The agent ends at this time of its own. The client's heartbeats put it off.
+    /// How long the machine was suspended since. Set with each tick.
+    slept: Duration,
+    /// The agent ends so long after the session's begin. The client's heartbeats put it off.
     lease: Duration,
     /// The client was told that all workers are ready.
     announced: bool,
@@ -62,7 +62,7 @@ impl State {
             workers: Workers::new(settings.slots, settings.cores),
             settings,
             tasks: Tasks::default(),
-            suspended: Duration::ZERO,
+            slept: Duration::ZERO,
             lease,
             announced: false,
             draining: false,
@@ -85,8 +85,8 @@ impl State {
                 }
             }
             Input::Exited(worker, exit) => self.on_exit(worker, &exit, now, out),
-            Input::Tick { suspended, orphaned, running } => {
-                self.suspended = self.suspended.max(suspended);
+            Input::Tick { orphaned, slept, running } => {
+                self.slept = slept;
                 self.on_tick(orphaned, running, now, out);
             }
             Input::BlobComplete(number) => self.tasks.blob_is_complete(number),
@@ -143,15 +143,15 @@ impl State {
         (self.tasks.len(), self.tasks.results.backlog())
     }
 
+    /// Return the agent's time since the session's begin, which goes on while the machine is suspended.
+    fn clock(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.begun) + self.slept
+    }
+
     /// Return how long the lease goes on; nothing if it is over.
     #[must_use]
     pub fn lease_left(&self, now: Instant) -> Duration {
-        self.lease.saturating_sub(self.time(now))
-    }
-
-    /// Return the agent's time, which goes on while the machine is suspended.
-    fn time(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.begun) + self.suspended
+        self.lease.saturating_sub(self.clock(now))
     }
 
     fn stop(&mut self, why: String, out: &mut Vec<Action>) {
@@ -193,7 +193,8 @@ impl State {
             Control::Heartbeat { nonce, lease_ms, echo } => {
                 // From the agent's own heartbeat on, that the client has heard last: so the client, which counts from the
                 // moment on when it heard that, does not take the lease for over before the agent does.
-                let heard = Duration::from_micros(echo).min(self.time(now));
+                let clock = self.clock(now);
+                let heard = Duration::from_micros(echo).min(clock);
                 self.lease = self.lease.max(heard.saturating_add(Duration::from_millis(lease_ms)));
                 out.push(Action::Reply(Control::Pulse { nonce }));
                 let lease_ms = u64::try_from(self.lease_left(now).as_millis()).unwrap_or(u64::MAX);

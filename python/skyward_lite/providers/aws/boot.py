@@ -13,7 +13,6 @@ read it. So the host key in it serves for the first connection only, over which 
 from __future__ import annotations
 
 import json
-import shlex
 
 from ...environment import scripts
 
@@ -67,9 +66,9 @@ def user_data(host_key: tuple[str, str], user_key: str, ttl: float, orphan_timeo
     return f"#cloud-config\n{json.dumps(config, indent=1)}\n"
 
 
-def agent_arguments(spot: bool) -> str:
+def agent_options(spot: bool) -> tuple[str, ...]:
     """Return the arguments with which the agent gives the guard signs of life, and looks for spot's notice."""
-    return f"stdio --alive {shlex.quote(DIRECTORY)}/alive{' --spot' if spot else ''}"
+    return ("--alive", f"{DIRECTORY}/alive", *(["--spot"] if spot else []))
 
 
 def sign_of_life(directory: str = DIRECTORY) -> bytes:

@@ -19,7 +19,7 @@ from ..._version import PYTHON
 from ...backoff import Backoff
 from ...environment import probe
 from ...errors import NodeStartError
-from .. import Machine, NodeRequest, PreparedMachine
+from .. import Machine, MachineGoneError, NodeRequest, PreparedMachine
 from ..remote import RemoteMachine
 from . import boot
 from .run import Launched, Run
@@ -60,7 +60,9 @@ class Instance(RemoteMachine):
         self.launch_another = launch_another
         """Launches one more instance of the run, and appends it to the given list."""
         self.prelude = boot.sign_of_life()
-        self.agent = boot.agent_arguments(launched.offer.spot)
+        self.agent_options = boot.agent_options(launched.offer.spot)
+        self.address = ""
+        """Where its SSH server is; set when it has let us in."""
         self.boot_timed_out = False
         """Set when the instance did not let us in within `boot_timeout`."""
 
@@ -135,8 +137,18 @@ class Instance(RemoteMachine):
             raise NodeStartError(f"it could not make its own host key: status {status}: {printed}")
         self.host_key = keys[0]
         del first
+        self.address = address
         # As after the boot, the server's listener may not be there yet: it has been restarted.
         return self._enter(core, address, self.host_key, deadline)
+
+    def reconnect(self, core: _core.Core) -> _core.Connection:
+        why = self._why_ended()
+        if why or self.launched.ended is not None:
+            raise MachineGoneError(f"EC2 has ended it: {why or 'no reason'}")
+        try:
+            return self._try_to_enter(core, self.address, self.host_key, self.wanted.connect_timeout)
+        except _core.CoreError as error:
+            raise NodeStartError(str(error)) from error
 
     def _enter(self, core: _core.Core, address: str, host_key: str, deadline: float) -> _core.Connection:
         """Connect as soon as the instance's SSH server lets us in. A wrong host key is never tried again."""
@@ -145,15 +157,8 @@ class Instance(RemoteMachine):
         backoff = Backoff(first, longest=longest, deadline=deadline, sleep=self._wait)
         while True:
             try:
-                return core.connect(
-                    endpoint=(address, boot.SSH_PORT),
-                    user=boot.USER,
-                    host_keys=[host_key],
-                    revoked=[],
-                    accept_new=False,
-                    identities=[self.run.user_key],
-                    timeout=max(1.0, min(self.wanted.connect_timeout, deadline - time.monotonic())),
-                )
+                bound = max(1.0, min(self.wanted.connect_timeout, deadline - time.monotonic()))
+                return self._try_to_enter(core, address, host_key, bound)
             except _core.HostKeyError as error:
                 raise NodeStartError(
                     f"{error}: somebody may be between here and {address}; the instance is ended"
@@ -172,6 +177,17 @@ class Instance(RemoteMachine):
                         f"it did not let us in within {self.run.settings.boot_timeout:.0f} s of its launch: "
                         f"{error}. Does its security group allow SSH from here, and has its subnet a way out?"
                     ) from error
+
+    def _try_to_enter(self, core: _core.Core, address: str, host_key: str, bound: float) -> _core.Connection:
+        return core.connect(
+            endpoint=(address, boot.SSH_PORT),
+            user=boot.USER,
+            host_keys=[host_key],
+            revoked=[],
+            accept_new=False,
+            identities=[self.run.user_key],
+            timeout=bound,
+        )
 
     # ------------------------------------------------------------------------------------------------ environment
 

@@ -230,7 +230,8 @@ impl Agent {
                     }
                     Action::DropBlob(blob) => blobs.forget(blob),
                     Action::Start(worker) => {
-                        let started = supervisor.start(worker, Arc::clone(self));
+                        let lease = state.lease_left(Instant::now());
+                        let started = supervisor.start(worker, lease, Arc::clone(self));
                         failed.extend(started.err().map(|why| (worker, why.to_string())));
                     }
                     Action::Kill(worker) => {

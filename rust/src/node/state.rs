@@ -148,6 +148,12 @@ impl State {
         now.saturating_duration_since(self.begun) + self.slept
     }
 
+    /// Return how long the lease goes on; nothing if it is over.
+    #[must_use]
+    pub fn lease_left(&self, now: Instant) -> Duration {
+        self.lease.saturating_sub(self.clock(now))
+    }
+
     fn stop(&mut self, why: String, out: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.stopping, true) {
             out.push(Action::Stop(why));
@@ -191,8 +197,7 @@ impl State {
                 let heard = Duration::from_micros(echo).min(clock);
                 self.lease = self.lease.max(heard.saturating_add(Duration::from_millis(lease_ms)));
                 out.push(Action::Reply(Control::Pulse { nonce }));
-                let left = self.lease.saturating_sub(clock).as_millis();
-                let lease_ms = u64::try_from(left).unwrap_or(u64::MAX);
+                let lease_ms = u64::try_from(self.lease_left(now).as_millis()).unwrap_or(u64::MAX);
                 let heartbeat = Control::Heartbeat { nonce, lease_ms, echo: 0 };
                 out.extend(self.workers.iter().map(|(worker, _)| Action::Tell(worker, heartbeat.clone())));
             }
@@ -323,7 +328,7 @@ impl State {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        if self.lease <= self.clock(now) {
+        if self.lease_left(now).is_zero() {
             self.stop("the lease is over: nothing was heard from the client".to_owned(), out);
         }
         if orphaned {

@@ -95,8 +95,8 @@ impl Supervisor {
         Self { command, greeting, threads, client, processes: HashMap::new(), oom: OomCounter::new() }
     }
 
-    /// Start a worker, whose observer hears what becomes of it.
-    pub fn start<O: Observer>(&mut self, id: PeerId, observer: Arc<O>) -> Result<(), AgentError> {
+    /// Start a worker, which may go on for `lease` if it hears nothing, and whose observer hears what becomes of it.
+    pub fn start<O: Observer>(&mut self, id: PeerId, lease: Duration, observer: Arc<O>) -> Result<(), AgentError> {
         let (ours, theirs) = StdUnixStream::pair().map_err(AgentError::Spawn)?;
         let table = SlotTable::new().map_err(AgentError::Spawn)?;
         table.send(&ours).map_err(AgentError::Spawn)?;
@@ -123,6 +123,9 @@ impl Supervisor {
         let descriptors = Arc::<Outgoing<SharedFile>>::default();
         let greeting = hello(&self.greeting)?;
         link.send(|o| o.control(greeting));
+        // The hello has a whole lease, of which a part may be over.
+        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+        link.send(|o| o.control(Control::Heartbeat { nonce: 0, lease_ms, echo: 0 }));
         let stderr_tail = Arc::<Mutex<Vec<u8>>>::default();
         let mut forwarding = JoinSet::new();
         if let Some(stdout) = child.stdout.take() {

@@ -20,8 +20,8 @@ mod support;
 use support::{agent_hello, client_hello};
 
 use Step::{
-    Abort, Cancel, CancelAndWait, Close, Connect, Crashed, Drain, Dropped, Expect, GivenBack, Join, Lost, Ready,
-    Refused, Returned, Submit, SubmitTo, Tick,
+    Abort, Again, Away, Back, Cancel, CancelAndWait, Close, Connect, Crashed, Drain, Dropped, Expect, GiveUp,
+    GivenBack, Join, JoinReturning, Lost, Ready, Refused, Returned, Submit, SubmitTo, Tick,
 };
 
 /// What happens. A node's answers are about the attempt that it was sent last.
@@ -46,6 +46,13 @@ enum Step {
     Dropped(PeerId, u64),
     Drain(PeerId),
     Lost(PeerId),
+    /// A node joins that will come back when it is lost; it does so, with so many slots; it will not.
+    JoinReturning(usize),
+    Again(PeerId, usize),
+    GiveUp(PeerId),
+    /// The connection to the node is lost; the session goes on.
+    Away(PeerId),
+    Back(PeerId),
     Expect(usize),
     Tick,
     Close,
@@ -101,12 +108,30 @@ impl Client {
                 dispatch.abort(task, &mut out);
                 None
             }
-            Connect(slots) | Join(slots) => {
-                let node = dispatch.add_node(format!("n{}", dispatch.nodes().count()), false, Instant::now());
-                assert!(dispatch.begin(node, Instant::now()));
+            Connect(slots) | Join(slots) | JoinReturning(slots) => {
+                let returns = matches!(step, JoinReturning(_));
+                let node = dispatch.add_node(format!("n{}", dispatch.nodes().count()), returns, now);
+                assert!(dispatch.begin(node, now));
                 dispatch.greeted(node, &client_hello(slots, true), agent_hello(), now);
                 let ready = Event::Control(Control::Ready { slots: slots as u64 });
-                matches!(step, Join(_)).then_some((node, ready))
+                (!matches!(step, Connect(_))).then_some((node, ready))
+            }
+            Again(node, slots) => {
+                assert!(dispatch.begin(node, now));
+                dispatch.greeted(node, &client_hello(slots, true), agent_hello(), now);
+                Some((node, Event::Control(Control::Ready { slots: slots as u64 })))
+            }
+            Away(node) => {
+                dispatch.away(node, &SessionError::Silent(10), now, &mut out);
+                None
+            }
+            Back(node) => {
+                dispatch.back(node, now, &mut out);
+                None
+            }
+            GiveUp(node) => {
+                dispatch.give_up(node, now, &mut out);
+                None
             }
             Ready(node, slots) => Some((node, Event::Control(Control::Ready { slots: slots as u64 }))),
             GivenBack(node, task) => Some((node, Event::Control(Control::GivenBack(attempt(node, task))))),
@@ -128,7 +153,7 @@ impl Client {
                 None
             }
             Close => {
-                dispatch.close(Instant::now(), &mut out);
+                dispatch.close(now, &mut out);
                 None
             }
         };
@@ -377,6 +402,136 @@ fn a_replacement_is_waited_for() {
     client.now = begin + Timing::DEFAULT.replacement;
     client.check(&[(Tick, "1 ends: node lost"), (Submit(2), "2 ends: node lost")]);
     client.check(&[(Join(1), "notify"), (Submit(3), "send 3 to 1, wake 1")]);
+}
+
+/// A node whose connection is lost keeps its tasks and gets no others; it takes requests, which reach it later. When it is back all
+/// goes on. Tasks wait for it, if it is the only one.
+#[test]
+fn an_absent_node_keeps_its_tasks() {
+    let mut client = Client::new(&[1, 1]);
+    client.check(&[
+        (Submit(1), "send 1 to 0, wake 0"),
+        (Submit(2), "send 2 to 1, wake 1"),
+        (Submit(3), "send 3 to 0, wake 0"),
+        (Away(0), "notify"),
+        (Submit(4), "send 4 to 1, wake 1"),
+        (Submit(5), ""),
+        (SubmitTo(0, 6), "send 6 to 0, wake 0"),
+        (Cancel(3), "cancel 3 at 0, wake 0"),
+        (Returned(1, 2), "2 ends: returned by 1, send 5 to 1, wake 1"),
+        (Returned(1, 4), "4 ends: returned by 1"),
+        // The other one is idle but for one task, and steals nothing from a node that does not hear it.
+        (Returned(1, 5), "5 ends: returned by 1"),
+        (Tick, ""),
+        (Away(1), "notify"),
+        (Submit(7), ""),
+        (Tick, ""),
+    ]);
+    let named = |client: &Client, node| client.dispatch.node(node).unwrap().state.name();
+    assert_eq!(named(&client, 0), "reconnecting");
+    client.check(&[(Back(0), "notify")]);
+    assert_eq!(named(&client, 0), "ready");
+    client.check(&[
+        (Returned(0, 1), "1 ends: returned by 0"),
+        (Dropped(0, 3), "3 ends: cancelled by 0, send 7 to 0, wake 0"),
+        (Lost(1), "leave 1, wake 1, notify"),
+    ]);
+    // A node that will soon be gone still will when it is back; its loss while it is away is not held against its tasks.
+    let mut client = Client::new(&[1]);
+    client.check(&[
+        (Submit(1), "send 1 to 0, wake 0"),
+        (Drain(0), "recall 1 from 0, wake 0, notify"),
+        (Away(0), "notify"),
+    ]);
+    client.check(&[(Back(0), "notify")]);
+    assert_eq!(named(&client, 0), "draining");
+    client.check(&[
+        (Away(0), "notify"),
+        (Join(1), "notify"),
+        (Lost(0), "leave 0, send 1 to 1, wake 0, wake 1, notify"),
+    ]);
+}
+
+/// A node is given up no earlier than its lease and the grace after its last heartbeat came. What it sent otherwise tells nothing
+/// of its lease, nor does a heartbeat that is older than the last one.
+#[test]
+fn a_lease_counts_from_the_heartbeat_that_was_heard() {
+    let mut client = Client::new(&[1]);
+    let lease = Duration::from_secs(60) + Timing::DEFAULT.lease_grace;
+    assert_eq!(client.dispatch.lease(0, client.now), (client.start + lease, 0));
+    let stamp = |nonce| vec![Event::Control(Control::Heartbeat { nonce, lease_ms: 0, echo: 0 })];
+    client.now += Duration::from_secs(7);
+    client.received(0, stamp(5_000_000)).1.unwrap();
+    let heard = client.now;
+    client.now += Duration::from_secs(2);
+    client.received(0, stamp(4_000_000)).1.unwrap();
+    client.received(0, vec![Event::Control(Control::Output { stream: 1, text: Bytes::from_static(b"x") })]).1.unwrap();
+    assert_eq!(client.dispatch.lease(0, client.now), (heard + lease, 2));
+    let mut out = Vec::new();
+    client.dispatch.beat(0, false, 0, client.now, &mut out).unwrap();
+    let echoes = |action: &Action| matches!(action, Action::Tell(0, Control::Heartbeat { echo: 5_000_000, .. }));
+    assert!(out.iter().any(echoes), "{out:?}");
+}
+
+/// Tasks wait for a lost node that will come back, for as long as nodes have to start; also while it fails to. Its record begins
+/// anew, and what is left of its last session means nothing in this one.
+#[test]
+fn a_lost_node_comes_back() {
+    let mut client = Client::new(&[]);
+    client.check(&[
+        (JoinReturning(1), "notify"),
+        (Submit(1), "send 1 to 0, wake 0"),
+        (Lost(0), "leave 0, wake 0, notify"),
+        (Submit(2), ""),
+    ]);
+    let begun = client.now;
+    client.now = begun + Timing::DEFAULT.replacement.mul_f64(0.5);
+    // It comes, and is gone before its workers are ready.
+    assert!(client.dispatch.begin(0, client.now));
+    client.check(&[(Lost(0), "leave 0, wake 0, notify")]);
+    client.now = begun + Timing::DEFAULT.replacement.mul_f64(0.99);
+    client.check(&[(Tick, ""), (Again(0, 1), "send 1.1 to 0, send 2 to 0, wake 0, notify")]);
+    client.check(&[(Returned(0, 1), "1.1 ends: returned by 0"), (Lost(0), "leave 0, wake 0, notify")]);
+    client.now += Timing::DEFAULT.replacement;
+    client.check(&[(Tick, "2.1 ends: node lost"), (Submit(3), "3 ends: node lost")]);
+    client.check(&[(Again(0, 1), "notify"), (Submit(4), "send 4 to 0, wake 0"), (Lost(0), "leave 0, wake 0, notify")]);
+    client.check(&[(GiveUp(0), "4.1 ends: node lost")]);
+    assert!(!client.dispatch.begin(0, client.now));
+
+    // A node that never was ready is not waited for, unless its connection was cut.
+    let mut client = Client::new(&[]);
+    for (end, waits) in [
+        (NodeError::Other("no Python".to_owned()), false),
+        (SessionError::Ended(String::new()).into(), true),
+        (SessionError::Goodbye("no".to_owned()).into(), false),
+    ] {
+        let node = client.dispatch.add_node("n".to_owned(), true, client.now);
+        client.dispatch.begin(node, client.now);
+        client.dispatch.lost(node, Err(end), client.now, &mut Vec::new());
+        assert_eq!(client.dispatch.node(node).unwrap().returns, waits);
+    }
+}
+
+/// The answer to a note of a session that is over does not reach the node's next one.
+#[test]
+fn an_answer_goes_to_the_session_of_its_note() {
+    let mut client = Client::new(&[]);
+    client.step(JoinReturning(1));
+    let note = || Event::Message(Body::Note, message(first(9), Outcome::Returned));
+    let sender = |client: &mut Client| {
+        let (mut events, mut out) = (vec![note()], Vec::new());
+        client.dispatch.received(0, &mut events, client.now, &mut out).unwrap();
+        out.into_iter().find_map(|action| if let Action::Note(from, _) = action { Some(from) } else { None }).unwrap()
+    };
+    let before = sender(&mut client);
+    client.step(Lost(0));
+    client.step(Again(0, 1));
+    let after = sender(&mut client);
+    let mut out = Vec::new();
+    client.dispatch.answer_note(before, 9, Bytes::new(), &mut out);
+    assert_eq!(out, []);
+    client.dispatch.answer_note(after, 9, Bytes::new(), &mut out);
+    assert_eq!(out.len(), 2, "{out:?}");
 }
 
 /// A task is tried again on another node when its node is lost, as often as it has attempts.

@@ -1,7 +1,7 @@
 //! Which command lines are those of resource trackers. What becomes of the processes is in `tests/test_trackers.py`.
 
 use proptest::prelude::*;
-use skyward_lite::node::process_group::tracks;
+use skyward_lite::node::processes::tracks;
 
 fn line(arguments: &[&str]) -> String {
     arguments.iter().flat_map(|argument| [*argument, "\0"]).collect()

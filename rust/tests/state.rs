@@ -149,7 +149,7 @@ impl Node {
             1 => running.iter().map(|(task, age)| (id(*task), *age)).collect(),
             _ => Vec::new(),
         };
-        self.handle(Input::Tick { orphaned: false, running: &table })
+        self.handle(Input::Tick { orphaned: false, slept: Duration::ZERO, running: &table })
     }
 
     fn acknowledge(&mut self, tasks: &[u64]) -> Vec<Action> {
@@ -675,8 +675,14 @@ fn the_lease_is_the_clients() {
     assert_eq!(stops(node.tick_after(TICK)), [Action::Stop(why)]);
     assert_eq!(stops(node.tick_after(TICK)), []);
 
+    // The lease goes on while the machine sleeps.
     let mut node = Node::ready(settings(1, 1));
-    let actions = node.handle(Input::Tick { orphaned: true, running: &|_| Vec::new() });
+    let wake = |slept| Input::Tick { orphaned: false, slept, running: &|_| Vec::new() };
+    assert_eq!(stops(node.handle(wake(LEASE - TICK))), []);
+    assert_eq!(stops(node.handle(wake(LEASE))).len(), 1);
+
+    let mut node = Node::ready(settings(1, 1));
+    let actions = node.handle(Input::Tick { orphaned: true, slept: Duration::ZERO, running: &|_| Vec::new() });
     assert_eq!(actions, [Action::Stop("the process that started the agent is gone".to_owned())]);
     assert_eq!(node.ask(Control::Goodbye(Bytes::new())), []);
     let mut node = Node::ready(settings(1, 1));
@@ -1164,7 +1170,11 @@ impl World {
             process.running.iter().map(|(task, since)| (id(*task), now.saturating_duration_since(*since))).collect()
         };
         let mut actions = Vec::new();
-        self.node.state.handle(Input::Tick { orphaned: false, running: &running }, now, &mut actions);
+        self.node.state.handle(
+            Input::Tick { orphaned: false, slept: Duration::ZERO, running: &running },
+            now,
+            &mut actions,
+        );
         assert!(self.node.state.is_consistent(), "{:#?}", self.node.state);
         self.obey(actions);
     }

@@ -40,6 +40,19 @@ def parent(pid: int) -> int:
         return 0
 
 
+def children(pid: int) -> dict[int, str]:
+    """Return the children of a process, adopted ones included: process id → name, or Z if it has ended."""
+    found = {}
+    for directory in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            for child in (directory / "children").read_text().split():
+                name, _, rest = Path(f"/proc/{child}/stat").read_text().partition("(")[2].rpartition(") ")
+                found[int(child)] = "Z" if rest.startswith("Z") else name
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
 def has_ended(pid: int) -> bool:
     """Return whether a process has ended, reaped or not."""
     try:
@@ -81,11 +94,11 @@ def refusal_in_a_fork(use: Callable[[], object]) -> str:
 CLIENT = """
 import sys, time, operator, subprocess, skyward_lite as sky
 def spawn():
-    # A grandchild in the worker's group. It has its command line once it prints; Popen returns earlier.
-    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)", "skyward_lite.grandchild"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    process.stdout.readline()
-    return process.pid
+    # A daemon: it has left the worker's group and session, and its parent has ended.
+    code = "import os, time"
+    code += "\\nfor leave in (os.setsid, lambda: None): os.fork() and os._exit(0); leave()"
+    code += "\\nprint(os.getpid(), flush=True); os.closerange(0, 99); time.sleep(300)"
+    return int(subprocess.check_output([sys.executable, "-c", code, "skyward_lite.grandchild"]))
 pool = sky.pool(lease={lease}, worker=sky.Worker(concurrency=2), plugins=[]).__enter__()
 print(pool.nodes()[0].pid, pool.submit(spawn).result(), flush=True)
 pool.submit(time.sleep, 300)
@@ -94,7 +107,7 @@ time.sleep(300)
 
 
 def client_with_a_grandchild(directory: Path, lease: float) -> tuple[subprocess.Popen[str], int, int]:
-    """Start a client with a pool, a task and a grandchild. Return it, and the ids of its agent and the grandchild."""
+    """Start a client with a pool, a task and a daemon of it. Return it, and the ids of its agent and the daemon."""
     script = directory / "client.py"
     script.write_text(CLIENT.format(lease=lease))
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)

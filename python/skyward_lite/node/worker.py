@@ -9,7 +9,6 @@ is not done after 2 s (`worker_exit` in timing.rs), so that no step here needs a
 
 from __future__ import annotations
 
-import atexit
 import base64
 import contextlib
 import ctypes
@@ -96,23 +95,10 @@ def prepare_process() -> int:
 
 
 def prepare_exit() -> None:
-    """Prepare the end of this process. Called before the first task, after the imports that come before it.
-
-    Processes that tasks start in process groups of their own are killed at exit, after everything that tasks have
-    registered with `atexit`. The agent could not do it: once this process has ended, nothing leads to them.
-    """
+    """Prepare the end of this process. Called before the first task, after the imports that come before it."""
     # The modules that are imported by now are never garbage. Each of the interpreter's last collections would look
     # through them all the same, which takes 90 ms with scikit-learn.
     gc.freeze()
-    worker = os.getpid()
-
-    def end_escaped() -> None:
-        # A child that a task forked has the same list of callbacks.
-        if os.getpid() == worker:
-            _core.WorkerRuntime.end_escaped()
-
-    # The first to be registered is the last to be called.
-    atexit.register(end_escaped)
 
 
 def run_slots(worker: _core.WorkerRuntime, loops: Sequence[Callable[[], None]]) -> None:

@@ -23,6 +23,8 @@ pub enum Input<'a> {
     Tick {
         /// The process that started the agent is gone.
         orphaned: bool,
+        /// How long the machine was suspended since the agent began. The clock of the other times stood still meanwhile.
+        slept: Duration,
         /// Returns which tasks a worker runs, and for how long. Asked only if tasks have a time limit.
         running: &'a dyn Fn(PeerId) -> Vec<(Attempt, Duration)>,
     },

@@ -20,7 +20,9 @@ use crate::node::arrivals::{Arrivals, Streams};
 use crate::node::blob_files::{BlobFiles, Progress};
 pub use crate::node::greeting::AgentSpec;
 use crate::node::greeting::cores;
+use crate::node::lease::BootTime;
 use crate::node::limits::raise_open_files;
+use crate::node::process_group::{adopt_orphans, end_adopted};
 use crate::node::session::Session;
 use crate::node::state::{Settings, State};
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
@@ -47,8 +49,9 @@ struct Inner {
 }
 
 pub(super) struct Agent {
-    /// When its session began.
+    /// When its session began, by either clock.
     begun: Instant,
+    booted: BootTime,
     /// To the client.
     link: Arc<FrameSender>,
     inner: Mutex<Inner>,
@@ -70,6 +73,7 @@ pub async fn run(
     spec: AgentSpec,
 ) -> Result<(), AgentError> {
     raise_open_files();
+    adopt_orphans();
     let mut events = Vec::new();
     let (mut session, client) = Session::open(arrivals, first, socket, &spec, &mut events).await?;
     let agent = Arc::new(Agent::new(client, spec, Arc::clone(session.link())));
@@ -129,7 +133,7 @@ impl Agent {
         let supervisor = Supervisor::new(spec.worker, greeting, (cores / tasks).max(1), Arc::clone(&link));
         let inner =
             Mutex::new(Inner { state, supervisor, blobs: BlobFiles::default(), actions: Vec::new(), stop: None });
-        Self { begun, link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
+        Self { begun, booted: BootTime::now(), link, inner, backlog_drained: Notify::new(), stopped: Notify::new() }
     }
 
     /// Hand the decider what happened, and carry out what it decides.
@@ -187,16 +191,18 @@ impl Agent {
 
     /// Return this agent's time in microseconds, more than 0: what its heartbeats tell the client.
     pub(super) fn clock(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+        u64::try_from(BootTime::now().since(self.booted).as_micros()).unwrap_or(u64::MAX).max(1)
     }
 
     /// `parent`: the process that started the agent, if its end is the agent's.
     pub(super) fn on_tick(self: &Arc<Self>, parent: Option<Option<Pid>>) {
+        end_adopted(false);
         let orphaned = parent.is_some_and(|parent| rustix::process::getppid() != parent);
         let mut inner = lock(&self.inner);
         let Inner { state, supervisor, actions, .. } = &mut *inner;
         let running = |worker| supervisor.running(worker);
-        state.handle(Input::Tick { orphaned, running: &running }, Instant::now(), actions);
+        let slept = BootTime::now().since(self.booted).saturating_sub(self.begun.elapsed());
+        state.handle(Input::Tick { orphaned, slept, running: &running }, Instant::now(), actions);
         self.carry_out(&mut inner);
     }
 
@@ -224,7 +230,8 @@ impl Agent {
                     }
                     Action::DropBlob(blob) => blobs.forget(blob),
                     Action::Start(worker) => {
-                        let started = supervisor.start(worker, Arc::clone(self));
+                        let lease = state.lease_left(Instant::now());
+                        let started = supervisor.start(worker, lease, Arc::clone(self));
                         failed.extend(started.err().map(|why| (worker, why.to_string())));
                     }
                     Action::Kill(worker) => {

@@ -10,9 +10,10 @@
 //! | `arrivals.rs` | the streams that come to the agent's socket |
 //! | `blob_files.rs`, `memory_file.rs`, `mapping.rs` | blobs as they arrive; files in memory; their mappings |
 //! | `descriptors.rs`, `handover.rs` | sockets that carry descriptors; results whose parts come as files |
+//! | `lease.rs` | how long a process may go on unheard, suspended or not |
 //! | `limits.rs` | open files and memory that the system allows |
 //! | `supervisor.rs`, `exit.rs` | starts, follows and ends worker processes; how a process ended, in words |
-//! | `process_group.rs` | all that a worker started |
+//! | `process_group.rs`, `mark.rs`, `processes.rs` | all that a worker started: how it ends, is found, is seen |
 //! | `slot_table.rs` | what each slot runs, in memory that outlives the process |
 //! | `stripes.rs` | further streams from the client, which bring blobs |
 //! | `stdio.rs` | what workers print, by lines |
@@ -21,16 +22,19 @@
 pub mod actions;
 pub mod agent;
 pub mod arrivals;
-mod blob_files;
+pub mod blob_files;
 mod blobs;
 mod descriptors;
 mod exit;
 mod greeting;
 mod handover;
+pub mod lease;
 mod limits;
 pub mod mapping;
+pub mod mark;
 pub mod memory_file;
 pub mod process_group;
+pub mod processes;
 mod results;
 mod session;
 pub mod slot_table;

@@ -1,21 +1,26 @@
-//! The process group that a worker leads: it ends with all processes that the worker's tasks have started.
+//! All that a worker's tasks have started, which ends with the worker: daemons too.
 //!
-//! A process that has moved to a group or session of its own, as `timeout` and `setsid` do, is found by way of its
-//! parents. Only a daemon, whose parent has ended, is not found.
+//! The agent is a *subreaper*: a process whose parent has ended becomes a child of the agent, unless a process in between
+//! is a subreaper as well. So after a worker's end all that it had started and that still lives is found among the agent's
+//! children and below them. While a worker lives, its daemons are the agent's children already and live on, because later
+//! tasks may use them. The mark of a process (`mark.rs`) says which worker it belongs to. The agent reaps the processes
+//! that it has adopted; those that a task has started itself stay the task's to wait for.
 //!
-//! Tasks start Python's resource trackers too, those of multiprocessing and of loky. A tracker waits until the last process
-//! that it serves has ended, removes the shared memory and the temporary files that this process could not remove, and
-//! then ends by itself. So trackers are killed only if they live on for longer than [`TRACKERS_TIMEOUT`]. A tracker is
-//! recognized by its whole command line. A program that imitates it gains that time and no more.
+//! When the agent has ended, nobody adopts. Each worker then ends what it has started by itself: its process group, its
+//! descendants, and all processes that have its mark; also those that have the mark of a dead worker of the same agent.
+//!
+//! A resource tracker (`processes.rs`) is waited for, so that it clears up behind the others, and is killed only if it lives
+//! on for longer than [`TRACKERS_TIMEOUT`]. A program that imitates it gains that time and no more.
 
+use std::collections::{HashMap, HashSet};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, getpgid, getpid, kill_process, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, Signal, WaitOptions, getpgid, getpid, kill_process, kill_process_group, waitpid};
 
-use crate::locks::lock;
+use crate::node::mark::{self, Mark};
+use crate::node::processes::{self, EXEC_TIMEOUT, Stat, add_descendants, children, is_tracker};
 
 /// Pause between two rounds of killing.
 pub const PAUSE: Duration = Duration::from_millis(5);
@@ -23,17 +28,6 @@ pub const PAUSE: Duration = Duration::from_millis(5);
 const OTHERS_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long trackers may take to clear up once all other processes have ended.
 const TRACKERS_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a round waits for the command lines of processes that are becoming other programs. A process that hides its
-/// command line is then taken for no tracker, and killed.
-const EXEC_TIMEOUT: Duration = Duration::from_millis(100);
-/// The flag in `/proc/PID/stat` of a process that is ending.
-const PF_EXITING: u32 = 4;
-/// The modules whose `main` is a tracker.
-const TRACKER_MODULES: [&str; 3] = [
-    "multiprocessing.resource_tracker",
-    "loky.backend.resource_tracker",
-    "joblib.externals.loky.backend.resource_tracker",
-];
 /// A program that waits until the processes in its arguments have ended, at most for the seconds in its first argument;
 /// then it kills them and the group that it leads. A process that was given the number of an ended one began at another
 /// time, and is not killed.
@@ -83,110 +77,63 @@ impl Survivors {
     }
 }
 
-/// The group of one worker.
-#[derive(Debug, Clone)]
+/// All that one worker has started, and the worker.
+#[derive(Debug, Clone, Copy)]
 pub struct Group {
+    /// The worker, which leads a process group.
     leader: Option<Pid>,
-    /// Trackers outside of the group, found when the worker's other descendants there were killed.
-    trackers: Arc<Mutex<Vec<Pid>>>,
+    /// `None` if the system has no marks: daemons are not found then.
+    mark: Option<Mark>,
 }
 
 impl Group {
-    /// Return the group of the worker that has this process id. If no process can have this id, nothing is ever killed.
+    /// Mark a worker that was just started, and return its group. If no process can have this id, nothing is ever killed.
     #[must_use]
     pub fn of(leader: u32) -> Self {
         let leader = i32::try_from(leader).ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);
-        Self { leader, trackers: Arc::default() }
+        Self { leader, mark: leader.and_then(mark::set) }
     }
 
-    /// Return the group that this process belongs to, and leads.
+    /// Return the group of this process, which is a worker and leads it.
     #[must_use]
     pub fn own() -> Self {
-        Self { leader: Some(rustix::process::getpgrp()), trackers: Arc::default() }
+        let leader = rustix::process::getpgrp();
+        Self { leader: Some(leader), mark: mark::own().filter(|mark| mark.worker() == Some(leader)) }
     }
 
-    /// Kill everything in the group once. If there are resource trackers, they and this process are spared; a process that
-    /// is started meanwhile is then found by the next call.
+    /// Kill everything but resource trackers, and this process if it has to wait for others; a process that is started
+    /// meanwhile is then found by the next call.
     #[must_use]
     pub fn sweep(&self) -> Survivors {
-        let Some(group) = self.leader else { return Survivors::Nothing };
-        let outside = if self.trackers_outside().is_empty() { Survivors::Nothing } else { Survivors::Trackers };
-        if test_kill_process_group(group).is_err() {
-            return outside;
-        }
-        let Some(members) = members(group) else {
-            self.kill();
-            return Survivors::Nothing;
-        };
-        if outside == Survivors::Nothing && !members.iter().any(|(_, tracker)| *tracker) {
-            // All at once, so that no process can be started meanwhile.
-            self.kill();
-            return if members.is_empty() { Survivors::Nothing } else { Survivors::Others };
-        }
-        let mut left = outside;
-        for (pid, tracker) in members {
-            if tracker {
-                left = left.max(Survivors::Trackers);
-            } else if pid != getpid() {
-                left = Survivors::Others;
-                // It may have ended already.
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
-        left
-    }
-
-    /// Kill the leader, and its descendants that have left the group.
-    pub fn kill_leader(&self) {
-        let Some(leader) = self.leader else { return };
-        // Stopped, it starts no process meanwhile. It may have ended already.
-        let _ = kill_process(leader, Signal::STOP);
-        self.kill_escaped();
-        let _ = kill_process(leader, Signal::KILL);
-    }
-
-    /// Kill the leader's descendants that have left the group.
-    pub fn kill_escaped(&self) {
-        let Some(leader) = self.leader else { return };
-        let mut family = vec![leader];
-        let mut at = 0;
-        while let Some(parent) = family.get(at) {
-            let children = children(*parent);
-            family.extend(children);
-            at += 1;
-        }
+        let Some(leader) = self.leader else { return Survivors::Nothing };
         let until = Instant::now() + EXEC_TIMEOUT;
-        for pid in family {
-            if getpgid(Some(pid)).is_ok_and(|group| group != leader) {
-                if is_tracker(pid, until) {
-                    lock(&self.trackers).push(pid);
-                } else {
-                    let _ = kill_process(pid, Signal::KILL);
-                }
-            }
+        let (trackers, others): (Vec<_>, Vec<_>) = self.members().into_iter().partition(|pid| is_tracker(*pid, until));
+        let is_last = !self.is_own() || others.iter().all(|pid| is_in(*pid, leader));
+        if trackers.is_empty() && is_last && self.is_in_use(leader, &others) {
+            // All at once, so that no process can be started meanwhile.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+        let is_clear = (others.is_empty(), trackers.is_empty());
+        others.into_iter().for_each(kill);
+        match is_clear {
+            (true, true) => Survivors::Nothing,
+            (true, false) => Survivors::Trackers,
+            (false, _) => Survivors::Others,
         }
     }
 
-    /// Wait for the trackers outside of the group to end, and kill those that do not.
-    pub fn end_outside(&self) {
-        let begun = Instant::now();
-        while !self.trackers_outside().is_empty() && begun.elapsed() < TRACKERS_TIMEOUT {
-            std::thread::sleep(PAUSE);
-        }
-        self.kill_outside();
+    /// Kill the leader. What it has started is found by [`Group::sweep`] then.
+    pub fn kill_leader(&self) {
+        self.leader.into_iter().for_each(kill);
     }
 
-    fn kill_outside(&self) {
-        for pid in self.trackers_outside() {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    }
-
-    /// Kill everything: the group, and the trackers outside of it.
+    /// Kill everything, trackers and this process too.
     pub fn kill(&self) {
-        self.kill_outside();
-        if let Some(group) = self.leader {
-            let _ = kill_process_group(group, Signal::KILL);
+        let members = self.members();
+        let group = self.leader.filter(|leader| self.is_in_use(*leader, &members));
+        members.into_iter().for_each(kill);
+        if let Some(leader) = group {
+            let _ = kill_process_group(leader, Signal::KILL);
         }
     }
 
@@ -195,9 +142,9 @@ impl Group {
     /// The trackers wait for this process in turn, because it holds the pipe on which they listen. So it becomes another
     /// program, which has nothing open.
     pub fn end_with_trackers(&self) -> ! {
-        let inside = self.leader.and_then(members).unwrap_or_default();
-        let mut trackers = self.trackers_outside();
-        trackers.extend(inside.iter().filter(|(_, tracker)| *tracker).map(|(pid, _)| *pid));
+        let until = Instant::now() + EXEC_TIMEOUT;
+        let mut trackers = self.members();
+        trackers.retain(|pid| is_tracker(*pid, until));
         if let (false, Ok(python)) = (trackers.is_empty(), std::env::current_exe()) {
             // Isolated, and without an environment: no task has a say in what this program does.
             let failed = Command::new(python)
@@ -214,113 +161,106 @@ impl Group {
         std::process::exit(1);
     }
 
-    /// Return the trackers outside of the group that are alive. A process that was given the number of an ended tracker is
-    /// none.
-    fn trackers_outside(&self) -> Vec<Pid> {
-        let mut trackers = lock(&self.trackers);
-        let until = Instant::now() + EXEC_TIMEOUT;
-        trackers.retain(|pid| is_tracker(*pid, until));
-        trackers.clone()
+    /// Return whether this process is the worker.
+    fn is_own(&self) -> bool {
+        self.leader == Some(getpid())
+    }
+
+    /// Return whether the process group still is the worker's: the number of an empty one may be given to another.
+    fn is_in_use(&self, leader: Pid, members: &[Pid]) -> bool {
+        self.mark.is_none() || mark::of(leader) == self.mark || members.iter().any(|pid| is_in(*pid, leader))
+    }
+
+    /// Return all that the worker has started and that lives, without this process and, at the agent, without the worker.
+    fn members(&self) -> Vec<Pid> {
+        match (self.leader, self.mark) {
+            (None, _) => Vec::new(),
+            (Some(leader), mark) if self.is_own() => found(leader, mark),
+            (Some(leader), None) => found(leader, None),
+            (Some(_), mark) => {
+                let mut members: Vec<_> = adopted().into_iter().filter(|(_, of)| *of == mark).map(|it| it.0).collect();
+                add_descendants(&mut members);
+                members
+            }
+        }
     }
 }
 
-/// Return the living processes of a group, and whether each is a resource tracker; `None` if the system does not say.
-#[cfg(target_os = "linux")]
-fn members(group: Pid) -> Option<Vec<(Pid, bool)>> {
-    let mut members = Vec::new();
+/// Return whether a process is in a process group.
+fn is_in(pid: Pid, group: Pid) -> bool {
+    getpgid(Some(pid)).is_ok_and(|of| of == group)
+}
+
+/// Let this process, the agent, adopt the processes below it whose parents end. Without it, daemons are found by their
+/// marks only when the agent has ended.
+pub fn adopt_orphans() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_child_subreaper(Some(getpid()));
+}
+
+/// Reap the processes that this process, the agent, has adopted and that have ended, and kill those whose worker has ended.
+/// Trackers are killed only if this is `the_end`. Returns whether any was killed: what it had started is adopted next.
+pub fn end_adopted(the_end: bool) -> bool {
+    let is_left = |mark: Option<Mark>| mark.is_none_or(|mark| !is_alive(mark));
+    let mut left: Vec<_> = adopted().into_iter().filter(|(_, mark)| is_left(*mark)).map(|it| it.0).collect();
+    add_descendants(&mut left);
     let until = Instant::now() + EXEC_TIMEOUT;
-    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
-            continue;
-        };
-        // pid (name) state parent group …, and the name may be anything.
-        let Ok(stat) = std::fs::read(entry.path().join("stat")) else { continue };
-        let stat = String::from_utf8_lossy(&stat);
-        let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-        let (state, of) = (fields.next(), fields.nth(1).and_then(|group| group.parse().ok()));
-        if of == Some(group.as_raw_nonzero().get()) && !matches!(state, Some("Z" | "X")) {
-            members.push((pid, is_tracker(pid, until)));
-        }
-    }
-    Some(members)
+    left.retain(|pid| the_end || !is_tracker(*pid, until));
+    let any = !left.is_empty();
+    left.into_iter().for_each(kill);
+    any
 }
 
-#[cfg(not(target_os = "linux"))]
-fn members(_: Pid) -> Option<Vec<(Pid, bool)>> {
-    None
-}
-
-/// Return whether a process is a resource tracker. A process that has ended is none: it has no command line.
-fn is_tracker(pid: Pid, until: Instant) -> bool {
-    let read = |file: &str| std::fs::read(format!("/proc/{}/{file}", pid.as_raw_nonzero())).unwrap_or_default();
-    loop {
-        let command = read("cmdline");
-        if !command.is_empty() {
-            return tracks(&String::from_utf8_lossy(&command));
-        }
-        // A process without a command line is perhaps in the midst of execve(2), while its parent goes on already. Or it is
-        // ending, which takes long if it has much memory.
-        if is_ending(&read("stat")) || Instant::now() >= until {
-            return false;
-        }
-        std::thread::sleep(PAUSE / 10);
+/// Kill all that this process, the agent, has adopted, now that its workers have ended.
+pub fn end_all_adopted() {
+    let begun = Instant::now();
+    while end_adopted(true) && begun.elapsed() < OTHERS_TIMEOUT {
+        std::thread::sleep(PAUSE);
     }
 }
 
-/// Return whether a `/proc/PID/stat` is of a process that is ending or has ended. Its fields are: pid (name) state parent
-/// group session terminal its-group flags …
-fn is_ending(stat: &[u8]) -> bool {
-    let stat = String::from_utf8_lossy(stat);
-    let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-    let (state, flags) = (fields.next(), fields.nth(5).and_then(|flags| flags.parse::<u32>().ok()));
-    matches!(state, Some("Z" | "X")) || flags.is_none_or(|flags| flags & PF_EXITING != 0)
+/// Return the living processes that this process has adopted, with their marks, and reap those that have ended. A child
+/// that has this process's own limit was started by it and is nobody's of ours.
+fn adopted() -> Vec<(Pid, Option<Mark>)> {
+    let own = mark::limit_of(getpid());
+    let classify = |pid| Some((pid, mark::limit_of(pid).filter(|limit| own.is_some_and(|own| *limit != own))?));
+    let others = children(getpid()).into_iter().filter_map(classify).map(|(pid, limit)| (pid, Mark::from_limit(limit)));
+    let adopted = others.filter(|(pid, mark)| mark.and_then(Mark::worker) != Some(*pid));
+    adopted.filter(|(pid, _)| matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None))).collect()
 }
 
-/// Return whether a command line, each argument ended by a zero byte, is that of a resource tracker:
-/// `python [flags of the interpreter] -c "from MODULE import main;main(5)"`. In loky's, a space stands before `main`, and
-/// a second argument says whether the tracker is verbose.
-#[must_use]
-pub fn tracks(command: &str) -> bool {
-    let arguments: Vec<&str> = command.strip_suffix('\0').unwrap_or(command).split('\0').collect();
-    let [_program, flags @ .., "-c", code] = arguments.as_slice() else { return false };
-    // -X has its value in an argument of its own.
-    let mut flags = flags.iter();
-    while let Some(flag) = flags.next() {
-        if !flag.starts_with('-') || (*flag == "-X" && flags.next().is_none()) {
-            return false;
-        }
-    }
-    let Some((module, call)) = code.strip_prefix("from ").and_then(|code| code.split_once(" import main;")) else {
-        return false;
+/// Return whether the worker that a mark was made for lives.
+fn is_alive(mark: Mark) -> bool {
+    let lives = |worker| processes::stat(worker).is_some_and(|stat| !stat.has_ended);
+    mark.worker().is_some_and(|worker| mark::of(worker) == Some(mark) && lives(worker))
+}
+
+/// Return what this process, a worker, has started: its group, its descendants, what has its mark, and what has the mark of
+/// a dead worker of the same agent; without this process.
+fn found(leader: Pid, own: Option<Mark>) -> Vec<Pid> {
+    let all = processes::all();
+    let is_marked = |pid| {
+        let both = own.zip(mark::of(pid));
+        both.is_some_and(|(own, mark)| mark == own || (mark.is_of_same_agent(own) && !is_alive(mark)))
     };
-    let Some(values) = call.trim_start().strip_prefix("main(").and_then(|call| call.strip_suffix(')')) else {
-        return false;
-    };
-    let (pipe, verbose) = values.split_once(", ").unwrap_or((values, "0"));
-    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    TRACKER_MODULES.contains(&module) && number(pipe) && (number(verbose) || matches!(verbose, "True" | "False"))
-}
-
-/// Return the processes that the threads of a process have started; none if the system does not say.
-fn children(parent: Pid) -> Vec<Pid> {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", parent.as_raw_nonzero()));
-    let lists = tasks.into_iter().flatten().flatten().map(|task| std::fs::read_to_string(task.path().join("children")));
-    let pids = |list: String| list.split(' ').filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect::<Vec<_>>();
-    lists.flatten().flat_map(pids).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_ending;
-
-    /// A process that frees its memory, a zombie and one that is gone are ending; one that runs or waits is not,
-    /// whatever its name.
-    #[test]
-    fn ending_processes() {
-        for ending in [&b"7 (python) R 1 7 7 0 -1 4195332 0"[..], b"7 (a) R 1 ) Z 1 7 7 0 -1 4194304 0", b"", b"7 (a"] {
-            assert!(is_ending(ending));
-        }
-        assert!(!is_ending(b"7 (a) Z 4 ) R 1 7 7 0 -1 4194304 0"));
-        assert!(!is_ending(&std::fs::read("/proc/self/stat").unwrap_or_default()));
+    let is_root = |pid, stat: &Stat| stat.group == leader.as_raw_nonzero().get() || is_marked(pid);
+    let mut family: Vec<Pid> = all.iter().filter(|(pid, stat)| is_root(*pid, stat)).map(|it| it.0).collect();
+    let mut known: HashSet<Pid> = family.iter().copied().collect();
+    let mut children: HashMap<i32, Vec<Pid>> = HashMap::new();
+    for (pid, stat) in &all {
+        children.entry(stat.parent).or_default().push(*pid);
     }
+    let mut at = 0;
+    while let Some(parent) = family.get(at) {
+        let new = children.remove(&parent.as_raw_nonzero().get()).unwrap_or_default();
+        family.extend(new.into_iter().filter(|pid| known.insert(*pid)));
+        at += 1;
+    }
+    family.retain(|pid| *pid != leader);
+    family
+}
+
+/// Kill a process, which may have ended already.
+fn kill(pid: Pid) {
+    let _ = kill_process(pid, Signal::KILL);
 }

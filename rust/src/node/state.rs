@@ -42,8 +42,10 @@ pub struct State {
     workers: Workers,
     /// When the session began, from which on the agent's time counts that its heartbeats tell.
     begun: Instant,
-    /// The agent ends then. The client's heartbeats put it off.
-    lease: Instant,
+    /// How long the machine was suspended since. Set with each tick.
+    slept: Duration,
+    /// The agent ends so long after the session's begin. The client's heartbeats put it off.
+    lease: Duration,
     /// The client was told that all workers are ready.
     announced: bool,
     /// The client was told that this node will soon be gone.
@@ -60,7 +62,8 @@ impl State {
             workers: Workers::new(settings.slots, settings.cores),
             settings,
             tasks: Tasks::default(),
-            lease: begun + lease,
+            slept: Duration::ZERO,
+            lease,
             announced: false,
             draining: false,
             stopping: false,
@@ -82,7 +85,10 @@ impl State {
                 }
             }
             Input::Exited(worker, exit) => self.on_exit(worker, &exit, now, out),
-            Input::Tick { orphaned, running } => self.on_tick(orphaned, running, now, out),
+            Input::Tick { orphaned, slept, running } => {
+                self.slept = slept;
+                self.on_tick(orphaned, running, now, out);
+            }
             Input::BlobComplete(number) => self.tasks.blob_is_complete(number),
             Input::BlobFailed(number, why) => {
                 let failed = self.tasks.blob_failed(number, &format!("node {}: {why}", self.settings.node), out);
@@ -137,6 +143,17 @@ impl State {
         (self.tasks.len(), self.tasks.results.backlog())
     }
 
+    /// Return the agent's time since the session's begin, which goes on while the machine is suspended.
+    fn clock(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.begun) + self.slept
+    }
+
+    /// Return how long the lease goes on; nothing if it is over.
+    #[must_use]
+    pub fn lease_left(&self, now: Instant) -> Duration {
+        self.lease.saturating_sub(self.clock(now))
+    }
+
     fn stop(&mut self, why: String, out: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.stopping, true) {
             out.push(Action::Stop(why));
@@ -176,11 +193,11 @@ impl State {
             Control::Heartbeat { nonce, lease_ms, echo } => {
                 // From the agent's own heartbeat on, that the client has heard last: so the client, which counts from the
                 // moment on when it heard that, does not take the lease for over before the agent does.
-                let heard = self.begun.checked_add(Duration::from_micros(echo)).unwrap_or(now).min(now);
-                self.lease = self.lease.max(heard + Duration::from_millis(lease_ms));
+                let clock = self.clock(now);
+                let heard = Duration::from_micros(echo).min(clock);
+                self.lease = self.lease.max(heard.saturating_add(Duration::from_millis(lease_ms)));
                 out.push(Action::Reply(Control::Pulse { nonce }));
-                let left = self.lease.saturating_duration_since(now).as_millis();
-                let lease_ms = u64::try_from(left).unwrap_or(u64::MAX);
+                let lease_ms = u64::try_from(self.lease_left(now).as_millis()).unwrap_or(u64::MAX);
                 let heartbeat = Control::Heartbeat { nonce, lease_ms, echo: 0 };
                 out.extend(self.workers.iter().map(|(worker, _)| Action::Tell(worker, heartbeat.clone())));
             }
@@ -311,7 +328,7 @@ impl State {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        if self.lease <= now {
+        if self.lease_left(now).is_zero() {
             self.stop("the lease is over: nothing was heard from the client".to_owned(), out);
         }
         if orphaned {

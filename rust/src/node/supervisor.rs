@@ -25,7 +25,7 @@ use crate::node::exit::{OomCounter, describe_exit, describe_stderr};
 use crate::node::handover::Handover;
 use crate::node::limits::restore_open_files;
 use crate::node::memory_file::SharedFile;
-use crate::node::process_group::{Group, PAUSE, Survivors};
+use crate::node::process_group::{self, Group, PAUSE, Survivors};
 use crate::node::slot_table::SlotTable;
 use crate::node::stdio::{self, forward};
 use crate::queue::PeerId;
@@ -95,8 +95,8 @@ impl Supervisor {
         Self { command, greeting, threads, client, processes: HashMap::new(), oom: OomCounter::new() }
     }
 
-    /// Start a worker, whose observer hears what becomes of it.
-    pub fn start<O: Observer>(&mut self, id: PeerId, observer: Arc<O>) -> Result<(), AgentError> {
+    /// Start a worker, which may go on for `lease` if it hears nothing, and whose observer hears what becomes of it.
+    pub fn start<O: Observer>(&mut self, id: PeerId, lease: Duration, observer: Arc<O>) -> Result<(), AgentError> {
         let (ours, theirs) = StdUnixStream::pair().map_err(AgentError::Spawn)?;
         let table = SlotTable::new().map_err(AgentError::Spawn)?;
         table.send(&ours).map_err(AgentError::Spawn)?;
@@ -118,10 +118,14 @@ impl Supervisor {
             .map_err(AgentError::Spawn)?;
         let pid = child.id().unwrap_or_default();
         restore_open_files(pid);
+        let group = Group::of(pid);
         let link = Arc::new(FrameSender::default());
         let descriptors = Arc::<Outgoing<SharedFile>>::default();
         let greeting = hello(&self.greeting)?;
         link.send(|o| o.control(greeting));
+        // The hello has a whole lease, of which a part may be over.
+        let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+        link.send(|o| o.control(Control::Heartbeat { nonce: 0, lease_ms, echo: 0 }));
         let stderr_tail = Arc::<Mutex<Vec<u8>>>::default();
         let mut forwarding = JoinSet::new();
         if let Some(stdout) = child.stdout.take() {
@@ -132,11 +136,10 @@ impl Supervisor {
             forwarding.spawn(forward(stderr, stdio::stream(id, STDERR), Arc::clone(&self.client), tail));
         }
         info!(worker = id, pid, "worker started");
-        let group = Group::of(pid);
         let started = Started {
             id,
             child,
-            group: group.clone(),
+            group,
             socket,
             link: Arc::clone(&link),
             descriptors: Arc::clone(&descriptors),
@@ -171,7 +174,7 @@ impl Supervisor {
         }
     }
 
-    /// Kill a worker. Its group follows it, see [`Started::follow`].
+    /// Kill a worker. All that it has started follows it, see [`Started::follow`].
     pub fn kill(&self, worker: PeerId) {
         if let Some(process) = self.processes.get(&worker) {
             process.group.kill_leader();
@@ -181,6 +184,7 @@ impl Supervisor {
     /// Kill all that is left of all workers, without waiting for it.
     pub fn kill_groups(&self) {
         self.processes.values().for_each(|process| process.group.kill());
+        process_group::end_all_adopted();
     }
 
     /// Return whether no process is left.

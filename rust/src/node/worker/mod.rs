@@ -22,7 +22,7 @@ use std::cell::Cell;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ use self::result_sender::{ResultSender, Unsent};
 use self::socket_reader::SocketReader;
 use self::task_queue::{Found, TaskQueue};
 use crate::error::SessionError;
-use crate::locks::lock;
+use crate::node::lease::Lease;
 use crate::node::process_group::{Group, PAUSE, Survivors};
 use crate::node::slot_table::SlotTable;
 use crate::timing::{HEARTBEAT, Timing};
@@ -59,8 +59,8 @@ struct Shared {
     tasks: TaskQueue,
     results: ResultSender,
     notes: Notes,
-    /// When the watchdog ends this process. Each heartbeat of the client sets it anew.
-    lease: Mutex<Instant>,
+    /// The watchdog ends this process when it is over. Each heartbeat of the agent sets it anew.
+    lease: Lease,
     /// What each slot runs, for the agent to read.
     table: SlotTable,
 }
@@ -71,10 +71,9 @@ pub struct Worker {
     shared: Arc<Shared>,
 }
 
-/// End this process group, children and grandchildren included. There is no peer left to report to.
+/// End this process and all that its tasks have started. There is no peer left to report to.
 fn end_group() -> ! {
     let group = Group::own();
-    group.kill_escaped();
     let begun = Instant::now();
     while group.sweep() == Survivors::Others {
         if begun.elapsed() >= Survivors::Others.bound() {
@@ -117,6 +116,9 @@ impl Worker {
         // Where memory runs out, tasks are to be ended before the agent.
         #[cfg(target_os = "linux")]
         drop(std::fs::write("/proc/self/oom_score_adj", "500"));
+        // A worker that is stopped when its agent ends goes on, and its watchdog ends it.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::CONT));
         let table = SlotTable::receive(&socket)?;
         let mut reader = SocketReader::new(socket.try_clone()?);
         let greeting = reader.next(|| None)?;
@@ -129,7 +131,7 @@ impl Worker {
             tasks: TaskQueue::new(setup.slots),
             results: ResultSender::default(),
             notes: Notes::default(),
-            lease: Mutex::new(Instant::now() + Duration::from_millis(setup.lease_ms)),
+            lease: Lease::new(Duration::from_millis(setup.lease_ms)),
             table,
         });
         let worker = Self { shared };
@@ -216,15 +218,6 @@ impl Worker {
         self.shared.table.stop(slot);
     }
 
-    /// Kill the processes that this process's tasks have started and that have moved to a group of their own, and wait for
-    /// the resource trackers there. After the end of this process nobody could find them any more; those in the group are
-    /// found by the agent.
-    pub fn end_escaped() {
-        let group = Group::own();
-        group.kill_escaped();
-        group.end_outside();
-    }
-
     /// Return whether no task will come any more: undo the setup and end, within [`Timing::worker_exit`].
     #[must_use]
     pub fn over(&self) -> bool {
@@ -305,7 +298,7 @@ impl Worker {
     fn on_control(&self, control: Control) {
         match control {
             Control::Heartbeat { lease_ms, .. } => {
-                *lock(&self.shared.lease) = Instant::now() + Duration::from_millis(lease_ms);
+                self.shared.lease.renew(Duration::from_millis(lease_ms));
             }
             Control::Cancel(id) => match self.shared.tasks.cancel(id) {
                 Found::Waiting => self.end_unrun(Message::cancelled(id)),
@@ -319,7 +312,7 @@ impl Worker {
             Control::Received { bytes } => self.shared.results.taken(bytes),
             Control::NoteAnswer { note, error } => self.send_notes(self.shared.notes.answer(note, error)),
             Control::Goodbye(_) => {
-                *lock(&self.shared.lease) = Instant::now() + EXIT_LEASE;
+                self.shared.lease.renew(EXIT_LEASE);
                 self.shared.tasks.close();
             }
             _ => {}
@@ -334,7 +327,7 @@ impl Worker {
                 told = Instant::now();
                 self.answer(Control::Heartbeat { nonce: 0, lease_ms: 0, echo: 0 });
             }
-            let left = lock(&self.shared.lease).saturating_duration_since(Instant::now());
+            let left = self.shared.lease.left();
             if left.is_zero() {
                 end_group();
             }

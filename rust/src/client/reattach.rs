@@ -86,8 +86,7 @@ pub(super) async fn find(
         }
         loop {
             let Some(OtherConnection { connection, done }) = offers.recv().await else {
-                // The pool is gone, which ends this, too.
-                return std::future::pending().await;
+                return Err(NodeError::Other("it was given up".to_owned()));
             };
             match attempt(&connection, command, known, received).await {
                 Err(why) if !matches!(why, NodeError::Gone(_) | NodeError::Session(SessionError::Goodbye(_))) => {

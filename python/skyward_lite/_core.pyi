@@ -178,8 +178,8 @@ class Core:
     def resume_node(self, node: int, connection: Connection) -> None:
         """Go on with the session of a node that is reconnecting, over this connection.
 
-        Wait until it does. Return at once if the node is in another state, and when its session has ended: its agent may
-        be gone. Raise `CoreError` if the session does not go on over this connection; another one may do.
+        Wait until it does. Return at once if the node is in another state, and when its session has ended: its agent
+        may be gone. Raise `CoreError` if the session does not go on over this connection; another one may do.
         """
     def expect(self, count: int) -> None:
         """Set how many further nodes are on their way. While there are any, tasks wait for them if no node is left.
@@ -273,7 +273,7 @@ class Core:
         Waits at most `bound_ms` for one. A note's number is in the place of a task's. Each note is to be answered.
         """
     def answer_note(self, sender: int, note: int, error: bytes, /) -> None:
-        """Answer a note of `sender`, as `notes` returned it: it was taken if `error` is empty, else `error` says why not.
+        """Answer a note of `sender`, as `notes` returned it: it was taken if `error` is empty; else `error` says why.
 
         A lost node hears no answer.
         """
@@ -385,8 +385,8 @@ def serve(spec: AgentSpec, *, reading: int, writing: int) -> None:
 def listen(spec: AgentSpec, *, fd: int, directory: str) -> None:
     """Be an agent for the client whose connections come to the socket `agent` in this directory, until it is done.
 
-    `fd`: this socket, which listens; it is given away. A connection that is cut does not end the agent: the client comes
-    back with another one, or the lease ends. Raise `CoreError`.
+    `fd`: this socket, which listens; it is given away. A connection that is cut does not end the agent: the client
+    comes back with another one, or the lease ends. Raise `CoreError`.
     """
 
 def drain(reason: str) -> bool:

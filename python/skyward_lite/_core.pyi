@@ -224,6 +224,8 @@ class Core:
         `stripe`: the command that hands a further channel to the agent, without its last word, the path of the agent's
         socket. Further channels carry large data where the round trip is long; None: there are none.
         """
+    def notices(self, node: int) -> list[str] | None:
+        """Return what the log is to say of a node, by its own words; None before the node has greeted."""
     def differences(self, node: int) -> list[str] | None:
         """Return how a node's environment differs from ours, a sentence each; None before the node has greeted."""
     def fail_node(self, node: int, why: str) -> None:
@@ -369,6 +371,8 @@ class AgentSpec(TypedDict):
     """Names this life of the agent."""
     packages: dict[str, str]
     """The distributions of this environment: normalized name → version."""
+    notices: list[str]
+    """What the client's log is to say of this node, a sentence each."""
 
 def serve_embedded(spec: AgentSpec, *, fd: int, host_key: str, authorized_key: str, timeout: float) -> None:
     """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raise `CoreError`.

@@ -47,7 +47,8 @@ impl Known {
         if self.boot != other.boot {
             return "its host was restarted".to_owned();
         }
-        "it ended while the connection was cut: it was killed, or its host ends the processes of a user who logs out"
+        "it ended while the connection was cut: it was killed, or its host ends the processes of a user who logs out \
+         (`python -m skyward_lite check` tells)"
             .to_owned()
     }
 }

@@ -11,7 +11,13 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 CARGO := cargo
+FUZZ_TARGETS ?= frame client agent resume
 FUZZ_SECONDS ?= 60
+FUZZ_RUNS ?=
+FUZZ_BOUND = $(if $(FUZZ_RUNS),-runs=$(FUZZ_RUNS),-max_total_time=$(FUZZ_SECONDS))
+# `address` finds what unsafe code of other crates does wrong, at half the speed.
+FUZZ_SANITIZER ?= none
+CARGO_FUZZ := $(CACHE)/tools/bin/cargo-fuzz
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 DENY_CHECK := $(DENY) --manifest-path rust/Cargo.toml --config rust/deny.toml
@@ -57,7 +63,7 @@ test-python: build
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What most changes can break, in less than a minute: everything without a process, and Local() but for its slow tests.
-FAST := dispatch frame honest liveness outbox queue recalls state text
+FAST := dispatch frame honest liveness outbox queue recalls state text worlds
 test-fast: build
 	$(CARGO) test $(MANIFEST) --release --quiet --lib $(FAST:%=--test %)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests/unit tests/pool
@@ -120,6 +126,7 @@ $(OPPONENTS)/.installed: pyproject.toml
 bench: build system $(OPPONENTS)/.installed
 	$(BIN)/python benches/bench.py
 	$(BIN)/python benches/ssh.py
+	$(BIN)/python benches/rekeys.py
 	$(BIN)/python benches/data.py --opponents $(OPPONENTS)/bin/python $(DATA)
 
 # Deaths of workers, and clients interrupted at seeded moments: CHAOS="--rounds 500 --seed 1".
@@ -131,12 +138,19 @@ chaos: build
 searches: build
 	ROUNDS=10 $(BIN)/python -m pytest tests/parallel/test_searches.py
 
-# Fuzz the frame decoder for FUZZ_SECONDS. libFuzzer needs a flag that stable Rust hides behind RUSTC_BOOTSTRAP.
+# Fuzz the decoder of frames, the deciders of both ends, and streams that are cut, each for FUZZ_SECONDS, or FUZZ_RUNS times. The last line has the
+# number of all executions. libFuzzer needs a flag that stable Rust hides behind RUSTC_BOOTSTRAP.
 fuzz:
-	test -x $(CACHE)/tools/bin/cargo-fuzz || $(CARGO) install cargo-fuzz --locked --root $(CACHE)/tools
-	mkdir -p $(CACHE)/fuzz-corpus
-	cd rust && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CACHE)/fuzz $(CACHE)/tools/bin/cargo-fuzz run frame \
-	  $(CACHE)/fuzz-corpus fuzz/corpus/frame -- -max_total_time=$(FUZZ_SECONDS) -max_len=70000 -rss_limit_mb=4096
+	test -x $(CARGO_FUZZ) || env -u CARGO_TARGET_DIR $(CARGO) install cargo-fuzz --locked --debug --root $(CACHE)/tools
+	@set -eo pipefail; cd rust; total=0; for target in $(FUZZ_TARGETS); do \
+	  corpus=$(CACHE)/fuzz-corpus/$$target; seeds=fuzz/corpus/$$target; mkdir -p $$corpus; test -d $$seeds || seeds=; \
+	  case $$target in frame) longest=70000;; *) longest=4000;; esac; \
+	  RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CACHE)/fuzz $(CARGO_FUZZ) run --sanitizer $(FUZZ_SANITIZER) $$target \
+	    $$corpus $$seeds -- $(FUZZ_BOUND) -max_len=$$longest -rss_limit_mb=4096 -timeout=20 -print_final_stats=1 -print_funcs=0 \
+	    2>&1 | tee $(CACHE)/fuzz-$$target.log | grep -vE '(NEW|REDUCE|pulse|RELOAD) |NEW_FUNC|^"|[Rr]ecommended dictionary'; \
+	  runs=$$(sed -n 's/stat::number_of_executed_units: *//p' $(CACHE)/fuzz-$$target.log); \
+	  echo "$$target: $$runs executions"; total=$$((total + runs)); \
+	done; echo "$$total executions without a fault"
 
 clean:
 	rm -rf $(VENV)

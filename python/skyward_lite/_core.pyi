@@ -195,12 +195,14 @@ class Core:
         identities: list[Identity],
         timeout: float,
         algorithms: dict[str, list[str]] | None = None,
+        rekey: tuple[int, float] | None = None,
     ) -> Connection:
         """Connect to an SSH server, verify its key and authenticate, within `timeout` seconds. Raise a `CoreError`.
 
         The host must show one of `host_keys`; any key if there are none and `accept_new` is true; never one of
         `revoked`. `algorithms`: what is offered, by OpenSSH's names, for "kex", "host_key", "cipher" and "mac"; our own
-        choice for those that are missing or empty.
+        choice for those that are missing or empty. `rekey`: the keys are renewed after so many bytes in one direction,
+        a GiB at most, and after so many seconds; None for a GiB and an hour.
         """
     def start_node(
         self,

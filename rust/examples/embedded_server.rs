@@ -12,6 +12,7 @@ use std::time::Duration;
 use russh::keys::{PrivateKey, PublicKey};
 use serde::Deserialize;
 use skyward_lite::transport::server;
+use skyward_lite::transport::ssh::RekeyLimits;
 use tokio::process::Command;
 
 #[derive(Deserialize)]
@@ -39,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UnixStream::from_std(socket)?;
         let timeout = Duration::from_secs_f64(keys.timeout);
-        let accepted = server::accept(socket, host_key, authorized, timeout).await?;
+        let accepted = server::accept(socket, host_key, authorized, RekeyLimits::default(), timeout).await?;
         let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())

@@ -14,7 +14,7 @@ use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::buffered::BufferedWrites;
 use skyward_lite::transport::host_key::HostKeys;
-use skyward_lite::transport::ssh::{Algorithms, CHANNEL_WINDOW, Target};
+use skyward_lite::transport::ssh::{Algorithms, CHANNEL_WINDOW, RekeyLimits, Target};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
@@ -99,6 +99,7 @@ fn outcomes(rounds: usize) -> Result<Vec<String>, String> {
         host_keys: HostKeys { known: vec![host_key.public_key().clone()], ..HostKeys::default() },
         algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(user_key))],
+        rekey: RekeyLimits::default(),
         timeout: BOUND,
     };
     on_a_thread(async move {
@@ -167,7 +168,14 @@ fn the_embedded_server_grants_one_session() {
     let (host_key, user_key): (PrivateKey, PrivateKey) = (new_key().unwrap(), new_key().unwrap());
     let authorized = user_key.public_key().clone();
     on_a_thread(async move {
-        let accepted = skyward_lite::transport::server::accept(tokio_socket(theirs), host_key, authorized, BOUND).await;
+        let accepted = skyward_lite::transport::server::accept(
+            tokio_socket(theirs),
+            host_key,
+            authorized,
+            RekeyLimits::default(),
+            BOUND,
+        )
+        .await;
         drop(accepted);
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -23,7 +23,7 @@ use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
-use skyward_lite::transport::ssh::{Algorithms, Target};
+use skyward_lite::transport::ssh::{Algorithms, RekeyLimits, Target};
 use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender};
 use skyward_lite::wire::{Attempt, BlobPart, Body, Control, Event, Message, Outcome, Outgoing, Packer};
 
@@ -64,6 +64,7 @@ fn spec(endpoint: Endpoint, key: PrivateKey, host_keys: Vec<PublicKey>, hello: C
         host_keys: HostKeys { known: host_keys, ..HostKeys::default() },
         algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(key))],
+        rekey: RekeyLimits::default(),
         timeout: Duration::from_secs(20),
     };
     Far { endpoint, target, command: format!("{} agent", echo_node()), hello }
@@ -99,7 +100,10 @@ fn embedded_agent(hello: ClientHello, agent: AgentSpec) -> Far {
         drop(runtime.block_on(async {
             theirs.set_nonblocking(true).unwrap();
             let socket = tokio::net::UnixStream::from_std(theirs).unwrap();
-            let accepted = server::accept(socket, host_key, authorized, Duration::from_secs(20)).await.unwrap();
+            let accepted =
+                server::accept(socket, host_key, authorized, RekeyLimits::default(), Duration::from_secs(20))
+                    .await
+                    .unwrap();
             let (from, to) = tokio::io::split(accepted.stream);
             agent::run(Some(Streams::new(from, to)), Arrivals::none(), None, agent).await
         }));

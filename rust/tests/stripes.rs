@@ -18,7 +18,7 @@ use skyward_lite::node::stripes::Stripes as AgentStripes;
 use skyward_lite::timing::{MAX_MESSAGE, MAX_STRIPES};
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
-use skyward_lite::transport::ssh::{Algorithms, Target};
+use skyward_lite::transport::ssh::{Algorithms, RekeyLimits, Target};
 use skyward_lite::wire::pace::Allowance;
 use skyward_lite::wire::{
     AgentHello, Attempt, BlobPart, Body, Control, Event, EventReader, FrameSender, Message, Outbox, Outcome, hello,
@@ -403,6 +403,7 @@ fn pool(stripes: Stripes, delay: Duration) -> (Pool, Arc<Seen>) {
         host_keys: HostKeys { known: vec![host_key.public_key().clone()], ..HostKeys::default() },
         algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(user_key))],
+        rekey: RekeyLimits::default(),
         timeout: BOUND,
     };
     let seen = Arc::<Seen>::default();

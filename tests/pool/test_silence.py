@@ -91,7 +91,7 @@ class Silent:
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Silent]:
     """Everything that is silent in this file."""
-    worker = sky.Worker(concurrency=1)
+    worker = sky.Worker(concurrency=1, retries=0)
     with sky.pool(worker=worker, plugins=[]) as pool, sky.pool(worker=worker, plugins=[]) as replacing:
         silent = Silent(tmp_path_factory.mktemp("silent"), pool, replacing)
         try:

@@ -109,7 +109,9 @@ class ComputePool(Executor):
         self.provider, self.worker, self.image = checked.provider, checked.worker, checked.image
         self.min_nodes, self.nodes_wanted = checked.min_nodes, checked.wanted_nodes
         self.vcpus, self.memory_gb, self.plugins = checked.vcpus, checked.memory_gb, checked.plugins
-        self._core = core = _core.Core(self.worker.retries + 1, self.worker.max_payload, start_timeout=checked.start_timeout)
+        self._core = core = _core.Core(
+            self.worker.retries + 1, self.worker.max_payload, start_timeout=checked.start_timeout
+        )
         self._lifecycle = lifecycle = Lifecycle()
         self._printer = Printer(core)
         completions = Completions(core, self.worker.task_timeout, lifecycle)

@@ -29,12 +29,16 @@ _PLACE = re.compile(
 _UNSAFE = re.compile(r"[\s'\"`$\\;&<>|(){}\[\]]")
 """Characters that no name may have, as with ssh: names become words of the shell that runs a proxy command."""
 
+REKEY_BYTES = 1 << 30
+REKEY_SECONDS = 3600.0
+"""When keys are renewed, as RFC 4253 recommends it (section 9). ssh itself never does so by the clock."""
+
 SUPPORTED_OPTIONS = frozenset(
     {
         *("certificatefile", "ciphers", "connecttimeout", "globalknownhostsfile", "hashknownhosts", "host"),
         *("hostkeyalgorithms", "hostkeyalias", "hostname", "identitiesonly", "identityagent", "identityfile"),
         *("kexalgorithms", "macs", "port", "preferredauthentications", "proxycommand", "proxyjump"),
-        *("pubkeyauthentication", "requiredrsasize", "revokedhostkeys", "stricthostkeychecking", "user"),
+        *("pubkeyauthentication", "rekeylimit", "requiredrsasize", "revokedhostkeys", "stricthostkeychecking", "user"),
         "userknownhostsfile",
     }
 )
@@ -133,6 +137,8 @@ class Config:
     """What may prove the host's key; unsupported algorithms are left out."""
     known_first: bool
     """Whether the server is asked for a key of a type that is known for the host, rather than in the list's order."""
+    rekey: tuple[int, float]
+    """The keys are renewed after so many bytes in one direction, and after so many seconds."""
     rsa_bits: int
     """Bits that RSA keys must have."""
     public_keys: bool
@@ -278,11 +284,18 @@ def _config(options: _Options, changed: set[str], other_file: list[str]) -> Conf
         host_key_algorithms=tuple(name for name in host_keys if name in HOST_KEY_ALGORITHMS),
         # As ssh does: a list of the user's own is taken as it is, unless it only adds to the default.
         known_first=host_keys[: len(default)] == default,
+        rekey=_rekey_limits(one("rekeylimit")),
         rsa_bits=int(one("requiredrsasize", "0")),
         public_keys=one("pubkeyauthentication") not in ("no", "false") and (not methods or "publickey" in methods),
         unsupported=tuple(unsupported),
         restricting={key: one(key) for key in unsupported if key in RESTRICTING_OPTIONS},
     )
+
+
+def _rekey_limits(option: str) -> tuple[int, float]:
+    """Return RekeyLimit: bytes and seconds, 0 for those that the user leaves to the program."""
+    size, _, seconds = option.partition(" ")
+    return int(size or 0) or REKEY_BYTES, float(seconds or 0) or REKEY_SECONDS
 
 
 def _is_unsupported(key: str) -> bool:

@@ -171,6 +171,7 @@ class SSHMachine(RemoteMachine):
                     identities=identities(config),
                     timeout=config.connect_timeout or self.wanted.connect_timeout,
                     algorithms={**config.algorithms, "host_key": list(trust.algorithms)},
+                    rekey=config.rekey,
                 )
             except _core.CoreError as error:
                 why = self._explain(error, config, known, trust)

@@ -123,6 +123,12 @@ impl Blobs {
         self.waiting.contains_key(&task)
     }
 
+    /// Return the attempt at a task that waits for blobs.
+    #[must_use]
+    pub fn attempt(&self, task: u64) -> Option<Attempt> {
+        self.waiting.get(&task).map(|waiting| waiting.task.id)
+    }
+
     /// Return how many tasks wait for blobs.
     #[must_use]
     pub fn waiting(&self) -> usize {

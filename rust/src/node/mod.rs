@@ -22,7 +22,7 @@
 pub mod actions;
 pub mod agent;
 pub mod arrivals;
-mod blob_files;
+pub mod blob_files;
 mod blobs;
 mod descriptors;
 mod exit;

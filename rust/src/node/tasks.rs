@@ -162,6 +162,10 @@ impl Tasks {
 
     /// Hand a task back to the client, unless it runs.
     pub fn recall(&mut self, id: Attempt, out: &mut Vec<Action>) {
+        if self.is_other(id) {
+            out.push(Action::Reply(Control::RecallRefused(id)));
+            return;
+        }
         if self.blobs.remove(id.task).is_some() {
             out.push(Action::Reply(Control::GivenBack(id)));
             return;
@@ -173,13 +177,21 @@ impl Tasks {
         }
     }
 
+    /// Return whether another attempt at the task is here: then this one is not, and what the client asks about it is no
+    /// question about the one that is here.
+    fn is_other(&self, id: Attempt) -> bool {
+        let here = self.queue.attempt(id.task).or_else(|| self.blobs.attempt(id.task));
+        here.is_some_and(|here| here != id)
+    }
+
     /// Drop a task that waits here or has not arrived. Returns the worker that holds it otherwise.
     fn drop_task(&mut self, id: Attempt, out: &mut Vec<Action>) -> Result<Option<PeerId>, String> {
-        if self.blobs.remove(id.task).is_some() {
+        let is_other = self.is_other(id);
+        if !is_other && self.blobs.remove(id.task).is_some() {
             self.results.deliver(Message::cancelled(id), out);
             return Ok(None);
         }
-        match self.queue.cancel(id.task) {
+        match if is_other { Cancelled::Unknown } else { self.queue.cancel(id.task) } {
             Cancelled::Dropped => self.results.deliver(Message::cancelled(id), out),
             Cancelled::Held(worker) => return Ok(Some(worker)),
             Cancelled::Unknown if self.cancelled_in_advance.len() >= MAX_TASKS => {

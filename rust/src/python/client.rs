@@ -23,7 +23,7 @@ use crate::timing::Timing;
 use crate::transport::auth::{Identity, SshAgent, new_key};
 use crate::transport::connection;
 use crate::transport::host_key::{HostKeys, fingerprint};
-use crate::transport::ssh::{Algorithms, Target};
+use crate::transport::ssh::{Algorithms, RekeyLimits, Target};
 use crate::wire::{Attempt, ClientHello, MAX_BODY, Message};
 
 /// The stub's `Endpoint`: a socket, or a host and a port.
@@ -233,7 +233,7 @@ impl Core {
     }
 
     #[allow(clippy::too_many_arguments)] // keyword arguments in Python
-    #[pyo3(signature = (*, endpoint, user, host_keys, revoked, accept_new, identities, timeout, algorithms = None))]
+    #[pyo3(signature = (*, endpoint, user, host_keys, revoked, accept_new, identities, timeout, algorithms = None, rekey = None))]
     fn connect(
         slf: Bound<'_, Self>,
         endpoint: EndpointArgument,
@@ -244,13 +244,19 @@ impl Core {
         identities: Vec<IdentityArgument>,
         timeout: f64,
         algorithms: Option<HashMap<String, Vec<String>>>,
+        rekey: Option<(usize, f64)>,
     ) -> PyResult<Connection> {
         let endpoint = endpoint.endpoint()?;
+        let rekey = match rekey {
+            Some((bytes, time)) => RekeyLimits { bytes, time: seconds(time)? },
+            None => RekeyLimits::default(),
+        };
         let target = Target {
             user,
             host_keys: HostKeys { known: public_keys(&host_keys)?, revoked: public_keys(&revoked)?, accept_new },
             algorithms: self::algorithms(algorithms.unwrap_or_default()),
             identities: identities.into_iter().map(IdentityArgument::identity).collect::<PyResult<_>>()?,
+            rekey,
             timeout: seconds(timeout)?,
         };
         let pool = slf.get().owned()?;

@@ -17,6 +17,7 @@ use crate::python::buffer::{answer, owned, parts, task_to_python};
 use crate::python::convert::{core_error, private_key, public_key, seconds, socket, to_dataclass};
 use crate::python::log;
 use crate::transport::server;
+use crate::transport::ssh::RekeyLimits;
 use crate::wire::{Attempt, Message, Outcome, WorkerHello};
 
 /// Longest time for which a thread that waits for the answer to a note handles no signals.
@@ -205,7 +206,7 @@ pub(super) fn serve_embedded(
     block_on(py, async move {
         socket.set_nonblocking(true).map_err(SessionError::Io)?;
         let socket = tokio::net::UnixStream::from_std(socket).map_err(SessionError::Io)?;
-        let accepted = server::accept(socket, host_key, authorized, timeout).await?;
+        let accepted = server::accept(socket, host_key, authorized, RekeyLimits::default(), timeout).await?;
         let (from, to) = tokio::io::split(accepted.stream);
         agent::run(Some(Streams::new(from, to)), Arrivals::none(), None, spec.into()).await
     })

@@ -1,11 +1,13 @@
 //! Is this the host? The key that it shows against the keys that are known, and nothing but that: channels that a server
 //! opens are refused.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use russh::client;
 use russh::keys::{Algorithm, HashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{Channel, ChannelId};
+use tracing::debug;
 
 use crate::error::SshError;
 use crate::locks::lock;
@@ -83,13 +85,15 @@ pub(super) struct ConnectionHandler {
     host_keys: HostKeys,
     /// Shared with the caller that connects: russh's own error says only that the key was refused.
     verdict: Arc<Mutex<HostKeyVerdict>>,
+    /// See [`SshConnection::key_exchanges`](crate::transport::ssh::SshConnection::key_exchanges).
+    key_exchanges: Arc<AtomicU64>,
     /// Channels that the server has tried to open; only grows.
     opened: u32,
 }
 
 impl ConnectionHandler {
-    pub(super) fn new(host_keys: HostKeys, verdict: Arc<Mutex<HostKeyVerdict>>) -> Self {
-        Self { host_keys, verdict, opened: 0 }
+    pub(super) fn new(host_keys: HostKeys, verdict: Arc<Mutex<HostKeyVerdict>>, key_exchanges: Arc<AtomicU64>) -> Self {
+        Self { host_keys, verdict, key_exchanges, opened: 0 }
     }
 
     /// Count a channel that the server tries to open. Return an error, which closes the connection, once there are too
@@ -119,6 +123,17 @@ impl client::Handler for ConnectionHandler {
         let good = matches!(verdict, HostKeyVerdict::Good(_));
         *lock(&self.verdict) = verdict;
         Ok(good)
+    }
+
+    async fn kex_done(
+        &mut self,
+        _shared_secret: Option<&[u8]>,
+        _names: &russh::Names,
+        _session: &mut client::Session,
+    ) -> Result<(), russh::Error> {
+        let before = self.key_exchanges.fetch_add(1, Relaxed);
+        debug!(before, "key exchange");
+        Ok(())
     }
 
     // No server has a reason to open a channel to a client that forwards nothing, and nobody here would read it. Dropping

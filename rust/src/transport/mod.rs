@@ -1,7 +1,8 @@
 //! A byte stream to a machine, and commands there.
 //!
 //! [`connection`] is what the client holds; [`ssh`] makes it, with [`host_key`] (is this the host?) and [`auth`] (who are
-//! we?). [`server`] is the embedded far end of `Local()`. Both ends write through [`buffered`].
+//! we?). [`server`] is the embedded far end of `Local()`. Both ends write through [`buffered`]; `tcp.rs` makes
+//! the sockets.
 
 pub mod auth;
 pub mod buffered;
@@ -11,3 +12,4 @@ pub mod identities;
 pub mod output;
 pub mod server;
 pub mod ssh;
+mod tcp;

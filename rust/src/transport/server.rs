@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::error::SshError;
 use crate::transport::buffered::BufferedWrites;
-use crate::transport::ssh::{CHANNEL_WINDOW, preferred};
+use crate::transport::ssh::{CHANNEL_WINDOW, RekeyLimits, preferred};
 
 struct Server {
     /// The only key that may log in.
@@ -70,7 +70,8 @@ pub struct Accepted {
     pub stream: ChannelStream<Msg>,
 }
 
-/// Serve one client on `stream` until it has asked for a command. Its text does not matter: only the agent is here.
+/// Serve one client on `stream` until it has asked for a command. Its text does not matter: only the agent is here. `rekey`:
+/// when this end asks for new keys.
 ///
 /// # Errors
 /// [`SshError::Timeout`] if that takes longer than `timeout`; what russh reports otherwise.
@@ -78,6 +79,7 @@ pub async fn accept<S>(
     stream: S,
     host_key: PrivateKey,
     authorized: PublicKey,
+    rekey: RekeyLimits,
     timeout: Duration,
 ) -> Result<Accepted, SshError>
 where
@@ -89,6 +91,7 @@ where
         window_size: CHANNEL_WINDOW,
         event_buffer_size: 64,
         preferred: preferred(),
+        limits: rekey.into(),
         // russh's default of 600 s would end a quiet session in which one long task runs.
         inactivity_timeout: None,
         ..server::Config::default()

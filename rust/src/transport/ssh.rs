@@ -2,15 +2,15 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use russh::client::{self, Handle};
 use russh::keys::{Algorithm, PublicKey};
-use russh::{Channel, ChannelMsg, ChannelStream, Preferred};
+use russh::{Channel, ChannelMsg, ChannelStream, Limits, Preferred};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::error::SshError;
@@ -21,6 +21,7 @@ use crate::transport::auth::{self, Identity};
 use crate::transport::buffered::BufferedWrites;
 use crate::transport::host_key::{ConnectionHandler, HostKeyVerdict, HostKeys};
 use crate::transport::output::{CommandOutput, append_capped, shown};
+use crate::transport::tcp;
 use crate::wire::MAX_WRITE;
 
 /// Bytes that a client may send to the embedded server on a channel before the server grants more.
@@ -35,6 +36,8 @@ const CIPHERS: &[russh::cipher::Name] =
 /// Names in the list of key exchanges that are none: they announce extensions which we support.
 const KEX_EXTENSIONS: &[russh::kex::Name] =
     &[russh::kex::EXTENSION_SUPPORT_AS_CLIENT, russh::kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
+/// The most bytes in one direction under the same keys: beyond it a cipher is no longer safe.
+pub const MAX_REKEY_BYTES: usize = 1 << 30;
 /// How often opening a channel is tried again, and the pause before each try. Where the server allows a single session
 /// (`MaxSessions 1`), it may not have seen the end of the previous one yet.
 const CHANNEL_RETRIES: u32 = 10;
@@ -88,6 +91,28 @@ fn supported<T>(what: &'static str, names: &[String], find: impl Fn(&str) -> Opt
     if found.is_empty() { Err(SshError::Algorithms { what, names: names.join(", ") }) } else { Ok(found) }
 }
 
+/// When the keys of a connection are renewed: after so many bytes in one direction, or after so long.
+#[derive(Debug, Clone, Copy)]
+pub struct RekeyLimits {
+    /// At most [`MAX_REKEY_BYTES`] count.
+    pub bytes: usize,
+    pub time: Duration,
+}
+
+impl Default for RekeyLimits {
+    /// As RFC 4253 recommends, section 9.
+    fn default() -> Self {
+        Self { bytes: MAX_REKEY_BYTES, time: Duration::from_secs(3600) }
+    }
+}
+
+impl From<RekeyLimits> for Limits {
+    fn from(limits: RekeyLimits) -> Self {
+        let bytes = limits.bytes.clamp(1, MAX_REKEY_BYTES);
+        Self::new(bytes, bytes, limits.time)
+    }
+}
+
 /// Whom to connect to, and as whom.
 #[derive(Clone)]
 pub struct Target {
@@ -96,6 +121,7 @@ pub struct Target {
     pub algorithms: Algorithms,
     /// Ways to prove who we are, in the order in which they are tried.
     pub identities: Vec<Identity>,
+    pub rekey: RekeyLimits,
     /// Bound on connection, key exchange and authentication together.
     pub timeout: Duration,
 }
@@ -105,6 +131,8 @@ pub struct SshConnection {
     handle: Handle<ConnectionHandler>,
     /// The key that the host showed.
     pub(super) host_key: PublicKey,
+    /// Key exchanges on this connection, the first one included. Changed by the connection's handler.
+    exchanges: Arc<AtomicU64>,
 }
 
 /// Open an SSH connection over `stream`.
@@ -131,10 +159,8 @@ pub async fn connect_tcp(host: &str, port: u16, target: &Target) -> Result<SshCo
     let mut why = SshError::Io(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
     for address in found {
         let began = Instant::now();
-        match tokio::time::timeout(target.timeout, TcpStream::connect(address)).await.map_err(timeout) {
+        match tokio::time::timeout(target.timeout, tcp::connect(address)).await.map_err(timeout) {
             Ok(Ok(socket)) => {
-                // Nagle's algorithm would hold small frames back until the last ones are acknowledged.
-                socket.set_nodelay(true)?;
                 let left = target.timeout.saturating_sub(began.elapsed());
                 return tokio::time::timeout(left, open(socket, target)).await.map_err(timeout)?;
             }
@@ -154,9 +180,10 @@ where
     if target.algorithms.host_key.is_empty() && !host_keys.known.is_empty() {
         preferred.key = Cow::Owned(host_keys.algorithms());
     }
-    let config = client::Config { window_size: CLIENT_WINDOW, preferred, ..client::Config::default() };
-    let verdict = Arc::<Mutex<HostKeyVerdict>>::default();
-    let handler = ConnectionHandler::new(host_keys.clone(), Arc::clone(&verdict));
+    let limits = target.rekey.into();
+    let config = client::Config { window_size: CLIENT_WINDOW, preferred, limits, ..client::Config::default() };
+    let (verdict, exchanges) = (Arc::<Mutex<HostKeyVerdict>>::default(), Arc::<AtomicU64>::default());
+    let handler = ConnectionHandler::new(host_keys.clone(), Arc::clone(&verdict), Arc::clone(&exchanges));
     let stream = BufferedWrites::new(stream, Some(PEER_TIMEOUT));
     let connected = client::connect_stream(Arc::new(config), stream, handler).await;
     let verdict = std::mem::take(&mut *lock(&verdict));
@@ -177,7 +204,7 @@ where
         (Err(error), _) => return Err(error.into()),
     };
     auth::authenticate(&mut handle, &target.user, &target.identities).await?;
-    Ok(SshConnection { handle, host_key })
+    Ok(SshConnection { handle, host_key, exchanges })
 }
 
 impl SshConnection {
@@ -226,6 +253,12 @@ impl SshConnection {
     pub async fn round_trip(&self) -> Option<Duration> {
         let begun = Instant::now();
         self.handle.send_ping().await.ok().filter(|()| !self.handle.is_closed()).map(|()| begun.elapsed())
+    }
+
+    /// Return how often both ends agreed on keys; 1 before the keys were first renewed.
+    #[must_use]
+    pub fn key_exchanges(&self) -> u64 {
+        self.exchanges.load(Relaxed)
     }
 
     /// Run a command to its end, with `input` as its standard input.

@@ -75,11 +75,18 @@ impl ResendBuffer {
         }
     }
 
-    /// Forget the first bytes: the receiver reports that it has so many.
+    /// Forget the first bytes: the receiver reports that it has so many. A report of fewer than are known is late: it was sent
+    /// before a cut, and comes behind the number that the receiver told on the new connection.
     ///
     /// # Errors
-    /// [`FrameError::BadSequence`] if the receiver cannot have so many, or had more before.
+    /// [`FrameError::BadSequence`] if the receiver cannot have so many.
     pub fn acknowledge(&mut self, bytes: u64) -> Result<(), FrameError> {
+        if bytes < self.start { Ok(()) } else { self.forget(bytes) }
+    }
+
+    /// # Errors
+    /// [`FrameError::BadSequence`] if the receiver cannot have so many, or had more before.
+    fn forget(&mut self, bytes: u64) -> Result<(), FrameError> {
         let new = bytes.checked_sub(self.start).filter(|_| bytes <= self.next);
         let new = new.and_then(|new| usize::try_from(new).ok()).ok_or(BAD_COUNT)?;
         self.start = bytes;
@@ -99,11 +106,11 @@ impl ResendBuffer {
     /// Go on from this byte on a new connection: the receiver has so many.
     ///
     /// # Errors
-    /// As [`ResendBuffer::acknowledge`].
+    /// As [`ResendBuffer::acknowledge`]; and if the receiver had more before.
     pub fn resume(&mut self, received: u64) -> Result<(), FrameError> {
         // Of a connection that is cut the receiver may have everything, whatever was written last.
         self.next = self.end();
-        self.acknowledge(received)?;
+        self.forget(received)?;
         self.next = received;
         Ok(())
     }
@@ -185,7 +192,9 @@ mod tests {
                 prop_assert_eq!(buffer.len(), all.len() - start);
                 prop_assert_eq!(buffer.is_written(), next == all.len());
                 prop_assert!(buffer.acknowledge(next as u64 + 1).is_err());
-                prop_assert!(start == 0 || buffer.acknowledge(start as u64 - 1).is_err());
+                prop_assert!(buffer.acknowledge((start as u64).saturating_sub(1)).is_ok(), "a late report");
+                prop_assert_eq!(buffer.len(), all.len() - start);
+                prop_assert!(start == 0 || buffer.resume(start as u64 - 1).is_err());
                 prop_assert!(buffer.resume(all.len() as u64 + 1).is_err());
                 // The refused resume has changed nothing that matters: go on from where the connection is.
                 buffer.next = next as u64;

@@ -10,7 +10,7 @@ use skyward_lite::client::pool::{Endpoint, NodeSpec, Pool};
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
-use skyward_lite::transport::ssh::{Algorithms, Target};
+use skyward_lite::transport::ssh::{Algorithms, RekeyLimits, Target};
 use skyward_lite::wire::{self, AgentHello, ClientHello, Control, MAX_BLOCK, Packer, WorkerSpec, put_preamble};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -135,7 +135,10 @@ pub fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: 
         drop(runtime.block_on(async {
             theirs.set_nonblocking(true).unwrap();
             let socket = tokio::net::UnixStream::from_std(theirs).unwrap();
-            let accepted = server::accept(socket, host_key, authorized, Duration::from_secs(20)).await.unwrap();
+            let accepted =
+                server::accept(socket, host_key, authorized, RekeyLimits::default(), Duration::from_secs(20))
+                    .await
+                    .unwrap();
             let (mut from, to) = tokio::io::split(accepted.stream);
             let reading = async {
                 let mut buffer = vec![0; 1 << 16];
@@ -153,6 +156,7 @@ pub fn add_hostile(pool: &Pool, asked: Option<usize>, opening: Opening, script: 
         host_keys: HostKeys { known: vec![host_public], ..HostKeys::default() },
         algorithms: Algorithms::default(),
         identities: vec![Identity::Key(Arc::new(user_key))],
+        rekey: RekeyLimits::default(),
         timeout: Duration::from_secs(20),
     };
     let id = pool.add_node("hostile".to_owned(), false);

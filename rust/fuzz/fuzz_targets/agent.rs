@@ -1,0 +1,13 @@
+//! The agent's decider between a hostile client and hostile workers: see `worlds/agent.rs`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../worlds/memory.rs"]
+mod memory;
+#[path = "../../tests/support/hello.rs"]
+mod support;
+#[path = "../worlds/mod.rs"]
+mod worlds;
+
+fuzz_target!(|data: &[u8]| memory::bounded(data.len(), || worlds::agent::run(data)));

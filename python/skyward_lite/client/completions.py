@@ -82,8 +82,8 @@ class CompletionQueue:
     """Tasks that have not ended, and the thread that resolves them.
 
     `abandon` is called when the pool's block is left, with the threads that wait for the block's end. If no other
-    thread can wait for this queue's tasks, it aborts them and returns true. `resume` goes on with tasks that are held; it
-    is called on the queue's thread soon after `wake`.
+    thread can wait for this queue's tasks, it aborts them and returns true. `resume` goes on with tasks that are held;
+    it is called on the queue's thread soon after `wake`.
     """
 
     def __init__(

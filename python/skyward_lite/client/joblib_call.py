@@ -53,7 +53,7 @@ class ParallelCall:
         self._parallel = parallel
         is_generator = parallel is not None and parallel.return_generator
         # joblib 1.3 has ordered generators only.
-        self._unread = Unread(getattr(parallel, "return_ordered", True)) if is_generator else None
+        self._unread: Unread[Batch] | None = Unread(getattr(parallel, "return_ordered", True)) if is_generator else None
         """What a generator's consumer has not read; None for a call that returns a list."""
         self._consumer = threading.current_thread()
         """The thread that asked for results, or before that the one that will probably do so."""

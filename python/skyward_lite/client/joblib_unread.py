@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from .joblib_call import Batch
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 MAX_UNREAD_BYTES: Final = 64 << 20
 """Bytes of results that joblib has, beyond the batch that it was told of last: as many as a node may have under way."""
@@ -37,7 +34,20 @@ class Values(list[Any]):
         return super().__iter__()
 
 
-class Unread:
+class Ended(Protocol):
+    """A batch that has ended."""
+
+    first: int
+    """The place of its first call among those of the call of `Parallel`."""
+    calls: int
+    size: int
+    """Bytes of its result, or of what was sent if that is more."""
+
+
+Batch = TypeVar("Batch", bound=Ended)
+
+
+class Unread(Generic[Batch]):
     """The batches that have ended and that joblib is not told of, and the bytes of those that nobody has read.
 
     With `ordered` the consumer reads batches in the order of their calls, else in the order in which joblib was told.
@@ -90,5 +100,5 @@ class Unread:
             self._unbounded = True
 
 
-def _cost(batch: Batch) -> int:
+def _cost(batch: Ended) -> int:
     return batch.size + BATCH_BYTES + CALL_BYTES * batch.calls

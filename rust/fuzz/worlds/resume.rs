@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use skyward_lite::error::SessionError;
@@ -21,11 +22,13 @@ use super::script::Script;
 const MAX_MESSAGE: usize = 64 << 20;
 /// Bytes that one direction of a connection holds.
 const PIPE: usize = 1 << 18;
+/// When a report is due at the latest.
+const REPORT: Duration = Duration::from_millis(2);
 /// Bytes of all messages of a run: more takes long, and finds nothing else.
 const MOST: usize = 4 << 20;
 
 thread_local! {
-    /// Time limits are made in it, and never end.
+    /// Time limits are made in it. They end only while it runs.
     static RUNTIME: Runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
 }
 
@@ -238,7 +241,7 @@ pub fn run(bytes: &[u8]) {
         while !script.is_over() {
             world.step(&mut script);
         }
-        world.finish();
+        world.finish(runtime);
     });
 }
 
@@ -347,9 +350,13 @@ impl World {
     }
 
     /// Let everything arrive.
-    fn finish(&mut self) {
+    fn finish(&mut self, runtime: &Runtime) {
         self.attach(u8::MAX);
-        for _ in 0..10_000 {
+        for round in 1..2_000 {
+            if round % 20 == 0 {
+                // A report may be due, which the clock alone brings.
+                runtime.block_on(tokio::time::sleep(REPORT));
+            }
             for end in [&mut self.near, &mut self.far] {
                 end.reader.tell_reached();
                 end.write();
@@ -372,6 +379,19 @@ impl World {
                 return;
             }
         }
-        panic!("a frame never arrives: {:?} of {:?}", self.far.seen.messages, self.sizes[0]);
+        let (near, far) = (&self.near.seen, &self.far.seen);
+        panic!(
+            "a frame never arrives: tasks {:?} of {:?}, results {:?} of {:?}, blobs {:?} of {:?}, pulses {:?} of {} and {:?} of {}",
+            far.messages,
+            self.sizes[0],
+            near.messages,
+            self.sizes[1],
+            far.blobs,
+            self.blobs,
+            far.pulses,
+            self.near.pulses,
+            near.pulses,
+            self.far.pulses
+        );
     }
 }

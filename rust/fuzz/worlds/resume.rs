@@ -3,7 +3,7 @@
 //! Each frame must arrive once, with its bytes, and control frames in their order.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use skyward_lite::error::SessionError;
 use skyward_lite::wire::{ArrivedBlocks, Attempt, Body, Control, Event, EventReader, FrameSender, Message, greet};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,7 +25,7 @@ const PIPE: usize = 1 << 18;
 /// When a report is due at the latest.
 const REPORT: Duration = Duration::from_millis(2);
 /// Bytes of all messages of a run: more takes long, and finds nothing else.
-const MOST: usize = 4 << 20;
+const MOST: usize = 2 << 20;
 
 thread_local! {
     /// Time limits are made in it. They end only while it runs.
@@ -35,15 +35,15 @@ thread_local! {
 /// One direction of a connection.
 #[derive(Default)]
 struct Pipe {
-    under_way: VecDeque<u8>,
-    arrived: VecDeque<u8>,
+    under_way: BytesMut,
+    arrived: BytesMut,
 }
 
 impl Pipe {
     /// Let so many bytes arrive, at most.
     fn carry(&mut self, most: usize) {
         let count = most.min(self.under_way.len());
-        self.arrived.extend(self.under_way.drain(..count));
+        self.arrived.extend_from_slice(&self.under_way.split_to(count));
     }
 }
 
@@ -57,7 +57,7 @@ impl AsyncRead for Handle {
         if count == 0 {
             return Poll::Pending;
         }
-        arrived.drain(..count).for_each(|byte| buffer.put_slice(&[byte]));
+        buffer.put_slice(&arrived.split_to(count));
         Poll::Ready(Ok(()))
     }
 }
@@ -69,7 +69,7 @@ impl AsyncWrite for Handle {
         if count == 0 {
             return Poll::Pending;
         }
-        under_way.extend(&bytes[..count]);
+        under_way.extend_from_slice(&bytes[..count]);
         Poll::Ready(Ok(count))
     }
 
@@ -97,6 +97,11 @@ fn now<T>(work: impl Future<Output = T>) -> Option<T> {
     poll(&mut std::pin::pin!(work))
 }
 
+/// Return whether these are bytes of the message or blob of this number.
+fn is_of(number: u64, bytes: &[u8]) -> bool {
+    bytes == vec![number.to_le_bytes()[0]; bytes.len()]
+}
+
 /// What has arrived at one end.
 #[derive(Default)]
 struct Seen {
@@ -114,11 +119,11 @@ impl Seen {
                 Event::Control(Control::Pulse { nonce }) => self.pulses.push(nonce),
                 Event::Message(_, message) => {
                     let number = message.id.task;
-                    assert!(message.parts.iter().all(|part| part.iter().all(|byte| *byte == number.to_le_bytes()[0])));
+                    assert!(message.parts.iter().all(|part| is_of(number, part)));
                     assert!(self.messages.insert(number, message.size()).is_none(), "message {number} came twice");
                 }
                 Event::Chunk(chunk) => {
-                    assert!(chunk.bytes.iter().all(|byte| *byte == chunk.number.to_le_bytes()[0]));
+                    assert!(is_of(chunk.number, &chunk.bytes));
                     let (chunks, total) = self.blobs.entry(chunk.number).or_default();
                     *total = chunk.total;
                     assert!(chunks.insert(chunk.offset, chunk.bytes.len()).is_none(), "a chunk came twice");
@@ -278,7 +283,7 @@ impl World {
         self.near.link.resume(theirs.0, &theirs.1).unwrap();
         let mut pipe = down.0.borrow_mut();
         let count = usize::from(stage).min(pipe.under_way.len());
-        let rest: Vec<u8> = pipe.under_way.drain(..count).collect();
+        let rest = pipe.under_way.split_to(count);
         drop(pipe);
         self.near.connect(&down, &up, &rest);
     }

@@ -211,6 +211,8 @@ def test_daemons_on_an_ssh_host_end(tmp_path):
                 if end == "agent":
                     os.kill(agent, signal.SIGKILL)
                     assert eventually(lambda: all_have_ended(daemons), 20)
+                    # The host comes back.
+                    assert pool.submit(os.getppid).result(20) != agent
             assert eventually(lambda: all_have_ended([agent, *daemons]), 20)
     finally:
         lab.close()

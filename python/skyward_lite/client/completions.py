@@ -50,9 +50,9 @@ class Completions:
         self.futures = CompletionQueue(self, FUTURES)
         """The queue that all futures share. It is open as long as the pool is."""
 
-    def open(self, abandon: AbandonHook) -> CompletionQueue:
+    def open(self, abandon: AbandonHook, resume: Callable[[], None]) -> CompletionQueue:
         """Open a queue for one call of `Parallel`, which neither waits for nor holds up what else is submitted."""
-        queue = CompletionQueue(self, self.core.open_queue(), abandon)
+        queue = CompletionQueue(self, self.core.open_queue(), abandon, resume)
         queue.start()
         return queue
 
@@ -82,17 +82,27 @@ class CompletionQueue:
     """Tasks that have not ended, and the thread that resolves them.
 
     `abandon` is called when the pool's block is left, with the threads that wait for the block's end. If no other
-    thread can wait for this queue's tasks, it aborts them and returns true.
+    thread can wait for this queue's tasks, it aborts them and returns true. `resume` goes on with tasks that are held;
+    it is called on the queue's thread soon after `wake`.
     """
 
-    def __init__(self, completions: Completions, number: int, abandon: AbandonHook | None = None) -> None:
+    def __init__(
+        self,
+        completions: Completions,
+        number: int,
+        abandon: AbandonHook | None = None,
+        resume: Callable[[], None] | None = None,
+    ) -> None:
         self.pending: dict[int, Pending] = {}
         """Task number → what waits for the task's end. An entry is removed when its `resolve` has returned."""
+        self.held = 0
+        """Tasks that have ended, and whose resolution goes on later. Changed on the queue's thread."""
         self._abandoned = False
         self._completions = completions
         self._core = completions.core
         self._number = number
         self._abandon = abandon
+        self._resume = resume
         self._call_nanos = completions.call_nanos
         # From 1 on, because 0 stands for a batch that has no task yet.
         self._tasks = itertools.count((number << _core.QUEUE_SHIFT) + 1)
@@ -111,6 +121,10 @@ class CompletionQueue:
     def stop(self) -> None:
         """End the thread after the last task. Only callbacks of this queue's tasks may send tasks from now on."""
         self._stopped = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Have `resume` called, if tasks are held."""
         self._core.wake(self._number)
 
     def join(self, seconds: float) -> bool:
@@ -129,9 +143,9 @@ class CompletionQueue:
 
         If there is none such task, the tasks that are left are abandoned.
         """
-        if self.pending and not self._abandoned and self._abandon is not None:
+        if self.is_busy() and not self._abandoned and self._abandon is not None:
             self._abandoned = self._abandon(leaving)
-        return bool(self.pending) and not self._abandoned
+        return self.is_busy() and not self._abandoned
 
     def send(
         self,
@@ -174,12 +188,24 @@ class CompletionQueue:
         """Drop a task, or end it if it is running. It is resolved later, on the queue's thread."""
         self._core.abort(task)
 
+    def is_busy(self) -> bool:
+        """Return whether a task is not resolved."""
+        return bool(self.pending or self.held)
+
+    def _resolve_held(self) -> None:
+        try:
+            assert self._resume is not None
+            self._resume()
+        except BaseException:
+            # As for one that was not held.
+            log.exception("a callback failed")
+
     def _resolve_all(self) -> None:
         pending, core = self.pending, self._core
         waiter: Pending | None
         pickled: Any
         buffers: Any
-        while (pending or not self._stopped) and (ended := core.finished(self._number, TAKE_MS)) is not None:
+        while (self.is_busy() or not self._stopped) and (ended := core.finished(self._number, TAKE_MS)) is not None:
             for task, _, code, nanos, pickled, buffers in ended:
                 waiter = pending.get(task)
                 if waiter is None:
@@ -195,7 +221,9 @@ class CompletionQueue:
             # A result belongs to its receiver: nothing in this frame keeps it while the thread waits for the next.
             del ended
             waiter = pickled = buffers = None
-            if not pending:
+            if self.held:
+                self._resolve_held()
+            if not self.is_busy():
                 self._completions.lifecycle.notify()
         self._close()
 

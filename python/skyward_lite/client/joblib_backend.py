@@ -98,8 +98,6 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self.supports_sharedmem = _NoSharedMemory(self.pool)
         self.parallel: Any = None
         self.call = ParallelCall(0)
-        self._last: Batch | None = None
-        """The batch of which joblib was told last, until joblib asks how long it ran."""
         self._heaviest = 0.0
         """Bytes per task of the heaviest batch so far."""
 
@@ -176,7 +174,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         """
         call = self.call
         batch = Batch(call, self.batch_ended, func, callback)
-        call.submitted += len(getattr(func, "items", "1"))
+        batch.calls = len(getattr(func, "items", "1"))
+        call.submitted += batch.calls
         call.open(self.tasks)
         if call.begin(batch):
             self._send(batch)
@@ -227,7 +226,6 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                 return
             batch = batch.whole or batch
         batch.items = None
-        self._last = batch
         batch.call.tell(batch)
 
     def _send_parts(self, batch: Batch, parts: Iterable[tuple[int, Any]]) -> None:
@@ -277,11 +275,11 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def retrieve_result_callback(self, out: Batch) -> Any:
         """Return the batch's list of values, or raise."""
-        return out.result()
+        return out.call.values(out)
 
     def batch_completed(self, batch_size: int, duration: float) -> None:
         """Take the time that a batch ran on its worker as its duration: joblib's own number includes every queue."""
-        last, self._last = self._last, None
+        last, self.call.last = self.call.last, None
         if last is not None:
             super().batch_completed(batch_size, last.nanos / 1e9)
             self._heaviest = max(self._heaviest, last.size / batch_size)

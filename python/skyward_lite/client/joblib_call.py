@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import queue
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from ..pickling.handles import Calls
 from ..pickling.pickler import Shared
 from .completions import CompletionQueue
 from .joblib_batches import Parts
+from .joblib_unread import Unread, Values
 from .tasks import Tasks, outcome
 
 CALLBACK_SECONDS: Final = 1.0
@@ -46,7 +48,13 @@ class ParallelCall:
         """Guards the two collections above, and `aborted`."""
         self._telling = threading.Lock()
         """Held while joblib is told how a batch ended."""
+        self.last: Batch | None = None
+        """The batch of which joblib was told last, until joblib asks how long it ran."""
         self._parallel = parallel
+        is_generator = parallel is not None and parallel.return_generator
+        # joblib 1.3 has ordered generators only.
+        self._unread: Unread[Batch] | None = Unread(getattr(parallel, "return_ordered", True)) if is_generator else None
+        """What a generator's consumer has not read; None for a call that returns a list."""
         self._consumer = threading.current_thread()
         """The thread that asked for results, or before that the one that will probably do so."""
         self._consumed = False
@@ -55,7 +63,7 @@ class ParallelCall:
     def open(self, tasks: Tasks) -> None:
         """Open its completion queue, with the first batch: joblib ends only calls that have got so far."""
         if self.queue is None:
-            self.queue = tasks.open_queue(self.abandon)
+            self.queue = tasks.open_queue(self.abandon, self._tell_due)
 
     def waiting(self) -> list[Calls]:
         """Return the calls of each batch that joblib has drawn from its input and that is not sent yet."""
@@ -74,10 +82,54 @@ class ParallelCall:
         self._consumer = threading.current_thread()
 
     def tell(self, batch: Batch) -> None:
-        """Call joblib back with a batch that has ended. joblib dispatches the next one meanwhile, on this thread."""
+        """Call joblib back with a batch that has ended, at once or as soon as it is due."""
+        if self._unread is None or batch.has_failed:
+            self._tell(batch)
+            return
+        assert self.queue is not None
+        self._unread.hold(batch)
+        self.queue.held += 1
+        self._tell_due()
+
+    def _tell_due(self) -> None:
+        """Call joblib back with the held batches that are due."""
+        assert self._unread is not None
+        assert self.queue is not None
+        while (batch := self._unread.take_due()) is not None:
+            try:
+                self._tell(batch)
+            finally:
+                # Not before: joblib has dispatched the next batch by now, so that the queue was busy all the time.
+                self.queue.held -= 1
+
+    def _tell(self, batch: Batch) -> None:
+        """Call joblib back. It dispatches the next batch meanwhile, on this thread."""
         with self._telling:
             if batch.callback is not None and not self.over:
+                self.last = batch
                 batch.callback(batch)
+
+    def values(self, batch: Batch) -> list[Any]:
+        """Return the values of a batch's calls, or raise what became of the batch. They can be read once."""
+        values: list[Any] = batch.result()
+        if self._unread is None:
+            return values
+        return Values(values, functools.partial(self._on_read, batch))
+
+    def _on_read(self, batch: Batch) -> None:
+        assert self._unread is not None
+        if self._unread.read(batch):
+            self._wake()
+
+    def _hold_nothing(self) -> None:
+        """Let joblib be told of all that has ended and will end."""
+        if self._unread is not None:
+            self._unread.release()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self.queue is not None:
+            self.queue.wake()
 
     def stop(self) -> None:
         """End the call, and drop what later calls do not need.
@@ -86,6 +138,7 @@ class ParallelCall:
         """
         self.over = True
         self.shared = Shared()
+        self._hold_nothing()
         if self.queue is not None:
             self.queue.stop()
             if not self.queue.is_current() and self._telling.acquire(timeout=CALLBACK_SECONDS):
@@ -98,6 +151,8 @@ class ParallelCall:
         generator that nobody has started is left alone, because it may be read after the block.
         """
         parallel = self._parallel
+        # A thread that leaves the block waits for the tasks and reads nothing meanwhile.
+        self._hold_nothing()
         if self.over:
             return True
         if parallel is None or parallel._original_iterator is None:
@@ -114,6 +169,7 @@ class ParallelCall:
             self.aborted = True
             self._held.clear()
             running = list(self._running)
+        self._hold_nothing()
         for batch in running:
             assert self.queue is not None
             self.queue.abort(batch.task)
@@ -151,7 +207,20 @@ class Batch:
     """
 
     __slots__ = (
-        *("buffers", "call", "callback", "code", "error", "first", "func", "items", "nanos", "on_end", "parts"),
+        *(
+            "buffers",
+            "call",
+            "callback",
+            "calls",
+            "code",
+            "error",
+            "first",
+            "func",
+            "items",
+            "nanos",
+            "on_end",
+            "parts",
+        ),
         *("pickled", "size", "task", "values", "whole"),
     )
 
@@ -170,6 +239,8 @@ class Batch:
         """joblib's, for a batch that joblib made; None for a part of one."""
         self.first = call.submitted
         """The place of its first call among those of the call of `Parallel`."""
+        self.calls = 1
+        """How many calls it has."""
         self.task = 0
         """The task's number; 0 before it is sent."""
         self.size = 0
@@ -201,6 +272,11 @@ class Batch:
         self.code, self.nanos, self.pickled, self.buffers = code, nanos, pickled, buffers
         self.size = max(self.size, payload.size(pickled, buffers))
         self.on_end(self)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether joblib gets an exception instead of values."""
+        return self.error is not None or self.code not in (_core.RETURNED, _core.PARTIAL)
 
     def result(self) -> Any:
         """Return the values of the batch's calls, or raise what became of the batch. They can be read once."""

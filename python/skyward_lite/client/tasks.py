@@ -223,11 +223,11 @@ class Tasks:
 
         return results()
 
-    def open_queue(self, abandon: AbandonHook) -> CompletionQueue:
+    def open_queue(self, abandon: AbandonHook, resume: Callable[[], None]) -> CompletionQueue:
         """Open a completion queue for one call of `Parallel`. Raise `PoolClosedError` if the pool is closed."""
         self.check_not_closed()
         self._printer.call_made()
-        return self.completions.open(abandon)
+        return self.completions.open(abandon, resume)
 
     def encode_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
         """Check that the pool is open, and return a call as it is sent."""

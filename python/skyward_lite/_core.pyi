@@ -165,18 +165,21 @@ class Core:
     def add_node(self, name: str, returns: bool = False) -> int:
         """Add a node that is to be connected to; return its index in `nodes`. Waiting tasks then run there, too.
 
-        `returns`: when it is lost, `start_node` will begin anew with it, or `give_up` tells that nothing will. Until then
-        tasks wait for it, at most for `start_timeout`.
+        `returns`: when it is lost, `start_node` will begin anew with it, or `give_up` tells that nothing will. Until
+        then tasks wait for it, at most for `start_timeout`.
         """
     def returns(self, node: int) -> bool:
-        """Return whether a node is lost and `start_node` may begin anew with it: it was ready, or its connection was cut."""
+        """Return whether a node is lost and `start_node` may begin anew with it.
+
+        It was ready before, or its connection was cut, and it was not given up.
+        """
     def give_up(self, node: int) -> None:
         """Note that a lost node will not come back. Tasks that waited for it alone end as `NODE_LOST`."""
     def resume_node(self, node: int, connection: Connection) -> None:
         """Go on with the session of a node that is reconnecting, over this connection.
 
-        Wait until it does. Return at once if the node is in another state, and when its session has ended: its agent may be
-        gone. Raise `CoreError` if the session does not go on over this connection; another one may do.
+        Wait until it does. Return at once if the node is in another state, and when its session has ended: its agent
+        may be gone. Raise `CoreError` if the session does not go on over this connection; another one may do.
         """
     def expect(self, count: int) -> None:
         """Set how many further nodes are on their way. While there are any, tasks wait for them if no node is left.
@@ -216,11 +219,13 @@ class Core:
     ) -> None:
         """Begin a session with the agent that `command` starts there. The node is lost if it is not ready in time.
 
-        Also for a lost node that `returns`. `again`: the command that hands another connection to the agent, with which the
-        session goes on; None: the session ends with its connection.
+        Also for a lost node that `returns`. `again`: the command that hands another connection to the agent, with which
+        the session goes on; None: the session ends with its connection.
         `stripe`: the command that hands a further channel to the agent, without its last word, the path of the agent's
         socket. Further channels carry large data where the round trip is long; None: there are none.
         """
+    def notices(self, node: int) -> list[str] | None:
+        """Return what the log is to say of a node, by its own words; None before the node has greeted."""
     def differences(self, node: int) -> list[str] | None:
         """Return how a node's environment differs from ours, a sentence each; None before the node has greeted."""
     def fail_node(self, node: int, why: str) -> None:
@@ -270,7 +275,7 @@ class Core:
         Waits at most `bound_ms` for one. A note's number is in the place of a task's. Each note is to be answered.
         """
     def answer_note(self, sender: int, note: int, error: bytes, /) -> None:
-        """Answer a note of `sender`, as `notes` returned it: the note was taken if `error` is empty, else `error` says why not.
+        """Answer a note of `sender`, as `notes` returned it: it was taken if `error` is empty; else `error` says why.
 
         A lost node hears no answer.
         """
@@ -366,6 +371,8 @@ class AgentSpec(TypedDict):
     """Names this life of the agent."""
     packages: dict[str, str]
     """The distributions of this environment: normalized name → version."""
+    notices: list[str]
+    """What the client's log is to say of this node, a sentence each."""
 
 def serve_embedded(spec: AgentSpec, *, fd: int, host_key: str, authorized_key: str, timeout: float) -> None:
     """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raise `CoreError`.
@@ -382,8 +389,8 @@ def serve(spec: AgentSpec, *, reading: int, writing: int) -> None:
 def listen(spec: AgentSpec, *, fd: int, directory: str) -> None:
     """Be an agent for the client whose connections come to the socket `agent` in this directory, until it is done.
 
-    `fd`: this socket, which listens; it is given away. A connection that is cut does not end the agent: the client comes back
-    with another one, or the lease ends. Raise `CoreError`.
+    `fd`: this socket, which listens; it is given away. A connection that is cut does not end the agent: the client
+    comes back with another one, or the lease ends. Raise `CoreError`.
     """
 
 def drain(reason: str) -> bool:

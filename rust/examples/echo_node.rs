@@ -98,6 +98,7 @@ fn agent() -> Fallible {
         python: "3.11".to_owned(),
         epoch: std::process::id().to_string(),
         packages: [("joblib".to_owned(), "1".to_owned())].into(),
+        notices: Vec::new(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if let Some(notice) = std::env::args().nth(2) {

@@ -47,6 +47,7 @@ fn agent_spec(python: &str) -> AgentSpec {
         python: python.to_owned(),
         epoch: "1".to_owned(),
         packages: [("joblib".to_owned(), "1".to_owned())].into(),
+        notices: Vec::new(),
     }
 }
 

@@ -36,3 +36,15 @@ proptest! {
         worlds::agent::run(&script);
     }
 }
+/// What the fuzzer found once is not found again.
+#[test]
+fn scripts_that_once_failed() {
+    for (name, run) in
+        [("client", worlds::client::run as fn(&[u8])), ("agent", worlds::agent::run), ("resume", worlds::resume::run)]
+    {
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+        for script in std::fs::read_dir(directory).into_iter().flatten() {
+            run(&std::fs::read(script.unwrap().path()).unwrap());
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 import resource
@@ -12,15 +13,16 @@ import time
 import pytest
 import skyward_lite as sky
 from processes import MARK, eventually
+from skyward_lite.providers.local import LocalMachine
 
 
 def test_tasks_of_a_killed_agent_run_on_another_node():
-    """A `Parallel` call returns a serial run's list although the agent of one of two nodes is killed."""
+    """The list is a serial run's although the agent of one of two nodes is killed; that node then comes back."""
     with sky.pool(sky.Local(), 2, worker=sky.Worker(concurrency=2)) as pool:
         futures = [pool.submit(slow_neg, i) for i in range(40)]
         os.kill(pool.nodes()[0].pid, signal.SIGKILL)
         assert [f.result(30) for f in futures] == [-i for i in range(40)]
-        assert eventually(lambda: [n.state for n in pool.nodes()] == ["lost", "ready"], 20), pool.nodes()
+        assert eventually(lambda: [n.state for n in pool.nodes()] == ["ready", "ready"], 20), pool.nodes()
 
 
 def slow_neg(i):
@@ -28,9 +30,29 @@ def slow_neg(i):
     return -i
 
 
-def test_tasks_fail_when_the_last_node_is_lost():
-    """Pending and new tasks get an error with the reason when the last node is lost; none hangs."""
+def test_the_only_node_comes_back(caplog):
+    """The tasks of the only node wait for it after its agent was killed; it is the same node, with another agent."""
+    caplog.set_level(logging.INFO, "skyward_lite")
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+        killed = pool.nodes()[0]
+        futures = [pool.submit(slow_neg, i) for i in range(20)]
+        os.kill(killed.pid, signal.SIGKILL)
+        assert [future.result(30) for future in futures] == [-i for i in range(20)]
+        (node,) = pool.nodes()
+        assert (node.name, node.state, node.slots) == (killed.name, "ready", 1)
+        assert node.pid != killed.pid
+        assert killed.since < node.since <= time.time()
+    assert "node local-0 is ready again with 1 slots" in caplog.messages
+
+
+def test_tasks_fail_when_the_last_node_does_not_come_back(monkeypatch):
+    """Pending and new tasks get an error with the reason `start_timeout` after the last node was lost; none hangs."""
+    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[], start_timeout=3) as pool:
+
+        def refuse(machine, core):
+            raise sky.NodeStartError("no")
+
+        monkeypatch.setattr(LocalMachine, "open", refuse)
         futures = [pool.submit(time.sleep, 60) for _ in range(5)]
         os.kill(pool.nodes()[0].pid, signal.SIGKILL)
         for future in futures:

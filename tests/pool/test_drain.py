@@ -36,7 +36,9 @@ agent.main()
 
 
 class Doomed(LocalMachine):
-    """A node of this machine that gets its notice when a file exists."""
+    """A node of this machine that gets its notice when a file exists, and is gone when it is lost."""
+
+    returns = False
 
     def __init__(self, name, timeout, notice):
         self.notice = notice

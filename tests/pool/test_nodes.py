@@ -15,7 +15,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
-from processes import eventually
+from processes import eventually, has_ended
 from skyward_lite.client.tasks import Tasks
 from skyward_lite.providers.local import LocalMachine
 
@@ -164,11 +164,11 @@ def test_strict_env_refuses_environment_differences(lab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["agent", "sshd"])
-def test_tasks_of_a_lost_host_run_on_another(tmp_path, lab, what):
-    """If a host's agent or server is killed during a call, the list equals a serial run's."""
+@pytest.mark.parametrize("what", ["agent", "host"])
+def test_tasks_of_a_lost_host_run_on_another(lab, what):
+    """If a host's agent is killed, or a host cannot be reached for the lease, the list equals a serial run's."""
     third = lab.host(env={"XDG_CACHE_HOME": str(Path(lab.directory, "shared"))})
-    names = [lab.hosts[0].name, third.name]
+    provider = sky.SSH(lab.hosts[0].name, third.name, config=lab.config)
 
     def slow_neg(i):
         import time
@@ -176,14 +176,16 @@ def test_tasks_of_a_lost_host_run_on_another(tmp_path, lab, what):
         time.sleep(0.02)
         return -i
 
-    with sky.pool(sky.SSH(*names, config=lab.config), worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+    with sky.pool(provider, worker=sky.Worker(concurrency=2), plugins=[], lease=2) as pool:
         futures = [pool.submit(slow_neg, i) for i in range(60)]
+        agent = pool.nodes()[1].pid
         if what == "agent":
-            os.kill(pool.nodes()[1].pid, signal.SIGKILL)
+            os.kill(agent, signal.SIGKILL)
         else:
             third.kill()
         assert [future.result(30) for future in futures] == [-i for i in range(60)]
-        assert eventually(lambda: pool.nodes()[1].state == "lost", 15)
+        assert eventually(lambda: pool.nodes()[1].state == ("ready" if what == "agent" else "lost"), 15), pool.nodes()
+        assert has_ended(agent)
 
 
 def test_traffic_is_counted_for_each_node_and_direction(shared_pool):

@@ -59,7 +59,9 @@ def journals() -> Path:
 
 
 class FakeMachine(LocalMachine):
-    """A fake node behind the embedded server."""
+    """A fake node behind the embedded server. It plays its part once."""
+
+    returns = False
 
     def __init__(self, name: str, timeout: float, command: list[str]) -> None:
         # The interpreter becomes the server, which starts the command.
@@ -108,6 +110,7 @@ class Fakes(sky.Local):
                 fake = f'case "$*" in *skyward_lite.node.attach*) exec {shlex.join(command)};; esac'
                 python.write_text("\n".join([lines[0], fake, *lines[1:], ""]))
                 sky.SSH(host.name, config=self.lab.config).start(wanted, machines)
+                machines[-1].returns = False
 
     def stop(self, machines: list[Machine], timeout: float) -> None:
         deadline = time.monotonic() + timeout

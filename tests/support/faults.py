@@ -47,6 +47,7 @@ class Run:
     def kill(self, pid: int) -> None:
         """Kill a process."""
         self.killed.add(pid)
+        self.place.forsake(pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

@@ -37,6 +37,10 @@ KEY = re.compile(r"(?<=skyward_lite\.node\.attach )[\w-]+")
 """In the command line of a relay, the key of its agent."""
 
 
+OWN_KEY = re.compile(r"(?<=/skyward-lite-)[0-9a-f]+")
+"""In a path, and in the command line of an agent, its key."""
+
+
 class Hang(Exception):
     """The client did not do in time what it has to do."""
 
@@ -67,6 +71,8 @@ class Place:
         settings = {**directories, "SKYWARD_FIELD_HOST": self.mark, **env}
         self.keys: set[str] = set()
         """The keys of all agents that were seen here: their directories are named by them."""
+        self.forsaken: set[str] = set()
+        """The keys of agents that were killed: their directories stay until a later session of the host removes them."""
         self.sshd: Sshd = field.lab.host(env=settings)
         self.proxy: Proxy = before(field.lab, self.sshd, delay)
 
@@ -123,6 +129,11 @@ class Place:
         found = {pid: parent for pid, (command, parent) in self._closure().items() if KINDS[kind] in command}
         return sorted(pid for pid, parent in found.items() if parent not in found)
 
+    def forsake(self, pid: int) -> None:
+        """Note that a process is about to be killed, which may be an agent with a directory."""
+        with contextlib.suppress(OSError):
+            self.forsaken |= set(OWN_KEY.findall(Path(f"/proc/{pid}/cmdline").read_bytes().decode()))
+
     def files(self) -> list[str]:
         """Return what is left of ours in the file system: directories, sockets, files in memory that have a name."""
         # Directories that other tests may use at the same time have theirs in them, too.
@@ -136,8 +147,9 @@ class Place:
         found = [str(path) for path in [*self.temporary.glob("skyward-lite-*"), *named] if path.exists()]
         found += [str(path) for path in self.temporary.iterdir() if path.name[:13] != "skyward-lite-"]
         with open("/proc/net/unix") as sockets:
-            found += [f"socket {line.split()[-1]}" for line in sockets if f"{self.temporary}/" in line]
-        return found
+            found += sorted({f"socket {line.split()[-1]}" for line in sockets if f"{self.temporary}/" in line})
+        served = {key for command in self.processes().values() for key in OWN_KEY.findall(command)}
+        return [one for one in found if not (set(OWN_KEY.findall(one)) & self.forsaken) - served]
 
 
 def _descendants(pid: int, name: str) -> list[int]:

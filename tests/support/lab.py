@@ -146,16 +146,21 @@ class Sshd:
         subprocess.run(["pkill", "-9", "-P", str(self.process.pid)], check=False)
         self.process.kill()
         self.process.wait(10)
+        self.close_pipe()
+
+    def close_pipe(self) -> None:
+        """Close this end of the pipe to which the server and its sessions write, when all of them have ended."""
+        self.drain.join(10)
+        if not self.drain.is_alive():
+            assert self.process.stderr is not None
+            self.process.stderr.close()
 
     def close(self) -> None:
         """End it and its sessions."""
         self.process.terminate()
         self.process.wait(10)
         # Sessions have the pipe too, and end by themselves.
-        self.drain.join(10)
-        if not self.drain.is_alive():
-            assert self.process.stderr is not None
-            self.process.stderr.close()
+        self.close_pipe()
         self.log.close()
 
 

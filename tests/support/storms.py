@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import faults
@@ -23,6 +25,8 @@ CUT_SECONDS = 0.5
 """Between two cuts of a connection, on average."""
 STORM_SECONDS = 300.0
 """A storm that takes longer hangs."""
+SLOW_STORM_SECONDS = 40.0
+"""A storm that takes longer is wrong: without faults it takes 6.5 s."""
 CUTS_PER_RUN = 10
 THOUSAND = 1000
 THOUSAND_CUTS = 20
@@ -43,6 +47,16 @@ def count_again(client: Client, killed: set[int]) -> list[str]:
     """Return the tasks that ran twice though nothing had been lost with a killed process."""
     notes = client.notes()
     return sorted({*needless(notes, killed), *overlaps(notes)})
+
+
+def told_by(client: Client, wrong: list[str]) -> list[str]:
+    """Return what went wrong, and keep what the client logged, if anything did."""
+    if wrong:
+        file = Path(tempfile.mkstemp(prefix="chaos-", suffix=".log")[1])
+        notes = "\n".join(map(str, client.notes()))
+        file.write_text("\n".join([*wrong, client.log.read_text(), notes]))
+        wrong = [*wrong, f"the client's log is {file}"]
+    return wrong
 
 
 def executions(client: Client) -> int:
@@ -104,12 +118,14 @@ def storm(seed: int, tell: Tell, tasks: int = STORM_TASKS, nodes: int = 4, pace:
         again = count_again(client, killed)
         left = field.leaks()
         wrong += again + [f"left: {one}" for one in left]
+        if told["took"] > SLOW_STORM_SECONDS * tasks / STORM_TASKS:
+            wrong.append(f"it took {told['took']:.1f} s")
         tell(
             f"storm, seed {seed:3}: {tasks} tasks on {nodes} nodes in {told['took']:5.1f} s, "
             f"{told['cuts']:3} connections cut, {told['worker']:2} workers and {told['agent']:2} agents killed, "
             f"{executions(client) - tasks:3} ran again, {len(again)} needlessly, {len(left)} left"
         )
-        return [f"storm, seed {seed}: {one}" for one in wrong]
+        return told_by(client, [f"storm, seed {seed}: {one}" for one in wrong])
 
 
 # ------------------------------------------------------------------------------------------------ cuts alone

@@ -201,3 +201,27 @@ def test_a_pause_ends_when_nothing_is_to_be_waited_for(monkeypatch: pytest.Monke
         case.all.leave()
     case.join()
     assert case.machine.tries == 1
+
+
+def test_a_node_that_is_lost_while_it_is_reconnecting_is_opened_after_one_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same thread opens the machine when its first pause is over, whether or not anybody has seen the change."""
+    monkeypatch.setattr(returning, "OPEN_SECONDS", (0.1, 60.0))
+    case = Case(Machine(), monkeypatch, sleep=True)
+    pauses = []
+    sleep = case.all._sleep
+
+    def noted(number: int, seconds: float) -> bool:
+        pauses.append(seconds)
+        return sleep(number, seconds)
+
+    def lose(number: int, connection: object) -> None:
+        case.core.become("lost")
+
+    monkeypatch.setattr(case.all, "_sleep", noted)
+    monkeypatch.setattr(case.core, "resume_node", lose)
+    case.become("reconnecting")
+    case.join()
+    assert (case.opened, len(pauses), len(case.threads)) == (1, 1, 1)
+    assert pauses[0] < 1

@@ -51,6 +51,8 @@ class NodeLog:
             return
         again = " again" if number in self._once_ready else ""
         log.info("node %s is ready%s with %d slots", node.name, again, node.slots)
+        for notice in self._core.notices(number) or ():
+            log.warning("node %s: %s", node.name, notice)
         differences = self._core.differences(number)
         if differences:
             log.warning(

@@ -56,7 +56,7 @@ class Returning:
         self._changed = threading.Condition()
         """Guards the fields below. Notified when a node's state has changed, and when the pool is left."""
         self._states: dict[int, tuple[str, float]] = {}
-        """The state of each node, and since when it has it, as of the last `attend`."""
+        """The state of each node, and since when it has it, as any thread has seen it last."""
         self._attended: dict[int, tuple[str, float]] = {}
         """The nodes that have a thread, and in which state their thread has seen them last."""
         self._backoffs: dict[int, Backoff] = {}
@@ -109,7 +109,9 @@ class Returning:
                 seen = self._now(number)
                 if not self._is_away(number, seen[0], machine):
                     return
-                self._attended[number] = seen
+                with self._changed:
+                    # The watching thread may not have seen this state yet.
+                    self._states[number] = self._attended[number] = seen
                 if seen[0] == NodeState.RECONNECTING:
                     self._reconnect(number, machine)
                 elif self._backoff_of(number).pause():

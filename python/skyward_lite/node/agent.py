@@ -54,8 +54,8 @@ def packages() -> dict[str, str]:
     return found
 
 
-def spec() -> _core.AgentSpec:
-    """Return what the agent must be told because it cannot find it out by itself."""
+def spec(*notices: str) -> _core.AgentSpec:
+    """Return what the agent must be told because it cannot find it out by itself. The client logs the `notices`."""
     options = ["-P"]
     if hasattr(sys.flags, "context_aware_warnings"):
         # From Python 3.14 on: what task_warnings.py does for earlier versions.
@@ -66,6 +66,7 @@ def spec() -> _core.AgentSpec:
         "python": PYTHON,
         "epoch": os.urandom(16).hex(),
         "packages": packages(),
+        "notices": [*notices],
     }
 
 
@@ -94,7 +95,11 @@ def stdio(alive: str | None = None, spot: bool = False) -> None:
     writing = os.dup(1)
     # Whatever prints in this process must not get between the frames.
     os.dup2(2, 1)
-    _core.serve(spec(), reading=take_socket(), writing=writing)
+    why = os.environ.pop(directories.PROBLEM, "")
+    notices = (
+        [f"a cut connection would cost its tasks, as its agent cannot outlive the connection: {why}"] if why else []
+    )
+    _core.serve(spec(*notices), reading=take_socket(), writing=writing)
 
 
 def listen(fd: int, lock: int, directory: str, alive: str | None = None, spot: bool = False) -> None:

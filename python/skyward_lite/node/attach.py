@@ -325,6 +325,7 @@ def main() -> None:
         print(f"skyward_lite: no directory can have the socket of an agent: {error}", file=sys.stderr, flush=True)
         if how == "new":
             # The agent ends with its connection then.
+            os.environ[directories.PROBLEM] = str(error)
             os.umask(relay.umask)
             os.execv(sys.executable, [sys.executable, *AGENT, "stdio", *options])
     except (FailedError, OSError) as error:

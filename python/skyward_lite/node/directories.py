@@ -22,6 +22,8 @@ import os
 import stat
 import time
 
+PROBLEM = "SKYWARD_LITE_NO_DIRECTORY"
+"""The variable that tells an agent why no directory can be used, if none can: it tells its client."""
 PREFIX = "skyward-lite-"
 SOCKET, LOG, PID = "agent", "log", "pid"
 MAX_BASE_BYTES = 64

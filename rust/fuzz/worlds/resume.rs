@@ -3,14 +3,15 @@
 //! Each frame must arrive once, with its bytes, and control frames in their order.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use skyward_lite::error::SessionError;
 use skyward_lite::wire::{ArrivedBlocks, Attempt, Body, Control, Event, EventReader, FrameSender, Message, greet};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,26 +22,28 @@ use super::script::Script;
 const MAX_MESSAGE: usize = 64 << 20;
 /// Bytes that one direction of a connection holds.
 const PIPE: usize = 1 << 18;
+/// When a report is due at the latest.
+const REPORT: Duration = Duration::from_millis(2);
 /// Bytes of all messages of a run: more takes long, and finds nothing else.
-const MOST: usize = 4 << 20;
+const MOST: usize = 2 << 20;
 
 thread_local! {
-    /// Time limits are made in it, and never end.
+    /// Time limits are made in it. They end only while it runs.
     static RUNTIME: Runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
 }
 
 /// One direction of a connection.
 #[derive(Default)]
 struct Pipe {
-    under_way: VecDeque<u8>,
-    arrived: VecDeque<u8>,
+    under_way: BytesMut,
+    arrived: BytesMut,
 }
 
 impl Pipe {
     /// Let so many bytes arrive, at most.
     fn carry(&mut self, most: usize) {
         let count = most.min(self.under_way.len());
-        self.arrived.extend(self.under_way.drain(..count));
+        self.arrived.extend_from_slice(&self.under_way.split_to(count));
     }
 }
 
@@ -54,7 +57,7 @@ impl AsyncRead for Handle {
         if count == 0 {
             return Poll::Pending;
         }
-        arrived.drain(..count).for_each(|byte| buffer.put_slice(&[byte]));
+        buffer.put_slice(&arrived.split_to(count));
         Poll::Ready(Ok(()))
     }
 }
@@ -66,7 +69,7 @@ impl AsyncWrite for Handle {
         if count == 0 {
             return Poll::Pending;
         }
-        under_way.extend(&bytes[..count]);
+        under_way.extend_from_slice(&bytes[..count]);
         Poll::Ready(Ok(count))
     }
 
@@ -94,6 +97,11 @@ fn now<T>(work: impl Future<Output = T>) -> Option<T> {
     poll(&mut std::pin::pin!(work))
 }
 
+/// Return whether these are bytes of the message or blob of this number.
+fn is_of(number: u64, bytes: &[u8]) -> bool {
+    bytes == vec![number.to_le_bytes()[0]; bytes.len()]
+}
+
 /// What has arrived at one end.
 #[derive(Default)]
 struct Seen {
@@ -111,11 +119,11 @@ impl Seen {
                 Event::Control(Control::Pulse { nonce }) => self.pulses.push(nonce),
                 Event::Message(_, message) => {
                     let number = message.id.task;
-                    assert!(message.parts.iter().all(|part| part.iter().all(|byte| *byte == number.to_le_bytes()[0])));
+                    assert!(message.parts.iter().all(|part| is_of(number, part)));
                     assert!(self.messages.insert(number, message.size()).is_none(), "message {number} came twice");
                 }
                 Event::Chunk(chunk) => {
-                    assert!(chunk.bytes.iter().all(|byte| *byte == chunk.number.to_le_bytes()[0]));
+                    assert!(is_of(chunk.number, &chunk.bytes));
                     let (chunks, total) = self.blobs.entry(chunk.number).or_default();
                     *total = chunk.total;
                     assert!(chunks.insert(chunk.offset, chunk.bytes.len()).is_none(), "a chunk came twice");
@@ -238,7 +246,7 @@ pub fn run(bytes: &[u8]) {
         while !script.is_over() {
             world.step(&mut script);
         }
-        world.finish();
+        world.finish(runtime);
     });
 }
 
@@ -275,7 +283,7 @@ impl World {
         self.near.link.resume(theirs.0, &theirs.1).unwrap();
         let mut pipe = down.0.borrow_mut();
         let count = usize::from(stage).min(pipe.under_way.len());
-        let rest: Vec<u8> = pipe.under_way.drain(..count).collect();
+        let rest = pipe.under_way.split_to(count);
         drop(pipe);
         self.near.connect(&down, &up, &rest);
     }
@@ -347,9 +355,13 @@ impl World {
     }
 
     /// Let everything arrive.
-    fn finish(&mut self) {
+    fn finish(&mut self, runtime: &Runtime) {
         self.attach(u8::MAX);
-        for _ in 0..10_000 {
+        for round in 1..2_000 {
+            if round % 20 == 0 {
+                // A report may be due, which the clock alone brings.
+                runtime.block_on(tokio::time::sleep(REPORT));
+            }
             for end in [&mut self.near, &mut self.far] {
                 end.reader.tell_reached();
                 end.write();
@@ -372,6 +384,19 @@ impl World {
                 return;
             }
         }
-        panic!("a frame never arrives: {:?} of {:?}", self.far.seen.messages, self.sizes[0]);
+        let (near, far) = (&self.near.seen, &self.far.seen);
+        panic!(
+            "a frame never arrives: tasks {:?} of {:?}, results {:?} of {:?}, blobs {:?} of {:?}, pulses {:?} of {} and {:?} of {}",
+            far.messages,
+            self.sizes[0],
+            near.messages,
+            self.sizes[1],
+            far.blobs,
+            self.blobs,
+            far.pulses,
+            self.near.pulses,
+            near.pulses,
+            self.far.pulses
+        );
     }
 }

@@ -14,7 +14,7 @@ use crate::client::inbox::Inbox;
 use crate::client::node::NodeState;
 use crate::client::reattach::{Offers, OtherConnection};
 use crate::client::session::{self, NodeSpec, Sink};
-use crate::error::{FrameError, SessionError};
+use crate::error::{FrameError, NodeError, SessionError};
 use crate::locks::lock;
 use crate::queue::PeerId;
 use crate::text;
@@ -159,18 +159,31 @@ fn log_states(dispatch: &Dispatch, logged: &mut Vec<&'static str>) {
 
 /// Run the session with a node to its end. What it brings is handed to the decider, and so is its end.
 pub(super) async fn serve(shared: Arc<Shared>, id: PeerId, spec: NodeSpec, sender: Arc<FrameSender>, offers: Offers) {
-    let node = NodeSink { shared: &shared, id };
+    let generation = lock(&shared.state).dispatch.generation(id);
+    let node = NodeSink { shared: &shared, id, generation };
     let name = spec.hello.node.clone();
     debug!(node = %name, "session begins");
     let end = session::run(spec, &sender, shared.max_message, &node, offers).await;
     debug!(node = %name, "session has ended");
-    shared.decide(|dispatch, out| dispatch.lost(id, end, Instant::now(), out));
+    // A node that was given up meanwhile is lost already, and may have another session.
+    if node.is_current() {
+        shared.decide(|dispatch, out| dispatch.lost(id, end, Instant::now(), out));
+    }
 }
 
 /// One node's session, as the decider is told of it.
 struct NodeSink<'a> {
     shared: &'a Shared,
     id: PeerId,
+    /// The session's number.
+    generation: u32,
+}
+
+impl NodeSink<'_> {
+    /// Return false if the node was given up since the session began.
+    fn is_current(&self) -> bool {
+        lock(&self.shared.state).dispatch.generation(self.id) == self.generation
+    }
 }
 
 impl Sink for NodeSink<'_> {
@@ -207,8 +220,12 @@ impl Sink for NodeSink<'_> {
         self.shared.decide(|dispatch, out| dispatch.away(self.id, why, Instant::now(), out));
     }
 
-    fn back(&self) {
+    fn back(&self) -> Result<(), NodeError> {
+        if !self.is_current() {
+            return Err(NodeError::Other("it was given up".to_owned()));
+        }
         self.shared.decide(|dispatch, out| dispatch.back(self.id, Instant::now(), out));
+        Ok(())
     }
 
     fn lease(&self) -> (Instant, u64) {

@@ -86,7 +86,7 @@ pub(super) struct NodeRecord {
     pub was_ready: bool,
     /// When the node was lost, until it is ready again.
     pub lost_since: Option<Instant>,
-    /// The number of its sessions before the present one that were lost.
+    /// How often it was lost, which is the number of its present session.
     pub generation: u32,
     /// When the node announced that it will soon be gone.
     pub draining_since: Option<Instant>,

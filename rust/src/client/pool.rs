@@ -213,8 +213,11 @@ impl Pool {
         Ok(())
     }
 
-    /// Mark a node as lost, for this reason, that was added and with which no session was begun.
+    /// Mark a node as lost, for this reason, with which no session was begun, or whose machine is gone for good.
     pub fn fail_node(&self, id: PeerId, why: String) {
+        if let Some(offers) = lock(&self.shared.state).offers.get_mut(id) {
+            *offers = None;
+        }
         let end = Err(NodeError::Other(why));
         self.shared.decide(|dispatch, out| dispatch.lost(id, end, Instant::now(), out));
     }

@@ -47,7 +47,8 @@ impl Known {
         if self.boot != other.boot {
             return "its host was restarted".to_owned();
         }
-        "it ended while the connection was cut: it was killed, or its host ends the processes of a user who logs out"
+        "it ended while the connection was cut: it was killed, or its host ends the processes of a user who logs out \
+         (`python -m skyward_lite check` tells)"
             .to_owned()
     }
 }
@@ -86,8 +87,7 @@ pub(super) async fn find(
         }
         loop {
             let Some(OtherConnection { connection, done }) = offers.recv().await else {
-                // The pool is gone, which ends this, too.
-                return std::future::pending().await;
+                return Err(NodeError::Other("it was given up".to_owned()));
             };
             match attempt(&connection, command, known, received).await {
                 Err(why) if !matches!(why, NodeError::Gone(_) | NodeError::Session(SessionError::Goodbye(_))) => {

@@ -75,7 +75,10 @@ pub trait Sink: Sync {
     fn away(&self, why: &SessionError);
 
     /// Note that the session goes on.
-    fn back(&self);
+    ///
+    /// # Errors
+    /// If the node was given up meanwhile.
+    fn back(&self) -> Result<(), NodeError>;
 
     /// Return until when the node's agent may go on without this client, and for how many seconds nothing was heard from it.
     fn lease(&self) -> (Instant, u64);
@@ -141,7 +144,7 @@ pub async fn run(
         }
         source.resume(found.from, &found.rest);
         to = found.to;
-        sink.back();
+        sink.back()?;
     }
 }
 

@@ -18,6 +18,8 @@ pub struct AgentSpec {
     pub epoch: String,
     /// The node's distributions: normalized name → version.
     pub packages: BTreeMap<String, String>,
+    /// What the client's log is to say of this node, a sentence each.
+    pub notices: Vec<String>,
 }
 
 /// Return why a client is not served, if it is not.
@@ -45,6 +47,7 @@ pub fn answer(spec: &AgentSpec, differences: Vec<String>) -> AgentHello {
         memory: memory(),
         socket: None,
         boot: boot(),
+        notices: spec.notices.clone(),
         differences,
     }
 }

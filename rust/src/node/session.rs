@@ -26,6 +26,9 @@ use crate::wire::{
 
 /// How long the client's hello is awaited.
 const GREETING_TIMEOUT: Duration = Timing::DEFAULT.hello;
+/// How long an agent without a session waits for another client after one that was told that the agent it looks for is not here,
+/// or whose connection was cut before its hello: it may have gone. A client that comes later starts another agent.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the goodbye to the client may take, until it has read it and closed its end.
 const GOODBYE_TIMEOUT: Duration = Timing::DEFAULT.agent_goodbye;
 /// Heartbeats that an agent sends in the time of a lease, at least.
@@ -66,11 +69,13 @@ impl Session {
         spec: &AgentSpec,
         events: &mut Vec<Event>,
     ) -> Result<(Self, ClientHello), AgentError> {
+        let mut patience = GREETING_TIMEOUT;
         loop {
             let streams = match first.take() {
                 Some(streams) => streams,
-                None => await_client(&mut arrivals, spec).await?,
+                None => await_client(&mut arrivals, spec, patience).await?,
             };
+            patience = RETURN_TIMEOUT;
             let bound = GREETING_TIMEOUT;
             let greeted = tokio::time::timeout(bound, greet_client(streams, socket.clone(), spec, events)).await;
             match greeted.unwrap_or_else(|_| Err(SessionError::NotReady(bound.as_secs()).into())) {
@@ -253,11 +258,14 @@ fn connect(link: Arc<FrameSender>, writing: Writing, relay: Option<tokio::net::U
     Connection { writer, closed: Box::pin(closed(relay)) }
 }
 
-/// Wait for a client that begins a session. One that looks for an earlier agent is told that it is not here.
-async fn await_client(arrivals: &mut Arrivals, spec: &AgentSpec) -> Result<Streams, AgentError> {
+/// Wait for a client that begins a session, for so long at first. One that looks for an earlier agent is told that it is not here.
+async fn await_client(arrivals: &mut Arrivals, spec: &AgentSpec, first: Duration) -> Result<Streams, AgentError> {
+    let mut patience = first;
     loop {
-        let arrived = tokio::time::timeout(GREETING_TIMEOUT, arrivals.next()).await;
-        match arrived.map_err(|_| SessionError::NotReady(GREETING_TIMEOUT.as_secs()))? {
+        let arrived = tokio::time::timeout(patience, arrivals.next()).await;
+        let arrival = arrived.map_err(|_| SessionError::NotReady(patience.as_secs()))?;
+        patience = RETURN_TIMEOUT;
+        match arrival {
             Arrival::New(mut streams) => {
                 if streams.take().await.is_ok() {
                     return Ok(streams);

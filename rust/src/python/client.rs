@@ -283,6 +283,10 @@ impl Core {
         Ok(())
     }
 
+    fn notices(&self, node: usize) -> Option<Vec<String>> {
+        self.pool.nodes().into_iter().nth(node)?.hello.map(|hello| hello.notices)
+    }
+
     fn differences(&self, node: usize) -> Option<Vec<String>> {
         self.pool.nodes().into_iter().nth(node)?.hello.map(|hello| hello.differences)
     }

@@ -165,11 +165,12 @@ pub(super) struct AgentSpecArgument {
     python: String,
     epoch: String,
     packages: BTreeMap<String, String>,
+    notices: Vec<String>,
 }
 
 impl From<AgentSpecArgument> for AgentSpec {
-    fn from(AgentSpecArgument { worker, version, python, epoch, packages }: AgentSpecArgument) -> Self {
-        Self { worker, version, python, epoch, packages }
+    fn from(AgentSpecArgument { worker, version, python, epoch, packages, notices }: AgentSpecArgument) -> Self {
+        Self { worker, version, python, epoch, packages, notices }
     }
 }
 

@@ -92,6 +92,9 @@ pub struct AgentHello {
     /// The host's number of this boot; empty if it is not known.
     #[serde(default)]
     pub boot: String,
+    /// What the client's log is to say of the node, a sentence each.
+    #[serde(default, deserialize_with = "read_sentences")]
+    pub notices: Vec<String>,
     /// The distributions that the node lacks or has in another version than the client, a sentence each.
     #[serde(deserialize_with = "read_sentences")]
     pub differences: Vec<String>,

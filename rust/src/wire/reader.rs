@@ -126,6 +126,10 @@ impl<R: AsyncRead + Unpin> EventReader<R> {
             reached.told = reached.bytes;
             reached.bytes += rest.len() as u64;
         }
+        if let Some(link) = &self.link {
+            // The reader of a stripe that was cut may have counted bytes that it did not report any more.
+            link.send(|o| o.received(link.arrived.load(Relaxed)));
+        }
     }
 
     /// Return the stream, and what was read from it behind the first frame.

@@ -44,6 +44,7 @@ pub fn agent_hello() -> AgentHello {
         memory: 0,
         socket: None,
         boot: String::new(),
+        notices: Vec::new(),
         differences: Vec::new(),
     }
 }

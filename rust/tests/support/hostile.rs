@@ -92,6 +92,7 @@ async fn follow(opening: Opening, script: Script, mut to: impl AsyncWrite + Unpi
         memory: 0,
         socket: None,
         boot: String::new(),
+        notices: Vec::new(),
         differences: Vec::new(),
     };
     let mut begin = Vec::new();

@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bytes::Bytes;
+use skyward_lite::node::agent;
 use skyward_lite::node::arrivals::{Arrivals, Streams};
 use skyward_lite::node::memory_file::SharedFile;
 use skyward_lite::node::session::{self, AgentSpec};

@@ -108,6 +108,9 @@ impl ResendBuffer {
     /// # Errors
     /// As [`ResendBuffer::acknowledge`]; and if the receiver had more before.
     pub fn resume(&mut self, received: u64) -> Result<(), FrameError> {
+        if !(self.start..=self.end()).contains(&received) {
+            return Err(BAD_COUNT);
+        }
         // Of a connection that is cut the receiver may have everything, whatever was written last.
         self.next = self.end();
         self.forget(received)?;

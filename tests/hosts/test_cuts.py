@@ -143,7 +143,7 @@ class TestCuts:
         """A connection may break at any byte of its greeting: another one is made."""
         future = far.pool.submit(held, str(far.file), "held", f"{far.file}.until")
         assert eventually(far.counts, BACK_SECONDS)
-        for number, count in enumerate((0, 40, 1800, 2500, 2900)):
+        for number, count in enumerate((0, 40, 1800, 2500, 2400)):
             made = far.cut()
             directions = [proxy.down if number % 2 else proxy.up for proxy in far.proxies]
             armed = [direction.at(count, "cut") for direction in directions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import operator
 import os
 import signal
 import subprocess
@@ -15,6 +16,9 @@ import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
 from processes import children, eventually, has_ended, parent
+
+ROUNDS = int(os.environ.get("SKYWARD_TEST_ROUNDS", "1"))
+"""Rounds of tasks with daemons, aborted calls and killed workers, of 40 tasks each."""
 
 DAEMON = """
 import os, signal, sys
@@ -192,6 +196,34 @@ def test_daemons_that_go_on_starting_others_end(tmp_path):
         pool.submit(run, BOMB, str(log)).result(20)
         assert grows()
     assert not grows()
+
+
+def leave_daemons(_):
+    """Leave a daemon behind that lives, and one that ends at once."""
+    subprocess.run(["sh", "-c", "setsid sleep 600 & setsid true &"], check=True)
+
+
+@pytest.mark.slow
+def test_agent_has_no_more_of_anything_after_many_daemons_and_deaths():
+    """Tasks with daemons, aborted tasks and killed workers leave an agent no descriptors, threads and processes."""
+
+    def held():
+        return [len(list(Path(f"/proc/{agent}/{what}").iterdir())) for what in ("fd", "task")]
+
+    with sky.pool(worker=sky.Worker(concurrency=2, executor="process")) as pool:
+        agent = pool.nodes()[0].pid
+        # With the spare worker, which comes a while after the others.
+        assert eventually(lambda: len(children(agent)) == 3, 20)
+        before = held()
+        for _ in range(ROUNDS):
+            list(pool.map(leave_daemons, range(30)))
+            for pid in set(pool.map(lambda _: os.getpid(), range(8))):
+                os.kill(pid, signal.SIGKILL)
+            list(pool.map(leave_daemons, range(10)))
+            abort_all()
+            assert eventually(lambda: len(children(agent)) == 3, 20), children(agent)
+        # A message that is under way has a descriptor.
+        assert eventually(lambda: all(map(operator.le, held(), before)), 20), (before, held())
 
 
 @pytest.mark.slow

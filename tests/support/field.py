@@ -72,7 +72,7 @@ class Place:
         self.keys: set[str] = set()
         """The keys of all agents that were seen here: their directories are named by them."""
         self.forsaken: set[str] = set()
-        """The keys of agents that were killed: their directories stay until a later session of the host removes them."""
+        """The keys of agents that were killed: their directories stay until a later session removes them."""
         self.sshd: Sshd = field.lab.host(env=settings)
         self.proxy: Proxy = before(field.lab, self.sshd, delay)
 
@@ -325,28 +325,33 @@ class Client:
 def needless(notes: list[Note], killed: set[int]) -> list[str]:
     """Return the tasks that ran again though neither the process that ran them before nor its agent was killed."""
     runs = defaultdict(list)
+    agents: dict[int, int] = {}
     for note in notes:
+        # The parent of a worker whose agent was killed is another process.
+        agents.setdefault(note.pid, note.agent)
         if note.what == "begin":
             runs[note.number].append(note)
     return [
         f"task {number} ran in {[run.pid for run in tries]} on {[run.host[-1:] for run in tries]}"
         for number, tries in runs.items()
-        if any(not {run.pid, run.agent} & killed for run in tries[:-1])
+        if any(not {run.pid, agents[run.pid]} & killed for run in tries[:-1])
     ]
 
 
 def overlaps(notes: list[Note]) -> list[str]:
-    """Return the tasks of which two executions were live at once, as their own lines show."""
+    """Return the tasks of which two executions were live at once: one ended, or lives on, when another had begun."""
     live: dict[int, set[int]] = defaultdict(set)
+    latest: dict[int, int] = {}
     found = []
     for note in notes:
-        if note.what == "end":
-            live[note.number].discard(note.pid)
-        else:
-            still = {pid for pid in live[note.number] if not has_ended(pid)}
-            if still:
-                found.append(f"task {note.number} ran in {note.pid} and in {still}")
+        if note.what == "begin":
+            found += [f"task {note.number} runs in {pid}, too" for pid in live[note.number] if not has_ended(pid)]
             live[note.number].add(note.pid)
+            latest[note.number] = note.pid
+        else:
+            live[note.number].discard(note.pid)
+            if latest.get(note.number, note.pid) != note.pid:
+                found.append(f"task {note.number} ended in {note.pid} when it had begun in {latest[note.number]}")
     return found
 
 

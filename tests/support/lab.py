@@ -103,9 +103,10 @@ class Sshd:
         self.drain.start()
 
     def _drain(self, pipe: IO[str]) -> None:
-        for line in pipe:
-            self.log.write(line)
-            self.log.flush()
+        with pipe:
+            for line in pipe:
+                self.log.write(line)
+                self.log.flush()
 
     def _free_port(self) -> int:
         with socket.socket() as probe:

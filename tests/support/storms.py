@@ -114,11 +114,11 @@ def storm(seed: int, tell: Tell, tasks: int = STORM_TASKS, nodes: int = 4, pace:
             client.leave()
             wrong = [f"not as in a serial run: {one}" for one in told["failed"]]
         except Hang as error:
-            return [f"storm, seed {seed}: {error}"]
+            return told_by(client, [f"storm, seed {seed}: {error}"])
         again = count_again(client, killed)
         left = field.leaks()
         wrong += again + [f"left: {one}" for one in left]
-        if told["took"] > SLOW_STORM_SECONDS * tasks / STORM_TASKS:
+        if told["took"] > SLOW_STORM_SECONDS:
             wrong.append(f"it took {told['took']:.1f} s")
         tell(
             f"storm, seed {seed:3}: {tasks} tasks on {nodes} nodes in {told['took']:5.1f} s, "
@@ -165,7 +165,7 @@ def cuts(seed: int, tell: Tell, count: int = CUTS_PER_RUN) -> list[str]:
             told = client.hear("done")
             client.leave()
         except (Hang, TimeoutError) as error:
-            return [f"cuts, seed {seed}, {nodes} nodes, {load}, after {done}: {error}"]
+            return told_by(client, [f"cuts, seed {seed}, {nodes} nodes, {load}, after {done}: {error}"])
         lost = [f"lost: {one}" for one in told["failed"]]
         again = once(client, told["count"])
         left = [f"left: {one}" for one in field.leaks()]
@@ -173,7 +173,7 @@ def cuts(seed: int, tell: Tell, count: int = CUTS_PER_RUN) -> list[str]:
             f"cuts, seed {seed:3}: {nodes} nodes, {load:5}, {told['count']:4} tasks, {count} cuts: {len(lost)} lost, "
             f"{len(again)} not exactly once, {len(left)} left"
         )
-        return [f"cuts, seed {seed}: {one}; cut {done}" for one in [*lost, *again, *left]]
+        return told_by(client, [f"cuts, seed {seed}: {one}; cut {done}" for one in [*lost, *again, *left]])
 
 
 def once(client: Client, count: int) -> list[str]:

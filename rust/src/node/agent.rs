@@ -22,7 +22,7 @@ pub use crate::node::greeting::AgentSpec;
 use crate::node::greeting::cores;
 use crate::node::lease::BootTime;
 use crate::node::limits::raise_open_files;
-use crate::node::process_group::{adopt_orphans, end_adopted};
+use crate::node::process_group::adopt_orphans;
 use crate::node::session::Session;
 use crate::node::state::{Settings, State};
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
@@ -196,10 +196,10 @@ impl Agent {
 
     /// `parent`: the process that started the agent, if its end is the agent's.
     pub(super) fn on_tick(self: &Arc<Self>, parent: Option<Option<Pid>>) {
-        end_adopted(false);
         let orphaned = parent.is_some_and(|parent| rustix::process::getppid() != parent);
         let mut inner = lock(&self.inner);
         let Inner { state, supervisor, actions, .. } = &mut *inner;
+        supervisor.adopted.on_tick();
         let running = |worker| supervisor.running(worker);
         let slept = BootTime::now().since(self.booted).saturating_sub(self.begun.elapsed());
         state.handle(Input::Tick { orphaned, slept, running: &running }, Instant::now(), actions);

@@ -26,6 +26,10 @@ use crate::node::processes::{self, EXEC_TIMEOUT, Stat, add_descendants, children
 pub const PAUSE: Duration = Duration::from_millis(5);
 /// How long processes other than trackers may take to end: a process that is killed ends as soon as it leaves the kernel.
 const OTHERS_TIMEOUT: Duration = Duration::from_millis(200);
+/// Ticks with a look at all adopted processes, after a worker has ended or a look has found something: 2 s.
+const LOOKS: u32 = 10;
+/// Ticks between two looks otherwise: 5 s.
+const QUIET_TICKS: u32 = 25;
 /// How long trackers may take to clear up once all other processes have ended.
 const TRACKERS_TIMEOUT: Duration = Duration::from_secs(2);
 /// A program that waits until the processes in its arguments have ended, at most for the seconds in its first argument;
@@ -198,9 +202,46 @@ pub fn adopt_orphans() {
     let _ = rustix::process::set_child_subreaper(Some(getpid()));
 }
 
-/// Reap the processes that this process, the agent, has adopted and that have ended, and kill those whose worker has ended.
-/// Trackers are killed only if this is `the_end`. Returns whether any was killed: what it had started is adopted next.
-pub fn end_adopted(the_end: bool) -> bool {
+/// What the agent does about the processes that it has adopted. A look at each of them takes a while, and most of the time
+/// there is nothing to be found: so they are only reaped with each tick.
+#[derive(Debug, Default)]
+pub struct Adopted {
+    /// Ticks that have a look at each of them, from now on.
+    looks: u32,
+    /// Ticks without a look since the last one.
+    quiet: u32,
+}
+
+impl Adopted {
+    /// Note that a worker has ended: what it may have left behind is to be looked for soon.
+    pub fn hurry(&mut self) {
+        self.looks = LOOKS;
+    }
+
+    /// Reap those that have ended. From time to time kill those whose worker has ended.
+    pub fn on_tick(&mut self) {
+        children(getpid()).into_iter().filter(|pid| has_ended(*pid)).filter_map(classify).for_each(reap);
+        if self.looks == 0 && self.quiet < QUIET_TICKS {
+            self.quiet += 1;
+            return;
+        }
+        self.quiet = 0;
+        // What one that was killed had started is adopted next.
+        self.looks = if kill_left(false) { LOOKS } else { self.looks.saturating_sub(1) };
+    }
+
+    /// Kill all of them, now that all workers have ended.
+    pub fn end_all() {
+        let begun = Instant::now();
+        while kill_left(true) && begun.elapsed() < OTHERS_TIMEOUT {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Kill the processes that this process, the agent, has adopted and whose worker has ended. Trackers are killed only if this
+/// is `the_end`. Returns whether there were any.
+fn kill_left(the_end: bool) -> bool {
     let is_left = |mark: Option<Mark>| mark.is_none_or(|mark| !is_alive(mark));
     let mut left: Vec<_> = adopted().into_iter().filter(|(_, mark)| is_left(*mark)).map(|it| it.0).collect();
     add_descendants(&mut left);
@@ -211,22 +252,37 @@ pub fn end_adopted(the_end: bool) -> bool {
     any
 }
 
-/// Kill all that this process, the agent, has adopted, now that its workers have ended.
-pub fn end_all_adopted() {
-    let begun = Instant::now();
-    while end_adopted(true) && begun.elapsed() < OTHERS_TIMEOUT {
-        std::thread::sleep(PAUSE);
-    }
+/// Return the living processes that this process has adopted, with their marks, and reap those that have ended.
+fn adopted() -> Vec<(Pid, Option<Mark>)> {
+    let mut adopted: Vec<_> = children(getpid()).into_iter().filter_map(classify).collect();
+    adopted.retain(|(pid, _)| matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None)));
+    adopted
 }
 
-/// Return the living processes that this process has adopted, with their marks, and reap those that have ended. A child
-/// that has this process's own limit was started by it and is nobody's of ours.
-fn adopted() -> Vec<(Pid, Option<Mark>)> {
-    let own = mark::limit_of(getpid());
-    let classify = |pid| Some((pid, mark::limit_of(pid).filter(|limit| own.is_some_and(|own| *limit != own))?));
-    let others = children(getpid()).into_iter().filter_map(classify).map(|(pid, limit)| (pid, Mark::from_limit(limit)));
-    let adopted = others.filter(|(pid, mark)| mark.and_then(Mark::worker) != Some(*pid));
-    adopted.filter(|(pid, _)| matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(None))).collect()
+/// Return a child of this process, and its mark, if it was adopted. A worker has a mark of its own. A child that has this
+/// process's limit was started by it, and for another purpose.
+fn classify(pid: Pid) -> Option<(Pid, Option<Mark>)> {
+    let own = mark::limit_of(getpid())?;
+    let limit = mark::limit_of(pid).filter(|limit| *limit != own)?;
+    let mark = Mark::from_limit(limit);
+    (mark.and_then(Mark::worker) != Some(pid)).then_some((pid, mark))
+}
+
+fn reap((pid, _): (Pid, Option<Mark>)) {
+    let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+}
+
+/// Return whether a child of this process has ended. It is not reaped.
+#[cfg(target_os = "linux")]
+fn has_ended(pid: Pid) -> bool {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(waitid(WaitId::Pid(pid), look), Ok(Some(_)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn has_ended(_: Pid) -> bool {
+    false
 }
 
 /// Return whether the worker that a mark was made for lives.

@@ -25,7 +25,7 @@ use crate::node::exit::{OomCounter, describe_exit, describe_stderr};
 use crate::node::handover::Handover;
 use crate::node::limits::restore_open_files;
 use crate::node::memory_file::SharedFile;
-use crate::node::process_group::{self, Group, PAUSE, Survivors};
+use crate::node::process_group::{Adopted, Group, PAUSE, Survivors};
 use crate::node::slot_table::SlotTable;
 use crate::node::stdio::{self, forward};
 use crate::queue::PeerId;
@@ -85,6 +85,7 @@ pub struct Supervisor {
     /// Where the workers' output goes.
     client: Arc<FrameSender>,
     processes: HashMap<PeerId, Process>,
+    pub adopted: Adopted,
     oom: OomCounter,
 }
 
@@ -92,7 +93,15 @@ impl Supervisor {
     /// `threads`: how many threads each numeric library of a worker may use.
     pub fn new(command: Vec<String>, greeting: WorkerHello, threads: usize, client: Arc<FrameSender>) -> Self {
         let threads = threads.to_string();
-        Self { command, greeting, threads, client, processes: HashMap::new(), oom: OomCounter::new() }
+        Self {
+            command,
+            greeting,
+            threads,
+            client,
+            processes: HashMap::new(),
+            adopted: Adopted::default(),
+            oom: OomCounter::new(),
+        }
     }
 
     /// Start a worker, which may go on for `lease` if it hears nothing, and whose observer hears what becomes of it.
@@ -184,7 +193,7 @@ impl Supervisor {
     /// Kill all that is left of all workers, without waiting for it.
     pub fn kill_groups(&self) {
         self.processes.values().for_each(|process| process.group.kill());
-        process_group::end_all_adopted();
+        Adopted::end_all();
     }
 
     /// Return whether no process is left.
@@ -205,6 +214,7 @@ impl Supervisor {
         status: io::Result<ExitStatus>,
         unreadable: Option<&FrameError>,
     ) -> Exit {
+        self.adopted.hurry();
         let Some(process) = self.processes.remove(&worker).filter(|_| is_asked) else { return Exit::default() };
         Exit {
             pid: process.pid,

@@ -166,7 +166,7 @@ impl Attempts<'_> {
                 Err(why) => self.tried.push(format!("{what}{name} of the ssh-agent, which failed: {why}")),
             }
             if self.handle.is_closed() {
-                return Err(SshError::Protocol("the connection was closed".to_owned()));
+                return Err(closed());
             }
         }
         Ok(false)
@@ -187,7 +187,7 @@ impl Attempts<'_> {
         } else {
             self.handle.authenticate_publickey_with(self.user, key, hash, client).await
         };
-        Ok(result.map(|result| self.passed(result)))
+        result.map(|result| self.passed(result)).map_or_else(|why| Ok(Err(why)), |passed| passed.map(Ok))
     }
 
     /// Offer a private key, or a certificate for it.
@@ -202,7 +202,7 @@ impl Attempts<'_> {
             let mut signer = KeySigner(key);
             match self.handle.authenticate_certificate_with(self.user, certificate, hash, &mut signer).await {
                 Ok(AuthResult::Failure { .. }) | Err(AgentAuthError::Send(_)) if self.handle.is_closed() => {
-                    return Err(SshError::Protocol("the connection was closed".to_owned()));
+                    return Err(closed());
                 }
                 result => result.map_err(|why| SshError::Key(why.to_string()))?,
             }
@@ -210,7 +210,7 @@ impl Attempts<'_> {
             let key = PrivateKeyWithHashAlg::new(Arc::clone(key), hash);
             self.handle.authenticate_publickey(self.user, key).await?
         };
-        Ok(self.passed(result))
+        self.passed(result)
     }
 
     /// Return the hash with which a key of this algorithm signs. With RSA it is never SHA-1, as for OpenSSH: a server that
@@ -222,15 +222,23 @@ impl Attempts<'_> {
         Ok(Some(self.handle.best_supported_rsa_hash().await?.flatten().unwrap_or(HashAlg::Sha512)))
     }
 
-    fn passed(&mut self, result: AuthResult) -> bool {
+    /// Return whether the server has accepted what was offered.
+    fn passed(&mut self, result: AuthResult) -> Result<bool, SshError> {
         match result {
-            AuthResult::Success => true,
+            AuthResult::Success => Ok(true),
+            // A server that refuses says what it accepts instead. Without that, russh tells the end of the connection.
+            AuthResult::Failure { remaining_methods, .. } if remaining_methods.is_empty() => Err(closed()),
             AuthResult::Failure { remaining_methods, .. } => {
                 self.accepts = remaining_methods.iter().map(<&str>::from).collect::<Vec<_>>().join(", ");
-                false
+                Ok(false)
             }
         }
     }
+}
+
+/// Return the error of a connection that ended in the authentication.
+fn closed() -> SshError {
+    SshError::Protocol("the connection was closed".to_owned())
 }
 
 /// Return what an ssh-agent has to offer, in the order in which it is tried: before each key the certificates for it.

@@ -186,9 +186,9 @@ def test_a_storm() -> None:
 
 def test_a_client_that_is_killed_leaves_nothing() -> None:
     """Its nodes have no process, no socket and no file of ours when its lease is over."""
-    assert storms.client_killed(7, print) == []
+    assert storms.client_killed(14, print) == []
 
 
 def test_a_goodbye_that_is_cut() -> None:
     """A client whose connections are cut while it leaves leaves all the same."""
-    assert storms.goodbye_cut(7, print) == []
+    assert storms.goodbye_cut(28, print) == []

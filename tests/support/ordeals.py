@@ -34,7 +34,7 @@ class Outcome:
     processes: int = 0
     files: int = 0
     recovery: float = 0.0
-    """Seconds from the end of the fault until a later task had come to the host that was hit, and ended; the longest."""
+    """Seconds from the end of the fault until a later task had run on the host that was hit; the longest."""
     wrong: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, other: Outcome) -> None:

@@ -1,24 +1,18 @@
 //! Stripes: further streams to the peer of a [`FrameSender`], which carry blobs and nothing else. They take them from the
 //! sender's one outbox. When they pay is decided in `client/stripes.rs`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWrite;
 
 use crate::error::SessionError;
 use crate::locks::lock;
 use crate::wire::block::Packer;
-use crate::wire::control::Control;
 use crate::wire::header::put_preamble;
 use crate::wire::outbox::FULL_BLOCK;
 use crate::wire::stream::{FrameSender, Sending, Silence};
-
-/// Blocks of which the sender is told at once that they have arrived: 256 KiB.
-const BLOCKS_PER_REPORT: usize = 4;
 
 impl FrameSender {
     /// Wait until blobs of so many bytes are to be sent.
@@ -50,98 +44,6 @@ impl FrameSender {
             woken.as_mut().await;
             woken.set(self.wake_stripes.notified());
         }
-    }
-}
-
-/// The blocks that were written to stripes, until the receiver has them: see `resume.rs`. Pure.
-#[derive(Debug, Default)]
-pub(super) struct StripeBlocks {
-    /// The number of the last block.
-    last: u64,
-    /// The raw bytes of the blocks that the receiver may not have, by their numbers.
-    kept: BTreeMap<u64, Vec<u8>>,
-    /// Those that are to be sent again, on the stream itself.
-    again: VecDeque<Vec<u8>>,
-    packer: Packer,
-}
-
-impl StripeBlocks {
-    /// Give a new block a number, as its last frame, and keep it.
-    fn keep(&mut self, raw: &mut Vec<u8>) {
-        self.last += 1;
-        // A frame of so few bytes is over no cap.
-        drop(Control::StripeBlock { number: self.last }.put(raw));
-        self.kept.insert(self.last, raw.clone());
-    }
-
-    /// Forget blocks that the receiver has. Others than those that are kept mean nothing.
-    pub fn acknowledge(&mut self, blocks: &[u64]) {
-        for block in blocks {
-            self.kept.remove(block);
-        }
-    }
-
-    /// Send the blocks again that the receiver has not: the stripes are broken.
-    pub fn resume(&mut self, arrived: &ArrivedBlocks) {
-        self.kept.retain(|number, _| !arrived.has(*number));
-        // The earlier ones are in the stream already.
-        self.again.extend(std::mem::take(&mut self.kept).into_values());
-    }
-
-    /// Append the next block that is to be sent again to `out`, packed. Return whether there was one.
-    pub fn fill_again(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(raw) = self.again.pop_front() else { return false };
-        self.packer.pack(&raw, out);
-        true
-    }
-
-    /// Return the bytes of the blocks that are kept.
-    pub fn bytes(&self) -> usize {
-        self.kept.values().chain(&self.again).map(Vec::len).sum()
-    }
-}
-
-/// Which blocks of stripes have arrived. Pure.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ArrivedBlocks {
-    /// All up to this one.
-    first: u64,
-    /// And these, which are higher.
-    others: BTreeSet<u64>,
-}
-
-impl ArrivedBlocks {
-    /// Note that a block has arrived.
-    pub fn add(&mut self, number: u64) {
-        if number > self.first {
-            self.others.insert(number);
-        }
-        while self.others.remove(&(self.first + 1)) {
-            self.first += 1;
-        }
-    }
-
-    /// Return whether a block has arrived.
-    #[must_use]
-    pub fn has(&self, number: u64) -> bool {
-        number <= self.first || self.others.contains(&number)
-    }
-}
-
-/// The blocks of stripes that arrived in a session, at its receiver.
-#[derive(Debug, Default)]
-pub(super) struct BlockReports {
-    pub arrived: ArrivedBlocks,
-    /// Those that the sender was not told of.
-    untold: Vec<u64>,
-}
-
-impl BlockReports {
-    /// Note that a block has arrived. Return the blocks that the sender is to be told of, if they are enough.
-    pub fn add(&mut self, number: u64) -> Option<Vec<u64>> {
-        self.arrived.add(number);
-        self.untold.push(number);
-        (self.untold.len() >= BLOCKS_PER_REPORT).then(|| std::mem::take(&mut self.untold))
     }
 }
 

@@ -180,7 +180,7 @@ class Nodes:
         usual = self._settings.worker.concurrency or max(ready, default=1)
         wanted = sum(ready)
         for number, (machine, node) in enumerate(zip(self.machines, nodes, strict=False)):
-            if node.state == NodeState.CONNECTING or self._returning.is_expected(number, node.state, machine):
+            if node.state == NodeState.CONNECTING or self._returning.is_away(number, node.state, machine):
                 wanted += node.slots or machine.concurrency or usual
         return wanted
 

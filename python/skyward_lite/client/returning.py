@@ -76,9 +76,14 @@ class Returning:
                 if node.state == NodeState.READY:
                     for memory in (self._backoffs, self._permanent, self._why):
                         memory.pop(number, None)
-                elif self._is_away(number, node.state, machine) and number not in self._attended:
+                elif self.is_away(number, node.state, machine) and number not in self._attended:
+                    try:
+                        self._start_thread(f"skyward-back-{machine.name}", self._bring_back, number, machine)
+                    except RuntimeError as error:
+                        # This process has too many threads. The next look tries again.
+                        self._note_failure(number, machine, error)
+                        continue
                     self._attended[number] = self._states[number]
-                    self._start_thread(f"skyward-back-{machine.name}", self._bring_back, number, machine)
             self._changed.notify_all()
 
     def leave(self) -> None:
@@ -86,19 +91,15 @@ class Returning:
         with self._changed:
             self._changed.notify_all()
 
-    def is_expected(self, number: int, state: str, machine: Machine) -> bool:
-        """Return whether a node that is not ready is to be ready again."""
-        return self._is_away(number, state, machine)
+    def is_away(self, number: int, state: str, machine: Machine) -> bool:
+        """Return whether a node that is not ready is to be ready again, and something can be done for it."""
+        if state == NodeState.RECONNECTING:
+            return True
+        return state == NodeState.LOST and machine.returns and self._core.returns(number)
 
     def why(self, number: int) -> str:
         """Return why the last attempt to reach a node failed; empty if none did since it was ready."""
         return self._why.get(number, "")
-
-    def _is_away(self, number: int, state: str, machine: Machine) -> bool:
-        """Return whether something can be done for a node."""
-        if state == NodeState.RECONNECTING:
-            return True
-        return state == NodeState.LOST and machine.returns and self._core.returns(number)
 
     # ------------------------------------------------------------------------------------------------ a node's thread
 
@@ -107,7 +108,7 @@ class Returning:
         try:
             while not self._is_over():
                 seen = self._now(number)
-                if not self._is_away(number, seen[0], machine):
+                if not self.is_away(number, seen[0], machine):
                     return
                 with self._changed:
                     # The watching thread may not have seen this state yet.

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAGIC = b"\0SKYWARD-LITE\r\n\0"
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_BLOCK = 256 * 1024
 MAX_BODY = 64 * 1024
 CHUNK = 32 * 1024 - 64
@@ -56,6 +56,10 @@ KINDS = {
     "forget": 19,
     "received": 20,
     "blob_lost": 21,
+    "attach": 23,
+    "reached": 24,
+    "stripe_block": 25,
+    "blocks_arrived": 26,
 }
 NAMES = {number: name for name, number in KINDS.items()}
 OUTCOMES = {"returned": 0, "raised": 1, "crashed": 2, "cancelled": 3, "node_lost": 4, "timed_out": 5, "partial": 6}

@@ -255,7 +255,7 @@ import sys, time
 import skyward_lite as sky
 def main():
     provider = sky.AWS(**{options})
-    with sky.pool(provider, 2, worker=sky.Worker(concurrency=1), plugins=[]) as pool:
+    with sky.pool(provider, 2, worker=sky.Worker(concurrency=1), plugins=[], lease=3) as pool:
         assert pool.submit(sum, [1, 2]).result(20) == 3
         print("ready", flush=True)
         {then}

@@ -65,7 +65,7 @@ BAD = {
     "it became ready twice": ("says", {"kind": "ready", "task": 2}),
     "it said twice that it will soon be gone": ("floods", {"kind": "drain", "count": 2, "times": 1}),
     "it said that it keeps a task": ("floods", {"kind": "recall_refused", "task": 1, "count": 99, "times": 1}),
-    "it sent more heartbeats than it has time for": ("floods", {"kind": "heartbeat", "body": "00" * 8, "times": 7}),
+    "it sent more heartbeats than it has time for": ("floods", {"kind": "heartbeat", "body": "00" * 16, "times": 9}),
     "it said that it will soon be gone, and 1 s later": ("drains", {}),
     "it answered no heartbeat for 3 s, though something came": ("drips", {}),
     " s, and one may run 0.5 s": ("idle", {}),

@@ -189,7 +189,7 @@ impl FrameSender {
         match control {
             Control::Received { bytes } => self.reported(*bytes),
             Control::Reached { bytes } => self.reached(*bytes)?,
-            Control::StripeBlock { number } => self.block_arrived(*number),
+            Control::StripeBlock { number } => self.block_arrived(*number)?,
             Control::BlocksArrived(blocks) => lock(&self.sending).stripe_blocks.acknowledge(blocks),
             _ => return Ok(false),
         }
@@ -210,11 +210,12 @@ impl FrameSender {
     }
 
     /// Note that a block of a stripe has arrived, and tell its sender if it is worth a frame.
-    fn block_arrived(&self, number: u64) {
-        let untold = lock(&self.blocks).add(number);
+    fn block_arrived(&self, number: u64) -> Result<(), FrameError> {
+        let untold = lock(&self.blocks).add(number)?;
         if let Some(blocks) = untold {
             self.send(|o| o.control(Control::BlocksArrived(blocks)));
         }
+        Ok(())
     }
 
     /// Return the blocks of stripes that have arrived.

@@ -7,9 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::FrameError;
 use crate::wire::block::Packer;
 use crate::wire::control::Control;
 
+/// Blocks that may have arrived while an earlier one has not. More are under way on no stripes: they are 4 GiB.
+const MAX_BLOCKS_AHEAD: usize = 1 << 16;
 /// Blocks of which the sender is told at once that they have arrived: 256 KiB.
 const BLOCKS_PER_REPORT: usize = 4;
 
@@ -98,9 +101,38 @@ pub(super) struct BlockReports {
 
 impl BlockReports {
     /// Note that a block has arrived. Return the blocks that the sender is to be told of, if they are enough.
-    pub fn add(&mut self, number: u64) -> Option<Vec<u64>> {
+    ///
+    /// # Errors
+    /// [`FrameError::BadSequence`] for a block that has arrived before, or far ahead of others.
+    pub fn add(&mut self, number: u64) -> Result<Option<Vec<u64>>, FrameError> {
+        if self.arrived.has(number) {
+            return Err(FrameError::BadSequence("a block of a stripe twice"));
+        }
         self.arrived.add(number);
+        if self.arrived.others.len() > MAX_BLOCKS_AHEAD {
+            return Err(FrameError::BadSequence("blocks of stripes without those before them"));
+        }
         self.untold.push(number);
-        (self.untold.len() >= BLOCKS_PER_REPORT).then(|| std::mem::take(&mut self.untold))
+        Ok((self.untold.len() >= BLOCKS_PER_REPORT).then(|| std::mem::take(&mut self.untold)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Blocks arrive in any order, each once; a sender that repeats one, or leaves one out for ever, ends the session.
+    #[test]
+    fn blocks_that_nobody_can_have_sent_are_refused() {
+        let mut reports = BlockReports::default();
+        assert_eq!(reports.add(2).unwrap(), None);
+        assert!(reports.add(2).is_err());
+        assert!(reports.add(0).is_err());
+        assert_eq!((reports.add(1).unwrap(), reports.add(3).unwrap()), (None, None));
+        assert_eq!(reports.add(7).unwrap(), Some(vec![2, 1, 3, 7]));
+        assert!(reports.add(3).is_err());
+        let ahead = (8..1 << 20).take_while(|number| reports.add(*number).is_ok()).count();
+        assert_eq!(ahead, MAX_BLOCKS_AHEAD - 1);
     }
 }

@@ -205,6 +205,7 @@ impl Control {
     pub(super) fn answer_cost(&self) -> usize {
         let body = match self {
             Self::NoteAnswer { error, .. } => error.len(),
+            Self::BlocksArrived(blocks) => size_of_val(blocks.as_slice()),
             Self::Pulse { .. } | Self::Recall(_) | Self::GivenBack(_) | Self::RecallRefused(_) => 0,
             _ => return 0,
         };

@@ -1,7 +1,7 @@
 //! Stripes: further streams to the peer of a [`FrameSender`], which carry blobs and nothing else. They take them from the
 //! sender's one outbox. When they pay is decided in `client/stripes.rs`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWrite;
 
-use crate::error::SessionError;
+use crate::error::{FrameError, SessionError};
 use crate::locks::lock;
 use crate::wire::block::Packer;
 use crate::wire::control::Control;
@@ -19,6 +19,10 @@ use crate::wire::stream::{FrameSender, Sending, Silence};
 
 /// Blocks of which the sender is told at once that they have arrived: 256 KiB.
 const BLOCKS_PER_REPORT: usize = 4;
+/// Blocks that are kept because the receiver may not have them: about 64 MiB, which makes 250 MB/s at a round trip of 250 ms.
+/// With more the stripes wait for its report. Each gap in what has arrived is one of these blocks or several, so there are no
+/// more gaps, and what an end has of them fits a frame.
+const MAX_KEPT_BLOCKS: usize = 1024;
 
 impl FrameSender {
     /// Wait until blobs of so many bytes are to be sent.
@@ -74,11 +78,19 @@ impl StripeBlocks {
         self.kept.insert(self.last, raw.clone());
     }
 
-    /// Forget blocks that the receiver has. Others than those that are kept mean nothing.
-    pub fn acknowledge(&mut self, blocks: &[u64]) {
+    /// Return whether the receiver is to report first what has arrived.
+    fn is_full(&self) -> bool {
+        self.kept.len() >= MAX_KEPT_BLOCKS
+    }
+
+    /// Forget blocks that the receiver has. Others than those that are kept mean nothing. Return whether stripes may have waited
+    /// for this.
+    pub fn acknowledge(&mut self, blocks: &[u64]) -> bool {
+        let was_full = self.is_full();
         for block in blocks {
             self.kept.remove(block);
         }
+        was_full
     }
 
     /// Send the blocks again that the receiver has not: the stripes are broken.
@@ -106,25 +118,38 @@ impl StripeBlocks {
 pub struct ArrivedBlocks {
     /// All up to this one.
     first: u64,
-    /// And these, which are higher.
-    others: BTreeSet<u64>,
+    /// And these ranges of higher ones: the last block of each, by its first one. Between two of them a block is missing.
+    others: BTreeMap<u64, u64>,
 }
 
 impl ArrivedBlocks {
     /// Note that a block has arrived.
-    pub fn add(&mut self, number: u64) {
-        if number > self.first {
-            self.others.insert(number);
+    ///
+    /// # Errors
+    /// [`FrameError::BadSequence`] if more blocks are missing before it than a sender keeps.
+    pub fn add(&mut self, number: u64) -> Result<(), FrameError> {
+        if self.has(number) {
+            return Ok(());
         }
-        while self.others.remove(&(self.first + 1)) {
-            self.first += 1;
+        let before = self.others.range(..number).next_back().filter(|(_, last)| **last + 1 == number);
+        let first = before.map_or(number, |(first, _)| *first);
+        let last = number.checked_add(1).and_then(|next| self.others.remove(&next)).unwrap_or(number);
+        self.others.insert(first, last);
+        if let Some(last) = self.others.remove(&(self.first + 1)) {
+            self.first = last;
+        }
+        let is_honest = self.others.len() <= MAX_KEPT_BLOCKS;
+        if is_honest {
+            Ok(())
+        } else {
+            Err(FrameError::BadSequence("a block of a stripe, of which too many are missing"))
         }
     }
 
     /// Return whether a block has arrived.
     #[must_use]
     pub fn has(&self, number: u64) -> bool {
-        number <= self.first || self.others.contains(&number)
+        number <= self.first || self.others.range(..=number).next_back().is_some_and(|(_, last)| number <= *last)
     }
 }
 
@@ -138,10 +163,13 @@ pub(super) struct BlockReports {
 
 impl BlockReports {
     /// Note that a block has arrived. Return the blocks that the sender is to be told of, if they are enough.
-    pub fn add(&mut self, number: u64) -> Option<Vec<u64>> {
-        self.arrived.add(number);
+    ///
+    /// # Errors
+    /// As [`ArrivedBlocks::add`].
+    pub fn add(&mut self, number: u64) -> Result<Option<Vec<u64>>, FrameError> {
+        self.arrived.add(number)?;
         self.untold.push(number);
-        (self.untold.len() >= BLOCKS_PER_REPORT).then(|| std::mem::take(&mut self.untold))
+        Ok((self.untold.len() >= BLOCKS_PER_REPORT).then(|| std::mem::take(&mut self.untold)))
     }
 }
 
@@ -187,6 +215,9 @@ impl Stripe<'_> {
         let mut silence = Silence::new(bound);
         loop {
             let fill = |sending: &mut Sending| {
+                if sending.stripe_blocks.is_full() {
+                    return false;
+                }
                 let mut bulk = sending.allowance();
                 let any = sending.outbox.fill_blobs(&mut raw, &mut bulk);
                 sending.note_sent(bulk);

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 LONGEST_FIRST = (
     *("ec2/test_aws.py", "pool/test_modules.py", "hosts/test_ssh.py", "hosts/test_environment.py"),
     *("ec2/test_aws_faults.py", "parallel/test_callbacks.py", "docs/test_original_page.py", "docs/test_benches.py"),
-    *("docs/test_chaos.py", "parallel/test_searches.py", "pool/test_first_imports.py", "parallel/test_sklearn.py"),
-    *("parallel/test_conformance.py", "pool/test_silence.py", "hosts/test_check.py", "ec2/test_reap.py"),
+    *("hosts/test_cuts.py", "docs/test_chaos.py", "parallel/test_searches.py", "pool/test_first_imports.py"),
+    *("parallel/test_sklearn.py", "parallel/test_conformance.py", "pool/test_silence.py", "hosts/test_check.py"),
+    "ec2/test_reap.py",
 )
 """Files that take longest: some have few tests. All others come after them, and those with most tests first."""
 

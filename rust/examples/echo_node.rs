@@ -13,9 +13,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bytes::Bytes;
-use skyward_lite::node::agent::{self, AgentSpec};
+use skyward_lite::node::agent;
 use skyward_lite::node::arrivals::{Arrivals, Streams};
 use skyward_lite::node::memory_file::SharedFile;
+use skyward_lite::node::session::{self, AgentSpec};
 use skyward_lite::node::worker::{Answer, Worker};
 use skyward_lite::timing::BLOB_BYTES;
 use skyward_lite::wire::{BlobPart, Message, Outcome};
@@ -108,7 +109,7 @@ fn agent() -> Fallible {
             }
         });
     }
-    runtime.block_on(agent::run(
+    runtime.block_on(session::run(
         Some(Streams::new(tokio::io::stdin(), tokio::io::stdout())),
         Arrivals::none(),
         None,

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use skyward_lite::node::agent::{self, AgentSpec};
+use skyward_lite::node::agent::AgentSpec;
 use skyward_lite::node::arrivals::Arrivals;
+use skyward_lite::node::session;
 use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::wire::{
     ArrivedBlocks, Attach, ClientHello, Control, Event, EventReader, FrameSender, attach, greet, hello,
@@ -62,7 +63,7 @@ impl At {
             packages: [].into(),
             notices: Vec::new(),
         };
-        tokio::spawn(agent::run(None, arrivals, Some(path.to_string_lossy().into_owned()), spec));
+        tokio::spawn(session::run(None, arrivals, Some(path.to_string_lossy().into_owned()), spec));
         Self(path)
     }
 

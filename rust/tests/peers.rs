@@ -17,8 +17,8 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey};
 use russh::server::{Auth, VerifiedPublicKey};
 use skyward_lite::client::pool::{Endpoint, Node, NodeSpec, NodeState, Pool, QUEUE_SHIFT};
-use skyward_lite::node::agent::{self, AgentSpec};
 use skyward_lite::node::arrivals::{Arrivals, Streams};
+use skyward_lite::node::session::{self, AgentSpec};
 use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::transport::auth::{Identity, new_key};
 use skyward_lite::transport::host_key::HostKeys;
@@ -106,7 +106,7 @@ fn embedded_agent(hello: ClientHello, agent: AgentSpec) -> Far {
                     .await
                     .unwrap();
             let (from, to) = tokio::io::split(accepted.stream);
-            agent::run(Some(Streams::new(from, to)), Arrivals::none(), None, agent).await
+            session::run(Some(Streams::new(from, to)), Arrivals::none(), None, agent).await
         }));
     });
     spec(Endpoint::Socket(ours), user_key, vec![host_public], hello)
@@ -806,7 +806,7 @@ impl Raw {
     async fn connect(hello: ClientHello) -> Self {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
         let (from, to) = tokio::io::split(theirs);
-        tokio::spawn(agent::run(Some(Streams::new(from, to)), Arrivals::none(), None, agent_spec("3.11")));
+        tokio::spawn(session::run(Some(Streams::new(from, to)), Arrivals::none(), None, agent_spec("3.11")));
         let (from, to) = tokio::io::split(ours);
         let link = Arc::new(FrameSender::default());
         let sender = Arc::clone(&link);

@@ -665,9 +665,9 @@ fn the_lease_is_the_clients() {
     let left = |worker, lease_ms| Action::Tell(worker, Control::Heartbeat { nonce: 5, lease_ms, echo: 0 });
     let answer = |lease_ms| vec![Action::Reply(Control::Pulse { nonce: 5 }), left(1, lease_ms), left(2, lease_ms)];
     let now = node.now.duration_since(begun);
-    assert_eq!(node.ask(heartbeat(now - Duration::from_millis(600))), answer(400));
+    assert_eq!(node.ask(heartbeat(now.saturating_sub(Duration::from_millis(600)))), answer(400));
     // One that was under way for longer changes nothing, and nobody can have heard what is not yet said.
-    assert_eq!(node.ask(heartbeat(now - Duration::from_millis(900))), answer(400));
+    assert_eq!(node.ask(heartbeat(now.saturating_sub(Duration::from_millis(900)))), answer(400));
     assert_eq!(node.ask(heartbeat(Duration::MAX.min(Duration::from_micros(u64::MAX)))), answer(1000));
     let stops = |actions: Vec<Action>| actions.into_iter().filter(|a| matches!(a, Action::Stop(_))).collect::<Vec<_>>();
     assert_eq!(stops(node.tick_after(Duration::from_millis(800))), []);
@@ -678,7 +678,7 @@ fn the_lease_is_the_clients() {
     // The lease goes on while the machine sleeps.
     let mut node = Node::ready(settings(1, 1));
     let wake = |slept| Input::Tick { orphaned: false, slept, running: &|_| Vec::new() };
-    assert_eq!(stops(node.handle(wake(LEASE - TICK))), []);
+    assert_eq!(stops(node.handle(wake(LEASE.saturating_sub(TICK)))), []);
     assert_eq!(stops(node.handle(wake(LEASE))).len(), 1);
 
     let mut node = Node::ready(settings(1, 1));

@@ -90,6 +90,22 @@ def test_a_lost_instance_is_replaced(cloud):
         assert first.state() in ("shutting-down", "terminated")
 
 
+def test_a_cut_connection_is_made_anew_unless_ec2_has_ended_the_instance(cloud):
+    """An instance is known again by its own host key. One that EC2 has ended is not waited for until its lease ends."""
+    with pool(1, lease=100) as opened:
+        instance, agent = cloud.instances()[0], opened.nodes()[0].pid
+        future = opened.submit(time.sleep, 2)
+        instance.run("pkill -9 -f '[s]shd.*: skyward'")
+        assert eventually(lambda: opened.nodes()[0].state == "reconnecting", 10)
+        assert future.result(20) is None
+        assert (opened.nodes()[0].state, opened.nodes()[0].pid) == ("ready", agent)
+        future = opened.submit(time.sleep, 0.5)
+        instance.take()
+        assert future.result(40) is None
+        assert [node.state for node in opened.nodes()] == ["lost", "ready"]
+        assert "EC2 has ended it" in opened.nodes()[0].reason
+
+
 def test_an_instance_lost_as_soon_as_it_is_ready_is_replaced(cloud, on_log):
     """An instance that was ready only while the pool's watcher was busy is replaced when it is lost."""
     lost, go_on = threading.Event(), threading.Event()

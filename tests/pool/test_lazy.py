@@ -154,7 +154,7 @@ def test_broadcast_raises_the_first_error(shared_pool):
 
 def test_broadcast_without_a_ready_node_is_an_error(shared_pool, monkeypatch):
     """`@` calls ready nodes only, and is an error without any, as an empty list would hide the mistake."""
-    monkeypatch.setattr(shared_pool, "nodes", lambda: [sky.Node("n", "lost", "gone", 0, None, None)])
+    monkeypatch.setattr(shared_pool, "nodes", lambda: [sky.Node("n", "lost", "gone", 0, None, None, 0.0)])
     with pytest.raises(sky.NodeLostError, match="no node is ready"):
         double(1) @ shared_pool
 

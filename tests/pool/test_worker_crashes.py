@@ -131,7 +131,8 @@ def test_crash_suspects_fail_if_no_worker_can_start(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)
 
-    with sky.pool(worker=sky.Worker(concurrency=3), plugins=[sky.Plugin("once", around_worker=once)]) as pool:
+    worker = sky.Worker(concurrency=3, retries=0)
+    with sky.pool(worker=worker, plugins=[sky.Plugin("once", around_worker=once)]) as pool:
         for future in [pool.submit(task, i) for i in range(3)]:
             with pytest.raises(
                 (sky.WorkerCrashedError, sky.NodeLostError), match=r"no other could be started|workers in a row ended"

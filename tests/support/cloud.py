@@ -753,7 +753,7 @@ def aws(**options: object) -> sky.AWS:
 
 
 def pool(nodes: int | tuple[int, int] = 1, provider: sky.AWS | None = None, **options: object) -> sky.ComputePool:
-    """Return a small pool that is not joblib's backend. Instances that are killed are waited for as long as the lease."""
+    """Return a small pool that is not joblib's backend. It waits for the lease before it loses a killed instance."""
     options = {"worker": sky.Worker(concurrency=2), "plugins": [], "lease": 3, **options}
     return sky.pool(provider or aws(), nodes, **options)  # type: ignore[arg-type]
 

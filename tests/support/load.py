@@ -23,6 +23,8 @@ import skyward_lite as sky
 
 FAILURES = 20
 """With more failed tasks the load ends early."""
+MAX_WINDOW = 12
+"""Tasks that are submitted and have not ended, at most."""
 BULK_BYTES = 4_000_000
 """Bytes of a bulk task's argument, and of its result."""
 IDLE_TASKS = 8
@@ -115,7 +117,7 @@ class Load:
             for _ in range(IDLE_TASKS):
                 self.submit(0.02, 8)
         while wanted["load"] != "idle" and not steps.came("enough") and len(self.failed) < FAILURES:
-            window, nap, size = (6, 0.05, BULK_BYTES) if wanted["load"] == "bulk" else (12, 0.02, 8)
+            window, nap, size = (6, 0.05, BULK_BYTES) if wanted["load"] == "bulk" else (MAX_WINDOW, 0.02, 8)
             while len(self.sums) < window:
                 self.submit(nap, size)
                 if wanted["load"] == "trees" and self.count % 20 == 1:

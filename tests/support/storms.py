@@ -198,7 +198,8 @@ def thousand(seed: int, tell: Tell, tasks: int = THOUSAND, count: int = THOUSAND
                     began = client.hear("begun")["time"]
                     for moment in sorted(rng.uniform(0, took[0]) for _ in range(count)) if cut else ():
                         time.sleep(max(0.0, began + moment - time.monotonic()))
-                        field.places[0].proxy.cut(rng.choice(["reset", "end"]))
+                        # While it is cut already, there is nothing to cut.
+                        eventually(lambda: field.places[0].proxy.cut(rng.choice(["reset", "end"])), GRACE_SECONDS)
                     told = client.hear("done")
                     client.leave()
                 except Hang as error:

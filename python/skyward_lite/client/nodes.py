@@ -102,7 +102,7 @@ class Nodes:
         with self._lock:
             for machine in machines:
                 self.machines.append(machine)
-                number = self._core.add_node(machine.name, machine.returns)
+                number = self._core.add_node(machine.name, machine.returns or machine.replaceable)
                 self._start_thread(f"skyward-{machine.name}", self._bring_up, number, machine)
 
     def _start_thread(self, name: str, target: Callable[..., None], *args: object) -> None:
@@ -227,11 +227,11 @@ class Nodes:
                 self._expected += 1
                 self._core.expect(self._expected)
             name = f"skyward-after-{machine.name}"
-            self._start_thread(name, self._replace_machine, machine, old, new, first)
+            self._start_thread(name, self._replace_machine, number, old, new, first)
 
-    def _replace_machine(self, machine: Machine, old: str, new: str, first: bool) -> None:
+    def _replace_machine(self, number: int, old: str, new: str, first: bool) -> None:
         """Release a machine that is lost. Have it replaced if `first`: a node may be draining first and lost later."""
-        provider = self._settings.provider
+        provider, machine = self._settings.provider, self.machines[number]
         try:
             # Asked before the release: afterwards the provider no longer knows why the machine never became a node.
             wanted = first and (old != NodeState.CONNECTING or machine.failed_transiently())
@@ -249,6 +249,8 @@ class Nodes:
                 with self._lock:
                     self._expected -= 1
                     self._core.expect(self._expected)
+                # Tasks have waited for this: from now on another node is there for them, or none will be.
+                self._core.give_up(number)
 
     def _may_replace(self) -> bool:
         with self._lock:

@@ -97,14 +97,14 @@ impl Dispatch {
             NodeState::Draining(why) => Some(why.clone()),
             _ => record.draining.take(),
         };
-        let state = match (&end, &notice) {
+        let is_cut = end.as_ref().is_err_and(NodeError::is_cut);
+        let state = match (end, &notice) {
             (Ok(()), _) => NodeState::Closed,
             (Err(_), _) if closing => NodeState::Closed,
             (Err(e), None) => NodeState::Lost(e.to_string()),
             (Err(e), Some(notice)) => NodeState::Lost(format!("{e} (it was draining: {notice})")),
         };
         record.set_state(state, now);
-        let is_cut = end.as_ref().is_err_and(NodeError::is_cut);
         record.node.returns = record.may_return && record.node.state.is_lost() && (record.was_ready || is_cut);
         record.lost_since.get_or_insert(now);
         let why = if let NodeState::Lost(why) = &record.node.state { why } else { "closed" };

@@ -7,20 +7,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
-use crate::client::session::{Sink, exec};
 use crate::error::{NodeError, SessionError};
 use crate::timing::Timing;
 use crate::transport::connection::Connection;
-use crate::wire::{AgentHello, Attach, EventReader, attach, greet};
+use crate::wire::{AgentHello, ArrivedBlocks, Attach, EventReader, attach, greet};
 
 /// Bound on one try.
-const ATTACH_TIMEOUT: std::time::Duration = Timing::DEFAULT.attach;
+const ATTACH_TIMEOUT: Duration = Timing::DEFAULT.attach;
 
 /// Another connection to a node, and where the end of the try with it is told.
 pub struct OtherConnection {
@@ -30,6 +30,11 @@ pub struct OtherConnection {
 
 /// Brings other connections to a node.
 pub type Offers = mpsc::Receiver<OtherConnection>;
+
+/// What comes from a node.
+pub(super) type From = Box<dyn AsyncRead + Unpin + Send>;
+/// What goes to a node.
+pub(super) type To = Box<dyn AsyncWrite + Unpin + Send>;
 
 /// What the client knows of the agent that it has the session with.
 pub(super) struct Known {
@@ -63,8 +68,8 @@ impl Known {
 /// A connection on which the session goes on.
 pub(super) struct Found {
     pub connection: Arc<Connection>,
-    pub from: Box<dyn AsyncRead + Unpin + Send>,
-    pub to: Box<dyn AsyncWrite + Unpin + Send>,
+    pub from: From,
+    pub to: To,
     /// What was read behind the agent's answer.
     pub rest: BytesMut,
     /// The agent's answer.
@@ -72,7 +77,8 @@ pub(super) struct Found {
 }
 
 /// Wait for a connection on which the agent answers. `present`: the one that there was, if it may be of use yet. `command` is run
-/// there; this end has `received` so many bytes.
+/// there; this end has `received` so many bytes. `lease` returns until when the agent may be there, and for how many seconds nothing
+/// was heard from it.
 ///
 /// # Errors
 /// [`NodeError::Gone`] if the agent is not there any more, [`NodeError::Away`] if the lease is over.
@@ -81,10 +87,10 @@ pub(super) async fn find(
     command: &str,
     known: &Known,
     received: u64,
-    sink: &impl Sink,
+    lease: impl Fn() -> (Instant, u64),
     offers: &mut Offers,
 ) -> Result<Found, NodeError> {
-    let (until, _) = sink.lease();
+    let (until, _) = lease();
     let search = async {
         if let Some(present) = present.filter(|present| present.is_open()) {
             match attempt(present, command, known, received).await {
@@ -108,8 +114,7 @@ pub(super) async fn find(
             }
         }
     };
-    let found =
-        tokio::time::timeout_at(until.into(), search).await.unwrap_or_else(|_| Err(NodeError::Away(sink.lease().1)));
+    let found = tokio::time::timeout_at(until.into(), search).await.unwrap_or_else(|_| Err(NodeError::Away(lease().1)));
     // A connection that was offered meanwhile is not needed: who waits for its end hears that nothing is to be done.
     while let Ok(other) = offers.try_recv() {
         drop(other.done.send(Ok(())));
@@ -135,7 +140,7 @@ async fn attempt(
             epoch: known.epoch.clone(),
             received,
             number: known.tries.fetch_add(1, Relaxed) + 1,
-            blocks: Default::default(),
+            blocks: ArrivedBlocks::default(),
             boot: String::new(),
         };
         greet(&mut to, attach(&mine)?).await?;
@@ -150,4 +155,13 @@ async fn attempt(
     };
     let bound = ATTACH_TIMEOUT.as_secs();
     tokio::time::timeout(ATTACH_TIMEOUT, exchange).await.unwrap_or_else(|_| Err(SessionError::Silent(bound).into()))
+}
+
+/// Start a command, and return its standard output and input.
+///
+/// # Errors
+/// As [`Connection::exec`].
+pub(super) async fn exec(connection: &Connection, command: &str) -> Result<(From, To), NodeError> {
+    let (from, to) = tokio::io::split(connection.exec(command).await?);
+    Ok((Box::new(from), Box::new(to)))
 }

@@ -10,9 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::client::reattach::{self, Offers};
+use crate::client::reattach::{self, From, Offers, To, exec};
 use crate::client::stripes::{self, StripeSpec};
 use crate::error::{FrameError, NodeError, SessionError};
 use crate::text;
@@ -142,7 +141,7 @@ pub async fn run(
         let received = source.reached();
         // On a connection that is silent another command would be, too.
         let present = (!matches!(why, SessionError::Silent(_))).then_some(&spec.connection);
-        let found = reattach::find(present, again, known, received, sink, &mut offers).await?;
+        let found = reattach::find(present, again, known, received, || sink.lease(), &mut offers).await?;
         sender.resume(found.attach.received, &found.attach.blocks).map_err(SessionError::Frame)?;
         spec.connection = found.connection;
         if let Some(stripes) = &mut stripes {
@@ -153,9 +152,6 @@ pub async fn run(
         sink.back()?;
     }
 }
-
-type From = Box<dyn AsyncRead + Unpin + Send>;
-type To = Box<dyn AsyncWrite + Unpin + Send>;
 
 /// Start the agent and exchange the greetings. What came behind the agent's is in `events` then.
 async fn open(
@@ -178,12 +174,6 @@ async fn open(
     }
     sender.begin_stream(is_resumable);
     Ok((to, source, agent))
-}
-
-/// Start a command, and return its standard output and input.
-pub(super) async fn exec(connection: &Connection, command: &str) -> Result<(From, To), NodeError> {
-    let (from, to) = tokio::io::split(connection.exec(command).await?);
-    Ok((Box::new(from), Box::new(to)))
 }
 
 /// Until when the node's workers must take tasks, and the bound that was given for it.

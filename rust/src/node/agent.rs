@@ -9,21 +9,16 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
-use crate::error::{AgentError, FrameError};
+use crate::error::FrameError;
 use crate::locks::lock;
 use crate::node::actions::{Action, Input};
-use crate::node::arrivals::{Arrivals, Streams};
 use crate::node::blob_files::{BlobFiles, Progress};
 pub use crate::node::greeting::AgentSpec;
 use crate::node::greeting::cores;
 use crate::node::lease::BootTime;
-use crate::node::limits::raise_open_files;
-use crate::node::process_group::adopt_orphans;
-use crate::node::session::Session;
 use crate::node::state::{Settings, State};
 use crate::node::supervisor::{EXIT_TIMEOUT, Observer, Supervisor};
 use crate::queue::PeerId;
@@ -61,29 +56,6 @@ pub(super) struct Agent {
     stopped: Notify,
 }
 
-/// Serve one client until it is done with us, then end everything that was started. The client comes on `first`, or with one of
-/// `arrivals`, which come at this path. With these it may come back after its connection was cut.
-///
-/// # Errors
-/// [`AgentError::Refused`] if the client's Python does not fit; [`AgentError::Session`] if it was lost.
-pub async fn run(
-    first: Option<Streams>,
-    arrivals: Arrivals,
-    socket: Option<String>,
-    spec: AgentSpec,
-) -> Result<(), AgentError> {
-    raise_open_files();
-    adopt_orphans();
-    let mut events = Vec::new();
-    let (mut session, client) = Session::open(arrivals, first, socket, &spec, &mut events).await?;
-    let agent = Arc::new(Agent::new(client, spec, Arc::clone(session.link())));
-    agent.handle(Input::Begin);
-    let _serving = Serving::new(&agent);
-    let ended = session.serve(&agent, events).await;
-    agent.kill_workers().await;
-    ended
-}
-
 /// Send the client of this process's agent the notice that the node will soon be gone, and why (at most [`MAX_REASON`]
 /// bytes of it): tasks that do not run yet go elsewhere. Only the first call counts. Return false if no client is served.
 #[must_use]
@@ -99,10 +71,10 @@ pub fn drain(reason: &str) -> bool {
 }
 
 /// Lets [`drain`] find the agent for as long as this lives.
-struct Serving;
+pub(super) struct Serving;
 
 impl Serving {
-    fn new(agent: &Arc<Agent>) -> Self {
+    pub fn new(agent: &Arc<Agent>) -> Self {
         *lock(&SERVING) = Arc::downgrade(agent);
         Self
     }
@@ -115,7 +87,7 @@ impl Drop for Serving {
 }
 
 impl Agent {
-    fn new(client: ClientHello, spec: AgentSpec, link: Arc<FrameSender>) -> Self {
+    pub(super) fn new(client: ClientHello, spec: AgentSpec, link: Arc<FrameSender>) -> Self {
         let cores = cores();
         let tasks = client.worker.concurrency.unwrap_or(cores).max(1);
         let (processes, slots) = if client.worker.processes { (tasks, 1) } else { (1, tasks) };
@@ -194,9 +166,8 @@ impl Agent {
         u64::try_from(BootTime::now().since(self.booted).as_micros()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// `parent`: the process that started the agent, if its end is the agent's.
-    pub(super) fn on_tick(self: &Arc<Self>, parent: Option<Option<Pid>>) {
-        let orphaned = parent.is_some_and(|parent| rustix::process::getppid() != parent);
+    /// `orphaned`: the process that started the agent is gone, and the agent is to end with it.
+    pub(super) fn on_tick(self: &Arc<Self>, orphaned: bool) {
         let mut inner = lock(&self.inner);
         let Inner { state, supervisor, actions, .. } = &mut *inner;
         supervisor.adopted.on_tick();

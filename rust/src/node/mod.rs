@@ -36,7 +36,7 @@ pub mod memory_file;
 pub mod process_group;
 pub mod processes;
 mod results;
-mod session;
+pub mod session;
 pub mod slot_table;
 pub mod state;
 pub mod stdio;

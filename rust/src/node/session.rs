@@ -12,16 +12,19 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::error::{AgentError, FrameError, SessionError};
-use crate::node::agent::Agent;
+use crate::node::actions::Input;
+use crate::node::agent::{Agent, Serving};
 use crate::node::arrivals::{Arrival, Arrivals, Reading, Streams, Writing};
 pub use crate::node::greeting::AgentSpec;
 use crate::node::greeting::{answer, boot, differences, refusal};
+use crate::node::limits::raise_open_files;
+use crate::node::process_group::adopt_orphans;
 use crate::node::state::TICK;
 use crate::node::stripes::{Stripes, closed};
 use crate::timing::{HEARTBEAT, LEAST_MESSAGE, Timing};
 use crate::wire::{
-    AgentHello, Attach, Body, ClientHello, Control, Event, EventReader, FrameSender, Offer, attach, greet, hello,
-    read_hello,
+    AgentHello, ArrivedBlocks, Attach, Body, ClientHello, Control, Event, EventReader, FrameSender, Offer, attach,
+    greet, hello, read_hello,
 };
 
 /// How long the client's hello is awaited.
@@ -34,6 +37,29 @@ const GOODBYE_TIMEOUT: Duration = Timing::DEFAULT.agent_goodbye;
 /// Heartbeats that an agent sends in the time of a lease, at least.
 const HEARTBEATS_PER_LEASE: u32 = 4;
 
+/// Serve one client until it is done with us, then end everything that was started. The client comes on `first`, or with one of
+/// `arrivals`, which come at this path. With these it may come back after its connection was cut.
+///
+/// # Errors
+/// [`AgentError::Refused`] if the client's Python does not fit; [`AgentError::Session`] if it was lost.
+pub async fn run(
+    first: Option<Streams>,
+    arrivals: Arrivals,
+    socket: Option<String>,
+    spec: AgentSpec,
+) -> Result<(), AgentError> {
+    raise_open_files();
+    adopt_orphans();
+    let mut events = Vec::new();
+    let (mut session, client) = Session::open(arrivals, first, socket, &spec, &mut events).await?;
+    let agent = Arc::new(Agent::new(client, spec, Arc::clone(&session.link)));
+    agent.handle(Input::Begin);
+    let _serving = Serving::new(&agent);
+    let ended = session.serve(&agent, events).await;
+    agent.kill_workers().await;
+    ended
+}
+
 /// A connection: what writes to it, and the end of the command that handed it over.
 struct Connection {
     writer: JoinHandle<Result<(), SessionError>>,
@@ -41,7 +67,7 @@ struct Connection {
 }
 
 /// See the file's text.
-pub struct Session {
+struct Session {
     reader: EventReader<Reading>,
     link: Arc<FrameSender>,
     /// `None` while the connection is cut.
@@ -64,7 +90,7 @@ impl Session {
     /// # Errors
     /// [`AgentError::Refused`] if the client's Python does not fit; [`AgentError::Session`] if no client came, or it was lost
     /// before the greeting was over.
-    pub async fn open(
+    async fn open(
         mut arrivals: Arrivals,
         mut first: Option<Streams>,
         socket: Option<String>,
@@ -106,15 +132,11 @@ impl Session {
         (session, client)
     }
 
-    /// Return the sender to the client.
-    pub fn link(&self) -> &Arc<FrameSender> {
-        &self.link
-    }
-
     /// Wait for the client and the clock until the session is to end, and end the workers in order if nobody is lost.
-    pub async fn serve(&mut self, agent: &Arc<Agent>, mut events: Vec<Event>) -> Result<(), AgentError> {
-        // An agent that has a socket is on its own.
-        let parent = (!self.is_resumable).then(rustix::process::getppid);
+    async fn serve(&mut self, agent: &Arc<Agent>, mut events: Vec<Event>) -> Result<(), AgentError> {
+        let parent = rustix::process::getppid();
+        // An agent whose session can go on is on its own.
+        let is_alone = self.is_resumable;
         let mut tick = tokio::time::interval(TICK);
         // Silence is counted in ticks: after a stop of our own, one of them says enough.
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -161,7 +183,7 @@ impl Session {
                     }
                 },
                 () = agent.stopped() => {}
-                _ = tick.tick() => agent.on_tick(parent),
+                _ = tick.tick() => agent.on_tick(!is_alone && rustix::process::getppid() != parent),
                 // The client's own may wait behind what it uploads: we live all the same.
                 _ = heartbeat.tick() => self.beat(agent),
             }
@@ -289,7 +311,8 @@ async fn await_client(arrivals: &mut Arrivals, spec: &AgentSpec, first: Duration
 
 /// Tell a client that wants to go on with a session of another agent whose epoch this agent has.
 async fn refuse(streams: &mut Streams, epoch: &str) -> Result<(), SessionError> {
-    let answer = Attach { epoch: epoch.to_owned(), received: 0, number: 0, blocks: Default::default(), boot: boot() };
+    let answer =
+        Attach { epoch: epoch.to_owned(), received: 0, number: 0, blocks: ArrivedBlocks::default(), boot: boot() };
     greet(&mut streams.writing, attach(&answer)?).await?;
     // The client closes its end when it has read the answer.
     drop(tokio::time::timeout(GOODBYE_TIMEOUT, tokio::io::AsyncReadExt::read(&mut streams.reading, &mut [0])).await);

@@ -9,8 +9,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
 use crate::error::{AgentError, SessionError};
-use crate::node::agent::{self, AgentSpec};
+use crate::node::agent;
 use crate::node::arrivals::{Arrivals, Streams};
+use crate::node::session::{self, AgentSpec};
 use crate::node::stdio;
 use crate::node::worker::Worker;
 use crate::python::buffer::{answer, owned, parts, task_to_python};
@@ -209,7 +210,7 @@ pub(super) fn serve_embedded(
         let socket = tokio::net::UnixStream::from_std(socket).map_err(SessionError::Io)?;
         let accepted = server::accept(socket, host_key, authorized, RekeyLimits::default(), timeout).await?;
         let (from, to) = tokio::io::split(accepted.stream);
-        agent::run(Some(Streams::new(from, to)), Arrivals::none(), None, spec.into()).await
+        session::run(Some(Streams::new(from, to)), Arrivals::none(), None, spec.into()).await
     })
 }
 
@@ -221,7 +222,7 @@ pub(super) fn serve(py: Python<'_>, spec: AgentSpecArgument, reading: c_int, wri
     block_on(py, async move {
         let from = stdio::reader(reading).map_err(SessionError::Io)?;
         let to = stdio::writer(writing).map_err(SessionError::Io)?;
-        agent::run(Some(Streams::new(from, to)), Arrivals::none(), None, spec.into()).await
+        session::run(Some(Streams::new(from, to)), Arrivals::none(), None, spec.into()).await
     })
 }
 
@@ -234,7 +235,7 @@ pub(super) fn listen(py: Python<'_>, spec: AgentSpecArgument, fd: c_int, directo
     let listener = UnixListener::from(owned(fd)?);
     block_on(py, async move {
         let arrivals = Arrivals::of(listener).map_err(SessionError::Io)?;
-        agent::run(None, arrivals, Some(path), spec.into()).await
+        session::run(None, arrivals, Some(path), spec.into()).await
     })
 }
 

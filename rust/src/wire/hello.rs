@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::error::SessionError;
 use crate::text;
 use crate::wire::control::Control;
-use crate::wire::stripe::ArrivedBlocks;
+use crate::wire::stripe_blocks::ArrivedBlocks;
 
 /// Bytes that are shown of a sentence that a node sent, and of an error in its hello.
 pub(super) const MAX_SENTENCE: usize = 500;

@@ -10,13 +10,13 @@
 //! | `control.rs` | every other frame, written and read side by side |
 //! | `decoder.rs` | bytes in, events out |
 //! | `hello.rs` | what the ends tell of themselves |
-//! | `outbox.rs` | what is sent first |
+//! | `outbox.rs`, `large.rs` | what is sent first; what is sent in chunks |
 //! | `pace.rs` | how much bulk may be under way, so that small messages do not wait |
 //! | `flood.rs` | output that waits, bounded: of too much the middle is left out |
 //! | `stream.rs` | an outbox that is emptied into a byte stream |
 //! | `reader.rs` | the events that come out of a byte stream |
 //! | `resume.rs` | what was written to a stream, until the other end has it |
-//! | `stripe.rs` | further streams that take blobs from the same outbox |
+//! | `stripe.rs`, `stripe_blocks.rs` | further streams that take blobs from the same outbox; their blocks until they have arrived |
 
 mod blob;
 mod block;
@@ -25,6 +25,7 @@ mod decoder;
 pub mod flood;
 mod header;
 mod hello;
+mod large;
 mod message;
 mod outbox;
 pub mod pace;
@@ -32,6 +33,7 @@ mod reader;
 pub mod resume;
 mod stream;
 mod stripe;
+mod stripe_blocks;
 
 pub use blob::{BlobChunk, BlobPart, Content, MAX_BLOBS, OutgoingBlob, in_places};
 pub use block::{MAX_BLOCK, Packer};
@@ -44,4 +46,5 @@ pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, MAX_SMALL_MESSAGE, Outbox, STDERR, 
 pub use reader::EventReader;
 pub(crate) use stream::MAX_WRITE;
 pub use stream::{FrameSender, greet};
-pub use stripe::{ArrivedBlocks, Stripe};
+pub use stripe::Stripe;
+pub use stripe_blocks::ArrivedBlocks;

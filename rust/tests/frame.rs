@@ -243,7 +243,8 @@ fn the_corpus_is_current() {
     let named = Message { blobs: vec![blob_part(1, 7)], ..message(1, &[b"abc".to_vec()]) };
     seeds.push(("valid_task_with_blob", send(|o| o.message(Body::Task, named))));
     seeds.push(("valid_forget", send(|o| o.control(Control::Forget(vec![7, 8])))));
-    let mine = Attach { epoch: "e".to_owned(), received: 3, blocks: ArrivedBlocks::default(), boot: String::new() };
+    let mine =
+        Attach { epoch: "e".to_owned(), received: 3, number: 1, blocks: ArrivedBlocks::default(), boot: String::new() };
     seeds.push(("valid_attach", send(|o| o.control(attach(&mine).unwrap()))));
     seeds.push(("valid_reached", send(|o| o.reached(1 << 40))));
     seeds.push(("valid_stripe_block", send(|o| o.control(Control::StripeBlock { number: 9 }))));

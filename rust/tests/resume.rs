@@ -1,4 +1,6 @@
 //! A resumable stream: whatever is cut, each frame arrives exactly once and in its order.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
 
 use std::io;
 use std::pin::Pin;
@@ -69,7 +71,7 @@ impl End {
         self.reader.disconnect();
         let (from, mut to) = tokio::io::split(stream);
         let (received, blocks) = (self.reader.reached(), self.link.arrived_blocks());
-        let mine = Attach { epoch: "e".to_owned(), received, blocks, boot: String::new() };
+        let mine = Attach { epoch: "e".to_owned(), received, number: 1, blocks, boot: String::new() };
         greet(&mut to, attach(&mine).unwrap()).await.unwrap();
         let mut reader = EventReader::new(from, 0);
         let other = reader.attached().await.unwrap();
@@ -259,5 +261,69 @@ proptest! {
             prop_assert!(buffer.resume(all.len() as u64 + 1).is_err());
             prop_assert_eq!(buffer.is_written(), next == all.len(), "what is refused changes nothing");
         }
+    }
+}
+
+proptest! {
+    /// What has arrived is what a set of the numbers says, and what is told of it fits a frame, however much is missing.
+    #[test]
+    fn arrived_blocks_are_a_set(numbers in proptest::collection::vec(1..200_u64, 0..200)) {
+        let (mut arrived, mut model) = (ArrivedBlocks::default(), std::collections::BTreeSet::new());
+        for number in numbers {
+            arrived.add(number).unwrap();
+            model.insert(number);
+            prop_assert!((1..202).all(|number| arrived.has(number) == model.contains(&number)));
+        }
+        prop_assert!(arrived.has(0) && !arrived.has(u64::MAX));
+    }
+}
+
+#[test]
+fn what_is_told_of_blocks_fits_a_frame() {
+    let mut arrived = ArrivedBlocks::default();
+    // A stripe stands still while others carry gigabytes.
+    (2..100_000).for_each(|number| arrived.add(number).unwrap());
+    let added = (1..2000).take_while(|n| arrived.add(u64::MAX - 2 * n).is_ok()).count();
+    assert!(added < 1100, "a sender has not so many blocks under way");
+    let mine = Attach { epoch: "e".to_owned(), received: 0, number: 1, blocks: arrived.clone(), boot: String::new() };
+    assert!(attach(&mine).unwrap().put(&mut Vec::new()).is_ok());
+    assert!(!arrived.has(1) && arrived.has(99_999) && !arrived.has(100_000));
+}
+
+/// Stripes wait for the receiver's report when it may lack too many of their blocks.
+#[tokio::test]
+async fn stripes_wait_for_reports() {
+    let link = Arc::new(FrameSender::default());
+    link.begin_stream(true);
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let receiver = FrameSender::default();
+    let mut reader = EventReader::of_session(tokio::io::split(near).0, MAX_MESSAGE, Arc::clone(&link));
+    link.send(|o| o.blob(1, Bytes::from(vec![7; 100 << 20])));
+    let mut stripe = link.stripe();
+    let reading = async {
+        let mut told = 0;
+        while link.is_busy() {
+            let kept = link.kept_bytes();
+            assert!(kept < 100 << 20, "{kept}");
+            // Of bulk, that all has arrived; and of the blocks, the first ones.
+            receiver.send(|o| o.received(u64::MAX));
+            if kept > 60 << 20 {
+                told += 1;
+                receiver.send(|o| o.control(Control::BlocksArrived((1..1500).collect())));
+            }
+            tokio::task::yield_now().await;
+        }
+        told
+    };
+    let taking = async {
+        loop {
+            reader.read(&mut Vec::new()).await.unwrap();
+        }
+    };
+    tokio::select! {
+        sent = stripe.run(tokio::io::sink(), None) => panic!("{sent:?}"),
+        sent = receiver.run(far, None) => panic!("{sent:?}"),
+        () = taking => {}
+        told = reading => assert!(told > 0),
     }
 }

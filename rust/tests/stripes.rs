@@ -15,13 +15,15 @@ use skyward_lite::client::stripes::{MIN_WAITING_BYTES, stripes};
 use skyward_lite::error::{FrameError, SessionError};
 use skyward_lite::node::arrivals::{Arrival, Arrivals};
 use skyward_lite::node::stripes::Stripes as AgentStripes;
-use skyward_lite::timing::{MAX_MESSAGE, MAX_STRIPES};
+use skyward_lite::timing::{MAX_MESSAGE, MAX_STRIPES, Timing};
 use skyward_lite::transport::auth::{Identity, new_key};
+use skyward_lite::transport::connection::Connection;
 use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::ssh::{Algorithms, RekeyLimits, Target};
 use skyward_lite::wire::pace::Allowance;
 use skyward_lite::wire::{
-    AgentHello, Attempt, BlobPart, Body, Control, Event, EventReader, FrameSender, Message, Outbox, Outcome, hello,
+    AgentHello, Attempt, BlobPart, Body, Control, Event, EventReader, FrameSender, Message, Outbox, Outcome, greet,
+    hello,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, duplex};
 use tokio::net::UnixStream;
@@ -210,6 +212,8 @@ enum Stripes {
     Chatty,
     /// They do not exist: the agent names no socket.
     Unknown,
+    /// None is opened. The agent's session can go on over another connection, and its stream ends at the first task. The command that would go on with it says nothing.
+    Leaves,
 }
 
 /// What has arrived at a host, and how.
@@ -270,9 +274,18 @@ impl server::Handler for Host {
         let seen = Arc::clone(&self.seen);
         if command == b"agent" {
             session.channel_success(id)?;
+            let streams = tokio::io::split(channel.into_stream());
             let stripes = (self.stripes != Stripes::Unknown).then(|| PATH.to_owned());
-            tokio::spawn(agent(tokio::io::split(channel.into_stream()), stripes, seen));
+            if self.stripes == Stripes::Leaves {
+                tokio::spawn(leaving_agent(streams, seen));
+            } else {
+                tokio::spawn(agent(streams, stripes, seen));
+            }
             return Ok(());
+        }
+        if command == b"again" {
+            self.channels.insert(id, channel);
+            return session.channel_success(id);
         }
         assert_eq!(command, format!("stripe {PATH}").as_bytes());
         *seen.opened.lock().unwrap() += 1;
@@ -328,6 +341,28 @@ async fn agent(
             read = from.read(&mut events) => if read.is_err() { return },
             () = seen.changed.notified() => {}
         }
+    }
+}
+
+/// Greet, be ready, and end the stream without a word at the first task.
+async fn leaving_agent((from, mut to): (ReadHalf<ChannelStream<Msg>>, WriteHalf<ChannelStream<Msg>>), seen: Arc<Seen>) {
+    let sender = Arc::clone(&seen.sender);
+    let mut from = EventReader::of_session(from, MAX_MESSAGE, Arc::clone(&sender));
+    let mut events = Vec::new();
+    from.greeting(&mut events).await.unwrap();
+    from.begin_stream().unwrap();
+    sender.begin_stream(true);
+    let greeting = hello(&AgentHello { socket: Some(PATH.to_owned()), ..agent_hello() }).unwrap();
+    greet(&mut to, greeting).await.unwrap();
+    sender.send(|o| o.control(Control::Ready { slots: 4 }));
+    let reading = async {
+        while !events.iter().any(|event| matches!(event, Event::Message(..))) {
+            from.read(&mut events).await.unwrap();
+        }
+    };
+    tokio::select! {
+        sent = sender.run(to, None) => sent.unwrap(),
+        () = reading => {}
     }
 }
 
@@ -396,6 +431,11 @@ fn tokio_socket(socket: Socket) -> UnixStream {
 
 /// A pool with a node at such a host, `delay` away.
 fn pool(stripes: Stripes, delay: Duration) -> (Pool, Arc<Seen>) {
+    let (pool, seen, _) = pool_and_connection(stripes, delay);
+    (pool, seen)
+}
+
+fn pool_and_connection(stripes: Stripes, delay: Duration) -> (Pool, Arc<Seen>, Arc<Connection>) {
     let ((ours, near), (far, theirs)) = (Socket::pair().unwrap(), Socket::pair().unwrap());
     let (host_key, user_key) = (new_key().unwrap(), new_key().unwrap());
     let target = Target {
@@ -414,14 +454,43 @@ fn pool(stripes: Stripes, delay: Duration) -> (Pool, Arc<Seen>) {
         let session = server::run_stream(Arc::new(config), tokio_socket(theirs), host).await.unwrap();
         drop(session.await);
     });
-    let pool = Pool::new(1, MAX_MESSAGE).unwrap();
+    let leaves = stripes == Stripes::Leaves;
+    let timing = if leaves { Timing::DEFAULT.faster(10) } else { Timing::DEFAULT };
+    let pool = Pool::with_timing(1, MAX_MESSAGE, timing).unwrap();
     let id = pool.add_node("far".to_owned(), false);
     let connection = Arc::new(pool.connect(Endpoint::Socket(ours), target).unwrap());
-    let (command, stripe) = ("agent".to_owned(), Some("stripe".to_owned()));
-    let spec =
-        NodeSpec { connection, command, stripe, again: None, hello: client_hello(4, false), ready_timeout: BOUND };
-    pool.start_node(id, spec);
-    (pool, seen)
+    let (command, stripe) = ("agent".to_owned(), (!leaves).then(|| "stripe".to_owned()));
+    let again = leaves.then(|| "again".to_owned());
+    let (ready_timeout, hello) = (BOUND, client_hello(4, false));
+    let connected = Arc::clone(&connection);
+    pool.start_node(id, NodeSpec { connection, command, stripe, again, hello, ready_timeout });
+    (pool, seen, connected)
+}
+
+/// Wait until the pool's only node is in a state.
+fn await_state(pool: &Pool, such: impl Fn(&NodeState) -> bool) {
+    let by = Instant::now() + BOUND;
+    while !such(&pool.nodes()[0].state) {
+        assert!(Instant::now() < by, "{:?}", pool.nodes());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A thread that has offered another connection for a node that is away returns when the pool is closed.
+#[test]
+fn nobody_waits_for_a_node_of_a_pool_that_is_closed() {
+    let (pool, _seen, connection) = pool_and_connection(Stripes::Leaves, Duration::ZERO);
+    await_state(&pool, |state| *state == NodeState::Ready);
+    assert!(pool.submit(Message { id: Attempt { task: 1, attempt: 0 }, ..Message::default() }, None));
+    await_state(&pool, |state| matches!(state, NodeState::Reconnecting(_)));
+    let pool = Arc::new(pool);
+    let (done, waiting) = std::sync::mpsc::channel();
+    let offering = Arc::clone(&pool);
+    std::thread::spawn(move || drop(done.send(offering.resume_node(0, connection))));
+    // The session is busy with the command that says nothing, so the connection that is offered waits, or is offered yet.
+    std::thread::sleep(Duration::from_millis(50));
+    pool.close();
+    waiting.recv_timeout(BOUND).expect("it returns").unwrap();
 }
 
 /// Submit a task that names a blob of this content, and return how it ended.

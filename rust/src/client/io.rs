@@ -14,7 +14,7 @@ use crate::client::inbox::Inbox;
 use crate::client::node::NodeState;
 use crate::client::reattach::{Offers, OtherConnection};
 use crate::client::session::{self, NodeSpec, Sink};
-use crate::error::{FrameError, NodeError, SessionError};
+use crate::error::{FrameError, SessionError};
 use crate::locks::lock;
 use crate::queue::PeerId;
 use crate::text;
@@ -157,18 +157,20 @@ fn log_states(dispatch: &Dispatch, logged: &mut Vec<&'static str>) {
     }
 }
 
-/// Run the session with a node to its end. What it brings is handed to the decider, and so is its end.
-pub(super) async fn serve(shared: Arc<Shared>, id: PeerId, spec: NodeSpec, sender: Arc<FrameSender>, offers: Offers) {
-    let generation = lock(&shared.state).dispatch.generation(id);
+/// Run the session of this number with a node to its end. What it brings is handed to the decider, and so is its end.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    (id, generation): (PeerId, u32),
+    spec: NodeSpec,
+    sender: Arc<FrameSender>,
+    offers: Offers,
+) {
     let node = NodeSink { shared: &shared, id, generation };
     let name = spec.hello.node.clone();
     debug!(node = %name, "session begins");
     let end = session::run(spec, &sender, shared.max_message, &node, offers).await;
     debug!(node = %name, "session has ended");
-    // A node that was given up meanwhile is lost already, and may have another session.
-    if node.is_current() {
-        shared.decide(|dispatch, out| dispatch.lost(id, end, Instant::now(), out));
-    }
+    drop(node.decide(|dispatch, out| dispatch.lost(id, end, Instant::now(), out)));
 }
 
 /// One node's session, as the decider is told of it.
@@ -180,24 +182,31 @@ struct NodeSink<'a> {
 }
 
 impl NodeSink<'_> {
-    /// Return false if the node was given up since the session began.
-    fn is_current(&self) -> bool {
-        lock(&self.shared.state).dispatch.generation(self.id) == self.generation
+    /// As [`Shared::decide`].
+    ///
+    /// # Errors
+    /// [`SessionError::GivenUp`] if the node was given up since the session began: it is lost already, and may have another
+    /// session, which this one must not touch.
+    fn decide<T>(&self, event: impl FnOnce(&mut Dispatch, &mut Vec<Action>) -> T) -> Result<T, SessionError> {
+        self.shared.decide(|dispatch, out| {
+            let is_current = dispatch.generation(self.id) == self.generation;
+            if is_current { Ok(event(dispatch, out)) } else { Err(SessionError::GivenUp) }
+        })
     }
 }
 
 impl Sink for NodeSink<'_> {
-    fn greeted(&self, client: &ClientHello, agent: AgentHello) -> Duration {
+    fn greeted(&self, client: &ClientHello, agent: AgentHello) -> Result<Duration, SessionError> {
         let version = || text::line(&agent.version, text::LIMIT);
         debug!(node = %client.node, pid = agent.pid, cores = agent.cores, version = version(), "hello of the agent");
-        lock(&self.shared.state).dispatch.greeted(self.id, client, agent, Instant::now())
+        self.decide(|dispatch, _| dispatch.greeted(self.id, client, agent, Instant::now()))
     }
 
     fn received(&self, events: &mut Vec<Event>) -> Result<(), SessionError> {
         if events.is_empty() {
             return Ok(());
         }
-        self.shared.decide(|dispatch, out| dispatch.received(self.id, events, Instant::now(), out))
+        self.decide(|dispatch, out| dispatch.received(self.id, events, Instant::now(), out))?
     }
 
     fn admit(&self, offer: &Offer) -> Result<bool, FrameError> {
@@ -213,19 +222,15 @@ impl Sink for NodeSink<'_> {
     }
 
     fn beat(&self, uploading: bool, results: u64) -> Result<(), SessionError> {
-        self.shared.decide(|dispatch, out| dispatch.beat(self.id, uploading, results, Instant::now(), out))
+        self.decide(|dispatch, out| dispatch.beat(self.id, uploading, results, Instant::now(), out))?
     }
 
-    fn away(&self, why: &SessionError) {
-        self.shared.decide(|dispatch, out| dispatch.away(self.id, why, Instant::now(), out));
+    fn away(&self, why: &SessionError) -> Result<(), SessionError> {
+        self.decide(|dispatch, out| dispatch.away(self.id, why, Instant::now(), out))
     }
 
-    fn back(&self) -> Result<(), NodeError> {
-        if !self.is_current() {
-            return Err(NodeError::Other("it was given up".to_owned()));
-        }
-        self.shared.decide(|dispatch, out| dispatch.back(self.id, Instant::now(), out));
-        Ok(())
+    fn back(&self) -> Result<(), SessionError> {
+        self.decide(|dispatch, out| dispatch.back(self.id, Instant::now(), out))
     }
 
     fn lease(&self) -> (Instant, u64) {

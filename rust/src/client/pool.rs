@@ -5,6 +5,7 @@
 //! and carried out in `io.rs`.
 
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -180,9 +181,10 @@ impl Pool {
         let sender = Arc::clone(sender);
         let (offer, offered) = mpsc::channel(1);
         *offers = Some(offer);
+        let session = (id, state.dispatch.generation(id));
         drop(state);
         self.shared.changed.notify_all();
-        self.runtime.spawn(io::serve(Arc::clone(&self.shared), id, spec, sender, offered));
+        self.runtime.spawn(io::serve(Arc::clone(&self.shared), session, spec, sender, offered));
     }
 
     /// Go on with the session of a node that is reconnecting, over this connection. Waits until it does, or cannot; returns at
@@ -206,8 +208,11 @@ impl Pool {
                     Ok(()) => {}
                 }
             }
-            if let Ok(end) = waiting.recv_timeout(OFFER_POLL) {
-                return end;
+            match waiting.recv_timeout(OFFER_POLL) {
+                Ok(end) => return end,
+                Err(RecvTimeoutError::Timeout) => {}
+                // The session has ended, or the pool is closed, and the node's state may stay as it is.
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
         Ok(())

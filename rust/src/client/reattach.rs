@@ -5,6 +5,7 @@
 //! own agent is gone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -39,12 +40,18 @@ pub(super) type To = Box<dyn AsyncWrite + Unpin + Send>;
 pub(super) struct Known {
     epoch: String,
     boot: String,
+    /// Tries to go on with the session so far: see [`Attach::number`].
+    tries: AtomicU64,
 }
 
 impl Known {
     /// Return `None` if the agent's session ends with its connection.
     pub fn new(agent: &AgentHello) -> Option<Self> {
-        agent.socket.as_ref().map(|_| Self { epoch: agent.epoch.clone(), boot: agent.boot.clone() })
+        agent.socket.as_ref().map(|_| Self {
+            epoch: agent.epoch.clone(),
+            boot: agent.boot.clone(),
+            tries: AtomicU64::new(0),
+        })
     }
 
     /// Return why the agent is gone, now that another one answers.
@@ -87,16 +94,16 @@ pub(super) async fn find(
     let search = async {
         if let Some(present) = present.filter(|present| present.is_open()) {
             match attempt(present, command, known, received).await {
-                Err(why) if why.is_cut() => debug!(%why, "not on the same connection"),
+                Err(why) if !is_final(&why) => debug!(%why, "not on the same connection"),
                 found => return found,
             }
         }
         loop {
             let Some(OtherConnection { connection, done }) = offers.recv().await else {
-                return Err(NodeError::Other("it was given up".to_owned()));
+                return Err(SessionError::GivenUp.into());
             };
             match attempt(&connection, command, known, received).await {
-                Err(why) if !matches!(why, NodeError::Gone(_) | NodeError::Session(SessionError::Goodbye(_))) => {
+                Err(why) if !is_final(&why) => {
                     info!(%why, "not attached");
                     drop(done.send(Err(why)));
                 }
@@ -115,6 +122,11 @@ pub(super) async fn find(
     found
 }
 
+/// Return whether the agent itself has said that the session is over: on no connection does it go on.
+fn is_final(why: &NodeError) -> bool {
+    matches!(why, NodeError::Gone(_) | NodeError::Session(SessionError::Goodbye(_)))
+}
+
 /// Run the command on a connection, and exchange with the agent what both have.
 async fn attempt(
     connection: &Arc<Connection>,
@@ -124,8 +136,13 @@ async fn attempt(
 ) -> Result<Found, NodeError> {
     let exchange = async {
         let (from, mut to) = exec(connection, command).await?;
-        let mine =
-            Attach { epoch: known.epoch.clone(), received, blocks: ArrivedBlocks::default(), boot: String::new() };
+        let mine = Attach {
+            epoch: known.epoch.clone(),
+            received,
+            number: known.tries.fetch_add(1, Relaxed) + 1,
+            blocks: ArrivedBlocks::default(),
+            boot: String::new(),
+        };
         greet(&mut to, attach(&mine)?).await?;
         let mut reader = EventReader::new(from, 0);
         let attach = reader.attached().await?;

@@ -44,7 +44,10 @@ pub struct NodeSpec {
 /// Who decides on what the session brings.
 pub trait Sink: Sync {
     /// Take what the agent told of itself. Return the interval between heartbeats.
-    fn greeted(&self, client: &ClientHello, agent: AgentHello) -> Duration;
+    ///
+    /// # Errors
+    /// If the node was given up meanwhile.
+    fn greeted(&self, client: &ClientHello, agent: AgentHello) -> Result<Duration, SessionError>;
 
     /// Take what the node sent, in its order; `events` is empty afterwards.
     ///
@@ -72,13 +75,16 @@ pub trait Sink: Sync {
     fn beat(&self, uploading: bool, results: u64) -> Result<(), SessionError>;
 
     /// Note that the node's connection is lost, and why. The session may go on over another one.
-    fn away(&self, why: &SessionError);
+    ///
+    /// # Errors
+    /// If the node was given up meanwhile.
+    fn away(&self, why: &SessionError) -> Result<(), SessionError>;
 
     /// Note that the session goes on.
     ///
     /// # Errors
     /// If the node was given up meanwhile.
-    fn back(&self) -> Result<(), NodeError>;
+    fn back(&self) -> Result<(), SessionError>;
 
     /// Return until when the node's agent may go on without this client, and for how many seconds nothing was heard from it.
     fn lease(&self) -> (Instant, u64);
@@ -104,7 +110,7 @@ pub async fn run(
     let (mut to, mut source, agent) = opened.map_err(|_| SessionError::NotReady(bound.as_secs()))??;
     let known = reattach::Known::new(&agent);
     let mut stripes = StripeSpec::new(&spec.connection, spec.stripe.as_deref(), &agent);
-    let interval = sink.greeted(&spec.hello, agent);
+    let interval = sink.greeted(&spec.hello, agent)?;
     let unready = Unready { ready_by, bound };
     loop {
         let is_over = |why: &SessionError| known.is_none() || spec.again.is_none() || !why.is_cut();
@@ -131,7 +137,7 @@ pub async fn run(
             why
         };
         let (Some(known), Some(again)) = (&known, &spec.again) else { return Err(why.into()) };
-        sink.away(&why);
+        sink.away(&why)?;
         source.disconnect();
         let received = source.reached();
         // On a connection that is silent another command would be, too.

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -46,6 +47,8 @@ pub struct Streams {
     /// The connection of the command that handed the stream over. When it ends, nothing that is written arrives any more.
     /// `None` if there is no such command.
     pub relay: Option<UnixStream>,
+    /// Whether the client's end was closed already when the stream came: by a connection that broke just then.
+    pub is_left: bool,
 }
 
 impl Streams {
@@ -54,7 +57,7 @@ impl Streams {
         reading: impl AsyncRead + Unpin + Send + 'static,
         writing: impl AsyncWrite + Unpin + Send + 'static,
     ) -> Self {
-        Self { reading: Box::new(reading), writing: Box::new(writing), relay: None }
+        Self { reading: Box::new(reading), writing: Box::new(writing), relay: None, is_left: false }
     }
 
     /// Tell the command that the agent has a use for the stream.
@@ -129,13 +132,14 @@ async fn receive(relay: UnixStream) -> Result<Arrival, SessionError> {
         return Err(io::Error::from(io::ErrorKind::PermissionDenied).into());
     }
     let (kind, reading, writing) = descriptors(&relay).await?;
+    let is_left = is_left(&reading)?;
     let (reading, writing) = (stdio::reader(reading)?, stdio::writer(writing)?);
-    let streams = Streams { reading, writing, relay: Some(relay) };
+    let streams = Streams { reading, writing, relay: Some(relay), is_left };
     match kind {
         NEW => Ok(Arrival::New(streams)),
         STRIPE => Ok(Arrival::Stripe(streams)),
         AGAIN => {
-            let Streams { reading, writing, mut relay } = streams;
+            let Streams { reading, writing, mut relay, .. } = streams;
             if let Some(relay) = &mut relay {
                 relay.write_all(TAKEN).await?;
             }
@@ -143,10 +147,18 @@ async fn receive(relay: UnixStream) -> Result<Arrival, SessionError> {
             let attach = reader.attached().await?;
             let (reading, rest) = reader.into_parts()?;
             let reading = reading.ok_or(SessionError::Ended(String::new()))?;
-            Ok(Arrival::Again(Streams { reading, writing, relay }, attach, rest))
+            Ok(Arrival::Again(Streams { reading, writing, relay, is_left }, attach, rest))
         }
         _ => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
     }
+}
+
+/// Return whether nobody writes to a stream any more, whatever there is to read yet.
+fn is_left(reading: &OwnedFd) -> io::Result<bool> {
+    let left = PollFlags::HUP | PollFlags::RDHUP;
+    let mut polled = [PollFd::new(reading, left)];
+    rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(polled.iter().any(|polled| polled.revents().intersects(left)))
 }
 
 /// Wait for the byte and the two descriptors that the command sends: the stream's kind, its input and its output.

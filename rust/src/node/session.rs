@@ -77,6 +77,8 @@ struct Session {
     epoch: String,
     /// Whether the client may come back.
     is_resumable: bool,
+    /// The number of the client's last try to go on, see [`Attach::number`].
+    last_try: u64,
     /// Between two heartbeats.
     interval: Duration,
 }
@@ -124,6 +126,7 @@ impl Session {
             link,
             epoch: spec.epoch.clone(),
             is_resumable,
+            last_try: 0,
             interval: HEARTBEAT.min(lease / HEARTBEATS_PER_LEASE).max(Duration::from_millis(1)),
         };
         (session, client)
@@ -167,6 +170,8 @@ impl Session {
                 },
                 broken = stripes.broken() => handled = Err(broken),
                 arrival = arrivals.next() => match arrival {
+                    // Its client left before the stream came here: it is not the one that has a session since.
+                    Arrival::New(mut streams) if streams.is_left => drop(streams.take().await),
                     Arrival::New(_) => {
                         info!("the client begins a new session");
                         return Ok(());
@@ -229,14 +234,19 @@ impl Session {
             drop(refuse(&mut streams, &self.epoch).await);
             return Ok(());
         }
+        if wanted.number <= self.last_try {
+            info!("a try to go on comes late: the client goes on by a later one");
+            return Ok(());
+        }
+        self.last_try = wanted.number;
         self.disconnect().await;
         let (received, blocks) = (self.reader.reached(), self.link.arrived_blocks());
         self.link.resume(wanted.received, &wanted.blocks).map_err(SessionError::Frame)?;
-        let mine = attach(&Attach { epoch: self.epoch.clone(), received, blocks, boot: boot() })?;
+        let mine = attach(&Attach { epoch: self.epoch.clone(), received, number: 0, blocks, boot: boot() })?;
         match greet(&mut streams.writing, mine).await {
             Ok(()) => {
                 info!("the client is back");
-                let Streams { reading, writing, relay } = streams;
+                let Streams { reading, writing, relay, .. } = streams;
                 self.reader.resume(reading, rest);
                 self.connection = Some(connect(Arc::clone(&self.link), writing, relay));
                 Ok(())
@@ -301,7 +311,8 @@ async fn await_client(arrivals: &mut Arrivals, spec: &AgentSpec, first: Duration
 
 /// Tell a client that wants to go on with a session of another agent whose epoch this agent has.
 async fn refuse(streams: &mut Streams, epoch: &str) -> Result<(), SessionError> {
-    let answer = Attach { epoch: epoch.to_owned(), received: 0, blocks: ArrivedBlocks::default(), boot: boot() };
+    let answer =
+        Attach { epoch: epoch.to_owned(), received: 0, number: 0, blocks: ArrivedBlocks::default(), boot: boot() };
     greet(&mut streams.writing, attach(&answer)?).await?;
     // The client closes its end when it has read the answer.
     drop(tokio::time::timeout(GOODBYE_TIMEOUT, tokio::io::AsyncReadExt::read(&mut streams.reading, &mut [0])).await);
@@ -326,7 +337,7 @@ async fn greet_client(
     spec: &AgentSpec,
     events: &mut Vec<Event>,
 ) -> Result<Greeted, AgentError> {
-    let Streams { reading, mut writing, relay } = streams;
+    let Streams { reading, mut writing, relay, .. } = streams;
     let link = Arc::new(FrameSender::default());
     let mut reader = EventReader::of_session(reading, usize::MAX, Arc::clone(&link));
     let client: ClientHello = read_hello(&reader.greeting(events).await?)?;

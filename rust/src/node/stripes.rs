@@ -60,7 +60,7 @@ impl Stripes {
 }
 
 async fn run(
-    Streams { reading, mut writing, relay }: Streams,
+    Streams { reading, mut writing, relay, .. }: Streams,
     epoch: String,
     max_blob: usize,
     link: Arc<FrameSender>,

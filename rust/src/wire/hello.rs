@@ -107,6 +107,10 @@ pub struct Attach {
     pub epoch: String,
     /// How many bytes of the stream have arrived at the sender of this. An agent of another epoch has none.
     pub received: u64,
+    /// The number of the client's try to go on with the session, from 1 on; 0 from an agent. A try that was given up may reach
+    /// the agent after a later one, and is no use then.
+    #[serde(default)]
+    pub number: u64,
     /// The blocks of stripes that have arrived at the agent.
     #[serde(default)]
     pub blocks: ArrivedBlocks,

@@ -25,6 +25,9 @@ pub(crate) const MAX_WRITE: usize = 32 * 1024;
 /// Bytes that are kept of a resumable stream. With more the sender waits for the receiver's report, so the stream carries at
 /// most so many bytes in a round trip: 400 MB/s at 80 ms.
 const RESEND_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes that are kept at most. An honest receiver reports long before: beyond [`RESEND_BYTES`] come only answers to it, what
+/// tasks print, and after a cut the blocks of stripes, of which no more than 100 MB are under way.
+const MAX_RESEND_BYTES: usize = 256 * 1024 * 1024;
 
 /// An outbox shared with the loop that sends it, and what a session's two directions must know of each other.
 #[derive(Debug, Default)]
@@ -73,6 +76,9 @@ impl Sending {
     /// Append the next block to `out`.
     fn fill(&mut self, out: &mut Vec<u8>) -> Result<Filled, SessionError> {
         let kept = self.resend.as_ref().map_or(0, ResendBuffer::len);
+        if kept >= MAX_RESEND_BYTES {
+            return Err(FrameError::BadSequence("no report of the bytes that have arrived").into());
+        }
         let is_full = kept >= RESEND_BYTES;
         let any = self.fill_again(out) || {
             // The reports that the other end waits for are sent all the same.
@@ -190,7 +196,12 @@ impl FrameSender {
             Control::Received { bytes } => self.reported(*bytes),
             Control::Reached { bytes } => self.reached(*bytes)?,
             Control::StripeBlock { number } => self.block_arrived(*number)?,
-            Control::BlocksArrived(blocks) => lock(&self.sending).stripe_blocks.acknowledge(blocks),
+            Control::BlocksArrived(blocks) => {
+                let was_full = lock(&self.sending).stripe_blocks.acknowledge(blocks);
+                if was_full {
+                    self.flush();
+                }
+            }
             _ => return Ok(false),
         }
         Ok(true)

@@ -89,6 +89,9 @@ impl Stripe<'_> {
         let mut silence = Silence::new(bound);
         loop {
             let fill = |sending: &mut Sending| {
+                if sending.stripe_blocks.is_full() {
+                    return false;
+                }
                 let mut bulk = sending.allowance();
                 let any = sending.outbox.fill_blobs(&mut raw, &mut bulk);
                 sending.note_sent(bulk);

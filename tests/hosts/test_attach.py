@@ -26,12 +26,12 @@ PROGRAM = (
 class Relay:
     """A relay, as the SSH server starts it: its standard input and output are a socket, and this is the other end."""
 
-    def __init__(self, base: Path, key: str, how: str, settings: str = "pass", **env: str) -> None:
+    def __init__(self, base: Path, key: str, how: str, settings: str = "pass", *words: str, **env: str) -> None:
         ours, theirs = socket.socketpair()
         command = PROGRAM.format(listener=str(LISTENER), settings=settings)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", command, key, how],
+                [sys.executable, "-P", "-c", command, key, how, *words],
                 stdin=theirs,
                 stdout=theirs,
                 stderr=subprocess.PIPE,
@@ -103,6 +103,54 @@ def test_an_agent_outlives_its_connection_until_a_new_session_or_its_end(base: P
     assert newer.ask("quit") == ""
     assert newer.ended() == (0, "")
     assert not [*base.iterdir()]
+
+
+def test_an_agent_is_found_where_it_was_in_a_login_with_another_directory(base: Path, key: str) -> None:
+    """The agent's socket, as the client knows it, counts more than TMPDIR; a new agent is started there, too."""
+    for name in ("first", "second"):
+        (base / name).mkdir()
+    socket = f"{base}/first/skyward-lite-{key}/agent"
+    first = Relay(base / "first", key, "new")
+    agent = first.agent()
+    first.cut()
+    first.ended()
+    again = Relay(base / "second", key, "again", "pass", socket)
+    assert again.agent() == agent
+    os.kill(agent, signal.SIGKILL)
+    again.ended()
+    another = Relay(base / "second", key, "again", "pass", socket)
+    assert another.agent() != agent
+    assert not [*(base / "second").iterdir()]
+    another.ask("quit")
+    another.ended()
+
+
+def test_a_relay_whose_connection_is_gone_hands_nothing_over(base: Path, key: str) -> None:
+    """A relay that the host starts late does not end the session that the client has begun meanwhile."""
+    first = Relay(base, key, "new")
+    agent = first.agent()
+    for how in ("new", "again"):
+        late = Relay(base, key, how, "import time; time.sleep(1)")
+        late.cut()
+        assert late.ended() == (0, "")
+    assert first.agent() == agent
+    first.ask("quit")
+    first.ended()
+
+
+def test_only_the_agent_of_the_directory_is_killed(base: Path, key: str) -> None:
+    """A process that has got the number of an agent is left alone, also if it is an agent itself."""
+    agents = [Relay(base, name, "new") for name in (key, "0000000000000001")]
+    numbers = [relay.agent() for relay in agents]
+    os.kill(numbers[0], signal.SIGSTOP)
+    (base / f"skyward-lite-{key}/pid").write_text(f"{numbers[1]}\n")
+    hurry = "attach.ANSWER_SECONDS = attach.END_SECONDS = 0.2"
+    assert Relay(base, key, "new", hurry).ended()[0] == 70
+    assert agents[1].agent() == numbers[1]
+    os.kill(numbers[0], signal.SIGCONT)
+    for relay in agents:
+        relay.ask("quit")
+        relay.ended()
 
 
 def test_an_agent_that_died_is_replaced_and_said_so(base: Path, key: str) -> None:

@@ -75,6 +75,26 @@ def test_an_agent_survives_its_server_and_a_hangup(lab: Lab, base: Path) -> None
     assert sorted(path.name for path in base.iterdir()) == ["started", "until"]
 
 
+def test_an_agent_is_found_by_a_login_with_another_temporary_directory(lab: Lab, base: Path) -> None:
+    """Where each login has a TMPDIR of its own, the agent of the first one is found again, and its task runs once."""
+    host = lab.host(env={"TMPDIR": str(base)})
+    started, until, other = base / "started", base / "until", base / "other"
+    other.mkdir()
+    with pool(lab, host) as nodes:
+        node = nodes.nodes()[0]
+        future = nodes.submit(held, str(started), str(until))
+        assert eventually(started.exists, 10)
+        settings = host.directory / "sshd_config"
+        settings.write_text(settings.read_text().replace(f"TMPDIR={base}", f"TMPDIR={other}"))
+        host.kill()
+        host.start()
+        assert eventually(lambda: nodes.nodes()[0].since != node.since and nodes.nodes()[0].state == "ready", 30)
+        until.touch()
+        assert future.result(20) == node.pid
+        assert started.read_text() == "x"
+    assert not [*other.iterdir()]
+
+
 def test_a_host_that_ends_what_connections_have_started_starts_anew(
     lab: Lab, base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

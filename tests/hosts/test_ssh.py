@@ -18,7 +18,7 @@ from pathlib import Path
 import lab as the_lab
 import pytest
 import skyward_lite as sky
-from lab import Lab, Sshd, connect, keygen, ssh
+from lab import Lab, Sshd, connect, keygen, machine, ssh
 from skyward_lite.providers import openssh, public_keys
 
 RELAY = """
@@ -428,6 +428,18 @@ def test_what_a_failing_proxy_command_prints_is_shown(lab, host):
     try:
         with pytest.raises(sky.NodeStartError, match=f"the proxy command printed: no way to {host.address}"):
             connect(lab, host.name)
+    finally:
+        configure(lab, host)
+
+
+def test_only_what_the_last_proxy_command_has_printed_is_shown(lab, host):
+    """A machine connects anew after each cut, for days: what an earlier proxy command said is not the reason now."""
+    try:
+        with machine(lab, host.name) as (one, core):
+            for words in ("a first and longer reason", "another one"):
+                configure(lab, host, f"ProxyCommand echo {words} >&2; exit 3")
+                with pytest.raises(sky.NodeStartError, match=f"the proxy command printed: {words}$"):
+                    one.connect(core)
     finally:
         configure(lab, host)
 

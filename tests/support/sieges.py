@@ -58,7 +58,7 @@ FULL = struct.pack("<BBHQQ16000x", 0, 0, 1, 0, 16000).hex()
 FLOODS: dict[str, dict[str, object]] = {
     "hello": {"body": b"{}".hex()},
     "ready": {"task": 2},
-    "heartbeat": {"body": (b"\0" * 8).hex()},
+    "heartbeat": {"body": (b"\0" * 16).hex()},
     "pulse": {"task": 1},
     "goodbye": {"body": b"bye".hex()},
     "acknowledge": {"body": (b"\0" * 1000).hex()},
@@ -73,6 +73,9 @@ FLOODS: dict[str, dict[str, object]] = {
     "drain": {"body": b"notice".hex()},
     "note": {"body": MESSAGE, "flags": 3},
     "note_answer": {"body": b"no".hex()},
+    "attach": {"body": b"{}".hex()},
+    "stripe_block": {"task": 1},
+    "blocks_arrived": {"body": (b"\0" * 800).hex()},
 }
 """A frame of each kind, which a node repeats."""
 ROWS: dict[str, tuple[str, dict[str, object]]] = {

@@ -1,7 +1,8 @@
 """The relay: it hands the input and output of a connection to the node's agent, which it starts if there is none.
 
-`python -P -m skyward_lite.node.attach KEY new|again [--alive FILE [--spot]]` is started by sshd. The agent that it
-finds by the key, or starts, is a process of a session of its own, so it outlives the connection.
+`python -P -m skyward_lite.node.attach KEY new|again [--alive FILE [--spot]] [SOCKET]` is started by sshd. The agent that
+it finds by the key, or starts, is a process of a session of its own, so it outlives the connection. SOCKET is where the
+client knows the agent to listen: `TMPDIR` may be another one in each login.
 
     _reach        connect to the agent's socket; if nobody listens, listen, and start the agent with that descriptor
     _hand_over    send it descriptors 0 and 1, and how they are meant; it answers with one byte when it takes them
@@ -86,6 +87,9 @@ class Relay:
     def __init__(self, key: str, how: str, options: list[str]) -> None:
         self.key = key
         self.how = how
+        end = f"/{directories.PREFIX}{key}/{SOCKET}"
+        self.known = options.pop().removesuffix(end) if options and options[-1].endswith(end) else None
+        """The directory that has the agent's directory, if the client knows it."""
         self.options = options
         self.umask = os.umask(0o077)
         """The session's own, which the agent gets back."""
@@ -100,7 +104,7 @@ class Relay:
         Raise `FailedError` or `UnusableError`.
         """
         deadline = time.monotonic() + ANSWER_SECONDS + END_SECONDS
-        while True:
+        while not _is_cut():
             with self._reach() as connection:
                 if self._hand_over(connection):
                     self._stay(connection)
@@ -114,7 +118,7 @@ class Relay:
 
     def _reach(self) -> socket.socket:
         """Connect to the agent, which is started if there is none. Raise `FailedError` or `UnusableError`."""
-        bases = directories.bases()
+        bases = [*([self.known] if self.known else ()), *directories.bases()]
         for base in bases:
             self.path = directories.at(base, self.key)
             connection = _connect(self.path)
@@ -230,7 +234,7 @@ class Relay:
                 # The process of that number may be another one, if the agent has just ended.
                 with open(f"/proc/{pid}/cmdline", "rb") as file:
                     command = file.read()
-                if os.stat(f"/proc/{pid}").st_uid == os.geteuid() and AGENT[-1].encode() in command:
+                if os.stat(f"/proc/{pid}").st_uid == os.geteuid() and self.path.encode() in command.split(b"\0"):
                     signal.pidfd_send_signal(process, signal.SIGKILL)
                     return True
             finally:
@@ -289,6 +293,17 @@ def _above(fd: int, least: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD, least + 1)
 
 
+def _is_cut() -> bool:
+    """Return whether the SSH server has closed its ends of this process's output, because the connection is gone.
+
+    On a host that starts processes late the client may have gone on over another connection since.
+    """
+    poll = select.poll()
+    for fd in (1, 2):
+        poll.register(fd, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
 def _wait(connection: socket.socket, seconds: float | None) -> bool:
     """Wait until the agent sends a byte or closes the connection. Return false after so many seconds.
 
@@ -316,7 +331,8 @@ def main() -> None:
         case [key, ("new" | "again") as how, *options] if directories.is_key(key):
             pass
         case wrong:
-            sys.exit(f"usage: python -m skyward_lite.node.attach KEY new|again [--alive FILE [--spot]] (got {wrong})")
+            usage = "python -m skyward_lite.node.attach KEY new|again [--alive FILE [--spot]] [SOCKET]"
+            sys.exit(f"usage: {usage} (got {wrong})")
     relay = Relay(key, how, options)
     try:
         relay.run()

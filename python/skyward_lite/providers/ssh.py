@@ -202,6 +202,9 @@ class SSHMachine(RemoteMachine):
     def open_proxy(self, command: str) -> int:
         """Start the command that leads to the host, in the place of an earlier one. Return the socket to it."""
         self._end_proxy(0.0)
+        # What an earlier one has printed says nothing about this connection.
+        self.log.truncate(0)
+        self.log.seek(0)
         ours, theirs = socket.socketpair()
         with theirs:
             self.proxy = subprocess.Popen(

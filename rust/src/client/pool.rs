@@ -233,6 +233,12 @@ impl Pool {
         lock(&self.shared.state).dispatch.nodes().cloned().collect()
     }
 
+    /// Return the node of this number.
+    #[must_use]
+    pub fn node(&self, id: PeerId) -> Option<Node> {
+        lock(&self.shared.state).dispatch.node(id).cloned()
+    }
+
     /// Wait until a node is no longer in the state whose name it had in `seen`, at most for `bound`.
     pub fn wait_for_change(&self, seen: &[impl AsRef<str>], bound: Duration) {
         let state = lock(&self.shared.state);

@@ -30,7 +30,8 @@ pub struct NodeSpec {
     pub connection: Arc<Connection>,
     /// What to run there: it speaks our protocol over its standard input and output.
     pub command: String,
-    /// What to run there to go on with the session on another connection; `None` if the session ends with its connection.
+    /// What to run there to go on with the session on another connection: it gets the path of the agent's socket as one more
+    /// word. `None` if the session ends with its connection.
     pub again: Option<String>,
     /// What to run there to open a stripe (see `stripes.rs`): it gets the path of the agent's socket as one more word, and
     /// hands its standard input and output to the agent. `None` if no stripes are opened.
@@ -108,6 +109,11 @@ pub async fn run(
     let opened = tokio::time::timeout(bound, open(&spec, sender, max_message, &mut events)).await;
     let (mut to, mut source, agent) = opened.map_err(|_| SessionError::NotReady(bound.as_secs()))??;
     let known = reattach::Known::new(&agent);
+    if let (Some(again), Some(socket)) = (&mut spec.again, stripes::socket(&agent)) {
+        // So the agent is found where its directory is, whatever TMPDIR the next login has.
+        again.push(' ');
+        again.push_str(socket);
+    }
     let mut stripes = StripeSpec::new(&spec.connection, spec.stripe.as_deref(), &agent);
     let interval = sink.greeted(&spec.hello, agent)?;
     let unready = Unready { ready_by, bound };

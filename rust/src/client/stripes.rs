@@ -69,13 +69,16 @@ impl StripeSpec {
     /// Return how stripes are opened to an agent; `None` if it takes none. `program`: see
     /// [`NodeSpec::stripe`](super::session::NodeSpec::stripe).
     pub fn new(connection: &Arc<Connection>, program: Option<&str>, agent: &AgentHello) -> Option<Self> {
-        let (program, path) = (program?, agent.socket.as_deref()?);
-        // The path becomes a word of a command, for any login shell.
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
-        let usable = path.starts_with('/') && path.len() <= MAX_PATH_BYTES && path.bytes().all(is_plain);
-        let command = format!("{program} {path}");
-        usable.then(|| Self { connection: Arc::clone(connection), command, epoch: agent.epoch.clone() })
+        let command = format!("{} {}", program?, socket(agent)?);
+        Some(Self { connection: Arc::clone(connection), command, epoch: agent.epoch.clone() })
     }
+}
+
+/// Return the path of an agent's socket if it can be a word of a command, for any login shell.
+pub(super) fn socket(agent: &AgentHello) -> Option<&str> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    let is_usable = |path: &&str| path.starts_with('/') && path.len() <= MAX_PATH_BYTES && path.bytes().all(is_plain);
+    agent.socket.as_deref().filter(is_usable)
 }
 
 /// Open stripes as soon as they pay, and send blobs over them. `round_trip` returns the node's round-trip time, as its

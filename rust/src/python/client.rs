@@ -216,7 +216,7 @@ impl Core {
     }
 
     fn returns(&self, node: usize) -> bool {
-        self.pool.nodes().get(node).is_some_and(|node| node.returns)
+        self.pool.node(node).is_some_and(|node| node.returns)
     }
 
     fn give_up(&self, py: Python<'_>, node: usize) {
@@ -284,11 +284,11 @@ impl Core {
     }
 
     fn notices(&self, node: usize) -> Option<Vec<String>> {
-        self.pool.nodes().into_iter().nth(node)?.hello.map(|hello| hello.notices)
+        self.pool.node(node)?.hello.map(|hello| hello.notices)
     }
 
     fn differences(&self, node: usize) -> Option<Vec<String>> {
-        self.pool.nodes().into_iter().nth(node)?.hello.map(|hello| hello.differences)
+        self.pool.node(node)?.hello.map(|hello| hello.differences)
     }
 
     fn fail_node(&self, py: Python<'_>, node: usize, why: String) {

@@ -142,12 +142,13 @@ class Instance(RemoteMachine):
         return self._enter(core, address, self.host_key, deadline)
 
     def reconnect(self, core: _core.Core) -> _core.Connection:
-        why = self._why_ended()
-        if why or self.launched.ended is not None:
-            raise MachineGoneError(f"EC2 has ended it: {why or 'no reason'}")
+        # EC2 is asked only afterwards: without a network its answer may take minutes, and the lease runs.
         try:
             return self._try_to_enter(core, self.address, self.host_key, self.wanted.connect_timeout)
         except _core.CoreError as error:
+            why = self._why_ended()
+            if why or self.launched.ended is not None:
+                raise MachineGoneError(f"EC2 has ended it: {why or 'no reason'}") from error
             raise NodeStartError(str(error)) from error
 
     def _enter(self, core: _core.Core, address: str, host_key: str, deadline: float) -> _core.Connection:

@@ -58,7 +58,7 @@ async fn read(mut from: impl AsyncRead + Unpin, bytes: u64) {
     }
 }
 
-/// Send the same bytes in both directions at once, then nothing for a time, then small ones to and fro.
+/// Send the same bytes in both directions at once, then nothing for a time, then small ones there and back.
 async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin, bytes: u64, pause: Duration, begins: bool) {
     let (mut from, mut to) = tokio::io::split(stream);
     tokio::join!(write(&mut to, bytes), read(&mut from, bytes));

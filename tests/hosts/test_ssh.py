@@ -432,6 +432,17 @@ def test_what_a_failing_proxy_command_prints_is_shown(lab, host):
         configure(lab, host)
 
 
+def test_a_new_key_is_logged_once(lab, host, caplog):
+    """A machine that connects anew after each cut says once that it trusts a key, also if no file keeps it."""
+    configure(lab, host, "UserKnownHostsFile /dev/null")
+    try:
+        with machine(lab, host.name, accept_new=True) as (one, core):
+            assert one.connect(core).host_key == one.connect(core).host_key
+    finally:
+        configure(lab, host)
+    assert len([message for message in caplog.messages if "its new key was added to /dev/null" in message]) == 1
+
+
 def test_only_what_the_last_proxy_command_has_printed_is_shown(lab, host):
     """A machine connects anew after each cut, for days: what an earlier proxy command said is not the reason now."""
     try:

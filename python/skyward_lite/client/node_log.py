@@ -22,6 +22,8 @@ class NodeLog:
         self._core = core
         self._start_timeout = start_timeout
         self._once_ready: set[int] = set()
+        self._lost_since: dict[int, float] = {}
+        """Since when (Unix time) each node is lost, attempts to start it anew included, until it is ready."""
         self._none_since: float | None = None
         """Since when (`time.monotonic`) no node is usable while tasks wait; None while one is, or no task waits."""
         self._next_line = 0.0
@@ -29,6 +31,10 @@ class NodeLog:
 
     def changed(self, number: int, node: Node, old: str) -> None:
         """Write that a node's state is another than `old`."""
+        if node.state == NodeState.LOST:
+            self._lost_since.setdefault(number, node.since)
+        elif node.state != NodeState.CONNECTING:
+            self._lost_since.pop(number, None)
         if node.state == NodeState.READY:
             self._log_ready(number, node, old)
             self._once_ready.add(number)
@@ -86,7 +92,7 @@ class NodeLog:
         """Return until when the tasks wait."""
         if any(node.state in (NodeState.RECONNECTING, NodeState.CONNECTING) for node in nodes):
             return f"They wait as long as a node may still answer, and for {self._start_timeout:.0f} s after that"
-        lost = max((node.since for node in nodes), default=time.time())
+        lost = max(self._lost_since.values(), default=time.time())
         return f"They fail at {_clock(lost + self._start_timeout)} unless a node is back"
 
 

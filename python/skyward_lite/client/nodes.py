@@ -150,9 +150,11 @@ class Nodes:
             with self._lock:
                 nodes, candidates = self.snapshot(), self._expected
                 for number, node in enumerate(nodes):
-                    starts = node.state in (NodeState.READY, NodeState.CONNECTING, NodeState.RECONNECTING)
+                    machine = self.machines[number]
+                    starts = node.state in (NodeState.READY, NodeState.CONNECTING)
+                    starts = starts or self._returning.is_away(number, node.state, machine)
                     # Until `_on_node_change` has decided otherwise, a failed machine may still be replaced.
-                    candidates += starts or (self.machines[number].replaceable and number not in self._given_up)
+                    candidates += starts or (machine.replaceable and number not in self._given_up)
             if sum(node.state == NodeState.READY for node in nodes) >= needed:
                 return
             if candidates < needed or time.monotonic() > deadline:
@@ -180,7 +182,7 @@ class Nodes:
         usual = self._settings.worker.concurrency or max(ready, default=1)
         wanted = sum(ready)
         for number, (machine, node) in enumerate(zip(self.machines, nodes, strict=False)):
-            if node.state == NodeState.CONNECTING or self._returning.is_expected(number, node.state, machine):
+            if node.state == NodeState.CONNECTING or self._returning.is_away(number, node.state, machine):
                 wanted += node.slots or machine.concurrency or usual
         return wanted
 
@@ -209,7 +211,6 @@ class Nodes:
                     self._returning.attend(nodes, machines)
             self._log.waiting(nodes, [self._returning.why(number) for number in range(len(nodes))])
             self._core.wait_for_change([node.state for node in nodes], WATCH_MS)
-        self._returning.leave()
 
     def _on_node_change(self, number: int, old: str, new: str) -> None:
         """Have a machine that is draining or lost replaced and a lost one released, on a thread of its own."""
@@ -262,6 +263,7 @@ class Nodes:
 
         The core must have been closed before: what these threads wait for has ended then.
         """
+        self._returning.leave()
         provider = self._settings.provider
         before = self.cost()
         provider.stop(self.machines, max(MIN_RELEASE_SECONDS, deadline - time.monotonic()))

@@ -29,6 +29,8 @@ PERMANENT_SECONDS = 60.0
 """Pause after a failure that time alone does not mend. A server may ban an address for a while after a few of them."""
 MAX_PERMANENT = 3
 """After so many of them a machine that was lost is given up."""
+MAX_STARTS = 4
+"""How often a machine that never was a node is opened again whose connection is cut as it begins to be one."""
 SAME_SECONDS = 0.05
 """Moments that are not further apart are the same moment."""
 JITTER = (0.5, 1.5)
@@ -63,6 +65,12 @@ class Returning:
         """The pauses before attempts to open the machines that were lost, until they are ready."""
         self._permanent: dict[int, int] = {}
         """How often each of these has failed for a reason that time alone does not mend."""
+        self._was_ready: set[int] = set()
+        """The nodes that were ready at any time."""
+        self._starts: dict[int, int] = {}
+        """How often each of the others was opened again."""
+        self._left = False
+        """Set when the core has been closed: no connection can be made any more."""
         self._why: dict[int, str] = {}
         """Why the last attempt to reach each node failed, until it is ready. The log has each reason once."""
 
@@ -74,47 +82,50 @@ class Returning:
             for number, (node, machine) in enumerate(zip(nodes, machines, strict=False)):
                 self._states[number] = node.state, node.since
                 if node.state == NodeState.READY:
+                    self._was_ready.add(number)
                     for memory in (self._backoffs, self._permanent, self._why):
                         memory.pop(number, None)
-                elif self._is_away(number, node.state, machine) and number not in self._attended:
+                elif self.is_away(number, node.state, machine) and number not in self._attended:
+                    try:
+                        self._start_thread(f"skyward-back-{machine.name}", self._bring_back, number, machine)
+                    except RuntimeError as error:
+                        # This process has too many threads. The next look tries again.
+                        self._note_failure(number, machine, error)
+                        continue
                     self._attended[number] = self._states[number]
-                    self._start_thread(f"skyward-back-{machine.name}", self._bring_back, number, machine)
             self._changed.notify_all()
 
     def leave(self) -> None:
-        """Wake the threads, which end then."""
+        """End the threads, now that the core has been closed."""
         with self._changed:
+            self._left = True
             self._changed.notify_all()
 
-    def is_expected(self, number: int, state: str, machine: Machine) -> bool:
-        """Return whether a node that is not ready is to be ready again."""
-        return self._is_away(number, state, machine)
+    def is_away(self, number: int, state: str, machine: Machine) -> bool:
+        """Return whether a node that is not ready is to be ready again, and something can be done for it."""
+        if state == NodeState.RECONNECTING:
+            return True
+        return state == NodeState.LOST and machine.returns and self._core.returns(number)
 
     def why(self, number: int) -> str:
         """Return why the last attempt to reach a node failed; empty if none did since it was ready."""
         return self._why.get(number, "")
-
-    def _is_away(self, number: int, state: str, machine: Machine) -> bool:
-        """Return whether something can be done for a node."""
-        if state == NodeState.RECONNECTING:
-            return True
-        return state == NodeState.LOST and machine.returns and self._core.returns(number)
 
     # ------------------------------------------------------------------------------------------------ a node's thread
 
     def _bring_back(self, number: int, machine: Machine) -> None:
         """Try to reach a node until it is in a state in which nothing is to be done."""
         try:
-            while not self._is_over():
+            while True:
                 seen = self._now(number)
-                if not self._is_away(number, seen[0], machine):
+                if not self.is_away(number, seen[0], machine) or self._is_over(seen[0]):
                     return
                 with self._changed:
                     # The watching thread may not have seen this state yet.
                     self._states[number] = self._attended[number] = seen
                 if seen[0] == NodeState.RECONNECTING:
                     self._reconnect(number, machine)
-                elif self._backoff_of(number).pause():
+                elif self._backoff_of(number).pause() and self._may_start(number, machine):
                     self._open(number, machine)
         except Exception:
             # What becomes of the machines while the pool is being closed may break anything here.
@@ -127,7 +138,8 @@ class Returning:
     def _reconnect(self, number: int, machine: Machine) -> None:
         """Make connections to a node whose connection was cut, until it has one or is in another state."""
         backoff = self._new_backoff(number, *RECONNECT_SECONDS)
-        while not self._is_over():
+        # Also while the pool is being left: an agent that hears no goodbye goes on until its lease ends.
+        while not self._left:
             try:
                 self._core.resume_node(number, machine.reconnect(self._core))
                 return
@@ -140,6 +152,17 @@ class Returning:
                 self._note_failure(number, machine, error)
                 if not backoff.pause(PERMANENT_SECONDS if is_permanent(error) else None):
                     return
+
+    def _may_start(self, number: int, machine: Machine) -> bool:
+        """Return whether a machine is to be opened again; give it up if it never was a node in several attempts."""
+        if number in self._was_ready:
+            return True
+        self._starts[number] = self._starts.get(number, 0) + 1
+        if self._starts[number] <= MAX_STARTS:
+            return True
+        self._why.setdefault(number, "its connection is cut whenever it begins to be a node")
+        self._give_up(number, machine)
+        return False
 
     def _open(self, number: int, machine: Machine) -> None:
         """Try once to open a machine that was lost, and to begin a session there."""
@@ -169,9 +192,9 @@ class Returning:
 
     # ------------------------------------------------------------------------------------------------ pauses
 
-    def _is_over(self) -> bool:
-        """Return whether the pool is left without waiting for tasks any more."""
-        return self._lifecycle.stage >= Stage.CANCELLING
+    def _is_over(self, state: str = NodeState.LOST) -> bool:
+        """Return whether nothing is to be done any more for a node in this state, because the pool is being left."""
+        return self._left or (state != NodeState.RECONNECTING and self._lifecycle.stage >= Stage.CANCELLING)
 
     def _now(self, number: int) -> tuple[str, float]:
         row = self._core.nodes()[number]
@@ -191,7 +214,8 @@ class Returning:
         """Wait until the node is in another state, at most `seconds`. Return whether it is."""
 
         def has_changed() -> bool:
-            return self._is_over() or not is_same(self._states[number], self._attended[number])
+            seen = self._attended[number]
+            return self._is_over(seen[0]) or not is_same(self._states[number], seen)
 
         with self._changed:
             return self._changed.wait_for(has_changed, seconds)

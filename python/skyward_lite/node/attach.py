@@ -1,8 +1,8 @@
 """The relay: it hands the input and output of a connection to the node's agent, which it starts if there is none.
 
-`python -P -m skyward_lite.node.attach KEY new|again [--alive FILE [--spot]] [SOCKET]` is started by sshd. The agent that
-it finds by the key, or starts, is a process of a session of its own, so it outlives the connection. SOCKET is where the
-client knows the agent to listen: `TMPDIR` may be another one in each login.
+`python -P -m skyward_lite.node.attach KEY new|again [--alive FILE [--spot]] [SOCKET]` is started by sshd. The agent
+that it finds by the key, or starts, is a process of a session of its own, so it outlives the connection. SOCKET is
+where the client knows the agent to listen: `TMPDIR` may be another one in each login.
 
     _reach        connect to the agent's socket; if nobody listens, listen, and start the agent with that descriptor
     _hand_over    send it descriptors 0 and 1, and how they are meant; it answers with one byte when it takes them

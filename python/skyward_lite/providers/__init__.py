@@ -39,8 +39,8 @@ class PreparedMachine:
     command: str
     """Starts the agent there, for a new session."""
     again: str | None = None
-    """Resumes a session that was cut, on a further connection to the machine, with the path of the agent's socket as one
-    more word; None if its agent ends with the connection."""
+    """Resumes a session that was cut, on a further connection to the machine, with the path of the agent's socket as
+    one more word; None if its agent ends with the connection."""
     stripe: str | None = None
     """Hands a further channel to the agent there, with the path of the agent's socket as one more word.
 

@@ -121,6 +121,8 @@ class SSHMachine(RemoteMachine):
         self.proxy: subprocess.Popen[bytes] | None = None
         self._configuration_logged = False
         """Whether the log has what is to be said of the host's configuration: not for each connection anew."""
+        self._recorded_key = ""
+        """The new key that was recorded last. A file that keeps nothing, as /dev/null, gets it once."""
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `end`)
         """Receives what the proxy command prints."""
 
@@ -148,7 +150,8 @@ class SSHMachine(RemoteMachine):
         connection = self._connect(core, config, known, trust)
         if openssh.too_short(config, connection.host_key):
             raise known_hosts.short_key(config)
-        if not known.keys and connection.host_key not in known.portless:
+        if not known.keys and connection.host_key not in (*known.portless, self._recorded_key):
+            self._recorded_key = connection.host_key
             try:
                 file = known_hosts.record(config, connection.host_key)
                 log.warning("%s: its new key was added to %s: %s", self.name, file, connection.host_key)

@@ -106,14 +106,9 @@ pub async fn run(
     let bound = spec.ready_timeout;
     let ready_by = Instant::now() + bound;
     let mut events = Vec::new();
-    let opened = tokio::time::timeout(bound, open(&spec, sender, max_message, &mut events)).await;
+    let opened = tokio::time::timeout(bound, open(&mut spec, sender, max_message, &mut events)).await;
     let (mut to, mut source, agent) = opened.map_err(|_| SessionError::NotReady(bound.as_secs()))??;
     let known = reattach::Known::new(&agent);
-    if let (Some(again), Some(socket)) = (&mut spec.again, stripes::socket(&agent)) {
-        // So the agent is found where its directory is, whatever TMPDIR the next login has.
-        again.push(' ');
-        again.push_str(socket);
-    }
     let mut stripes = StripeSpec::new(&spec.connection, spec.stripe.as_deref(), &agent);
     let interval = sink.greeted(&spec.hello, agent)?;
     let unready = Unready { ready_by, bound };
@@ -161,7 +156,7 @@ pub async fn run(
 
 /// Start the agent and exchange the greetings. What came behind the agent's is in `events` then.
 async fn open(
-    spec: &NodeSpec,
+    spec: &mut NodeSpec,
     sender: &Arc<FrameSender>,
     max_message: usize,
     events: &mut Vec<Event>,
@@ -179,6 +174,11 @@ async fn open(
         source.begin_stream().map_err(SessionError::Frame)?;
     }
     sender.begin_stream(is_resumable);
+    if let (Some(again), Some(socket)) = (&mut spec.again, stripes::socket(&agent)) {
+        // So the agent is found where its directory is, whatever TMPDIR the next login has.
+        again.push(' ');
+        again.push_str(socket);
+    }
     Ok((to, source, agent))
 }
 

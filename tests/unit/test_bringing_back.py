@@ -138,6 +138,25 @@ def test_a_cut_connection_is_made_anew(monkeypatch: pytest.MonkeyPatch, caplog: 
     assert (len(case.threads), case.core.asked) == (2, ["a connection"] * 2)
 
 
+def test_without_a_free_thread_the_next_look_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that can start no thread goes on looking at its nodes, and brings them back later."""
+    case = Case(Machine(), monkeypatch)
+    start, failed = case.start_thread, []
+
+    def start_later(name: str, target: Callable[..., None], *args: object) -> None:
+        if not failed:
+            failed.append(name)
+            raise RuntimeError("can't start new thread")
+        start(name, target, *args)
+
+    monkeypatch.setattr(case.all, "_start_thread", start_later)
+    case.become("reconnecting")
+    assert (failed, case.threads) == (["skyward-back-host"], [])
+    case.look()
+    case.join()
+    assert case.core.asked == ["a connection"]
+
+
 def test_refusals_are_repeated_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that refuses us is asked again after half a minute at least, as it may ban our address."""
     assert returning.PERMANENT_SECONDS * returning.JITTER[0] >= 30

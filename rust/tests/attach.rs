@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use skyward_lite::node::session::AgentSpec;
 use skyward_lite::node::arrivals::Arrivals;
 use skyward_lite::node::session;
+use skyward_lite::node::session::AgentSpec;
 use skyward_lite::timing::MAX_MESSAGE;
 use skyward_lite::wire::{
     ArrivedBlocks, Attach, ClientHello, Control, Event, EventReader, FrameSender, attach, greet, hello,

@@ -283,7 +283,7 @@ impl server::Handler for Host {
             }
             return Ok(());
         }
-        if command == b"again" {
+        if command.starts_with(b"again") {
             self.channels.insert(id, channel);
             return session.channel_success(id);
         }

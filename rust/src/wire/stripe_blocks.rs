@@ -23,7 +23,7 @@ const MAX_KEPT_BLOCKS: usize = 1024;
 pub(super) struct StripeBlocks {
     /// The number of the last block.
     last: u64,
-    /// The raw bytes of the blocks that the receiver may not have, by their numbers.
+    /// The raw bytes of the blocks that the receiver may not have, by their numbers; none of those that came to `again`.
     kept: BTreeMap<u64, Vec<u8>>,
     /// Those that are to be sent again, on the stream itself.
     again: VecDeque<Vec<u8>>,
@@ -57,8 +57,8 @@ impl StripeBlocks {
     /// Send the blocks again that the receiver has not: the stripes are broken.
     pub fn resume(&mut self, arrived: &ArrivedBlocks) {
         self.kept.retain(|number, _| !arrived.has(*number));
-        // The earlier ones are in the stream already.
-        self.again.extend(std::mem::take(&mut self.kept).into_values());
+        let unsent = self.kept.values_mut().filter(|raw| !raw.is_empty());
+        self.again.extend(unsent.map(std::mem::take));
     }
 
     /// Append the next block that is to be sent again to `out`, packed. Return whether there was one.
@@ -126,10 +126,49 @@ impl BlockReports {
     /// Note that a block has arrived. Return the blocks that the sender is to be told of, if they are enough.
     ///
     /// # Errors
-    /// As [`ArrivedBlocks::add`].
+    /// As [`ArrivedBlocks::add`], and for a block that has arrived before.
     pub fn add(&mut self, number: u64) -> Result<Option<Vec<u64>>, FrameError> {
+        if self.arrived.has(number) {
+            return Err(FrameError::BadSequence("a block of a stripe twice"));
+        }
         self.arrived.add(number)?;
         self.untold.push(number);
         Ok((self.untold.len() >= BLOCKS_PER_REPORT).then(|| std::mem::take(&mut self.untold)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A block is sent again once, however often connections break, and counts as under way until it has arrived.
+    #[test]
+    fn blocks_are_sent_again_once() {
+        let mut blocks = StripeBlocks::default();
+        (0..MAX_KEPT_BLOCKS).for_each(|_| blocks.keep(&mut vec![7]));
+        let mut arrived = ArrivedBlocks::default();
+        arrived.add(1).unwrap();
+        for _ in 0..2 {
+            blocks.resume(&arrived);
+            assert_eq!((blocks.again.len(), blocks.kept.len()), (MAX_KEPT_BLOCKS - 1, MAX_KEPT_BLOCKS - 1));
+        }
+        blocks.keep(&mut vec![7]);
+        assert!(blocks.is_full());
+        assert!(blocks.acknowledge(&[2]) && !blocks.is_full());
+    }
+
+    /// Blocks arrive in any order, each once; a sender that repeats one, or leaves too many out, ends the session.
+    #[test]
+    fn blocks_that_nobody_can_have_sent_are_refused() {
+        let mut reports = BlockReports::default();
+        assert_eq!(reports.add(2).unwrap(), None);
+        assert!(reports.add(2).is_err());
+        assert!(reports.add(0).is_err());
+        assert_eq!((reports.add(1).unwrap(), reports.add(3).unwrap()), (None, None));
+        assert_eq!(reports.add(7).unwrap(), Some(vec![2, 1, 3, 7]));
+        assert!(reports.add(3).is_err());
+        let apart = (9..1 << 20).step_by(2).take_while(|number| reports.add(*number).is_ok()).count();
+        assert_eq!(apart, MAX_KEPT_BLOCKS - 1);
     }
 }

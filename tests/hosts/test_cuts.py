@@ -18,6 +18,8 @@ from processes import eventually
 from proxy import Proxy, before
 
 SIZE = 20 * 1000 * 1000
+HELD_SECONDS = 50
+"""How long a task waits for its file."""
 BACK_SECONDS = 30
 """How long a node may take until it is ready again, on a busy machine."""
 
@@ -32,9 +34,10 @@ def counted(path: str, name: str, data: bytes = b"") -> tuple[str, int]:
 
 
 def held(path: str, name: str, until: str) -> str:
-    """Count this execution, and wait for a file."""
+    """Count this execution, and wait for a file, which a test that fails does not make."""
     counted(path, name)
-    while not os.path.exists(until):
+    deadline = time.monotonic() + HELD_SECONDS
+    while not os.path.exists(until) and time.monotonic() < deadline:
         time.sleep(0.005)
     counted(path, f"{name} ended")
     return name

@@ -31,7 +31,14 @@ def connect(core, endpoint, **changed):
 def server() -> Iterator[int]:
     """The descriptor of a socket with an embedded server at its other end."""
     ours, theirs = socket.socketpair()
-    spec: _core.AgentSpec = {"worker": ["false"], "version": "0", "python": "3", "epoch": "0", "packages": {}}
+    spec: _core.AgentSpec = {
+        "worker": ["false"],
+        "version": "0",
+        "python": "3",
+        "epoch": "0",
+        "packages": {},
+        "notices": [],
+    }
 
     def serve() -> None:
         try:

@@ -186,10 +186,10 @@ class Watch:
             for what, scale, unit in [("descriptors", 1, ""), ("threads", 1, ""), ("kilobytes", 1024, " MiB")]:
                 values = [getattr(one, what) / scale for one in samples]
                 # The first minute fills caches.
-                settled = next((getattr(one, what) / scale for one in samples if one.at >= 60), values[0])
+                after_a_minute = next((getattr(one, what) / scale for one in samples if one.at >= 60), values[0])
                 lines.append(
                     f"{name:24} {what.replace('kilobytes', 'memory'):12} first {values[0]:7.1f}, after 1 min "
-                    f"{settled:7.1f}, last {values[-1]:7.1f}, largest {max(values):7.1f}{unit}, "
+                    f"{after_a_minute:7.1f}, last {values[-1]:7.1f}, largest {max(values):7.1f}{unit}, "
                     f"slope {slope(samples, what) / scale:+8.2f}{unit} per hour, {len(samples)} samples"
                 )
         return lines

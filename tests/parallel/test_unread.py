@@ -51,7 +51,7 @@ class Input:
             self.drawn += 1
             yield delayed(int.to_bytes)(i, SIZE, "big")
 
-    def settles(self) -> bool:
+    def is_still(self) -> bool:
         """Return whether nothing is drawn for a while."""
         drawn = self.drawn
         time.sleep(0.3)
@@ -70,7 +70,7 @@ def test_endless_input_is_not_read_far_ahead_of_its_consumer(pool, return_as):
     got = []
     for reads in (1, 10, 200, 1):
         got += numbers(itertools.islice(results, reads))
-        assert eventually(calls.settles, 20)
+        assert eventually(calls.is_still, 20)
         assert len(got) + MAX_UNREAD // SIZE / 2 < calls.drawn < len(got) + AHEAD
         # Others, and the node's heartbeats, go on meanwhile.
         assert len(pool.submit(bytes, 3 * MAX_UNREAD).result(20)) == 3 * MAX_UNREAD
@@ -101,7 +101,7 @@ def test_slow_task_at_the_head_holds_up_an_endless_input(pool, tmp_path):
     calls, gate = Input(), tmp_path / "gate"
     first = [delayed(wait_for)(str(gate))]
     results = Parallel(n_jobs=2, return_as="generator", batch_size=1)(itertools.chain(first, calls))
-    assert eventually(calls.settles, 20)
+    assert eventually(calls.is_still, 20)
     assert MAX_UNREAD // SIZE / 2 < calls.drawn < AHEAD
     gate.touch()
     assert next(results) == str(gate)
@@ -116,7 +116,7 @@ def test_results_that_wait_can_be_read_after_the_block(pool, return_as):
     with sky.pool(worker=sky.Worker(concurrency=2)):
         calls = Input(100)
         results = Parallel(n_jobs=2, return_as=return_as, batch_size=1)(calls)
-        assert eventually(calls.settles, 20)
+        assert eventually(calls.is_still, 20)
         assert calls.drawn < AHEAD
     assert sorted(numbers(results)) == list(range(100))
 
@@ -133,7 +133,7 @@ def test_failure_is_raised_although_results_wait(pool, tmp_path):
     results = Parallel(n_jobs=2, return_as="generator", batch_size=1)(
         itertools.chain(iter(Input(3)), [delayed(fail)()], calls)
     )
-    assert eventually(calls.settles, 20)
+    assert eventually(calls.is_still, 20)
     gate.touch()
     with pytest.raises(KeyError, match="late"):
         assert eventually(lambda: next(results) is None, 20)

@@ -115,15 +115,14 @@ impl Sending {
         Allowance { room, ..Allowance::unlimited() }
     }
 
-    /// Note the bulk that a block has. Return whether there is more to send.
-    pub fn note_sent(&mut self, bulk: Allowance) -> bool {
+    /// Note the bulk that a block has.
+    pub fn note_sent(&mut self, bulk: Allowance) {
         let more = self.outbox.has_bulk();
         if let Some(pace) = &mut self.pace
             && (bulk.taken > 0 || more)
         {
             pace.on_sent(bulk.taken, more, Instant::now());
         }
-        more
     }
 }
 

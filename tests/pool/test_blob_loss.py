@@ -26,7 +26,8 @@ def test_a_node_that_is_killed_in_the_middle_of_a_blob():
     with sky.pool(sky.Local(nodes=2), worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         future = pool.submit(np.sum, data)
         assert eventually(lambda: max(sent(pool)) > size // 10, 20)
-        node = sent(pool).index(max(sent(pool)))
+        counts = sent(pool)
+        node = counts.index(max(counts))
         os.kill(pool.nodes()[node].pid, signal.SIGKILL)
         assert future.result(30) == data.sum()
         before = sent(pool)

@@ -4,6 +4,7 @@
 
 mod buffer;
 mod client;
+mod connection;
 mod convert;
 mod log;
 mod node;
@@ -20,7 +21,9 @@ mod _core {
     #[pymodule_export]
     use super::buffer::{Blob, Buffer, address};
     #[pymodule_export]
-    use super::client::{Connection, Core, generate_key, public_half};
+    use super::client::Core;
+    #[pymodule_export]
+    use super::connection::{Connection, generate_key, public_half};
     #[pymodule_export]
     use super::convert::{
         AuthenticationError, ClosedError, ConnectTimeoutError, CoreError, HostKeyError, HungUpError,

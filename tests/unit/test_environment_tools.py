@@ -37,14 +37,14 @@ PIP, UV, OWN = Tools("/usr/bin/python"), Tools("/usr/bin/python", "/usr/bin/uv")
 )
 def test_uv_comes_first_unless_pip_has_settings(there, unfit, chosen):
     """The host's own uv, then ours, then pip, as far as each can be used."""
-    assert tools.choose(dataclasses.replace(FACTS, **there), sky.Image(), unfit) == chosen
+    assert tools.choose(dataclasses.replace(FACTS, **there), sky.Image(), lambda _: unfit) == chosen
 
 
 def test_a_host_that_can_make_nothing_is_told_what_helps():
     """The version that is lacking, those that are there, and why our uv is not sent."""
     facts = dataclasses.replace(FACTS, python=None, venv=False, others=("/usr/bin/python3 3.9.2",))
     with pytest.raises(sky.NodeStartError) as caught:
-        tools.choose(facts, sky.Image(python=f"{PYTHON}.99"), "no reason")
+        tools.choose(facts, sky.Image(python=f"{PYTHON}.99"), lambda _: "no reason")
     assert f"it has no Python {PYTHON}.99 (it has /usr/bin/python3 3.9.2), and no uv" in str(caught.value)
     assert "(no reason)" in str(caught.value)
 
@@ -66,11 +66,11 @@ def test_our_uv_goes_where_it_runs(monkeypatch, tmp_path):
     script.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda _: str(script))
     monkeypatch.setitem(sys.modules, "uv", None)
-    own_uv.find.cache_clear()
+    own_uv._find_once.cache_clear()
     try:
         assert own_uv.EXTRA in own_uv.unfit(FACTS)
     finally:
-        own_uv.find.cache_clear()
+        own_uv._find_once.cache_clear()
 
 
 class Link:

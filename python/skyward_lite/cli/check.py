@@ -237,7 +237,7 @@ class HostCheck:
 
     def _find_python(self, facts: probe.Facts) -> None:
         try:
-            ways = tools.choose(facts, self.machine.wanted.image, own_uv.unfit(facts))
+            ways = tools.choose(facts, self.machine.wanted.image, own_uv.unfit)
         except NodeStartError as error:
             fix = f"install python{PYTHON} with its venv module, or uv (https://docs.astral.sh/uv)"
             if facts.ready:

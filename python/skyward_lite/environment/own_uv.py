@@ -44,15 +44,21 @@ class Packed:
         self.data = data
 
 
-_packing = threading.Lock()
-"""Held while the program is compressed: the hosts of a pool ask for it at once, and one of them does it for all."""
+_reading = threading.Lock()
+"""Held while the program is looked for or compressed: the hosts of a pool ask for it at once, and one of them does it
+for all. Python's sysconfig, which is asked where the program is, fails in two threads at once, too."""
 _packed: weakref.ref[Packed] | None = None
-"""The compressed program, while a host's build refers to it. Changed under `_packing`."""
+"""The compressed program, while a host's build refers to it. Changed under `_reading`."""
+
+
+def find() -> Program | None:
+    """Return the client's uv; None if it has none."""
+    with _reading:
+        return _find_once()
 
 
 @functools.cache
-def find() -> Program | None:
-    """Return the client's uv; None if it has none."""
+def _find_once() -> Program | None:
     for path in _places():
         try:
             content = Path(path).read_bytes()
@@ -98,7 +104,7 @@ def unfit(facts: Facts) -> str:
 def packed(program: Program) -> Packed:
     """Return the program's content, compressed."""
     global _packed
-    with _packing:
+    with _reading:
         known = _packed() if _packed is not None else None
         if known is None:
             # The fastest level: the better ones take longer than they save on a local network.

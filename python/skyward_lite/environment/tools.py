@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from .._version import PYTHON
 from ..errors import NodeStartError
@@ -22,8 +23,11 @@ class Tools:
     """Whether uv is our own copy."""
 
 
-def choose(facts: Facts, image: Image, unfit: str) -> list[Tools]:
-    """Return what can make the environment, in the order in which it is to be tried. `unfit` is `own_uv.unfit`'s.
+def choose(facts: Facts, image: Image, unfit: Callable[[Facts], str]) -> list[Tools]:
+    """Return what can make the environment, in the order in which it is to be tried.
+
+    `unfit` returns why our own copy of uv cannot be sent to the host, empty if it can. It reads a large file, so it is
+    called only if that matters.
 
     uv comes first, because it takes a tenth of pip's time. Where the host's pip has settings of its own, which uv does
     not read, pip alone is used if it can be: uv might ask another index than the one that the host's owner has set.
@@ -33,15 +37,15 @@ def choose(facts: Facts, image: Image, unfit: str) -> list[Tools]:
     pip = Tools(facts.python) if facts.python and facts.venv else None
     if pip is not None and facts.pip_settings:
         return [pip]
-    uv = None
     if facts.uv:
-        uv = Tools(facts.python, facts.uv)
-    elif not unfit:
-        uv = Tools(facts.python, own=True)
-    found = [tools for tools in (uv, pip) if tools is not None]
-    if not found:
-        raise NodeStartError(_lacking(facts, image, unfit))
-    return found
+        found = [Tools(facts.python, facts.uv)]
+    elif why := unfit(facts):
+        if pip is None:
+            raise NodeStartError(_lacking(facts, image, why))
+        found = []
+    else:
+        found = [Tools(facts.python, own=True)]
+    return found if pip is None else [*found, pip]
 
 
 def _lacking(facts: Facts, image: Image, unfit: str) -> str:

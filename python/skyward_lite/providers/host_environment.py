@@ -50,7 +50,7 @@ class HostEnvironment:
 
     def make(self, env: str) -> None:
         """Make the environment. Raises `NodeStartError`."""
-        ways = tools.choose(self.facts, self.image, own_uv.unfit(self.facts))
+        ways = tools.choose(self.facts, self.image, own_uv.unfit)
         began = time.monotonic()
         listed = ", ".join(self.image.masked_pip()) or "nothing beside skyward_lite"
         log.info("%s: making its environment in %s: %s", self.name, self.facts.root, listed)

@@ -19,7 +19,7 @@ import packaging
 import pytest
 import skyward_lite as sky
 import uv
-from environments import FACTS, make_wheel, open_pool, own_wheel, refusal, without_ensurepip
+from environments import BARE_TOOLS, FACTS, make_wheel, open_pool, own_wheel, refusal, without_ensurepip
 from lab import Sshd, opened
 from processes import eventually
 from skyward_lite._version import PYTHON
@@ -30,25 +30,6 @@ OFFLINE = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_FIND_LINKS": "", "PIP_RE
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 ARCHITECTURE = platform.machine()
 PIP = Tools(sys.executable)
-TOOLS = [
-    "sh",
-    "mkdir",
-    "rm",
-    "mv",
-    "cat",
-    "wc",
-    "chmod",
-    "ln",
-    "readlink",
-    "rmdir",
-    "id",
-    "uname",
-    "getconf",
-    "df",
-    "awk",
-    "sleep",
-    *("date", "ls", "stat", "touch"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +294,7 @@ def few(tmp_path) -> Path:
     """A directory with the programs that a host has, and no Python."""
     directory = tmp_path / "bin"
     directory.mkdir()
-    for tool in TOOLS:
+    for tool in BARE_TOOLS:
         (directory / tool).symlink_to(shutil.which(tool, path="/usr/bin:/bin") or "/nonexistent")
     return directory
 

@@ -14,34 +14,13 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 import uv
-from environments import make_wheel, open_pool, refusal, without_ensurepip
+from environments import BARE_TOOLS, make_wheel, open_pool, refusal, without_ensurepip
 from lab import UNSET_PIP, Lab, Sshd, check, machine, program
 from mirror import Mirror, pack_python
 from proxy import before
 from skyward_lite._version import PYTHON
 from skyward_lite.environment import build, own_uv, scripts
 
-BARE = (
-    *(
-        "sh",
-        "mkdir",
-        "rm",
-        "mv",
-        "cat",
-        "wc",
-        "chmod",
-        "ln",
-        "readlink",
-        "rmdir",
-        "id",
-        "uname",
-        "getconf",
-        "df",
-        "awk",
-    ),
-    *("sleep", "date", "ls", "stat", "touch"),
-)
-"""Programs of a host that has neither Python nor uv, nor gzip."""
 SHIPPED = pytest.mark.skipif(
     any(Path(f"{place}/python{PYTHON}").exists() for place in ("/usr/local/bin", "/opt/python/bin")),
     reason="this machine has a Python in a place that is always looked at",
@@ -97,7 +76,7 @@ def test_a_bare_account_gets_everything_through_our_uv(lab, mirror, tmp_path, ca
     """
     caplog.set_level(logging.INFO, "skyward_lite")
     env = {
-        "PATH": str(tools(tmp_path / "bare", *BARE)),
+        "PATH": str(tools(tmp_path / "bare", *BARE_TOOLS)),
         "UV_PYTHON_DOWNLOADS_JSON_URL": mirror.python_list("python.tar.gz"),
     }
     host = lab.host(env={**UNSET_PIP, **env})
@@ -144,12 +123,18 @@ def swept(lab: Lab, host: Sshd) -> None:
 def test_a_python_that_cannot_be_downloaded(lab, tmp_path):
     """The error has uv's own reason, and the remedies."""
     (tmp_path / "pythons.json").write_text("{}")
-    env = {"PATH": str(tools(tmp_path / "bare", *BARE)), "UV_PYTHON_DOWNLOADS_JSON_URL": f"{tmp_path}/pythons.json"}
+    env = {
+        "PATH": str(tools(tmp_path / "bare", *BARE_TOOLS)),
+        "UV_PYTHON_DOWNLOADS_JSON_URL": f"{tmp_path}/pythons.json",
+    }
     error = refusal(lab, lab.host(env={**UNSET_PIP, **env}))
     assert f"uv finds no Python {PYTHON} there, and cannot download it" in error
     assert "UV_PYTHON_INSTALL_MIRROR" in error
     assert "No interpreter found" in error
     assert "Using CPython" not in error
+    without_ensurepip(tmp_path, tmp_path / "bare" / f"python{PYTHON}")
+    error = refusal(lab, lab.host(env={**UNSET_PIP, **env}), sky.Image(python=f"{PYTHON}.999"))
+    assert f"uv finds no Python {PYTHON}.999 there" in error
 
 
 @pytest.mark.parametrize("has_python", [True, False])
@@ -208,8 +193,9 @@ def test_progress_is_told_while_the_build_runs(lab, mirror, tmp_path, caplog, in
     log.addHandler(told)
     caplog.set_level(logging.INFO, "skyward_lite")
     try:
-        with open_pool(lab, host, image(mirror)) as pool:
+        with open_pool(lab, host, image(mirror, python=RELEASE)) as pool:
             assert pool.submit(eval, "__import__('labpackage').answer").result(20) == 42
+            assert pool.submit(eval, "__import__('sys').base_prefix").result(20) == sys.base_prefix
     finally:
         log.removeHandler(told)
         mirror.held.clear()
@@ -221,7 +207,7 @@ def test_progress_is_told_while_the_build_runs(lab, mirror, tmp_path, caplog, in
 @SHIPPED
 def test_check_tells_that_uv_is_sent(lab, tmp_path):
     """To a host without Python, if this client has a uv; else the remedy here is named."""
-    bare = tools(tmp_path / "bare", *BARE, "cut", "sed", "grep", "head", "tr", "nproc")
+    bare = tools(tmp_path / "bare", *BARE_TOOLS, "cut", "sed", "grep", "head", "tr", "nproc")
     host = lab.host(env={**UNSET_PIP, "PATH": str(bare)})
     text = check(lab, host.name)[1]
     assert f"{PYTHON}, which uv provides, and the client's uv, which is sent unless it is there" in text

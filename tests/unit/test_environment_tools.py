@@ -7,6 +7,7 @@ import gc
 import gzip
 import platform
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import skyward_lite as sky
 from environments import FACTS
 from skyward_lite._version import PYTHON
-from skyward_lite.environment import bundle, own_uv, tools
+from skyward_lite.environment import bundle, own_uv, probe, tools
 from skyward_lite.environment.progress import MAX_LINE_BYTES, Progress, plain, without
 from skyward_lite.environment.tools import Tools
 from skyward_lite.providers.host_environment import HostEnvironment
@@ -103,6 +104,9 @@ def test_a_pythons_release_is_a_part_of_the_image():
     assert bundle.environment_name(sky.Image(python=PYTHON)) == plain_name
     assert bundle.environment_name(sky.Image(python=f"{PYTHON}.99")) != plain_name
     assert sky.Image(python=f"{PYTHON}.999").missing() == [f"Python {PYTHON}.999 is wanted, {RELEASE} is installed"]
+    script = probe.verify_script(sys.executable, sky.Image(python=f"{PYTHON}.999"))
+    done = subprocess.run(["sh", "-s"], input=script, capture_output=True, timeout=30, check=True)
+    assert f"problem=Python {PYTHON}.999 is wanted, {RELEASE} is installed\n" in done.stdout.decode()
     assert sky.Image(python=RELEASE).missing() == sky.Image(python=PYTHON).missing() == []
     for wrong in (
         "2.7",

@@ -35,7 +35,7 @@ for name in "python$minor" python3 python "/usr/local/bin/python$minor" "/opt/py
   version=$("$found" -E -s -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' </dev/null 2>/dev/null) || continue
   echo "found=$found $version"
   case $version. in
-    "$release".*)
+    "$release" | "$release".*)
       echo "python=$found"
       "$found" -I -c 'import venv, ensurepip' </dev/null 2>/dev/null && echo venv=yes
       break ;;

@@ -155,7 +155,7 @@ def by_uv(lab: Lab, rounds: int, smoke: bool) -> None:
     plain: dict[str, str | None] = {**UNSET_PIP, "HOME": str(lab.directory / "home")}
     bare = {"PATH": str(few), "UV_PYTHON_DOWNLOADS_JSON_URL": mirror.python_list("python.tar.gz")}
     rows: dict[str, tuple[dict[str, str | None], list[float]]] = {
-        "Python and pip of the host": ({**plain, "PATH": PATH, "PIP_TRUSTED_HOST": "127.0.0.1"}, []),
+        "Python and pip of the host": ({"HOME": plain["HOME"], "PATH": PATH}, []),
         "our uv, Python of the host": ({**plain, "PATH": PATH}, []),
         "our uv, Python from a mirror": ({**plain, **bare}, []),
     }

@@ -6,6 +6,7 @@ mod buffer;
 mod client;
 mod connection;
 mod convert;
+mod keys;
 mod log;
 mod node;
 
@@ -23,12 +24,14 @@ mod _core {
     #[pymodule_export]
     use super::client::Core;
     #[pymodule_export]
-    use super::connection::{Connection, generate_key, public_half};
+    use super::connection::Connection;
     #[pymodule_export]
     use super::convert::{
         AuthenticationError, ClosedError, ConnectTimeoutError, CoreError, HostKeyError, HungUpError,
         RevokedHostKeyError, UnreachableError, printable,
     };
+    #[pymodule_export]
+    use super::keys::{generate_key, public_half};
     #[pymodule_export]
     use super::node::{WorkerRuntime, drain, listen, serve, serve_embedded};
 

@@ -31,7 +31,7 @@ from ..hooks import WorkerInfo
 from ..pickling import script
 from . import first_imports, take_socket, task_warnings
 from .home import Home
-from .task_loop import take_tasks
+from .task_loop import NOTES, take_tasks
 
 END_POLL_SECONDS: Final = 1.0
 """Bound on one wait of the main thread for the end, and so on the delay of a signal's handler: Python runs handlers on
@@ -47,6 +47,12 @@ def main() -> None:
     settings = worker.settings
     if settings.sys_path:
         sys.path[:] = settings.sys_path
+    if settings.serves_modules:
+        # Not at the module's head: workers that share the client's files start without it.
+        from . import importer
+
+        importer.install(worker)
+        NOTES.append(importer.explain)
     sys.argv[:] = nesting.take_arguments()
     for module in settings.preload:
         # A task that needs a module which is missing here reports that itself.

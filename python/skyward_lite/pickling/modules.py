@@ -65,8 +65,11 @@ class Modules:
     that `Image(pip=)` installs there.
     """
 
-    def __init__(self, shares_files: bool, includes: Iterable[str] = (), packages: Iterable[str] = ()) -> None:
+    def __init__(
+        self, shares_files: bool, includes: Iterable[str] = (), packages: Iterable[str] = (), sources: Any = None
+    ) -> None:
         self.shares_files = shares_files
+        self.sources = sources
         self._packages = frozenset(packages)
         self._included = {os.path.basename(os.path.normpath(path)).partition(".")[0] for path in includes}
         self._first_sys_path = list(sys.path)
@@ -164,7 +167,18 @@ class Modules:
         """Return why the workers cannot import the module as this process has it, with a remedy; empty if they can."""
         if not self.shares_files:
             top = name.partition(".")[0]
-            if top in self._included or canonical(top) in self._packages or installed.is_editable(top, module):
+            if (
+                top in self._included
+                or canonical(top) in self._packages
+                or (self.sources is None and installed.is_editable(top, module))
+            ):
+                return ""
+            if self.sources is not None:
+                reason: str = self.sources.reason(name, module)
+                if not reason:
+                    self.sources.snapshot(0, name)
+                return reason
+            if installed.is_editable(top, module):
                 return ""
             return (
                 "the nodes have only what is installed there. Install it on the nodes, or send "

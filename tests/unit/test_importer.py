@@ -40,6 +40,7 @@ def project(tmp_path, monkeypatch) -> Path:
     for name, content in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
+    (root / "im_pack/sub/data.txt").chmod(0o755)
     monkeypatch.syspath_prepend(str(root))
     return root
 
@@ -85,6 +86,7 @@ def test_what_is_imported_is_as_at_the_client(project, node, start, monkeypatch)
     worker.run("import im_pack")
     for line, value in lines.items():
         assert worker.run(line) == value, line
+    assert worker.run("__import__('os').access(im_pack.sub.__path__[0] + '/data.txt', 1)")
     worker.run("import traceback")
     worker.run("def trace():\t try: im_pack.part.fail()\t except KeyError: return traceback.format_exc()")
     assert "    raise KeyError(1)" in worker.run("trace()")

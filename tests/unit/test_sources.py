@@ -48,7 +48,7 @@ def files_of(answer: Answer, name: str) -> dict[str, bytes]:
     """Return the files of a unit, whose content is part of the answer."""
     digest = answer.units[name].digest
     packed = next(content for each, _, content in answer.contents if each == digest)
-    return dict(pickle.loads(zlib.decompress(packed))[1])
+    return {path: data for path, data, _ in pickle.loads(zlib.decompress(packed))[1]}
 
 
 def test_a_package_is_sent_whole_with_what_it_imports(project):
@@ -206,6 +206,7 @@ EDITS: dict[str, Any] = {
     "edited": lambda root: write(root, {"sp_e/m.py": "x = 22\n"}),
     "edited to the same size at once": lambda root: write(root, {"sp_e/m.py": "x = 2\n"}),
     "data edited": lambda root: write(root, {"sp_e/d.txt": "e"}),
+    "made a program": lambda root: (root / "sp_e/d.txt").chmod(0o700),
     "file added": lambda root: write(root, {"sp_e/new.py": ""}),
     "file removed": lambda root: (root / "sp_e/m.py").unlink(),
     "file renamed": lambda root: (root / "sp_e/m.py").rename(root / "sp_e/n.py"),

@@ -117,7 +117,8 @@ class Locator:
         """Yield the local top-level names that are on `sys.path` or imported, and those below namespace packages."""
         for name, module in [*sys.modules.items()]:
             # Imported ones: those in namespace packages, and all that are found otherwise than on `sys.path`.
-            if isinstance(module, types.ModuleType) and not installed.is_installed(name, module):
+            # A module of another type may be loaded only when it is asked for an attribute.
+            if type(module) is types.ModuleType and not installed.is_installed(name, module):
                 yield from self._local(name)
         for name in {name for _, names in installed.editable_projects() for name in names if name.isidentifier()}:
             yield from self._local(name)

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pickle
 import re
+import stat
 import time
 import zipfile
 import zlib
@@ -76,6 +77,8 @@ class _File(NamedTuple):
     read_at: int
     """The time just before it was read, in nanoseconds."""
     digest: bytes
+    is_program: bool
+    """Whether its owner may execute it."""
 
 
 class Unit:
@@ -96,7 +99,9 @@ class Unit:
         self._directories: dict[str, tuple[_Stamp, int]] = {}
         """Its directories: path → stamp, and the time just before it was listed."""
         contents = self._read_archive() if place.archive else self._read_files()
-        raw = pickle.dumps((place.name, sorted(contents.items())), protocol=5)
+        programs = {path for path, file in self._read.items() if file.is_program}
+        files = [(name, contents[name], self.files[name] in programs) for name in sorted(contents)]
+        raw = pickle.dumps((place.name, files), protocol=5)
         self.digest = hashlib.sha256(raw).hexdigest()[:32]
         """Names the content: equal units have equal digests."""
         self.packed = zlib.compress(raw, 1)
@@ -116,7 +121,7 @@ class Unit:
                 again, _ = _read(path)
             except OSError:
                 return path
-            if again.digest != file.digest:
+            if (again.digest, again.is_program) != (file.digest, file.is_program):
                 return path
             self._read[path] = again
         return ""
@@ -267,13 +272,14 @@ def _read(path: str) -> tuple[_File, bytes]:
     for _ in range(MAX_READS):
         read_at = time.time_ns()
         with open(path, "rb") as file:
-            before = _stamp_of(os.fstat(file.fileno()))
+            status = os.fstat(file.fileno())
             content = file.read()
             after = _stamp_of(os.fstat(file.fileno()))
-        if before == after:
+        if _stamp_of(status) == after:
             break
-    # With one that is still being written to, the next look finds a change.
-    return _File(before, read_at, hashlib.sha256(content).digest()), content
+    # If it is still being written to, the next look finds a change.
+    is_program = bool(status.st_mode & stat.S_IXUSR)
+    return _File(_stamp_of(status), read_at, hashlib.sha256(content).digest(), is_program), content
 
 
 # ------------------------------------------------------------------------------------------------ imports

@@ -105,7 +105,7 @@ class Store:
         new = self._new()
         try:
             made: set[str] = set()
-            for relative, content in files:
+            for relative, content, is_program in files:
                 path = f"{new}/{relative}"
                 parent = os.path.dirname(path)
                 if parent not in made:
@@ -113,6 +113,8 @@ class Store:
                     made.add(parent)
                 with open(path, "wb") as file:
                     file.write(content)
+                if is_program:
+                    os.chmod(path, 0o700)
             os.rename(new, self.root(digest))
         except OSError:
             if not self.has(digest):  # else another process was first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,6 +128,31 @@ def test_what_is_asked_for_once(project, start):
     (project / "im_new.py").write_text("x = 5\n")
     assert other.run("__import__('im_new').x") == 5
     assert other.run("requests") == ["im_late", "im_fails", "im_new"]
+
+
+def test_processes_that_import_at_once_ask_once(project, start):
+    """One asks and the others wait for its answer; the time of none counts against its task."""
+    served = Sources()
+    workers = [start(served) for _ in range(3)]
+    timed = "events = []\tfirst_imports = __import__('skyward_lite.node.first_imports').node.first_imports\t"
+    timed += "first_imports.time_by((lambda: events.append('pause'), lambda: events.append('restart')))"
+    for worker in workers:
+        worker.run(timed)
+    threads = [
+        threading.Thread(target=worker.run, args=("import im_pack; events.append(im_pack.twice(2))",))
+        for worker in workers
+    ]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(name for worker in workers for name in worker.run("requests")) == ["im_optional", "im_pack"]
+    for worker in workers:
+        events = worker.run("events")
+        assert events[-1] == 4
+        assert events[:-1] in ([], ["pause", "restart"], ["pause", "restart"] * 2)
+    assert any(worker.run("events")[:-1] for worker in workers)
 
 
 def test_packages_without_a_file_have_parts_from_both_sides(project, node, start):

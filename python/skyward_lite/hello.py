@@ -52,6 +52,8 @@ class ClientHello:
     """The client's Python, as "3.11"; the node's must be the same."""
     lease_ms: int
     """How long the node works on without hearing from the client, in milliseconds."""
+    generation: int
+    """The generation of the user's modules: that of the node's first workers."""
     packages: dict[str, str]
     """Distributions that the node should have as the client has them: normalized name → version."""
     strict: bool

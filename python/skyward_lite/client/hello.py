@@ -51,6 +51,7 @@ class Greeting:
             node=machine.name,
             python=PYTHON,
             lease_ms=int(settings.lease * 1000),
+            generation=0,
             packages={} if machine.shares_files else _distributions_of(self._imported),
             strict=settings.strict_env,
             worker=WorkerSettings(

@@ -54,8 +54,11 @@ def packages() -> dict[str, str]:
     return found
 
 
-def spec(*notices: str) -> _core.AgentSpec:
-    """Return what the agent must be told because it cannot find it out by itself. The client logs the `notices`."""
+def spec(*notices: str, directory: str | None = None) -> _core.AgentSpec:
+    """Return what the agent must be told because it cannot find it out by itself.
+
+    The client logs the `notices`. `directory`: the agent's own, in which its workers run and keep files.
+    """
     options = ["-P"]
     if hasattr(sys.flags, "context_aware_warnings"):
         # From Python 3.14 on: what task_warnings.py does for earlier versions.
@@ -67,6 +70,7 @@ def spec(*notices: str) -> _core.AgentSpec:
         "epoch": os.urandom(16).hex(),
         "packages": packages(),
         "notices": [*notices],
+        "directory": directory,
     }
 
 
@@ -111,7 +115,8 @@ def listen(fd: int, lock: int, directory: str, alive: str | None = None, spot: b
     signal.signal(signal.SIGHUP, lambda number, frame: None)
     _begin_duties(alive, spot)
     try:
-        _core.listen(spec(), fd=fd, directory=directory)
+        os.mkdir(os.path.join(directory, directories.WORK), 0o700)
+        _core.listen(spec(directory=directory), fd=fd, directory=directory)
     finally:
         if directories.is_there(directory, lock):
             directories.remove(directory)

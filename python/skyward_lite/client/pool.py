@@ -161,7 +161,14 @@ class ComputePool(Executor):
                 image = plugin.transform(image)
                 if not isinstance(image, Image):
                     raise TypeError(f"plugin {plugin.name!r}: its transform gave {image!r}: return the sky.Image")
-        modules = Modules(self.provider.shares_files, image.includes, image.packages())
+        sources = None
+        if not self.provider.shares_files:
+            # Not at the module's head: most pools have no use for it.
+            from .sources import Sources, start_answering
+
+            sources = Sources(image.includes, image.packages())
+            start_answering(self._core, sources)
+        modules = Modules(self.provider.shares_files, image.includes, image.packages(), sources)
         self._tasks.use(modules)
         setup = pickled_hooks(self.plugins, self._tasks.encode_hooks)
         greeting = Greeting(self._settings, uuid.uuid4().hex, image, modules, setup, sys.modules)

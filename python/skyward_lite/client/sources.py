@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, Final
 
+from .. import _core
 from ..image import canonical
 from ..pickling.installed import EXTENSIONS, file_of, is_namespace
 from ..served import Answer, Served
@@ -351,7 +352,7 @@ def _time_of_change(path: str) -> int:
 # ------------------------------------------------------------------------------------------------ the thread
 
 
-def start_answering(core: Any, sources: Sources) -> None:
+def start_answering(core: _core.Core, sources: Sources) -> None:
     """Start the thread that answers the requests of a pool's workers. It ends with the pool.
 
     It is not the thread that hands messages to their listeners, because a listener may wait for a task.
@@ -359,7 +360,7 @@ def start_answering(core: Any, sources: Sources) -> None:
     threading.Thread(target=_answer_all, args=(core, sources), name="skyward-modules", daemon=True).start()
 
 
-def _answer_all(core: Any, sources: Sources) -> None:
+def _answer_all(core: _core.Core, sources: Sources) -> None:
     while (requests := core.requests(REQUEST_MS)) is not None:
         for sender, number, request in requests:
             core.answer_request(sender, number, sources.answer(request))

@@ -38,7 +38,7 @@ _LOADERS: Final = (f"{_STDLIB}importlib{os.sep}", f"{_STDLIB}pickle.py", f"{os.s
 """Parts of the paths of code that imports for its caller."""
 
 
-def install(core: Any) -> None:
+def install(core: _core.WorkerRuntime) -> None:
     """Let this worker process import the client's modules."""
     directory = core.directory
     if not directory:
@@ -99,7 +99,7 @@ class Last:
 class Importer:
     """What this process knows of the client's modules, in the generation of the process."""
 
-    def __init__(self, core: Any, store: Store) -> None:
+    def __init__(self, core: _core.WorkerRuntime, store: Store) -> None:
         self._core = core
         self._store = store
         self._process = os.getpid()

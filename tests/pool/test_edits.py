@@ -16,6 +16,7 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
+from skyward_lite.client.tasks import Tasks
 
 Write = Callable[..., Path]
 
@@ -110,19 +111,16 @@ def test_edits_with_and_without_reload(pool, write):
 
 def test_unchanged_modules_keep_their_workers(pool, write):
     """A file that is written again without a change, a reload and a touch leave the workers and what they remember."""
-    path = write("kept", "made = []\ndef f(x):\n    made.append(x)\n    return made")
+    path = write("kept", "made = []\ndef f(x):\n    made.append(x)\n    return len(made)")
     module = importlib.import_module("kept")
-
-    def twice(x):
-        return len(module.f(x)), os.getpid()
-
-    before = dict(reversed(pair) for pair in Parallel(n_jobs=-1)(delayed(twice)(i) for i in range(8)))
+    assert pool.submit(module.f, 0).result(20) == 1
+    generations = Tasks.of(pool)._modules.generations
+    before = generations.newest
     os.utime(path, (1, 1))
     path.write_bytes(path.read_bytes())
     importlib.reload(module)
-    after = Parallel(n_jobs=-1)(delayed(twice)(i) for i in range(8))
-    assert {pid for _, pid in after} <= before.keys()
-    assert max(count for count, _ in after) > 1
+    assert max(Parallel(n_jobs=-1)(delayed(module.f)(i) for i in range(16))) > 4
+    assert generations.newest == before
 
 
 def test_call_that_runs_while_a_module_is_edited(pool, write):

@@ -15,9 +15,11 @@ from typing import Any, Final, Protocol
 
 log = logging.getLogger("skyward_lite")
 
-LOOK_FACTOR: Final = 20
-"""After a look at the files, single tasks are submitted without another one for 20 times as long as it took: at most
-5 % of the time is spent on looks, even on a slow network drive."""
+LOOK_SHARE: Final = 0.05
+"""Looks at the files for single tasks take at most this share of the time, even on a slow network drive."""
+MAX_LOOK_SECONDS: Final = 0.05
+"""What may be spent on such looks at once, after a second without any: then also a program that edits a file and
+submits a task at once gets the new code."""
 
 
 class Source(Protocol):
@@ -45,43 +47,49 @@ class Source(Protocol):
 class Generations:
     """The generations of one pool. `on_new` is called when a new one begins, before any call has it.
 
-    `source` is None for a pool whose workers import none of the user's modules: it has one generation.
+    `sources` is None for a pool whose workers import none of the user's modules: it has one generation.
     """
 
-    def __init__(self, source: Source | None, on_new: Callable[[], None]) -> None:
+    def __init__(self, sources: Source | None, on_new: Callable[[], None]) -> None:
         self.newest = 0
         """Raised by `begin` only, under its lock."""
-        self._source = source
+        self._sources = sources
         self._on_new = on_new
         self._lock = threading.Lock()
         """Held for each look at the files."""
-        self._next_look = 0.0
-        """When `begin(sparing=True)` looks next, by `time.monotonic`."""
+        self._allowed = MAX_LOOK_SECONDS
+        """Seconds that may be spent on looks for single tasks. Negative after a look that took longer."""
+        self._counted = 0.0
+        """The moment up to which the time has been added to it, by `time.monotonic`."""
 
     def begin(self, sparing: bool = False) -> int:
         """Look whether files have changed, and return the generation of a call that begins now.
 
         `sparing`: look only if that takes little of the program's time, for calls of which a program makes many.
         """
-        if self._source is None or (sparing and time.monotonic() < self._next_look):
+        if self._sources is None or (sparing and not self._may_look()):
             return self.newest
         # While another thread looks at slow files, a single task does not wait for it.
         if not self._lock.acquire(blocking=not sparing):
             return self.newest
+        began = time.monotonic()
         try:
-            self._look(self._source)
+            self._look(self._sources)
         finally:
+            if sparing:
+                self._allowed -= time.monotonic() - began
             self._lock.release()
         return self.newest
 
-    def _look(self, source: Source) -> None:
-        began = time.monotonic()
-        try:
-            if source.changed():
-                source.new_generation(self.newest + 1)
-                self._on_new()
-                self.newest += 1
-                log.info("%s has changed: fresh workers import it as it is now, for calls from here on", source.change)
-        finally:
-            ended = time.monotonic()
-            self._next_look = ended + LOOK_FACTOR * (ended - began)
+    def _may_look(self) -> bool:
+        now = time.monotonic()
+        self._allowed = min(MAX_LOOK_SECONDS, self._allowed + LOOK_SHARE * (now - self._counted))
+        self._counted = now
+        return self._allowed > 0
+
+    def _look(self, sources: Source) -> None:
+        if sources.changed():
+            sources.new_generation(self.newest + 1)
+            self._on_new()
+            self.newest += 1
+            log.info("%s has changed: fresh workers import it as it is now, for calls from here on", sources.change)

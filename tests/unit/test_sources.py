@@ -187,7 +187,7 @@ def test_large_data_files_are_left_out_and_logged_once(project, monkeypatch, cap
     ask(served, "sp_d", generation=1)
     (record,) = caplog.records
     assert "sp_d is sent to the nodes without sp_d/c (1,001 bytes), sp_d/b (900 bytes)" in record.getMessage()
-    assert "Image(includes=[...])" in record.getMessage()
+    assert f"Send the whole package with Image(includes=['{project}/sp_d'])" in record.getMessage()
 
 
 def test_a_unit_that_cannot_be_sent_says_why(project, monkeypatch):

@@ -246,12 +246,13 @@ class Sources:
         more = len(unit.left_out) - len(shown)
         log.warning(
             "package %s is sent to the nodes without %s%s: data files of up to %d MiB are sent, and %d MiB of one "
-            "package. Send others with Image(includes=[...])",
+            "package. Send the whole package with Image(includes=[%r])",
             unit.place.name,
             ", ".join(shown),
             f" and {more} more" if more > 0 else "",
             units.MAX_DATA_FILE >> 20,
             units.MAX_DATA >> 20,
+            units.included_path(unit.place),
         )
 
 
@@ -263,7 +264,7 @@ def _served(unit: Unit) -> Served:
             if any(path in unit.files for path in units.suffixes(name)):
                 continue  # the same module in Python
             refused[name] = f"{name} is compiled ({file}), and compiled modules are not sent{end}"
-    return Served(unit.digest, len(unit.packed), refused, unit.left_out)
+    return Served(unit.digest, len(unit.packed), refused, units.included_path(unit.place), unit.left_out)
 
 
 def _piece(unit: Unit, offset: int, room: int) -> tuple[str, int, bytes]:

@@ -141,7 +141,7 @@ class Importer:
             if size is not None:
                 return (
                     f"this file was not sent with package {name}: it has {size:,} bytes, and large data files are left "
-                    "out. Send it with Image(includes=[...])"
+                    f"out. Send the whole package with Image(includes=[{unit.path!r}])"
                 )
         return ""
 

@@ -132,10 +132,14 @@ def test_a_host_without_a_directory_has_an_agent_that_ends_with_its_connection(
     with sky.pool(sky.SSH(host.name, config=lab.config), worker=sky.Worker(concurrency=2), plugins=[]) as nodes:
         node = nodes.nodes()[0]
         assert nodes.submit(abs, -1).result(20) == 1
+        # It has a directory all the same, for its tasks and for the client's modules.
+        directory = Path(nodes.submit(os.getcwd).result(20))
+        assert (directory.name, list(directory.iterdir())) == ("work", [])
         host.kill()
         assert eventually(lambda: nodes.nodes()[0].state == "lost", 10)
         host.start()
         assert nodes.submit(abs, -2).result(20) == 2
         assert nodes.nodes()[0].pid != node.pid
+        assert eventually(lambda: not directory.parent.exists(), 10)
     assert "a cut connection would cost its tasks, as its agent cannot outlive the connection" in caplog.text
     assert f"{base}/none: No such file or directory: make this directory, or set TMPDIR to another one" in caplog.text

@@ -103,7 +103,12 @@ def stdio(alive: str | None = None, spot: bool = False) -> None:
     notices = (
         [f"a cut connection would cost its tasks, as its agent cannot outlive the connection: {why}"] if why else []
     )
-    _core.serve(spec(*notices), reading=take_socket(), writing=writing)
+    directory = directories.make_spare()
+    try:
+        _core.serve(spec(*notices, directory=directory), reading=take_socket(), writing=writing)
+    finally:
+        if directory is not None:
+            directories.remove(directory)
 
 
 def listen(fd: int, lock: int, directory: str, alive: str | None = None, spot: bool = False) -> None:

@@ -104,6 +104,23 @@ def prepare(base: str, key: str) -> tuple[str, int]:
     raise UnusableError(f"{path}: {bad}")
 
 
+def make_spare() -> str | None:
+    """Make a directory for an agent that has no socket, and lock it; return None if no directory is safe.
+
+    It ends with the process: `remove` removes it, or `sweep` if the process was killed.
+    """
+    for base in (*bases(), "/var/tmp", "/dev/shm", os.path.expanduser("~")):
+        with contextlib.suppress(OSError):
+            path = at(base, os.urandom(8).hex())
+            if not _unsafe(base):
+                os.mkdir(path, 0o700)
+                # Open for the life of the process, which so keeps the lock.
+                take_lock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                os.mkdir(f"{path}/{WORK}", 0o700)
+                return path
+    return None
+
+
 _REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there",

@@ -120,7 +120,7 @@ def listen(fd: int, lock: int, directory: str, alive: str | None = None, spot: b
     signal.signal(signal.SIGHUP, lambda number, frame: None)
     _begin_duties(alive, spot)
     try:
-        os.mkdir(os.path.join(directory, directories.WORK), 0o700)
+        directories.prepare_work(directory)
         _core.listen(spec(directory=directory), fd=fd, directory=directory)
     finally:
         if directories.is_there(directory, lock):

@@ -116,7 +116,7 @@ def make_spare() -> str | None:
                 os.mkdir(path, 0o700)
                 # Open for the life of the process, which so keeps the lock.
                 take_lock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-                os.mkdir(f"{path}/{WORK}", 0o700)
+                prepare_work(path)
                 return path
     return None
 
@@ -219,6 +219,19 @@ def remove(path: str) -> None:
     for name in _FILES:
         with contextlib.suppress(OSError):
             os.unlink(f"{path}/{name}")
+    _remove_trees(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+def prepare_work(path: str) -> None:
+    """Make an empty directory for tasks to run in, whatever an agent that was killed has left there."""
+    _remove_trees(path)
+    os.mkdir(f"{path}/{WORK}", 0o700)
+
+
+def _remove_trees(path: str) -> None:
+    """Remove what the workers have written."""
     trees = [tree for tree in (f"{path}/{WORK}", f"{path}/{MODULES}") if os.path.isdir(tree)]
     if trees:
         # Imported here, because each connection would wait for it, and only the end of an agent needs it.
@@ -226,8 +239,6 @@ def remove(path: str) -> None:
 
         for tree in trees:
             shutil.rmtree(tree, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.rmdir(path)
 
 
 def sweep() -> None:

@@ -15,6 +15,8 @@ class Served(NamedTuple):
     """Bytes of the packed content."""
     refused: dict[str, str]
     """Its modules that are not sent, and why: by name."""
+    path: str
+    """What `Image(includes=)` has to name for all of it to be sent; for errors."""
     left_out: dict[str, int]
     """Its data files that are not sent, and their bytes: by path relative to the directory that has the unit."""
 

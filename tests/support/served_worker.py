@@ -45,9 +45,9 @@ for line in iter(sys.stdin.readline, ""):
 class Worker:
     """The process. `run` runs a line there; `answer` answers its requests."""
 
-    def __init__(self, served: Sources, directory: Path, generation: int = 0) -> None:
+    def __init__(self, served: Sources, directory: Path | None, generation: int = 0) -> None:
         self.answer: Callable[[bytes], bytes | None] = served.answer
-        command = [sys.executable, "-P", "-c", WORKER, str(directory), str(generation)]
+        command = [sys.executable, "-P", "-c", WORKER, str(directory or ""), str(generation)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=directory
         )

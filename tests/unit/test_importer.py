@@ -234,3 +234,13 @@ def test_a_process_that_is_killed_leaves_nothing_half(project, node, start):
         worker.run("import im_base")
     other = start(served)
     assert other.run("__import__('im_base').double(2)") == 4
+
+
+def test_a_node_without_a_directory_says_so(project):
+    """What user code imports there raises an error that names the remedy; optional imports of packages go on."""
+    worker = Worker(Sources(), None)
+    assert worker.run("__import__('joblib').__name__") == "joblib"
+    error = worker.run("import im_base")
+    assert error.startswith("ModuleNotFoundError: No module named 'im_base' on node n1, which has no directory")
+    assert "set TMPDIR" in error
+    worker.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pickle
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from skyward_lite.client import sources, units
+from skyward_lite.client import locating, sources, units
 from skyward_lite.client.sources import Sources
+from skyward_lite.pickling import installed
 from skyward_lite.served import Answer
 
 EXTENSION = f"fast{importlib.machinery.EXTENSION_SUFFIXES[0]}"
@@ -128,6 +130,30 @@ def test_a_module_that_the_image_brings_is_not_sent(project):
     assert sorted(answer.units) == ["sp_a"]
 
 
+def test_a_project_that_the_image_installs_is_not_sent(project, monkeypatch):
+    """A project that is used where it is goes by the name of its distribution, also in the error for compiled code."""
+    info = project / "site" / "sp_dist-2.5.dist-info"
+    write(info, {"METADATA": "Metadata-Version: 2.1\nName: sp_dist\nVersion: 2.5\n", "top_level.txt": "sp_module"})
+    write(info, {"direct_url.json": json.dumps({"url": project.as_uri(), "dir_info": {"editable": True}})})
+    write(project, {"sp_module/__init__.py": "", f"sp_module/{EXTENSION}": "", "sp_user.py": "import sp_module"})
+    monkeypatch.syspath_prepend(str(project / "site"))
+    monkeypatch.syspath_prepend(str(project))
+    caches = locating._projects, installed.editable_projects
+    for cache in caches:
+        cache.cache_clear()
+    served = Sources()
+    (why,) = ask(served, "sp_user").units["sp_module"].refused.values()
+    assert "Image(pip=['sp-dist==2.5'])" in why
+    module = importlib.import_module("sp_module")
+    assert served.reason("sp_module", module) == ""
+    assert "sp_module" in Sources().answer(b"0\nsp_module\n").decode(errors="replace")
+    served = Sources(packages=["sp-dist"])
+    assert sorted(ask(served, "sp_user").units) == ["sp_user"]
+    assert served.reason("sp_module", module) == ""
+    for cache in caches:
+        cache.cache_clear()
+
+
 def test_a_zip_file_on_the_path_is_served(project, monkeypatch):
     """Its modules and packages are units as those of a directory are."""
     archive = project / "code.zip"
@@ -161,7 +187,7 @@ def test_large_data_files_are_left_out_and_logged_once(project, monkeypatch, cap
     ask(served, "sp_d", generation=1)
     (record,) = caplog.records
     assert "sp_d is sent to the nodes without sp_d/c (1,001 bytes), sp_d/b (900 bytes)" in record.getMessage()
-    assert "Image(includes=[...])" in record.getMessage()
+    assert f"Send the whole package with Image(includes=['{project}/sp_d'])" in record.getMessage()
 
 
 def test_a_unit_that_cannot_be_sent_says_why(project, monkeypatch):

@@ -7,6 +7,7 @@ installed as editable are local, unless the image installs them on the nodes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.machinery
 import os
@@ -33,6 +34,8 @@ class Located(NamedTuple):
     """The directories of a namespace package of which a part is local."""
     reason: str = ""
     """Why no unit has the module, if it is there and local; else empty."""
+    is_on_nodes: bool = False
+    """Whether the image brings the module to the nodes."""
 
     @property
     def is_local(self) -> bool:
@@ -42,6 +45,7 @@ class Located(NamedTuple):
 
 _ELSEWHERE: Final = Located()
 """What a name leads to that is not local."""
+_ON_NODES: Final = Located(is_on_nodes=True)
 _NOWHERE: Final = Located()
 """What a name leads to that no module has, so far."""
 
@@ -61,11 +65,6 @@ class Locator:
         self._path: list[str] = []
         self._found: dict[str, Located] = {}
 
-    def is_on_nodes(self, name: str) -> bool:
-        """Return whether the image brings the module to the nodes."""
-        top = name.partition(".")[0]
-        return top in self._included or canonical(top) in self._packages
-
     def locate(self, name: str) -> Located:
         """Return where the module of this name is. The caller must not call this on two threads at once."""
         found = self._found.get(name)
@@ -76,7 +75,9 @@ class Locator:
             found = self.locate(parent)
             if not found.directories:
                 return found
-        elif top in sys.stdlib_module_names or top in sys.builtin_module_names or self.is_on_nodes(name):
+        elif top in self._included or canonical(top) in self._packages:
+            return _ON_NODES
+        elif top in sys.stdlib_module_names or top in sys.builtin_module_names:
             return _ELSEWHERE
         if not name.rpartition(".")[2].isidentifier() or name in ("__main__", "__mp_main__"):
             return _NOWHERE
@@ -100,6 +101,8 @@ class Locator:
             del module.__path__
         if installed.is_installed(name, module):
             return _ELSEWHERE
+        if self._packages and canonical(distribution_of(name, spec.origin)[0]) in self._packages:
+            return _ON_NODES
         return _place(name, spec)
 
     def _namespace(self, name: str, spec: importlib.machinery.ModuleSpec) -> Located:
@@ -160,7 +163,7 @@ def _place(name: str, spec: importlib.machinery.ModuleSpec) -> Located:
         inner = os.path.relpath(origin, loader.archive)
         return Located(Place(name, os.path.dirname(inner) if is_package else inner, is_package, loader.archive))
     if origin.endswith(installed.EXTENSIONS):
-        return Located(reason=f"{name} is compiled ({origin}), and compiled modules are not sent")
+        return Located(reason=f"{name} is compiled ({origin}), and compiled modules are not sent{remedy(name, origin)}")
     if not origin.endswith((".py", ".pyc")) or not os.path.isabs(origin):
         return Located(reason=f"{name} was found at {origin}, which is no file of Python code")
     return Located(Place(name, os.path.dirname(origin) if is_package else origin, is_package))
@@ -173,3 +176,77 @@ def _names_in(directory: str) -> Iterator[str]:
 
     with contextlib.suppress(Exception):  # the directory may be gone, or anybody's finder
         yield from sorted(found.name for found in pkgutil.iter_modules([directory]) if found.name.isidentifier())
+
+
+# ------------------------------------------------------------------------------------------------ distributions
+
+
+def remedy(name: str, file: str) -> str:
+    """Return the end of a sentence that tells how a compiled module gets to the nodes."""
+    distribution, version = distribution_of(name, file)
+    if not version:
+        return ": let the nodes install a distribution that has it, with Image(pip=[...])"
+    pinned = f"{canonical(distribution)}=={version}"
+    return f": let the nodes install its distribution, with Image(pip=[{pinned!r}]) if an index has it"
+
+
+def distribution_of(name: str, file: str) -> tuple[str, str]:
+    """Return the name and the version of the distribution that has a local module; the version is "" if none has it.
+
+    It is a project that is used where it is, or one that has the module's own name.
+    """
+    real, top = os.path.realpath(file), name.partition(".")[0]
+    for project in _projects():
+        if real.startswith(project.root) and project.has(top, real):
+            return project.name, project.version
+    # Not at the module's head: few modules are of such a project.
+    from importlib import metadata
+
+    try:
+        return top, metadata.version(top)
+    except (metadata.PackageNotFoundError, ValueError):
+        return top, ""
+
+
+class _Project(NamedTuple):
+    """A project that is used where it is, as by `pip install --editable`."""
+
+    root: str
+    """Its directory, with a separator behind it."""
+    name: str
+    version: str
+    modules: frozenset[str] | None
+    """Its top-level modules; None if it does not tell."""
+    path: frozenset[str]
+    """The directories that it has put on `sys.path`."""
+
+    def has(self, top: str, file: str) -> bool:
+        """Return whether a top-level module is the project's, and no script that is beside it."""
+        if self.modules is not None:
+            return top in self.modules
+        return any(os.path.dirname(up) in self.path for up in (file, os.path.dirname(file))) or (
+            installed.find_editable(top, None) is not None
+        )
+
+
+@functools.cache
+def _projects() -> tuple[_Project, ...]:
+    """Return the projects that are used where they are, those within others first."""
+    import json
+    import urllib.parse
+    from importlib import metadata
+
+    found = []
+    for distribution in metadata.distributions():
+        with contextlib.suppress(Exception):  # a distribution's files may be broken
+            origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+            if not origin.get("dir_info", {}).get("editable"):
+                continue
+            root = os.path.realpath(urllib.parse.unquote(urllib.parse.urlparse(origin["url"]).path)) + os.sep
+            modules = (distribution.read_text("top_level.txt") or "").split()
+            pths = [file.read_text() for file in distribution.files or () if file.suffix == ".pth"]
+            lines = [line for text in pths for line in text.splitlines()]
+            path = frozenset(os.path.realpath(line) for line in lines if os.path.isabs(line))
+            name, version = distribution.metadata["Name"], distribution.version
+            found.append(_Project(root, name, version, frozenset(modules) if modules else None, path))
+    return tuple(sorted(found, key=lambda project: -len(project.root)))

@@ -22,11 +22,10 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, Final
 
-from ..image import canonical
 from ..pickling.installed import EXTENSIONS, file_of, is_namespace
 from ..served import Answer, Served
 from . import units
-from .locating import Located, Locator
+from .locating import Located, Locator, remedy
 from .units import Unit, UnitError
 
 log = logging.getLogger("skyward_lite")
@@ -95,15 +94,15 @@ class Sources:
         """
         with self._lock:
             newest = self._newest()
-            if newest.locator.is_on_nodes(name):
+            found = newest.locator.locate(name)
+            if found.is_on_nodes:
                 return ""
             if name.partition(".")[0] in sys.stdlib_module_names:
                 return "workers would import the standard library's module of this name: rename the module"
-            found = newest.locator.locate(name)
             if found.directories:
                 return "" if is_namespace(module) else _unlike(module)
             if found.place is None:
-                return found.reason + _remedy(name) if found.reason else _unlike(module)
+                return found.reason or _unlike(module)
             unit = self._take(newest, found)
             if unit is None:
                 return newest.refused[found.place.name]
@@ -186,7 +185,7 @@ class Sources:
             names=kept.names | kept.units.keys() | kept.refused.keys(),
             namespaces=frozenset(kept.namespaces),
             units={each: _served(unit) for each, unit in kept.units.items()},
-            refused={**kept.refused, **({name: found.reason + _remedy(name)} if found.reason else {})},
+            refused={**kept.refused, **({name: found.reason} if found.reason else {})},
             absent=frozenset(absent),
         )
         room = MAX_CONTENT
@@ -244,24 +243,25 @@ class Sources:
         more = len(unit.left_out) - len(shown)
         log.warning(
             "package %s is sent to the nodes without %s%s: data files of up to %d MiB are sent, and %d MiB of one "
-            "package. Send others with Image(includes=[...])",
+            "package. Send the whole package with Image(includes=[%r])",
             unit.place.name,
             ", ".join(shown),
             f" and {more} more" if more > 0 else "",
             units.MAX_DATA_FILE >> 20,
             units.MAX_DATA >> 20,
+            units.included_path(unit.place),
         )
 
 
 def _served(unit: Unit) -> Served:
     refused = {}
     if unit.extensions:
-        remedy = _remedy(unit.place.name)
+        end = remedy(unit.place.name, unit.place.path)
         for name, file in unit.extensions.items():
             if any(path in unit.files for path in units.suffixes(name)):
                 continue  # the same module in Python
-            refused[name] = f"{name} is compiled ({file}), and compiled modules are not sent{remedy}"
-    return Served(unit.digest, len(unit.packed), refused, unit.left_out)
+            refused[name] = f"{name} is compiled ({file}), and compiled modules are not sent{end}"
+    return Served(unit.digest, len(unit.packed), refused, units.included_path(unit.place), unit.left_out)
 
 
 def _piece(unit: Unit, offset: int, room: int) -> tuple[str, int, bytes]:
@@ -276,23 +276,6 @@ def _parents(kept: _Generation, names: Iterable[str]) -> Iterable[str]:
             each = ".".join(parts[:count])
             if kept.locator.locate(each).directories:
                 yield each
-
-
-def _remedy(name: str) -> str:
-    """Return the end of a sentence that says how a compiled module gets to the nodes."""
-    # Not at the module's head: it is needed for errors only.
-    from importlib import metadata
-
-    top = name.partition(".")[0]
-    with_name = [*metadata.packages_distributions().get(top, ()), top]
-    for distribution in with_name:
-        try:
-            version = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-        pinned = f"{canonical(distribution)}=={version}"
-        return f": let the nodes install its distribution, with Image(pip=[{pinned!r}]) if an index has it"
-    return ": let the nodes install a distribution that has it, with Image(pip=[...])"
 
 
 def _unlike(module: Any) -> str:
@@ -317,7 +300,7 @@ def _difference(name: str, module: Any, unit: Unit) -> str:
         is_part = is_namespace(module) and any(path.startswith(inside) for path in unit.files)
         return "" if is_part else _unlike(module)
     if file.endswith(EXTENSIONS):
-        return f"compiled modules are not sent{_remedy(name)}"
+        return f"compiled modules are not sent{remedy(name, file)}"
     for relative in units.suffixes(name):
         sent = unit.files.get(relative)
         if sent is not None:

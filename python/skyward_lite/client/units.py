@@ -61,6 +61,14 @@ class Place(NamedTuple):
     """The zip file that has it; empty for a directory."""
 
 
+def included_path(place: Place) -> str:
+    """Return what `Image(includes=)` has to name for the unit to be sent with all that it has."""
+    path = place.archive or place.path
+    for _ in range(0 if place.archive else place.name.count(".")):
+        path = os.path.dirname(path)
+    return path
+
+
 class _Stamp(NamedTuple):
     """What the file system tells of a file or a directory."""
 
@@ -154,7 +162,7 @@ class Unit:
             if count > MAX_FILES:
                 raise UnitError(
                     f"{path} has more than {MAX_FILES:,} files: keep data outside of the package, or send the "
-                    f"directory with Image(includes=[{path!r}])"
+                    f"directory with Image(includes=[{included_path(self.place)!r}])"
                 )
             kind = self._kind(relative)
             if kind == "source":

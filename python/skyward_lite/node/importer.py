@@ -40,16 +40,10 @@ _LOADERS: Final = (f"{_STDLIB}importlib{os.sep}", f"{_STDLIB}pickle.py", f"{os.s
 
 def install(core: _core.WorkerRuntime) -> None:
     """Let this worker process import the client's modules."""
-    directory = core.directory
-    if not directory:
-        # Not at the module's head: nearly every node has a directory.
-        import atexit
-        import shutil
-        import tempfile
-
-        directory = tempfile.mkdtemp(prefix="skyward-lite-modules-")
-        atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    importer = Importer(core, Store(f"{directory}/modules", core.generation))
+    if not core.directory:
+        sys.meta_path.append(Homeless(core.node))
+        return
+    importer = Importer(core, Store(f"{core.directory}/modules", core.generation))
     _Installed.importer = importer
     sys.meta_path.insert(0, First(importer))
     sys.meta_path.append(Last(importer))
@@ -94,6 +88,23 @@ class Last:
         if top in _OF_EVERY_NODE or (rest and _has_file(name.rpartition(".")[0])):
             return None
         return self._importer.find_new(name, path)
+
+
+class Homeless:
+    """The finder that is last in line on a node that has no directory for the client's modules."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+
+    def find_spec(self, name: str, path: Path = None, target: ModuleType | None = None) -> None:
+        """Raise `ModuleNotFoundError` for what user code imports."""
+        top, _, rest = name.partition(".")
+        if not rest and top not in _OF_EVERY_NODE and _is_for_user_code(sys._getframe(1)):
+            raise ModuleNotFoundError(
+                f"No module named {name!r} on node {self._node}, which has no directory to keep the client's modules "
+                "in: set TMPDIR there to a directory of this user's own",
+                name=name,
+            )
 
 
 class Importer:
@@ -141,7 +152,7 @@ class Importer:
             if size is not None:
                 return (
                     f"this file was not sent with package {name}: it has {size:,} bytes, and large data files are left "
-                    "out. Send it with Image(includes=[...])"
+                    f"out. Send the whole package with Image(includes=[{unit.path!r}])"
                 )
         return ""
 

@@ -22,6 +22,8 @@ class WorkerSettings:
     """The client's import path, where the node shares its files; otherwise empty."""
     shares_files: bool
     """Whether the node sees the client's files and processes under the same names."""
+    serves_modules: bool
+    """Whether workers ask the client for its local modules."""
     preload: list[str]
     """Modules that a worker imports before it takes tasks."""
     max_payload: int

@@ -53,7 +53,7 @@ class Greeting:
             node=machine.name,
             python=PYTHON,
             lease_ms=int(settings.lease * 1000),
-            generation=0,
+            generation=self._modules.generations.newest,
             packages={} if machine.shares_files else _distributions_of(self._imported),
             strict=settings.strict_env,
             worker=WorkerSettings(
@@ -61,6 +61,7 @@ class Greeting:
                 processes=worker.executor == "process",
                 env={**self._env, **nesting.worker_environment()},
                 shares_files=machine.shares_files,
+                serves_modules=self._modules.sources is not None and not machine.shares_files,
                 sys_path=list(self._modules.path) if machine.shares_files else [],
                 preload=[module for plugin in settings.plugins for module in plugin.preload],
                 max_payload=worker.max_payload,

@@ -73,8 +73,9 @@ class TaskLoop:
         """The worker's process: a child that a task forks has another one."""
         self._several = worker.slots > 1
         if self._several:
-            timer = functools.partial(worker.pause, slot), functools.partial(worker.restart, slot)
-            first_imports.enter(None if settings.task_timeout_ms is None else timer)
+            first_imports.enter()
+        if settings.task_timeout_ms is not None:
+            first_imports.time_by((functools.partial(worker.pause, slot), functools.partial(worker.restart, slot)))
         self._warnings = task_warnings.enter() if self._several else task_warnings.Scope()
         self._apply_context = context.for_thread()
         self._names = script.names()
@@ -180,7 +181,8 @@ class TaskLoop:
             if os.getpid() != self._process:
                 end_child(error)
             nanos = perf_counter_ns() - start
-            add_main_thread_note(error)
+            for add_note in NOTES:
+                add_note(error)
             # The outermost frames are of this method and, for a batch, of `_run_batch` and `run_batch`.
             skip = 3 if kind == payload.BATCH else 1
             if returned and isinstance(error, Exception):
@@ -249,6 +251,10 @@ def add_main_thread_note(error: BaseException) -> None:
         text = str(error)
         if "main thread" in text or text.startswith("There is no current event loop in thread"):
             error.add_note(MAIN_THREAD_NOTE)
+
+
+NOTES: Final[list[Callable[[BaseException], None]]] = [add_main_thread_note]
+"""Each may add a note to an exception that a task has raised. A worker adds to them before its first task."""
 
 
 def end_child(error: BaseException | None) -> NoReturn:

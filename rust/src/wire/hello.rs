@@ -57,6 +57,9 @@ pub struct WorkerSpec {
     /// Whether the node sees the client's files and processes under the same names.
     #[serde(default)]
     pub shares_files: bool,
+    /// Whether workers ask the client for modules that are local there.
+    #[serde(default)]
+    pub serves_modules: bool,
     /// Modules that a worker imports before it takes tasks.
     pub preload: Vec<String>,
     /// Cap of one message's payload, in bytes.

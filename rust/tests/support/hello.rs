@@ -23,6 +23,7 @@ pub fn client_hello(slots: usize, processes: bool) -> ClientHello {
             env: BTreeMap::new(),
             sys_path: Vec::new(),
             shares_files: false,
+            serves_modules: false,
             preload: Vec::new(),
             max_payload: MAX_MESSAGE,
             cache_bytes: None,

@@ -44,7 +44,10 @@ def keygen(path: Path, kind: str = "ed25519", comment: str = "lab") -> Path:
 
 
 class Sshd:
-    """One host. `options` are lines of its sshd_config; `namespace` is a network namespace to run in."""
+    """One host. `options` are lines of its sshd_config; `namespace` is a network namespace to run in.
+
+    `hidden` is a directory that is empty on the host, for which this user must be root.
+    """
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class Sshd:
         address: str | None = None,
         port: int = 0,
         namespace: str | None = None,
+        hidden: Path | None = None,
         kinds: tuple[str, ...] = ("ed25519",),
         authorized: Path,
         env: dict[str, str | None] | None = None,
@@ -92,6 +96,8 @@ class Sshd:
             # Debian's sshd wants its privilege separation directory, which only its init script makes.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         inside = ["ip", "netns", "exec", namespace] if namespace else []
+        if hidden is not None:
+            inside += ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)]
         self.log = (self.directory / "log").open("w+")
         self.command = [*inside, SSHD, "-D", "-e", "-f", str(config)]
         self.start()

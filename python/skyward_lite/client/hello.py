@@ -51,7 +51,7 @@ class Greeting:
             node=machine.name,
             python=PYTHON,
             lease_ms=int(settings.lease * 1000),
-            generation=0,
+            generation=self._modules.generations.newest,
             packages={} if machine.shares_files else _distributions_of(self._imported),
             strict=settings.strict_env,
             worker=WorkerSettings(

@@ -123,7 +123,9 @@ class Locator:
             # A module of another type may be loaded only when it is asked for an attribute.
             if type(module) is types.ModuleType and not installed.is_installed(name, module):
                 yield from self._local(name)
-        for name in {name for _, names in installed.editable_projects() for name in names if name.isidentifier()}:
+        for name in {
+            name for project in installed.editable_projects() for name in project.modules if name.isidentifier()
+        }:
             yield from self._local(name)
         count = 0
         for directory in self._path:

@@ -22,7 +22,6 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, Final
 
-from .. import _core
 from ..pickling.installed import EXTENSIONS, file_of, is_namespace
 from ..served import Answer, Served
 from . import units
@@ -37,8 +36,6 @@ MAX_CONTENT: Final = 12 << 20
 """Bytes of packed units in one answer; the core takes answers of up to 16 MiB."""
 MAX_ABSENT: Final = 1_000
 """Names of a generation that are looked for again, if workers asked for them and found nothing."""
-REQUEST_MS: Final = 1_000
-"""Bound on one wait for requests; closing the pool wakes the waiting thread at once."""
 
 
 class _Generation:
@@ -330,20 +327,3 @@ def _time_of_change(path: str) -> int:
         return os.stat(path or ".").st_mtime_ns
     except OSError:
         return 0
-
-
-# ------------------------------------------------------------------------------------------------ the thread
-
-
-def start_answering(core: _core.Core, sources: Sources) -> None:
-    """Start the thread that answers the requests of a pool's workers. It ends with the pool.
-
-    It is not the thread that hands messages to their listeners, because a listener may wait for a task.
-    """
-    threading.Thread(target=_answer_all, args=(core, sources), name="skyward-modules", daemon=True).start()
-
-
-def _answer_all(core: _core.Core, sources: Sources) -> None:
-    while (requests := core.requests(REQUEST_MS)) is not None:
-        for sender, number, request in requests:
-            core.answer_request(sender, number, sources.answer(request))

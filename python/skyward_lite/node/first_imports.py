@@ -154,4 +154,7 @@ def _is_half_import(error: Exception) -> bool:
     """Return whether another thread's import may be the reason for an error: not all threads take the lock."""
     if isinstance(error, ImportError | AttributeError):
         return any(part in str(error) for part in _HALF_IMPORT)
+    if isinstance(error, KeyError):
+        # Python's error for a module whose import fails on another thread while this one waits for it.
+        return len(error.args) == 1 and type(error.args[0]) is str and error.args[0] not in sys.modules
     return isinstance(error, getattr(_bootstrap, "_DeadlockError", ()))

@@ -47,8 +47,12 @@ def main() -> None:
     settings = worker.settings
     if settings.sys_path:
         sys.path[:] = settings.sys_path
-    if settings.serves_modules:
-        # Not at the module's head: workers that share the client's files start without it.
+    # Not at the module's head: a worker needs one of the two or none.
+    if settings.shares_files:
+        from . import own_files
+
+        own_files.install(worker)
+    elif settings.serves_modules:
         from . import importer
 
         importer.install(worker)

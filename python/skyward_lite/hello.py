@@ -32,6 +32,8 @@ class WorkerSettings:
     """Bytes of shared data that the node keeps between tasks; None for a share of its memory."""
     task_timeout_ms: int | None
     """How long one call may run, in milliseconds; None for as long as it likes."""
+    context: str
+    """What the client's program has set for all of its calculations, as JSON: see `client/context.py`."""
     setup: str
     """The plugins' hooks, pickled, in base64; empty for none."""
     unwind: bool

@@ -27,6 +27,12 @@ from skyward_lite.providers.ssh import SSHMachine
 
 SSHD = next((p for p in ("/usr/sbin/sshd", "/usr/bin/sshd") if Path(p).exists()), "sshd")
 _numbers = itertools.count(2)
+UNSET_PIP: dict[str, str | None] = {
+    **dict.fromkeys([name for name in os.environ if name.startswith("PIP_")]),
+    "PIP_TRUSTED_HOST": None,
+    "PIP_CONFIG_FILE": os.devnull,
+}
+"""Variables for a host whose pip has no settings of its own, not even in a file."""
 
 
 def keygen(path: Path, kind: str = "ed25519", comment: str = "lab") -> Path:
@@ -68,7 +74,9 @@ class Sshd:
         # An empty home, as the files that a login shell reads in the user's own are no part of the tests.
         home = self.directory / "home"
         home.mkdir()
-        settings = {"XDG_CACHE_HOME": str(self.cache), "HOME": str(home), **(env or {})}
+        # Where pip has settings it installs, and no uv of ours is sent: `UNSET_PIP` lifts that.
+        pip = {"PIP_TRUSTED_HOST": "127.0.0.1"}
+        settings = {"XDG_CACHE_HOME": str(self.cache), "HOME": str(home), **pip, **(env or {})}
         # Other variables of this process stay here: a session starts without them.
         marked = {k: v for k, v in os.environ.items() if k.startswith(("SKYWARD_TEST", "PIP_"))}
         assignments = " ".join(f'"{k}={v}"' for k, v in {**marked, **settings}.items() if v is not None)

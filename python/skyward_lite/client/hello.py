@@ -17,6 +17,7 @@ from ..image import Image, canonical
 from ..pickling import payload
 from ..pickling.modules import Modules
 from ..providers import Machine
+from . import context
 from .settings import Settings
 
 MAX_SETUP = _core.MAX_BODY // 2
@@ -39,7 +40,8 @@ class Greeting:
         self._setup = setup
         self._imported = frozenset(imported)
         # Found out once: the program may change its environment before the last node has come.
-        self._env = {"PYTHONHASHSEED": hash_seed(run), **image.env}
+        self._env = {"PYTHONHASHSEED": hash_seed(run), **context.variables(), **image.env}
+        self._context = context.record()
 
     def for_machine(self, machine: Machine) -> ClientHello:
         """Return what the agent on this machine must know."""
@@ -65,6 +67,7 @@ class Greeting:
                 max_payload=worker.max_payload,
                 cache_bytes=machine.cache_bytes if worker.cache_gb is None else max(1, int(worker.cache_gb * 1e9)),
                 task_timeout_ms=None if timeout is None else max(1, int(timeout * 1000)),
+                context=self._context,
                 setup=self._setup,
                 unwind=any(plugin.around_worker is not None for plugin in settings.plugins),
             ),

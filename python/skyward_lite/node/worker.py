@@ -30,6 +30,7 @@ from .. import _core, messages, nesting
 from ..hooks import WorkerInfo
 from ..pickling import script
 from . import first_imports, take_socket, task_warnings
+from .context import Context
 from .home import Home
 from .task_loop import NOTES, take_tasks
 
@@ -70,7 +71,9 @@ def main() -> None:
         for around, _ in hooks:
             if around is not None:
                 stack.enter_context(around(info))
-        loops = [functools.partial(take_tasks, worker, slot, decorators) for slot in range(worker.slots)]
+        context = Context(settings.context)
+        context.set_locale()
+        loops = [functools.partial(take_tasks, worker, slot, decorators, context) for slot in range(worker.slots)]
         if worker.slots > 1:
             task_warnings.install()
             first_imports.install()

@@ -28,6 +28,7 @@ pub fn client_hello(slots: usize, processes: bool) -> ClientHello {
             max_payload: MAX_MESSAGE,
             cache_bytes: None,
             task_timeout_ms: None,
+            context: String::new(),
             setup: String::new(),
             unwind: false,
         },

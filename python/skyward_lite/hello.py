@@ -50,8 +50,4 @@ class ClientHello:
     """The client's Python, as "3.11"; the node's must be the same."""
     lease_ms: int
     """How long the node works on without hearing from the client, in milliseconds."""
-    packages: dict[str, str]
-    """Distributions that the node should have as the client has them: normalized name → version."""
-    strict: bool
-    """Whether a node that lacks one of them is refused."""
     worker: WorkerSettings

@@ -26,7 +26,7 @@ def cache_bytes(machine, worker):
         start_timeout=60,
         strict_env=False,
     )
-    greeting = Greeting(own, "0123456789", own.image, Modules(shares_files=True), "", [])
+    greeting = Greeting(own, "0123456789", own.image, Modules(shares_files=True), "")
     return greeting.for_machine(machine).worker.cache_bytes
 
 

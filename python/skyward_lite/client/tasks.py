@@ -240,13 +240,15 @@ class Tasks:
         encoder = self._encoder()
         before = self._modules.begin()
         try:
-            return batches.dump_call(encoder, (fn, args, kwargs))
+            encoded = batches.dump_call(encoder, (fn, args, kwargs))
         except Exception as error:
             blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
             modules.explain(error)
             raise
         finally:
             modules.end(before)
+        self.nodes.comparison.look()
+        return encoded
 
     def encode_batch(
         self,
@@ -272,7 +274,7 @@ class Tasks:
         try:
             if handles is not None:
                 handles.begin(calls)
-            return batches.dump(encoder, calls, shared, threads, nanos)
+            encoded = batches.dump(encoder, calls, shared, threads, nanos)
         except Exception as error:
             blame.explain(error, blame.of_calls(calls), encoder)
             modules.explain(error)
@@ -281,6 +283,8 @@ class Tasks:
             if handles is not None:
                 handles.end(calls)
             modules.end(before)
+        self.nodes.comparison.look()
+        return encoded
 
     def encode_hooks(self, hooks: object) -> payload.Encoded:
         """Return plugins' hooks as they are sent, in a hello."""

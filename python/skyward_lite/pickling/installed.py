@@ -10,7 +10,7 @@ import sys
 import zipimport
 from typing import Any, Final
 
-from ..image import canonical
+from ..distributions import canonical
 
 LOADERS: Final = (
     importlib.machinery.SourceFileLoader,

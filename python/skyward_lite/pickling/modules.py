@@ -26,7 +26,8 @@ from typing import Any, Final, Literal, NamedTuple
 import cloudpickle
 from cloudpickle.cloudpickle import _should_pickle_by_reference
 
-from ..image import canonical
+from .. import imports
+from ..distributions import canonical
 from ..nesting import being_imported
 from . import installed, stand_ins
 from .changes import Changes, functions_in
@@ -77,6 +78,9 @@ class Modules:
         """`sys.path` at a later call, and the import path that was made of it."""
         self.decided: dict[str, _Decision | Literal[False]] = {"__main__": False, "builtins": False}
         """The decisions so far, by the module's name; False for a module that goes by name for good."""
+        self.named: set[str] = set()
+        """The full names of installed modules that pickles have named so far, and what functions that were sent import.
+        It only grows."""
         self._reasons: dict[str, str] = {}
         """Why a module travels by value, and what would let it travel by name."""
         self._lock = threading.RLock()
@@ -136,6 +140,7 @@ class Modules:
                 # the decision is for the file's module.
                 module = importlib.util.module_from_spec(found)
         if installed.is_installed(name, module):
+            self.named.add(name)
             if not _is_imported_here(name, module, thing):
                 self.decided[name] = False
             return False
@@ -334,6 +339,18 @@ def check_builtin(function: types.BuiltinFunctionType) -> Any:
     """Raise `PicklingError` for a function of an extension module that workers cannot import."""
     by_value(function)
     return NotImplemented
+
+
+def note_imports(code: types.CodeType) -> None:
+    """Note which installed modules a function, whose code is sent, imports when it runs: its pickle does not tell."""
+    modules = _pickling.modules
+    if modules is None:
+        return
+    for name in imports.in_code(code):
+        top = name.partition(".")[0]
+        module = sys.modules.get(top)
+        if name not in modules.named and (module is None or installed.is_installed(top, module)):
+            modules.named.add(name)
 
 
 def explain(error: Exception) -> None:

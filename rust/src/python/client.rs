@@ -15,6 +15,7 @@ use pyo3::types::{PyBytes, PyList, PyTuple};
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::{PrivateKey, PublicKey};
 
+use crate::client::packages::Packages;
 use crate::client::pool::{Endpoint, Lines, Node, NodeSpec, NodeState, Pool};
 use crate::python::buffer::{Blob, snapshot, task_parts, to_python};
 use crate::python::convert::{PoolClosedError, core_error, from_dataclass, private_key, public_key, seconds, socket};
@@ -284,11 +285,15 @@ impl Core {
     }
 
     fn notices(&self, node: usize) -> Option<Vec<String>> {
-        self.pool.node(node)?.hello.map(|hello| hello.notices)
+        self.pool.node(node)?.hello.map(|hello| hello.notices.clone())
     }
 
-    fn differences(&self, node: usize) -> Option<Vec<String>> {
-        self.pool.node(node)?.hello.map(|hello| hello.differences)
+    fn packages(&self, node: usize) -> Option<Packages> {
+        self.pool.node(node)?.hello.map(|hello| hello.packages.clone())
+    }
+
+    fn require(&self, packages: Packages) {
+        self.pool.require(packages);
     }
 
     fn fail_node(&self, py: Python<'_>, node: usize, why: String) {

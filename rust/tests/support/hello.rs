@@ -14,8 +14,6 @@ pub fn client_hello(slots: usize, processes: bool) -> ClientHello {
         python: "3.11".to_owned(),
         lease_ms: 60_000,
         resumable: false,
-        packages: BTreeMap::new(),
-        strict: false,
         worker: WorkerSpec {
             concurrency: Some(slots),
             processes,
@@ -45,6 +43,6 @@ pub fn agent_hello() -> AgentHello {
         socket: None,
         boot: String::new(),
         notices: Vec::new(),
-        differences: Vec::new(),
+        packages: BTreeMap::new(),
     }
 }

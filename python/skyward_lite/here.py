@@ -118,6 +118,9 @@ def _of_module(spec: importlib.machinery.ModuleSpec | None) -> set[str]:
         text = spec.loader.get_source(spec.name) if spec.loader else None  # type: ignore[attr-defined]
     except Exception:  # any loader may be asked, and a file may be gone
         text = None
+    if text is None and spec.has_location and str(spec.origin).endswith(".py"):
+        # Its loader tells no source, as that of pytest.
+        text = _read(str(spec.origin))
     return imports.in_source(text, spec.parent or "") if isinstance(text, str) else set()
 
 

@@ -51,8 +51,8 @@ class Comparison:
         """Set by `begin` where nodes have packages of their own; otherwise nothing is compared."""
         self._lock = threading.RLock()
         """Held while nodes are compared: each difference is told once, and no call passes before it is known."""
-        self._compared = 0
-        """How many names `_names` had when the nodes were compared last."""
+        self._compared = -1
+        """How many names calls had named when the nodes were compared last; -1 before."""
         self._seen: set[str] = set()
         """The names whose distributions are in `_here`."""
         self._here: dict[str, Distribution] = {}

@@ -110,7 +110,7 @@ pub async fn run(
     let (to, mut source, agent) = opened.map_err(|_| SessionError::NotReady(bound.as_secs()))??;
     let known = reattach::Known::new(&agent);
     let mut stripes = StripeSpec::new(&spec.connection, spec.stripe.as_deref(), &agent);
-    let (interval, mut to) = begin(sink, &spec.hello, agent, sender, to).await?;
+    let (interval, mut to) = begin(sink, &spec.hello, agent, sender, to, &mut source).await?;
     let unready = Unready { ready_by, bound };
     loop {
         let is_over = |why: &SessionError| known.is_none() || spec.again.is_none() || !why.is_cut();
@@ -183,22 +183,26 @@ async fn open(
 }
 
 /// Hand the agent's greeting on. Return the interval between heartbeats, and where the session is written to. An agent that is
-/// not to be used is told so, for it would wait for its lease to end.
+/// not to be used is told so, and has read it when this returns: otherwise it would wait for its lease to end.
 async fn begin(
     sink: &impl Sink,
     client: &ClientHello,
     agent: AgentHello,
     sender: &FrameSender,
     to: To,
+    source: &mut EventReader<From>,
 ) -> Result<(Duration, To), SessionError> {
-    match sink.greeted(client, agent) {
-        Ok(interval) => Ok((interval, to)),
-        Err(why) => {
-            sender.send(|o| o.close(&why.to_string()));
-            drop(tokio::time::timeout(FAREWELL_TIMEOUT, sender.run(to, Some(PEER_TIMEOUT))).await);
-            Err(why)
-        }
-    }
+    let why = match sink.greeted(client, agent) {
+        Ok(interval) => return Ok((interval, to)),
+        Err(why) => why,
+    };
+    sender.send(|o| o.close(&why.to_string()));
+    let until_it_ends = async {
+        drop(sender.run(to, Some(PEER_TIMEOUT)).await);
+        while source.read_admitted(&mut Vec::new(), |_| Ok(false)).await.is_ok() {}
+    };
+    drop(tokio::time::timeout(FAREWELL_TIMEOUT, until_it_ends).await);
+    Err(why)
 }
 
 /// Until when the node's workers must take tasks, and the bound that was given for it.

@@ -240,7 +240,14 @@ class Core:
     def wait_for_change(self, seen: list[str], bound_ms: int) -> None:
         """Wait until a node is not in the state that it had in `seen`, in the nodes' order; at most `bound_ms`."""
     def submit(
-        self, task: int, kind: int, pickled: bytes, buffers: list[Any] | None, node: int | None, nanos: int
+        self,
+        task: int,
+        kind: int,
+        pickled: bytes,
+        buffers: list[Any] | None,
+        node: int | None,
+        nanos: int,
+        generation: int,
     ) -> bool:
         """Append a task. Never waits. The task comes out of `finished` of its queue exactly once.
 
@@ -248,7 +255,8 @@ class Core:
         The task goes to the node of that index in `nodes`, or to any if `node` is None.
         Small parts of the payload are copied. Of large ones equal contents are kept once, and `bytes` are read in
         place. A buffer may be a `Blob` of this pool. `nanos`: how long all of it may run; a node that holds it for much
-        longer is lost. 0 for as long as it likes.
+        longer is lost. 0 for as long as it likes. `generation`: of the user's modules, below 2 ** 32. Only workers of
+        this generation run the task; a node starts fresh ones where it has others.
         Return False if `finished` has already returned None.
         """
     def blob(self, data: bytes | memoryview) -> Blob:
@@ -284,6 +292,14 @@ class Core:
 
         A lost node hears no answer.
         """
+    def requests(self, bound_ms: int) -> list[tuple[int, int, bytes]] | None:
+        """Return what tasks asked since the last call: (sender, number, request); None once the core is closed.
+
+        Waits at most `bound_ms` for one. Each request is to be answered, with `answer_request`, or by `answer_note`
+        with the reason for which there is no answer.
+        """
+    def answer_request(self, sender: int, request: int, content: bytes, /) -> None:
+        """Send `sender` what it asked for, at most `MAX_NOTE` bytes. Raise `ValueError` if there are more."""
     def open_queue(self) -> int:
         """Open a completion queue and return its number; queue 0 is open from the start.
 
@@ -328,6 +344,10 @@ class WorkerRuntime:
     """Threads of this process that take tasks."""
     lease_ms: int
     """How long the node works on without hearing from the client, in milliseconds."""
+    generation: int
+    """The generation of the user's modules whose tasks this process runs."""
+    directory: str
+    """A private directory of the pool's on this node; "" where nodes share the client's files, or there is none."""
     settings: WorkerSettings
     over: bool
     """Whether the process is to undo its setup and end."""
@@ -349,6 +369,12 @@ class WorkerRuntime:
 
         Return None if no answer comes within `bound_ms`. Signals are handled meanwhile: an exception of a handler is
         raised here.
+        """
+    def request(self, request: bytes, bound_ms: int) -> bytes | None:
+        """Ask the client for something and return it.
+
+        Return None if no answer comes within `bound_ms`. Signals are handled meanwhile, as by `note`. Raise `CoreError`
+        with the reason if the client has no answer.
         """
     def restart(self, slot: int) -> None:
         """Begin the time of what this slot runs anew."""
@@ -378,6 +404,8 @@ class AgentSpec(TypedDict):
     """The distributions of this environment: normalized name → version."""
     notices: list[str]
     """What the client's log is to say of this node, a sentence each."""
+    directory: str | None
+    """The agent's own directory, in which its workers run and keep files; None where they share the client's."""
 
 def serve_embedded(spec: AgentSpec, *, fd: int, host_key: str, authorized_key: str, timeout: float) -> None:
     """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raise `CoreError`.

@@ -50,4 +50,6 @@ class ClientHello:
     """The client's Python, as "3.11"; the node's must be the same."""
     lease_ms: int
     """How long the node works on without hearing from the client, in milliseconds."""
+    generation: int
+    """The generation of the user's modules: that of the node's first workers."""
     worker: WorkerSettings

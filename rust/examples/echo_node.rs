@@ -19,7 +19,7 @@ use skyward_lite::node::memory_file::SharedFile;
 use skyward_lite::node::session::{self, AgentSpec};
 use skyward_lite::node::worker::{Answer, Worker};
 use skyward_lite::timing::BLOB_BYTES;
-use skyward_lite::wire::{BlobPart, Message, Outcome};
+use skyward_lite::wire::{ASKS, BlobPart, Message, Outcome, TELLS};
 
 /// Return a result whose large parts are files.
 fn answer(mut message: Message) -> Answer {
@@ -37,6 +37,11 @@ fn answer(mut message: Message) -> Answer {
 }
 
 type Fallible = Result<(), Box<dyn std::error::Error>>;
+
+/// Send a note, and return the answer.
+fn noted(worker: &Worker, code: u8, parts: Vec<Bytes>) -> Vec<Bytes> {
+    worker.send_note(code, parts).1.recv().into_iter().map(|answer| answer.unwrap_or_else(|error| error)).collect()
+}
 
 fn worker() -> Fallible {
     let (worker, setup) = Worker::start(UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?))?;
@@ -72,11 +77,9 @@ fn worker() -> Fallible {
                             let socket = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
                             drop(socket.map(|mut socket| parts.iter().try_for_each(|part| socket.write_all(part))));
                         }
-                        7 => parts = worker.send_note(parts).1.recv().into_iter().collect(),
-                        9 => {
-                            let note = vec![vec![0; 15 << 20].into()];
-                            parts = worker.send_note(note).1.recv().into_iter().collect();
-                        }
+                        7 => parts = noted(&worker, TELLS, parts),
+                        9 => parts = noted(&worker, TELLS, vec![vec![0; 15 << 20].into()]),
+                        10 => parts = noted(&worker, ASKS, parts),
                         _ => {}
                     }
                     let code = Outcome::Returned as u8;
@@ -100,6 +103,7 @@ fn agent() -> Fallible {
         epoch: std::process::id().to_string(),
         packages: [("joblib".to_owned(), "1".to_owned())].into(),
         notices: Vec::new(),
+        directory: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if let Some(notice) = std::env::args().nth(2) {

@@ -543,6 +543,12 @@ impl Queue {
         self.tasks.get(&task).map(|e| e.message.id)
     }
 
+    /// Return the message of a task that waits for any peer.
+    #[must_use]
+    pub fn waiting_message(&self, task: u64) -> Option<&Message> {
+        self.tasks.get(&task).filter(|e| e.place == Place::Waiting).map(|e| &e.message)
+    }
+
     /// Remove a task if no peer holds it. Otherwise mark it as cancelled, and return its holder, which is to be told to
     /// drop it.
     pub fn cancel(&mut self, task: u64) -> Cancelled {

@@ -48,6 +48,9 @@ pub const WORKER_BACKLOG: usize = 64 * 1024 * 1024;
 /// exceeds it: 16 MiB are the answers to a quarter of a million recalls, or a million acknowledgements, which is one
 /// for each task that the peer holds, and all of them are sent ahead of tasks.
 pub const MAX_ANSWERS: usize = 16 * 1024 * 1024;
+/// Payload of the answers to notes, in bytes, that may wait to be sent to a node, alike: a node's worker processes ask one
+/// after the other, and an answer has at most 16 MiB.
+pub const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 /// Bytes of tasks' output that wait at one end. Of more, the first [`OUTPUT_HEAD`] and the last [`OUTPUT_TAIL`] are
 /// kept (see `wire/flood.rs`).
 pub const OUTPUT_HEAD: usize = 1024 * 1024;

@@ -232,6 +232,7 @@ impl Client {
                 let from = from.map(|node| format!(" by {node}")).unwrap_or_default();
                 format!("{} ends: {how}{from}", name(end.id))
             }
+            Action::Answer(node, answer) => format!("answer {} at {node}", answer.id.task),
             Action::Note(from, note) => format!("note {} from {from}", note.id.task),
             Action::Print(node, ..) => format!("print of {node}"),
             Action::Notify => "notify".to_owned(),

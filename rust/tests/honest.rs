@@ -258,6 +258,11 @@ impl Client {
                         agent.told.push_back(control);
                     }
                 }
+                Action::Answer(node, answer) => {
+                    self.asleep.insert(node);
+                    let control = Control::NoteAnswer { note: answer.id.task, error: bytes::Bytes::new() };
+                    self.agents.get_mut(&node).expect("a lost node was answered").told.push_back(control);
+                }
                 Action::Acknowledge(node, id) => {
                     self.asleep.insert(node);
                     if let Some(agent) = self.agents.get_mut(&node) {

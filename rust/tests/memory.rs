@@ -173,7 +173,7 @@ fn results_that_nobody_asked_for_cost_nothing() {
         ("unknown results", OVER),
         ("a huge unknown result", OVER),
         ("unknown results of many parts", OVER),
-        ("tasks", "a task from a node"),
+        ("tasks", "a task or an answer from a node"),
     ]);
 }
 

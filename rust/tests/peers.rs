@@ -25,7 +25,7 @@ use skyward_lite::transport::host_key::HostKeys;
 use skyward_lite::transport::server;
 use skyward_lite::transport::ssh::{Algorithms, RekeyLimits, Target};
 use skyward_lite::wire::{self, ClientHello, EventReader, FrameSender};
-use skyward_lite::wire::{Attempt, BlobPart, Body, Control, Event, Message, Outcome, Outgoing, Packer};
+use skyward_lite::wire::{Attempt, BlobPart, Body, Control, Event, MAX_NOTE, Message, Outcome, Outgoing, Packer};
 
 #[path = "support/hello.rs"]
 mod support;
@@ -48,6 +48,7 @@ fn agent_spec(python: &str) -> AgentSpec {
         epoch: "1".to_owned(),
         packages: [("joblib".to_owned(), "1".to_owned())].into(),
         notices: Vec::new(),
+        directory: None,
     }
 }
 
@@ -918,6 +919,39 @@ fn output_is_forwarded() {
     assert!(text.starts_with(b"one\ntwo\n"), "{}", String::from_utf8_lossy(&text));
     assert!(text.len() < 4 << 20, "{}", text.len());
     assert!(String::from_utf8_lossy(&text).contains("left out"));
+}
+
+/// What a task asks for comes whole, up to 16 MiB, also while nobody takes what tasks tell; or the reason why it does not.
+#[test]
+fn requests_are_answered() {
+    let pool = ready(vec![embedded(client_hello(2, true), "3.11"), embedded(client_hello(2, false), "3.11")]);
+    submit(&pool, task(100, 7, vec![Bytes::from("told")]));
+    let content = |n: u64| Bytes::from(vec![n as u8; if n == 0 { MAX_NOTE } else { n as usize * 50_000 }]);
+    (0..20).for_each(|n| submit(&pool, task(n, 10, vec![Bytes::from(n.to_string())])));
+    let mut answered = 0;
+    let by = Instant::now() + BOUND;
+    while answered < 20 {
+        for (node, request) in pool.requests(Duration::from_secs(1)).expect("closed") {
+            let n = String::from_utf8_lossy(&request.parts[0]).parse().unwrap();
+            if n == 7 {
+                pool.answer_note(node, request.id.task, Bytes::from("why not"));
+            } else {
+                pool.answer_request(node, request.id.task, content(n));
+            }
+            answered += 1;
+        }
+        assert!(Instant::now() < by, "{answered} of 20 requests came");
+    }
+    for (n, message) in collect(&pool, 20) {
+        let expected = if n == 7 { Bytes::from("why not") } else { content(n) };
+        assert!(message.parts == [expected], "the answer to {n} came changed");
+    }
+    let told = pool.notes(BOUND).expect("closed");
+    assert_eq!(told[0].1.parts[0], "told");
+    pool.answer_note(told[0].0, told[0].1.id.task, Bytes::new());
+    collect(&pool, 1);
+    pool.close();
+    assert!(pool.requests(BOUND).is_none());
 }
 
 /// Each note reaches the client whole, and its answer the task that sent it, whichever node and process that is in.

@@ -23,7 +23,7 @@ struct Node {
 }
 
 fn settings(processes: usize, slots: usize) -> Settings {
-    Settings { node: "n".to_owned(), processes, slots, cores: 4, task_timeout: None, unwind: false }
+    Settings { node: "n".to_owned(), processes, slots, cores: 4, task_timeout: None, generation: 0, unwind: false }
 }
 
 fn a_tick_less(time: Duration) -> Duration {
@@ -727,6 +727,94 @@ fn notes_find_their_way_back() {
     }
 }
 
+/// What a note asked for goes to its worker, too, under the worker's own number.
+#[test]
+fn answers_find_their_way_back() {
+    let mut node = Node::ready(settings(1, 1));
+    let [Action::Deliver(Body::Note, note)] = &node.worker(1, Event::Message(Body::Note, task(1)))[..] else {
+        panic!("no note")
+    };
+    let number = note.id;
+    let content = |id| Message { id, parts: vec![Bytes::from_static(b"content")], ..Message::default() };
+    let answer = Event::Message(Body::Answer, content(number));
+    assert_eq!(node.client(answer), [Action::Answer(1, content(id(1)))]);
+    let [Action::Deliver(Body::Note, note)] = &node.worker(1, Event::Message(Body::Note, task(2)))[..] else {
+        panic!("no note")
+    };
+    let number = note.id;
+    let actions = node.client(Event::NoMemory(Body::Answer, number, 9));
+    assert!(matches!(&actions[..], [Action::Tell(1, Control::NoteAnswer { note: 2, error })] if !error.is_empty()));
+    // No worker sends answers.
+    let offer = Offer { body: Body::Answer, id: id(1), size: 9, unfinished: 0 };
+    assert!(node.state.admit(1, &offer).is_err());
+}
+
+fn of_generation(generation: u32, n: u64) -> Message {
+    Message { generation, ..task(n) }
+}
+
+impl Node {
+    fn submit_of(&mut self, generation: u32, tasks: impl IntoIterator<Item = u64>) -> Vec<Action> {
+        let tasks = tasks.into_iter().map(|n| Event::Message(Body::Task, of_generation(generation, n)));
+        self.handle(Input::Client(&mut tasks.collect()))
+    }
+}
+
+/// A task of another generation gets fresh workers. Those of before end what they hold, however long it takes, and are then
+/// asked to end; those that hold nothing go at once, the spare too.
+#[test]
+fn tasks_of_another_generation_get_fresh_workers() {
+    let mut node = Node::ready(settings(2, 1));
+    assert_eq!(node.tick_after(SPARE_DELAY), [Action::Start(3)]);
+    assert_eq!(node.submit([0]), [assign(1, 0)]);
+    let actions = node.submit_of(1, [1, 2]);
+    assert_eq!(actions, [Action::Kill(3), Action::Start(4), Action::Start(5), Action::Kill(2)]);
+    assert_eq!(node.exit(2, &[]), []);
+    assert_eq!(node.exit(3, &[]), []);
+    assert_eq!(node.state.generation(), 1);
+    assert_eq!(node.tick_after(10 * RETIREMENT), [Action::Start(6)], "a spare; task 0 has no time limit");
+    assert_eq!(node.hello(4), [Action::Assign(4, of_generation(1, 1))]);
+    assert_eq!(node.hello(5), [Action::Assign(5, of_generation(1, 2))]);
+    let bye = Action::Tell(1, Control::Goodbye(Bytes::new()));
+    assert_eq!(node.result(1, task(0)), [deliver(task(0)), bye]);
+    assert_eq!(node.exit(1, &[]), []);
+}
+
+/// Neither of two calls of different generations keeps the other one out: what has arrived of one runs, then what has
+/// arrived of the other. A task that waits for its workers can be recalled and cancelled.
+#[test]
+fn generations_take_turns() {
+    let mut node = Node::ready(settings(1, 1));
+    assert_eq!(node.submit([0]), [assign(1, 0)]);
+    // Task 1 waits for the worker, so nothing changes yet; task 4 waits behind those of the other generation.
+    assert_eq!(node.submit([1]), []);
+    assert_eq!(node.submit_of(1, [2, 3]), []);
+    assert_eq!(node.submit([4, 5]), []);
+    assert_eq!(node.ask(Control::Recall(id(3))), [Action::Reply(Control::GivenBack(id(3)))]);
+    assert_eq!(node.ask(Control::Cancel(id(5))), [cancelled(5)]);
+    assert_eq!(node.result(1, task(0)), [deliver(task(0)), assign(1, 1), Action::Start(2)]);
+    assert_eq!(node.hello(2), [Action::Assign(2, of_generation(1, 2)), Action::Start(3)]);
+    assert_eq!(node.hello(3), [assign(3, 4)]);
+    assert_eq!(node.state.counts(), (3, 0));
+}
+
+/// When an outdated worker dies, its task is the cause if it alone ran there; others run again in fresh workers of their own
+/// generation.
+#[test]
+fn outdated_workers_that_die() {
+    let mut node = Node::ready(settings(1, 2));
+    node.submit([0, 1, 2]);
+    assert_eq!(node.submit_of(1, [3]), [Action::Start(2)]);
+    assert_eq!(node.hello(2), [Action::Assign(2, of_generation(1, 3))]);
+    assert_eq!(node.exit(1, &[0, 1]), [Action::Start(3)]);
+    assert_eq!(node.hello(3), [assign(3, 1), assign(3, 0), assign(3, 2)]);
+    assert_eq!(node.submit_of(1, [4]), [Action::Start(4)]);
+    let why = "node n: worker process 7 exited with status 3 while it ran this task";
+    assert_eq!(node.exit(3, &[1]), [crashed(1, why)]);
+    assert_eq!(node.hello(4), [Action::Assign(4, of_generation(1, 4)), Action::Start(5)]);
+    assert_eq!(node.hello(5), [assign(5, 0), assign(5, 2)]);
+}
+
 /// Notes beyond their credit wait until earlier ones are answered. One may always be on its way.
 #[test]
 fn notes_wait_for_credit() {
@@ -883,6 +971,8 @@ struct Process {
     blobs: HashSet<u64>,
     greeted: bool,
     killed: bool,
+    /// Of the tasks that it runs.
+    generation: u32,
 }
 
 impl Process {
@@ -923,6 +1013,11 @@ impl Process {
             }
             Some(Event::Control(Control::Forget(blobs))) => {
                 assert!(blobs.iter().all(|blob| self.blobs.remove(blob)), "{blobs:?} were not here");
+                return true;
+            }
+            Some(Event::Control(Control::Goodbye(_))) => {
+                assert!(self.queue.is_empty() && self.running.is_empty(), "asked to end with tasks");
+                self.killed = true;
                 return true;
             }
             Some(_) => return true,
@@ -978,6 +1073,8 @@ struct World {
     named: HashMap<u64, Vec<u64>>,
     /// Blobs that the client forgot although tasks named them.
     betrayed: HashSet<u64>,
+    /// The generation of the tasks that the client sends now.
+    generation: u32,
     /// So many of the next starts fail.
     failing: u8,
     stopped: bool,
@@ -1000,6 +1097,7 @@ impl World {
             blobs: Vec::new(),
             named: HashMap::new(),
             betrayed: HashSet::new(),
+            generation: 0,
             failing: 0,
             stopped: false,
             was_full: false,
@@ -1020,10 +1118,14 @@ impl World {
                     self.failing -= 1;
                     actions.extend(self.node.handle(Input::NotStarted(worker, "no".to_owned())));
                 }
-                Action::Start(worker) => drop(self.processes.insert(worker, Process::default())),
+                Action::Start(worker) => {
+                    let process = Process { generation: self.node.state.generation(), ..Process::default() };
+                    self.processes.insert(worker, process);
+                }
                 Action::Kill(worker) => self.processes.get_mut(&worker).expect("nobody to kill").killed = true,
                 Action::Assign(worker, task) => {
                     let process = self.processes.get_mut(&worker).expect("nobody to run it");
+                    assert_eq!(process.generation, task.generation, "a worker gets a task of another generation");
                     process.to_worker.push_back(Event::Message(Body::Task, task));
                 }
                 Action::Tell(worker, control) => {
@@ -1055,6 +1157,7 @@ impl World {
                     assert_eq!(self.blobs[usize::try_from(number).unwrap()], Blob::Forgotten);
                 }
                 Action::Stop(_) => self.stopped = true,
+                Action::Answer(..) => panic!("an answer to no note"),
                 Action::ReadWorkers => reads_again = true,
                 Action::Reply(_) => {}
             }
@@ -1073,7 +1176,8 @@ impl World {
 
     fn submit(&mut self) {
         self.next += 1;
-        let actions = self.node.submit([self.next - 1]);
+        let task = Message { generation: self.generation, ..task(self.next - 1) };
+        let actions = self.node.client(Event::Message(Body::Task, task));
         self.obey(actions);
     }
 
@@ -1090,7 +1194,8 @@ impl World {
         }
         self.next += 1;
         self.named.insert(self.next - 1, named.clone());
-        let actions = self.node.submit_naming(self.next - 1, &named);
+        let task = Message { generation: self.generation, ..naming(self.next - 1, &named) };
+        let actions = self.node.client(Event::Message(Body::Task, task));
         self.obey(actions);
     }
 
@@ -1194,7 +1299,7 @@ impl World {
         let task = id(u64::from(which) % (self.next + 1));
         let (slots, now, large) = (self.slots, self.node.now, self.large.clone());
         let mut process = self.processes.get_mut(&worker);
-        match deed % 28 {
+        match deed % 29 {
             0..4 => self.submit(),
             4 => self.greet(worker),
             5..8 => (0..=more % 4).for_each(|_| _ = process.as_mut().map(|process| process.receive())),
@@ -1212,6 +1317,7 @@ impl World {
             21 => self.tick(Duration::from_millis(u64::from(more) * 10)),
             24 | 25 => self.submit_naming(which, more),
             26 => self.bring(usize::from(which) % self.blobs.len().max(1), more % 8 == 0),
+            28 => self.generation = u32::from(more % 3),
             27 => self.forget(usize::from(which) % self.blobs.len().max(1), more % 8 == 0),
             _ => {
                 let taken = self.unacknowledged.split_off(self.unacknowledged.len() / 2);
@@ -1254,8 +1360,9 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
-    /// In any order of submits, blobs, cancels, aborts, recalls, late answers, crashes, failed starts, timeouts and
-    /// acknowledgements, each task is in one place and ends once, all credit is counted, and only tasks that ran are blamed.
+    /// In any order of submits, generations, blobs, cancels, aborts, recalls, late answers, crashes, failed starts, timeouts and
+    /// acknowledgements, each task is in one place, runs in workers of its generation and ends once, all credit is counted, and only tasks
+    /// that ran are blamed.
     #[test]
     fn every_task_ends_once(
         shape in prop_oneof![Just((1, 1)), Just((1, 3)), Just((2, 1)), Just((3, 1))],

@@ -38,6 +38,7 @@ def server() -> Iterator[int]:
         "epoch": "0",
         "packages": {},
         "notices": [],
+        "directory": None,
     }
 
     def serve() -> None:

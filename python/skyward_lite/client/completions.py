@@ -155,15 +155,18 @@ class CompletionQueue:
         buffers: payload.Buffers,
         node: int | None = None,
         calls: int = 1,
+        generation: int = 0,
     ) -> int:
         """Submit a task of so many calls, to the node of this number in `pool.nodes()` or to any; return its number.
+
+        `generation`: of the user's modules that the task was pickled with.
 
         Raise `PoolClosedError` if the pool is closed.
         """
         task = next(self._tasks)
         self.pending[task] = managers.CallWithProxies(waiter) if managers.unclaimed else waiter
         nanos = self._call_nanos and min(self._call_nanos * calls, MAX_NANOS)
-        if not self._core.submit(task, kind, pickled, buffers, node, nanos):
+        if not self._core.submit(task, kind, pickled, buffers, node, nanos, generation):
             self._refuse(task)
         return task
 

@@ -45,6 +45,7 @@ class Greeting:
             node=machine.name,
             python=PYTHON,
             lease_ms=int(settings.lease * 1000),
+            generation=0,
             worker=WorkerSettings(
                 concurrency=machine.concurrency or worker.concurrency,
                 processes=worker.executor == "process",

@@ -65,8 +65,11 @@ def told(found: dict[str, str], notices: list[str]) -> dict[str, str]:
     return {}
 
 
-def spec(*notices: str) -> _core.AgentSpec:
-    """Return what the agent must be told because it cannot find it out by itself. The client logs the `notices`."""
+def spec(*notices: str, directory: str | None = None) -> _core.AgentSpec:
+    """Return what the agent must be told because it cannot find it out by itself.
+
+    The client logs the `notices`. `directory`: the agent's own, in which its workers run and keep files.
+    """
     options = ["-P"]
     if hasattr(sys.flags, "context_aware_warnings"):
         # From Python 3.14 on: what task_warnings.py does for earlier versions.
@@ -79,6 +82,7 @@ def spec(*notices: str) -> _core.AgentSpec:
         "epoch": os.urandom(16).hex(),
         "packages": told(packages(), all_notices),
         "notices": all_notices,
+        "directory": directory,
     }
 
 
@@ -123,7 +127,8 @@ def listen(fd: int, lock: int, directory: str, alive: str | None = None, spot: b
     signal.signal(signal.SIGHUP, lambda number, frame: None)
     _begin_duties(alive, spot)
     try:
-        _core.listen(spec(), fd=fd, directory=directory)
+        os.mkdir(os.path.join(directory, directories.WORK), 0o700)
+        _core.listen(spec(directory=directory), fd=fd, directory=directory)
     finally:
         if directories.is_there(directory, lock):
             directories.remove(directory)

@@ -2,9 +2,11 @@
 
 It is named by the node's key, belongs to the user alone (0700), and holds
 
-    agent   the Unix socket at which the agent listens
-    log     what the agent prints
-    pid     the agent's process
+    agent    the Unix socket at which the agent listens
+    log      what the agent prints
+    pid      the agent's process
+    work     a directory that is empty at first, in which the tasks run
+    modules  the client's modules, as far as tasks have imported them
 
 The agent has the lock of the directory (flock) for its life: the process that starts it takes the lock, and the agent
 inherits it. So no lock means no agent. An agent removes its directory at its end. One that was killed leaves it behind,
@@ -26,6 +28,7 @@ PROBLEM = "SKYWARD_LITE_NO_DIRECTORY"
 """The variable that tells an agent why no directory can be used, if none can: it tells its client."""
 PREFIX = "skyward-lite-"
 SOCKET, LOG, PID = "agent", "log", "pid"
+WORK, MODULES = "work", "modules"
 MAX_BASE_BYTES = 64
 """Longest `TMPDIR` that is used: a socket's path may have `MAX_SOCKET_BYTES`."""
 MAX_SOCKET_BYTES = 107
@@ -199,6 +202,13 @@ def remove(path: str) -> None:
     for name in _FILES:
         with contextlib.suppress(OSError):
             os.unlink(f"{path}/{name}")
+    trees = [tree for tree in (f"{path}/{WORK}", f"{path}/{MODULES}") if os.path.isdir(tree)]
+    if trees:
+        # Imported here, because each connection would wait for it, and only the end of an agent needs it.
+        import shutil
+
+        for tree in trees:
+            shutil.rmtree(tree, ignore_errors=True)
     with contextlib.suppress(OSError):
         os.rmdir(path)
 

@@ -18,7 +18,7 @@ const MAX_MESSAGE: usize = 1 << 20;
 /// Worker processes, and tasks at once in each, whatever the client asks for.
 const MAX_WORKERS: usize = 4;
 /// What an honest client sends: heartbeats, tasks, acknowledgements, questions, aborts, answers, blobs.
-const CLIENT_KINDS: &[u8] = &[3, 6, 7, 8, 11, 11, 11, 11, 13, 17, 18, 18, 19];
+const CLIENT_KINDS: &[u8] = &[3, 6, 7, 8, 11, 11, 11, 11, 13, 17, 18, 18, 19, 27];
 /// What an honest worker sends: results, notes, answers about tasks.
 const WORKER_KINDS: &[u8] = &[9, 10, 12, 12, 12, 16];
 
@@ -68,6 +68,7 @@ pub fn run(bytes: &[u8]) {
         slots: 1,
         cores: 2,
         task_timeout: None,
+        generation: 0,
         unwind: script.rarely(2),
     };
     let now = Instant::now();
@@ -157,7 +158,11 @@ impl World {
                 Action::Tell(worker, Control::Recall(id) | Control::Cancel(id)) => {
                     self.processes.get_mut(&worker).expect("nobody to ask").asked.push(id);
                 }
-                Action::Deliver(..) | Action::Reply(_) | Action::Tell(..) | Action::ReadWorkers => {}
+                Action::Answer(..)
+                | Action::Deliver(..)
+                | Action::Reply(_)
+                | Action::Tell(..)
+                | Action::ReadWorkers => {}
             }
         }
         for worker in failed {
@@ -221,7 +226,10 @@ impl World {
                     {
                         *self.arrived.entry(id.task).or_default() += 1;
                     }
-                    if let Event::Control(Control::NoteAnswer { note, .. }) = &event {
+                    if let Event::Control(Control::NoteAnswer { note, .. })
+                    | Event::Message(Body::Answer, Message { id: Attempt { task: note, .. }, .. })
+                    | Event::NoMemory(Body::Answer, Attempt { task: note, .. }, _) = &event
+                    {
                         self.notes.remove(note);
                     }
                     others.push(event);
@@ -245,6 +253,7 @@ impl World {
             slots,
             cores: 2,
             task_timeout: client.worker.task_timeout_ms.map(Duration::from_millis),
+            generation: client.generation,
             unwind: client.worker.unwind,
         };
         self.state = State::new(settings, self.now, Duration::from_millis(client.lease_ms));
@@ -298,7 +307,8 @@ impl World {
                     self.sending.insert(self.last_blob, 0);
                     named.push(self.last_blob);
                 }
-                forge::task(Attempt { task: self.last_task, attempt: 0 }, &named)
+                let generation = u32::from(script.rarely(4));
+                forge::task(Attempt { task: self.last_task, attempt: 0 }, generation, &named)
             }
             5..8 => {
                 let begun = self.sending.iter_mut().filter(|(_, sent)| **sent < 16);
@@ -319,6 +329,7 @@ impl World {
                 let blob = self.sending.pop_first().map(|(number, _)| number);
                 forge::controls(blob.map(|number| Control::Forget(vec![number])))
             }
+            15 if script.rarely(2) => self.notes.keys().next().map(|note| forge::answer(*note)).unwrap_or_default(),
             _ => {
                 let answer = |note: &u64| Control::NoteAnswer { note: *note, error: "".into() };
                 forge::controls(self.notes.keys().take(2).map(answer).collect::<Vec<_>>())

@@ -133,6 +133,7 @@ impl World {
                     assert!(notes.len() == 1 || bytes <= NOTE_CREDIT, "more notes than credit");
                 }
                 Action::Tell(..)
+                | Action::Answer(..)
                 | Action::Forget(..)
                 | Action::Acknowledge(..)
                 | Action::Goodbye(..)
@@ -344,7 +345,11 @@ impl World {
                 let known = self.nodes[id].notes.iter().next().map(|(note, (sender, _))| (*note, *sender));
                 let (note, sender) = known.unwrap_or((u64::from(script.byte()), script.u64()));
                 self.nodes[id].notes.remove(&note);
-                self.dispatch.answer_note(sender, note, Bytes::new(), &mut self.out);
+                if script.rarely(2) {
+                    self.dispatch.answer_request(sender, note, Bytes::new(), &mut self.out);
+                } else {
+                    self.dispatch.answer_note(sender, note, Bytes::new(), &mut self.out);
+                }
                 self.act();
             }
             25 => {

@@ -21,6 +21,7 @@ const BLOB_CHUNK: u8 = 18;
 const FORGET: u8 = 19;
 const DESCRIPTOR: u8 = 22;
 const BLOCKS_ARRIVED: u8 = 26;
+const ANSWER: u8 = 27;
 /// Kinds up to here are tried; the last ones are unknown.
 const KINDS: u8 = 30;
 /// Events, and bytes of them, that a session handles at once: as in `wire/stream.rs`.
@@ -162,7 +163,11 @@ fn length(script: &mut Script<'_>) -> u64 {
 
 /// Append a chunk of a message, which is mostly the only one.
 fn message(raw: &mut Vec<u8>, kind: u8, known: &Known, script: &mut Script<'_>) {
-    let id = if kind == NOTE { Attempt { task: number(known, script), attempt: 0 } } else { id(known, script) };
+    let id = if matches!(kind, NOTE | ANSWER) {
+        Attempt { task: number(known, script), attempt: 0 }
+    } else {
+        id(known, script)
+    };
     let flags = if script.breaks(4) { script.byte() % 8 } else { 3 };
     let mut body = Vec::new();
     let mut payload = 0;
@@ -173,6 +178,7 @@ fn message(raw: &mut Vec<u8>, kind: u8, known: &Known, script: &mut Script<'_>) 
         payload = lengths.iter().fold(0, |sum: u64, length| sum.saturating_add(*length));
         body.extend([code, u8::try_from(blobs).unwrap()]);
         body.extend(u16::try_from(parts).unwrap().to_le_bytes());
+        body.extend(u32::from(script.byte() % 2).to_le_bytes());
         body.extend((u64::from(script.byte()) << 20).to_le_bytes());
         body.extend(lengths.iter().flat_map(|length| length.to_le_bytes()));
         for place in 0..blobs {
@@ -231,8 +237,9 @@ pub fn controls(controls: impl IntoIterator<Item = Control>) -> Vec<u8> {
 }
 
 /// Return the frame of a task that names these blobs, as an honest client sends it.
-pub fn task(id: Attempt, blobs: &[u64]) -> Vec<u8> {
+pub fn task(id: Attempt, generation: u32, blobs: &[u64]) -> Vec<u8> {
     let mut body = vec![0, u8::try_from(blobs.len()).unwrap(), 0, 0];
+    body.extend(generation.to_le_bytes());
     body.extend(0_u64.to_le_bytes());
     for (place, number) in (0_u16..).zip(blobs) {
         body.extend(place.to_le_bytes());
@@ -240,6 +247,13 @@ pub fn task(id: Attempt, blobs: &[u64]) -> Vec<u8> {
     }
     let mut raw = Vec::new();
     frame(&mut raw, TASK, 3, id, &body);
+    raw
+}
+
+/// Return the frame of an answer to a note.
+pub fn answer(note: u64) -> Vec<u8> {
+    let mut raw = Vec::new();
+    frame(&mut raw, ANSWER, 3, Attempt { task: note, attempt: 0 }, &[0; 16]);
     raw
 }
 
@@ -256,6 +270,7 @@ pub fn chunk(number: u64, offset: u64, total: u64, bytes: &[u8]) -> Vec<u8> {
 /// Return the frame of a result as an honest node sends it.
 pub fn result(id: Attempt, outcome: Outcome, bytes: usize) -> Vec<u8> {
     let mut body = vec![outcome as u8, 0, 1, 0];
+    body.extend(0_u32.to_le_bytes());
     body.extend(0_u64.to_le_bytes());
     body.extend((bytes as u64).to_le_bytes());
     body.resize(body.len() + bytes, b'x');
@@ -270,7 +285,7 @@ pub fn frames(known: &Known, script: &mut Script<'_>) -> Vec<u8> {
     for _ in 0..=script.below(4) {
         let kind = if script.breaks(12) { script.byte() % KINDS } else { script.pick(known.kinds).unwrap_or_default() };
         match kind {
-            TASK | RESULT | NOTE => message(&mut raw, kind, known, script),
+            TASK | RESULT | NOTE | ANSWER => message(&mut raw, kind, known, script),
             HELLO => frame(&mut raw, HELLO, 0, Attempt::default(), script.some(40)),
             _ => control(&mut raw, kind, known, script),
         }

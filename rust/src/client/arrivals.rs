@@ -23,7 +23,7 @@ impl Dispatch {
     pub fn admit(&self, from: PeerId, offer: &Offer) -> Result<bool, FrameError> {
         let len = offer.unfinished.saturating_add(offer.size);
         match offer.body {
-            Body::Task => Err(FrameError::BadSequence("a task from a node")),
+            Body::Task | Body::Answer => Err(FrameError::BadSequence("a task or an answer from a node")),
             Body::Note => {
                 let record = self.nodes.get(from);
                 record.map_or(Ok(()), |record| record.notes.check(offer.unfinished, offer.size)).map(|()| true)

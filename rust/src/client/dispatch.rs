@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | a caller submits, cancels or aborts a task | `submit`, `cancel`, `abort` | `Send`, `Tell`, `Complete` |
 //! | a caller has taken ends of tasks | `taken` | `Acknowledge` |
-//! | a caller answers a note | `answer_note` | `Tell` |
+//! | a caller answers a note | `answer_note`, `answer_request` | `Tell`, `Answer` |
 //! | nodes are added, are on their way, greet | `add_node`, `expect`, `begin`, `greeted`, `give_up` | `Complete` |
 //! | a node sends frames | `received` (`arrivals.rs`) | all of them |
 //! | a node's connection is lost, it comes back, it is lost | `away`, `back`, `lost` (`absence.rs`) | all of them |
@@ -42,6 +42,8 @@ pub enum Action {
     Send(PeerId, Message),
     /// Send the node these bytes as the blob of this number.
     SendBlob(PeerId, u64, Bytes),
+    /// Send the node what a note asked for.
+    Answer(PeerId, Message),
     /// Tell the node to forget the blobs of these numbers.
     Forget(PeerId, Vec<u64>),
     /// Send this control frame to the node.
@@ -55,7 +57,8 @@ pub enum Action {
     /// Hand the end of this task to the caller. If a node is named, [`Dispatch::taken`] is to be called when the caller has
     /// taken it.
     Complete(Option<PeerId>, Message),
-    /// Hand what a task told this process to the caller, who answers the sender of this number with [`Dispatch::answer_note`].
+    /// Hand what a task told or asked this process to the caller, who answers the sender of this number with
+    /// [`Dispatch::answer_note`] or [`Dispatch::answer_request`].
     Note(u64, Message),
     /// Hand what a worker of the node wrote to a stream to the caller.
     Print(PeerId, u64, Bytes),
@@ -252,6 +255,15 @@ impl Dispatch {
         if let Some((from, record)) = node_of_sender(&mut self.nodes, sender) {
             record.notes.give_back(note);
             out.extend([Action::Tell(from, Control::NoteAnswer { note, error }), Action::Wake(from)]);
+        }
+    }
+
+    /// Answer the sender of a note that asks for something, with what it asked for.
+    pub fn answer_request(&mut self, sender: u64, note: u64, content: Bytes, out: &mut Vec<Action>) {
+        if let Some((from, record)) = node_of_sender(&mut self.nodes, sender) {
+            record.notes.give_back(note);
+            let answer = Message { id: Attempt { task: note, attempt: 0 }, parts: vec![content], ..Message::default() };
+            out.extend([Action::Answer(from, answer), Action::Wake(from)]);
         }
     }
 

@@ -7,20 +7,46 @@ use bytes::Bytes;
 
 use crate::locks::{lock, wait_timeout_while};
 use crate::wire::flood::{Flood, Piece};
-use crate::wire::{LEFT_OUT, Message, STDERR};
+use crate::wire::{ASKS, LEFT_OUT, Message, STDERR};
 
 /// What a worker wrote: the node's name, the number of the stream as `node/stdio.rs` makes it, and the text.
 pub type Lines = (String, u64, Bytes);
 
-/// See the module's text. Output and notes each have a thread that takes them.
+/// See the module's text. Output, notes and requests each have a thread that takes them.
 #[derive(Debug, Default)]
 pub struct Inbox {
     output: Mutex<Waiting<Flood<(String, u64)>>>,
     /// Notified when output comes and none was there, and when the pool is closed.
     output_came: Condvar,
+    notes: Notes,
+    /// Notes that ask for something: they do not wait until a listener of the user's has taken the notes before them.
+    requests: Notes,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
     notes: Mutex<Waiting<Vec<(u64, Message)>>>,
     /// Notified when a note comes, and when the pool is closed.
-    note_came: Condvar,
+    came: Condvar,
+}
+
+impl Notes {
+    fn add(&self, sender: u64, note: Message) {
+        lock(&self.notes).items.push((sender, note));
+        self.came.notify_one();
+    }
+
+    fn take(&self, bound: Duration) -> Option<Vec<(u64, Message)>> {
+        let notes = lock(&self.notes);
+        let mut notes = wait_timeout_while(&self.came, notes, bound, |n| n.items.is_empty() && !n.closed);
+        // Notes that still wait when the pool is closed have no sender left that could hear an answer.
+        (!notes.closed).then(|| std::mem::take(&mut notes.items))
+    }
+
+    fn close(&self) {
+        lock(&self.notes).closed = true;
+        self.came.notify_all();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -68,26 +94,28 @@ impl Inbox {
         Some(lines.collect())
     }
 
-    /// Add what a task told this process.
+    /// Add what a task told or asked this process.
     pub fn add_note(&self, sender: u64, note: Message) {
-        lock(&self.notes).items.push((sender, note));
-        self.note_came.notify_one();
+        let notes = if note.code == ASKS { &self.requests } else { &self.notes };
+        notes.add(sender, note);
     }
 
     /// Take what tasks told this process, each note with its node, waiting up to `bound` for one. Return `None` once the
     /// pool is closed.
     pub fn take_notes(&self, bound: Duration) -> Option<Vec<(u64, Message)>> {
-        let notes = lock(&self.notes);
-        let mut notes = wait_timeout_while(&self.note_came, notes, bound, |n| n.items.is_empty() && !n.closed);
-        // Notes that still wait when the pool is closed have no sender left that could hear an answer.
-        (!notes.closed).then(|| std::mem::take(&mut notes.items))
+        self.notes.take(bound)
+    }
+
+    /// As [`Inbox::take_notes`], for what tasks asked this process.
+    pub fn take_requests(&self, bound: Duration) -> Option<Vec<(u64, Message)>> {
+        self.requests.take(bound)
     }
 
     /// Mark the pool as closed: the threads that take return when nothing is left.
     pub fn close(&self) {
         lock(&self.output).closed = true;
         self.output_came.notify_all();
-        lock(&self.notes).closed = true;
-        self.note_came.notify_all();
+        self.notes.close();
+        self.requests.close();
     }
 }

@@ -82,6 +82,7 @@ impl Shared {
         for action in actions.drain(..) {
             match action {
                 Action::Send(id, task) => put(senders, id, |o| o.message(Body::Task, task)),
+                Action::Answer(id, answer) => put(senders, id, |o| o.message(Body::Answer, answer)),
                 Action::SendBlob(id, number, bytes) => put(senders, id, |o| o.blob(number, bytes)),
                 Action::Forget(id, blobs) => put(senders, id, |o| o.forget(blobs)),
                 Action::Tell(id, control) => put(senders, id, |o| o.control(control)),

@@ -304,6 +304,18 @@ impl Pool {
         self.shared.inbox.take_notes(bound)
     }
 
+    /// As [`Pool::notes`], for notes that ask for something: to be answered with [`Pool::answer_request`], or with the reason
+    /// for which there is no answer by [`Pool::answer_note`].
+    #[must_use]
+    pub fn requests(&self, bound: Duration) -> Option<Vec<(u64, Message)>> {
+        self.shared.inbox.take_requests(bound)
+    }
+
+    /// Send the sender of a note what it asked for, at most [`MAX_NOTE`](crate::wire::MAX_NOTE) bytes.
+    pub fn answer_request(&self, sender: u64, note: u64, content: Bytes) {
+        self.shared.decide(|dispatch, out| dispatch.answer_request(sender, note, content, out));
+    }
+
     /// Answer the sender of a note: it was taken, or `error` is why it was not. A node that is lost hears no answer.
     pub fn answer_note(&self, sender: u64, note: u64, error: Bytes) {
         self.shared.decide(|dispatch, out| dispatch.answer_note(sender, note, error, out));

@@ -64,6 +64,8 @@ pub enum Action {
     Deliver(Body, Message),
     /// Send a worker a task.
     Assign(PeerId, Message),
+    /// Send a worker what a note of its asked the client for.
+    Answer(PeerId, Message),
     /// Send a worker the descriptor of this blob.
     Pass(PeerId, u64),
     /// Free this blob. If it has not arrived in full, the rest of it is to be read over.

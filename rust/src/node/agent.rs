@@ -97,11 +97,19 @@ impl Agent {
             slots,
             cores,
             task_timeout: client.worker.task_timeout_ms.map(Duration::from_millis),
+            generation: client.generation,
             unwind: client.worker.unwind,
         };
         let begun = Instant::now();
         let state = State::new(settings, begun, Duration::from_millis(client.lease_ms));
-        let greeting = WorkerHello { node: client.node, slots, lease_ms: client.lease_ms, work: client.worker };
+        let greeting = WorkerHello {
+            node: client.node,
+            slots,
+            lease_ms: client.lease_ms,
+            generation: client.generation,
+            directory: spec.directory.unwrap_or_default(),
+            work: client.worker,
+        };
         let supervisor = Supervisor::new(spec.worker, greeting, (cores / tasks).max(1), Arc::clone(&link));
         let inner =
             Mutex::new(Inner { state, supervisor, blobs: BlobFiles::default(), actions: Vec::new(), stop: None });
@@ -193,6 +201,7 @@ impl Agent {
                     Action::Reply(control) => self.link.stage(|o| o.control(control)),
                     Action::Deliver(body, message) => self.link.stage(|o| o.message(body, message)),
                     Action::Assign(worker, task) => supervisor.assign(worker, task),
+                    Action::Answer(worker, answer) => supervisor.answer(worker, answer),
                     Action::Tell(worker, control) => supervisor.tell(worker, control),
                     Action::Pass(worker, blob) => {
                         if let Some(file) = blobs.get(blob) {
@@ -202,7 +211,7 @@ impl Agent {
                     Action::DropBlob(blob) => blobs.forget(blob),
                     Action::Start(worker) => {
                         let lease = state.lease_left(Instant::now());
-                        let started = supervisor.start(worker, lease, Arc::clone(self));
+                        let started = supervisor.start(worker, lease, state.generation(), Arc::clone(self));
                         failed.extend(started.err().map(|why| (worker, why.to_string())));
                     }
                     Action::Kill(worker) => {

@@ -18,6 +18,8 @@ pub struct AgentSpec {
     pub epoch: String,
     /// The node's distributions: normalized name → version.
     pub packages: BTreeMap<String, String>,
+    /// A private directory of this agent, where its workers run and may keep files; `None` where they share the client's.
+    pub directory: Option<String>,
     /// What the client's log is to say of this node, a sentence each.
     pub notices: Vec<String>,
 }

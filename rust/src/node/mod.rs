@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `state.rs` | PURE: the client's and the workers' events, exits and ticks in; [`actions`] out |
 //! | `workers.rs`, `tasks.rs`, `results.rs` | its parts: roles, spares, isolation, blame; assigned tasks; results until acknowledged |
+//! | `generations.rs` | PURE: tasks that wait for fresh workers, because the client's modules have changed |
 //! | `blobs.rs` | PURE: which blobs are here, which tasks wait for some, which worker has which |
 //! | `agent.rs` | the lock around the decider; carries the actions out |
 //! | `session.rs`, `greeting.rs` | the loop: client, workers, clock; the client comes back after a cut; the answer to its hello |
@@ -26,6 +27,7 @@ pub mod blob_files;
 mod blobs;
 mod descriptors;
 mod exit;
+pub mod generations;
 mod greeting;
 mod handover;
 pub mod lease;

@@ -362,5 +362,8 @@ async fn greet_client(
 
 /// Return whether a client's message is to be stored, now that its first chunk is here.
 fn admit_task(offer: &Offer) -> Result<bool, FrameError> {
-    if offer.body == Body::Task { Ok(true) } else { Err(FrameError::BadSequence("a result or a note from a client")) }
+    match offer.body {
+        Body::Task | Body::Answer => Ok(true),
+        Body::Result | Body::Note => Err(FrameError::BadSequence("a result or a note from a client")),
+    }
 }

@@ -30,6 +30,8 @@ pub struct Settings {
     pub cores: usize,
     /// How long one task may run.
     pub task_timeout: Option<Duration>,
+    /// The generation of the client's modules when the session began.
+    pub generation: u32,
     /// Plugins have set something up in the workers: all of them are asked to end, so that they can undo it.
     pub unwind: bool,
 }
@@ -60,8 +62,8 @@ impl State {
         Self {
             begun,
             workers: Workers::new(settings.slots, settings.cores),
+            tasks: Tasks::new(settings.generation),
             settings,
-            tasks: Tasks::default(),
             slept: Duration::ZERO,
             lease,
             announced: false,
@@ -119,7 +121,7 @@ impl State {
     /// [`FrameError::BadSequence`] for a task, which no worker sends.
     pub fn admit(&self, worker: PeerId, offer: &Offer) -> Result<bool, FrameError> {
         match offer.body {
-            Body::Task => Err(FrameError::BadSequence("a task from a worker")),
+            Body::Task | Body::Answer => Err(FrameError::BadSequence("a task or an answer from a worker")),
             Body::Result => Ok(self.tasks.queue.holds(worker, offer.id)),
             Body::Note => Ok(offer.unfinished == 0 || offer.unfinished.saturating_add(offer.size) <= AGENT_BACKLOG),
         }
@@ -135,6 +137,12 @@ impl State {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.workers.is_over()
+    }
+
+    /// Return the generation of the workers that are started now.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.tasks.generation()
     }
 
     /// Return how many tasks have not ended, and how many results wait for the client's credit.
@@ -161,13 +169,19 @@ impl State {
     }
 
     /// End the cancelled tasks that came back, give crash suspects their processes, then send waiting tasks to workers with
-    /// room, and ask for tasks back that idle workers could run.
+    /// room, start fresh workers if only tasks of another generation wait, and ask for tasks back that idle workers could
+    /// run.
     fn distribute(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.tasks.end_cancelled(out);
         self.workers.isolate_suspects(&mut self.tasks, now, out);
-        while let Some((worker, task)) = self.tasks.queue.assign() {
-            self.tasks.assign(worker, task, out);
+        self.tasks.assign_all(out);
+        if self.workers.may_be_renewed(&self.tasks) {
+            if self.tasks.change_generation() {
+                self.workers.renew(&mut self.tasks, now, out);
+            }
+            self.tasks.assign_all(out);
         }
+        self.workers.end_outdated(&self.tasks, self.settings.unwind, now, out);
         while let Some((worker, id)) = self.tasks.queue.steal(now) {
             out.push(Action::Tell(worker, Control::Recall(id)));
         }
@@ -182,6 +196,16 @@ impl State {
             Event::NoMemory(Body::Task, id, size) => {
                 let text = format!("node {}: no memory for a task of {size} bytes in its agent", self.settings.node);
                 self.tasks.results.deliver(Message::text(id, Outcome::Crashed, text), out);
+            }
+            Event::Message(Body::Answer, mut answer) => {
+                if let Some((worker, note)) = self.tasks.results.answer_note(answer.id.task, out) {
+                    answer.id.task = note;
+                    out.push(Action::Answer(worker, answer));
+                }
+            }
+            Event::NoMemory(Body::Answer, note, size) => {
+                let text = format!("node {}: no memory for an answer of {size} bytes", self.settings.node);
+                self.on_client_control(Control::NoteAnswer { note: note.task, error: text.into() }, now, out);
             }
             Event::Control(control) => self.on_client_control(control, now, out),
             Event::Message(..) | Event::Chunk(_) | Event::Skipped(..) | Event::NoMemory(..) => {}
@@ -282,6 +306,9 @@ impl State {
         if let [culprit] = blame.suspects[..] {
             let again = if worker.role == Role::Isolated { " again, alone," } else { "" };
             self.tasks.crash(culprit, format!("{what} while it ran this task{again}{tail}"), out);
+        } else if matches!(worker.role, Role::Outdated(_)) {
+            // They run again in fresh workers of their generation, in which the one that kills a worker is found.
+            blame.suspects.into_iter().for_each(|task| self.tasks.run_elsewhere(task, out));
         } else {
             self.workers.suspect(blame.suspects);
         }
@@ -303,7 +330,7 @@ impl State {
                     }
                 }
             }
-            Role::Retired(_) => {}
+            Role::Retired(_) | Role::Outdated(_) => {}
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ use crate::wire::{EventReader, FrameSender, STDERR, STDOUT, hello};
 
 /// How long the exit status of a worker is awaited that was killed, and the rest of what it had sent.
 pub const EXIT_TIMEOUT: Duration = Timing::DEFAULT.worker_kill;
+/// The directory in the agent's own one in which its workers run: see `node/directories.py`.
+const WORK_DIRECTORY: &str = "work";
 /// How long output is awaited after the worker's end: a process outside of its group may hold the pipe.
 const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_millis(200);
 /// Variables that limit the threads of the numeric libraries, which each take all cores by themselves.
@@ -104,8 +107,15 @@ impl Supervisor {
         }
     }
 
-    /// Start a worker, which may go on for `lease` if it hears nothing, and whose observer hears what becomes of it.
-    pub fn start<O: Observer>(&mut self, id: PeerId, lease: Duration, observer: Arc<O>) -> Result<(), AgentError> {
+    /// Start a worker of this generation, which may go on for `lease` if it hears nothing, and whose observer hears what
+    /// becomes of it.
+    pub fn start<O: Observer>(
+        &mut self,
+        id: PeerId,
+        lease: Duration,
+        generation: u32,
+        observer: Arc<O>,
+    ) -> Result<(), AgentError> {
         let (ours, theirs) = StdUnixStream::pair().map_err(AgentError::Spawn)?;
         let table = SlotTable::new().map_err(AgentError::Spawn)?;
         table.send(&ours).map_err(AgentError::Spawn)?;
@@ -114,7 +124,8 @@ impl Supervisor {
         let (program, arguments) =
             self.command.split_first().ok_or_else(|| AgentError::Refused("no worker command".to_owned()))?;
         let unlimited = THREAD_VARIABLES.iter().filter(|variable| std::env::var_os(variable).is_none());
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .envs(unlimited.map(|variable| (*variable, &self.threads)))
             .envs(&self.greeting.work.env)
@@ -122,14 +133,19 @@ impl Supervisor {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             // A group of its own: it can be ended with all that it started, and Ctrl-C at a terminal is not its.
-            .process_group(0)
-            .spawn()
-            .map_err(AgentError::Spawn)?;
+            .process_group(0);
+        let directory = Path::new(&self.greeting.directory).join(WORK_DIRECTORY);
+        // It may have been removed by hand.
+        if !self.greeting.directory.is_empty() && directory.is_dir() {
+            command.current_dir(directory);
+        }
+        let mut child = command.spawn().map_err(AgentError::Spawn)?;
         let pid = child.id().unwrap_or_default();
         restore_open_files(pid);
         let group = Group::of(pid);
         let link = Arc::new(FrameSender::default());
         let descriptors = Arc::<Outgoing<SharedFile>>::default();
+        self.greeting.generation = generation;
         let greeting = hello(&self.greeting)?;
         link.send(|o| o.control(greeting));
         // The hello has a whole lease, of which a part may be over.
@@ -164,6 +180,13 @@ impl Supervisor {
     pub fn assign(&self, worker: PeerId, task: Message) {
         if let Some(process) = self.processes.get(&worker) {
             process.link.send(|o| o.message(Body::Task, task));
+        }
+    }
+
+    /// Send a worker what a note of its asked for.
+    pub fn answer(&self, worker: PeerId, answer: Message) {
+        if let Some(process) = self.processes.get(&worker) {
+            process.link.send(|o| o.message(Body::Answer, answer));
         }
     }
 

@@ -10,13 +10,15 @@
 //!                          or died   └─ crash suspect: its worker died while it ran together with others
 //! ```
 //!
-//! A task that names blobs which have not arrived in full waits in `blobs.rs` before all this.
+//! A task that names blobs which have not arrived in full waits in `blobs.rs` before all this, and then, if it is of another
+//! generation than the workers, in `generations.rs`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use crate::node::actions::Action;
 use crate::node::blobs::Blobs;
+use crate::node::generations::OtherGenerations;
 use crate::node::results::Results;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::wire::{Attempt, Control, Message, Outcome};
@@ -39,8 +41,12 @@ struct KillDeadline {
 /// See the module's text.
 #[derive(Debug)]
 pub struct Tasks {
-    /// The tasks that have not ended, but for those that wait for blobs.
+    /// The tasks that have not ended, but for those that wait for blobs or for workers of their generation.
     pub queue: Queue,
+    /// The generation of the workers. Set anew by [`Tasks::change_generation`].
+    generation: u32,
+    /// Tasks of other generations, and those that arrived behind them.
+    others: OtherGenerations,
     /// The blobs that are here, and the tasks that wait for some.
     pub blobs: Blobs,
     /// The ends of tasks, on their way to the client.
@@ -55,10 +61,14 @@ pub struct Tasks {
     aborting: BTreeMap<Attempt, KillDeadline>,
 }
 
-impl Default for Tasks {
-    fn default() -> Self {
+impl Tasks {
+    /// Return the state of a node without tasks, whose workers are of this generation.
+    #[must_use]
+    pub fn new(generation: u32) -> Self {
         Self {
             queue: Queue::local(),
+            generation,
+            others: OtherGenerations::default(),
             blobs: Blobs::default(),
             results: Results::default(),
             cancelled_in_advance: HashSet::new(),
@@ -66,9 +76,42 @@ impl Default for Tasks {
             aborting: BTreeMap::new(),
         }
     }
-}
 
-impl Tasks {
+    /// Return the generation of the workers.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Queue a task for the workers; behind those of other generations, if there are any.
+    fn enqueue(&mut self, task: Message) {
+        if task.generation == self.generation && self.others.is_empty() {
+            self.queue.push(task);
+        } else {
+            self.others.push(task);
+        }
+    }
+
+    /// Go on to the next tasks in `generations.rs`, if no task waits in the queue. Return whether the workers are of another
+    /// generation than these tasks, and fresh ones are to take their place.
+    pub fn change_generation(&mut self) -> bool {
+        if self.queue.waiting() > 0 {
+            return false;
+        }
+        let Some(next) = self.others.next() else { return false };
+        self.others.take_next().into_iter().for_each(|task| self.queue.push(task));
+        std::mem::replace(&mut self.generation, next) != next
+    }
+
+    /// Take a task out of the queue again that was put back there, if workers of its generation are gone.
+    fn leave_to_others(&mut self, task: u64) {
+        if self.queue.waiting_message(task).is_some_and(|message| message.generation != self.generation)
+            && let Some(message) = self.queue.remove(task)
+        {
+            self.others.push_front(message);
+        }
+    }
+
     /// Take a task from the client.
     ///
     /// # Errors
@@ -78,10 +121,10 @@ impl Tasks {
             self.results.deliver(Message::cancelled(task.id), out);
         } else if self.len() + self.results.len() >= MAX_TASKS {
             return Err(format!("the client sent more than {MAX_TASKS} tasks at once"));
-        } else if self.queue.attempt(task.id.task).is_none() && !self.blobs.is_waiting(task.id.task) {
+        } else if self.attempt(task.id.task).is_none() {
             let id = task.id;
             match self.blobs.arrive(task) {
-                Ok(ready) => ready.into_iter().for_each(|task| self.queue.push(task)),
+                Ok(ready) => ready.into_iter().for_each(|task| self.enqueue(task)),
                 Err(why) => self.results.deliver(Message::text(id, Outcome::Crashed, why), out),
             }
         }
@@ -91,12 +134,22 @@ impl Tasks {
     /// Return how many tasks have not ended.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.queue.len() + self.blobs.waiting()
+        self.queue.len() + self.blobs.waiting() + self.others.len()
+    }
+
+    /// Return the attempt at a task that is here; `None` if it has ended or has not arrived.
+    fn attempt(&self, task: u64) -> Option<Attempt> {
+        self.queue.attempt(task).or_else(|| self.blobs.attempt(task)).or_else(|| self.others.attempt(task))
+    }
+
+    /// Remove a task that waits for blobs or for workers of its generation. Return whether it was one.
+    fn remove_early(&mut self, task: u64) -> bool {
+        self.blobs.remove(task).or_else(|| self.others.remove(task)).is_some()
     }
 
     /// Note that a blob is complete: the tasks that waited for it alone go on.
     pub fn blob_is_complete(&mut self, number: u64) {
-        self.blobs.complete(number).into_iter().for_each(|task| self.queue.push(task));
+        self.blobs.complete(number).into_iter().for_each(|task| self.enqueue(task));
     }
 
     /// Tell the client that a blob could not be stored, and end the tasks that name it with the reason.
@@ -117,6 +170,13 @@ impl Tasks {
             for id in self.blobs.forget(number, out) {
                 self.results.deliver(Message::text(id, Outcome::Crashed, FORGOTTEN.to_owned()), out);
             }
+        }
+    }
+
+    /// Send waiting tasks to workers with room for them.
+    pub fn assign_all(&mut self, out: &mut Vec<Action>) {
+        while let Some((worker, task)) = self.queue.assign() {
+            self.assign(worker, task, out);
         }
     }
 
@@ -166,7 +226,7 @@ impl Tasks {
             out.push(Action::Reply(Control::RecallRefused(id)));
             return;
         }
-        if self.blobs.remove(id.task).is_some() {
+        if self.remove_early(id.task) {
             out.push(Action::Reply(Control::GivenBack(id)));
             return;
         }
@@ -180,14 +240,13 @@ impl Tasks {
     /// Return whether another attempt at the task is here: then this one is not, and what the client asks about it is no
     /// question about the one that is here.
     fn is_other(&self, id: Attempt) -> bool {
-        let here = self.queue.attempt(id.task).or_else(|| self.blobs.attempt(id.task));
-        here.is_some_and(|here| here != id)
+        self.attempt(id.task).is_some_and(|here| here != id)
     }
 
     /// Drop a task that waits here or has not arrived. Returns the worker that holds it otherwise.
     fn drop_task(&mut self, id: Attempt, out: &mut Vec<Action>) -> Result<Option<PeerId>, String> {
         let is_other = self.is_other(id);
-        if !is_other && self.blobs.remove(id.task).is_some() {
+        if !is_other && self.remove_early(id.task) {
             self.results.deliver(Message::cancelled(id), out);
             return Ok(None);
         }
@@ -267,6 +326,7 @@ impl Tasks {
             out.push(Action::Reply(Control::GivenBack(id)));
         } else {
             self.queue.given_back(worker, id);
+            self.leave_to_others(id.task);
         }
     }
 
@@ -286,6 +346,7 @@ impl Tasks {
             self.queue.remove(task);
             out.push(Action::Reply(Control::GivenBack(id)));
         }
+        self.leave_to_others(task);
     }
 
     /// Answer the client's question about a task whose worker has died, perhaps of this task, before it could answer: the
@@ -337,6 +398,7 @@ impl Tasks {
     #[must_use]
     pub fn is_consistent(&self, is_there: impl Fn(PeerId) -> bool) -> bool {
         self.results.is_consistent()
+            && self.others.is_consistent()
             && self.blobs.is_consistent(&is_there, |task| self.queue.attempt(task).is_some())
             && self
                 .owed_answers

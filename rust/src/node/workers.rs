@@ -9,6 +9,8 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use crate::node::actions::{Action, Exit};
 use crate::node::tasks::Tasks;
 use crate::queue::PeerId;
@@ -41,6 +43,9 @@ pub enum Role {
     Isolated,
     /// Takes no more tasks since this time, and ends soon.
     Retired(Instant),
+    /// Is of another generation than the tasks that come now. It takes no more tasks, has as long as it likes for those that it
+    /// holds, and is then asked to end; when it was asked.
+    Outdated(Option<Instant>),
 }
 
 /// One worker process.
@@ -317,6 +322,50 @@ impl Workers {
         }
     }
 
+    /// Return whether fresh workers may take the place of all: no crash suspect waits for a process, or runs in one.
+    #[must_use]
+    pub fn may_be_renewed(&self, tasks: &Tasks) -> bool {
+        self.crash_suspects.is_empty()
+            && self.iter().all(|(id, worker)| worker.role != Role::Isolated || tasks.queue.held(id).next().is_none())
+    }
+
+    /// Start fresh workers in the place of all that take tasks, and end those that hold none.
+    pub fn renew(&mut self, tasks: &mut Tasks, now: Instant, out: &mut Vec<Action>) {
+        let mut regular = 0;
+        for (&id, worker) in &mut self.members {
+            regular += usize::from(worker.role == Role::Regular);
+            match worker.role {
+                Role::Regular if worker.ready => {
+                    worker.role = Role::Outdated(None);
+                    tasks.queue.pause_peer(id, true);
+                }
+                Role::Regular | Role::Spare | Role::Isolated => {
+                    worker.role = Role::Retired(now);
+                    out.push(Action::Kill(id));
+                }
+                Role::Retired(_) | Role::Outdated(_) => {}
+            }
+        }
+        (0..regular).for_each(|_| self.start(Role::Regular, out));
+        self.spare_due = Some(now + SPARE_DELAY);
+    }
+
+    /// Ask outdated workers to end that have ended what they held. Those that have nothing to write are killed, unless plugins
+    /// are to undo what they set up there.
+    pub fn end_outdated(&mut self, tasks: &Tasks, unwind: bool, now: Instant, out: &mut Vec<Action>) {
+        for (&id, worker) in &mut self.members {
+            if worker.role != Role::Outdated(None) || tasks.queue.held(id).next().is_some() {
+                continue;
+            }
+            worker.role = Role::Outdated(Some(now));
+            out.push(if unwind || worker.has_ended_a_task {
+                Action::Tell(id, Control::Goodbye(Bytes::new()))
+            } else {
+                Action::Kill(id)
+            });
+        }
+    }
+
     /// Retire the workers whose aborted or late tasks have not ended in time.
     pub fn end_overdue(&mut self, tasks: &mut Tasks, now: Instant, out: &mut Vec<Action>) {
         for worker in tasks.overdue_workers(now) {
@@ -324,8 +373,8 @@ impl Workers {
         }
     }
 
-    /// Count a tick of silence for each worker, unless none is read from, and kill those that are stopped. Kill retired
-    /// workers that have had their time, or run nothing but aborted tasks.
+    /// Count a tick of silence for each worker, unless none is read from, and kill those that are stopped. Kill retired and
+    /// outdated workers that have had their time, or run nothing but aborted tasks.
     pub fn kill_lost(&mut self, tasks: &Tasks, now: Instant, out: &mut Vec<Action>) {
         for (&id, worker) in &mut self.members {
             if let Some(ticks) = worker.silent_ticks.as_mut().filter(|_| !tasks.results.is_full()) {
@@ -334,9 +383,14 @@ impl Workers {
                     out.push(Action::Kill(id));
                 }
             }
-            if let Role::Retired(since) = worker.role
-                && (since + RETIREMENT <= now || tasks.queue.held(id).all(|task| tasks.is_aborting(task)))
-            {
+            let only_aborting = || tasks.queue.held(id).all(|task| tasks.is_aborting(task));
+            let is_due = match worker.role {
+                Role::Retired(since) => since + RETIREMENT <= now || only_aborting(),
+                Role::Outdated(Some(since)) => since + Timing::DEFAULT.worker_exit <= now,
+                Role::Outdated(None) => only_aborting(),
+                Role::Regular | Role::Spare | Role::Isolated => false,
+            };
+            if is_due {
                 out.push(Action::Kill(id));
             }
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use pyo3::exceptions::PyOSError;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 use russh::keys::ssh_key::LineEnding;
@@ -25,7 +25,7 @@ use crate::transport::auth::{Identity, SshAgent, new_key};
 use crate::transport::connection;
 use crate::transport::host_key::{HostKeys, fingerprint};
 use crate::transport::ssh::{Algorithms, RekeyLimits, Target};
-use crate::wire::{Attempt, ClientHello, MAX_BODY, Message};
+use crate::wire::{Attempt, ClientHello, MAX_BODY, MAX_NOTE, Message};
 
 /// The stub's `Endpoint`: a socket, or a host and a port.
 #[derive(FromPyObject)]
@@ -309,7 +309,8 @@ impl Core {
         py.detach(|| self.pool.wait_for_change(&seen, Duration::from_millis(bound_ms)));
     }
 
-    #[pyo3(signature = (task, kind, pickled, buffers, node, nanos))]
+    #[allow(clippy::too_many_arguments)] // a flat call is what the hot path wants
+    #[pyo3(signature = (task, kind, pickled, buffers, node, nanos, generation))]
     fn submit(
         &self,
         task: u64,
@@ -318,10 +319,12 @@ impl Core {
         buffers: Option<Vec<Bound<'_, PyAny>>>,
         node: Option<usize>,
         nanos: u64,
+        generation: u32,
     ) -> PyResult<bool> {
         // Without a check of the owner, which takes a system call: `check_owner` comes before a task is pickled.
         let (parts, blobs) = task_parts(pickled, buffers, self.pool.contents())?;
-        Ok(self.pool.submit(Message { id: Attempt { task, attempt: 0 }, code: kind, nanos, parts, blobs }, node))
+        let id = Attempt { task, attempt: 0 };
+        Ok(self.pool.submit(Message { id, code: kind, generation, nanos, parts, blobs }, node))
     }
 
     fn blob(&self, data: &Bound<'_, PyAny>) -> PyResult<Blob> {
@@ -366,6 +369,25 @@ impl Core {
     fn answer_note(&self, sender: u64, note: u64, error: &[u8]) {
         let error = Bytes::copy_from_slice(error.get(..error.len().min(MAX_BODY)).unwrap_or_default());
         self.pool.answer_note(sender, note, error);
+    }
+
+    #[pyo3(signature = (bound_ms))]
+    fn requests<'py>(&self, py: Python<'py>, bound_ms: u64) -> PyResult<Option<Bound<'py, PyList>>> {
+        let Some(requests) = py.detach(|| self.pool.requests(Duration::from_millis(bound_ms))) else { return Ok(None) };
+        let rows = requests.into_iter().map(|(node, note)| {
+            let request = note.parts.first().map_or(&[][..], |part| &part[..]);
+            (node, note.id.task, PyBytes::new(py, request))
+        });
+        PyList::new(py, rows.collect::<Vec<_>>()).map(Some)
+    }
+
+    #[pyo3(signature = (sender, request, content, /))]
+    fn answer_request(&self, sender: u64, request: u64, content: &[u8]) -> PyResult<()> {
+        if content.len() > MAX_NOTE {
+            return Err(PyValueError::new_err(format!("an answer of {} bytes is over the limit", content.len())));
+        }
+        self.pool.answer_request(sender, request, Bytes::copy_from_slice(content));
+        Ok(())
     }
 
     fn open_queue(&self) -> u64 {

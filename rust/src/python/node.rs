@@ -5,6 +5,7 @@ use std::ffi::c_int;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
@@ -13,13 +14,13 @@ use crate::node::agent;
 use crate::node::arrivals::{Arrivals, Streams};
 use crate::node::session::{self, AgentSpec};
 use crate::node::stdio;
-use crate::node::worker::Worker;
+use crate::node::worker::{NoteAnswer, Worker};
 use crate::python::buffer::{answer, owned, parts, task_to_python};
 use crate::python::convert::{core_error, private_key, public_key, seconds, socket, to_dataclass};
 use crate::python::log;
 use crate::transport::server;
 use crate::transport::ssh::RekeyLimits;
-use crate::wire::{Attempt, Message, Outcome, WorkerHello};
+use crate::wire::{ASKS, Attempt, Message, Outcome, TELLS, WorkerHello};
 
 /// Longest time for which a thread that waits for the answer to a note handles no signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
@@ -56,6 +57,16 @@ impl WorkerRuntime {
     #[getter]
     fn lease_ms(&self) -> u64 {
         self.hello.lease_ms
+    }
+
+    #[getter]
+    fn generation(&self) -> u32 {
+        self.hello.generation
+    }
+
+    #[getter]
+    fn directory(&self) -> &str {
+        &self.hello.directory
     }
 
     #[getter]
@@ -120,20 +131,16 @@ impl WorkerRuntime {
         buffers: Option<Vec<Bound<'py, PyAny>>>,
         bound_ms: u64,
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        let (number, mut answer) = self.worker.send_note(parts(pickled, buffers)?);
-        let until = Instant::now() + Duration::from_millis(bound_ms);
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            let received;
-            (received, answer) = py.detach(move || (answer.recv_timeout(left.min(SIGNAL_INTERVAL)), answer));
-            if let Ok(error) = received {
-                return Ok(Some(PyBytes::new(py, &error)));
-            }
-            let interrupted = py.check_signals();
-            if left.is_zero() || interrupted.is_err() {
-                self.worker.forget_note(number);
-                return interrupted.map(|()| None);
-            }
+        let answer = self.answer(py, TELLS, parts(pickled, buffers)?, bound_ms)?;
+        Ok(answer.map(|answer| PyBytes::new(py, &answer.unwrap_or_else(|error| error))))
+    }
+
+    #[pyo3(signature = (request, bound_ms))]
+    fn request<'py>(&self, py: Python<'py>, request: &[u8], bound_ms: u64) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        match self.answer(py, ASKS, vec![Bytes::copy_from_slice(request)], bound_ms)? {
+            None => Ok(None),
+            Some(Ok(content)) => Ok(Some(PyBytes::new(py, &content))),
+            Some(Err(why)) => Err(core_error(String::from_utf8_lossy(&why))),
         }
     }
 
@@ -157,6 +164,27 @@ impl WorkerRuntime {
     }
 }
 
+impl WorkerRuntime {
+    /// Send the client a note and wait for its answer, at most for `bound_ms`; `None` if none came.
+    fn answer(&self, py: Python<'_>, code: u8, parts: Vec<Bytes>, bound_ms: u64) -> PyResult<Option<NoteAnswer>> {
+        let (number, mut answer) = self.worker.send_note(code, parts);
+        let until = Instant::now() + Duration::from_millis(bound_ms);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let received;
+            (received, answer) = py.detach(move || (answer.recv_timeout(left.min(SIGNAL_INTERVAL)), answer));
+            if let Ok(answer) = received {
+                return Ok(Some(answer));
+            }
+            let interrupted = py.check_signals();
+            if left.is_zero() || interrupted.is_err() {
+                self.worker.forget_note(number);
+                return interrupted.map(|()| None);
+            }
+        }
+    }
+}
+
 /// The stub's `AgentSpec`, a dict.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
@@ -167,11 +195,13 @@ pub(super) struct AgentSpecArgument {
     epoch: String,
     packages: BTreeMap<String, String>,
     notices: Vec<String>,
+    directory: Option<String>,
 }
 
 impl From<AgentSpecArgument> for AgentSpec {
-    fn from(AgentSpecArgument { worker, version, python, epoch, packages, notices }: AgentSpecArgument) -> Self {
-        Self { worker, version, python, epoch, packages, notices }
+    fn from(spec: AgentSpecArgument) -> Self {
+        let AgentSpecArgument { worker, version, python, epoch, packages, notices, directory } = spec;
+        Self { worker, version, python, epoch, packages, notices, directory }
     }
 }
 

@@ -78,8 +78,8 @@ pub struct Decoder {
     block: Bytes,
     preamble: PreambleReader,
     unfinished: HashMap<(Body, Attempt), Unfinished>,
-    /// Payload bytes of the stored ones among `unfinished`: tasks, results, notes.
-    unfinished_bytes: (usize, usize, usize),
+    /// Payload bytes of the stored ones among `unfinished`: tasks, results, notes, answers.
+    unfinished_bytes: (usize, usize, usize, usize),
     /// See [`Decoder::results`].
     results: u64,
     /// See [`Decoder::bulk`].
@@ -96,7 +96,7 @@ impl Decoder {
             block: Bytes::new(),
             preamble: PreambleReader::default(),
             unfinished: HashMap::new(),
-            unfinished_bytes: (0, 0, 0),
+            unfinished_bytes: (0, 0, 0, 0),
             results: 0,
             bulk: 0,
             max_message,
@@ -271,6 +271,7 @@ impl Decoder {
             Body::Task => &mut self.unfinished_bytes.0,
             Body::Result => &mut self.unfinished_bytes.1,
             Body::Note => &mut self.unfinished_bytes.2,
+            Body::Answer => &mut self.unfinished_bytes.3,
         }
     }
 }

@@ -32,6 +32,9 @@ pub struct ClientHello {
     pub python: String,
     /// How long the node may go on working without the client, in milliseconds.
     pub lease_ms: u64,
+    /// The generation of the client's modules: that of the first workers.
+    #[serde(default)]
+    pub generation: u32,
     /// Whether the client can go on with the session over another connection, if the agent has a socket for it.
     #[serde(default)]
     pub resumable: bool,
@@ -126,6 +129,10 @@ pub struct WorkerHello {
     pub slots: usize,
     /// As [`ClientHello::lease_ms`].
     pub lease_ms: u64,
+    /// The generation of the client's modules whose tasks the process runs.
+    pub generation: u32,
+    /// A directory of the pool's own on this node; empty where there is none.
+    pub directory: String,
     pub work: WorkerSpec,
 }
 

@@ -22,6 +22,14 @@ impl Large {
         }
     }
 
+    /// As [`Outgoing::answer_size`].
+    pub fn answer_size(&self) -> usize {
+        match self {
+            Self::Message(message) => message.answer_size(),
+            Self::Blob(_) => 0,
+        }
+    }
+
     /// Append the next chunk to `out`. Return whether it was the last.
     pub fn put_chunk(&mut self, out: &mut Vec<u8>) -> bool {
         match self {

@@ -1,9 +1,9 @@
-//! Tasks, results and notes: messages that are cut into chunks and joined again.
+//! Tasks, results, notes and their answers: messages that are cut into chunks and joined again.
 //!
 //! ```text
 //! message = chunk+                              each chunk is a frame; the first and the last have a flag
 //! chunk   = head? bytes                         the head stands in the first chunk
-//! head    = code (u8) blobs (u8) parts (u16) nanos (u64) length (u64)[parts] blob[blobs]
+//! head    = code (u8) blobs (u8) parts (u16) generation (u32) nanos (u64) length (u64)[parts] blob[blobs]
 //! blob    = place (u16) number (u64)            a part whose bytes travel apart: see `blob.rs`
 //! ```
 //!
@@ -19,7 +19,7 @@ use crate::wire::header::{Attempt, FIRST, Header, LAST, MAX_CHUNK};
 
 /// Parts of one message (its pickle and the buffers beside it); their lengths fit a single frame.
 pub const MAX_PARTS: usize = 1024;
-/// Payload bytes of a note.
+/// Payload bytes of a note, and of an answer.
 pub const MAX_NOTE: usize = 16 * 1024 * 1024;
 /// Bytes set aside for a part of a message before they arrive; beyond it the memory grows with what arrived.
 const EAGER_PART_BYTES: usize = 1024 * 1024;
@@ -31,7 +31,7 @@ const MAX_COPIED_PART: usize = 4096;
 /// Bytes of memory that a part takes beside its payload, about.
 const PART_OVERHEAD: usize = 64;
 /// Bytes of a head without the parts' lengths and the blobs.
-const HEAD: usize = 12;
+const HEAD: usize = 16;
 /// Bytes of a blob in a head.
 const BLOB_HEAD: usize = 10;
 
@@ -41,17 +41,25 @@ const BLOB_HEAD: usize = 10;
 pub enum Body {
     Task = 11,
     Result = 12,
-    /// What a task tells the client while it runs; the client answers with [`super::Control::NoteAnswer`].
+    /// What a task tells the client, or asks it for, while it runs. The client answers with [`super::Control::NoteAnswer`],
+    /// or with [`Body::Answer`].
     Note = 16,
+    /// What a note asked for. It has the note's number.
+    Answer = 27,
 }
 
 impl Body {
     /// Return what a frame of this kind is a chunk of, if it is one.
     #[must_use]
     pub fn of(kind: u8) -> Option<Self> {
-        [Self::Task, Self::Result, Self::Note].into_iter().find(|body| *body as u8 == kind)
+        [Self::Task, Self::Result, Self::Note, Self::Answer].into_iter().find(|body| *body as u8 == kind)
     }
 }
+
+/// The code of a note that tells the client something, for its listeners.
+pub const TELLS: u8 = 0;
+/// The code of a note that asks the client for something.
+pub const ASKS: u8 = 1;
 
 /// How a task ended: the code of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,12 +92,15 @@ impl Outcome {
     }
 }
 
-/// A task on its way to a worker, or a result or a note on its way back.
+/// A task or an answer on its way to a worker, or a result or a note on its way back.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Message {
     pub id: Attempt,
-    /// Of a result: its [`Outcome`]. Of a task: how the worker's Python reads the pickle; nobody else looks at it.
+    /// Of a result: its [`Outcome`]. Of a task: how the worker's Python reads the pickle; nobody else looks at it. Of a note:
+    /// [`TELLS`] or [`ASKS`].
     pub code: u8,
+    /// Of a task: the generation of the client's modules that it was pickled with. Only workers of this generation run it.
+    pub generation: u32,
     /// Of a result: how long the function ran, in nanoseconds, by the worker's clock. Of a task: how long the task may
     /// run in all, 0 for as long as it likes; the client uses it when the task's node does not end the task in time.
     pub nanos: u64,
@@ -143,6 +154,7 @@ impl Message {
         let blobs = self.blobs.get(..MAX_BLOBS).unwrap_or(&self.blobs);
         out.extend_from_slice(&[self.code, u8::try_from(blobs.len()).unwrap_or(u8::MAX)]);
         out.extend_from_slice(&count.to_le_bytes());
+        out.extend_from_slice(&self.generation.to_le_bytes());
         out.extend_from_slice(&self.nanos.to_le_bytes());
         for part in &self.parts {
             out.extend_from_slice(&(part.len() as u64).to_le_bytes());
@@ -173,6 +185,12 @@ impl Outgoing {
     pub fn new(body: Body, message: Message) -> Self {
         let left = message.size();
         Self { body, message, started: false, part: 0, offset: 0, left }
+    }
+
+    /// Return the payload of the whole message, in bytes, if it is an answer to a note; else 0.
+    #[must_use]
+    pub fn answer_size(&self) -> usize {
+        if self.body == Body::Answer { self.message.size() } else { 0 }
     }
 
     /// Append the next chunk to `out`. Return whether it was the last.
@@ -214,6 +232,7 @@ impl Outgoing {
 pub(super) struct Assembly {
     id: Attempt,
     code: u8,
+    generation: u32,
     nanos: u64,
     /// Payload bytes of the whole message.
     pub size: usize,
@@ -235,6 +254,7 @@ impl Assembly {
         let code = chunk.get_u8();
         let blob_count = usize::from(chunk.get_u8());
         let count = usize::from(chunk.get_u16_le());
+        let generation = chunk.get_u32_le();
         let nanos = chunk.get_u64_le();
         if count + blob_count > MAX_PARTS {
             return Err(FrameError::TooLong { what: "list of parts", len: count + blob_count, cap: MAX_PARTS });
@@ -249,24 +269,25 @@ impl Assembly {
             size = size.saturating_add(len);
             lens.push(len);
         }
-        if size > max_message {
+        // The user's limit is for tasks and results.
+        if size > max_message && body != Body::Answer {
             return Err(FrameError::TooLong { what: "message", len: size, cap: max_message });
         }
         let blobs = read_blobs(blob_count, count, chunk)?;
         if body == Body::Result && Outcome::of(code).is_none() {
             return Err(FrameError::BadOutcome(code));
         }
-        if body == Body::Note && size > MAX_NOTE {
+        if matches!(body, Body::Note | Body::Answer) && size > MAX_NOTE {
             return Err(FrameError::TooLong { what: "note", len: size, cap: MAX_NOTE });
         }
-        Ok(Self { id, code, nanos, size, done: Vec::with_capacity(count), lens, part: Vec::new(), blobs })
+        Ok(Self { id, code, generation, nanos, size, done: Vec::with_capacity(count), lens, part: Vec::new(), blobs })
     }
 
     /// Return the message whose only chunk is `chunk`. Its parts are slices of the block, unless they are so small that
     /// they would keep much more memory alive than they count for. Parts of notes are always copied: notes are counted
     /// in bytes.
     pub fn whole(self, body: Body, mut chunk: Bytes) -> Result<Message, FrameError> {
-        let Self { id, code, nanos, lens, done: mut parts, blobs, .. } = self;
+        let Self { id, code, generation, nanos, lens, done: mut parts, blobs, .. } = self;
         let max_copied = if body == Body::Note { usize::MAX } else { MAX_COPIED_PART };
         for len in lens {
             if len > chunk.len() {
@@ -276,7 +297,7 @@ impl Assembly {
             parts.push(if len <= max_copied { Bytes::copy_from_slice(&part) } else { part });
         }
         if chunk.is_empty() {
-            Ok(Message { id, code, nanos, parts, blobs })
+            Ok(Message { id, code, generation, nanos, parts, blobs })
         } else {
             Err(FrameError::BadBody("message"))
         }
@@ -312,9 +333,9 @@ impl Assembly {
 
     /// Return the message after its last chunk.
     pub fn end(self) -> Result<Message, FrameError> {
-        let Self { id, code, nanos, lens, done: parts, blobs, .. } = self;
+        let Self { id, code, generation, nanos, lens, done: parts, blobs, .. } = self;
         if parts.len() == lens.len() {
-            Ok(Message { id, code, nanos, parts, blobs })
+            Ok(Message { id, code, generation, nanos, parts, blobs })
         } else {
             Err(FrameError::Truncated("message"))
         }

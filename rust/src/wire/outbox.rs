@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::error::SessionError;
-use crate::timing::MAX_ANSWERS;
+use crate::timing::{MAX_ANSWER_BYTES, MAX_ANSWERS};
 use crate::wire::blob::OutgoingBlob;
 use crate::wire::block::Packer;
 use crate::wire::control::Control;
@@ -66,7 +66,9 @@ pub struct Outbox {
     stripes: usize,
     /// Memory of the answers in `control` and `acknowledgements`: see [`Control::answer_cost`].
     answers: usize,
-    /// Set when `answers` exceeded [`MAX_ANSWERS`]: everything was dropped, and nothing more is sent.
+    /// Payload of the answers to notes that were not sent in full.
+    answer_bytes: usize,
+    /// Set when `answers` exceeded [`MAX_ANSWERS`], or `answer_bytes` [`MAX_ANSWER_BYTES`]: everything was dropped, and nothing more is sent.
     given_up: bool,
     /// Set by [`Outbox::close`]: nothing is added after the goodbye.
     closed: bool,
@@ -91,6 +93,7 @@ impl Default for Outbox {
             blob_bytes: 0,
             stripes: 0,
             answers: 0,
+            answer_bytes: 0,
             given_up: false,
             closed: false,
             raw: Vec::new(),
@@ -141,7 +144,7 @@ impl Outbox {
 
     /// Drop everything if more answers wait than those of a peer that reads. [`Outbox::fill`] returns the error.
     fn give_up_on_deaf_peer(&mut self) {
-        if self.answers > MAX_ANSWERS {
+        if self.answers > MAX_ANSWERS || self.answer_bytes > MAX_ANSWER_BYTES {
             *self = Self { given_up: true, stripes: self.stripes, ..Self::default() };
         }
     }
@@ -163,7 +166,7 @@ impl Outbox {
         })
     }
 
-    /// Send a task, a result or a note.
+    /// Send a task, a result, a note or the answer to one.
     pub fn message(&mut self, body: Body, message: Message) {
         if !self.is_open() {
             return;
@@ -171,11 +174,13 @@ impl Outbox {
         let size = message.size();
         self.bytes += size;
         let message = Outgoing::new(body, message);
+        self.answer_bytes += message.answer_size();
         if size <= MAX_SMALL_MESSAGE {
             self.small.push_back(message);
         } else {
             self.large(Large::Message(message));
         }
+        self.give_up_on_deaf_peer();
     }
 
     /// Send a blob, in chunks. Messages that name the blob may arrive before it.
@@ -222,7 +227,7 @@ impl Outbox {
             self.small.clear();
             self.large.clear();
             self.later.clear();
-            (self.bytes, self.blob_bytes) = (0, 0);
+            (self.bytes, self.blob_bytes, self.answer_bytes) = (0, 0, 0);
             while let Some(output) = self.next_output() {
                 self.control.push_back(output);
             }
@@ -292,7 +297,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`SessionError::Frame`] if a control frame is over its cap, [`SessionError::Deaf`] if answers over
-    /// [`MAX_ANSWERS`] waited.
+    /// [`MAX_ANSWERS`] or [`MAX_ANSWER_BYTES`] waited.
     pub fn fill(&mut self, out: &mut Vec<u8>) -> Result<bool, SessionError> {
         self.fill_within(out, &mut Allowance::unlimited())
     }
@@ -353,6 +358,7 @@ impl Outbox {
         let small_until = if self.large.is_empty() || bulk.room == 0 { FULL_BLOCK } else { FULL_BLOCK - MAX_CHUNK };
         while let Some(mut small) = if self.raw.len() < small_until { self.small.pop_front() } else { None } {
             self.bytes -= small.left;
+            self.answer_bytes -= small.answer_size();
             let at = self.raw.len();
             small.put_chunk(&mut self.raw);
             bulk.take(self.raw.len() - at - FRAME_HEADER);
@@ -383,6 +389,7 @@ impl Outbox {
             self.bytes -= sent;
             self.blob_bytes -= if large.is_blob() { sent } else { 0 };
             bulk.take(raw.len() - at - FRAME_HEADER);
+            self.answer_bytes -= if last { large.answer_size() } else { 0 };
             self.large.extend(if last { self.later.pop_front() } else { Some(large) });
         }
     }

@@ -13,6 +13,7 @@ pub fn client_hello(slots: usize, processes: bool) -> ClientHello {
         node: "tested".to_owned(),
         python: "3.11".to_owned(),
         lease_ms: 60_000,
+        generation: 0,
         resumable: false,
         worker: WorkerSpec {
             concurrency: Some(slots),

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use self::blobs::{BlobTable, Task};
+pub use self::notes::NoteAnswer;
 use self::notes::Notes;
 pub use self::result_sender::Answer;
 use self::result_sender::{ResultSender, Unsent};
@@ -187,11 +188,11 @@ impl Worker {
         CURRENT.get()
     }
 
-    /// Send a note to the client. Returns its number, to be forgotten with [`Worker::forget_note`], and where its answer
-    /// comes out: nothing if the note was taken, else why it was not.
+    /// Send a note to the client, which tells or asks it something ([`TELLS`](crate::wire::TELLS), [`ASKS`](crate::wire::ASKS)).
+    /// Returns its number, to be forgotten with [`Worker::forget_note`], and where its answer comes out.
     #[must_use]
-    pub fn send_note(&self, parts: Vec<Bytes>) -> (u64, Receiver<Bytes>) {
-        let note = self.shared.notes.add(parts);
+    pub fn send_note(&self, code: u8, parts: Vec<Bytes>) -> (u64, Receiver<NoteAnswer>) {
+        let note = self.shared.notes.add(code, parts);
         self.send_notes(self.shared.notes.take());
         note
     }
@@ -285,6 +286,14 @@ impl Worker {
                     let text = format!("a worker process has no memory for a task of {size} bytes");
                     self.end_unrun(Message::text(id, Outcome::Crashed, text));
                 }
+                Event::Message(Body::Answer, answer) => {
+                    let content = answer.parts.into_iter().next().unwrap_or_default();
+                    self.send_notes(self.shared.notes.answer(answer.id.task, Ok(content)));
+                }
+                Event::NoMemory(Body::Answer, note, size) => {
+                    let text = format!("a worker process has no memory for an answer of {size} bytes");
+                    self.send_notes(self.shared.notes.answer(note.task, Err(text.into())));
+                }
                 Event::Control(Control::Descriptor { number, size }) => {
                     blobs.add(number, size, reader.descriptor()?)?;
                 }
@@ -310,7 +319,10 @@ impl Worker {
                 self.answer(if waited { Control::GivenBack(id) } else { Control::RecallRefused(id) });
             }
             Control::Received { bytes } => self.shared.results.taken(bytes),
-            Control::NoteAnswer { note, error } => self.send_notes(self.shared.notes.answer(note, error)),
+            Control::NoteAnswer { note, error } => {
+                let answer = if error.is_empty() { Ok(error) } else { Err(error) };
+                self.send_notes(self.shared.notes.answer(note, answer));
+            }
             Control::Goodbye(_) => {
                 self.shared.lease.renew(EXIT_LEASE);
                 self.shared.tasks.close();

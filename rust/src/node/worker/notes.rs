@@ -1,4 +1,5 @@
-//! The notes of a worker process: what its tasks tell the client while they run, until the client has answered.
+//! The notes of a worker process: what its tasks tell the client while they run, or ask it for, until the client has
+//! answered.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
@@ -10,12 +11,16 @@ use crate::locks::lock;
 use crate::timing::NOTE_CREDIT;
 use crate::wire::{Attempt, Message};
 
+/// What the client answered to a note: what the note asked for, and nothing if it asked for nothing; or why the note was not
+/// taken.
+pub type NoteAnswer = Result<Bytes, Bytes>;
+
 #[derive(Debug, Default)]
 struct State {
     /// The number of the note that was made last.
     last: u64,
     /// Where the answer to each note comes out, until it does or is not wanted any more.
-    unanswered: HashMap<u64, SyncSender<Bytes>>,
+    unanswered: HashMap<u64, SyncSender<NoteAnswer>>,
     /// Notes for which there is no credit yet.
     backlog: VecDeque<Message>,
     /// The memory of each note that was sent, in bytes, by its number, until the client answers it.
@@ -47,15 +52,20 @@ pub struct Notes {
 }
 
 impl Notes {
-    /// Make a note of these parts, which is sent as soon as there is credit for it. Returns its number, and where its
-    /// answer comes out.
-    pub fn add(&self, parts: Vec<Bytes>) -> (u64, Receiver<Bytes>) {
+    /// Make a note of these parts, which is sent as soon as there is credit for it. `code`: whether it tells or asks. Returns
+    /// its number, and where its answer comes out.
+    pub fn add(&self, code: u8, parts: Vec<Bytes>) -> (u64, Receiver<NoteAnswer>) {
         let (answered, answer) = sync_channel(1);
         let mut state = lock(&self.state);
         state.last += 1;
         let number = state.last;
         state.unanswered.insert(number, answered);
-        state.backlog.push_back(Message { id: Attempt { task: number, attempt: 0 }, parts, ..Message::default() });
+        state.backlog.push_back(Message {
+            id: Attempt { task: number, attempt: 0 },
+            code,
+            parts,
+            ..Message::default()
+        });
         (number, answer)
     }
 
@@ -72,7 +82,7 @@ impl Notes {
     }
 
     /// Hand an answer to the thread that waits for it. Returns the notes that are to be sent now.
-    pub fn answer(&self, number: u64, answer: Bytes) -> Vec<Message> {
+    pub fn answer(&self, number: u64, answer: NoteAnswer) -> Vec<Message> {
         let mut state = lock(&self.state);
         state.sent_bytes -= state.sent.remove(&number).unwrap_or_default();
         if let Some(answered) = state.unanswered.remove(&number) {

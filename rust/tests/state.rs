@@ -731,17 +731,17 @@ fn notes_find_their_way_back() {
 #[test]
 fn answers_find_their_way_back() {
     let mut node = Node::ready(settings(1, 1));
-    let [Action::Deliver(Body::Note, note)] = &node.worker(1, Event::Message(Body::Note, task(1)))[..] else {
+    let [Action::Deliver(Body::Note, sent)] = &node.worker(1, Event::Message(Body::Note, task(1)))[..] else {
         panic!("no note")
     };
-    let number = note.id;
+    let number = sent.id;
     let content = |id| Message { id, parts: vec![Bytes::from_static(b"content")], ..Message::default() };
     let answer = Event::Message(Body::Answer, content(number));
     assert_eq!(node.client(answer), [Action::Answer(1, content(id(1)))]);
-    let [Action::Deliver(Body::Note, note)] = &node.worker(1, Event::Message(Body::Note, task(2)))[..] else {
+    let [Action::Deliver(Body::Note, sent)] = &node.worker(1, Event::Message(Body::Note, task(2)))[..] else {
         panic!("no note")
     };
-    let number = note.id;
+    let number = sent.id;
     let actions = node.client(Event::NoMemory(Body::Answer, number, 9));
     assert!(matches!(&actions[..], [Action::Tell(1, Control::NoteAnswer { note: 2, error })] if !error.is_empty()));
     // No worker sends answers.

@@ -304,8 +304,7 @@ impl Pool {
         self.shared.inbox.take_notes(bound)
     }
 
-    /// As [`Pool::notes`], for notes that ask for something: to be answered with [`Pool::answer_request`], or with the reason
-    /// for which there is no answer by [`Pool::answer_note`].
+    /// As [`Pool::notes`], for notes that ask for something: [`Pool::answer_request`] sends it, [`Pool::answer_note`] why not.
     #[must_use]
     pub fn requests(&self, bound: Duration) -> Option<Vec<(u64, Message)>> {
         self.shared.inbox.take_requests(bound)

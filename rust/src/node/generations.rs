@@ -2,7 +2,7 @@
 //!
 //! A generation is one state of the modules that the user edits at the client. A worker has imported those of one generation,
 //! and nothing is ever loaded anew in a process, so a task runs only in a worker of its generation. Tasks wait here until
-//! no task of the workers' generation waits in the queue; then fresh workers take over (`workers.rs`), and the workers of
+//! no task of the workers' generation waits in the queue; then fresh workers take over (`renewal.rs`), and the workers of
 //! before end what they hold.
 //!
 //! For example, a client that runs a long call edits a module and begins a second call. The first call's tasks that had arrived
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::wire::{Attempt, Message};
 
-/// See the module's text.
+/// Tasks of other generations than the workers', and those that arrived behind them.
 #[derive(Debug, Default)]
 pub struct OtherGenerations {
     /// The tasks by their places in the order in which they are to run.

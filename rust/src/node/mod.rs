@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `state.rs` | PURE: the client's and the workers' events, exits and ticks in; [`actions`] out |
 //! | `workers.rs`, `tasks.rs`, `results.rs` | its parts: roles, spares, isolation, blame; assigned tasks; results until acknowledged |
+//! | `exits.rs`, `renewal.rs` | its parts: a worker has ended; fresh workers take over |
 //! | `generations.rs` | PURE: tasks that wait for fresh workers, because the client's modules have changed |
 //! | `blobs.rs` | PURE: which blobs are here, which tasks wait for some, which worker has which |
 //! | `agent.rs` | the lock around the decider; carries the actions out |
@@ -27,6 +28,7 @@ pub mod blob_files;
 mod blobs;
 mod descriptors;
 mod exit;
+mod exits;
 pub mod generations;
 mod greeting;
 mod handover;
@@ -37,6 +39,7 @@ pub mod mark;
 pub mod memory_file;
 pub mod process_group;
 pub mod processes;
+mod renewal;
 mod results;
 pub mod session;
 pub mod slot_table;

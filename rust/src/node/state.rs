@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::error::FrameError;
-use crate::node::actions::{Action, Exit, Input};
+use crate::node::actions::{Action, Input};
 use crate::node::tasks::Tasks;
 pub use crate::node::workers::TICK;
-use crate::node::workers::{ABORT_GRACE, MAX_EARLY_DEATHS, Role, WorkerState, Workers};
+use crate::node::workers::{ABORT_GRACE, Role, Workers};
 use crate::queue::PeerId;
-use crate::timing::{AGENT_BACKLOG, PEER_TIMEOUT};
+use crate::timing::AGENT_BACKLOG;
 use crate::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
 
 /// What the decider knows from the client's hello. It never changes.
@@ -39,9 +39,9 @@ pub struct Settings {
 /// See the module's text.
 #[derive(Debug)]
 pub struct State {
-    settings: Settings,
-    tasks: Tasks,
-    workers: Workers,
+    pub(super) settings: Settings,
+    pub(super) tasks: Tasks,
+    pub(super) workers: Workers,
     /// When the session began, from which on the agent's time counts that its heartbeats tell.
     begun: Instant,
     /// How long the machine was suspended since. Set with each tick.
@@ -162,7 +162,7 @@ impl State {
         self.lease.saturating_sub(self.clock(now))
     }
 
-    fn stop(&mut self, why: String, out: &mut Vec<Action>) {
+    pub(super) fn stop(&mut self, why: String, out: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.stopping, true) {
             out.push(Action::Stop(why));
         }
@@ -285,67 +285,6 @@ impl State {
     fn on_result(&mut self, worker: PeerId, result: Message, now: Instant, out: &mut Vec<Action>) {
         self.workers.ended_a_task(worker);
         self.tasks.ended(worker, result, now, out);
-    }
-
-    fn on_exit(&mut self, id: PeerId, exit: &Exit, now: Instant, out: &mut Vec<Action>) {
-        let Some(worker) = self.workers.remove(id) else { return };
-        let held = self.tasks.queue.remove_peer(id);
-        self.tasks.blobs.worker_ended(id);
-        if self.workers.is_over() {
-            return;
-        }
-        let blame = self.workers.blame(id, &worker, &held, exit, &mut self.tasks);
-        for task in blame.innocent {
-            self.tasks.run_elsewhere(task, out);
-        }
-        for &task in &blame.suspects {
-            self.tasks.refuse_suspect(task, out);
-        }
-        let what = self.describe(&worker, exit);
-        let tail = &exit.stderr_tail;
-        if let [culprit] = blame.suspects[..] {
-            let again = if worker.role == Role::Isolated { " again, alone," } else { "" };
-            self.tasks.crash(culprit, format!("{what} while it ran this task{again}{tail}"), out);
-        } else if matches!(worker.role, Role::Outdated(_)) {
-            // They run again in fresh workers of their generation, in which the one that kills a worker is found.
-            blame.suspects.into_iter().for_each(|task| self.tasks.run_elsewhere(task, out));
-        } else {
-            self.workers.suspect(blame.suspects);
-        }
-        match worker.role {
-            Role::Regular => {
-                if self.workers.lost_regular(blame.early, &mut self.tasks, now, out) {
-                    self.stop(format!("{MAX_EARLY_DEATHS} workers in a row ended by themselves: {what}{tail}"), out);
-                }
-            }
-            Role::Spare | Role::Isolated => {
-                for task in self.workers.lost_helper(blame.early, now) {
-                    // Suspects that were cancelled meanwhile have ended.
-                    if self.tasks.queue.is_orphan(task) {
-                        let text = format!(
-                            "this task ran in a worker process that died of one of its tasks, and no other could be \
-                             started to run it again, alone: {what}{tail}"
-                        );
-                        self.tasks.crash(task, text, out);
-                    }
-                }
-            }
-            Role::Retired(_) | Role::Outdated(_) => {}
-        }
-    }
-
-    /// Return how a worker's process ended, as a sentence without its end.
-    fn describe(&self, worker: &WorkerState, exit: &Exit) -> String {
-        let how = match &exit.unreadable {
-            Some(error) => {
-                format!("was ended because what it sent cannot be read ({error}), perhaps a task wrote to its socket")
-            }
-            None if worker.is_silent() => {
-                format!("gave no sign of life for {} s and was ended", PEER_TIMEOUT.as_secs())
-            }
-            None => exit.how.clone(),
-        };
-        format!("node {}: worker process {} {how}", self.settings.node, exit.pid)
     }
 
     fn on_tick(

@@ -79,8 +79,8 @@ struct Process {
 
 /// All worker processes that live, and how others are started.
 pub struct Supervisor {
-    /// The command that starts a worker.
-    command: Vec<String>,
+    /// The program that a worker is, and its arguments.
+    program: Vec<String>,
     /// What each worker is greeted with.
     greeting: WorkerHello,
     /// Threads of a numeric library in one worker: the cores, divided among the tasks.
@@ -94,10 +94,10 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// `threads`: how many threads each numeric library of a worker may use.
-    pub fn new(command: Vec<String>, greeting: WorkerHello, threads: usize, client: Arc<FrameSender>) -> Self {
+    pub fn new(program: Vec<String>, greeting: WorkerHello, threads: usize, client: Arc<FrameSender>) -> Self {
         let threads = threads.to_string();
         Self {
-            command,
+            program,
             greeting,
             threads,
             client,
@@ -105,6 +105,29 @@ impl Supervisor {
             adopted: Adopted::default(),
             oom: OomCounter::new(),
         }
+    }
+
+    /// Return the command that starts a worker, whose end of the socket this is.
+    fn command(&self, socket: StdUnixStream) -> Result<Command, AgentError> {
+        let (program, arguments) =
+            self.program.split_first().ok_or_else(|| AgentError::Refused("no worker command".to_owned()))?;
+        let unlimited = THREAD_VARIABLES.iter().filter(|variable| std::env::var_os(variable).is_none());
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .envs(unlimited.map(|variable| (*variable, &self.threads)))
+            .envs(&self.greeting.work.env)
+            .stdin(Stdio::from(OwnedFd::from(socket)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own: it can be ended with all that it started, and Ctrl-C at a terminal is not its.
+            .process_group(0);
+        let directory = Path::new(&self.greeting.directory).join(WORK_DIRECTORY);
+        // It may have been removed by hand.
+        if !self.greeting.directory.is_empty() && directory.is_dir() {
+            command.current_dir(directory);
+        }
+        Ok(command)
     }
 
     /// Start a worker of this generation, which may go on for `lease` if it hears nothing, and whose observer hears what
@@ -121,25 +144,7 @@ impl Supervisor {
         table.send(&ours).map_err(AgentError::Spawn)?;
         ours.set_nonblocking(true).map_err(AgentError::Spawn)?;
         let socket = UnixStream::from_std(ours).map_err(AgentError::Spawn)?;
-        let (program, arguments) =
-            self.command.split_first().ok_or_else(|| AgentError::Refused("no worker command".to_owned()))?;
-        let unlimited = THREAD_VARIABLES.iter().filter(|variable| std::env::var_os(variable).is_none());
-        let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .envs(unlimited.map(|variable| (*variable, &self.threads)))
-            .envs(&self.greeting.work.env)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // A group of its own: it can be ended with all that it started, and Ctrl-C at a terminal is not its.
-            .process_group(0);
-        let directory = Path::new(&self.greeting.directory).join(WORK_DIRECTORY);
-        // It may have been removed by hand.
-        if !self.greeting.directory.is_empty() && directory.is_dir() {
-            command.current_dir(directory);
-        }
-        let mut child = command.spawn().map_err(AgentError::Spawn)?;
+        let mut child = self.command(theirs)?.spawn().map_err(AgentError::Spawn)?;
         let pid = child.id().unwrap_or_default();
         restore_open_files(pid);
         let group = Group::of(pid);

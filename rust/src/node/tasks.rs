@@ -44,9 +44,9 @@ pub struct Tasks {
     /// The tasks that have not ended, but for those that wait for blobs or for workers of their generation.
     pub queue: Queue,
     /// The generation of the workers. Set anew by [`Tasks::change_generation`].
-    generation: u32,
+    pub(super) generation: u32,
     /// Tasks of other generations, and those that arrived behind them.
-    others: OtherGenerations,
+    pub(super) others: OtherGenerations,
     /// The blobs that are here, and the tasks that wait for some.
     pub blobs: Blobs,
     /// The ends of tasks, on their way to the client.
@@ -74,41 +74,6 @@ impl Tasks {
             cancelled_in_advance: HashSet::new(),
             owed_answers: HashSet::new(),
             aborting: BTreeMap::new(),
-        }
-    }
-
-    /// Return the generation of the workers.
-    #[must_use]
-    pub fn generation(&self) -> u32 {
-        self.generation
-    }
-
-    /// Queue a task for the workers; behind those of other generations, if there are any.
-    fn enqueue(&mut self, task: Message) {
-        if task.generation == self.generation && self.others.is_empty() {
-            self.queue.push(task);
-        } else {
-            self.others.push(task);
-        }
-    }
-
-    /// Go on to the next tasks in `generations.rs`, if no task waits in the queue. Return whether the workers are of another
-    /// generation than these tasks, and fresh ones are to take their place.
-    pub fn change_generation(&mut self) -> bool {
-        if self.queue.waiting() > 0 {
-            return false;
-        }
-        let Some(next) = self.others.next() else { return false };
-        self.others.take_next().into_iter().for_each(|task| self.queue.push(task));
-        std::mem::replace(&mut self.generation, next) != next
-    }
-
-    /// Take a task out of the queue again that was put back there, if workers of its generation are gone.
-    fn leave_to_others(&mut self, task: u64) {
-        if self.queue.waiting_message(task).is_some_and(|message| message.generation != self.generation)
-            && let Some(message) = self.queue.remove(task)
-        {
-            self.others.push_front(message);
         }
     }
 

@@ -9,8 +9,6 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use crate::node::actions::{Action, Exit};
 use crate::node::tasks::Tasks;
 use crate::queue::PeerId;
@@ -57,7 +55,7 @@ pub struct WorkerState {
     /// Ticks since something came from it; `None` until the first time.
     silent_ticks: Option<u32>,
     /// It has ended a task.
-    has_ended_a_task: bool,
+    pub(super) has_ended_a_task: bool,
 }
 
 impl WorkerState {
@@ -88,7 +86,7 @@ pub struct Blame {
 /// All worker processes. See the module's text.
 #[derive(Debug)]
 pub struct Workers {
-    members: BTreeMap<PeerId, WorkerState>,
+    pub(super) members: BTreeMap<PeerId, WorkerState>,
     /// Tasks at once in one process.
     slots: usize,
     /// The node's cores.
@@ -98,13 +96,13 @@ pub struct Workers {
     /// Regular workers that died before their first task, since the last task that ended.
     early_deaths: usize,
     /// Tasks that ran in a worker that died, together with others, and wait for a process of their own.
-    crash_suspects: VecDeque<u64>,
+    pub(super) crash_suspects: VecDeque<u64>,
     /// Workers that died before they could run a suspect, since suspects wait.
     failed_isolations: usize,
     /// The node has been ready, so a spare worker is worth its memory.
     wants_spare: bool,
     /// When the next spare worker may be started; `None` while one is there or starts.
-    spare_due: Option<Instant>,
+    pub(super) spare_due: Option<Instant>,
     /// No worker is to be started, and no task to be blamed for one that ends.
     over: bool,
 }
@@ -319,50 +317,6 @@ impl Workers {
             for _ in self.count(Role::Spare)..self.spares_wanted() {
                 self.start(Role::Spare, out);
             }
-        }
-    }
-
-    /// Return whether fresh workers may take the place of all: no crash suspect waits for a process, or runs in one.
-    #[must_use]
-    pub fn may_be_renewed(&self, tasks: &Tasks) -> bool {
-        self.crash_suspects.is_empty()
-            && self.iter().all(|(id, worker)| worker.role != Role::Isolated || tasks.queue.held(id).next().is_none())
-    }
-
-    /// Start fresh workers in the place of all that take tasks, and end those that hold none.
-    pub fn renew(&mut self, tasks: &mut Tasks, now: Instant, out: &mut Vec<Action>) {
-        let mut regular = 0;
-        for (&id, worker) in &mut self.members {
-            regular += usize::from(worker.role == Role::Regular);
-            match worker.role {
-                Role::Regular if worker.ready => {
-                    worker.role = Role::Outdated(None);
-                    tasks.queue.pause_peer(id, true);
-                }
-                Role::Regular | Role::Spare | Role::Isolated => {
-                    worker.role = Role::Retired(now);
-                    out.push(Action::Kill(id));
-                }
-                Role::Retired(_) | Role::Outdated(_) => {}
-            }
-        }
-        (0..regular).for_each(|_| self.start(Role::Regular, out));
-        self.spare_due = Some(now + SPARE_DELAY);
-    }
-
-    /// Ask outdated workers to end that have ended what they held. Those that have nothing to write are killed, unless plugins
-    /// are to undo what they set up there.
-    pub fn end_outdated(&mut self, tasks: &Tasks, unwind: bool, now: Instant, out: &mut Vec<Action>) {
-        for (&id, worker) in &mut self.members {
-            if worker.role != Role::Outdated(None) || tasks.queue.held(id).next().is_some() {
-                continue;
-            }
-            worker.role = Role::Outdated(Some(now));
-            out.push(if unwind || worker.has_ended_a_task {
-                Action::Tell(id, Control::Goodbye(Bytes::new()))
-            } else {
-                Action::Kill(id)
-            });
         }
     }
 

@@ -12,8 +12,7 @@ use bytes::Bytes;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
-use russh::keys::ssh_key::LineEnding;
-use russh::keys::{PrivateKey, PublicKey};
+use russh::keys::PublicKey;
 
 use crate::client::packages::Packages;
 use crate::client::pool::{Endpoint, Lines, Node, NodeSpec, NodeState, Pool};
@@ -21,7 +20,7 @@ use crate::python::buffer::{Blob, snapshot, task_parts, to_python};
 use crate::python::convert::{PoolClosedError, core_error, from_dataclass, private_key, public_key, seconds, socket};
 use crate::python::log;
 use crate::timing::Timing;
-use crate::transport::auth::{Identity, SshAgent, new_key};
+use crate::transport::auth::{Identity, SshAgent};
 use crate::transport::connection;
 use crate::transport::host_key::{HostKeys, fingerprint};
 use crate::transport::ssh::{Algorithms, RekeyLimits, Target};
@@ -74,26 +73,6 @@ fn public_keys(lines: &[String]) -> PyResult<Vec<PublicKey>> {
 fn algorithms(mut lists: HashMap<String, Vec<String>>) -> Algorithms {
     let mut take = |kind| lists.remove(kind).unwrap_or_default();
     Algorithms { kex: take("kex"), host_key: take("host_key"), cipher: take("cipher"), mac: take("mac") }
-}
-
-/// Make an Ed25519 key: (private, public), in OpenSSH's formats.
-#[pyfunction]
-pub(super) fn generate_key() -> PyResult<(String, String)> {
-    let key = new_key().map_err(core_error)?;
-    let private = key.to_openssh(LineEnding::LF).map_err(core_error)?;
-    let public = key.public_key().to_openssh().map_err(core_error)?;
-    Ok((private.to_string(), public))
-}
-
-/// Return the public half of a private key in OpenSSH's format, which no passphrase hides; `None` if it is not readable.
-#[pyfunction]
-pub(super) fn public_half(private: &[u8]) -> Option<String> {
-    // As OpenSSH, and unlike russh's parser: blanks, empty lines and text after the key do not matter.
-    let text = String::from_utf8_lossy(private);
-    let base64: String = text.split("-----").nth(2)?.split_whitespace().collect();
-    let whole = format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{base64}\n-----END OPENSSH PRIVATE KEY-----\n");
-    let key = PublicKey::from(PrivateKey::from_openssh(whole).ok()?.public_key().key_data().clone());
-    key.to_openssh().ok()
 }
 
 #[pyclass(frozen, module = "skyward_lite._core")]

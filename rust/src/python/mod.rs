@@ -5,6 +5,7 @@
 mod buffer;
 mod client;
 mod convert;
+mod keys;
 mod log;
 mod node;
 
@@ -20,12 +21,14 @@ mod _core {
     #[pymodule_export]
     use super::buffer::{Blob, Buffer, address};
     #[pymodule_export]
-    use super::client::{Connection, Core, generate_key, public_half};
+    use super::client::{Connection, Core};
     #[pymodule_export]
     use super::convert::{
         AuthenticationError, ClosedError, ConnectTimeoutError, CoreError, HostKeyError, HungUpError,
         RevokedHostKeyError, UnreachableError, printable,
     };
+    #[pymodule_export]
+    use super::keys::{generate_key, public_half};
     #[pymodule_export]
     use super::node::{WorkerRuntime, drain, listen, serve, serve_embedded};
 

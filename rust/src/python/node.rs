@@ -201,7 +201,7 @@ pub(super) struct AgentSpecArgument {
 impl From<AgentSpecArgument> for AgentSpec {
     fn from(spec: AgentSpecArgument) -> Self {
         let AgentSpecArgument { worker, version, python, epoch, packages, notices, directory } = spec;
-        Self { worker, version, python, epoch, packages, notices, directory }
+        Self { worker, version, python, epoch, packages, directory, notices }
     }
 }
 

@@ -127,6 +127,7 @@ bench: build system $(OPPONENTS)/.installed
 	$(BIN)/python benches/bench.py
 	$(BIN)/python benches/ssh.py
 	$(BIN)/python benches/rekeys.py
+	$(BIN)/python benches/modules.py
 	$(BIN)/python benches/data.py --opponents $(OPPONENTS)/bin/python $(DATA)
 
 # Whatever can die, be cut, stall or lie, at seeded moments: CHAOS="--only storm --seeds 20"; see tests/support/chaos.py.

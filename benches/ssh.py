@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,8 +22,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import skyward_lite as sky
-from lab import Lab, Sshd
+from environments import BARE_TOOLS
+from lab import UNSET_PIP, Lab, Sshd
+from mirror import Mirror, pack_python
+from proxy import before
 from skyward_lite import _core
+from skyward_lite._version import PYTHON
 from skyward_lite.environment import bundle, probe, scripts
 from skyward_lite.providers import NodeRequest, known_hosts, openssh
 from skyward_lite.providers.ssh import Host, SSHMachine
@@ -138,6 +143,47 @@ def cached(lab: Lab, rounds: int, smoke: bool) -> None:
     print(f"  ssh host python -c 'import …'        {median(python)}")
 
 
+def by_uv(lab: Lab, rounds: int, smoke: bool) -> None:
+    """From a bare account to the first result: by pip, and by our own uv, with the host's Python and without."""
+    mirror = Mirror(lab.directory)
+    pack_python(lab.directory / "python.tar.gz")
+    few = lab.directory / "few"
+    few.mkdir()
+    for tool in (*BARE_TOOLS, "gzip"):
+        (few / tool).symlink_to(shutil.which(tool) or "/nonexistent")
+    image = sky.Image(python=PYTHON, pip=[] if smoke else ["numpy"])
+    plain: dict[str, str | None] = {**UNSET_PIP, "HOME": str(lab.directory / "home")}
+    bare = {"PATH": str(few), "UV_PYTHON_DOWNLOADS_JSON_URL": mirror.python_list("python.tar.gz")}
+    rows: dict[str, tuple[dict[str, str | None], list[float]]] = {
+        "Python and pip of the host": ({"HOME": plain["HOME"], "PATH": PATH}, []),
+        "our uv, Python of the host": ({**plain, "PATH": PATH}, []),
+        "our uv, Python from a mirror": ({**plain, **bare}, []),
+    }
+    if smoke:
+        rows.popitem()
+        rows.pop("Python and pip of the host")
+    crossed = 0
+    try:
+        for _ in range(rounds):
+            for env, seconds in rows.values():
+                new = lab.host(env=env)
+                proxy = before(lab, new)
+
+                def first(name: str = new.name) -> None:
+                    with sky.pool(sky.SSH(name, config=lab.config), image=image, plugins=[]) as pool:
+                        assert pool.submit(eval, "1" if smoke else "__import__('numpy').zeros(1)[0] + 1").result() == 1
+
+                seconds.append(timed(first))
+                crossed = proxy.up.bytes
+    finally:
+        mirror.close()
+    what = f"Image(python={PYTHON!r}, pip={list(image.pip)})"
+    print(f"Bare account, {what} → first result; medians of {rounds} new hosts")
+    for name, (_, seconds) in rows.items():
+        print(f"  {name:<37}{median(seconds)}")
+    print(f"  {crossed / 1e6:.1f} MB crossed to the last of them, uv and our package")
+
+
 def machine(lab: Lab, name: str) -> SSHMachine:
     """Give a host as a pool makes it."""
     wanted = NodeRequest(nodes=1, least=1, image=NOTHING, vcpus=None, memory_gb=None, connect_timeout=20)
@@ -241,6 +287,7 @@ def main() -> None:
         lab = Lab(Path(directory))
         try:
             bare(lab, 1 if smoke else 3, smoke)
+            by_uv(lab, 1 if smoke else 5, smoke)
             cached(lab, 1 if smoke else 7, smoke)
             connection(lab, 1 if smoke else 15)
             many(lab, (1, 3) if smoke else (1, 10, 25, 50), 1 if smoke else 3)

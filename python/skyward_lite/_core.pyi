@@ -4,6 +4,7 @@
 client's part in client.rs, a node's part in node.rs.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias, TypedDict
 
 from .hello import ClientHello, WorkerSettings
@@ -133,10 +134,16 @@ class Connection:
     fingerprint: str
     """The type and the SHA-256 fingerprint of that key, as `ssh` shows them: "ssh-ed25519 SHA256:..."."""
 
-    def run(self, command: str, stdin: bytes, bound: float) -> tuple[int | None, bytes, bytes]:
+    def run(
+        self, command: str, stdin: bytes, bound: float, watch: Callable[[bytes, bytes], object] | None = None
+    ) -> tuple[int | None, bytes, bytes]:
         """Run a command to its end, at most `bound` seconds.
 
         Return its exit status (None if it has none) and the first MiB of its standard output and standard error.
+
+        `watch` gets what the command has printed since the last call, of what is returned in the end: standard output
+        and standard error. It is called on this thread, a few times per second at most, and once more at the end. If it
+        raises an exception, the command is given up, and the exception is raised here.
         """
 
 class Core:

@@ -22,6 +22,8 @@ class WorkerSettings:
     """The client's import path, where the node shares its files; otherwise empty."""
     shares_files: bool
     """Whether the node sees the client's files and processes under the same names."""
+    serves_modules: bool
+    """Whether workers ask the client for its local modules."""
     preload: list[str]
     """Modules that a worker imports before it takes tasks."""
     max_payload: int
@@ -30,6 +32,8 @@ class WorkerSettings:
     """Bytes of shared data that the node keeps between tasks; None for a share of its memory."""
     task_timeout_ms: int | None
     """How long one call may run, in milliseconds; None for as long as it likes."""
+    context: str
+    """What the client's program has set for all of its calculations, as JSON: see `client/context.py`."""
     setup: str
     """The plugins' hooks, pickled, in base64; empty for none."""
     unwind: bool

@@ -32,7 +32,8 @@ whose import takes 15 ms."""
 class Image:
     """The environment of a node.
 
-    `python`: the Python version of the nodes, "3.11". It must be the client's, which None stands for.
+    `python`: the Python version of the nodes, "3.11", or a release of it, "3.11.9". Its minor version must be the
+    client's, which None stands for. A host that lacks it gets it from uv.
     `pip`: requirements in pip's syntax. `apt`: packages of Debian or a system derived from it, which are installed by
     root, or by a user who may use sudo without a password.
     `env`: variables of the workers' environment, set before they start.
@@ -66,11 +67,8 @@ class Image:
         object.__setattr__(self, "apt", tuple(_checked_package(item) for item in self.apt))
         if self.index_url is not None:
             object.__setattr__(self, "index_url", _checked_index(str(self.index_url)))
-        if self.python is not None and self.python != PYTHON:
-            raise ValueError(
-                f"Image(python={checks.shown(self.python)}): nodes need the client's Python, which is {PYTHON}: "
-                "functions that one version pickled do not run in another"
-            )
+        if self.python is not None:
+            _check_python(self.python)
         for name in ("wheelhouse", "wheel"):
             path = getattr(self, name)
             if path is not None:
@@ -147,8 +145,20 @@ class Image:
         Compared are names and versions. A requirement whose marker does not hold here is met. Of a URL after a name
         (`name @ URL`) only the name is compared, and the further requirements of extras are not looked at.
         """
-        problems = (_problem(*pair) for pair in zip(self.pip, self.masked_pip(), strict=True))
+        problems = [_problem(*pair) for pair in zip(self.pip, self.masked_pip(), strict=True)]
+        release = ".".join(map(str, sys.version_info[:3]))
+        if self.python not in (None, PYTHON, release):
+            problems.insert(0, f"Python {self.python} is wanted, {release} is installed")
         return [problem for problem in problems if problem is not None]
+
+
+def _check_python(version: object) -> None:
+    """Raise `ValueError` for a Python version that nodes cannot have: its minor version must be the client's."""
+    if not isinstance(version, str) or not re.fullmatch(rf"{re.escape(PYTHON)}(?:\.[0-9]{{1,3}})?", version):
+        raise ValueError(
+            f"Image(python={checks.shown(version)}): nodes need the client's Python, which is {PYTHON}: functions that "
+            f'one version pickled do not run in another. Give "{PYTHON}", or one of its releases, as "{PYTHON}.9"'
+        )
 
 
 def _checked_requirement(text: str) -> str:

@@ -17,6 +17,7 @@ BENCHES = Path(__file__).parent.parent.parent / "benches"
         ("demo.py", "equal the serial run's"),
         ("bench.py", "skyward_lite is"),
         ("ssh.py", "× ssh"),
+        ("modules.py", "there already"),
         # Without the grid search, which the demo has, too.
         ("data.py shared distinct bulk far small memory", "too little data"),
     ],

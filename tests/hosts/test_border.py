@@ -199,7 +199,7 @@ def test_what_pip_prints(lab, tmp_path, caplog):
     words.write_bytes(f"{FORGED}\n{HOSTILE}\n{FORGED}\nno such package\n".encode())
     python = tools / f"python{PYTHON}"
     python.write_text(
-        f'#!/bin/sh\ncase "$*" in *sys.version_info*) echo {PYTHON};; *import*) ;; *) cat {words} >&2; exit 9;; esac\n'
+        f'#!/bin/sh\ncase "$*" in *sys.version_info*) echo {PYTHON}.0;; *import*) ;; *) cat {words} >&2; exit 9; esac\n'
     )
     python.chmod(0o755)
     text = refused(on_host(lab, lab.host(env={"PATH": f"{tools}:/usr/bin:/bin"})), caplog)

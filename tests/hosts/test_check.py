@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from lab import Lab, Sshd, check, keygen, program
+from lab import QUICK, Lab, Sshd, check, keygen, program
 from skyward_lite._version import PYTHON
 from skyward_lite.cli import hosts, survival
-from skyward_lite.environment import scripts
+from skyward_lite.environment import own_uv, scripts
 
 TOOLS = (
     "sh",
@@ -57,9 +57,9 @@ def plain(lab: Lab, *options: str, known: bool = True, **env: str) -> Sshd:
     return lab.host(*options, known=known, env={"HOME": str(home), **env})
 
 
-def failed(lab: Lab, host: str, *options: str) -> tuple[str, str, str]:
+def failed(lab: Lab, host: str, *options: str, command: tuple[str, str] = QUICK) -> tuple[str, str, str]:
     """Check a host that cannot be used. Return the name, the text and the fix of the last step that failed."""
-    status, text = check(lab, "--json", host, *options)
+    status, text = check(lab, "--json", host, *options, command=command)
     assert status == 1
     (report,) = json.loads(text)["hosts"]
     assert report["usable"] is False
@@ -189,7 +189,7 @@ def test_a_name_without_an_address(lab):
     reason="the probe looks at a place that cannot be hidden",
 )
 def test_a_host_without_the_clients_python(lab):
-    """Without the client's Python and uv the step fails, and steps that need neither are still taken."""
+    """Without the client's Python and any uv the step fails, and steps that need neither are still taken."""
     tools = lab.directory / "tools"
     tools.mkdir()
     for name in TOOLS:
@@ -197,9 +197,11 @@ def test_a_host_without_the_clients_python(lab):
         assert found is not None
         (tools / name).symlink_to(found)
     host = plain(lab, PATH=str(tools))
-    step, text, fix = failed(lab, host.name)
+    without = program("from skyward_lite.environment import own_uv; own_uv.find = lambda: None")
+    step, text, fix = failed(lab, host.name, command=without)
     assert step == "python"
     assert f"no Python {PYTHON}" in text
+    assert own_uv.EXTRA in text
     assert f"python{PYTHON}" in fix
     assert "round trip" in check(lab, host.name)[1]
 

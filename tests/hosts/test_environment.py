@@ -19,34 +19,17 @@ import packaging
 import pytest
 import skyward_lite as sky
 import uv
-from environments import FACTS, make_wheel, open_pool, own_wheel, refusal, without_ensurepip
+from environments import BARE_TOOLS, FACTS, make_wheel, open_pool, own_wheel, refusal, without_ensurepip
 from lab import Sshd, opened
 from processes import eventually
 from skyward_lite._version import PYTHON
-from skyward_lite.environment import build, bundle, probe
+from skyward_lite.environment import build, bundle, own_uv, probe
+from skyward_lite.environment.tools import Tools
 
 OFFLINE = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1"}
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 ARCHITECTURE = platform.machine()
-TOOLS = [
-    "sh",
-    "mkdir",
-    "rm",
-    "mv",
-    "cat",
-    "wc",
-    "chmod",
-    "ln",
-    "readlink",
-    "rmdir",
-    "id",
-    "uname",
-    "getconf",
-    "df",
-    "awk",
-    "sleep",
-    *("date", "ls", "stat", "touch"),
-]
+PIP = Tools(sys.executable)
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +112,9 @@ def test_a_killed_builders_lock_is_broken(lab):
     host = lab.host()
     root = host.cache / "skyward_lite"
     root.mkdir()
-    report = {"root": [str(root)], "system": ["Linux"], "machine": [ARCHITECTURE], "python": [sys.executable]}
+    report = {"root": [str(root)], "system": ["Linux"], "machine": [ARCHITECTURE]}
     image, env = sky.Image(), bundle.environment_name(sky.Image())
-    script = build.build_script(probe.read_facts({**report, "venv": ["yes"]}), image, env, {"bundle": "/nonexistent"})
+    script = build.build_script(probe.read_facts(report), image, env, {"bundle": "/nonexistent"}, PIP)
     builder = subprocess.Popen(["sh", "-s"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0)
     assert builder.stdin is not None
     builder.stdin.write(script)
@@ -311,11 +294,18 @@ def few(tmp_path) -> Path:
     """A directory with the programs that a host has, and no Python."""
     directory = tmp_path / "bin"
     directory.mkdir()
-    for tool in TOOLS:
+    for tool in BARE_TOOLS:
         (directory / tool).symlink_to(shutil.which(tool, path="/usr/bin:/bin") or "/nonexistent")
     return directory
 
 
+@pytest.fixture
+def no_uv(monkeypatch) -> None:
+    """This client has no uv to send."""
+    monkeypatch.setattr(own_uv, "find", lambda: None)
+
+
+@pytest.mark.usefixtures("no_uv")
 def test_a_host_without_python_is_refused(lab, few):
     """The version that it needs is named, and what would help."""
     if any(Path(f"{place}/python{PYTHON}").exists() for place in ("/usr/local/bin", "/opt/python/bin")):
@@ -323,9 +313,11 @@ def test_a_host_without_python_is_refused(lab, few):
     host = lab.host(env={"PATH": str(few)})
     error = refusal(lab, host)
     assert f"no Python {PYTHON}, which is the client's, and no uv" in error
+    assert own_uv.EXTRA in error
     assert environments(host) == []
 
 
+@pytest.mark.usefixtures("no_uv")
 def test_a_python_that_makes_no_environments_is_refused(lab, few, tmp_path):
     """Debian's without its python3-venv: the package is named."""
     python = few / f"python{PYTHON}"
@@ -387,7 +379,8 @@ def scripts(wheelhouse) -> list[bytes]:
     uploads = {"bundle": "/x y", "wheelhouse": "/w", "includes": "/i"}
     return [
         probe.probe_script("env-x"),
-        build.build_script(FACTS, image, "env-x", uploads),
+        build.build_script(FACTS, image, "env-x", uploads, PIP),
+        build.build_script(FACTS, image, "env-x", uploads, Tools(None, "/a b/uv", own=True)),
         probe.verify_script("~/a b/python", image),
     ]
 
@@ -419,4 +412,4 @@ def test_a_host_of_another_kind_gets_the_package_from_the_index():
     for change in ({"machine": "other"}, {"libc": (2, 1)}, {"libc": ()}, {"system": "Darwin"}):
         facts = dataclasses.replace(FACTS, **change)
         assert list(bundle.files(facts, plain)) == []
-        assert f"skyward_lite=={sky.__version__}".encode() in build.build_script(facts, plain, "env-x", {})
+        assert f"skyward_lite=={sky.__version__}".encode() in build.build_script(facts, plain, "env-x", {}, PIP)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import grp
 import os
 import platform
@@ -21,6 +20,7 @@ import skyward_lite as sky
 from lab import Lab
 from skyward_lite._version import PYTHON
 from skyward_lite.environment import build, probe, scripts
+from skyward_lite.environment.tools import Tools
 
 ENV = "env-x"
 ARCHITECTURE = platform.machine()
@@ -200,8 +200,7 @@ def test_what_has_changed_since_is_seen(place, sticky):
         subprocess.run([shell, "-c", command], check=True, timeout=20)
         assert ran.read_text() == "-P -m skyward_lite.node.attach 0123456789abcdef new\n"
         ran.unlink()
-    able = dataclasses.replace(facts, python=sys.executable, venv=True)
-    built = build.build_script(able, sky.Image(), ENV, {"bundle": "/none"})
+    built = build.build_script(facts, sky.Image(), ENV, {"bundle": "/none"}, Tools(sys.executable))
     moved = place / "moved"
     root.parent.rename(moved)
     for change in ("a link", "everybody"):

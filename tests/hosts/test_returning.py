@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pwd
 import signal
 import sys
 import tempfile
@@ -47,7 +46,7 @@ def held(started: str, until: str) -> int:
 def around() -> tuple[object, str, str, int]:
     """Return what a task finds around itself."""
     null = os.readlink(f"/proc/{os.getppid()}/fd/0")
-    return signal.getsignal(signal.SIGHUP), os.getcwd(), null, os.getsid(os.getppid()) - os.getppid()
+    return signal.getsignal(signal.SIGHUP), os.path.basename(os.getcwd()), null, os.getsid(os.getppid()) - os.getppid()
 
 
 def test_an_agent_survives_its_server_and_a_hangup(lab: Lab, base: Path) -> None:
@@ -56,7 +55,7 @@ def test_an_agent_survives_its_server_and_a_hangup(lab: Lab, base: Path) -> None
     started, until = base / "started", base / "until"
     with pool(lab, host) as nodes:
         node = nodes.nodes()[0]
-        assert nodes.submit(around).result(20) == (signal.SIG_DFL, pwd.getpwuid(os.getuid()).pw_dir, "/dev/null", 0)
+        assert nodes.submit(around).result(20) == (signal.SIG_DFL, "work", "/dev/null", 0)
         future = nodes.submit(held, str(started), str(until))
         assert eventually(started.exists, 10)
         os.kill(node.pid or 0, signal.SIGHUP)
@@ -132,10 +131,14 @@ def test_a_host_without_a_directory_has_an_agent_that_ends_with_its_connection(
     with sky.pool(sky.SSH(host.name, config=lab.config), worker=sky.Worker(concurrency=2), plugins=[]) as nodes:
         node = nodes.nodes()[0]
         assert nodes.submit(abs, -1).result(20) == 1
+        # It has a directory all the same, for its tasks and for the client's modules.
+        directory = Path(nodes.submit(os.getcwd).result(20))
+        assert (directory.name, list(directory.iterdir())) == ("work", [])
         host.kill()
         assert eventually(lambda: nodes.nodes()[0].state == "lost", 10)
         host.start()
         assert nodes.submit(abs, -2).result(20) == 2
         assert nodes.nodes()[0].pid != node.pid
+        assert eventually(lambda: not directory.parent.exists(), 10)
     assert "a cut connection would cost its tasks, as its agent cannot outlive the connection" in caplog.text
     assert f"{base}/none: No such file or directory: make this directory, or set TMPDIR to another one" in caplog.text

@@ -91,7 +91,7 @@ def test_read_only_memmap_is_not_sent(workers, tmp_path):
     np.arange(5_000_000.0).tofile(tmp_path / "big")
     big = np.memmap(tmp_path / "big", mode="r", dtype="f8")
     with sky.pool(worker=workers) as pool:
-        assert payload.size(*Tasks.of(pool).encode(np.sum, (big,), {})) < 2_000
+        assert payload.size(*Tasks.of(pool).encode(0, np.sum, (big,), {})) < 2_000
         read = Parallel(n_jobs=-1)(delayed(lambda a, i: (a[i * 1000], a.flags.writeable))(big, i) for i in range(20))
     assert read == [(i * 1000.0, False) for i in range(20)]
 
@@ -146,7 +146,7 @@ def test_read_only_memmap_travels_as_data_to_a_host_without_shared_files(far, ma
     """
     mapped.flush()
     read = np.memmap(tmp_path / "data", dtype="f8", mode="r", shape=(400, 100))
-    assert len(far._tasks.encode(np.sum, (read,), {})[0]) < 2_000
+    assert len(far._tasks.encode(0, np.sum, (read,), {})[0]) < 2_000
 
     def use(array):
         return float(array.sum()), array.flags.writeable

@@ -1,4 +1,7 @@
-"""Modules that only the client can find, that change, or that open pools or call Parallel when they are imported."""
+"""Modules that only the client can find, or that open pools or call Parallel when they are imported.
+
+Modules that change are in test_edits.py.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from joblib import Parallel, delayed
 from lab import Lab
 from skyward_lite import nesting
 from skyward_lite.client.tasks import Tasks
-from skyward_lite.pickling import changes, modules, stand_ins
+from skyward_lite.pickling import modules, stand_ins
 from skyward_lite.pickling.installed import editable_projects
 
 SOURCE = """
@@ -109,7 +112,7 @@ def check(module: types.ModuleType) -> None:
 
 def sends_code(pool: sky.ComputePool, thing: object) -> bool:
     """Return whether an object's pickle has code and not only names."""
-    pickled, _ = Tasks.of(pool).encode(id, (thing,), {})
+    pickled, _ = Tasks.of(pool).encode(0, id, (thing,), {})
     return any(word in pickled for word in (b"CodeType", b"_make_", b"_fill", b"rebuild"))
 
 
@@ -371,68 +374,6 @@ def test_pytest_importlib_mode(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# ------------------------------------------------------------------------------------------------ changes
-
-
-def test_reloaded_module_is_sent_by_value(pool, write, monkeypatch, tmp_path):
-    """After a reload this process's code is sent to every worker, also to those which have imported the old module."""
-    path = write("reloaded", "def f(): return 'old'")
-    write("uses_it", "import reloaded\ndef f(): return reloaded.f()")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module, user = (importlib.import_module(name) for name in ("reloaded", "uses_it"))
-    for each in (module, user):
-        assert set(Parallel(n_jobs=-1)(delayed(each.f)() for _ in range(8))) == {"old"}
-    path.write_text("def f(): return 'new, and longer'")
-    importlib.reload(module)
-    for each in (module, user):
-        assert set(Parallel(n_jobs=-1)(delayed(each.f)() for _ in range(8))) == {"new, and longer"}
-    with sky.pool(worker=sky.Worker(concurrency=2)) as fresh:
-        assert not sends_code(fresh, module.f)
-        assert fresh.submit(user.f).result(20) == "new, and longer"
-
-
-def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make pools check the modules' files at every call."""
-    monkeypatch.setattr(changes, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(changes, "LOOK_FACTOR", 0)
-
-
-def test_edited_module_is_sent_by_value(pool, write, monkeypatch, tmp_path):
-    """If a module's file was edited, this process's code is sent, as workers would import the new file."""
-    look_always(monkeypatch)
-    path = write("edited", "def f(): return 'old'")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = importlib.import_module("edited")
-    assert not sends_code(pool, module.f)
-    path.write_text("def f(): return 'new, and longer'")
-    assert set(Parallel(n_jobs=-1)(delayed(module.f)() for _ in range(8))) == {"old"}
-    with sky.pool(worker=sky.Worker(concurrency=1)) as fresh:
-        assert fresh.submit(module.f).result(20) == "old"
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_module_edited_before_the_pool_was_opened(write, monkeypatch, tmp_path, compiled):
-    """A module edited before the pool was opened runs as this process has it, with or without cached bytecode."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", not compiled)
-    path = write("edited_before", "def f(): return 'old'")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = importlib.import_module("edited_before")
-    path.write_text("def f(): return 'new, and longer'")
-    with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
-        assert pool.submit(module.f).result(20) == "old"
-
-
-def test_constant_edited_before_the_pool_was_opened(write, monkeypatch, tmp_path):
-    """An edited constant changes no function, but the cached bytecode shows which code this process loaded."""
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    path = write("constant", "K = 'old'\ndef f(): return K")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = importlib.import_module("constant")
-    path.write_text("K = 'new and longer'\ndef f(): return K")
-    with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
-        assert pool.submit(module.f).result(20) == "old"
-
-
 @pytest.mark.parametrize("executor", ["thread", "process"])
 def test_unchecked_bytecode_means_an_unchanged_module(tmp_path, write, executor):
     """Old bytecode for which Python compiled the source instead does not make a module count as edited; its lock is the
@@ -453,95 +394,6 @@ def test_unchecked_bytecode_means_an_unchanged_module(tmp_path, write, executor)
         """
     done = run(tmp_path, script, PYTHONDONTWRITEBYTECODE="1")
     assert done.stdout == "3 9\n", done.stdout + done.stderr
-
-
-def test_module_file_rewritten_without_a_change(pool, write, monkeypatch, tmp_path):
-    """A module whose file was rewritten without a change goes by name, in this pool and in a new one."""
-    look_always(monkeypatch)
-    path = write("written_again")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = importlib.import_module("written_again")
-    assert pool.submit(module.locked, 1).result(20) == 1
-    os.utime(path, (1, 1))
-    assert pool.submit(module.locked, 2).result(20) == 2
-    path.write_bytes(path.read_bytes())
-    assert pool.submit(module.locked, 3).result(20) == 3
-    with sky.pool(worker=sky.Worker(concurrency=1)) as fresh:
-        assert fresh.submit(module.locked, 4).result(20) == 4
-
-
-EDITED = """
-import threading
-K = 'old'
-class Cut:
-    def f(self): return f()
-def f(): return K
-lock = threading.Lock()
-def locked(): return lock
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "use",
-    [
-        "import changes\ndef f(): return changes.f()",
-        "from changes import f as g\ndef f(): return g()",
-        "from changes import K\ndef f(): return K",
-        "from changes import Cut\ncut = Cut()\ndel Cut\ndef f(): return cut.f()",
-    ],
-)
-def test_edited_module_affects_only_its_users(pool, write, monkeypatch, tmp_path, use):
-    """Only code that uses an edited module goes by value."""
-    look_always(monkeypatch)
-    path = write("changes", EDITED)
-    write("changes_user", use)
-    write("far_user", "import changes_user\ndef f(): return changes_user.f()")
-    write("has_no_part")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    names = ("far_user", "changes_user", "changes", "has_no_part")
-    far, near, module, other = (importlib.import_module(name) for name in names)
-    module.lock = None
-    assert not sends_code(pool, (far.f, near.f, module.f, other.f))
-    path.write_text(EDITED.replace("old", "new, and longer"))
-    for each in (far, near, module):
-        assert sends_code(pool, each.f)
-        assert set(Parallel(n_jobs=-1)(delayed(each.f)() for _ in range(4))) == {"old"}
-    assert not sends_code(pool, other.f)
-    assert pool.submit(other.locked, 3).result(20) == 3
-
-
-def test_edited_module_that_cannot_go_by_value_has_a_remedy(pool, write, monkeypatch, tmp_path):
-    """The error of code that needs an edited module whole names the module and what helps."""
-    look_always(monkeypatch)
-    path = write("changes", EDITED)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = importlib.import_module("changes")
-    assert pool.submit(module.f).result(20) == "old"
-    path.write_text(EDITED.replace("old", "new, and longer"))
-    remedy = "module changes was edited after .* reload the module or restart the program"
-    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as fresh:
-        for each in (pool, fresh):
-            with pytest.raises(TypeError, match=remedy):
-                each.submit(module.locked)
-    importlib.reload(module)
-    with pytest.raises(TypeError, match=r"module changes was reloaded .* open a new pool"):
-        pool.submit(module.locked)
-    with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as fresh:
-        assert not sends_code(fresh, module.locked)
-        assert fresh.submit(module.f).result(20) == "new, and longer"
-
-
-def test_module_file_checks_take_a_small_share_of_the_time(pool, write, monkeypatch, tmp_path):
-    """The slower a check of the modules' files is, the later the next one comes."""
-    monkeypatch.setattr(changes, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(changes, "LOOK_FACTOR", 10**9)
-    path = write("looked_at")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = importlib.import_module("looked_at")
-    for _ in range(2):
-        assert not sends_code(pool, module.f)
-        path.write_text("")
 
 
 @pytest.mark.parametrize(
@@ -596,20 +448,41 @@ def remote(request, host, write, monkeypatch, tmp_path):
         yield pool
 
 
-def test_local_modules_go_to_other_machines_by_value(remote, write):
-    """Modules beside the script, and those which they use, go to other machines by value."""
+def write_beside(write) -> tuple[types.ModuleType, types.ModuleType]:
+    """Write and import a module, and a package that uses it."""
     write("beside")
     write("package/__init__", "from .inner import f")
     write("package/inner", "import beside\nfrom beside import Cut\ndef f(x): return beside.helper(x), Cut(x)")
-    beside, package = (importlib.import_module(name) for name in ("beside", "package"))
+    return importlib.import_module("beside"), importlib.import_module("package")
+
+
+def test_local_modules_are_imported_on_other_machines(remote, write):
+    """Modules beside the script, and those which they use, go to other machines by name, and have their state there."""
+    beside, package = write_beside(write)
+    assert not sends_code(remote, (beside.f, package.f, beside))
     assert remote.submit(beside.f, 1).result(20) == 9
-    with pytest.raises(TypeError, match=r"module beside.*Image\(includes=\[...\]\)"):
-        # The function refers to the whole module, which has a lock.
-        remote.submit(package.f, 2)
-    beside.lock = None
+    assert remote.submit(beside.locked, 3).result(20) == 3
     number, cut = remote.submit(package.f, 2).result(20)
     assert number == 4
     assert type(cut) is beside.Cut
+
+
+def test_local_modules_by_value_on_other_machines(host, write, monkeypatch, tmp_path):
+    """With `ship_modules=False` modules beside the script, and those which they use, travel by value."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    beside, package = write_beside(write)
+    provider = sky.SSH(host[0].name, config=host[1])
+    with sky.pool(provider, worker=sky.Worker(concurrency=1), plugins=[], ship_modules=False) as pool:
+        assert pool.submit(beside.f, 1).result(20) == 9
+        with pytest.raises(TypeError, match=r"module beside.*Image\(includes=\[...\]\)"):
+            # The function refers to the whole module, which has a lock.
+            pool.submit(package.f, 2)
+        beside.lock = None
+        number, cut = pool.submit(package.f, 2).result(20)
+        assert number == 4
+        assert type(cut) is beside.Cut
+        with pytest.raises(ModuleNotFoundError, match="beside"):
+            pool.submit(lambda: importlib.import_module("beside.inner")).result(20)
 
 
 def test_package_missing_on_a_node_is_named(remote, write, tmp_path):

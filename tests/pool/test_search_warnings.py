@@ -63,6 +63,8 @@ def alternating(rounds):
 @pytest.mark.slow
 def test_warning_filters_of_concurrent_searches(threads):
     """Each search has the filters of its own call, and the worker's own stay as they were."""
+    # The client's filters of a package come to a worker with the package.
+    alternating(1)
     before = threads.submit(filters).result(20)
     assert alternating(8) == [12, 0] * 4
     assert [threads.submit(filters).result(20) for _ in range(16)] == [before] * 16

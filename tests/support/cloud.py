@@ -280,6 +280,7 @@ class Instance:
         python = f"{sys.base_prefix}/bin:" if self.cloud.brings_python is None else ""
         settings = {
             **kept,
+            "PIP_TRUSTED_HOST": "127.0.0.1",  # where pip has settings it installs, and no uv of ours is sent
             "PATH": f"/run/bin:{python}/usr/local/bin:/usr/bin:/bin",
             "XDG_CACHE_HOME": f"/var/tmp/cache-{self.cloud.machine}-{self.cloud.brings_python}",
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"{self.cloud.url}/metadata/{self.id}",

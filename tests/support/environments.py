@@ -26,6 +26,11 @@ FACTS = probe.read_facts(
     }
 )
 """What the probe script reports of a host that can have an environment."""
+BARE_TOOLS = (
+    *("sh", "mkdir", "rm", "mv", "cat", "wc", "chmod", "ln", "readlink", "rmdir"),
+    *("id", "uname", "getconf", "df", "awk", "sleep", "date", "ls", "stat", "touch"),
+)
+"""Programs of a host that has neither Python nor uv, nor gzip."""
 
 
 def open_pool(lab: Lab, host: Sshd, image: sky.Image | None = None) -> sky.ComputePool:

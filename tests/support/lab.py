@@ -27,6 +27,12 @@ from skyward_lite.providers.ssh import SSHMachine
 
 SSHD = next((p for p in ("/usr/sbin/sshd", "/usr/bin/sshd") if Path(p).exists()), "sshd")
 _numbers = itertools.count(2)
+UNSET_PIP: dict[str, str | None] = {
+    **dict.fromkeys([name for name in os.environ if name.startswith("PIP_")]),
+    "PIP_TRUSTED_HOST": None,
+    "PIP_CONFIG_FILE": os.devnull,
+}
+"""Variables for a host whose pip has no settings of its own, not even in a file."""
 
 
 def keygen(path: Path, kind: str = "ed25519", comment: str = "lab") -> Path:
@@ -38,7 +44,10 @@ def keygen(path: Path, kind: str = "ed25519", comment: str = "lab") -> Path:
 
 
 class Sshd:
-    """One host. `options` are lines of its sshd_config; `namespace` is a network namespace to run in."""
+    """One host. `options` are lines of its sshd_config; `namespace` is a network namespace to run in.
+
+    `hidden` is a directory that is empty on the host, for which this user must be root.
+    """
 
     def __init__(
         self,
@@ -48,6 +57,7 @@ class Sshd:
         address: str | None = None,
         port: int = 0,
         namespace: str | None = None,
+        hidden: Path | None = None,
         kinds: tuple[str, ...] = ("ed25519",),
         authorized: Path,
         env: dict[str, str | None] | None = None,
@@ -64,7 +74,9 @@ class Sshd:
         # An empty home, as the files that a login shell reads in the user's own are no part of the tests.
         home = self.directory / "home"
         home.mkdir()
-        settings = {"XDG_CACHE_HOME": str(self.cache), "HOME": str(home), **(env or {})}
+        # Where pip has settings it installs, and no uv of ours is sent: `UNSET_PIP` lifts that.
+        pip = {"PIP_TRUSTED_HOST": "127.0.0.1"}
+        settings = {"XDG_CACHE_HOME": str(self.cache), "HOME": str(home), **pip, **(env or {})}
         # Other variables of this process stay here: a session starts without them.
         marked = {k: v for k, v in os.environ.items() if k.startswith(("SKYWARD_TEST", "PIP_"))}
         assignments = " ".join(f'"{k}={v}"' for k, v in {**marked, **settings}.items() if v is not None)
@@ -84,6 +96,8 @@ class Sshd:
             # Debian's sshd wants its privilege separation directory, which only its init script makes.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         inside = ["ip", "netns", "exec", namespace] if namespace else []
+        if hidden is not None:
+            inside += ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)]
         self.log = (self.directory / "log").open("w+")
         self.command = [*inside, SSHD, "-D", "-e", "-f", str(config)]
         self.start()

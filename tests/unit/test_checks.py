@@ -86,7 +86,7 @@ def test_durations_and_sizes_are_numbers(make, name, value):
 @pytest.mark.parametrize("value", ["no", "yes", "", 0, 1, None, [], object()])
 @pytest.mark.parametrize(
     ("make", "name"),
-    [(lambda **given: sky.SSH("lab", **given), "accept_new"), (sky.pool, "strict_env")],
+    [(lambda **given: sky.SSH("lab", **given), "accept_new"), (sky.pool, "strict_env"), (sky.pool, "ship_modules")],
 )
 def test_switches_are_true_or_false(make, name, value):
     """A switch must be a truth value, as `accept_new="no"` would otherwise mean yes."""

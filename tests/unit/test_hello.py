@@ -25,6 +25,7 @@ def cache_bytes(machine, worker):
         connect_timeout=20,
         start_timeout=60,
         strict_env=False,
+        ship_modules=True,
     )
     greeting = Greeting(own, "0123456789", own.image, Modules(shares_files=True), "")
     return greeting.for_machine(machine).worker.cache_bytes

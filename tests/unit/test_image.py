@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from environments import FACTS
+from skyward_lite.distributions import installed
 from skyward_lite.environment import build, installer, probe, scripts
-from skyward_lite.image import installed
+from skyward_lite.environment.tools import Tools
 
 WRONG = ["", "  ", "-r file", "--pre", "-e .", " -x", "\t--x", "a\nb", "a\r", "a\0b", "a\x1b[2J", "a\u2028b", "a\x0bb"]
 
@@ -120,7 +121,7 @@ def test_architecture_of_a_host_is_checked(machine):
     facts = dataclasses.replace(FACTS, machine=machine)
     for use in (
         lambda: probe.interpreter(facts, "env-x"),
-        lambda: build.build_script(facts, sky.Image(), "env-x", {}),
+        lambda: build.build_script(facts, sky.Image(), "env-x", {}, Tools("/usr/bin/python")),
     ):
         with pytest.raises(sky.NodeStartError, match="`uname -m` printed"):
             use()

@@ -9,6 +9,7 @@ import types
 import pytest
 from skyward_lite import _core
 from skyward_lite.node import task_loop
+from skyward_lite.node.context import Context
 from skyward_lite.pickling import exceptions, payload
 
 
@@ -67,7 +68,7 @@ def single(*call):
 
 def run(core):
     ran.clear()
-    task_loop.take_tasks(core, 0, [])
+    task_loop.take_tasks(core, 0, [], Context(""))
     return core.ends
 
 

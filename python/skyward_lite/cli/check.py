@@ -21,7 +21,7 @@ import time
 from .. import _core, credentials
 from .._version import PYTHON, __version__
 from ..distributions import installed
-from ..environment import build, bundle, probe, scripts
+from ..environment import bundle, own_uv, probe, scripts, tools
 from ..errors import NodeStartError
 from ..providers.identities import identities
 from ..providers.known_hosts import known
@@ -214,7 +214,7 @@ class HostCheck:
         image = self.machine.wanted.image
         env = bundle.environment_name(image)
         python = probe.interpreter(facts, env)
-        self._find_python(facts, env)
+        self._find_python(facts)
         self._cache(facts)
         if bundle.runs_there(facts):
             self.report.ok("package", "the client's own runs there, and is sent")
@@ -230,24 +230,30 @@ class HostCheck:
             self.report.ok("environment", f"is there: {python} (of the default image)", environment=python)
             return python
         self.report.ok(
-            "environment", f"to be made by the first pool; of the default image, pip fetches {', '.join(image.pip)}"
+            "environment",
+            f"to be made by the first pool; of the default image, pip or uv fetches {', '.join(image.pip)}",
         )
         return None
 
-    def _find_python(self, facts: probe.Facts, env: str) -> None:
-        uv = f", uv at {facts.uv}" if facts.uv else ""
+    def _find_python(self, facts: probe.Facts) -> None:
         try:
-            # Composing the script checks the facts; the script is not run, so it needs neither a place nor uploads.
-            placed = dataclasses.replace(facts, root=facts.root or "/", free=None)
-            build.build_script(placed, self.machine.wanted.image, env, {})
+            ways = tools.choose(facts, self.machine.wanted.image, own_uv.unfit)
         except NodeStartError as error:
             fix = f"install python{PYTHON} with its venv module, or uv (https://docs.astral.sh/uv)"
             if facts.ready:
                 self.report.note("python", f"{error}; the environment that is there does not need it")
             else:
                 self.report.fail("python", str(error), fix)
+            return
+        if ways[0].own:
+            uv = ", and the client's uv, which is sent unless it is there"
+        elif facts.uv:
+            uv = f", uv at {facts.uv}"
         else:
-            self.report.ok("python", f"{facts.python or f'{PYTHON}, which uv provides'}{uv}", python=facts.python)
+            uv = ""
+        if ways[0].uv is None and not ways[0].own and facts.pip_settings:
+            uv += f"; pip installs, because it is configured there ({facts.pip_settings})"
+        self.report.ok("python", f"{facts.python or f'{PYTHON}, which uv provides'}{uv}", python=facts.python)
 
     def _cache(self, facts: probe.Facts) -> None:
         fix = probe.remedy(facts)

@@ -153,15 +153,13 @@ class CompletionQueue:
         kind: int,
         pickled: bytes,
         buffers: payload.Buffers,
+        generation: int,
         node: int | None = None,
         calls: int = 1,
-        generation: int = 0,
     ) -> int:
         """Submit a task of so many calls, to the node of this number in `pool.nodes()` or to any; return its number.
 
-        `generation`: of the user's modules that the task was pickled with.
-
-        Raise `PoolClosedError` if the pool is closed.
+        `generation` is that of the user's modules with which it runs. Raise `PoolClosedError` if the pool is closed.
         """
         task = next(self._tasks)
         self.pending[task] = managers.CallWithProxies(waiter) if managers.unclaimed else waiter

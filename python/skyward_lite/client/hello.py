@@ -15,6 +15,7 @@ from ..image import Image
 from ..pickling import payload
 from ..pickling.modules import Modules
 from ..providers import Machine
+from . import context
 from .settings import Settings
 
 MAX_SETUP = _core.MAX_BODY // 2
@@ -33,7 +34,8 @@ class Greeting:
         self._modules = modules
         self._setup = setup
         # Found out once: the program may change its environment before the last node has come.
-        self._env = {"PYTHONHASHSEED": hash_seed(run), **image.env}
+        self._env = {"PYTHONHASHSEED": hash_seed(run), **context.variables(), **image.env}
+        self._context = context.record()
 
     def for_machine(self, machine: Machine) -> ClientHello:
         """Return what the agent on this machine must know."""
@@ -45,17 +47,19 @@ class Greeting:
             node=machine.name,
             python=PYTHON,
             lease_ms=int(settings.lease * 1000),
-            generation=0,
+            generation=self._modules.generations.newest,
             worker=WorkerSettings(
                 concurrency=machine.concurrency or worker.concurrency,
                 processes=worker.executor == "process",
                 env={**self._env, **nesting.worker_environment()},
                 shares_files=machine.shares_files,
+                serves_modules=self._modules.sources is not None and not machine.shares_files,
                 sys_path=list(self._modules.path) if machine.shares_files else [],
                 preload=[module for plugin in settings.plugins for module in plugin.preload],
                 max_payload=worker.max_payload,
                 cache_bytes=machine.cache_bytes if worker.cache_gb is None else max(1, int(worker.cache_gb * 1e9)),
                 task_timeout_ms=None if timeout is None else max(1, int(timeout * 1000)),
+                context=self._context,
                 setup=self._setup,
                 unwind=any(plugin.around_worker is not None for plugin in settings.plugins),
             ),

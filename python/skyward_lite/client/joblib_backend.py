@@ -184,7 +184,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     apply_async = submit  # joblib < 1.5
 
     def _send(self, batch: Batch) -> None:
-        tasks, queue = self.tasks, batch.call.queue
+        tasks, queue, generation = self.tasks, batch.call.queue, batch.call.generation
         assert queue is not None
         func, batch.func = batch.func, None
         try:
@@ -192,14 +192,16 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             items = getattr(func, "items", batch.items)
             if items is None:
                 kind = payload.CALL
-                pickled, buffers = tasks.encode(func, (), {})
+                pickled, buffers = tasks.encode(generation, func, (), {})
             else:
                 kind = payload.BATCH
                 limit = None
                 if len(items) > 1 and self.parallel.batch_size == "auto":
                     batch.items = items
                     limit = int(joblib_batches.PATIENCE * self.MAX_IDEAL_BATCH_DURATION * 1e9)
-                pickled, buffers = tasks.encode_batch(items, batch.call.shared, self.inner_max_num_threads, limit)
+                pickled, buffers = tasks.encode_batch(
+                    generation, items, batch.call.shared, self.inner_max_num_threads, limit
+                )
             batch.size = payload.size(pickled, buffers)
         except BaseException as error:
             if isinstance(error, PayloadTooLargeError) and batch.items is not None and len(batch.items) > 1:
@@ -211,7 +213,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             batch.error = _unsendable(error)
             queue.end(batch)
         else:
-            batch.task = queue.send(batch, kind, pickled, buffers, None, 1 if items is None else len(items))
+            batch.task = queue.send(batch, kind, pickled, buffers, generation, None, 1 if items is None else len(items))
             if batch.call.aborted:
                 # The call was aborted while this batch was pickled, and `ParallelCall.abort` found no task yet.
                 queue.abort(batch.task)

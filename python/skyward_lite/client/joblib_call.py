@@ -31,6 +31,8 @@ class ParallelCall:
         """Batches that may be at the workers at once; 0 for no cap."""
         self.queue: CompletionQueue | None = None
         """Where its batches' ends come out; opened with the first batch."""
+        self.generation = 0
+        """That of the user's modules with which its tasks run; set with the first batch."""
         self.shared = Shared()
         """What its tasks have in common, pickled once. Dropped when the call has ended."""
         self.shared.waiting = self.waiting
@@ -63,6 +65,7 @@ class ParallelCall:
     def open(self, tasks: Tasks) -> None:
         """Open its completion queue, with the first batch: joblib ends only calls that have got so far."""
         if self.queue is None:
+            self.generation = tasks.begin_call()
             self.queue = tasks.open_queue(self.abandon, self._tell_due)
 
     def waiting(self) -> list[Calls]:

@@ -24,11 +24,10 @@ from concurrent.futures import Future
 from typing import Any, Concatenate, Generic, Never, NoReturn, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
 from ..errors import NodeLostError
-from ..pickling import payload
 from ..pickling.modules import travels_by_name
 from .node_state import NodeState
 from .pool import ComputePool
-from .tasks import Tasks
+from .tasks import EncodedCall, Tasks
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -146,11 +145,11 @@ class Lazy(abc.ABC, Generic[R_co]):
         """Return the text that a user would write for it."""
 
     @abc.abstractmethod
-    def _encode(self, pool: ComputePool) -> list[payload.Encoded]:
+    def _encode(self, pool: ComputePool) -> list[EncodedCall]:
         """Return its calls as they are sent: pickled once, for however many nodes."""
 
     @abc.abstractmethod
-    def _start(self, pool: ComputePool, encoded: list[payload.Encoded], node: int | None) -> Future[R_co]:
+    def _start(self, pool: ComputePool, encoded: list[EncodedCall], node: int | None) -> Future[R_co]:
         """Send its calls, to the node of that number or to whichever is free, and return their future."""
 
 
@@ -177,10 +176,10 @@ class LazyCall(Lazy[T_co]):
         args += [f"{key}={reprlib.repr(arg)}" for key, arg in self._kwargs.items()]
         return f"{self._function.__name__}({', '.join(args)})"
 
-    def _encode(self, pool: ComputePool) -> list[payload.Encoded]:
+    def _encode(self, pool: ComputePool) -> list[EncodedCall]:
         return [Tasks.of(pool).encode_call(self._function.local, self._args, self._kwargs)]
 
-    def _start(self, pool: ComputePool, encoded: list[payload.Encoded], node: int | None) -> Future[T_co]:
+    def _start(self, pool: ComputePool, encoded: list[EncodedCall], node: int | None) -> Future[T_co]:
         return Tasks.of(pool).submit(*encoded[0], node)
 
 
@@ -209,13 +208,14 @@ class LazyGroup(Lazy[tuple[*Ts]], Generic[*Ts]):
             return f"gather({self._calls[0]._shown()}, … {len(self._calls)} calls)"
         return f"gather({', '.join(call._shown() for call in self._calls)})"
 
-    def _encode(self, pool: ComputePool) -> list[payload.Encoded]:
-        encode = Tasks.of(pool).encode_call
-        return [encode(call._function.local, call._args, call._kwargs) for call in self._calls]
+    def _encode(self, pool: ComputePool) -> list[EncodedCall]:
+        tasks = Tasks.of(pool)
+        generation = tasks.begin_call(sparing=True)
+        return [tasks.encode_call(call._function.local, call._args, call._kwargs, generation) for call in self._calls]
 
-    def _start(self, pool: ComputePool, encoded: list[payload.Encoded], node: int | None) -> Future[tuple[*Ts]]:
+    def _start(self, pool: ComputePool, encoded: list[EncodedCall], node: int | None) -> Future[tuple[*Ts]]:
         submit = Tasks.of(pool).submit
-        return _Together([submit(pickled, buffers, node) for pickled, buffers in encoded])
+        return _Together([submit(*call, node) for call in encoded])
 
 
 class _Together(Future[Any]):

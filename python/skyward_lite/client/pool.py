@@ -35,7 +35,7 @@ from ..image import Image
 from ..pickling.modules import Modules
 from ..pickling.route import Route
 from ..providers import Provider
-from . import inbox, joblib_plugin, settings
+from . import answers, inbox, joblib_plugin, settings
 from .completions import Completions
 from .hello import Greeting, pickled_hooks
 from .lifecycle import Lifecycle, Stage
@@ -76,6 +76,9 @@ class ComputePool(Executor):
     process's versions. A call that names one which a node lacks, or has in another version, then raises
     `EnvironmentMismatchError` and is not sent, nor is any later one while that node is in the pool; nodes that come
     later and differ are left out. Otherwise differences are a warning in the log.
+    `ship_modules`: whether workers on other machines import your own modules from this process, as they are when a call
+    begins: modules beside the script, and projects that are installed in place. If false, what a call uses of them
+    travels by value with the call, and a task cannot import them.
 
     Raises `NodeStartError` on entry if too few nodes become ready, `ValueError` for parameters out of range.
     """
@@ -94,6 +97,7 @@ class ComputePool(Executor):
         connect_timeout: float = 20.0,
         start_timeout: float = 600.0,
         strict_env: bool = False,
+        ship_modules: bool = True,
     ) -> None:
         self._settings = checked = settings.checked(
             provider,
@@ -107,6 +111,7 @@ class ComputePool(Executor):
             connect_timeout=connect_timeout,
             start_timeout=start_timeout,
             strict_env=strict_env,
+            ship_modules=ship_modules,
         )
         self.provider, self.worker, self.image = checked.provider, checked.worker, checked.image
         self.min_nodes, self.nodes_wanted = checked.min_nodes, checked.wanted_nodes
@@ -163,7 +168,20 @@ class ComputePool(Executor):
                 image = plugin.transform(image)
                 if not isinstance(image, Image):
                     raise TypeError(f"plugin {plugin.name!r}: its transform gave {image!r}: return the sky.Image")
-        modules = Modules(self.provider.shares_files, image.includes, image.packages())
+        sources = None
+        if self._settings.ship_modules and not self.provider.shares_files:
+            # Not at the module's head: most pools have no use for it.
+            from .sources import Sources
+
+            sources = Sources(image.includes, image.packages())
+        completions = self._tasks.completions
+        modules = Modules(
+            self.provider.shares_files,
+            image.includes,
+            image.packages(),
+            sources=sources,
+            is_idle=lambda: not completions.count(),
+        )
         self._tasks.use(modules)
         setup = pickled_hooks(self.plugins, self._tasks.encode_hooks)
         greeting = Greeting(self._settings, uuid.uuid4().hex, image, modules, setup)
@@ -177,6 +195,8 @@ class ComputePool(Executor):
         self._tasks.completions.futures.start()
         self._printer.start()
         inbox.start_taking(self._core, self._tasks.completions.is_pending)
+        if modules.sources is not None:
+            answers.start_answering(self._core, modules.sources)
         machines = self._nodes.start(image, greeting.for_machine)
         # All machines of a pool are of one kind, and so are those that take their place.
         self._tasks.route = Route(all(machine.shares_files for machine in machines), to_client=False)

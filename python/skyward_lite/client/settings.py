@@ -79,6 +79,8 @@ class Settings:
     connect_timeout: float
     start_timeout: float
     strict_env: bool
+    ship_modules: bool
+    """Whether workers on nodes without this machine's files import the user's modules from what this process serves."""
 
 
 def checked(
@@ -94,6 +96,7 @@ def checked(
     connect_timeout: float,
     start_timeout: float,
     strict_env: bool,
+    ship_modules: bool,
 ) -> Settings:
     """Return the settings of a pool with these parameters, which are described at `ComputePool`.
 
@@ -115,6 +118,7 @@ def checked(
         connect_timeout=checks.seconds("pool", "connect_timeout", connect_timeout),
         start_timeout=checks.seconds("pool", "start_timeout", start_timeout),
         strict_env=checks.switch("pool", "strict_env", strict_env),
+        ship_modules=checks.switch("pool", "ship_modules", ship_modules),
     )
 
 

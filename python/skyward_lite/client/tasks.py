@@ -41,6 +41,9 @@ from .settings import Settings
 
 T = TypeVar("T")
 
+EncodedCall = tuple[bytes, payload.Buffers, int]
+"""A call as it is sent, and the generation of the user's modules with which it is to run."""
+
 CANCEL_MS: Final = 1_000
 """Bound on waiting for a node's answer whether a task could still be cancelled."""
 MAX_REASON: Final = 16_000
@@ -175,6 +178,7 @@ class Tasks:
         self,
         pickled: bytes,
         buffers: payload.Buffers,
+        generation: int,
         node: int | None = None,
         kind: int = payload.CALL,
         first: int | None = None,
@@ -182,7 +186,7 @@ class Tasks:
     ) -> PoolFuture[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; return its future."""
         future: PoolFuture[Any] = PoolFuture(self._futures, first)
-        future.task = self._futures.send(future, kind, pickled, buffers, node, calls)
+        future.task = self._futures.send(future, kind, pickled, buffers, generation, node, calls)
         return future
 
     def map(
@@ -199,12 +203,13 @@ class Tasks:
         chunks: Iterator[tuple[tuple[Any, ...], ...]] = iter(lambda: tuple(itertools.islice(calls, chunksize)), ())
         ahead = None if buffersize is None else max(1, buffersize // chunksize)
         firsts = itertools.count(0, chunksize)
+        generation = self.begin_call()
 
         def submit(chunk: tuple[tuple[Any, ...], ...]) -> PoolFuture[list[T]]:
             # As a batch, in which each call is a task's to plugins and to the time limit.
             self.check_submit()
-            encoded = self.encode_batch([(fn, args, {}) for args in chunk])
-            return self.submit(*encoded, kind=payload.BATCH, first=next(firsts), calls=len(chunk))
+            encoded = self.encode_batch(generation, [(fn, args, {}) for args in chunk])
+            return self.submit(*encoded, generation, kind=payload.BATCH, first=next(firsts), calls=len(chunk))
 
         pending = collections.deque(map(submit, itertools.islice(chunks, ahead)))
 
@@ -229,16 +234,30 @@ class Tasks:
         self._printer.call_made()
         return self.completions.open(abandon, resume)
 
-    def encode_call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
-        """Check that the pool is open, and return a call as it is sent."""
-        self.check_submit()
-        return self.encode(fn, args, kwargs)
+    def begin_call(self, sparing: bool = False) -> int:
+        """Return the generation of the user's modules with which all tasks of a call run that begins now.
 
-    def encode(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> payload.Encoded:
+        `sparing`: do not look for changes now if the last look is so short a time ago that looks would take more than
+        5 % of the program's time; for calls of one task.
+        """
+        # In a pool that has not started, it cannot be sent either.
+        return 0 if self._lifecycle.stage is Stage.NEW else self._modules.generations.begin(sparing)
+
+    def encode_call(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], generation: int | None = None
+    ) -> EncodedCall:
+        """Check that the pool is open, and return a call as it is sent, of this generation or of one that begins."""
+        self.check_submit()
+        own = self.begin_call(sparing=True) if generation is None else generation
+        return *self.encode(own, fn, args, kwargs), own
+
+    def encode(
+        self, generation: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> payload.Encoded:
         """Return a call as it is sent. Raise what pickling it raises, with a note on what it is about."""
         self.check_not_closed()
         encoder = self._encoder()
-        before = self._modules.begin()
+        before = self._modules.begin(generation)
         try:
             encoded = batches.dump_call(encoder, (fn, args, kwargs))
         except Exception as error:
@@ -252,6 +271,7 @@ class Tasks:
 
     def encode_batch(
         self,
+        generation: int,
         calls: Sequence[Triple],
         shared: Shared | None = None,
         threads: int | None = None,
@@ -270,7 +290,7 @@ class Tasks:
         if shared is not None and shared.handles is None:
             shared.handles = Handles(self.core.blob, shared.waiting)
         handles = None if shared is None else shared.handles
-        before = self._modules.begin()
+        before = self._modules.begin(generation)
         try:
             if handles is not None:
                 handles.begin(calls)
@@ -287,8 +307,8 @@ class Tasks:
         return encoded
 
     def encode_hooks(self, hooks: object) -> payload.Encoded:
-        """Return plugins' hooks as they are sent, in a hello."""
-        before = self._modules.begin()
+        """Return plugins' hooks as they are sent, in a hello: to workers of all generations."""
+        before = self._modules.begin(0)
         try:
             return self._encoder().dumps(hooks)
         finally:

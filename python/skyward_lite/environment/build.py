@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._version import PYTHON, __version__
-from ..errors import NodeStartError
 from ..image import Image
 from . import installer, probe, scripts
+from .tools import Tools
 
 LOCK_WAIT_SECONDS = 1800
 """For how long a build waits for another client's build of the same environment."""
@@ -42,13 +42,13 @@ _SITE = 'site=$("$tmp/bin/python" -I -c "import sysconfig; print(sysconfig.get_p
 """Sets the directory where packages go in the new environment."""
 
 
-def build_script(facts: probe.Facts, image: Image, env: str, uploads: dict[str, str]) -> bytes:
+def build_script(facts: probe.Facts, image: Image, env: str, uploads: dict[str, str], tools: Tools) -> bytes:
     """Return the script that makes the environment. `uploads` has the path on the host of each file that was sent.
 
-    Raises `NodeStartError` if the host lacks what making it needs.
+    Raises `NodeStartError` if the host has no room for it.
     """
     probe.check_room(facts)
-    steps = "\n".join(_steps(facts, image, uploads))
+    steps = "\n".join(_steps(image, uploads, tools))
     return scripts.compose(
         f"steps() {{\n{steps}\n}}\n",
         scripts.read("build.sh"),
@@ -65,32 +65,37 @@ def _limits() -> dict[str, int]:
     return {"LOCKED": LOCK_LIFETIME_SECONDS, "RECENT": RECENT_SECONDS}
 
 
-def _steps(facts: probe.Facts, image: Image, uploads: dict[str, str]) -> list[str]:
+def _steps(image: Image, uploads: dict[str, str], tools: Tools) -> list[str]:
     """Return the lines of shell that make the environment in "$tmp"."""
     steps = []
     if image.apt:
+        told = f"progress=# installing packages of the system: {', '.join(image.apt)}"
+        steps.append(f"echo {shlex.quote(told)}")
         apt = "apt-get -o DPkg::Lock::Timeout=300"  # a machine that has just booted may be updating itself
         steps.append(f"step as_root {apt} update -qq")
         steps.append(f"step as_root env DEBIAN_FRONTEND=noninteractive {apt} install -y -qq -- {_words(image.apt)}")
-    steps.append(_make_environment(facts))
-    uv = facts.uv if not facts.venv else None
-    if uv is None:
-        pip = '"$tmp/bin/python" -I -m pip install --quiet --no-input --disable-pip-version-check'
+    if tools.own:
+        steps.append("own_uv")
+    if tools.uv is None:  # uv takes no time for it
+        steps.append(f"echo {shlex.quote(f'progress=# making an environment of {tools.python}')}")
+    steps.append(_make_environment(image, tools))
+    if tools.uv is None:
+        pip = '"$tmp/bin/python" -I -m pip install --no-color --progress-bar off --no-input --disable-pip-version-check'
     else:
-        pip = f'{shlex.quote(uv)} pip install --quiet --python "$tmp/bin/python"'
-    lines, pip = installer.steps(image, pip, uv=uv is not None)
+        pip = f'{shlex.quote(tools.uv)} pip install --color never --python "$tmp/bin/python"'
+    lines, pip = installer.steps(image, pip, uv=tools.uv is not None)
     steps += lines
     if "wheelhouse" in uploads and image.wheelhouse is not None:
         steps.append(_unpack(uploads["wheelhouse"], '"$tmp/wheels"'))
         pip += f' --no-index --find-links "$tmp/wheels"/{shlex.quote(Path(image.wheelhouse).name)}'
     if "wheel" in uploads:
-        steps.append(f"step {pip} {shlex.quote(uploads['wheel'])}")
+        steps.append(f"watched {pip} {shlex.quote(uploads['wheel'])}")
     elif "bundle" in uploads:
         steps += [_SITE, _unpack(uploads["bundle"], '"$site"')]
     else:
-        steps.append(f"step {pip} skyward_lite=={__version__}")
+        steps.append(f"watched {pip} skyward_lite=={__version__}")
     if image.pip:
-        steps.append(f"step {pip} -r {installer.PRIVATE}/requirements")
+        steps.append(f"watched {pip} -r {installer.PRIVATE}/requirements")
     if "includes" in uploads:
         steps += [_SITE, _unpack(uploads["includes"], '"$site"')]
     steps.append('step "$tmp/bin/python" -I -c "import skyward_lite._core, cloudpickle"')
@@ -98,18 +103,12 @@ def _steps(facts: probe.Facts, image: Image, uploads: dict[str, str]) -> list[st
     return steps
 
 
-def _make_environment(facts: probe.Facts) -> str:
-    """Return the line that makes an empty environment. Raises `NodeStartError` if the host has no means to make one."""
-    if facts.venv and facts.python:
-        return f'step {shlex.quote(facts.python)} -I -m venv "$tmp"'
-    if facts.uv:
-        return f'step {shlex.quote(facts.uv)} venv --quiet --python {shlex.quote(facts.python or PYTHON)} "$tmp"'
-    if facts.python:
-        raise NodeStartError(f"{facts.python} cannot make environments: install python{PYTHON}-venv there, or uv")
-    seen = f" (it has {', '.join(facts.others)})" if facts.others else ""
-    raise NodeStartError(
-        f"it has no Python {PYTHON}, which is the client's{seen}, and no uv to provide one: install either"
-    )
+def _make_environment(image: Image, tools: Tools) -> str:
+    """Return the line that makes an empty environment."""
+    if tools.uv is None:
+        return f'step {shlex.quote(tools.python or "python")} -I -m venv "$tmp"'
+    python = shlex.quote(tools.python or image.python or PYTHON)
+    return f'watched {shlex.quote(tools.uv)} venv --color never --python {python} "$tmp"'
 
 
 def _unpack(archive: str, directory: str) -> str:

@@ -42,7 +42,7 @@ until ln -s "$me" "$lock" 2>/dev/null; do
   fi
   sleep 1
 done
-trap 'rm -rf "$lock" "$tmp"; kill "$watcher" 2>/dev/null' EXIT
+trap 'rm -rf "$lock" "$tmp" "$tmp.status"; kill "$watcher" 2>/dev/null' EXIT
 whole "$root/$env" && exit 0
 rm -rf "${root:?}/$env" "$root/$env".tmp.*
 # shellcheck disable=SC2329  # the function `steps` calls it
@@ -55,6 +55,30 @@ step() {
   status=$?
   echo "failed=$status $*"
   exit "$status"
+}
+# As `step`, for a command that takes long. Lines `progress=...` report what pip begins; uv prints this to standard error,
+# which stays as it is.
+# shellcheck disable=SC2329  # the function `steps` calls it
+watched() {
+  { { "$@" </dev/null 2>&4; echo "$?" >"$tmp.status"; } | while read -r line; do
+    case $line in
+      Collecting\ * | Downloading\ * | Using\ cached\ * | Building\ * | Installing\ * | Successfully\ installed\ *)
+        printf 'progress=%s\n' "$line" ;;
+    esac
+  done; } 4>&2
+  status=1
+  read -r status <"$tmp.status" && rm -f "$tmp.status"
+  [ "$status" = 0 ] && return 0
+  echo "failed=$status $*"
+  exit "$status"
+}
+# Set what our own copy of uv is told: to store Pythons in our directory, and to trust whom this host trusts.
+# shellcheck disable=SC2329  # the function `steps` calls it
+own_uv() {
+  export UV_PYTHON_INSTALL_DIR="${UV_PYTHON_INSTALL_DIR:-$root/pythons}"
+  if [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ]; then
+    export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS:-1}"
+  fi
 }
 steps
 echo "$me" >"$tmp/ready" || exit 1

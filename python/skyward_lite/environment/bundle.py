@@ -31,7 +31,7 @@ def environment_name(image: Image) -> str:
     """Return the environment's name: a digest of everything that it is made of, except for the host's platform."""
     # Without credentials: other users can read the name, and a new token makes no other environment.
     pip, index = sorted(map(credentials.bare, image.pip)), image.index_url and credentials.bare(image.index_url)
-    parts: list[object] = [PYTHON, __version__, pip, sorted(image.apt), index]
+    parts: list[object] = [image.python or PYTHON, __version__, pip, sorted(image.apt), index]
     parts.append(_package_digest() if image.wheel is None else digest(Path(image.wheel).read_bytes()))
     parts += [digest(_pack([path])) for path in image.includes]
     if image.wheelhouse is not None:

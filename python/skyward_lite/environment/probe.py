@@ -22,6 +22,12 @@ MIN_FREE_MB = 200
 FALLBACK_DIRECTORIES = ("/var/tmp", "/tmp")
 """Where an environment is made if the user's cache directory cannot have it. No blanks: they are words of a script."""
 
+_PIP_SETTINGS = (
+    "INDEX_URL EXTRA_INDEX_URL FIND_LINKS NO_INDEX CERT CLIENT_CERT PROXY TRUSTED_HOST "
+    "CONSTRAINT NO_BINARY ONLY_BINARY PRE"
+)
+"""Variables PIP_... that change what pip installs, or how it reaches the index."""
+
 UNSAFE = "is not safe from other users"
 """How the scripts report a directory whose files another user could change (unsafe.sh)."""
 
@@ -39,10 +45,12 @@ class Facts:
     libc: tuple[int, ...]
     """The version of glibc; empty for another library."""
     python: str | None
-    """An interpreter of the client's minor version."""
+    """An interpreter of the client's minor version; of the image's own version, where that is more precise."""
     venv: bool
     """Whether this interpreter can make environments."""
     uv: str | None
+    pip_settings: str
+    """What tells the host's pip where to look or whom to trust: a file, or the name of a variable; empty if nothing."""
     free: int | None
     """Free disk space for `root`, in megabytes."""
     others: tuple[str, ...]
@@ -56,9 +64,14 @@ def places() -> dict[str, str]:
     return {"FALLBACKS": " ".join(FALLBACK_DIRECTORIES)}
 
 
-def probe_script(env: str) -> bytes:
-    """Return the script that reports what a host has, and whether it has this environment."""
-    return scripts.compose(scripts.read("probe.sh"), ENV=env, PYTHON=PYTHON, **places())
+def probe_script(env: str, python: str | None = None) -> bytes:
+    """Return the script that reports what a host has, and whether it has this environment.
+
+    `python` is the image's own: the minor version of the interpreter to look for, or a release of it.
+    """
+    return scripts.compose(
+        scripts.read("probe.sh"), ENV=env, PYTHON=PYTHON, RELEASE=python or PYTHON, SETTINGS=_PIP_SETTINGS, **places()
+    )
 
 
 def read_facts(report: dict[str, list[str]]) -> Facts:
@@ -78,6 +91,7 @@ def read_facts(report: dict[str, list[str]]) -> Facts:
         python=first("python") or None,
         venv=first("venv") == "yes",
         uv=first("uv") or None,
+        pip_settings=first("pip"),
         free=None if free is None else free // 1024,
         others=tuple(report.get("found", [])),
         why=first("why"),
@@ -118,7 +132,8 @@ def _check_paths(facts: Facts) -> None:
 def verify_script(python: str, image: Image) -> bytes:
     """Return the script that reports what an interpreter, which is used as it is, lacks for the image."""
     pip = json.dumps([credentials.bare(requirement) for requirement in image.pip])
-    given = {"PYTHON": python, "MINOR": PYTHON, "VERSION": __version__, "PIP": pip}
+    release = image.python or PYTHON
+    given = {"PYTHON": python, "MINOR": PYTHON, "RELEASE": release, "VERSION": __version__, "PIP": pip}
     return scripts.compose(scripts.read("verify.sh"), **given)
 
 

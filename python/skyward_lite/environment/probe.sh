@@ -2,7 +2,7 @@
 # Report what the host has, whether the environment GIVEN_ENV is there, and where it could be made.
 . ./start.sh
 . ./places.sh
-env=$GIVEN_ENV-$(uname -m) minor=$GIVEN_PYTHON
+env=$GIVEN_ENV-$(uname -m) minor=$GIVEN_PYTHON release=$GIVEN_RELEASE
 umask 077
 root="" why=""
 for base in "$@"; do
@@ -32,15 +32,28 @@ echo "free=$(df -Pk "${root:-/}" 2>/dev/null | awk 'NR == 2 { print $4 }')"
 for name in "python$minor" python3 python "/usr/local/bin/python$minor" "/opt/python/bin/python$minor"; do
   found=$(command -v "$name" 2>/dev/null) || continue
   # Python 2 knows these options too.
-  version=$("$found" -E -s -c 'import sys; print("%d.%d" % sys.version_info[:2])' </dev/null 2>/dev/null) || continue
+  version=$("$found" -E -s -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' </dev/null 2>/dev/null) || continue
   echo "found=$found $version"
-  if [ "$version" = "$minor" ]; then
-    echo "python=$found"
-    "$found" -I -c 'import venv, ensurepip' </dev/null 2>/dev/null && echo venv=yes
-    break
-  fi
+  case $version. in
+    "$release" | "$release".*)
+      echo "python=$found"
+      "$found" -I -c 'import venv, ensurepip' </dev/null 2>/dev/null && echo venv=yes
+      break ;;
+  esac
 done
 for name in uv "$HOME/.local/bin/uv" "$HOME/.cargo/bin/uv"; do
   found=$(command -v "$name" 2>/dev/null) && { echo "uv=$found"; break; }
 done
+# What the host's owner has told pip. A file that PIP_CONFIG_FILE names takes the place of all others only if it is
+# /dev/null.
+for name in $GIVEN_SETTINGS; do
+  eval "value=\${PIP_$name:-}"
+  if [ -n "$value" ]; then echo "pip=PIP_$name"; break; fi
+done
+if [ "${PIP_CONFIG_FILE:-}" != /dev/null ]; then
+  for file in "${PIP_CONFIG_FILE:-}" "$HOME/.pip/pip.conf" "${XDG_CONFIG_HOME:-$HOME/.config}/pip/pip.conf" \
+    "${XDG_CONFIG_DIRS:-/etc/xdg}/pip/pip.conf" /etc/pip.conf; do
+    if [ -f "$file" ]; then printf 'pip=%s\n' "$file"; break; fi
+  done
+fi
 exit 0

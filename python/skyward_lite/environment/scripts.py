@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,12 +69,20 @@ def command(text: str, *arguments: str) -> str:
     return f"sh -c {shlex.join([line, '--', *arguments])}"
 
 
-def run(connection: _core.Connection, script: bytes, bound: float, secrets: Collection[str] = ()) -> ScriptResult:
+def run(
+    connection: _core.Connection,
+    script: bytes,
+    bound: float,
+    secrets: Collection[str] = (),
+    watch: Callable[[bytes, bytes], object] | None = None,
+) -> ScriptResult:
     """Run a script on a host, for `bound` seconds at most. `secrets` are masked in what is shown of its output.
+
+    `watch` gets its output as it comes, as from `Connection.run`.
 
     Raises `NodeStartError` if the script did not come to its report.
     """
-    status, stdout, stderr = connection.run(SHELL, script, bound)
+    status, stdout, stderr = connection.run(SHELL, script, bound, watch)
     report = parse_report(stdout)
     if report is None:
         seen = shown(b"\n".join((stdout, stderr)), secrets, 1000)

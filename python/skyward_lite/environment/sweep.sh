@@ -21,9 +21,19 @@ discard() {
   rm -rf "$gone"
 }
 
+# Whether an environment in the directory $1 is of the Python in the directory $2.
+has_environment() {
+  for used in "$1"/env-*/bin/python; do
+    case $(readlink -f "$used") in "$2"/*) return 0 ;; esac
+  done
+  return 1
+}
+
 # Remove from the directory $1 whatever nothing has used for $2 seconds, and print a line for everything that is there:
 # kept, gone or stuck, size in KiB, seconds since the last use, path. With $3=list nothing is removed; with $3="" sizes
 # are 0, because measuring them takes long.
+#
+# A Python that uv has downloaded is kept as long as there is an environment of it.
 #
 # The mark of an environment's last use is the time of its file `ready`, which every start touches and a running agent,
 # too, every few minutes. The mark of a file that was sent is the time of its directory.
@@ -38,7 +48,7 @@ sweep() {
     last=$(stat -c %Y "$path" 2>/dev/null) || continue
     if [ "$((now - last))" -lt "$GIVEN_LOCKED" ]; then building="$building ${path##*/} "; fi
   done
-  for path in "$1"/env-* "$1"/sent-* "$1"/.gone.* "$1"/.try.*; do
+  for path in "$1"/env-* "$1"/sent-* "$1"/pythons/cpython-* "$1"/.gone.* "$1"/.try.*; do
     name=${path##*/} limit=$2 mark=""
     case $name in
       *.lock | *.lock.breaking) continue ;;
@@ -47,6 +57,10 @@ sweep() {
         # An environment that was never complete is of no use to anybody.
         if [ -f "$path/ready" ]; then mark=/ready; elif [ -n "$limit" ]; then limit=$GIVEN_RECENT; fi ;;
       sent-*) if [ -n "$building" ]; then limit=""; fi ;;
+      cpython-*)
+        # The name without the release is a link to the newest release.
+        [ ! -L "$path" ] || continue
+        if [ -n "$building" ] || has_environment "$1" "$path"; then limit=""; fi ;;
       *) limit=$GIVEN_RECENT ;;
     esac
     last=$(stat -c %Y "$path$mark" 2>/dev/null) || continue

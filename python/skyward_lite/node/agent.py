@@ -115,7 +115,12 @@ def stdio(alive: str | None = None, spot: bool = False) -> None:
     notices = (
         [f"a cut connection would cost its tasks, as its agent cannot outlive the connection: {why}"] if why else []
     )
-    _core.serve(spec(*notices), reading=take_socket(), writing=writing)
+    directory = directories.make_spare()
+    try:
+        _core.serve(spec(*notices, directory=directory), reading=take_socket(), writing=writing)
+    finally:
+        if directory is not None:
+            directories.remove(directory)
 
 
 def listen(fd: int, lock: int, directory: str, alive: str | None = None, spot: bool = False) -> None:
@@ -127,7 +132,7 @@ def listen(fd: int, lock: int, directory: str, alive: str | None = None, spot: b
     signal.signal(signal.SIGHUP, lambda number, frame: None)
     _begin_duties(alive, spot)
     try:
-        os.mkdir(os.path.join(directory, directories.WORK), 0o700)
+        directories.prepare_work(directory)
         _core.listen(spec(directory=directory), fd=fd, directory=directory)
     finally:
         if directories.is_there(directory, lock):

@@ -104,6 +104,23 @@ def prepare(base: str, key: str) -> tuple[str, int]:
     raise UnusableError(f"{path}: {bad}")
 
 
+def make_spare() -> str | None:
+    """Make a directory for an agent that has no socket, and lock it; return None if no directory is safe.
+
+    It ends with the process: `remove` removes it, or `sweep` if the process was killed.
+    """
+    for base in (*bases(), "/var/tmp", "/dev/shm", os.path.expanduser("~")):
+        with contextlib.suppress(OSError):
+            path = at(base, os.urandom(8).hex())
+            if not _unsafe(base):
+                os.mkdir(path, 0o700)
+                # Open for the life of the process, which so keeps the lock.
+                take_lock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                prepare_work(path)
+                return path
+    return None
+
+
 _REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there",
@@ -202,6 +219,19 @@ def remove(path: str) -> None:
     for name in _FILES:
         with contextlib.suppress(OSError):
             os.unlink(f"{path}/{name}")
+    _remove_trees(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+def prepare_work(path: str) -> None:
+    """Make an empty directory for tasks to run in, whatever an agent that was killed has left there."""
+    _remove_trees(path)
+    os.mkdir(f"{path}/{WORK}", 0o700)
+
+
+def _remove_trees(path: str) -> None:
+    """Remove what the workers have written."""
     trees = [tree for tree in (f"{path}/{WORK}", f"{path}/{MODULES}") if os.path.isdir(tree)]
     if trees:
         # Imported here, because each connection would wait for it, and only the end of an agent needs it.
@@ -209,8 +239,6 @@ def remove(path: str) -> None:
 
         for tree in trees:
             shutil.rmtree(tree, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.rmdir(path)
 
 
 def sweep() -> None:

@@ -61,10 +61,28 @@ def install() -> None:
     os.register_at_fork(after_in_child=_renew)
 
 
-def enter(timer: Timer | None = None) -> None:
-    """Count the calling thread among those that run tasks. `timer` is None if tasks have no time limit."""
+def enter() -> None:
+    """Count the calling thread among those that run tasks."""
     _own.runs_tasks = True
+
+
+def time_by(timer: Timer) -> None:
+    """Note what counts the time of the tasks that the calling thread runs."""
     _own.timer = timer
+
+
+@contextlib.contextmanager
+def untimed() -> Iterator[None]:
+    """Do not count the time of this block against the time limit of the task that the calling thread runs.
+
+    After the block the time begins anew.
+    """
+    pause, restart = _own.timer or (_nothing, _nothing)
+    pause()
+    try:
+        yield
+    finally:
+        restart()
 
 
 @contextlib.contextmanager
@@ -119,12 +137,8 @@ def _acquire(lock: Any) -> bool:
     """Take the lock; return False if that takes too long. The wait does not count against the task's time limit."""
     if lock.acquire(blocking=False):
         return True
-    pause, restart = _own.timer or (_nothing, _nothing)
-    pause()
-    try:
+    with untimed():
         return bool(lock.acquire(timeout=IMPORT_WAIT_SECONDS))
-    finally:
-        restart()
 
 
 def _nothing() -> None: ...
@@ -140,4 +154,7 @@ def _is_half_import(error: Exception) -> bool:
     """Return whether another thread's import may be the reason for an error: not all threads take the lock."""
     if isinstance(error, ImportError | AttributeError):
         return any(part in str(error) for part in _HALF_IMPORT)
+    if isinstance(error, KeyError):
+        # Python's error for a module whose import fails on another thread while this one waits for it.
+        return len(error.args) == 1 and type(error.args[0]) is str and error.args[0] not in sys.modules
     return isinstance(error, getattr(_bootstrap, "_DeadlockError", ()))

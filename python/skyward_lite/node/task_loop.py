@@ -35,6 +35,7 @@ from ..pickling import batches, blame, classes, exceptions, payload, script, str
 from ..pickling.route import Route
 from . import first_imports, task_warnings
 from .batch import Function, Triple, run_batch, run_limited
+from .context import Context
 
 Decorator = Callable[[Function], Function]
 
@@ -55,15 +56,15 @@ MAIN_THREAD_NOTE: Final = (
 )
 
 
-def take_tasks(worker: _core.WorkerRuntime, slot: int, decorators: list[Decorator]) -> None:
+def take_tasks(worker: _core.WorkerRuntime, slot: int, decorators: list[Decorator], context: Context) -> None:
     """Run this slot's tasks on the calling thread, until the process is to end."""
-    TaskLoop(worker, slot, decorators).run_tasks()
+    TaskLoop(worker, slot, decorators, context).run_tasks()
 
 
 class TaskLoop:
     """The tasks of one slot. Made on the thread that runs them: it prepares that thread."""
 
-    def __init__(self, worker: _core.WorkerRuntime, slot: int, decorators: list[Decorator]) -> None:
+    def __init__(self, worker: _core.WorkerRuntime, slot: int, decorators: list[Decorator], context: Context) -> None:
         settings = worker.settings
         self._worker = worker
         self._decorate = decorator(worker, slot, decorators)
@@ -72,9 +73,11 @@ class TaskLoop:
         """The worker's process: a child that a task forks has another one."""
         self._several = worker.slots > 1
         if self._several:
-            timer = functools.partial(worker.pause, slot), functools.partial(worker.restart, slot)
-            first_imports.enter(None if settings.task_timeout_ms is None else timer)
+            first_imports.enter()
+        if settings.task_timeout_ms is not None:
+            first_imports.time_by((functools.partial(worker.pause, slot), functools.partial(worker.restart, slot)))
         self._warnings = task_warnings.enter() if self._several else task_warnings.Scope()
+        self._apply_context = context.for_thread()
         self._names = script.names()
         """What the running task has entered into the script's `__main__`."""
 
@@ -154,6 +157,8 @@ class TaskLoop:
             # A finalizer that ran between two tasks may have used the filters.
             self._warnings.view = None
             call = self._call = first_imports.loads(pickled, buffers)
+            if self._apply_context is not None:
+                self._apply_context()
             # While the task runs, this thread must not keep the memory from which its call was read.
             self._taken.clear()
             del pickled, buffers
@@ -176,7 +181,8 @@ class TaskLoop:
             if os.getpid() != self._process:
                 end_child(error)
             nanos = perf_counter_ns() - start
-            add_main_thread_note(error)
+            for add_note in NOTES:
+                add_note(error)
             # The outermost frames are of this method and, for a batch, of `_run_batch` and `run_batch`.
             skip = 3 if kind == payload.BATCH else 1
             if returned and isinstance(error, Exception):
@@ -245,6 +251,10 @@ def add_main_thread_note(error: BaseException) -> None:
         text = str(error)
         if "main thread" in text or text.startswith("There is no current event loop in thread"):
             error.add_note(MAIN_THREAD_NOTE)
+
+
+NOTES: Final[list[Callable[[BaseException], None]]] = [add_main_thread_note]
+"""Each may add a note to an exception that a task has raised. A worker adds to them before its first task."""
 
 
 def end_child(error: BaseException | None) -> NoReturn:

@@ -299,6 +299,29 @@ def _inherit() -> None:
     threading.Thread.start = functools.wraps(start)(start_thread)  # type: ignore[method-assign, assignment]
 
 
+def _is_installed() -> bool:
+    # The attribute is a property; the module's dictionary has what `install` has put there.
+    return isinstance(vars(warnings)["filters"], _Filters)
+
+
+def process_filters() -> list[Any]:
+    """Return the filters with which each task begins."""
+    return list(_process.filters if _is_installed() else warnings.filters)
+
+
+def set_process_filters(filters: list[Any]) -> None:
+    """Set the filters with which each task begins. Called between two tasks, or before a task's function runs.
+
+    The calling thread's task sees them as well.
+    """
+    if _is_installed():
+        _process.filters, _process.seen = filters, {}
+        _own.scope.view = None
+    else:
+        warnings.filters[:] = filters  # type: ignore[index]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
 def enter() -> Scope:
     """Make a scope for the calling thread, which is going to run tasks, and return it."""
     scope = _own.scope = Scope()

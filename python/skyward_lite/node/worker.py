@@ -30,8 +30,9 @@ from .. import _core, messages, nesting
 from ..hooks import WorkerInfo
 from ..pickling import script
 from . import first_imports, take_socket, task_warnings
+from .context import Context
 from .home import Home
-from .task_loop import take_tasks
+from .task_loop import NOTES, take_tasks
 
 END_POLL_SECONDS: Final = 1.0
 """Bound on one wait of the main thread for the end, and so on the delay of a signal's handler: Python runs handlers on
@@ -47,6 +48,16 @@ def main() -> None:
     settings = worker.settings
     if settings.sys_path:
         sys.path[:] = settings.sys_path
+    # Not at the module's head: a worker needs one of the two or none.
+    if settings.shares_files:
+        from . import own_files
+
+        own_files.install(worker)
+    elif settings.serves_modules:
+        from . import importer
+
+        importer.install(worker)
+        NOTES.append(importer.explain)
     sys.argv[:] = nesting.take_arguments()
     for module in settings.preload:
         # A task that needs a module which is missing here reports that itself.
@@ -60,7 +71,9 @@ def main() -> None:
         for around, _ in hooks:
             if around is not None:
                 stack.enter_context(around(info))
-        loops = [functools.partial(take_tasks, worker, slot, decorators) for slot in range(worker.slots)]
+        context = Context(settings.context)
+        context.set_locale()
+        loops = [functools.partial(take_tasks, worker, slot, decorators, context) for slot in range(worker.slots)]
         if worker.slots > 1:
             task_warnings.install()
             first_imports.install()

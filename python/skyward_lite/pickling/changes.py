@@ -1,283 +1,237 @@
-"""Which of the user's modules have changed since workers may have imported them.
+"""The user's files that workers on this machine import, and what each of them had in it in each generation.
 
-A worker imports a module from its file when a task first needs it. The client may have imported the same module long
-before. Since then the file may have been edited, or the module may have been reloaded in the client. Either way a
-worker may have another version than the client, and the client's functions must travel by value.
+Such workers import modules from the files themselves, whenever a task first needs them. A file may be edited before
+some worker does so. Therefore the client remembers the content of each file from the moment when workers may import it,
+and a worker asks before it runs a source (`node/own_files.py`): if the file has changed since the worker's generation
+began, it gets the content of then.
+
+The client knows the modules that it has imported itself. Others it learns of when the first worker imports one, so that
+an edit is noticed from then on. Of extension modules and archives it knows only whether they have changed: a worker
+imports them as they are.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.machinery
-import importlib.util
-import logging
-import marshal
-import math
-import operator
+import hashlib
 import os
 import sys
+import threading
 import time
 import types
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Final, NamedTuple
+import zipimport
+from collections.abc import Callable
+from typing import Any, Final
 
-from .installed import EXTENSIONS, file_of, is_installed
+from .installed import file_of, is_installed
 
-log = logging.getLogger("skyward_lite")
+FRESH_NANOS: Final = 2_000_000_000
+"""A file that was written less than 2 s before it was read may be written again without a change of its times: file
+systems have clocks of up to 2 s. Its content is compared instead, until it is older."""
+MAX_SOURCE: Final = 8 << 20
+"""Bytes of the largest source whose content is remembered. Of a larger file only its times and its size are."""
+KEPT_GENERATIONS: Final = 16
+"""The newest generations whose contents are remembered. Calls of older ones import the oldest that is known."""
 
-LOOK_SECONDS: Final = 0.1
-"""Least time between two looks at whether files have changed."""
-LOOK_FACTOR: Final = 20
-"""The pause after a look at files is at least so many times as long as the look took: at most 5 % of the time is spent
-on them, even on a slow network drive."""
+AS_READ: Final = b"="
+"""The answer to a worker that has read what its generation has."""
+OTHER: Final = b"!"
+"""What the answer begins with that has the content of the worker's generation."""
 
-EDITED: Final = "was edited after this process had imported it: reload the module or restart the program"
-RELOADED: Final = (
-    "was reloaded or replaced after workers may have imported it: open a new pool, whose workers import it anew"
-)
-
-_spec_of: Final = operator.attrgetter("__spec__")
+Stamp = tuple[int, int, int, int]
+"""A file's times of change in nanoseconds, of its content and of its other properties, its size and its number."""
 
 
-class Changes:
-    """The user's modules in this process, and which of them workers may have in another version.
+class _File:
+    """A file that workers import, or may import."""
 
-    `lock` is held while anything in here changes. `on_change` is called, with the lock held, for each module that turns
-    out to have changed.
+    __slots__ = ("contents", "is_imported", "name", "stamp")
+
+    def __init__(self, name: str, path: str, generation: int) -> None:
+        self.name = name
+        """The module's, for messages."""
+        self.is_imported = False
+        """Whether a worker has asked for it."""
+        self.stamp, content = _read(path)
+        self.contents: list[tuple[int, bytes | None]] = [(generation, content)]
+        """What it had in it, and the first generation for which this is so; None where there was no file. The last is
+        the newest."""
+
+    def at(self, generation: int) -> bytes | None:
+        """Return its content in a generation, or the oldest that is known."""
+        known = [content for first, content in self.contents if first <= generation]
+        return known[-1] if known else self.contents[0][1]
+
+    def has_changed(self, path: str, is_idle: Callable[[], bool]) -> bool:
+        """Return whether it has another content than in the newest generation.
+
+        If no worker can have imported it, that generation gets the content of now.
+        """
+        if self.stamp is not None and self.stamp == _stamp(path):
+            return False
+        stamp, content = _read(path)
+        last = self.contents[-1][1]
+        if content != last:
+            if self.is_imported or content is None or last is None or not is_idle():
+                return True
+            self.contents[-1] = self.contents[-1][0], content
+        self.stamp = stamp
+        return False
+
+    def renew(self, path: str, generation: int) -> None:
+        """Note its content of now, from this generation on, and forget those that no remembered generation has."""
+        if self.has_changed(path, bool):
+            self.stamp, content = _read(path)
+            self.contents.append((generation, content))
+        while len(self.contents) > 1 and self.contents[1][0] <= generation - KEPT_GENERATIONS:
+            del self.contents[0]
+
+
+class Files:
+    """The files of the user's modules, for a pool whose nodes see them: see `generations.Source`.
+
+    `is_idle()` returns whether every task has ended. Then an edit of a file that no worker has imported makes no
+    difference to any worker.
     """
 
-    def __init__(self, lock: AbstractContextManager[Any], on_change: Callable[[], None]) -> None:
-        self._lock = lock
-        self._on_change = on_change
-        self._places: dict[str, int] = {}
-        """The user's modules that are known: name → place in the next two lists."""
-        self._modules: list[types.ModuleType] = []
-        self._specs: list[object] = []
-        """The `__spec__` of each module when workers could first import it. `importlib.reload` replaces it."""
-        self._reasons: dict[str, str] = {}
-        """The modules that have changed: name → what has happened, and the remedy."""
-        self._uses: dict[str, set[str]] = {}
-        """The names of modules that a module uses, for modules that `reason` has asked for."""
-        self._next_look = 0.0
-        """When files are looked at next, by `time.monotonic`."""
-        self._module_count = 0
-        """The length of `sys.modules` when `note_all` last went through it."""
+    def __init__(self, is_idle: Callable[[], bool] = bool) -> None:
+        self._is_idle = is_idle
+        self._lock = threading.Lock()
+        """Guards everything below."""
+        self._generation = 0
+        """The newest."""
+        self._files: dict[str, _File] = {}
+        """By path."""
+        self._modules: dict[str, types.ModuleType] = {}
+        """The user's modules in this process, by name."""
+        self._paths: dict[str, str] = {}
+        """The file of each module, also of those that this process has dropped."""
+        self._installed: set[str] = set()
+        """The names of installed modules that were seen."""
+        self._count = 0
+        """The length of `sys.modules` when all modules were noted last."""
+        self._replaced = ""
+        """A module that was found in another file than workers may have imported, in the newest generation."""
+        self.change = ""
+        """What had changed when `changed` last returned true."""
+        self._note_all()
 
-    def note_all(self) -> None:
-        """Note the user's modules that this process has by now, and whether the file of one has changed already."""
-        if self._module_count == len(sys.modules):
-            return
-        for name, module in list(sys.modules.items()):
-            # A module of another type is loaded only when its first attribute is asked for: it is left alone here.
-            if name in self._places or type(module) is not types.ModuleType:
-                continue
-            file = file_of(module)
-            if file is None or file.endswith(EXTENSIONS) or is_installed(name, module):
-                continue
-            if module.__name__ != name or name in ("__main__", "__mp_main__") or not hasattr(module, "__spec__"):
-                continue
-            self._places[name] = len(self._modules)
-            self._modules.append(module)
-            self._specs.append(module.__spec__)
-            if not is_as_loaded(name, module, file):
-                self._change(name, EDITED)
-        self._module_count = len(sys.modules)
-
-    def look(self) -> None:
-        """Look whether a module has been reloaded and, from time to time, whether a file has changed."""
-        if not all(map(operator.is_, map(_spec_of, self._modules), self._specs)):
-            with self._lock:
-                for name, place in self._places.items():
-                    if self._modules[place].__spec__ is not self._specs[place]:
-                        self._change(name, RELOADED)
-        if time.monotonic() < self._next_look:
-            return
-        with self._lock:
-            began = time.monotonic()
-            if began < self._next_look:
-                return
-            # Files may be slow. Other threads go on meanwhile with what is known, and do not look themselves.
-            self._next_look = math.inf
-            noted = [(name, self._modules[place]) for name, place in self._places.items() if name not in self._reasons]
-        try:
-            replaced = [name for name, module in noted if sys.modules.get(name, module) is not module]
-            edited = [name for name, module in noted if not is_as_loaded(name, module, file_of(module) or "")]
-            with self._lock:
-                for name in edited:
-                    self._change(name, EDITED)
-                for name in replaced:
-                    self._change(name, RELOADED)
-        finally:
-            ended = time.monotonic()
-            self._next_look = ended + max(LOOK_SECONDS, LOOK_FACTOR * (ended - began))
-
-    def reason(self, name: str) -> str:
-        """Return why workers may have another version of a module or of one that it uses; empty if they have not."""
-        if not self._reasons:
-            return ""
-        seen, left = {name}, [name]
-        while left:
-            each = left.pop()
-            if each in self._reasons:
-                user = "" if each == name else f"it uses {each}, and "
-                return f"{user}module {each} {self._reasons[each]}"
-            if each in self._places:
-                if each not in self._uses:
-                    self._uses[each] = _used_by(self._modules[self._places[each]])
-                new = self._uses[each] & self._places.keys() - seen
-                seen |= new
-                left += new
+    def reason(self, name: str, module: Any) -> str:
+        """Return "": whether workers find the same file is decided elsewhere."""
         return ""
 
-    def _change(self, name: str, reason: str) -> None:
-        if name not in self._reasons:
-            log.info(
-                "module %s %s. Until then it and the modules of yours that use it are sent to this pool's workers as "
-                "this process has them",
-                name,
-                reason,
-            )
-        self._reasons[name] = reason
-        self._specs = [module.__spec__ for module in self._modules]
-        self._uses.pop(name, None)
-        self._on_change()
+    def snapshot(self, generation: int, name: str) -> None:
+        """Note the content of all modules of the user's that this process has by now, unless they are known."""
+        with self._lock:
+            self._note_all()
+
+    def changed(self) -> bool:
+        """Return whether a module has changed since the newest generation began, or is another file's than before."""
+        with self._lock:
+            self._note_all()
+            if self._replaced:
+                self.change = f"module {self._replaced}"
+                return True
+            for path, file in self._files.items():
+                if file.has_changed(path, self._is_idle):
+                    self.change = f"module {file.name} ({path})"
+                    return True
+        return False
+
+    def new_generation(self, generation: int) -> None:
+        """Begin a generation, with the files as they are now."""
+        with self._lock:
+            self._generation, self._replaced = generation, ""
+            for path, file in self._files.items():
+                file.renew(path, generation)
+
+    def answer(self, request: bytes) -> bytes:
+        """Answer a worker which has read a file: with `AS_READ`, or with what the file had in the worker's generation.
+
+        `request` is as the function of this name makes it.
+        """
+        lines = request.decode(errors="surrogateescape").split("\n", 3)
+        generation, name, read, path = int(lines[0]), *lines[1:]
+        with self._lock:
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = _File(name, path, generation)
+            file.is_imported = True
+            content = file.at(generation)
+        if content is None or len(content) > MAX_SOURCE or not path.endswith(".py") or _digest(content) == read:
+            return AS_READ
+        return OTHER + content
+
+    def _note_all(self) -> None:
+        """Note the user's modules that this process has by now, and which of them is another file's than before."""
+        modules, known = sys.modules, self._modules
+        if self._count == len(modules) and all(modules.get(name) is module for name, module in known.items()):
+            return
+        for name in [name for name, module in known.items() if modules.get(name) is not module]:
+            del known[name]
+        for name, module in list(modules.items()):
+            # A module of another type is loaded only when its first attribute is asked for: it is left alone here.
+            if name in known or name in self._installed or type(module) is not types.ModuleType:
+                continue
+            path = _path_of(module)
+            if path is None or module.__name__ != name or name in ("__main__", "__mp_main__"):
+                continue
+            if is_installed(name, module):
+                self._installed.add(name)
+                continue
+            if self._paths.setdefault(name, path) != path:
+                self._replaced, self._paths[name] = name, path
+            known[name] = module
+            if path not in self._files:
+                self._files[path] = _File(name, path, self._generation)
+        self._count = len(modules)
 
 
-# ------------------------------------------------------------------------------------------------ a module's file
-
-Stamp = tuple[int, int]
-"""A file's time of change in nanoseconds, and its size."""
-
-
-class _Load(NamedTuple):
-    """A module of the user's, and the file from which this process has loaded it, at the last look at both."""
-
-    module: types.ModuleType
-    spec: object
-    stamp: Stamp
-    content: int
-    """The hash of the file's content."""
+def _path_of(module: Any) -> str | None:
+    """Return the file that has a module: its own one, or the archive."""
+    loader = getattr(getattr(module, "__spec__", None), "loader", None)
+    return loader.archive if isinstance(loader, zipimport.zipimporter) else file_of(module)
 
 
-_loads: dict[str, _Load] = {}
+def request(generation: int, name: str, path: str, read: bytes) -> bytes:
+    """Return what a worker of a generation asks that has read this content in the file of a module."""
+    return f"{generation}\n{name}\n{_digest(read)}\n{path}".encode(errors="surrogateescape")
 
 
-def is_as_loaded(name: str, module: types.ModuleType, file: str) -> bool:
-    """Return whether a module's file has what this process has loaded from it, as far as that can be known.
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
-    A file that was written again with the same content counts as unchanged.
-    """
-    load = _loads.get(name)
-    if load is not None and (load.module is not module or load.spec is not module.__spec__):
-        load = None
-    stamp = _stamp(file)
-    if stamp is None:
-        return load is None  # a module of an archive never had a file of its own
-    if load is not None and load.stamp == stamp:
-        return True
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return by what a file is known to be unchanged, if it is not fresh."""
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def is_fresh(status: os.stat_result) -> bool:
+    """Return whether a file was written so lately that it may change and keep its stamp."""
+    now = time.time_ns()
+    return abs(now - status.st_mtime_ns) < FRESH_NANOS or abs(now - status.st_ctime_ns) < FRESH_NANOS
+
+
+def _stamp(path: str) -> Stamp | None:
     try:
-        stamp, content = _read(file)
-    except OSError:
-        return load is None
-    same = load.content == hash(content) if load is not None else _has_loaded(module, file, stamp, content)
-    if same:
-        _loads[name] = _Load(module, module.__spec__, stamp, hash(content))
-    return same
-
-
-def _stamp(file: str) -> Stamp | None:
-    try:
-        status = os.stat(file)
-    except OSError:
+        return stamp_of(os.stat(path))
+    except (OSError, ValueError):
         return None
-    return status.st_mtime_ns, status.st_size
 
 
-def _read(file: str) -> tuple[Stamp, bytes]:
-    with open(file, "rb") as source:
-        content = source.read()
-        status = os.fstat(source.fileno())
-    return (status.st_mtime_ns, status.st_size), content
+def _read(path: str) -> tuple[Stamp | None, bytes | None]:
+    """Return a file's stamp, None if it is not to be trusted; and its content, None if there is no file.
 
-
-def _has_loaded(module: types.ModuleType, file: str, stamp: Stamp, content: bytes) -> bool:
-    """Return whether this process has imported a module from this source, at the first look at its file.
-
-    Python's bytecode file tells it if it was written for the source's time and size. Otherwise the functions of the
-    module are compared with those of the source.
+    In the place of the content of an archive, an extension module or a very large file, its times and its size are
+    returned.
     """
-    spec = module.__spec__
-    if type(getattr(spec, "loader", None)) is not importlib.machinery.SourceFileLoader:
-        return True
-    cached = getattr(spec, "cached", None) or ""
     try:
-        bytecode = _read(cached)[1]
-    except OSError:
-        bytecode = b""
-    # The file's format: magic number, flags, the source's time in seconds and its size; 4 bytes each.
-    by_time = len(bytecode) > 16 and not int.from_bytes(bytecode[4:8], "little")
-    expected = (stamp[0] // 10**9 & 0xFFFFFFFF).to_bytes(4, "little") + (stamp[1] & 0xFFFFFFFF).to_bytes(4, "little")
-    if by_time and bytecode[8:16] == expected:
-        return True
-    try:
-        source = compile(content, file, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError):
-        return False
-    if not _has_code_of(module, file, source):
-        return False
-    if not by_time or bytecode[:4] != importlib.util.MAGIC_NUMBER:
-        return True
-    # The bytecode is of another version of the source. If Python could have renewed it and has not, the module was
-    # loaded from that bytecode, and not from this source.
-    compiled = marshal.loads(bytecode[16:])
-    renewable = not sys.dont_write_bytecode and os.access(os.path.dirname(cached), os.W_OK)
-    return bool(compiled == source) or not renewable or not _has_code_of(module, file, compiled)
-
-
-def _has_code_of(module: types.ModuleType, file: str, code: types.CodeType) -> bool:
-    """Return whether the functions of a module, also those in its classes, are those of this code."""
-    wanted = _codes(code)
-    return all(f.__code__ in wanted for f in functions_in(vars(module)) if f.__code__.co_filename == file)
-
-
-def _codes(code: types.CodeType) -> set[types.CodeType]:
-    """Return the code of everything that is defined within code."""
-    inner = {const for const in code.co_consts if isinstance(const, types.CodeType)}
-    return inner.union(*map(_codes, inner))
-
-
-def functions_in(names: Mapping[str, Any]) -> list[types.FunctionType]:
-    """Return the functions among the values, and in the classes among them."""
-    found = []
-    for value in list(names.values()):
-        for each in [*vars(value).values()] if isinstance(value, type) else [value]:
-            function = getattr(each, "__func__", each) if isinstance(each, staticmethod | classmethod) else each
-            if isinstance(function, types.FunctionType):
-                found.append(function)
-    return found
-
-
-def _used_by(module: types.ModuleType) -> set[str]:
-    """Return the names of modules that a module imports, and of those whose functions, classes or objects it has."""
-    # Not at the module's head: it is needed only when a module has changed.
-    import ast
-
-    used = set()
-    for value in list(vars(module).values()):
-        with contextlib.suppress(Exception):  # an object may raise anything when it is asked for an attribute
-            used.add(value.__name__ if isinstance(value, types.ModuleType) else value.__module__)
-    left: list[ast.AST] = []
-    with contextlib.suppress(OSError, SyntaxError, ValueError):
-        left.append(ast.parse(_read(file_of(module) or "")[1]))
-    while left:
-        node = left.pop()
-        if isinstance(node, ast.Import):
-            used.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            with contextlib.suppress(ImportError):
-                origin = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
-                used.update((origin, *(f"{origin}.{alias.name}" for alias in node.names)))
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            left += ast.iter_child_nodes(node)
-    return {name for name in used if isinstance(name, str)}
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            large = status.st_size > MAX_SOURCE or not path.endswith((".py", ".pyc"))
+            content = repr(stamp_of(status)).encode() if large else file.read()
+            after = os.fstat(file.fileno())
+    except (OSError, ValueError):
+        return None, None
+    stamp = stamp_of(after)
+    return (None if stamp_of(status) != stamp or is_fresh(after) else stamp), content

@@ -7,8 +7,10 @@ import functools
 import importlib.machinery
 import os
 import sys
+import types
 import zipimport
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 from ..distributions import canonical
 
@@ -22,7 +24,7 @@ LOADERS: Final = (
 """Loaders that workers have as well. Any other loader for a directory of `sys.path` is a hook of this process."""
 EXTENSIONS: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 
-_ON_EVERY_WORKER: Final = ("skyward_lite", "cloudpickle")
+ON_EVERY_WORKER: Final = ("skyward_lite", "cloudpickle")
 """Packages that every worker has."""
 
 
@@ -66,6 +68,30 @@ def is_same(module: Any, found: importlib.machinery.ModuleSpec | None) -> bool:
         return False
 
 
+def has_replaced(module: Any, found: importlib.machinery.ModuleSpec) -> bool:
+    """Return whether the file that was found has put `module`, a module or another object, into its own module's place.
+
+    A file does so by `sys.modules[__name__] = ...`. Then it has defined all functions of the object.
+    """
+    if file_of(module) is not None or type(found.loader) is not importlib.machinery.SourceFileLoader:
+        return False
+    if isinstance(getattr(module, "__spec__", None), importlib.machinery.ModuleSpec):
+        return False
+    functions = _functions_in(getattr(module, "__dict__", {})) + _functions_in(vars(type(module)))
+    return all(f.__code__.co_filename == found.origin for f in functions if f.__module__ == found.name)
+
+
+def _functions_in(names: Mapping[str, Any]) -> list[types.FunctionType]:
+    """Return the functions among the values, and in the classes among them."""
+    found = []
+    for value in list(names.values()):
+        for each in [*vars(value).values()] if isinstance(value, type) else [value]:
+            function = getattr(each, "__func__", each) if isinstance(each, staticmethod | classmethod) else each
+            if isinstance(function, types.FunctionType):
+                found.append(function)
+    return found
+
+
 def import_path() -> list[str]:
     """Return `sys.path` as this process resolves it: absolute, whatever the working directory was."""
     path = []
@@ -89,7 +115,7 @@ def import_path() -> list[str]:
 def is_installed(name: str, module: Any) -> bool:
     """Return whether a module is the interpreter's, or an installed distribution's that knows it by this name."""
     top = name.partition(".")[0]
-    if top in _ON_EVERY_WORKER:
+    if top in ON_EVERY_WORKER:
         return True
     file = file_of(module)
     if file is None:
@@ -112,6 +138,13 @@ def is_installed(name: str, module: Any) -> bool:
                 or _is_in_installed_package(top, module)
             )
     return _is_in_distributions(file, name.count(".") + hasattr(module, "__path__"))
+
+
+def may_be_installed(name: str) -> bool:
+    """Return whether a module of this name is installed, as far as is known: one that is not loaded may be."""
+    top = name.partition(".")[0]
+    module = sys.modules.get(top)
+    return module is None or is_installed(top, module)
 
 
 @functools.cache
@@ -164,7 +197,7 @@ def is_editable(top: str, module: Any) -> bool:
     if file is None:
         return False
     real = os.path.realpath(file)
-    if any(real.startswith(root) and canonical(top) in names for root, names in editable_projects()):
+    if editable_project(top, module) is not None:
         return True
     found = find_editable(top, None)
     return found is not None and found.origin is not None and os.path.realpath(found.origin) == real
@@ -181,9 +214,42 @@ def find_editable(name: str, path: Any) -> importlib.machinery.ModuleSpec | None
     return None
 
 
+class Project(NamedTuple):
+    """A project that is used where it is."""
+
+    root: str
+    """Its directory, with a separator behind it."""
+    modules: frozenset[str]
+    """Its top-level modules, in the spelling of `canonical`."""
+    name: str
+    version: str
+
+
+def editable_project(top: str, module: Any) -> Project | None:
+    """Return the project that is used where it is and has a module below this top-level name; None if there is none."""
+    file = file_of(sys.modules.get(top, module)) or file_of(module)
+    if file is None:
+        return None
+    real = os.path.realpath(file)
+    return next((p for p in editable_projects() if real.startswith(p.root) and canonical(top) in p.modules), None)
+
+
+def requirement(top: str, module: Any) -> str:
+    """Return what would install a module of the user's on the nodes, as it is written in a program."""
+    # Not at the module's head: workers have no use for it.
+    from importlib import metadata
+
+    project = editable_project(top, module)
+    if project is not None:
+        return f'Image(pip=["{project.name}=={project.version}"])'
+    for name in metadata.packages_distributions().get(top, ()):
+        return f'Image(pip=["{name}=={metadata.version(name)}"])'
+    return f"a distribution of {top} in Image(pip=[...]), with Image(wheelhouse=) for a wheel of your own"
+
+
 @functools.cache
-def editable_projects() -> tuple[tuple[str, frozenset[str]], ...]:
-    """Return the directories of projects that are used where they are, each with its top-level modules."""
+def editable_projects() -> tuple[Project, ...]:
+    """Return the projects that are used where they are."""
     # Not at the module's head: workers have no use for them.
     import json
     import urllib.parse
@@ -195,7 +261,8 @@ def editable_projects() -> tuple[tuple[str, frozenset[str]], ...]:
             origin = json.loads(distribution.read_text("direct_url.json") or "{}")
             if not origin.get("dir_info", {}).get("editable"):
                 continue
-            root = urllib.parse.unquote(urllib.parse.urlparse(origin["url"]).path)
-            names = (distribution.read_text("top_level.txt") or distribution.metadata["Name"]).split()
-            found.append((os.path.realpath(root) + os.sep, frozenset(map(canonical, names))))
+            root = os.path.realpath(urllib.parse.unquote(urllib.parse.urlparse(origin["url"]).path)) + os.sep
+            name = distribution.metadata["Name"]
+            names = (distribution.read_text("top_level.txt") or name).split()
+            found.append(Project(root, frozenset(map(canonical, names)), name, distribution.version))
     return tuple(found)

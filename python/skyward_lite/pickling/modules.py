@@ -2,12 +2,15 @@
 
 cloudpickle names what a module defines, for the far end to import, whenever the module is in `sys.modules`. That fails
 for modules that were loaded from a file of their own, made by a program, or found by an importer that only this process
-has; and it finds another version where a module has changed. So each pool decides once for each module:
+has. So each pool decides once for each module:
 
-by name     the standard library, installed distributions, and modules that the workers find at the same place;
-by value    all other modules of Python code; and modules that have been edited or reloaded, together with the user's
-            modules that use them, because workers may have imported another version (changes.py);
+by name     the standard library, installed distributions, and the user's modules where the workers find the same file
+            by that name: on this machine, or in what the client serves to nodes without its files;
+by value    all other modules of Python code;
 an error    extension modules that the workers cannot import.
+
+The user's modules that go by name are those of the call's generation (generations.py): after an edit, fresh workers
+import them.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import pickle
 import sys
 import threading
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import cloudpickle
@@ -30,11 +33,18 @@ from .. import imports
 from ..distributions import canonical
 from ..nesting import being_imported
 from . import installed, stand_ins
-from .changes import Changes, functions_in
-from .installed import file_of, is_same
+from .changes import Files
+from .generations import Generations, Source
+from .installed import file_of, has_replaced, is_same
 
 _NOT_OF_THE_CONTENTS: Final = frozenset(("__builtins__", "__spec__", "__loader__", "__cached__"))
 """Attributes that a module which travels by value leaves behind."""
+
+
+KEPT_GENERATIONS: Final = 16
+"""Generations of which it is known which modules their calls have named."""
+
+_NOTHING: Final[set[str]] = set()
 
 
 class _Pickling(threading.local):
@@ -42,13 +52,18 @@ class _Pickling(threading.local):
 
     modules: Modules | None = None
     """Those of the pool for which the thread pickles. None in a worker, which pickles results."""
+    generation = 0
+    """That of the call which is pickled."""
+    taken = _NOTHING
+    """The user's modules that go by name and have been taken into this generation."""
     sent = ""
     """The name of the module whose contents were last found to travel by value; empty if there is none. For errors."""
-    looked = False
-    """Whether this thread has looked for changed modules since `begin`: a pickle has the modules of one moment."""
 
 
 _pickling = _Pickling()
+
+Before = tuple["Modules | None", int, set[str]]
+"""What the thread pickled before `Modules.begin`."""
 
 
 class _Decision(NamedTuple):
@@ -56,6 +71,8 @@ class _Decision(NamedTuple):
 
     module: types.ModuleType
     by_value: bool
+    is_own: bool
+    """Whether workers import a file of the user's for it, of the call's generation."""
 
 
 class Modules:
@@ -63,10 +80,18 @@ class Modules:
 
     `shares_files` tells whether the workers see this machine's files; then they also get its import path. `includes`
     are the files and directories that `Image(includes=)` sends to other machines, `packages` the names of the packages
-    that `Image(pip=)` installs there.
+    that `Image(pip=)` installs there. `sources` is what the client serves to other machines; None if it serves nothing.
+    `is_idle()` returns whether every task of the pool has ended.
     """
 
-    def __init__(self, shares_files: bool, includes: Iterable[str] = (), packages: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        shares_files: bool,
+        includes: Iterable[str] = (),
+        packages: Iterable[str] = (),
+        sources: Source | None = None,
+        is_idle: Callable[[], bool] = bool,
+    ) -> None:
         self.shares_files = shares_files
         self._packages = frozenset(packages)
         self._included = {os.path.basename(os.path.normpath(path)).partition(".")[0] for path in includes}
@@ -85,14 +110,30 @@ class Modules:
         """Why a module travels by value, and what would let it travel by name."""
         self._lock = threading.RLock()
         """Held for each new decision."""
-        self._changes = Changes(self._lock, self._forget_decisions)
-        self._changes.note_all()
+        self.sources: Source | None = Files(is_idle) if shares_files else sources
+        """Where workers have the user's modules from; it answers their requests. None if they import none of them."""
+        self._taken: dict[int, set[str]] = {0: set()}
+        """For each of the last generations the modules that were taken into it."""
+        self.generations = Generations(self.sources, self._forget_decisions)
 
-    def begin(self) -> Modules | None:
-        """Make this decide for what the calling thread pickles; return what decided before, for `end`."""
-        before, _pickling.modules = _pickling.modules, self
-        _pickling.sent, _pickling.looked = "", False
+    def begin(self, generation: int) -> Before:
+        """Make this decide for what the calling thread pickles, for a call of that generation.
+
+        Return what decided before, for `end`.
+        """
+        before = _pickling.modules, _pickling.generation, _pickling.taken
+        taken = self._taken.get(generation)
+        _pickling.modules, _pickling.generation, _pickling.sent = self, generation, ""
+        _pickling.taken = self._taken_in(generation) if taken is None else taken
         return before
+
+    def _taken_in(self, generation: int) -> set[str]:
+        """Return the modules that were taken into a generation, and forget those of the oldest generations."""
+        with self._lock:
+            taken = self._taken.setdefault(generation, set())
+            for old in sorted(self._taken)[:-KEPT_GENERATIONS]:
+                del self._taken[old]
+            return taken
 
     def with_path(self, call: Any) -> Any:
         """Return the call; if `sys.path` has changed since the workers got it, together with this process's path."""
@@ -107,22 +148,22 @@ class Modules:
         Raises `PicklingError` if it can travel neither so nor by name, and if its name would make workers import a
         module that waits for them: the module's import on this thread has led to this call.
         """
-        if not _pickling.looked:
-            self._changes.look()
-            _pickling.looked = _pickling.modules is self
         decision = self.decided.get(name)
-        if decision and decision.module is sys.modules.get(name):
-            return decision.by_value
-        with self._lock:
-            decision = self.decided.get(name)
-            if decision is False:
-                return False
-            module = sys.modules.get(name)
-            if module is None:
-                return False  # cloudpickle itself sends its functions and classes by value
-            if decision is None or decision.module is not module:
-                decision = self._decide(name, module, thing)
-            return decision is not False and decision.by_value
+        if not decision or decision.module is not sys.modules.get(name):
+            with self._lock:
+                decision = self.decided.get(name)
+                if decision is False:
+                    return False
+                module = sys.modules.get(name)
+                if module is None:
+                    return False  # cloudpickle itself sends its functions and classes by value
+                if decision is None or decision.module is not module:
+                    decision = self._decide(name, module, thing)
+        if decision and decision.is_own and name not in _pickling.taken:
+            assert self.sources is not None
+            self.sources.snapshot(_pickling.generation, name)
+            _pickling.taken.add(name)
+        return decision is not False and decision.by_value
 
     def reason(self, name: str) -> str:
         """Return why a module travels by value, and what would let it travel by name."""
@@ -135,7 +176,7 @@ class Modules:
         entry = module
         if not (file_of(module) or isinstance(getattr(module, "__spec__", None), importlib.machinery.ModuleSpec)):
             found = self._find(name)
-            if found is not None and _has_replaced(module, found):
+            if found is not None and has_replaced(module, found):
                 # The file has put an object into its module's place. It does the same in a worker that imports it, so
                 # the decision is for the file's module.
                 module = importlib.util.module_from_spec(found)
@@ -144,7 +185,6 @@ class Modules:
             if not _is_imported_here(name, module, thing):
                 self.decided[name] = False
             return False
-        self._changes.note_all()
         reason = self._unfindable(name, module)
         file = file_of(module)
         if file is not None and file.endswith(installed.EXTENSIONS):
@@ -153,30 +193,46 @@ class Modules:
             elif _by_reference(thing):
                 raise pickle.PicklingError(f"{name} is an extension module, which cannot be sent, and {reason}")
             return False
-        reason = reason or self._changes.reason(name)
+        is_own = not reason and self.sources is not None and not self._is_provided(name, module)
+        decision = _Decision(entry, bool(reason), is_own)
         if not reason and _is_imported_here(name, module, thing):
-            return False
+            return decision
         if reason:
             self._reasons[name] = reason
-        decision = self.decided[name] = _Decision(entry, bool(reason))
+        self.decided[name] = decision
         return decision
 
     def _forget_decisions(self) -> None:
         """Decide anew for the user's modules: one of them has changed."""
-        self.decided = {name: decision for name, decision in self.decided.items() if decision is False}
+        with self._lock:
+            self.decided = {name: decision for name, decision in self.decided.items() if decision is False}
+
+    def _is_provided(self, name: str, module: Any) -> bool:
+        """Return whether a module of the user's gets to the nodes with the image."""
+        if self.shares_files:
+            return False
+        top = name.partition(".")[0]
+        project = installed.editable_project(top, module) if self._packages else None
+        names = {canonical(top), "" if project is None else canonical(project.name)}
+        return top in self._included or bool(names & self._packages)
 
     def _unfindable(self, name: str, module: Any) -> str:
         """Return why the workers cannot import the module as this process has it, with a remedy; empty if they can."""
         if not self.shares_files:
             top = name.partition(".")[0]
-            if top in self._included or canonical(top) in self._packages or installed.is_editable(top, module):
+            if self._is_provided(name, module):
                 return ""
-            return (
-                "the nodes have only what is installed there. Install it on the nodes, or send "
-                f"{installed.included_path(name, module)} with Image(includes=[...])"
-            )
+            if (file_of(module) or "").endswith(installed.EXTENSIONS):
+                return f"the nodes have only what is installed there: name {installed.requirement(top, module)}"
+            if self.sources is None:
+                if installed.is_editable(top, module):
+                    return ""
+                return (
+                    "the nodes have only what is installed there. Install it on the nodes, or send "
+                    f"{installed.included_path(name, module)} with Image(includes=[...])"
+                )
         if is_same(module, self._find(name)):
-            return ""
+            return "" if self.sources is None else self.sources.reason(name, module)
         where = file_of(module)
         if where is None:
             return (
@@ -195,7 +251,7 @@ class Modules:
         if parent:
             package = sys.modules.get(parent)
             found = self._find(parent)
-            if found is None or not (package is None or is_same(package, found) or _has_replaced(package, found)):
+            if found is None or not (package is None or is_same(package, found) or has_replaced(package, found)):
                 return None
             path = getattr(package, "__path__", None) or found.submodule_search_locations
             if path is None:
@@ -216,19 +272,6 @@ class Modules:
             path = tuple(installed.import_path())
             self._later = list(sys.path), path
         return path
-
-
-def _has_replaced(module: Any, found: importlib.machinery.ModuleSpec) -> bool:
-    """Return whether the file that was found has put `module`, a module or another object, into its own module's place.
-
-    A file does so by `sys.modules[__name__] = ...`. Then it has defined all functions of the object.
-    """
-    if file_of(module) is not None or type(found.loader) is not importlib.machinery.SourceFileLoader:
-        return False
-    if isinstance(getattr(module, "__spec__", None), importlib.machinery.ModuleSpec):
-        return False
-    functions = functions_in(getattr(module, "__dict__", {})) + functions_in(vars(type(module)))
-    return all(f.__code__.co_filename == found.origin for f in functions if f.__module__ == found.name)
 
 
 def _by_reference(thing: Any) -> bool:
@@ -259,9 +302,9 @@ def _is_imported_here(name: str, module: Any, thing: Any) -> bool:
 # ------------------------------------------------------------------------------------------------ for the pickler
 
 
-def end(before: Modules | None) -> None:
+def end(before: Before) -> None:
     """Undo `Modules.begin`, which has returned `before`."""
-    _pickling.modules, _pickling.looked = before, False
+    _pickling.modules, _pickling.generation, _pickling.taken = before
 
 
 def with_path(call: Any) -> Any:
@@ -343,14 +386,8 @@ def check_builtin(function: types.BuiltinFunctionType) -> Any:
 
 def note_imports(code: types.CodeType) -> None:
     """Note which installed modules a function, whose code is sent, imports when it runs: its pickle does not tell."""
-    modules = _pickling.modules
-    if modules is None:
-        return
-    for name in imports.in_code(code):
-        top = name.partition(".")[0]
-        module = sys.modules.get(top)
-        if name not in modules.named and (module is None or installed.is_installed(top, module)):
-            modules.named.add(name)
+    if _pickling.modules is not None:
+        _pickling.modules.named.update(filter(installed.may_be_installed, imports.in_code(code)))
 
 
 def explain(error: Exception) -> None:

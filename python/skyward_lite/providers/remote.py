@@ -2,7 +2,7 @@
 
 open                       on the host's own thread
   connect                    the provider's: verify its key, prove who we are
-  probe → build              the environment: found, or made once; or `python` verified as it is
+  probe → build              the environment: found, or made once (host_environment.py); or `python` verified as it is
                            → the commands that start the agent, and reach it again
 reconnect                  on a thread of its own, after a cut: connect, and nothing else
 """
@@ -12,17 +12,14 @@ from __future__ import annotations
 import abc
 import logging
 import os
-import time
 
-from .. import _core, credentials
+from .. import _core
 from ..environment import build, bundle, probe, scripts
 from ..errors import NodeStartError
 from . import Machine, NodeRequest, PreparedMachine
+from .host_environment import HostEnvironment
 
 log = logging.getLogger("skyward_lite")
-
-UPLOAD_SECONDS = 600.0
-"""Bound on sending one file to a host."""
 
 
 class RemoteMachine(Machine):
@@ -68,7 +65,8 @@ class RemoteMachine(Machine):
 
     def probe_host(self, connection: _core.Connection, env: str) -> probe.Facts:
         """Return what the host has, and whether it has this environment."""
-        report, status, printed = self.run_script(connection, probe.probe_script(env), probe.PROBE_SECONDS)
+        script = probe.probe_script(env, self.wanted.image.python)
+        report, status, printed = self.run_script(connection, script, probe.PROBE_SECONDS)
         if status:
             raise NodeStartError(f"the script that looks at it ended with status {status}: {printed or 'no reason'}")
         return probe.read_facts(report)
@@ -93,41 +91,5 @@ class RemoteMachine(Machine):
         if probe.UNSAFE in facts.why:
             why = f"{facts.why} {probe.remedy(facts)}"
             log.warning("%s: its environment is made in %s, because%s", self.name, facts.root, why)
-        self._build(connection, facts, env)
+        HostEnvironment(connection, self.name, facts, self.wanted.image, self.prelude).make(env)
         return probe.interpreter(facts, env)
-
-    def _build(self, connection: _core.Connection, facts: probe.Facts, env: str) -> None:
-        """Make the image's environment."""
-        image = self.wanted.image
-        began = time.monotonic()
-        listed = ", ".join(image.masked_pip()) or "nothing beside skyward_lite"
-        log.info("%s: making its environment in %s: %s", self.name, facts.root, listed)
-        uploads = {}
-        for kind, name, data in bundle.files(facts, image):
-            uploads[kind] = self._upload(connection, facts.root, name, data)
-        # Not in a variable: the script has the credentials, and what reports errors may show variables.
-        report, status, printed = self.run_script(
-            connection, self.prelude + build.build_script(facts, image, env, uploads), build.BUILD_SECONDS
-        )
-        if status:
-            failed = credentials.mask(report.get("failed", [""])[0].partition(" ")[2])
-            # The failed command names only the file of requirements, which is gone.
-            asked = f" for {', '.join(image.masked_pip())}" if failed.endswith("/requirements") else ""
-            raise NodeStartError(
-                f"its environment could not be made: {f'`{failed}`' if failed else 'the script'}{asked} ended with "
-                f"status {status}:\n  | {printed}"
-            )
-        for line in report.get("gone", []):
-            log.info("%s: removed what nothing had used for a long time: %s", self.name, line.split(" ", 2)[-1])
-        log.info("%s: its environment took %.1f s", self.name, time.monotonic() - began)
-
-    def _upload(self, connection: _core.Connection, root: str, name: str, data: bytes) -> str:
-        """Send a file, unless the host has it; return its path there."""
-        # The file's name is unchanged: pip reads a wheel's.
-        directory = f"{root}/sent-{bundle.digest(data)[:16]}"
-        command = scripts.command(scripts.read("upload.sh"), directory, name, str(len(data)))
-        status, _, stderr = connection.run(command, data, UPLOAD_SECONDS)
-        if status:
-            printed = scripts.shown(stderr, self.wanted.image.secrets())
-            raise NodeStartError(f"{directory}/{name} could not be written there: {printed}")
-        return f"{directory}/{name}"

@@ -12,6 +12,7 @@
 //! | `liveness.rs` | PURE: when a node has not done for too long what it was asked to do |
 //! | `io.rs` | the lock around the decider; carries its actions out |
 //! | `pool.rs` | the calls from Python, and the I/O thread |
+//! | `command.rs` | a command that runs on a machine to its end, and what it prints |
 //! | `session.rs` | one node's connection, from the first byte to the last |
 //! | `reattach.rs` | a session whose connection was lost goes on over another one |
 //! | `stripes.rs` | further channels of a node's SSH connection, for blobs, where the round trip is long |
@@ -22,6 +23,7 @@
 mod absence;
 mod arrivals;
 pub mod blobs;
+mod command;
 pub mod completions;
 pub mod contents;
 pub mod dispatch;

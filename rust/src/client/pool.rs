@@ -33,7 +33,6 @@ use crate::locks::{lock, wait_timeout_while};
 use crate::queue::{Cancelled, PeerId};
 use crate::timing::Timing;
 use crate::transport::connection::Connection;
-use crate::transport::output::CommandOutput;
 use crate::transport::ssh::{self, Target};
 use crate::wire::{Attempt, Message, Outcome};
 
@@ -148,25 +147,8 @@ impl Pool {
         })
     }
 
-    /// Run a command to its end. Waits for it, at most for `bound`.
-    ///
-    /// # Errors
-    /// As [`Pool::connect`].
-    pub fn run(
-        &self,
-        connection: Arc<Connection>,
-        command: String,
-        input: Bytes,
-        bound: Duration,
-    ) -> Result<CommandOutput, NodeError> {
-        self.wait(async move {
-            let ended = tokio::time::timeout(bound, connection.run(&command, input)).await;
-            Ok(ended.map_err(|_| SshError::Command { command, seconds: bound.as_secs() })??)
-        })
-    }
-
     /// Do `work` on the I/O thread, and wait for it. It has a bound of its own.
-    fn wait<T: Send + 'static>(
+    pub(super) fn wait<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, NodeError>> + Send + 'static,
     ) -> Result<T, NodeError> {
@@ -174,6 +156,11 @@ impl Pool {
         self.runtime.spawn(async move { drop(done.send(work.await)) });
         // A runtime that has ended drops the work, and `done` with it.
         waiting.recv().unwrap_or(Err(NodeError::Closed))
+    }
+
+    /// Do `work` on the I/O thread. It has a bound of its own.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+        self.runtime.spawn(work)
     }
 
     /// Begin a session with a node that was added, or that is lost and comes back.

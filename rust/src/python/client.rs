@@ -1,10 +1,9 @@
-//! What the user's process has of the core: [`Core`], the nodes of one pool, and [`Connection`], a way to one of them.
+//! What the user's process has of the core: [`Core`], the nodes of one pool.
 
 // pyo3 hands arguments over by value.
 #![allow(clippy::needless_pass_by_value)]
 
 use std::collections::HashMap;
-use std::ffi::c_int;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,100 +11,17 @@ use bytes::Bytes;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
-use russh::keys::PublicKey;
 
 use crate::client::packages::Packages;
-use crate::client::pool::{Endpoint, Lines, Node, NodeSpec, NodeState, Pool};
-use crate::python::buffer::{Blob, snapshot, task_parts, to_python};
-use crate::python::convert::{PoolClosedError, core_error, from_dataclass, private_key, public_key, seconds, socket};
+use crate::client::pool::{Lines, Node, NodeSpec, NodeState, Pool};
+use crate::python::buffer::{Blob, task_parts, to_python};
+use crate::python::connection::{self, Connection, EndpointArgument, IdentityArgument, public_keys};
+use crate::python::convert::{PoolClosedError, from_dataclass, seconds};
 use crate::python::log;
 use crate::timing::Timing;
-use crate::transport::auth::{Identity, SshAgent};
-use crate::transport::connection;
-use crate::transport::host_key::{HostKeys, fingerprint};
-use crate::transport::ssh::{Algorithms, RekeyLimits, Target};
+use crate::transport::host_key::HostKeys;
+use crate::transport::ssh::{RekeyLimits, Target};
 use crate::wire::{Attempt, ClientHello, MAX_BODY, MAX_NOTE, Message};
-
-/// The stub's `Endpoint`: a socket, or a host and a port.
-#[derive(FromPyObject)]
-enum EndpointArgument {
-    Socket(c_int),
-    Address(String, u16),
-}
-
-impl EndpointArgument {
-    fn endpoint(self) -> PyResult<Endpoint> {
-        Ok(match self {
-            Self::Socket(fd) => Endpoint::Socket(socket(fd)?),
-            Self::Address(host, port) => Endpoint::Address(host, port),
-        })
-    }
-}
-
-/// The stub's `Identity`: a private key; an ssh-agent's socket with the wanted keys, whether only these are tried, and files
-/// with certificates; or a private key's file and its certificate's file.
-#[derive(FromPyObject)]
-enum IdentityArgument {
-    Key(String),
-    SshAgent(String, Vec<String>, bool, Vec<String>),
-    File(String, Option<String>),
-}
-
-impl IdentityArgument {
-    fn identity(self) -> PyResult<Identity> {
-        Ok(match self {
-            Self::Key(text) => Identity::Key(Arc::new(private_key(&text)?)),
-            Self::File(path, certificate) => Identity::File(path.into(), certificate.map(Into::into)),
-            Self::SshAgent(socket, wanted, only, certificates) => Identity::SshAgent(SshAgent {
-                socket: socket.into(),
-                wanted: public_keys(&wanted)?,
-                only,
-                certificates: certificates.into_iter().map(Into::into).collect(),
-            }),
-        })
-    }
-}
-
-fn public_keys(lines: &[String]) -> PyResult<Vec<PublicKey>> {
-    lines.iter().map(|line| public_key(line)).collect()
-}
-
-fn algorithms(mut lists: HashMap<String, Vec<String>>) -> Algorithms {
-    let mut take = |kind| lists.remove(kind).unwrap_or_default();
-    Algorithms { kex: take("kex"), host_key: take("host_key"), cipher: take("cipher"), mac: take("mac") }
-}
-
-#[pyclass(frozen, module = "skyward_lite._core")]
-pub(super) struct Connection {
-    inner: Arc<connection::Connection>,
-    core: Py<Core>,
-}
-
-#[pymethods]
-impl Connection {
-    #[getter]
-    fn host_key(&self) -> PyResult<String> {
-        self.inner.host_key().to_openssh().map_err(core_error)
-    }
-
-    #[getter]
-    fn fingerprint(&self) -> String {
-        fingerprint(self.inner.host_key())
-    }
-
-    fn run<'py>(
-        &self,
-        py: Python<'py>,
-        command: String,
-        stdin: &Bound<'py, PyAny>,
-        bound: f64,
-    ) -> PyResult<(Option<u32>, Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
-        let (input, bound, connection) = (snapshot(stdin)?, seconds(bound)?, Arc::clone(&self.inner));
-        let core = self.core.get();
-        let output = py.detach(|| core.pool.run(connection, command, input, bound))?;
-        Ok((output.status, PyBytes::new(py, &output.stdout), PyBytes::new(py, &output.stderr)))
-    }
-}
 
 /// A row of [`Core::nodes`]: a dict, whose keys are the fields of the public `Node`.
 #[derive(IntoPyObject)]
@@ -141,7 +57,7 @@ fn unix_time(moment: Instant) -> f64 {
 
 #[pyclass(frozen, module = "skyward_lite._core")]
 pub(super) struct Core {
-    pool: Pool,
+    pool: Arc<Pool>,
 }
 
 impl Core {
@@ -178,7 +94,7 @@ impl Core {
         let replacement = start_timeout.map_or(Ok(timing.replacement), seconds)?;
         let timing = Timing { replacement, ..timing };
         let pool = Pool::with_timing(attempts, max_payload, timing).map_err(PyOSError::new_err)?;
-        Ok(Self { pool })
+        Ok(Self { pool: Arc::new(pool) })
     }
 
     #[getter]
@@ -204,7 +120,7 @@ impl Core {
     }
 
     fn resume_node(&self, py: Python<'_>, node: usize, connection: &Connection) -> PyResult<()> {
-        let (pool, connection) = (self.owned()?, Arc::clone(&connection.inner));
+        let (pool, connection) = (self.owned()?, connection.shared());
         py.detach(|| pool.resume_node(node, connection)).map_err(Into::into)
     }
 
@@ -215,7 +131,8 @@ impl Core {
     #[allow(clippy::too_many_arguments)] // keyword arguments in Python
     #[pyo3(signature = (*, endpoint, user, host_keys, revoked, accept_new, identities, timeout, algorithms = None, rekey = None))]
     fn connect(
-        slf: Bound<'_, Self>,
+        &self,
+        py: Python<'_>,
         endpoint: EndpointArgument,
         user: String,
         host_keys: Vec<String>,
@@ -234,14 +151,14 @@ impl Core {
         let target = Target {
             user,
             host_keys: HostKeys { known: public_keys(&host_keys)?, revoked: public_keys(&revoked)?, accept_new },
-            algorithms: self::algorithms(algorithms.unwrap_or_default()),
+            algorithms: connection::algorithms(algorithms.unwrap_or_default()),
             identities: identities.into_iter().map(IdentityArgument::identity).collect::<PyResult<_>>()?,
             rekey,
             timeout: seconds(timeout)?,
         };
-        let pool = slf.get().owned()?;
-        let connection = slf.py().detach(|| pool.connect(endpoint, target))?;
-        Ok(Connection { inner: Arc::new(connection), core: slf.unbind() })
+        let pool = self.owned()?;
+        let connection = py.detach(|| pool.connect(endpoint, target))?;
+        Ok(Connection::new(connection, Arc::clone(&self.pool)))
     }
 
     #[allow(clippy::too_many_arguments)] // as above
@@ -257,7 +174,7 @@ impl Core {
         again: Option<String>,
     ) -> PyResult<()> {
         let hello: ClientHello = from_dataclass(hello)?;
-        let connection = Arc::clone(&connection.inner);
+        let connection = connection.shared();
         let ready_timeout = seconds(ready_timeout)?;
         self.pool.start_node(node, NodeSpec { connection, command, again, stripe, hello, ready_timeout });
         Ok(())

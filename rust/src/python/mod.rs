@@ -4,6 +4,7 @@
 
 mod buffer;
 mod client;
+mod connection;
 mod convert;
 mod keys;
 mod log;
@@ -21,7 +22,9 @@ mod _core {
     #[pymodule_export]
     use super::buffer::{Blob, Buffer, address};
     #[pymodule_export]
-    use super::client::{Connection, Core};
+    use super::client::Core;
+    #[pymodule_export]
+    use super::connection::Connection;
     #[pymodule_export]
     use super::convert::{
         AuthenticationError, ClosedError, ConnectTimeoutError, CoreError, HostKeyError, HungUpError,

@@ -3,6 +3,7 @@
 //! An enum rather than a trait object, as in the crate `openssh`: callers match nothing, and each kind of connection stays
 //! a plain struct in a file of its own.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use russh::keys::PublicKey;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::SshError;
+use crate::locks::lock;
 use crate::transport::output::CommandOutput;
 use crate::transport::ssh::SshConnection;
 
@@ -70,8 +72,18 @@ impl Connection {
     /// # Errors
     /// [`SshError::Exec`] if the server refuses.
     pub async fn run(&self, command: &str, input: Bytes) -> Result<CommandOutput, SshError> {
+        let output = Mutex::default();
+        self.run_into(command, input, &output).await?;
+        Ok(std::mem::take(&mut *lock(&output)))
+    }
+
+    /// As [`Connection::run`]; `output` has what the command has printed, as it comes.
+    ///
+    /// # Errors
+    /// As [`Connection::run`].
+    pub async fn run_into(&self, command: &str, input: Bytes, output: &Mutex<CommandOutput>) -> Result<(), SshError> {
         match self {
-            Self::Ssh(ssh) => ssh.run(command, input).await,
+            Self::Ssh(ssh) => ssh.run_into(command, input, output).await,
         }
     }
 }

@@ -261,11 +261,11 @@ impl SshConnection {
         self.exchanges.load(Relaxed)
     }
 
-    /// Run a command to its end, with `input` as its standard input.
+    /// Run a command to its end, with `input` as its standard input. `output` has what it has printed, as it comes.
     ///
     /// # Errors
     /// [`SshError::Exec`] if the server refuses.
-    pub async fn run(&self, command: &str, input: Bytes) -> Result<CommandOutput, SshError> {
+    pub async fn run_into(&self, command: &str, input: Bytes, output: &Mutex<CommandOutput>) -> Result<(), SshError> {
         let (mut from, to) = self.start(command, CHANNEL_RETRIES).await?.split();
         let send = async {
             let mut left = input;
@@ -274,21 +274,20 @@ impl SshConnection {
             drop(to.eof().await);
         };
         let receive = async {
-            let mut output = CommandOutput::default();
             while let Some(message) = from.wait().await {
                 match message {
-                    ChannelMsg::Data { data } => append_capped(&mut output.stdout, &data),
-                    ChannelMsg::ExtendedData { data, .. } => append_capped(&mut output.stderr, &data),
-                    ChannelMsg::ExitStatus { exit_status } => output.status = Some(exit_status),
+                    ChannelMsg::Data { data } => append_capped(&mut lock(output).stdout, &data),
+                    ChannelMsg::ExtendedData { data, .. } => append_capped(&mut lock(output).stderr, &data),
+                    ChannelMsg::ExitStatus { exit_status } => lock(output).status = Some(exit_status),
                     _ => {}
                 }
             }
-            output
         };
         tokio::pin!(send, receive);
         tokio::select! {
-            output = &mut receive => Ok(output),
-            () = &mut send => Ok(receive.await),
+            () = &mut receive => {}
+            () = &mut send => receive.await,
         }
+        Ok(())
     }
 }

@@ -55,6 +55,9 @@ pub struct WorkerSpec {
     /// Whether the node sees the client's files and processes under the same names.
     #[serde(default)]
     pub shares_files: bool,
+    /// Whether workers ask the client for modules that are local there.
+    #[serde(default)]
+    pub serves_modules: bool,
     /// Modules that a worker imports before it takes tasks.
     pub preload: Vec<String>,
     /// Cap of one message's payload, in bytes.
@@ -64,6 +67,9 @@ pub struct WorkerSpec {
     pub cache_bytes: Option<u64>,
     /// How long one task may run, in milliseconds; `None`: as long as it likes.
     pub task_timeout_ms: Option<u64>,
+    /// What the client's program has set for all of its calculations; only the worker's Python part can read it.
+    #[serde(default)]
+    pub context: String,
     /// What the plugins do in a worker; only its Python part can read it. Empty: nothing.
     pub setup: String,
     /// Whether workers are asked to end, so that the setup can be undone, before they are killed.

@@ -81,6 +81,7 @@ def rotate() -> bytes:
     return scripts.compose(scripts.read("rotate.sh", __file__))
 
 
-def install_python(minor: str) -> bytes:
-    """Return the script that installs this minor version of Python."""
-    return sign_of_life() + scripts.compose(scripts.read("install_python.sh", __file__), PYTHON=minor)
+def install_python(minor: str, release: str) -> bytes:
+    """Return the script that installs this minor version of Python; or uv, if the distribution lacks its `release`."""
+    script = scripts.read("install_python.sh", __file__)
+    return sign_of_life() + scripts.compose(script, PYTHON=minor, RELEASE=release)

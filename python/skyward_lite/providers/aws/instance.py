@@ -195,11 +195,12 @@ class Instance(RemoteMachine):
     def install_python(self, connection: _core.Connection, facts: probe.Facts) -> probe.Facts:
         if (facts.python and facts.venv) or facts.uv:
             return facts
-        log.info("%s: installing Python %s", self.name, PYTHON)
-        _, status, printed = self.run_script(connection, boot.install_python(PYTHON), INSTALL_SECONDS)
+        release = self.wanted.image.python or PYTHON
+        log.info("%s: installing Python %s", self.name, release)
+        _, status, printed = self.run_script(connection, boot.install_python(PYTHON, release), INSTALL_SECONDS)
         found = self.probe_host(connection, "none")
         if status or not ((found.python and found.venv) or found.uv):
-            raise NodeStartError(f"Python {PYTHON} could not be installed there (status {status}): {printed}")
+            raise NodeStartError(f"Python {release} could not be installed there (status {status}): {printed}")
         return dataclasses.replace(found, root=facts.root)
 
 

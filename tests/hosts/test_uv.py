@@ -204,6 +204,30 @@ def test_progress_is_told_while_the_build_runs(lab, mirror, tmp_path, caplog, in
     assert "takes the place" not in caplog.text
 
 
+def test_a_command_is_watched(lab, tmp_path):
+    """What it prints is seen while it runs; an exception from there ends the wait, and reaches the caller."""
+    go = tmp_path / "go"
+    seen: list[tuple[bytes, bytes]] = []
+
+    def watch(stdout: bytes, stderr: bytes) -> None:
+        seen.append((stdout, stderr))
+        go.touch()
+
+    def refuse(stdout: bytes, stderr: bytes) -> None:
+        raise LookupError(stdout)
+
+    with machine(lab, lab.host().name) as (one, core):
+        connection = one.connect(core)
+        command = f"echo one; echo two >&2; while [ ! -e {go} ]; do sleep 0.1; done; echo three; exit 7"
+        assert connection.run(command, b"", 20.0, watch) == (7, b"one\nthree\n", b"two\n")
+        assert [b"".join(stream) for stream in zip(*seen, strict=True)] == [b"one\nthree\n", b"two\n"]
+        go.unlink()
+        with pytest.raises(LookupError, match="one"):
+            connection.run(command, b"", 20.0, refuse)
+        go.touch()
+        assert connection.run("echo one", b"", 20.0)[1] == b"one\n"
+
+
 @SHIPPED
 def test_check_tells_that_uv_is_sent(lab, tmp_path):
     """To a host without Python, if this client has a uv; else the remedy here is named."""

@@ -73,7 +73,7 @@ def test_what_is_imported_is_as_at_the_client(project, node, start, monkeypatch)
     monkeypatch.setattr(units, "MAX_DATA_FILE", 1000)
     worker = start(Sources())
     assert worker.run("__import__('im_pack').twice(4)") == 8
-    assert worker.run("requests") == ["im_pack", "im_optional"]
+    assert worker.run("requests") == ["im_pack"]
     lines = {
         "__import__('inspect').getsource(im_pack.part.twice)": "def twice(x):\n    return im_base.double(x)\n",
         "__import__('importlib.resources').resources.files('im_pack.sub').joinpath('data.txt').read_text()": "text\n",
@@ -103,7 +103,7 @@ def test_what_is_imported_is_as_at_the_client(project, node, start, monkeypatch)
         "\t except OSError as error: importer.explain(error); raise"
     )
     assert "was not sent with package im_pack: it has 2,000 bytes" in worker.run("look()")
-    assert len(worker.run("requests")) == 2
+    assert len(worker.run("requests")) == 1
     assert not [name for name in os.listdir(node / "modules") if name.startswith("new-")]
 
 
@@ -147,7 +147,7 @@ def test_processes_that_import_at_once_ask_once(project, start):
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert sorted(name for worker in workers for name in worker.run("requests")) == ["im_optional", "im_pack"]
+    assert sorted(name for worker in workers for name in worker.run("requests")) == ["im_pack"]
     for worker in workers:
         events = worker.run("events")
         assert events[-1] == 4

@@ -35,7 +35,7 @@ GENERATIONS: Final = 16
 MAX_CONTENT: Final = 12 << 20
 """Bytes of packed units in one answer; the core takes answers of up to 16 MiB."""
 MAX_ABSENT: Final = 1_000
-"""Names of a generation that are looked for again, if workers asked for them and found nothing."""
+"""Names of a generation that are looked for again, if nothing local had them."""
 
 
 class _Generation:
@@ -48,7 +48,7 @@ class _Generation:
         self.refused: dict[str, str] = {}
         """Why a unit cannot be sent, by its name."""
         self.absent: set[str] = set()
-        """Names that workers asked for and that led to no unit."""
+        """Names that workers asked for, or that units import, and that led to no unit."""
         self.names: frozenset[str] | None = None
         """The names of all local modules that can be listed; None until a worker asks."""
         self.namespaces: set[str] = set()
@@ -178,15 +178,13 @@ class Sources:
         found = kept.locator.locate(name)
         self._take_all(kept, name)
         kept.namespaces.update(_parents(kept, [name, *kept.units]))
-        absent = kept.absent | (set() if found.is_local or found.reason else {name})
-        if len(absent) <= MAX_ABSENT:
-            kept.absent = absent
+        is_absent = self._note_absent(kept, name)
         answer = Answer(
             names=kept.names | kept.units.keys() | kept.refused.keys(),
             namespaces=frozenset(kept.namespaces),
             units={each: _served(unit) for each, unit in kept.units.items()},
             refused={**kept.refused, **({name: found.reason} if found.reason else {})},
-            absent=frozenset(absent),
+            absent=frozenset(kept.absent | ({name} if is_absent else set())),
         )
         room = MAX_CONTENT
         own = found.place.name if found.place is not None else ""
@@ -215,6 +213,19 @@ class Sources:
             if unit is not None:
                 left += sorted(unit.imports)
                 self.imports.update(each for each in unit.imports if kept.locator.is_installed(each))
+                for top in sorted({each.partition(".")[0] for each in unit.imports} - sys.stdlib_module_names):
+                    # A worker that is told of it need not ask when it imports the unit.
+                    self._note_absent(kept, top)
+
+    @staticmethod
+    def _note_absent(kept: _Generation, name: str) -> bool:
+        """Note that no local module has a name; return False if one has it."""
+        found = kept.locator.locate(name)
+        if found.is_local or found.reason:
+            return False
+        if len(kept.absent) < MAX_ABSENT:
+            kept.absent.add(name)
+        return True
 
     def _take(self, kept: _Generation, found: Located) -> Unit | None:
         """Return the unit of a generation; None if it cannot be sent, for the reason in `refused`."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from .. import _core, credentials
 
-MAX_LINE_BYTES = 8192
+MAX_LINE_BYTES = 2000
 """A longer line of a host is not shown."""
 MAX_SHOWN_BYTES = 300
 MAX_PACKAGES = 8
@@ -71,7 +71,8 @@ def plain(text: str) -> str | None:
         return f"looking for {rest.partition(' (from')[0]}"
     if verb == "Building":
         name = rest.removeprefix("wheels for collected packages: ").removeprefix("wheel for ").partition(" (")[0]
-        return f"building {_PINNED.sub(_spaced, name)}"
+        pinned = _PINNED.fullmatch(name)
+        return f"building {_spaced(pinned) if pinned else name}"
     if verb == "Downloading" or text.startswith("Using cached "):
         return _downloading(rest.removeprefix("cached "))
     if text.startswith("Installing collected packages: "):

@@ -22,6 +22,7 @@ _MODULES = {
     "ComputeFunction": "client.lazy",
     "ComputePool": "client.pool",
     "Cost": "providers",
+    "EnvironmentMismatchError": "errors",
     "Host": "providers.ssh",
     "Image": "image",
     "LazyCall": "client.lazy",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from .client.pool import ComputePool as ComputePool, pool as pool
     from .client.settings import Worker as Worker
     from .errors import (
+        EnvironmentMismatchError as EnvironmentMismatchError,
         MessageError as MessageError,
         NodeLostError as NodeLostError,
         NodeStartError as NodeStartError,

@@ -233,8 +233,13 @@ class Core:
         """
     def notices(self, node: int) -> list[str] | None:
         """Return what the log is to say of a node, by its own words; None before the node has greeted."""
-    def differences(self, node: int) -> list[str] | None:
-        """Return how a node's environment differs from ours, a sentence each; None before the node has greeted."""
+    def packages(self, node: int) -> dict[str, str] | None:
+        """Return a node's distributions: normalized name → version; None before the node has greeted.
+
+        Empty if the node does not tell them. Names and versions are harmless where they are shown.
+        """
+    def require(self, packages: dict[str, str]) -> None:
+        """Lose each node, as soon as it greets from now on, that has not these distributions in these versions."""
     def fail_node(self, node: int, why: str) -> None:
         """Mark a node as lost, for this reason, with which no session was begun."""
     def nodes(self) -> list[NodeRow]:

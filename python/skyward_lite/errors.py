@@ -8,6 +8,7 @@ raise come as they are.
 from __future__ import annotations
 
 __all__ = [
+    "EnvironmentMismatchError",
     "MessageError",
     "NodeLostError",
     "NodeStartError",
@@ -27,6 +28,13 @@ class SkywardError(Exception):
 
 class MessageError(SkywardError):
     """Raised by `messages.send` if no listener took the message: there is none, it raised, or no answer came."""
+
+
+class EnvironmentMismatchError(SkywardError):
+    """Raised with `pool(strict_env=True)` in place of sending a call that names packages which a node has otherwise.
+
+    Names each node, the packages and what installs them. The pool takes no further call while such a node is in it.
+    """
 
 
 class NodeStartError(SkywardError):

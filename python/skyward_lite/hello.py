@@ -56,8 +56,4 @@ class ClientHello:
     """How long the node works on without hearing from the client, in milliseconds."""
     generation: int
     """The generation of the user's modules: that of the node's first workers."""
-    packages: dict[str, str]
-    """Distributions that the node should have as the client has them: normalized name → version."""
-    strict: bool
-    """Whether a node that lacks one of them is refused."""
     worker: WorkerSettings

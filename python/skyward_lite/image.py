@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 
 from . import checks, credentials
 from ._version import PYTHON
+from .distributions import canonical, installed
 
 # What typing.TYPE_CHECKING is for type checkers, without the import of typing.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from packaging.requirements import Requirement
 
 _PIP_OPTIONS = "; write them into pip's or uv's configuration file in the node's home directory (extra-index-url, say)"
@@ -79,6 +82,23 @@ class Image:
                 raise ValueError(
                     f'Image(env={{{name!r}: ...}}): a name is not empty and has no "=", and no name or value has a NUL'
                 )
+
+    @classmethod
+    def like_here(cls, **fields: Any) -> Image:
+        """Return an image with everything that the program imports, in the versions that are installed here.
+
+        `fields` are those of `Image`; a requirement in `pip=` stands in place of the package's own. The program is its
+        script or notebook, the module that calls this, and the local modules that these import. Pinned is what they
+        import anywhere in their sources, whether or not it has been imported yet, and all that it requires: call this
+        after a notebook's imports. Left out are editable installs, whose modules nodes get from here, and
+        what was installed from a URL or a directory, which the log names.
+        """
+        # Not at the module's head: most programs do not need it.
+        from . import here
+
+        given = cls(**fields)
+        pins = here.pins(sys._getframe(1).f_globals.get("__name__", ""), given.packages())
+        return dataclasses.replace(given, pip=[*pins, *given.pip])
 
     def __repr__(self) -> str:
         """Return the fields, without credentials and without the values of `env`."""
@@ -191,17 +211,6 @@ def _checked(field: str, text: str) -> str:
     return stripped
 
 
-def installed(package: str) -> str | None:
-    """Return this interpreter's version of a package; None if it does not have the package."""
-    # Not at the module's head: it would be a fifth of the time that importing the public names takes.
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _problem(requirement: str, shown: str) -> str | None:
     """Return why this interpreter does not meet a requirement; None if it does. `shown` is without credentials."""
     simple = _SIMPLE.fullmatch(requirement)
@@ -259,8 +268,3 @@ def _parse(requirement: str) -> Requirement | None:
         return Requirement(re.split(r"\s+-", requirement, maxsplit=1)[0])
     except ValueError:  # InvalidRequirement, and from older versions of packaging InvalidSpecifier, too
         return None
-
-
-def canonical(name: str) -> str:
-    """Return a package's name as the index spells it: scikit-learn and Scikit_Learn are one package."""
-    return re.sub(r"[-_.]+", "-", name).lower()

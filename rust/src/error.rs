@@ -95,6 +95,9 @@ pub enum SessionError {
     /// Its node was given up meanwhile, for a reason that is told elsewhere.
     #[error("it was given up")]
     GivenUp,
+    /// The node lacks packages that tasks need, and the pool uses no such node.
+    #[error("its environment is not the client's, and strict_env=True: {0}")]
+    Unfit(String),
     /// A further channel to the node ended, on which blobs were sent.
     #[error("a channel to it that carried data ended: {0}")]
     Stripe(String),

@@ -519,17 +519,19 @@ fn a_worker_that_does_not_start_fails_the_node() {
     assert!(why.contains("No such file"), "{why}");
 }
 
-/// What the node has otherwise than the client is told, or refused if so asked.
+/// A node tells its packages. A node that greets once others are required is lost, and its agent ends at once.
 #[test]
-fn other_packages_are_told() {
-    let mut hello = client_hello(1, false);
-    hello.packages = [("joblib", "1"), ("numpy", "2")].map(|(n, v)| (n.to_owned(), v.to_owned())).into();
-    let pool = ready(vec![embedded(hello.clone(), "3.11")]);
-    let told = pool.nodes().remove(0).hello.unwrap().differences;
-    assert_eq!(told, ["numpy 2 is missing"]);
-    hello.strict = true;
-    let why = lost(embedded(hello, "3.11"));
-    assert!(why.contains("numpy 2 is missing") && why.contains("strict_env"), "{why}");
+fn a_node_without_a_required_package_is_lost() {
+    let pool = ready(vec![embedded(client_hello(1, false), "3.11")]);
+    let told = pool.nodes().remove(0).hello.unwrap().packages.clone();
+    assert_eq!(told, [("joblib".to_owned(), "1".to_owned())].into());
+    pool.require([("joblib", "1.0"), ("numpy", "2")].map(|(n, v)| (n.to_owned(), v.to_owned())).into());
+    add(&pool, embedded(client_hello(1, false), "3.11"));
+    let nodes = await_nodes(&pool, |n| n.state != NodeState::Connecting);
+    let NodeState::Lost(why) = &nodes[1].state else { panic!("{nodes:?}") };
+    assert!(why.contains("numpy is not installed there. It needs Image(pip=[\"numpy==2\"])"), "{why}");
+    assert!(why.contains("strict_env") && !why.contains("joblib"), "{why}");
+    assert_eq!(nodes[0].state, NodeState::Ready);
 }
 
 /// A worker process that dies fails what it may have been running, and is replaced.

@@ -144,26 +144,6 @@ def test_host_concurrency(lab):
 
 
 @pytest.mark.slow
-def test_environment_differences_are_one_warning(lab, caplog):
-    """Packages that this process has imported and a node lacks are one warning before the first task."""
-    with sky.pool(sky.SSH(lab.hosts[0].name, config=lab.config), plugins=[]) as pool:
-        assert eventually(lambda: "another environment" in caplog.text, 10)
-        assert pool.submit(operator.neg, 1).result(20) == -1
-    told = [record.getMessage() for record in caplog.records if "another environment" in record.getMessage()]
-    assert len(told) == 1
-    assert f"joblib {joblib.__version__} is missing" in told[0]
-    assert "pytest" in told[0]
-    assert "cloudpickle" not in told[0]
-
-
-def test_strict_env_refuses_environment_differences(lab):
-    """With `strict_env=True` a node whose packages differ fails the start."""
-    provider = sky.SSH(lab.hosts[0].name, config=lab.config)
-    with pytest.raises(sky.NodeStartError, match=r"strict_env=True: .*joblib .* is missing"):
-        sky.pool(provider, plugins=[], strict_env=True).__enter__()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["agent", "host"])
 def test_tasks_of_a_lost_host_run_on_another(lab, what):
     """If a host's agent is killed, or a host cannot be reached for the lease, the list equals a serial run's."""

@@ -335,7 +335,6 @@ class Agent:
             "epoch": "fake",
             "cores": 1,
             "pid": os.getpid(),
-            "differences": [],
             **changes,
         }
         self.preamble()

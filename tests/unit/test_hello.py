@@ -27,7 +27,7 @@ def cache_bytes(machine, worker):
         strict_env=False,
         ship_modules=True,
     )
-    greeting = Greeting(own, "0123456789", own.image, Modules(shares_files=True), "", [])
+    greeting = Greeting(own, "0123456789", own.image, Modules(shares_files=True), "")
     return greeting.for_machine(machine).worker.cache_bytes
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from environments import FACTS
+from skyward_lite.distributions import installed
 from skyward_lite.environment import build, installer, probe, scripts
 from skyward_lite.environment.tools import Tools
-from skyward_lite.image import installed
 
 WRONG = ["", "  ", "-r file", "--pre", "-e .", " -x", "\t--x", "a\nb", "a\r", "a\0b", "a\x1b[2J", "a\u2028b", "a\x0bb"]
 

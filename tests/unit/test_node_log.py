@@ -21,8 +21,6 @@ class Core:
     def notices(self, number: int) -> None:
         return None
 
-    differences = notices
-
 
 def test_the_log_tells_when_tasks_fail_that_wait_for_a_lost_node(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -20,9 +20,9 @@ import time
 
 from .. import _core, credentials
 from .._version import PYTHON, __version__
+from ..distributions import installed
 from ..environment import bundle, own_uv, probe, scripts, tools
 from ..errors import NodeStartError
-from ..image import installed
 from ..providers.identities import identities
 from ..providers.known_hosts import known
 from ..providers.openssh import Config, parse, resolve, warnings_of

@@ -1,19 +1,17 @@
-"""What a node is told when its session begins: how it runs tasks, and what its environment must have."""
+"""What a node is told when its session begins: how it runs tasks."""
 
 from __future__ import annotations
 
 import base64
-import functools
 import os
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import _core, nesting
 from .._version import PYTHON, __version__
 from ..hello import ClientHello, WorkerSettings
 from ..hooks import Plugin
-from ..image import Image, canonical
+from ..image import Image
 from ..pickling import payload
 from ..pickling.modules import Modules
 from ..providers import Machine
@@ -27,18 +25,14 @@ MAX_SETUP = _core.MAX_BODY // 2
 class Greeting:
     """The hellos of one pool: the same for all its nodes but for a few fields. Made once, when the pool starts.
 
-    `image` has what the plugins add. `imported` are the names of the modules that this process had imported when the
-    pool started. The provider's own modules, as boto3, come later and are not the user's.
+    `image` has what the plugins add.
     """
 
-    def __init__(
-        self, settings: Settings, run: str, image: Image, modules: Modules, setup: str, imported: Iterable[str]
-    ) -> None:
+    def __init__(self, settings: Settings, run: str, image: Image, modules: Modules, setup: str) -> None:
         self._settings = settings
         self._run = run
         self._modules = modules
         self._setup = setup
-        self._imported = frozenset(imported)
         # Found out once: the program may change its environment before the last node has come.
         self._env = {"PYTHONHASHSEED": hash_seed(run), **context.variables(), **image.env}
         self._context = context.record()
@@ -54,8 +48,6 @@ class Greeting:
             python=PYTHON,
             lease_ms=int(settings.lease * 1000),
             generation=self._modules.generations.newest,
-            packages={} if machine.shares_files else _distributions_of(self._imported),
-            strict=settings.strict_env,
             worker=WorkerSettings(
                 concurrency=machine.concurrency or worker.concurrency,
                 processes=worker.executor == "process",
@@ -99,26 +91,3 @@ def hash_seed(run: str) -> str:
     own = os.environ.get("PYTHONHASHSEED", "")
     # 0 would mean no randomization at all; the interpreter takes numbers below 2 ** 32.
     return own if own.isdecimal() else str(int(run[:8], 16) or 1)
-
-
-def _distributions_of(modules: Iterable[str]) -> dict[str, str]:
-    """Return the distributions to which these modules belong: normalized name → version."""
-    # Not at the module's head: only nodes with an environment of their own need the versions.
-    from importlib import metadata
-
-    with _reading:
-        homes = _distributions()
-    names = {name for module in modules for name in homes.get(module, ())} | {"cloudpickle"}
-    return {canonical(name): metadata.version(name) for name in names if canonical(name) != "skyward-lite"}
-
-
-_reading = threading.Lock()
-"""Held while the distributions are read: the threads of all nodes ask at once, and one of them reads for all."""
-
-
-@functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    from importlib import metadata
-
-    # Reads at least one file of each distribution that is installed.
-    return metadata.packages_distributions()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+from ..distributions import installed
 from ..hooks import Plugin
-from ..image import Image, installed
+from ..image import Image
 
 
 def joblib(version: str | None = None) -> Plugin:

@@ -17,7 +17,7 @@ import zipimport
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from ..image import canonical
+from ..distributions import canonical
 from ..pickling import installed
 from .units import Place
 

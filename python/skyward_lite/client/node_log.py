@@ -59,13 +59,6 @@ class NodeLog:
         log.info("node %s is ready%s with %d slots", node.name, again, node.slots)
         for notice in self._core.notices(number) or ():
             log.warning("node %s: %s", node.name, notice)
-        differences = self._core.differences(number)
-        if differences:
-            log.warning(
-                "node %s has another environment than this process: %s. What one version pickled may not work with "
-                "another: Image(pip=[...]) says what a node is to have",
-                *(node.name, "; ".join(differences)),
-            )
 
     def waiting(self, nodes: Sequence[Node], failures: Sequence[str]) -> None:
         """Write each minute that tasks wait and no node is usable. `failures`: why each could not be reached last."""

@@ -17,6 +17,7 @@ from ..errors import NodeStartError
 from ..hello import ClientHello
 from ..image import Image
 from ..providers import Cost, Machine, NodeRequest
+from .comparison import Comparison
 from .lifecycle import Lifecycle, Stage
 from .node_log import NodeLog
 from .node_state import Node, NodeState
@@ -66,6 +67,7 @@ class Nodes:
         """Numbers of the draining, lost and failed nodes for which it was decided whether they are replaced."""
         self._returning = Returning(core, self._begin_session, self._start_thread, lifecycle)
         self._log = NodeLog(core, settings.start_timeout)
+        self.comparison = Comparison(core, self.machines, settings.strict_env)
 
     def start(self, image: Image, greet: Callable[[Machine], ClientHello]) -> Sequence[Machine]:
         """Start the machines, each of which becomes a node in its own time, and watch them from now on. Return them.
@@ -205,6 +207,8 @@ class Nodes:
                 if number < len(self.machines):
                     self._on_node_change(number, old, node.state)
                 self._log.changed(number, node, old)
+                if node.state == NodeState.READY:
+                    self.comparison.ready(number)
             with self._lock:
                 machines = [*self.machines]
                 if self._lifecycle.stage < Stage.RELEASING:

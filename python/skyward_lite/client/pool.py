@@ -72,8 +72,10 @@ class ComputePool(Executor):
     `connect_timeout`: seconds for connection, key exchange and authentication of one node.
     `start_timeout`: seconds until the least number of nodes must be ready, and for which tasks wait for lost nodes that
     may come back, if no other node can run them.
-    `strict_env`: whether a node is left out that lacks a distribution of which this process has imported something, or
-    has it in another version; otherwise that is a warning in the log.
+    `strict_env`: whether nodes must have the packages that calls, and the modules of yours that they use, name, in this
+    process's versions. A call that names one which a node lacks, or has in another version, then raises
+    `EnvironmentMismatchError` and is not sent, nor is any later one while that node is in the pool; nodes that come
+    later and differ are left out. Otherwise differences are a warning in the log.
     `ship_modules`: whether workers on other machines import your own modules from this process, as they are when a call
     begins: modules beside the script, and projects that are installed in place. If false, what a call uses of them
     travels by value with the call, and a task cannot import them.
@@ -182,7 +184,8 @@ class ComputePool(Executor):
         )
         self._tasks.use(modules)
         setup = pickled_hooks(self.plugins, self._tasks.encode_hooks)
-        greeting = Greeting(self._settings, uuid.uuid4().hex, image, modules, setup, sys.modules)
+        greeting = Greeting(self._settings, uuid.uuid4().hex, image, modules, setup)
+        self._nodes.comparison.begin(modules)
         if not self._lifecycle.advance(Stage.OPEN):
             raise PoolClosedError("this pool was closed while it started: make a new one with sky.pool()")
         if self.provider.outlives_client:

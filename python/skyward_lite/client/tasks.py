@@ -259,13 +259,15 @@ class Tasks:
         encoder = self._encoder()
         before = self._modules.begin(generation)
         try:
-            return batches.dump_call(encoder, (fn, args, kwargs))
+            encoded = batches.dump_call(encoder, (fn, args, kwargs))
         except Exception as error:
             blame.explain(error, blame.of_calls([(fn, args, kwargs)]), encoder)
             modules.explain(error)
             raise
         finally:
             modules.end(before)
+        self.nodes.comparison.look()
+        return encoded
 
     def encode_batch(
         self,
@@ -292,7 +294,7 @@ class Tasks:
         try:
             if handles is not None:
                 handles.begin(calls)
-            return batches.dump(encoder, calls, shared, threads, nanos)
+            encoded = batches.dump(encoder, calls, shared, threads, nanos)
         except Exception as error:
             blame.explain(error, blame.of_calls(calls), encoder)
             modules.explain(error)
@@ -301,6 +303,8 @@ class Tasks:
             if handles is not None:
                 handles.end(calls)
             modules.end(before)
+        self.nodes.comparison.look()
+        return encoded
 
     def encode_hooks(self, hooks: object) -> payload.Encoded:
         """Return plugins' hooks as they are sent, in a hello: to workers of all generations."""

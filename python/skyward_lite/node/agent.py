@@ -31,6 +31,9 @@ from . import directories, take_socket
 USE_MARK_SECONDS = 300.0
 """Between two marks of use: a small part of the days for which an unused environment stays on a host."""
 
+MAX_PACKAGES_BYTES = 48 * 1024
+"""Bytes of the distributions that the client is told of, in JSON: the whole hello must fit one frame of 64 KiB."""
+
 _DISTRIBUTION = re.compile(r"(.+?)-([^-]+)(?:-.*)?\.(?:dist-info|egg-info)")
 
 
@@ -54,6 +57,14 @@ def packages() -> dict[str, str]:
     return found
 
 
+def told(found: dict[str, str], notices: list[str]) -> dict[str, str]:
+    """Return the distributions as the client is told of them: none, with a notice, if they are too many for a hello."""
+    if sum(len(name) + len(version) for name, version in found.items()) + 8 * len(found) <= MAX_PACKAGES_BYTES:
+        return found
+    notices.append(f"its {len(found):,} packages are too many to be compared with the client's")
+    return {}
+
+
 def spec(*notices: str, directory: str | None = None) -> _core.AgentSpec:
     """Return what the agent must be told because it cannot find it out by itself.
 
@@ -63,13 +74,14 @@ def spec(*notices: str, directory: str | None = None) -> _core.AgentSpec:
     if hasattr(sys.flags, "context_aware_warnings"):
         # From Python 3.14 on: what task_warnings.py does for earlier versions.
         options += ["-X", "context_aware_warnings=1", "-X", "thread_inherit_context=1"]
+    all_notices = [*notices]
     return {
         "worker": [sys.executable, *options, "-m", "skyward_lite.node.worker"],
         "version": __version__,
         "python": PYTHON,
         "epoch": os.urandom(16).hex(),
-        "packages": packages(),
-        "notices": [*notices],
+        "packages": told(packages(), all_notices),
+        "notices": all_notices,
         "directory": directory,
     }
 

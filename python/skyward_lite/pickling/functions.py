@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Final
 
+from . import modules
 from .payload import Encoder
 from .pickler import Functions, Shared
 from .sharing import are_constants
@@ -54,6 +55,7 @@ def _remember(encoder: Encoder, function: Any, shared: Shared) -> None:
                 return
             reduced = rebuild_function, (pickled,)
     elif isinstance(function, types.BuiltinFunctionType) and isinstance(function.__self__, types.ModuleType):
+        modules.check_builtin(function)
         reduced = function.__qualname__
     else:
         return

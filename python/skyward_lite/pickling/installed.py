@@ -12,7 +12,7 @@ import zipimport
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from ..image import canonical
+from ..distributions import canonical
 
 LOADERS: Final = (
     importlib.machinery.SourceFileLoader,
@@ -138,6 +138,13 @@ def is_installed(name: str, module: Any) -> bool:
                 or _is_in_installed_package(top, module)
             )
     return _is_in_distributions(file, name.count(".") + hasattr(module, "__path__"))
+
+
+def may_be_installed(name: str) -> bool:
+    """Return whether a module of this name is installed, as far as is known: one that is not loaded may be."""
+    top = name.partition(".")[0]
+    module = sys.modules.get(top)
+    return module is None or is_installed(top, module)
 
 
 @functools.cache

@@ -29,7 +29,8 @@ from typing import Any, Final, Literal, NamedTuple
 import cloudpickle
 from cloudpickle.cloudpickle import _should_pickle_by_reference
 
-from ..image import canonical
+from .. import imports
+from ..distributions import canonical
 from ..nesting import being_imported
 from . import installed, stand_ins
 from .changes import Files
@@ -102,6 +103,9 @@ class Modules:
         """`sys.path` at a later call, and the import path that was made of it."""
         self.decided: dict[str, _Decision | Literal[False]] = {"__main__": False, "builtins": False}
         """The decisions so far, by the module's name; False for a module that goes by name for good."""
+        self.named: set[str] = set()
+        """The full names of installed modules that pickles have named so far, and what functions that were sent import.
+        It only grows."""
         self._reasons: dict[str, str] = {}
         """Why a module travels by value, and what would let it travel by name."""
         self._lock = threading.RLock()
@@ -177,6 +181,7 @@ class Modules:
                 # the decision is for the file's module.
                 module = importlib.util.module_from_spec(found)
         if installed.is_installed(name, module):
+            self.named.add(name)
             if not _is_imported_here(name, module, thing):
                 self.decided[name] = False
             return False
@@ -377,6 +382,12 @@ def check_builtin(function: types.BuiltinFunctionType) -> Any:
     """Raise `PicklingError` for a function of an extension module that workers cannot import."""
     by_value(function)
     return NotImplemented
+
+
+def note_imports(code: types.CodeType) -> None:
+    """Note which installed modules a function, whose code is sent, imports when it runs: its pickle does not tell."""
+    if _pickling.modules is not None:
+        _pickling.modules.named.update(filter(installed.may_be_installed, imports.in_code(code)))
 
 
 def explain(error: Exception) -> None:

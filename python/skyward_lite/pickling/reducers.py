@@ -88,7 +88,9 @@ def reducer(kind: type, route: Route, pickler: AnyPickler) -> Reducer | None:
         return _reduce_stream
     if arrays.is_plain(kind):
         return _reduce_array
-    return _without_pickler(arrays.reducer(kind, route) or managers.reducer(kind, route))
+    reduce = arrays.reducer(kind, route) or managers.reducer(kind, route)
+    can_be_called = any("__call__" in vars(base) for base in kind.__mro__)
+    return _reduce_callable if reduce is None and can_be_called else _without_pickler(reduce)
 
 
 def _without_pickler(reduce: Callable[[Any], Any] | None) -> Reducer | None:
@@ -140,6 +142,7 @@ def reduce_function(pickler: AnyPickler, function: types.FunctionType) -> Any:
         return reduced
     if function.__code__ is _SINGLE_DISPATCH:
         return parts.reduce_dispatcher(function)
+    modules.note_imports(function.__code__)
     make, arguments, state, _, _, setter = reduced
     for name, value in parts.names_in(function.__annotations__, function.__globals__).items():
         state[1]["__globals__"].setdefault(name, value)
@@ -165,6 +168,15 @@ def _names_of(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names_of(constant)
+
+
+def _reduce_callable(_: AnyPickler, thing: Any) -> Any:
+    # A function of a type of its own, as Cython and NumPy have them, is pickled by its name alone.
+    if hasattr(thing, "__module__"):
+        modules.by_value(thing)
+    elif type(thing).__module__ == "numpy":
+        modules.by_value(type(thing))  # a ufunc, which does not know its module
+    return NotImplemented
 
 
 def _reduce_cached(pickler: AnyPickler, cached: Any) -> Any:

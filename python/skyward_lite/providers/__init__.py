@@ -62,6 +62,8 @@ class Machine(abc.ABC):
     name: str
     concurrency: int | None = None
     """The number of tasks that run on it at once; None for `Worker(concurrency=)`."""
+    python: str | None = None
+    """An interpreter there that is used as it is, and into which nothing is installed; None if there is none."""
     cache_bytes: int | None = None
     """Bytes of its memory for data that tasks share; None for a share that the core knows. `Worker(cache_gb=)` goes
     before."""

@@ -76,6 +76,8 @@ class LocalMachine(Machine):
 
     returns = True
     shares_files = True
+    python: str
+    """The interpreter of the agent, which is this process's own or the one that it was made from."""
     program: tuple[str, ...] = ("-m", "skyward_lite.node.agent")
     """The arguments with which the interpreter runs the agent."""
 

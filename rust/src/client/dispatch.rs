@@ -17,6 +17,7 @@
 //! `cancel` returned that it was dropped.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -127,7 +128,7 @@ impl Dispatch {
         if let Some(record) = self.nodes.get_mut(id) {
             record.max_slots = client.worker.concurrency.unwrap_or(agent.cores.min(MAX_CORES)).max(1);
             record.blobs = NodeBlobs::new(blobs::budget(client.worker.cache_bytes, agent.memory));
-            record.node.hello = Some(agent);
+            record.node.hello = Some(Arc::new(agent));
             record.session = Some(Session {
                 life,
                 since: now,

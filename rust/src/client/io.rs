@@ -12,6 +12,7 @@ use crate::client::contents::Contents;
 use crate::client::dispatch::{Action, Dispatch};
 use crate::client::inbox::Inbox;
 use crate::client::node::NodeState;
+use crate::client::packages::{Packages, unfit};
 use crate::client::reattach::{Offers, OtherConnection};
 use crate::client::session::{self, NodeSpec, Sink};
 use crate::error::{FrameError, SessionError};
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     pub inbox: Inbox,
     /// The large buffers of tasks.
     pub contents: Contents,
+    /// The distributions without which a node is lost as soon as it greets. Set by the pool's owner; empty if none is refused.
+    pub required: Mutex<Packages>,
     /// Ends the I/O thread.
     pub close: Notify,
     /// Most bytes of a result.
@@ -200,7 +203,11 @@ impl Sink for NodeSink<'_> {
     fn greeted(&self, client: &ClientHello, agent: AgentHello) -> Result<Duration, SessionError> {
         let version = || text::line(&agent.version, text::LIMIT);
         debug!(node = %client.node, pid = agent.pid, cores = agent.cores, version = version(), "hello of the agent");
-        self.decide(|dispatch, _| dispatch.greeted(self.id, client, agent, Instant::now()))
+        let packages = agent.packages.clone();
+        let interval = self.decide(|dispatch, _| dispatch.greeted(self.id, client, agent, Instant::now()))?;
+        // Compared after its packages have become visible: a caller of `Pool::require` finds this node, or this finds what
+        // the caller requires.
+        unfit(&lock(&self.shared.required), &packages).map_or(Ok(interval), |why| Err(SessionError::Unfit(why)))
     }
 
     fn received(&self, events: &mut Vec<Event>) -> Result<(), SessionError> {

@@ -17,6 +17,7 @@
 //! | `reattach.rs` | a session whose connection was lost goes on over another one |
 //! | `stripes.rs` | further channels of a node's SSH connection, for blobs, where the round trip is long |
 //! | `node.rs` | a node and its states |
+//! | `packages.rs` | PURE: whether a node has the packages that tasks have named |
 //! | `completions.rs`, `inbox.rs` | ended tasks, output and notes, until they are taken |
 
 mod absence;
@@ -30,6 +31,7 @@ pub mod inbox;
 mod io;
 pub mod liveness;
 pub mod node;
+pub mod packages;
 pub mod pool;
 pub mod reattach;
 mod sending;

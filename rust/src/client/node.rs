@@ -1,6 +1,7 @@
 //! What the client knows of a node. Pure state: no I/O, no clock.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::client::blobs::NodeBlobs;
@@ -65,7 +66,7 @@ pub struct Node {
     /// Smallest recent round-trip time of a heartbeat; [`Duration::MAX`] until the first one was answered.
     pub rtt: Duration,
     /// What the agent told of itself, once it has greeted.
-    pub hello: Option<AgentHello>,
+    pub hello: Option<Arc<AgentHello>>,
     /// When it came into this state.
     pub since: Instant,
     /// Whether the node is lost and may come back: see `Dispatch::begin`.

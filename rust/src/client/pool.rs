@@ -25,6 +25,7 @@ use crate::client::inbox::Inbox;
 pub use crate::client::inbox::Lines;
 use crate::client::io::{self, Shared, State};
 pub use crate::client::node::{Node, NodeState};
+use crate::client::packages::Packages;
 use crate::client::reattach::OtherConnection;
 pub use crate::client::session::NodeSpec;
 use crate::error::{NodeError, SshError};
@@ -85,6 +86,7 @@ impl Pool {
             completions: Completions::default(),
             inbox: Inbox::default(),
             contents: Contents::new()?,
+            required: Mutex::default(),
             close: Notify::new(),
             max_message,
         });
@@ -117,6 +119,11 @@ impl Pool {
     /// 0, tasks that no node can run fail with [`Outcome::NodeLost`].
     pub fn expect(&self, count: usize) {
         self.shared.decide(|dispatch, out| dispatch.expect(count, Instant::now(), out));
+    }
+
+    /// Lose each node, as soon as it greets from now on, that does not have these distributions in these versions.
+    pub fn require(&self, packages: Packages) {
+        *lock(&self.shared.required) = packages;
     }
 
     /// Open a connection. Waits for it, within the target's bound.

@@ -46,7 +46,7 @@ pub trait Sink: Sync {
     /// Take what the agent told of itself. Return the interval between heartbeats.
     ///
     /// # Errors
-    /// If the node was given up meanwhile.
+    /// If the node was given up meanwhile, or is not to be used.
     fn greeted(&self, client: &ClientHello, agent: AgentHello) -> Result<Duration, SessionError>;
 
     /// Take what the node sent, in its order; `events` is empty afterwards.
@@ -107,10 +107,10 @@ pub async fn run(
     let ready_by = Instant::now() + bound;
     let mut events = Vec::new();
     let opened = tokio::time::timeout(bound, open(&mut spec, sender, max_message, &mut events)).await;
-    let (mut to, mut source, agent) = opened.map_err(|_| SessionError::NotReady(bound.as_secs()))??;
+    let (to, mut source, agent) = opened.map_err(|_| SessionError::NotReady(bound.as_secs()))??;
     let known = reattach::Known::new(&agent);
     let mut stripes = StripeSpec::new(&spec.connection, spec.stripe.as_deref(), &agent);
-    let interval = sink.greeted(&spec.hello, agent)?;
+    let (interval, mut to) = begin(sink, &spec.hello, agent, sender, to, &mut source).await?;
     let unready = Unready { ready_by, bound };
     loop {
         let is_over = |why: &SessionError| known.is_none() || spec.again.is_none() || !why.is_cut();
@@ -180,6 +180,29 @@ async fn open(
         again.push_str(socket);
     }
     Ok((to, source, agent))
+}
+
+/// Hand the agent's greeting on. Return the interval between heartbeats, and where the session is written to. An agent that is
+/// not to be used is told so, and has read it when this returns: otherwise it would wait for its lease to end.
+async fn begin(
+    sink: &impl Sink,
+    client: &ClientHello,
+    agent: AgentHello,
+    sender: &FrameSender,
+    to: To,
+    source: &mut EventReader<From>,
+) -> Result<(Duration, To), SessionError> {
+    let why = match sink.greeted(client, agent) {
+        Ok(interval) => return Ok((interval, to)),
+        Err(why) => why,
+    };
+    sender.send(|o| o.close(&why.to_string()));
+    let until_it_ends = async {
+        drop(sender.run(to, Some(PEER_TIMEOUT)).await);
+        while source.read_admitted(&mut Vec::new(), |_| Ok(false)).await.is_ok() {}
+    };
+    drop(tokio::time::timeout(FAREWELL_TIMEOUT, until_it_ends).await);
+    Err(why)
 }
 
 /// Until when the node's workers must take tasks, and the bound that was given for it.

@@ -25,21 +25,17 @@ pub struct AgentSpec {
 }
 
 /// Return why a client is not served, if it is not.
-pub fn refusal(client: &ClientHello, spec: &AgentSpec, differences: &[String]) -> Option<String> {
-    if client.python != spec.python {
-        Some(format!(
+pub fn refusal(client: &ClientHello, spec: &AgentSpec) -> Option<String> {
+    (client.python != spec.python).then(|| {
+        format!(
             "the client runs Python {}, this node Python {}: functions pickled by one do not run in the other",
             client.python, spec.python
-        ))
-    } else if client.strict && !differences.is_empty() {
-        Some(format!("its environment is not the client's, and strict_env=True: {}", differences.join("; ")))
-    } else {
-        None
-    }
+        )
+    })
 }
 
 /// Return what the client is told of this node.
-pub fn answer(spec: &AgentSpec, differences: Vec<String>) -> AgentHello {
+pub fn answer(spec: &AgentSpec) -> AgentHello {
     AgentHello {
         version: spec.version.clone(),
         python: spec.python.clone(),
@@ -50,23 +46,13 @@ pub fn answer(spec: &AgentSpec, differences: Vec<String>) -> AgentHello {
         socket: None,
         boot: boot(),
         notices: spec.notices.clone(),
-        differences,
+        packages: spec.packages.clone(),
     }
 }
 
 /// Return the host's number of this boot; empty if it is not known.
 pub fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim_ascii().to_owned()
-}
-
-/// Return the packages that the client has and this node has not, or in another version; a sentence for each.
-pub fn differences(client: &ClientHello, spec: &AgentSpec) -> Vec<String> {
-    let differs = |(name, wanted): (&String, &String)| match spec.packages.get(name) {
-        None => Some(format!("{name} {wanted} is missing")),
-        Some(found) if found != wanted => Some(format!("{name} is {found}, not {wanted}")),
-        Some(_) => None,
-    };
-    client.packages.iter().filter_map(differs).collect()
 }
 
 /// Return the cores that this process may use.

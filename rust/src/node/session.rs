@@ -16,7 +16,7 @@ use crate::node::actions::Input;
 use crate::node::agent::{Agent, Serving};
 use crate::node::arrivals::{Arrival, Arrivals, Reading, Streams, Writing};
 pub use crate::node::greeting::AgentSpec;
-use crate::node::greeting::{answer, boot, differences, refusal};
+use crate::node::greeting::{answer, boot, refusal};
 use crate::node::limits::raise_open_files;
 use crate::node::process_group::adopt_orphans;
 use crate::node::state::TICK;
@@ -343,8 +343,7 @@ async fn greet_client(
     let client: ClientHello = read_hello(&reader.greeting(events).await?)?;
     let max_message = client.worker.max_payload.max(LEAST_MESSAGE);
     reader.set_max_message(max_message);
-    let differences = differences(&client, spec);
-    if let Some(why) = refusal(&client, spec, &differences) {
+    if let Some(why) = refusal(&client, spec) {
         greet(&mut writing, Control::Goodbye(why.clone().into())).await?;
         let rest = async { while reader.read(&mut Vec::new()).await.is_ok() {} };
         drop(tokio::time::timeout(GOODBYE_TIMEOUT, rest).await);
@@ -355,7 +354,7 @@ async fn greet_client(
         reader.begin_stream().map_err(SessionError::Frame)?;
     }
     link.begin_stream(is_resumable);
-    let answer = hello(&AgentHello { socket, ..answer(spec, differences) })?;
+    let answer = hello(&AgentHello { socket, ..answer(spec) })?;
     greet(&mut writing, answer).await?;
     info!(node = %client.node, lease_ms = client.lease_ms, "hello of the client");
     Ok(Greeted { client, reader, writing, link, relay, max_message, is_resumable })

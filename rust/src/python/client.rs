@@ -12,6 +12,7 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 
+use crate::client::packages::Packages;
 use crate::client::pool::{Lines, Node, NodeSpec, NodeState, Pool};
 use crate::python::buffer::{Blob, task_parts, to_python};
 use crate::python::connection::{self, Connection, EndpointArgument, IdentityArgument, public_keys};
@@ -180,11 +181,15 @@ impl Core {
     }
 
     fn notices(&self, node: usize) -> Option<Vec<String>> {
-        self.pool.node(node)?.hello.map(|hello| hello.notices)
+        self.pool.node(node)?.hello.map(|hello| hello.notices.clone())
     }
 
-    fn differences(&self, node: usize) -> Option<Vec<String>> {
-        self.pool.node(node)?.hello.map(|hello| hello.differences)
+    fn packages(&self, node: usize) -> Option<Packages> {
+        self.pool.node(node)?.hello.map(|hello| hello.packages.clone())
+    }
+
+    fn require(&self, packages: Packages) {
+        self.pool.require(packages);
     }
 
     fn fail_node(&self, py: Python<'_>, node: usize, why: String) {

@@ -12,6 +12,10 @@ use crate::wire::stripe_blocks::ArrivedBlocks;
 
 /// Bytes that are shown of a sentence that a node sent, and of an error in its hello.
 pub(super) const MAX_SENTENCE: usize = 500;
+/// Bytes of the longest name that a distribution may have.
+const MAX_NAME: usize = 200;
+/// Bytes that are shown of a distribution's version.
+const MAX_VERSION: usize = 100;
 /// Sentences that are shown of those that a node sent.
 const MAX_SENTENCES: usize = 100;
 
@@ -34,12 +38,6 @@ pub struct ClientHello {
     /// Whether the client can go on with the session over another connection, if the agent has a socket for it.
     #[serde(default)]
     pub resumable: bool,
-    /// Distributions that the node should have as the client has them: name → version.
-    #[serde(default)]
-    pub packages: BTreeMap<String, String>,
-    /// Whether a node is refused whose distributions differ from `packages`.
-    #[serde(default)]
-    pub strict: bool,
     pub worker: WorkerSpec,
 }
 
@@ -104,9 +102,9 @@ pub struct AgentHello {
     /// What the client's log is to say of the node, a sentence each.
     #[serde(default, deserialize_with = "read_sentences")]
     pub notices: Vec<String>,
-    /// The distributions that the node lacks or has in another version than the client, a sentence each.
-    #[serde(deserialize_with = "read_sentences")]
-    pub differences: Vec<String>,
+    /// The node's distributions: normalized name → version. Empty if the node does not tell them.
+    #[serde(default, deserialize_with = "read_packages")]
+    pub packages: BTreeMap<String, String>,
 }
 
 /// What either end tells of a session on a new connection: see `resume.rs`.
@@ -150,6 +148,16 @@ fn read_sentences<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::
     let more = sentences.len().saturating_sub(MAX_SENTENCES);
     let shown = sentences.iter().take(MAX_SENTENCES).map(|sentence| text::line(sentence, MAX_SENTENCE));
     Ok(shown.chain((more > 0).then(|| format!("and {more} more"))).collect())
+}
+
+/// Read the distributions that a node sent. An entry whose name cannot be a distribution's is dropped; a version is made
+/// harmless and bounded in length. The frame bounds their number.
+fn read_packages<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let is_in_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_name = |name: &str| !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(is_in_name);
+    let told: BTreeMap<String, String> = BTreeMap::deserialize(from)?;
+    let names = told.into_iter().filter(|(name, _)| is_name(name));
+    Ok(names.map(|(name, version)| (name, text::line(version, MAX_VERSION))).collect())
 }
 
 /// Write a hello as a control frame.

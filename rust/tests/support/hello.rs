@@ -15,8 +15,6 @@ pub fn client_hello(slots: usize, processes: bool) -> ClientHello {
         lease_ms: 60_000,
         generation: 0,
         resumable: false,
-        packages: BTreeMap::new(),
-        strict: false,
         worker: WorkerSpec {
             concurrency: Some(slots),
             processes,
@@ -48,6 +46,6 @@ pub fn agent_hello() -> AgentHello {
         socket: None,
         boot: String::new(),
         notices: Vec::new(),
-        differences: Vec::new(),
+        packages: BTreeMap::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! A scripted node behind the embedded server, which sends any frames to the client.
 
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,7 +95,7 @@ async fn follow(opening: Opening, script: Script, mut to: impl AsyncWrite + Unpi
         socket: None,
         boot: String::new(),
         notices: Vec::new(),
-        differences: Vec::new(),
+        packages: BTreeMap::new(),
     };
     let mut begin = Vec::new();
     wire::hello(&hello).unwrap().put(&mut begin).unwrap();

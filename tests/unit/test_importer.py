@@ -209,6 +209,12 @@ def test_failures_are_import_errors_that_say_why(project, node, start):
     worker.answer = lambda request: answer(request).replace(b"\x78\x01", b"\x78\x02")
     assert "node n1 cannot keep the client's module im_base" in worker.run("import im_base")
     worker.answer = answer
+    # An exception of the task's own, as a handler raises it, is no failure of the import.
+    worker.run("def late(*_): raise TimeoutError('its own')")
+    worker.run("core = importer._Installed.importer._core; real = core.request")
+    worker.run("core.request = lambda *_: late()")
+    assert worker.run("import im_base").startswith("TimeoutError: its own")
+    worker.run("core.request = real")
     child = (
         "import os\tdef child(name):\t r, w = os.pipe()\t if not os.fork():\t  try: __import__(name); text = 'fine'"
         "\t  except BaseException as e: text = type(e).__name__ + str(e)"

@@ -25,7 +25,7 @@ from .. import _core
 from ..served import Answer, Served
 from . import first_imports
 from .home import MIN_WAIT_MS
-from .module_store import Store
+from .module_store import Store, UnkeptError
 
 Path = Sequence[str] | None
 
@@ -123,6 +123,10 @@ class Importer:
 
     def find_local(self, name: str) -> Any:
         """Return the spec of a module that the client has told is local; None for others. Raise `ImportError`."""
+        with self._explaining(name):
+            return self._find_local(name)
+
+    def _find_local(self, name: str) -> Any:
         if not self._is_told:
             self._read()
             if not self._is_told:
@@ -138,8 +142,9 @@ class Importer:
         """Return the spec of a module that the client has not told of, if it has it; else None. Raise `ImportError`."""
         if self._is_known(name) or not _is_for_user_code(sys._getframe(2)):
             return None
-        self._ask(name)
-        spec = self._find(name)
+        with self._explaining(name):
+            self._ask(name)
+            spec = self._find(name)
         # A package without a file is found in the directory that was just made for it.
         return spec or importlib.machinery.PathFinder.find_spec(name, path)
 
@@ -196,8 +201,9 @@ class Importer:
             with self._alone(name):
                 packed = b""
                 while not self._store.has(unit.digest):
-                    packed += self._request(name, f"{unit.digest}:{len(packed)}").contents[0][2]
-                    if len(packed) >= unit.size:
+                    piece = self._request(name, f"{unit.digest}:{len(packed)}").contents[0][2]
+                    packed += piece
+                    if len(packed) >= unit.size or not piece:
                         self._store.install(unit.digest, packed)
         root = self._store.root(unit.digest)
         _search(root)
@@ -246,8 +252,6 @@ class Importer:
     def _request(self, name: str, *lines: str) -> Answer:
         """Send the client a request, and return its answer. Raise `ImportError` if there is none."""
         core = self._core
-        if os.getpid() != self._process:
-            raise ImportError(self._no_child(name), name=name)
         wait_ms = self._wait_ms()
         text = "\n".join((str(core.generation), *lines, *[""] * (2 - len(lines))))
         try:
@@ -265,17 +269,24 @@ class Importer:
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """Keep other threads, and other processes of this node, from asking. Raise `ImportError` if files fail.
+        """Keep other threads, and other processes of this node, from asking. Raise `ImportError` in a forked child.
 
         The time does not count against the task's limit.
         """
-        with first_imports.untimed(), self._lock:
-            try:
-                with self._store.locked(self._wait_ms() / 1000):
-                    yield
-            except (OSError, ValueError) as error:
-                where = f"node {self._core.node} cannot keep the client's module {name} in {self._store.directory}"
-                raise ImportError(f"{where}: {error}", name=name) from error
+        if os.getpid() != self._process:
+            # The thread that held the lock when the process was forked is not there.
+            raise ImportError(self._no_child(name), name=name)
+        with first_imports.untimed(), self._lock, self._store.locked(self._wait_ms() / 1000):
+            yield
+
+    @contextlib.contextmanager
+    def _explaining(self, name: str) -> Iterator[None]:
+        """Raise `ImportError` if a file of the node's directory cannot be written or read."""
+        try:
+            yield
+        except UnkeptError as error:
+            where = f"node {self._core.node} cannot keep the client's module {name}"
+            raise ImportError(f"{where} in {error}", name=name) from error
 
     def _no_child(self, name: str) -> str:
         return (

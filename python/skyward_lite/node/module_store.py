@@ -26,8 +26,12 @@ LOCK_POLL_SECONDS: Final = 0.01
 """Between two tries to take the lock, while another process asks the client."""
 
 
+class UnkeptError(Exception):
+    """Raised when a file of the directory cannot be written or read. The argument names the directory and says why."""
+
+
 class Store:
-    """The directory. Any thread of any process of this node's workers may use it."""
+    """The directory. Any thread of any process of this node's workers may use it. Most methods raise `UnkeptError`."""
 
     def __init__(self, directory: str, generation: int) -> None:
         self.directory = directory
@@ -42,7 +46,8 @@ class Store:
 
         After so many seconds go on without the lock: no file can be spoilt by that.
         """
-        fd = os.open(f"{self.directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._explaining():
+            fd = os.open(f"{self.directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             until = time.monotonic() + seconds
             while time.monotonic() < until:
@@ -59,7 +64,7 @@ class Store:
 
     def read(self) -> Answer | None:
         """Return what the client has told this node of the generation, if that is new to the caller."""
-        with contextlib.suppress(FileNotFoundError), open(self._told, "rb") as file:
+        with self._explaining(), contextlib.suppress(FileNotFoundError), open(self._told, "rb") as file:
             status = os.fstat(file.fileno())
             if (status.st_ino, status.st_mtime_ns) != self._told_file:
                 told: Answer = pickle.load(file)
@@ -70,10 +75,11 @@ class Store:
     def write(self, told: Answer) -> None:
         """Keep what the client has told, for the other processes."""
         path = self._new()
-        with open(path, "wb") as file:
-            pickle.dump(told, file, protocol=5)
-            status = os.fstat(file.fileno())
-        os.rename(path, self._told)
+        with self._explaining():
+            with open(path, "wb") as file:
+                pickle.dump(told, file, protocol=5)
+                status = os.fstat(file.fileno())
+            os.rename(path, self._told)
         self._told_file = status.st_ino, status.st_mtime_ns
 
     def root(self, digest: str) -> str:
@@ -86,10 +92,15 @@ class Store:
 
     def digests(self) -> list[str]:
         """Return the digests of the units that are here."""
-        return [name for name in os.listdir(self.directory) if len(name) == 32]
+        with self._explaining():
+            return [name for name in os.listdir(self.directory) if len(name) == 32]
 
     def install(self, digest: str, packed: bytes) -> None:
-        """Write the files of a unit. Raise `ValueError` if the content is not that of the digest."""
+        """Write the files of a unit."""
+        with self._explaining():
+            self._install(digest, packed)
+
+    def _install(self, digest: str, packed: bytes) -> None:
         # Not at the module's head: one process of a node needs them, and the others start sooner.
         import hashlib
         import shutil
@@ -122,6 +133,14 @@ class Store:
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Raise `UnkeptError` for an error of the block."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise UnkeptError(f"{self.directory}: {error}") from error
+
     def _new(self) -> str:
         """Return a path that no other thread or process uses meanwhile."""
         return f"{self.directory}/new-{os.getpid()}-{threading.get_ident()}"
@@ -129,5 +148,6 @@ class Store:
     def make_namespace(self, name: str) -> str:
         """Make a directory for a package without a file. Return the directory of import that has it."""
         root = f"{self.directory}/namespaces"
-        os.makedirs(f"{root}/{name.replace('.', '/')}", exist_ok=True)
+        with self._explaining():
+            os.makedirs(f"{root}/{name.replace('.', '/')}", exist_ok=True)
         return root

@@ -198,6 +198,31 @@ def test_module_of_another_file_under_the_same_name(pool, write, monkeypatch, tm
     assert everywhere(importlib.import_module("twofold").f) == {"v2"}
 
 
+HOOKS = """
+    import builtins, contextlib
+    K = 'v1'
+    @contextlib.contextmanager
+    def around(info):
+        builtins.hooked = K
+        yield
+    def look():
+        return builtins.hooked, K
+"""
+
+
+@pytest.mark.parametrize("where", ["Local", "SSH"])
+def test_plugin_hooks_of_an_edited_module(write, request, where):
+    """Hooks of a plugin that a module of the user's defines are imported by the workers, fresh ones after an edit."""
+    write("has_hooks", HOOKS)
+    module = importlib.import_module("has_hooks")
+    plugins = [sky.Plugin("hooked", around_worker=module.around)]
+    nodes = eval(nodes_of(where, request))
+    with sky.pool(nodes, worker=sky.Worker(concurrency=1), plugins=plugins) as opened:
+        assert opened.submit(module.look).result(20) == ("v1", "v1")
+        write("has_hooks", HOOKS.replace("v1", "v2"))
+        assert opened.submit(module.look).result(20) == ("v2", "v2")
+
+
 # ------------------------------------------------------------------------------------------------ programs
 
 SCRIPT = """

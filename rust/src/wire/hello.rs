@@ -43,6 +43,7 @@ pub struct ClientHello {
 
 /// How an agent runs its workers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools)] // a record of settings, each of which is on or off for itself
 pub struct WorkerSpec {
     /// Tasks at once on the node; `None`: one per core.
     pub concurrency: Option<usize>,

@@ -45,7 +45,7 @@ def comparison(core: Core, strict: bool = False) -> tuple[Comparison, modules.Mo
 
 def named(kept: modules.Modules, call: Any, *args: Any) -> set[str]:
     """Pickle a call, and return the distributions that have been named so far."""
-    before = kept.begin()
+    before = kept.begin(0)
     try:
         batches.dump_call(payload.Encoder(1 << 20), (call, args, {}))
     finally:

@@ -98,11 +98,17 @@ def _of_script() -> Iterator[str]:
         if _is_program(file) or _is_installed(_spec("__main__")):
             return
         yield from imports.in_source(_read(file))
+    has_source = isinstance(cells, list) or isinstance(getattr(script, "__file__", None), str)
     for value in space.values():
         if isinstance(value, types.ModuleType):
             yield value.__name__
         elif isinstance(value, types.FunctionType) and value.__module__ == "__main__":
             yield from imports.in_code(value.__code__)
+        elif not has_source:
+            # Of a session, or of `python -c`, only the values are left: `from numpy import pi, array`.
+            named = value if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType) else type(value)
+            if isinstance(named.__module__, str):
+                yield named.__module__
 
 
 def _is_program(file: str) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import locale
 import os
+import re
+import sys
 import warnings
 
 import pytest
@@ -11,6 +14,7 @@ import sklearn
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from sklearn.exceptions import ConvergenceWarning
+from skyward_lite.node import first_imports
 
 
 def shown(text, category):
@@ -27,6 +31,12 @@ def shown(text, category):
 
 def config(*_):
     """Return scikit-learn's configuration in a task that imports scikit-learn with its first argument."""
+    return sklearn.get_config()["assume_finite"], sklearn.get_config()["display"]
+
+
+def config_of_its_own_import(_=None):
+    import sklearn
+
     return sklearn.get_config()["assume_finite"], sklearn.get_config()["display"]
 
 
@@ -67,6 +77,51 @@ def test_settings_of_the_program_hold_in_tasks(settings, executor):
         # The category's package comes with this task, and its filter with it.
         assert pool.submit(shown, "it did not converge", ConvergenceWarning).result() is False
         assert Parallel(n_jobs=2)(delayed(config)(ConvergenceWarning) for _ in range(4)) == [(True, "text")] * 4
+
+
+@pytest.mark.parametrize("worker", [sky.Worker(concurrency=1), sky.Worker(concurrency=2)], ids=["one", "two"])
+def test_a_task_that_imports_scikit_learn_itself_has_it_configured(settings, worker):
+    """Also the first one, which begins before scikit-learn is there."""
+
+    def there():
+        import sys
+
+        return "sklearn" in sys.modules
+
+    with sky.pool(worker=worker) as pool:
+        assert pool.submit(there).result() is False
+        assert Parallel(n_jobs=2)(delayed(config_of_its_own_import)() for _ in range(4)) == [(True, "text")] * 4
+
+
+def test_nothing_that_cannot_be_applied_fails_a_task(monkeypatch):
+    """Filters that match nothing, an option that another scikit-learn lacks, and one that it refuses."""
+    from skyward_lite.client import context
+    from skyward_lite.node.context import Context
+
+    with warnings.catch_warnings():
+        odd = [
+            ("ignore", re.compile(b"bytes"), UserWarning, None, 0),
+            ("ignore", None, UserWarning, None, "7"),
+            ("ignore", None, (UserWarning, FutureWarning), None, 0),
+            ("ignore", 7, UserWarning, None, 0),
+            ("ignore", None, UserWarning, None, 12345),
+        ]
+        warnings.filters[:0] = odd
+        noted = json.loads(context.record())
+        assert [item for item in noted["filters"] if item[4] == 12345]
+        assert not [item for item in noted["filters"] if item[4] == "7"]
+        noted["filters"].append(["ignore", "(", ["builtins", "UserWarning"], None, 0])
+        noted["sklearn"] = {"no_option": 1, "assume_finite": True, "array_api_dispatch": "?"}
+        monkeypatch.setattr(warnings, "filters", [*warnings.filters, None])
+        with sklearn.config_context():
+            before = dict(sys.modules["sklearn._config"]._global_config)
+            try:
+                Context(json.dumps(noted)).for_thread()()
+                assert sklearn.get_config()["assume_finite"] is True
+            finally:
+                sys.modules["sklearn._config"]._global_config.clear()
+                sys.modules["sklearn._config"]._global_config.update(before)
+                first_imports.after_each(lambda: True)
 
 
 def test_a_task_sets_its_own(settings):

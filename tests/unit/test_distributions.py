@@ -167,8 +167,15 @@ def test_a_script_is_pinned_to_what_it_imports(packages, tmp_path):
     assert "add pip=['lab-vcs @ git+https://host/vcs@abc']" in log
     assert "add pip=['lab-archive @ https://host/a.whl']" in log
     assert run(tmp_path, packages, "-m", "app")[0] == expected
-    # Of a program without a source its functions are known, and its modules.
+    # Of a program without a source its functions are known, and its modules, and whose values it has.
     assert run(tmp_path, packages, "-", stdin=SCRIPT)[0] == [line for line in expected if "optional" not in line]
+    named = "import skyward_lite as sky; from numpy import pi, array, float64; from helpers import cloud"
+    instance = "import skyward_lite as sky; import decimal; a = __import__('numpy').zeros(3); del decimal"
+    for session, pinned in ((named, ["lab-base", "lab-cloud", "numpy"]), (instance, ["numpy"])):
+        printed, _ = run(tmp_path, packages, "-c", f"{session}; print(*sky.Image.like_here().pip, sep='\\n')")
+        assert [line.split("==")[0] for line in printed] == (
+            ["lab-base", "lab-cloud", "numpy"] if session == named else ["numpy"]
+        )
 
 
 def test_a_module_may_ask_for_a_program_that_is_installed(packages, tmp_path):

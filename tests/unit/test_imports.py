@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 from skyward_lite import imports
@@ -51,8 +52,29 @@ def test_a_function_of_many_names_imports_the_right_ones():
         ("from . import x", "", set()),
         ("print 'not Python 3'", "", set()),
         ("nul = '\0'", "", set()),
+        ("import a\nx = " + "(" * 9000 + ")" * 9000, "", set()),
+        ("if TYPE_CHECKING:\n import a\nelse:\n import b", "", {"b"}),
+        ("if typing.TYPE_CHECKING:\n from a import x\nelif 1:\n import b", "", {"b"}),
+        ("if not TYPE_CHECKING:\n import a", "", {"a"}),
+        ("try:\n import a\nexcept ImportError:\n import b", "", {"a", "b"}),
     ],
 )
 def test_a_source_imports_what_its_statements_name(text, package, names):
     """Relative imports are resolved where that is possible; a text that is no Python imports nothing."""
     assert imports.in_source(text, package) == names
+
+
+@pytest.mark.parametrize("action", ["error", "always"])
+def test_a_source_is_read_without_warnings(action, recwarn):
+    """Backslashes that mean nothing are no reason to warn, nor, where warnings are errors, to find no imports."""
+    text = r"""
+import a
+x = "\d \\d \" \400", f"\{a}\N{EM DASH}\x41 \' ", b"\d", r"\d\"", \
+    1
+'''\
+\w'''; import b
+"""
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        assert imports.in_source(text) == {"a", "b"}
+    assert not recwarn.list

@@ -74,7 +74,11 @@ def test_a_package_is_sent_whole_with_what_it_imports(project):
             "sp_three.py": "",
             "sp_four/__init__.py": "",
             "sp_four/x.py": "import sp_main\n",
-            "sp_five.py": "import numpy, no_such_module",
+            "sp_five.py": (
+                '"""As in:\n\nimport sklearn\nNote: import sp_unused\n"""\n# so: import sklearn\nif TYPE_CHECKING:\n'
+                "    import sklearn\n    from sp_unused import (\n        x,\n    )\n\nelse:\n    import numpy\n"
+                "word = 'it\\'s: import sklearn'; import no_such_module"
+            ),
             "sp_space/tool.py": "from .other import h\nfrom ..up import y\n",
             "sp_space/other.py": "",
             "sp_space/unused.py": "",

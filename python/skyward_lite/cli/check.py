@@ -20,7 +20,7 @@ import time
 
 from .. import _core, credentials
 from .._version import PYTHON, __version__
-from ..distributions import installed
+from ..distributions import installed, same_version
 from ..environment import bundle, own_uv, probe, scripts, tools
 from ..errors import NodeStartError
 from ..providers.identities import identities
@@ -275,7 +275,7 @@ class HostCheck:
         result = self.machine.run_script(connection, script, COMMAND_SECONDS)
         theirs = {name: result.report.get(name, [""])[0] for name in PACKAGES}
         ours = {name: __version__ if name == "skyward_lite" else installed(name) for name in PACKAGES}
-        different = [name for name in PACKAGES if theirs[name] != ours[name]]
+        different = [name for name in PACKAGES if not same_version(theirs[name], ours[name] or "")]
         text = ", ".join(f"{name} {theirs[name] or 'missing'}" for name in PACKAGES)
         if not any(theirs.values()):
             self.report.fail(

@@ -41,19 +41,22 @@ def record() -> str:
 def _filters() -> list[tuple[str, str | None, tuple[str, str], str | None, int]]:
     """Return the warning filters in their order: action, message, category's module and name, module, line."""
     found = []
-    for action, message, category, module, line in list(warnings.filters):
-        if isinstance(category, type):
-            name = category.__module__, category.__qualname__
-            found.append((action, _pattern(message), name, _pattern(module), line))
+    for item in list(warnings.filters):
+        if len(item) != 5:
+            continue
+        action, message, category, module, line = item
+        patterns = _pattern(message), _pattern(module)
+        # A list that a program has filled itself may have anything in it, which matches no warning.
+        if isinstance(category, type) and isinstance(line, int) and all(isinstance(p, str | None) for p in patterns):
+            name = str(category.__module__), category.__qualname__
+            found.append((str(action), patterns[0], name, patterns[1], line))
     return found
 
 
-def _pattern(pattern: str | re.Pattern[str] | None) -> str | None:
+def _pattern(pattern: object) -> object:
     """Return what `warnings.filterwarnings` makes the same pattern of."""
-    if pattern is None:
-        return None
     # Python's own first filters have a text, which must be equal.
-    return f"{re.escape(pattern)}\\Z" if isinstance(pattern, str) else pattern.pattern
+    return f"{re.escape(pattern)}\\Z" if isinstance(pattern, str) else getattr(pattern, "pattern", pattern)
 
 
 def _sklearn() -> dict[str, Any]:

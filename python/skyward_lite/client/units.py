@@ -43,6 +43,13 @@ _IMPORT: Final = re.compile(
 )
 _IMPORT_BY_STRING: Final = re.compile(r"""(?:import_module|__import__)\(\s*["']([\w.]+)["']""")
 _NAME: Final = re.compile(r"[\w.]+")
+_NO_STATEMENT: Final = re.compile(
+    r'''#[^\n]*|"""[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"""|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|'''
+    r"""'''[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*'''|'[^'\\\n]*(?:\\.[^'\\\n]*)*'""",
+    re.DOTALL,
+)
+"""A comment or a string: imports that these tell of are none."""
+_FOR_TYPE_CHECKERS: Final = re.compile(r"[ \t]*if[ \t(]+(?:\w+\.)?TYPE_CHECKING\b[ \t)]*:")
 
 
 class UnitError(Exception):
@@ -306,7 +313,7 @@ def _imports(unit: str, contents: dict[str, bytes]) -> Iterator[str]:
 
 
 def _names(text: str) -> Iterator[str]:
-    for origin, tail, names in _IMPORT.findall(text):
+    for origin, tail, names in _IMPORT.findall(_statements(text)):
         if origin:
             yield origin
             separator = "" if origin.endswith(".") else "."
@@ -314,6 +321,22 @@ def _names(text: str) -> Iterator[str]:
         else:
             yield from _first_words([names])
     yield from _IMPORT_BY_STRING.findall(text)
+
+
+def _statements(text: str) -> str:
+    """Return a source without its comments and strings, and without what is for type checkers only."""
+    code = _NO_STATEMENT.sub("", text)
+    if "TYPE_CHECKING" not in code:
+        return code
+    lines, skipped = [], None
+    for line in code.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if skipped is not None and (indent > skipped or not line.strip()):
+            continue
+        skipped = indent if _FOR_TYPE_CHECKERS.match(line) else None
+        if skipped is None:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def _first_words(lines: Iterable[str]) -> Iterator[str]:

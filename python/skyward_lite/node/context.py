@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
-from . import task_warnings
+from . import first_imports, task_warnings
 
 _ACTIONS: Final = {"error": "default"}
 """What becomes of an action here; the others stay."""
@@ -34,6 +34,8 @@ class Context:
         self._filters: list[Any] = found.get("filters", [])
         self._sklearn: dict[str, Any] = found.get("sklearn", {})
         self._locale: str = found.get("locale", "")
+        self.watches_imports = bool(self._sklearn)
+        """Whether it is to be told of imports within tasks, by `first_imports`."""
         self._first = list(warnings.filters)
         """The filters of this process at its start."""
         self._lock = threading.Lock()
@@ -50,6 +52,9 @@ class Context:
         """Return what a thread calls before each task, when its call has been rebuilt; None for nothing."""
         if not (self._filters or self._sklearn):
             return None
+        if self.watches_imports:
+            # A task may import scikit-learn itself.
+            first_imports.after_each(self._configure)
         configured = not self._sklearn
         count = 0
 
@@ -58,15 +63,24 @@ class Context:
             if len(sys.modules) == count:
                 return
             count = len(sys.modules)
-            self._apply_filters(count)
-            module = None if configured else sys.modules.get("sklearn")
-            if module is not None:
-                configured = True
-                # Another version of scikit-learn may lack an option.
-                known = module.get_config()
-                module.set_config(**{name: value for name, value in self._sklearn.items() if name in known})
+            # A task runs whatever the client has set.
+            with contextlib.suppress(Exception):
+                self._apply_filters(count)
+            configured = configured or self._configure()
 
         return apply
+
+    def _configure(self) -> bool:
+        """Configure scikit-learn for the calling thread and for later ones; return False if it is not imported yet."""
+        module: Any = sys.modules.get("sklearn")
+        if not hasattr(module, "set_config"):
+            return False  # not there, or another thread is importing it
+        for name, value in self._sklearn.items():
+            # Another version may lack an option, and some options need other packages.
+            with contextlib.suppress(Exception):
+                module.set_config(**{name: value})
+                sys.modules["sklearn._config"]._global_config[name] = value
+        return True
 
     def _apply_filters(self, count: int) -> None:
         with self._lock:

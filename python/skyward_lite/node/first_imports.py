@@ -42,6 +42,8 @@ class _ThreadState(threading.local):
     importing = False
     """Whether the thread is in an import, in which the imports of further modules are inner ones."""
     timer: Timer | None = None
+    after: Callable[[], bool] | None = None
+    """What is called after each first import of the thread, until it returns True."""
 
 
 _own = _ThreadState()
@@ -69,6 +71,11 @@ def enter() -> None:
 def time_by(timer: Timer) -> None:
     """Note what counts the time of the tasks that the calling thread runs."""
     _own.timer = timer
+
+
+def after_each(call: Callable[[], bool]) -> None:
+    """Call this after each first import of the calling thread, until it returns True."""
+    _own.after = call
 
 
 @contextlib.contextmanager
@@ -126,7 +133,10 @@ def _load_alone(name: str, import_: Any) -> ModuleType:
     held = own.runs_tasks and _acquire(lock)
     try:
         with task_warnings.importing():
-            return _find_and_load(name, import_)
+            loaded_module = _find_and_load(name, import_)
+        if own.after is not None and own.after():
+            own.after = None
+        return loaded_module
     finally:
         own.importing = False
         if held:

@@ -79,6 +79,8 @@ def main() -> None:
             first_imports.install()
             run_slots(worker, loops)
         else:
+            if context.watches_imports:
+                first_imports.install()
             worker.ready()
             loops[0]()
 

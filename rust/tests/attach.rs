@@ -199,3 +199,27 @@ fn a_new_session_whose_client_has_left_is_none() {
         assert_eq!((said.len(), stream.read(&mut [0]).unwrap()), (1, 0));
     });
 }
+
+/// A client says goodbye and leaves at once: the end of its command may be seen as soon as the goodbye. The agent ends, and
+/// does not wait for the client to come back.
+#[test]
+fn a_goodbye_just_before_the_end_of_the_connection_is_read() {
+    for round in 0..20 {
+        run(async {
+            let at = At::serve(&format!("goodbye-{round}"));
+            let mut client = Client::begin(&at).await;
+            client.is_answered(1).await;
+            let Client { link, reader, mut to, relay } = client;
+            link.send(|o| o.close("it is over"));
+            // In one go, so that the agent, which shares this thread, finds both.
+            let mut sending = Box::pin(async { link.run(&mut to, None).await });
+            let polled = std::future::poll_fn(|task| std::task::Poll::Ready(sending.as_mut().poll(task))).await;
+            assert!(matches!(polled, std::task::Poll::Ready(Ok(()))), "{polled:?}");
+            drop(relay);
+            while Socket::connect(Path::new(&at.0)).is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            drop(reader);
+        });
+    }
+}

@@ -38,7 +38,7 @@ def record() -> str:
     return text if len(text) <= MAX_CONTEXT else json.dumps({**found, "filters": []})
 
 
-def _filters() -> list[tuple[str, str | None, tuple[str, str], str | None, int]]:
+def _filters() -> list[tuple[Any, ...]]:
     """Return the warning filters in their order: action, message, category's module and name, module, line."""
     found = []
     for item in list(warnings.filters):

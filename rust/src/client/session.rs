@@ -130,7 +130,7 @@ pub async fn run(
                 if !has_ended.load(Relaxed) {
                     // Without it the agent would go on until its lease ends.
                     sender.send(|o| o.close(&why.to_string()));
-                    drop(tokio::time::timeout(FAREWELL_TIMEOUT, sending).await);
+                    drop(tokio::time::timeout(FAREWELL_TIMEOUT, until_it_ends(sending, &mut source)).await);
                 }
                 return Err(why.into());
             }
@@ -197,12 +197,17 @@ async fn begin(
         Err(why) => why,
     };
     sender.send(|o| o.close(&why.to_string()));
-    let until_it_ends = async {
-        drop(sender.run(to, Some(PEER_TIMEOUT)).await);
-        while source.read_admitted(&mut Vec::new(), |_| Ok(false)).await.is_ok() {}
-    };
-    drop(tokio::time::timeout(FAREWELL_TIMEOUT, until_it_ends).await);
+    let sending = sender.run(to, Some(PEER_TIMEOUT));
+    drop(tokio::time::timeout(FAREWELL_TIMEOUT, until_it_ends(sending, source)).await);
     Err(why)
+}
+
+/// Send the goodbye, and wait until the agent has read it: the agent closes its end then. If the connection were closed at
+/// once, the agent might see the cut first, and wait for this client until its lease ends.
+async fn until_it_ends(sending: impl Future<Output = Result<(), SessionError>>, source: &mut EventReader<From>) {
+    if sending.await.is_ok() {
+        while source.read_admitted(&mut Vec::new(), |_| Ok(false)).await.is_ok() {}
+    }
 }
 
 /// Until when the node's workers must take tasks, and the bound that was given for it.

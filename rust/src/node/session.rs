@@ -161,12 +161,10 @@ impl Session {
             }
             let Self { reader, connection, arrivals, stripes, .. } = &mut *self;
             tokio::select! {
-                read = reader.read_admitted(&mut events, admit_task) => if let Err(why) = read {
-                    self.on_cut(why).await?;
-                },
-                ended = ended(connection) => match ended {
-                    Ok(()) => return Ok(()),
-                    Err(why) => self.on_cut(why).await?,
+                heard = hear(reader, connection, &mut events) => match heard {
+                    Heard::Read => {}
+                    Heard::Left => return Ok(()),
+                    Heard::Cut(why) => self.on_cut(why).await?,
                 },
                 broken = stripes.broken() => handled = Err(broken),
                 arrival = arrivals.next() => match arrival {
@@ -280,6 +278,28 @@ async fn ended(connection: &mut Option<Connection>) -> Result<(), SessionError> 
     tokio::select! {
         sent = writer => sent.unwrap_or(Ok(())),
         () = closed => Err(SessionError::Ended(String::new())),
+    }
+}
+
+/// What is heard of a connection.
+enum Heard {
+    /// Events, or a part of one.
+    Read,
+    /// Everything that this agent had to send, its goodbye included, is sent.
+    Left,
+    Cut(SessionError),
+}
+
+/// Wait for events, or the end of the connection. What arrived before the end comes first: it may be the client's goodbye.
+async fn hear(
+    reader: &mut EventReader<Reading>,
+    connection: &mut Option<Connection>,
+    events: &mut Vec<Event>,
+) -> Heard {
+    tokio::select! {
+        biased;
+        read = reader.read_admitted(events, admit_task) => read.map_or_else(Heard::Cut, |()| Heard::Read),
+        ended = ended(connection) => ended.map_or_else(Heard::Cut, |()| Heard::Left),
     }
 }
 

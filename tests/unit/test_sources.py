@@ -344,3 +344,51 @@ def test_a_directory_that_comes_later_is_searched(project, tmp_path, monkeypatch
     assert served.reason("sp_late", importlib.import_module("sp_late")) == ""
     assert "sp_late" in ask(served, "sp_late").units
     sys.modules.pop("sp_late")
+
+
+def test_a_package_that_changes_while_it_is_read(project, monkeypatch):
+    """No unit has files of two states, and files that come and go are no reason to send nothing."""
+    write(project, dict.fromkeys(("pkg/__init__.py", "pkg/draft", "pkg/sub/c.py"), ""))
+    write(project, dict.fromkeys(("pkg/a.py", "pkg/b.py"), "X = 1"))
+    (project / "pkg/loop").symlink_to("loop")
+    edits = {
+        "__init__.py": [(project / "pkg/draft").unlink],
+        "a.py": [lambda: (project / "pkg/a.py").rename(project / "pkg/moved.py")],
+        "b.py": [lambda: write(project, {"pkg/moved.py": "X = 2", "pkg/b.py": "X = 2"})],
+    }
+    read = units._read
+
+    def read_and_edit(path):
+        found = read(path)
+        for edit in edits.pop(os.path.basename(path), ()):
+            edit()
+        return found
+
+    monkeypatch.setattr(units, "_read", read_and_edit)
+    monkeypatch.setattr(units, "MAX_READS", 9)
+    answer = ask(Sources(), "pkg")
+    assert (edits, answer.refused) == ({}, {})
+    files = files_of(answer, "pkg")
+    assert files == {"pkg/__init__.py": b"", "pkg/moved.py": b"X = 2", "pkg/b.py": b"X = 2", "pkg/sub/c.py": b""}
+
+
+def test_a_unit_is_sent_once_its_file_can_be_read(project, monkeypatch):
+    """A call after the mending begins a generation, in which the unit is read again."""
+    write(project, {"pkg/__init__.py": "", "pkg/data": "here"})
+    data, read, served = str(project / "pkg/data"), units._read, Sources()
+
+    def refuse(path):
+        if path == data:
+            raise PermissionError(13, "Permission denied", path)
+        return read(path)
+
+    monkeypatch.setattr(units, "_read", refuse)
+    assert data in ask(served, "pkg").refused["pkg"]
+    assert not served.changed()
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(str(project))
+    os.chmod(data, 0o640)
+    assert served.changed()
+    assert served.change == data
+    served.new_generation(1)
+    assert files_of(ask(served, "pkg", generation=1), "pkg")["pkg/data"] == b"here"

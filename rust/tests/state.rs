@@ -798,6 +798,18 @@ fn generations_take_turns() {
     assert_eq!(node.state.counts(), (3, 0));
 }
 
+/// A task that is aborted in an outdated worker has as much time to end as in any other, so that the worker can end in order.
+#[test]
+fn outdated_workers_whose_tasks_are_aborted() {
+    let mut node = Node::ready(settings(1, 1));
+    node.submit([0]);
+    node.submit_of(1, [1]);
+    node.ask(Control::Abort(id(0)));
+    assert_eq!(node.tick_after(a_tick_less(ABORT_GRACE)), []);
+    let actions = node.tick_after(TICK);
+    assert_eq!(actions, [Action::Kill(1)]);
+}
+
 /// When an outdated worker dies, its task is the cause if it alone ran there; others run again in fresh workers of their own
 /// generation.
 #[test]

@@ -7,6 +7,7 @@ import hashlib
 import importlib.machinery
 import os
 import pickle
+import shutil
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -268,12 +269,21 @@ def test_a_full_disk_has_no_consequences_once_there_is_room(node, monkeypatch):
         file.write(b"half")
         raise full
 
-    with monkeypatch.context() as patch:
+    with kept.locked(9), monkeypatch.context() as patch:
         patch.setattr(pickle, "dump", dump)
         with pytest.raises(UnkeptError, match="No space left"):
             kept.write(Answer())
     assert kept.read() is None
-    assert os.listdir(kept.directory) == []
+    assert os.listdir(kept.directory) == ["lock"]
     kept.install(digest, zlib.compress(raw))
-    assert os.listdir(kept.directory) == [digest]
+    assert sorted(os.listdir(kept.directory)) == sorted([digest, "lock"])
     assert os.listdir(kept.root(digest)) == ["m.py"]
+
+
+def test_a_directory_that_is_removed_by_hand_is_made_again(project, node, start):
+    """What was imported stays, and what is imported next is fetched again."""
+    worker = start(Sources())
+    assert worker.run("__import__('im_base').double(2)") == 4
+    shutil.rmtree(node / "modules")
+    assert worker.run("__import__('im_late').x") == 1
+    assert worker.run("__import__('im_pack').twice(3)") == 6

@@ -37,7 +37,6 @@ class Store:
         self._told = f"{directory}/generation-{generation}"
         self._told_file: tuple[int, int] = 0, 0
         """Of the file that `read` has last returned: inode and time of change."""
-        os.makedirs(directory, mode=0o700, exist_ok=True)
 
     @contextlib.contextmanager
     def locked(self, seconds: float) -> Iterator[None]:
@@ -46,6 +45,9 @@ class Store:
         After so many seconds go on without the lock: no file can be spoilt by that.
         """
         with self._explaining():
+            # Each time, because it may be removed by hand.
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.directory, 0o700)
             fd = os.open(f"{self.directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             until = time.monotonic() + seconds

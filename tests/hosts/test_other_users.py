@@ -243,7 +243,8 @@ def test_files_in_the_home_directory_are_not_imported(tmp_path):
             with sky.pool(sky.SSH(host.name, config=lab.config), plugins=[]) as pool:
                 assert pool.submit(eval, "__import__('json').dumps([1])").result(20) == "[1]"
                 if pwd.getpwuid(os.getuid()).pw_shell.endswith("bash"):
-                    assert Path(pool.submit(os.getcwd).result(20)) == home
+                    # Workers run elsewhere; their agent is where the session began.
+                    assert Path(f"/proc/{pool.nodes()[0].pid}/cwd").readlink() == home
     finally:
         lab.close()
 

@@ -40,6 +40,8 @@ sys.path.insert(0, {str(Path(processes.__file__).parent)!r})
 import skyward_lite as sky
 from task_functions import hold_the_gil
 with sky.pool(worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+    # The worker imports the function's module, for which it asks this process whether the file was edited.
+    pool.submit(hold_the_gil, 0).result()
     future = pool.submit(hold_the_gil, {LONG})
     hold_the_gil({LONG})
     print(future.result(20), *[node.state for node in pool.nodes()])

@@ -24,8 +24,8 @@ impl Dispatch {
         let comes_back = matches!(record.node.state, NodeState::Lost(_)) && record.may_return && !closing;
         if comes_back {
             let fresh = NodeRecord::new(record.node.name.clone(), NodeState::Connecting, true, now);
-            let (generation, lost_since) = (record.generation, record.lost_since);
-            *record = NodeRecord { generation, was_ready: record.was_ready, lost_since, ..fresh };
+            let (session_number, lost_since) = (record.session_number, record.lost_since);
+            *record = NodeRecord { session_number, was_ready: record.was_ready, lost_since, ..fresh };
         }
         let begins = comes_back || record.node.state == NodeState::Connecting;
         record.has_begun |= begins;
@@ -34,8 +34,8 @@ impl Dispatch {
 
     /// Return the number of a node's present session, which is the next one if the node is lost.
     #[must_use]
-    pub fn generation(&self, id: PeerId) -> u32 {
-        self.nodes.get(id).map_or(0, |record| record.generation)
+    pub fn session_number(&self, id: PeerId) -> u32 {
+        self.nodes.get(id).map_or(0, |record| record.session_number)
     }
 
     /// Note that a lost node will not come back.
@@ -89,7 +89,7 @@ impl Dispatch {
         let closing = self.closing;
         let Some(record) = self.nodes.get_mut(id) else { return };
         record.session = None;
-        record.generation += 1;
+        record.session_number += 1;
         // The answers to its notes would not be heard.
         record.notes = NoteCredit::default();
         record.blobs = NodeBlobs::default();

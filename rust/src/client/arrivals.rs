@@ -83,7 +83,7 @@ impl Dispatch {
             Event::Message(Body::Note, note) => {
                 if let Some(record) = self.nodes.get_mut(from) {
                     record.notes.take(&note)?;
-                    out.push(Action::Note(note_sender(from, record.generation), note));
+                    out.push(Action::Note(note_sender(from, record.session_number), note));
                 }
             }
             Event::NoMemory(Body::Note, note, size) => {

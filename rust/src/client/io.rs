@@ -164,12 +164,12 @@ fn log_states(dispatch: &Dispatch, logged: &mut Vec<&'static str>) {
 /// Run the session of this number with a node to its end. What it brings is handed to the decider, and so is its end.
 pub(super) async fn serve(
     shared: Arc<Shared>,
-    (id, generation): (PeerId, u32),
+    (id, session_number): (PeerId, u32),
     spec: NodeSpec,
     sender: Arc<FrameSender>,
     offers: Offers,
 ) {
-    let node = NodeSink { shared: &shared, id, generation };
+    let node = NodeSink { shared: &shared, id, session_number };
     let name = spec.hello.node.clone();
     debug!(node = %name, "session begins");
     let end = session::run(spec, &sender, shared.max_message, &node, offers).await;
@@ -182,7 +182,7 @@ struct NodeSink<'a> {
     shared: &'a Shared,
     id: PeerId,
     /// The session's number.
-    generation: u32,
+    session_number: u32,
 }
 
 impl NodeSink<'_> {
@@ -193,7 +193,7 @@ impl NodeSink<'_> {
     /// session, which this one must not touch.
     fn decide<T>(&self, event: impl FnOnce(&mut Dispatch, &mut Vec<Action>) -> T) -> Result<T, SessionError> {
         self.shared.decide(|dispatch, out| {
-            let is_current = dispatch.generation(self.id) == self.generation;
+            let is_current = dispatch.session_number(self.id) == self.session_number;
             if is_current { Ok(event(dispatch, out)) } else { Err(SessionError::GivenUp) }
         })
     }

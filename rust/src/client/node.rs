@@ -88,7 +88,7 @@ pub(super) struct NodeRecord {
     /// When the node was lost, until it is ready again.
     pub lost_since: Option<Instant>,
     /// How often it was lost, which is the number of its present session.
-    pub generation: u32,
+    pub session_number: u32,
     /// When the node announced that it will soon be gone.
     pub draining_since: Option<Instant>,
     /// Why the node will soon be gone, while it is reconnecting.
@@ -109,7 +109,7 @@ impl NodeRecord {
             may_return,
             was_ready: false,
             lost_since: None,
-            generation: 0,
+            session_number: 0,
             draining_since: None,
             draining: None,
             session: None,
@@ -143,19 +143,19 @@ impl NodeRecord {
     }
 }
 
-/// Bits of a note's sender that are its node's number. The others are those of [`NodeRecord::generation`].
+/// Bits of a note's sender that are its node's number. The others are those of [`NodeRecord::session_number`].
 const NODE_BITS: u32 = 32;
 
 /// Return the number that names a node's present session as the sender of a note.
-pub(super) fn note_sender(id: PeerId, generation: u32) -> u64 {
-    u64::from(generation) << NODE_BITS | id as u64
+pub(super) fn note_sender(id: PeerId, session_number: u32) -> u64 {
+    u64::from(session_number) << NODE_BITS | id as u64
 }
 
 /// Return the node of a note's sender, if the session in which the note came is its present one.
 pub(super) fn node_of_sender(nodes: &mut [NodeRecord], sender: u64) -> Option<(PeerId, &mut NodeRecord)> {
     let id = usize::try_from(sender & ((1 << NODE_BITS) - 1)).ok()?;
     let record = nodes.get_mut(id)?;
-    (u64::from(record.generation) == sender >> NODE_BITS).then_some((id, record))
+    (u64::from(record.session_number) == sender >> NODE_BITS).then_some((id, record))
 }
 
 /// What is agreed on in a node's session, and what the node owes in it.

@@ -175,7 +175,7 @@ impl Pool {
         let sender = Arc::clone(sender);
         let (offer, offered) = mpsc::channel(1);
         *offers = Some(offer);
-        let session = (id, state.dispatch.generation(id));
+        let session = (id, state.dispatch.session_number(id));
         drop(state);
         self.shared.changed.notify_all();
         self.runtime.spawn(io::serve(Arc::clone(&self.shared), session, spec, sender, offered));

@@ -18,7 +18,7 @@ use crate::text;
 use crate::timing::{LEAST_MESSAGE, PEER_TIMEOUT, Timing};
 use crate::transport::connection::Connection;
 use crate::transport::output::shown;
-use crate::wire::{AgentHello, ClientHello, Event, EventReader, FrameSender, Offer, greet, hello, read_hello};
+use crate::wire::{AgentHello, ClientHello, Event, EventReader, FrameSender, MAGIC, Offer, greet, hello, read_hello};
 
 /// Bound on finding out why an agent did not start.
 const START_DIAGNOSIS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -274,6 +274,11 @@ async fn why_not_started(spec: &NodeSpec, why: SessionError) -> NodeError {
             NodeError::Other(format!(
                 "{why}. Its agent does not start: `{agent}` ended with status {status}: {printed}"
             ))
+        }
+        // It ended by itself and never spoke our protocol: this was no cut, after which another try may do.
+        Ok(Ok(output)) if output.status.is_some() && !output.stdout.windows(MAGIC.len()).any(|part| part == MAGIC) => {
+            let (status, agent) = (output.status.unwrap_or_default(), shown(&spec.command));
+            NodeError::Other(format!("{why}. `{agent}` ended with status {status} and is no agent of ours"))
         }
         _ => why.into(),
     }

@@ -392,3 +392,21 @@ def test_a_unit_is_sent_once_its_file_can_be_read(project, monkeypatch):
     assert served.change == data
     served.new_generation(1)
     assert files_of(ask(served, "pkg", generation=1), "pkg")["pkg/data"] == b"here"
+
+
+def test_a_damaged_archive_is_named(project, monkeypatch):
+    """Nothing is raised for it at the client, and it is read again once it is another one."""
+    archive = project / "sp_damaged.zip"
+    data = "".join(f"{number * number}\n" for number in range(500)).encode()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("sp_zipped/data", data)
+        made.writestr("sp_zipped/__init__.py", "")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:60] + b"\xff" * 200 + whole[260:])
+    monkeypatch.syspath_prepend(str(archive))
+    served = Sources()
+    assert f"{archive} cannot be read" in ask(served, "sp_zipped").refused["sp_zipped"]
+    archive.write_bytes(whole)
+    assert served.changed()
+    served.new_generation(1)
+    assert files_of(ask(served, "sp_zipped", generation=1), "sp_zipped")["sp_zipped/data"] == data

@@ -264,7 +264,7 @@ class Unit:
                 self._bound(data)
                 for relative, file in self.files.items():
                     contents[relative] = opened.read(file[len(archive) + 1 :])
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UnitError(archive, f"cannot be read ({error}): mend it, or take it off sys.path") from error
         return contents
 

@@ -798,6 +798,38 @@ fn generations_take_turns() {
     assert_eq!(node.state.counts(), (3, 0));
 }
 
+/// A task that is aborted in an outdated worker has as much time to end as in any other, so that the worker can end in order.
+#[test]
+fn outdated_workers_whose_tasks_are_aborted() {
+    let mut node = Node::ready(settings(1, 1));
+    node.submit([0]);
+    node.submit_of(1, [1]);
+    node.ask(Control::Abort(id(0)));
+    assert_eq!(node.tick_after(a_tick_less(ABORT_GRACE)), []);
+    let actions = node.tick_after(TICK);
+    assert_eq!(actions, [Action::Kill(1)]);
+}
+
+/// Tasks of another generation do not wait for crash suspects that run alone, however long these take.
+#[test]
+fn suspects_do_not_keep_another_generation_out() {
+    let mut node = Node::ready(settings(1, 2));
+    node.submit(0..2);
+    assert_eq!(node.exit(1, &[0, 1]), [Action::Start(2), Action::Start(3), Action::Start(4)]);
+    assert_eq!(node.submit_of(1, [2]), [], "suspects wait for their processes");
+    assert_eq!(node.hello(2), []);
+    assert_eq!(node.hello(3), [assign(3, 0)]);
+    let actions = node.hello(4);
+    assert_eq!(actions, [assign(4, 1), Action::Start(5), Action::Kill(2)]);
+    assert_eq!(node.exit(2, &[]), []);
+    assert_eq!(node.hello(5), [Action::Assign(5, of_generation(1, 2))]);
+    let why = "node n: worker process 7 exited with status 3 while it ran this task";
+    assert_eq!(node.exit(3, &[0]), [crashed(0, why)]);
+    let bye = Action::Tell(4, Control::Goodbye(Bytes::new()));
+    assert_eq!(node.result(4, task(1)), [deliver(task(1)), bye]);
+    assert_eq!(node.exit(4, &[]), []);
+}
+
 /// When an outdated worker dies, its task is the cause if it alone ran there; others run again in fresh workers of their own
 /// generation.
 #[test]

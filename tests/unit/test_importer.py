@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import importlib.machinery
 import os
+import pickle
+import shutil
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +17,8 @@ import pytest
 from served_worker import Worker
 from skyward_lite.client import sources, units
 from skyward_lite.client.sources import Sources
+from skyward_lite.node.module_store import Store, UnkeptError
+from skyward_lite.served import Answer
 
 EXTENSION = f"fast{importlib.machinery.EXTENSION_SUFFIXES[0]}"
 
@@ -250,3 +257,33 @@ def test_a_node_without_a_directory_says_so(project):
     assert error.startswith("ModuleNotFoundError: No module named 'im_base' on node n1, which has no directory")
     assert "set TMPDIR" in error
     worker.close()
+
+
+def test_a_full_disk_has_no_consequences_once_there_is_room(node, monkeypatch):
+    """What could not be written is no obstacle to what is written next, and neither is what a killed process left."""
+    kept = Store(str(node / "modules"), 0)
+    raw = pickle.dumps(("m", [("m.py", b"x = 1\n", False)]), protocol=5)
+    digest, full = hashlib.sha256(raw).hexdigest()[:32], OSError(errno.ENOSPC, "No space left on device")
+
+    def dump(told, file, protocol):
+        file.write(b"half")
+        raise full
+
+    with kept.locked(9), monkeypatch.context() as patch:
+        patch.setattr(pickle, "dump", dump)
+        with pytest.raises(UnkeptError, match="No space left"):
+            kept.write(Answer())
+    assert kept.read() is None
+    assert os.listdir(kept.directory) == ["lock"]
+    kept.install(digest, zlib.compress(raw))
+    assert sorted(os.listdir(kept.directory)) == sorted([digest, "lock"])
+    assert os.listdir(kept.root(digest)) == ["m.py"]
+
+
+def test_a_directory_that_is_removed_by_hand_is_made_again(project, node, start):
+    """What was imported stays, and what is imported next is fetched again."""
+    worker = start(Sources())
+    assert worker.run("__import__('im_base').double(2)") == 4
+    shutil.rmtree(node / "modules")
+    assert worker.run("__import__('im_late').x") == 1
+    assert worker.run("__import__('im_pack').twice(3)") == 6

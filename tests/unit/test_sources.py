@@ -348,3 +348,69 @@ def test_a_directory_that_comes_later_is_searched(project, tmp_path, monkeypatch
     assert served.reason("sp_late", importlib.import_module("sp_late")) == ""
     assert "sp_late" in ask(served, "sp_late").units
     sys.modules.pop("sp_late")
+
+
+def test_a_package_that_changes_while_it_is_read(project, monkeypatch):
+    """No unit has files of two states, and files that come and go are no reason to send nothing."""
+    write(project, dict.fromkeys(("pkg/__init__.py", "pkg/draft", "pkg/sub/c.py"), ""))
+    write(project, dict.fromkeys(("pkg/a.py", "pkg/b.py"), "X = 1"))
+    (project / "pkg/loop").symlink_to("loop")
+    edits = {
+        "__init__.py": [(project / "pkg/draft").unlink],
+        "a.py": [lambda: (project / "pkg/a.py").rename(project / "pkg/moved.py")],
+        "b.py": [lambda: write(project, {"pkg/moved.py": "X = 2", "pkg/b.py": "X = 2"})],
+    }
+    read = units._read
+
+    def read_and_edit(path):
+        found = read(path)
+        for edit in edits.pop(os.path.basename(path), ()):
+            edit()
+        return found
+
+    monkeypatch.setattr(units, "_read", read_and_edit)
+    monkeypatch.setattr(units, "MAX_READS", 9)
+    answer = ask(Sources(), "pkg")
+    assert (edits, answer.refused) == ({}, {})
+    files = files_of(answer, "pkg")
+    assert files == {"pkg/__init__.py": b"", "pkg/moved.py": b"X = 2", "pkg/b.py": b"X = 2", "pkg/sub/c.py": b""}
+
+
+def test_a_unit_is_sent_once_its_file_can_be_read(project, monkeypatch):
+    """A call after the mending begins a generation, in which the unit is read again."""
+    write(project, {"pkg/__init__.py": "", "pkg/data": "here"})
+    data, read, served = str(project / "pkg/data"), units._read, Sources()
+
+    def refuse(path):
+        if path == data:
+            raise PermissionError(13, "Permission denied", path)
+        return read(path)
+
+    monkeypatch.setattr(units, "_read", refuse)
+    assert data in ask(served, "pkg").refused["pkg"]
+    assert not served.changed()
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(str(project))
+    os.chmod(data, 0o640)
+    assert served.changed()
+    assert served.change == data
+    served.new_generation(1)
+    assert files_of(ask(served, "pkg", generation=1), "pkg")["pkg/data"] == b"here"
+
+
+def test_a_damaged_archive_is_named(project, monkeypatch):
+    """Nothing is raised for it at the client, and it is read again once it is another one."""
+    archive = project / "sp_damaged.zip"
+    data = "".join(f"{number * number}\n" for number in range(500)).encode()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("sp_zipped/data", data)
+        made.writestr("sp_zipped/__init__.py", "")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:60] + b"\xff" * 200 + whole[260:])
+    monkeypatch.syspath_prepend(str(archive))
+    served = Sources()
+    assert f"{archive} cannot be read" in ask(served, "sp_zipped").refused["sp_zipped"]
+    archive.write_bytes(whole)
+    assert served.changed()
+    served.new_generation(1)
+    assert files_of(ask(served, "sp_zipped", generation=1), "sp_zipped")["sp_zipped/data"] == data

@@ -47,6 +47,8 @@ class _Generation:
         """By the unit's name."""
         self.refused: dict[str, str] = {}
         """Why a unit cannot be sent, by its name."""
+        self.mendable: dict[str, units.Stamp | None] = {}
+        """The files and directories because of which units cannot be sent, as they were then."""
         self.absent: set[str] = set()
         """Names that workers asked for, or that units import, and that led to no unit."""
         self.names: frozenset[str] | None = None
@@ -123,7 +125,8 @@ class Sources:
         with self._lock:
             newest = self._newest()
             self.change = next(filter(None, (unit.change() for unit in newest.units.values())), "")
-            self.change = self.change or self._moved(newest)
+            mended = (path for path, before in newest.mendable.items() if units.stamp(path) != before)
+            self.change = self.change or next(mended, "") or self._moved(newest)
             return bool(self.change)
 
     def _moved(self, newest: _Generation) -> str:
@@ -239,6 +242,7 @@ class Sources:
             if unit is None or unit.change():
                 unit = Unit(place)
         except UnitError as error:
+            kept.mendable[error.path] = units.stamp(error.path)
             kept.refused[place.name] = f"{place.name} cannot be sent: {error}"
             return None
         self._log(unit)

@@ -53,7 +53,11 @@ _FOR_TYPE_CHECKERS: Final = re.compile(r"[ \t]*if[ \t(]+(?:\w+\.)?TYPE_CHECKING\
 
 
 class UnitError(Exception):
-    """Raised when a unit cannot be sent. The argument says why, and names a remedy."""
+    """Raised when a unit cannot be sent. The argument says why, and names a remedy; `path` is what has to change."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path} {why}")
+        self.path = path
 
 
 class Place(NamedTuple):
@@ -76,7 +80,7 @@ def included_path(place: Place) -> str:
     return path
 
 
-class _Stamp(NamedTuple):
+class Stamp(NamedTuple):
     """What the file system tells of a file or a directory."""
 
     changed: int
@@ -88,7 +92,7 @@ class _Stamp(NamedTuple):
 class _File(NamedTuple):
     """A file as it was read."""
 
-    stamp: _Stamp
+    stamp: Stamp
     read_at: int
     """The time just before it was read, in nanoseconds."""
     digest: bytes
@@ -111,7 +115,7 @@ class Unit:
         self.imports: frozenset[str] = frozenset()
         """The names that its sources may import, from anywhere."""
         self._read: dict[str, _File] = {}
-        self._directories: dict[str, tuple[_Stamp, int]] = {}
+        self._directories: dict[str, tuple[Stamp, int]] = {}
         """Its directories: path → stamp, and the time just before it was listed."""
         contents = self._read_archive() if place.archive else self._read_files()
         programs = {path for path, file in self._read.items() if file.is_program}
@@ -124,13 +128,13 @@ class Unit:
 
     def change(self) -> str:
         """Return the path of a file or a directory that is not as it was read; empty if all are."""
-        for path, (stamp, listed_at) in self._directories.items():
-            if _stamp(path) != stamp or stamp.changed > listed_at - FRESH_NANOS:
+        for path, (before, listed_at) in self._directories.items():
+            if stamp(path) != before or before.changed > listed_at - FRESH_NANOS:
                 change = self._listing_change(path)
                 if change:
                     return change
         for path, file in self._read.items():
-            if _stamp(path) == file.stamp and file.stamp.changed <= file.read_at - FRESH_NANOS:
+            if stamp(path) == file.stamp and file.stamp.changed <= file.read_at - FRESH_NANOS:
                 continue
             try:
                 again, _ = _read(path)
@@ -144,15 +148,22 @@ class Unit:
     # ------------------------------------------------------------------------------------------------ reading
 
     def _read_files(self) -> dict[str, bytes]:
-        self._list()
-        contents = {}
-        for relative, path in self.files.items():
+        """Return the contents of all files as they are at one time, unless they change all the while."""
+        for left in reversed(range(MAX_READS)):
+            self._list()
+            self._read, contents = {}, {}
             try:
-                self._read[path], contents[relative] = _read(path)
+                for relative, path in self.files.items():
+                    self._read[path], contents[relative] = _read(path)
+            except FileNotFoundError as error:
+                # It was removed after its directory was listed, as editors do with files of a moment.
+                if not left:
+                    raise _unreadable(path, error) from error
             except OSError as error:
-                raise UnitError(
-                    f"{path} cannot be read ({error.strerror or error}): let this user read it, or remove it"
-                ) from error
+                raise _unreadable(path, error) from error
+            else:
+                if not left or not self.change():
+                    break
         return contents
 
     def _list(self) -> None:
@@ -168,8 +179,9 @@ class Unit:
         for count, (relative, file) in enumerate(self._walk(path, base, frozenset()), 1):
             if count > MAX_FILES:
                 raise UnitError(
-                    f"{path} has more than {MAX_FILES:,} files: keep data outside of the package, or send the "
-                    f"directory with Image(includes=[{included_path(self.place)!r}])"
+                    path,
+                    f"has more than {MAX_FILES:,} files: keep data outside of the package, or send the directory with "
+                    f"Image(includes=[{included_path(self.place)!r}])",
                 )
             kind = self._kind(relative)
             if kind == "source":
@@ -208,20 +220,22 @@ class Unit:
             status = os.stat(directory)
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
         except OSError as error:
-            raise UnitError(
-                f"{directory} cannot be read ({error.strerror or error}): let this user read it, or remove it"
-            ) from error
+            if above and isinstance(error, FileNotFoundError):
+                return  # removed since the directory above was listed
+            raise _unreadable(directory, error) from error
         self._directories[directory] = _stamp_of(status), listed_at
         here = above | {(status.st_dev, status.st_ino)}
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__pycache__":
                 continue
-            if entry.is_dir():
-                below = os.stat(entry.path)
-                if (below.st_dev, below.st_ino) not in here:  # else a link that leads back
-                    yield from self._walk(entry.path, f"{relative}/{entry.name}", here)
-            elif entry.is_file():
+            try:
+                found = os.stat(entry.path)
+            except OSError:
+                continue  # removed since, or a link that leads nowhere
+            if stat.S_ISREG(found.st_mode):
                 yield f"{relative}/{entry.name}", entry.path
+            elif stat.S_ISDIR(found.st_mode) and (found.st_dev, found.st_ino) not in here:  # else a link back
+                yield from self._walk(entry.path, f"{relative}/{entry.name}", here)
 
     def _listing_change(self, directory: str) -> str:
         """Return `directory` if the unit has other files than it had; else note the present stamps."""
@@ -257,17 +271,21 @@ class Unit:
                 self._bound(data)
                 for relative, file in self.files.items():
                     contents[relative] = opened.read(file[len(archive) + 1 :])
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UnitError(f"{archive} cannot be read ({error}): mend it, or take it off sys.path") from error
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise UnitError(archive, f"cannot be read ({error}): mend it, or take it off sys.path") from error
         return contents
+
+
+def _unreadable(path: str, error: OSError) -> UnitError:
+    return UnitError(path, f"cannot be read ({error.strerror or error}): let this user read it, or remove it")
 
 
 def _is_shown(path: str) -> bool:
     return not any(part.startswith(".") or part == "__pycache__" for part in path.split("/"))
 
 
-def _stamp_of(status: os.stat_result) -> _Stamp:
-    return _Stamp(max(status.st_mtime_ns, status.st_ctime_ns), status.st_size, status.st_ino)
+def _stamp_of(status: os.stat_result) -> Stamp:
+    return Stamp(max(status.st_mtime_ns, status.st_ctime_ns), status.st_size, status.st_ino)
 
 
 def now() -> int:
@@ -275,7 +293,8 @@ def now() -> int:
     return time.time_ns()
 
 
-def _stamp(path: str) -> _Stamp | None:
+def stamp(path: str) -> Stamp | None:
+    """Return what the file system tells of a file; None if there is none."""
     try:
         return _stamp_of(os.stat(path))
     except OSError:

@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import os
 import pickle
-import threading
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -38,7 +37,6 @@ class Store:
         self._told = f"{directory}/generation-{generation}"
         self._told_file: tuple[int, int] = 0, 0
         """Of the file that `read` has last returned: inode and time of change."""
-        os.makedirs(directory, mode=0o700, exist_ok=True)
 
     @contextlib.contextmanager
     def locked(self, seconds: float) -> Iterator[None]:
@@ -47,6 +45,9 @@ class Store:
         After so many seconds go on without the lock: no file can be spoilt by that.
         """
         with self._explaining():
+            # Each time, because it may be removed by hand.
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.directory, 0o700)
             fd = os.open(f"{self.directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             until = time.monotonic() + seconds
@@ -76,10 +77,15 @@ class Store:
         """Keep what the client has told, for the other processes."""
         path = self._new()
         with self._explaining():
-            with open(path, "wb") as file:
-                pickle.dump(told, file, protocol=5)
-                status = os.fstat(file.fileno())
-            os.rename(path, self._told)
+            try:
+                with open(path, "wb") as file:
+                    pickle.dump(told, file, protocol=5)
+                    status = os.fstat(file.fileno())
+                os.rename(path, self._told)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+                raise
         self._told_file = status.st_ino, status.st_mtime_ns
 
     def root(self, digest: str) -> str:
@@ -142,8 +148,8 @@ class Store:
             raise UnkeptError(f"{self.directory}: {error}") from error
 
     def _new(self) -> str:
-        """Return a path that no other thread or process uses meanwhile."""
-        return f"{self.directory}/new-{os.getpid()}-{threading.get_ident()}"
+        """Return a path that no thread or process uses, or has used and left something there when it was killed."""
+        return f"{self.directory}/new-{os.urandom(8).hex()}"
 
     def make_namespace(self, name: str) -> str:
         """Make a directory for a package without a file. Return the directory of import that has it."""

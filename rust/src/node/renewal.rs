@@ -47,14 +47,14 @@ impl Tasks {
 }
 
 impl Workers {
-    /// Return whether fresh workers may take the place of all: no crash suspect waits for a process, or runs in one.
+    /// Return whether fresh workers may take the place of all: no crash suspect waits for a process.
     #[must_use]
-    pub fn may_be_renewed(&self, tasks: &Tasks) -> bool {
+    pub fn may_be_renewed(&self) -> bool {
         self.crash_suspects.is_empty()
-            && self.iter().all(|(id, worker)| worker.role != Role::Isolated || tasks.queue.held(id).next().is_none())
     }
 
-    /// Start fresh workers in the place of all that take tasks, and end those that hold none.
+    /// Start fresh workers in the place of all that take tasks, and end those that hold none. Isolated workers end the suspects
+    /// that they run: those that run none have become spares.
     pub fn renew(&mut self, tasks: &mut Tasks, now: Instant, out: &mut Vec<Action>) {
         let mut regular = 0;
         for (&id, worker) in &mut self.members {
@@ -64,7 +64,8 @@ impl Workers {
                     worker.role = Role::Outdated(None);
                     tasks.queue.pause_peer(id, true);
                 }
-                Role::Regular | Role::Spare | Role::Isolated => {
+                Role::Isolated => worker.role = Role::Outdated(None),
+                Role::Regular | Role::Spare => {
                     worker.role = Role::Retired(now);
                     out.push(Action::Kill(id));
                 }

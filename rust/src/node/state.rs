@@ -175,7 +175,7 @@ impl State {
         self.tasks.end_cancelled(out);
         self.workers.isolate_suspects(&mut self.tasks, now, out);
         self.tasks.assign_all(out);
-        if self.workers.may_be_renewed(&self.tasks) {
+        if self.workers.may_be_renewed() {
             if self.tasks.change_generation() {
                 self.workers.renew(&mut self.tasks, now, out);
             }

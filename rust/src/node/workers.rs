@@ -327,8 +327,8 @@ impl Workers {
         }
     }
 
-    /// Count a tick of silence for each worker, unless none is read from, and kill those that are stopped. Kill retired and
-    /// outdated workers that have had their time, or run nothing but aborted tasks.
+    /// Count a tick of silence for each worker, unless none is read from, and kill those that are stopped. Kill retired workers
+    /// that have had their time or run nothing but aborted tasks, and outdated ones that were asked to end and have not.
     pub fn kill_lost(&mut self, tasks: &Tasks, now: Instant, out: &mut Vec<Action>) {
         for (&id, worker) in &mut self.members {
             if let Some(ticks) = worker.silent_ticks.as_mut().filter(|_| !tasks.results.is_full()) {
@@ -341,8 +341,7 @@ impl Workers {
             let is_due = match worker.role {
                 Role::Retired(since) => since + RETIREMENT <= now || only_aborting(),
                 Role::Outdated(Some(since)) => since + Timing::DEFAULT.worker_exit <= now,
-                Role::Outdated(None) => only_aborting(),
-                Role::Regular | Role::Spare | Role::Isolated => false,
+                Role::Regular | Role::Spare | Role::Isolated | Role::Outdated(None) => false,
             };
             if is_due {
                 out.push(Action::Kill(id));

@@ -8,6 +8,7 @@ only. So no call sees two states of the files, and the next call sees them as th
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ log = logging.getLogger("skyward_lite")
 
 LOOK_SHARE: Final = 0.05
 """Looks at the files for single tasks take at most this share of the time, even on a slow network drive."""
+MIN_PAUSE_SECONDS: Final = 50e-6
+"""Between two such looks at least: to open, write and close a file takes longer."""
 MAX_LOOK_SECONDS: Final = 0.05
 """What may be spent on such looks at once, after a second without any: then also a program that edits a file and
 submits a task at once gets the new code."""
@@ -59,7 +62,7 @@ class Generations:
         """Held for each look at the files."""
         self._allowed = MAX_LOOK_SECONDS
         """Seconds that may be spent on looks for single tasks. Negative after a look that took longer."""
-        self._counted = 0.0
+        self._counted = -math.inf
         """The moment up to which the time has been added to it, by `time.monotonic`."""
 
     def begin(self, sparing: bool = False) -> int:
@@ -83,6 +86,8 @@ class Generations:
 
     def _may_look(self) -> bool:
         now = time.monotonic()
+        if now - self._counted < MIN_PAUSE_SECONDS:
+            return False
         self._allowed = min(MAX_LOOK_SECONDS, self._allowed + LOOK_SHARE * (now - self._counted))
         self._counted = now
         return self._allowed > 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from skyward_lite.client import locating, sources, units
+from skyward_lite.client import sources, units
 from skyward_lite.client.sources import Sources
 from skyward_lite.pickling import installed
 from skyward_lite.served import Answer
@@ -142,9 +142,7 @@ def test_a_project_that_the_image_installs_is_not_sent(project, monkeypatch):
     write(project, {"sp_module/__init__.py": "", f"sp_module/{EXTENSION}": "", "sp_user.py": "import sp_module"})
     monkeypatch.syspath_prepend(str(project / "site"))
     monkeypatch.syspath_prepend(str(project))
-    caches = locating._projects, installed.editable_projects
-    for cache in caches:
-        cache.cache_clear()
+    installed.editable_projects.cache_clear()
     served = Sources()
     (why,) = ask(served, "sp_user").units["sp_module"].refused.values()
     assert "Image(pip=['sp-dist==2.5'])" in why
@@ -154,8 +152,7 @@ def test_a_project_that_the_image_installs_is_not_sent(project, monkeypatch):
     served = Sources(packages=["sp-dist"])
     assert sorted(ask(served, "sp_user").units) == ["sp_user"]
     assert served.reason("sp_module", module) == ""
-    for cache in caches:
-        cache.cache_clear()
+    installed.editable_projects.cache_clear()
 
 
 def test_a_zip_file_on_the_path_is_served(project, monkeypatch):

@@ -7,7 +7,6 @@ installed as editable are local, unless the image installs them on the nodes.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.machinery
 import os
@@ -124,7 +123,7 @@ class Locator:
             if type(module) is types.ModuleType and not installed.is_installed(name, module):
                 yield from self._local(name)
         for name in {
-            name for project in installed.editable_projects() for name in project.modules if name.isidentifier()
+            name for project in installed.editable_projects() for name in project.names() if name.isidentifier()
         }:
             yield from self._local(name)
         count = 0
@@ -196,7 +195,7 @@ def distribution_of(name: str, file: str) -> tuple[str, str]:
     It is a project that is used where it is, or one that has the module's own name.
     """
     real, top = os.path.realpath(file), name.partition(".")[0]
-    for project in _projects():
+    for project in installed.editable_projects():
         if real.startswith(project.root) and project.has(top, real):
             return project.name, project.version
     # Not at the module's head: few modules are of such a project.
@@ -206,47 +205,3 @@ def distribution_of(name: str, file: str) -> tuple[str, str]:
         return top, metadata.version(top)
     except (metadata.PackageNotFoundError, ValueError):
         return top, ""
-
-
-class _Project(NamedTuple):
-    """A project that is used where it is, as by `pip install --editable`."""
-
-    root: str
-    """Its directory, with a separator behind it."""
-    name: str
-    version: str
-    modules: frozenset[str] | None
-    """Its top-level modules; None if it does not tell."""
-    path: frozenset[str]
-    """The directories that it has put on `sys.path`."""
-
-    def has(self, top: str, file: str) -> bool:
-        """Return whether a top-level module is the project's, and no script that is beside it."""
-        if self.modules is not None:
-            return top in self.modules
-        return any(os.path.dirname(up) in self.path for up in (file, os.path.dirname(file))) or (
-            installed.find_editable(top, None) is not None
-        )
-
-
-@functools.cache
-def _projects() -> tuple[_Project, ...]:
-    """Return the projects that are used where they are, those within others first."""
-    import json
-    import urllib.parse
-    from importlib import metadata
-
-    found = []
-    for distribution in metadata.distributions():
-        with contextlib.suppress(Exception):  # a distribution's files may be broken
-            origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-            if not origin.get("dir_info", {}).get("editable"):
-                continue
-            root = os.path.realpath(urllib.parse.unquote(urllib.parse.urlparse(origin["url"]).path)) + os.sep
-            modules = (distribution.read_text("top_level.txt") or "").split()
-            pths = [file.read_text() for file in distribution.files or () if file.suffix == ".pth"]
-            lines = [line for text in pths for line in text.splitlines()]
-            path = frozenset(os.path.realpath(line) for line in lines if os.path.isabs(line))
-            name, version = distribution.metadata["Name"], distribution.version
-            found.append(_Project(root, name, version, frozenset(modules) if modules else None, path))
-    return tuple(sorted(found, key=lambda project: -len(project.root)))

@@ -215,14 +215,28 @@ def find_editable(name: str, path: Any) -> importlib.machinery.ModuleSpec | None
 
 
 class Project(NamedTuple):
-    """A project that is used where it is."""
+    """A project that is used where it is, as by `pip install --editable`."""
 
     root: str
     """Its directory, with a separator behind it."""
-    modules: frozenset[str]
-    """Its top-level modules, in the spelling of `canonical`."""
     name: str
     version: str
+    modules: frozenset[str] | None
+    """Its top-level modules; None if it does not tell."""
+    path: frozenset[str]
+    """The directories that it has put on `sys.path`."""
+
+    def names(self) -> frozenset[str]:
+        """Return the names of its top-level modules, in the spelling of `canonical`; its own name if it tells none."""
+        return frozenset(map(canonical, self.modules or (self.name,)))
+
+    def has(self, top: str, file: str) -> bool:
+        """Return whether a top-level module is the project's, and no script that is beside it."""
+        if self.modules is not None:
+            return top in self.modules
+        return any(os.path.dirname(up) in self.path for up in (file, os.path.dirname(file))) or (
+            find_editable(top, None) is not None
+        )
 
 
 def editable_project(top: str, module: Any) -> Project | None:
@@ -231,7 +245,7 @@ def editable_project(top: str, module: Any) -> Project | None:
     if file is None:
         return None
     real = os.path.realpath(file)
-    return next((p for p in editable_projects() if real.startswith(p.root) and canonical(top) in p.modules), None)
+    return next((p for p in editable_projects() if real.startswith(p.root) and canonical(top) in p.names()), None)
 
 
 def requirement(top: str, module: Any) -> str:
@@ -249,7 +263,7 @@ def requirement(top: str, module: Any) -> str:
 
 @functools.cache
 def editable_projects() -> tuple[Project, ...]:
-    """Return the projects that are used where they are."""
+    """Return the projects that are used where they are, those within others first."""
     # Not at the module's head: workers have no use for them.
     import json
     import urllib.parse
@@ -262,7 +276,10 @@ def editable_projects() -> tuple[Project, ...]:
             if not origin.get("dir_info", {}).get("editable"):
                 continue
             root = os.path.realpath(urllib.parse.unquote(urllib.parse.urlparse(origin["url"]).path)) + os.sep
-            name = distribution.metadata["Name"]
-            names = (distribution.read_text("top_level.txt") or name).split()
-            found.append(Project(root, frozenset(map(canonical, names)), name, distribution.version))
-    return tuple(found)
+            modules = (distribution.read_text("top_level.txt") or "").split()
+            pths = [file.read_text() for file in distribution.files or () if file.suffix == ".pth"]
+            lines = [line for text in pths for line in text.splitlines()]
+            path = frozenset(os.path.realpath(line) for line in lines if os.path.isabs(line))
+            name, version = distribution.metadata["Name"], distribution.version
+            found.append(Project(root, name, version, frozenset(modules) if modules else None, path))
+    return tuple(sorted(found, key=lambda project: -len(project.root)))

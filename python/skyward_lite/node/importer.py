@@ -39,7 +39,7 @@ _LOADERS: Final = (f"{_STDLIB}importlib{os.sep}", f"{_STDLIB}pickle.py", f"{os.s
 
 
 def install(core: _core.WorkerRuntime) -> None:
-    """Let this worker process import the client's modules."""
+    """Install the finders by which this worker process imports the client's modules."""
     if not core.directory:
         sys.meta_path.append(Homeless(core.node))
         return
@@ -299,7 +299,7 @@ class Importer:
 
 
 def _search(root: str) -> None:
-    """Let imports look into a directory at last, and also processes that tasks start, which inherit `sys.path`."""
+    """Append a directory to those that imports search, also in processes that tasks start, which inherit `sys.path`."""
     if root not in sys.path:
         sys.path.append(root)
 

@@ -37,7 +37,7 @@ class Progress:
         """The beginning of the last line of each stream, which has not ended yet."""
 
     def __call__(self, stdout: bytes, stderr: bytes) -> None:
-        """Log the last thing that began, and of the packages that were installed."""
+        """Log the last thing that began, and the packages that were installed."""
         lines = [line[9:] for line in self._lines(0, stdout) if line.startswith(b"progress=")]
         lines += self._lines(1, stderr)
         installed: list[str] = []

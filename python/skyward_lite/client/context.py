@@ -1,4 +1,4 @@
-"""What a program has set in this process for all of its calculations, and what so holds in tasks, too.
+"""What a program has set in this process for all of its calculations. It holds in tasks, too.
 
 It is noted when a pool is opened. `node/context.py` makes it hold in workers.
 """

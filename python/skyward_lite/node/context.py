@@ -1,11 +1,12 @@
 """What the client's program has set for all of its calculations, in this worker: see `client/context.py`.
 
-Warning filters and scikit-learn's configuration are applied after the imports that come with a task, because a module
-may add filters when it is imported: at the client that was before the program set its own, so these come first. A
-category is looked up only when its package is there, so that a worker imports nothing for a filter.
+Warning filters and scikit-learn's configuration are applied after the imports that come with a task. A module may add
+filters when it is imported. The client imported its modules before its program set filters, so the program's filters
+come first in a worker, too. A category is looked up only when its package is there: a worker imports nothing for a
+filter.
 
-A filter "error" becomes "default" here. At the client it was set after the imports, and in a worker it would make
-imports fail.
+The action "error" becomes "default" in a worker. The client's program set it after its imports, and in a worker it
+would make the imports fail.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ class Context:
 def merged(noted: list[Any], present: list[Any], first: list[Any]) -> list[Any]:
     """Return a worker's filters with the client's `noted` ones.
 
-    `present` are those that the worker has, `first` those that it had at its start. What modules have added that only
-    the worker has imported comes first, as it would at the client; then the client's filters; then the worker's own.
+    `present` are the filters that the worker has, `first` those that it had at its start. First come the filters of
+    modules that only the worker has imported, as they would at the client; then the client's; then the worker's own.
     """
     clients = []
     for action, message, (module, name), where, line in noted:

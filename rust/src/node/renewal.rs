@@ -36,7 +36,7 @@ impl Tasks {
         std::mem::replace(&mut self.generation, next) != next
     }
 
-    /// Take a task out of the queue again that was put back there, if workers of its generation are gone.
+    /// Move a task that was put back into the queue to those of other generations, if the workers are of another one.
     pub(super) fn leave_to_others(&mut self, task: u64) {
         if self.queue.waiting_message(task).is_some_and(|message| message.generation != self.generation)
             && let Some(message) = self.queue.remove(task)

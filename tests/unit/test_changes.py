@@ -116,28 +116,43 @@ def test_a_trusted_file_is_not_read_again(own, monkeypatch):
     assert not files.changed()
 
 
-def test_looks_of_single_tasks_take_a_small_share_of_the_time(own, monkeypatch):
-    """After a look that took 1 s, single tasks have none for 18 s; a call of many tasks has one at once."""
-    now = [0.0]
+class Slow:
+    """Files to look at which takes as many seconds as a test says, by a clock that the test sets."""
 
-    class Slow:
-        change = ""
-        looks = 0
+    change = ""
 
-        def changed(self) -> bool:
-            self.looks += 1
-            now[0] += 1.0
-            return False
+    def __init__(self, monkeypatch) -> None:
+        self.looks, self.now, self.seconds = 0, 0.0, 1.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
-    slow = Slow()
+    def changed(self) -> bool:
+        self.looks += 1
+        self.now += self.seconds
+        return False
+
+
+def test_looks_of_single_tasks_take_a_small_share_of_the_time(monkeypatch):
+    """After a look that took 1 s as the one before, single tasks have none for 18 s; a call of many tasks has one."""
+    slow = Slow(monkeypatch)
     generations = Generations(slow, lambda: None)
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    for seconds, looks in ((0.0, 1), (17.0, 1), (2.1, 2), (0.0, 2)):
-        now[0] += seconds
+    for seconds, looks in ((0.0, 1), (1.0, 2), (17.0, 2), (2.1, 3), (0.0, 3)):
+        slow.now += seconds
         generations.begin(sparing=True)
         assert slow.looks == looks
     generations.begin()
-    assert slow.looks == 3
+    assert slow.looks == 4
+
+
+@pytest.mark.parametrize("held_up", range(4))
+def test_a_look_that_is_held_up_by_a_busy_machine_puts_off_no_other(monkeypatch, held_up):
+    """Looks that take a short time go on when one of them, also the first, had to wait for a processor."""
+    slow = Slow(monkeypatch)
+    generations = Generations(slow, lambda: None)
+    for number in range(6):
+        slow.seconds = 1.0 if number == held_up else 0.0001
+        slow.now += 0.001
+        generations.begin(sparing=True)
+        assert slow.looks == number + 1
 
 
 def test_content_of_a_generation(own):

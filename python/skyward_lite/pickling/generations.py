@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -61,7 +62,10 @@ class Generations:
         self._lock = threading.Lock()
         """Held for each look at the files."""
         self._allowed = MAX_LOOK_SECONDS
-        """Seconds that may be spent on looks for single tasks. Negative after a look that took longer."""
+        """Seconds that may be spent on looks for single tasks. Negative after a look that takes longer."""
+        self._took: deque[float] = deque(maxlen=16)
+        """Seconds that the latest looks took. The shortest counts as what a look costs, from the second on: another may
+        have waited for a processor, and an edit must not be missed because the machine is busy."""
         self._counted = -math.inf
         """The moment up to which the time has been added to it, by `time.monotonic`."""
 
@@ -72,17 +76,14 @@ class Generations:
         """
         if self._sources is None or (sparing and not self._may_look()):
             return self.newest
-        # While another thread looks at slow files, a single task does not wait for it.
-        if not self._lock.acquire(blocking=not sparing):
-            return self.newest
-        began = time.monotonic()
-        try:
+        # A look of another thread may have begun before the edit that this call is to see: it does not count for this.
+        with self._lock:
+            began = time.monotonic()
             self._look(self._sources)
-        finally:
-            if sparing:
-                self._allowed -= time.monotonic() - began
-            self._lock.release()
-        return self.newest
+            self._took.append(time.monotonic() - began)
+            if sparing and len(self._took) > 1:
+                self._allowed -= min(self._took)
+            return self.newest
 
     def _may_look(self) -> bool:
         now = time.monotonic()

@@ -21,6 +21,7 @@ import contextlib
 import contextvars
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from .. import _core
@@ -45,8 +46,10 @@ Source = tuple[str, int]
 class Printer:
     """Writes what the workers of one pool wrote, on a thread of its own."""
 
-    def __init__(self, core: _core.Core) -> None:
+    def __init__(self, core: _core.Core, on_call: Callable[[], object] | None = None) -> None:
         self._core = core
+        self._on_call = on_call
+        """Called for each call, on the thread that makes it, if this is a notebook."""
         self._thread = threading.Thread(target=self._run, name="skyward-print", daemon=True)
         self._held: dict[Source, bytes] = {}
         """The beginnings of lines whose end has not come, without the parts that were written."""
@@ -76,6 +79,8 @@ class Printer:
         """
         if "ipykernel" in sys.modules:
             self._cell = getattr(sys.stdout, "parent_header", None) or self._cell
+            if self._on_call is not None:
+                self._on_call()
 
     def _run(self) -> None:
         while (written := self._core.output(TAKE_MS)) is not None:

@@ -26,12 +26,14 @@ from .notebook import Cell, current_cell
 from .picture import Row
 from .screen import MIN_REDRAW_SECONDS, screen, size, stream
 from .startup import Startup
-from .task_view import TaskView, one_line
+from .task_view import Counts, TaskView, one_line
 
 log = logging.getLogger("skyward_lite")
 
 QUIET_SECONDS: Final = 0.5
 """A start that takes no longer shows nothing."""
+LATE_SECONDS: Final = 2.0
+"""A node that becomes ready so long after the pool has started gets a line of its own."""
 DRAW_SECONDS: Final = 0.125
 """Between two drawings on a terminal while nodes start: the spinner turns."""
 TASKS_SECONDS: Final = 0.25
@@ -47,6 +49,8 @@ class Display:
 
     def __init__(self, wanted: bool | None) -> None:
         self.wanted = wanted
+        self.counts: Callable[[], Counts]
+        """Returns how the tasks stand; set by the pool."""
         self._lock = threading.RLock()
         """Guards the fields below, and is held while something is drawn."""
         self._startup: Startup | None = None
@@ -56,15 +60,15 @@ class Display:
         """When (`time.monotonic`) the first drawing of what is to be shown may come."""
         self._shown = False
         """Whether anything of the start was shown."""
-        self._known: set[str] = set()
-        """Names of the nodes of which the last line on the start tells that they are ready."""
+        self._started_at = 0.0
+        """When (Unix time) the pool had started."""
         self._cell: Cell | None = None
         """The notebook's display that is updated now."""
         self._paint: Callable[[Row], str] | None = None
         """Makes a terminal's text of a row; None without rich."""
         self._thread: threading.Thread | None = None
-        self._follow: Callable[[], TaskView] | None = None
-        """Makes the view for the cell that makes the next call; in a notebook only, with `pool(progress=True)`."""
+        self._follows_cells = False
+        """Whether the tasks of each cell of a notebook are shown below it."""
 
     # ------------------------------------------------------------------------------------------------ the start
 
@@ -83,7 +87,7 @@ class Display:
             startup, self._startup = self._startup, None
             if startup is None:
                 return
-            self._known = startup.ready_names()
+            self._started_at = time.time()
             if self._shown:
                 self._end([] if failed else [[(startup.end(), "")]])
             self._shown = False
@@ -92,8 +96,7 @@ class Display:
         """Write a line on a node that has become ready after the start. The log warns of what is bad."""
         if self.wanted is False or self._startup is not None or log.isEnabledFor(logging.INFO):
             return
-        if old == NodeState.CONNECTING and node.name in self._known:
-            self._known.discard(node.name)
+        if old == NodeState.CONNECTING and node.since < self._started_at + LATE_SECONDS:
             return
         if node.state == NodeState.READY and stream() is not None and not in_notebook():
             what = "is connected again" if old == NodeState.RECONNECTING else "is ready"
@@ -101,16 +104,25 @@ class Display:
 
     # ------------------------------------------------------------------------------------------------ tasks
 
-    def begin(self, view: TaskView) -> None:
-        """Show a view of the tasks, above those that were begun before."""
+    def open(self) -> None:
+        """Show the tasks for as long as the pool is open, if that is wanted: in a notebook from the next call on."""
+        if self.wanted and in_notebook():
+            self._follows_cells = True
+        elif self.wanted:
+            self.begin()
+
+    def begin(self, total: int | None = None) -> TaskView:
+        """Show the tasks from now on, of which there will be `total`, instead of the view that was begun before."""
+        view = TaskView(self.counts, total)
         if not is_shown_somewhere():
-            return
+            return view
         with self._lock:
             self._views.append(view)
             self._due = 0.0
             if in_notebook():
                 self._cell = Cell()
             self._ensure_thread()
+        return view
 
     def finish(self, view: TaskView) -> None:
         """Show a view no longer, but in one line what was done."""
@@ -122,25 +134,21 @@ class Display:
             end = view.end()
             self._end([[(end, "")]] if end else [])
 
-    def follow_cells(self, make: Callable[[], TaskView]) -> None:
-        """Show the tasks of each cell of a notebook below it, from the next call on."""
-        self._follow = make
-
     def call_made(self) -> None:
         """Note that this thread makes a call: in a notebook what is shown moves to the cell that it runs for."""
-        if self._follow is None or (self._cell is not None and self._cell.is_current()):
+        if not self._follows_cells or (self._cell is not None and self._cell.is_current()):
             return
         with self._lock:
             if len(self._views) > 1:
                 return
             for view in list(self._views):
                 self.finish(view)
-            self.begin(self._follow())
+            self.begin()
 
     def close(self) -> None:
         """Show nothing any more."""
         with self._lock:
-            self._follow = None
+            self._follows_cells = False
             self.end_start(failed=True)
             for view in reversed(self._views.copy()):
                 self.finish(view)

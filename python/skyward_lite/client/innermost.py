@@ -7,10 +7,12 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from ..errors import PoolClosedError
+from .display import Display
 
 
 class _Entered(NamedTuple):
     pool: Executor
+    display: Display
     thread: threading.Thread
     """The one that entered the block."""
 
@@ -19,9 +21,9 @@ _entered: list[_Entered] = []
 """In the order in which they were entered."""
 
 
-def enter(pool: Executor) -> None:
-    """Note that the calling thread has entered the block of a pool."""
-    _entered.append(_Entered(pool, threading.current_thread()))
+def enter(pool: Executor, display: Display) -> None:
+    """Note that the calling thread has entered the block of a pool, which shows itself by `display`."""
+    _entered.append(_Entered(pool, display, threading.current_thread()))
 
 
 def leave(pool: Executor) -> None:
@@ -29,8 +31,8 @@ def leave(pool: Executor) -> None:
     _entered[:] = [entered for entered in _entered if entered.pool is not pool]
 
 
-def innermost(wanted_by: str) -> Executor:
-    """Return the pool that the calling thread entered last, or the last of all if it entered none.
+def innermost(wanted_by: str) -> Display:
+    """Return the display of the pool that the calling thread entered last, or the last of all if it entered none.
 
     Raise `PoolClosedError`, which names what `wanted_by` it, if there is none.
     """
@@ -38,5 +40,5 @@ def innermost(wanted_by: str) -> Executor:
         raise PoolClosedError(
             f"{wanted_by} needs an open pool: use it inside `with sky.pool(...):`, or after `pool.start()`"
         )
-    own = (pool for pool, thread in reversed(_entered) if thread is threading.current_thread())
-    return next(own, _entered[-1].pool)
+    own = (display for _, display, thread in reversed(_entered) if thread is threading.current_thread())
+    return next(own, _entered[-1].display)

@@ -36,6 +36,7 @@ from ..pickling.route import Route
 from ..providers import Provider
 from . import answers, inbox, innermost, joblib_plugin, settings, unentered
 from .completions import Completions
+from .counting import count_calls
 from .display import Display
 from .hello import Greeting, pickled_hooks
 from .leaving import Leaving
@@ -128,6 +129,7 @@ class ComputePool(Executor):
         self._nodes = Nodes(core, checked, lifecycle, completions.has_waiters, display)
         self._tasks = Tasks(core, checked, lifecycle, completions, self._nodes, self._printer)
         self._tasks.belong_to(self)
+        display.counts = lambda: count_calls(core, completions, self._nodes, self._tasks)
         self._was_started = False
         """Whether it was opened by `start`."""
         if any(plugin.name in ("joblib", "sklearn") for plugin in self.plugins):
@@ -159,7 +161,7 @@ class ComputePool(Executor):
         try:
             self._start()
             self._leaving.entered_by = threading.current_thread()
-            innermost.enter(self)
+            innermost.enter(self, self._display)
             # A context that was entered must get onto the stack. A plugin that takes long yields to a second Ctrl-C.
             with held(insist=True):
                 for plugin in self.plugins:
@@ -231,6 +233,7 @@ class ComputePool(Executor):
         self._preload()
         self._nodes.await_ready()
         self._display.end_start()
+        self._display.open()
 
     def _preload(self) -> None:
         """Import here, too, what the plugins want the workers to import, while the nodes start."""

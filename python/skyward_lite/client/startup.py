@@ -98,10 +98,6 @@ class Startup:
         self._told[number] = line, now
         return True
 
-    def ready_names(self) -> set[str]:
-        """Return the names of the nodes that are ready."""
-        return {node.name for node in self._nodes() if node.state == NodeState.READY}
-
     def end(self) -> str:
         """Return one line on what became of the start."""
         nodes = self._nodes()

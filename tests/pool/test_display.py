@@ -105,3 +105,102 @@ def test_a_silent_pool_shows_nothing(screen):
     assert [line.replace("local-1", "local-0") for line in screen.end()] == [
         *["before", "[local-0] a task", "after", f"{ENDED} 0"]
     ]
+
+
+MANY_WRITERS = """
+import logging, os, pathlib, sys, threading, time, warnings
+logging.basicConfig(format="%(message)s")
+kept = sys.stdout
+from skyward_lite.client.screen import screen
+
+screen.show("pool", ["row 0", "row 0"])
+
+def write(thread):
+    for line in range(100):
+        (kept if thread % 2 else sys.stdout).write(f"thread {thread} line {line}\\n")
+        logging.warning("logged by %d line %d", thread, line)
+
+threads = [threading.Thread(target=write, args=(thread,)) for thread in range(3)]
+for thread in threads:
+    thread.start()
+for step in range(50):
+    screen.show("pool", [f"row {step}", f"row {step} \\x1b[31min colour\\x1b[0m"] * (1 + step % 3))
+    screen.refresh()
+for thread in threads:
+    thread.join()
+
+print("begun", end="")
+screen.show("pool", ["below a line that has not ended"])
+pathlib.Path("begun").touch()
+while not pathlib.Path("seen").exists():
+    time.sleep(0.01)
+print(" and ended")
+sys.stderr.write("\\r10%")
+sys.stderr.write("\\r100%\\n")
+print("wide " + "x" * 150)
+
+child = os.fork()
+if not child:
+    # Nothing of the parent's display, nor the lock of another thread, is the child's.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    print("unseen", flush=True)
+    os._exit(len(screen._wrapped) + ("write" in sys.stdout.__dict__))
+assert os.waitpid(child, 0)[1] == 0
+
+late = sys.stdout.write
+print("half a line,", end="")
+screen.show("pool", [])
+late(" and the rest\\n")
+assert "write" not in sys.stdout.__dict__ and "write" not in sys.stderr.__dict__
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("streams", ["", "2>errors", ">output"])
+def test_lines_of_many_writers_stay_whole_above_the_live_part(screen, tmp_path, streams):
+    """Lines of threads, of loggers and of streams that were kept earlier stay whole above the live part, whichever of
+    the streams is the terminal; a line that has not ended is shown before its end.
+    """
+    screen.run(MANY_WRITERS, streams)
+    screen.wait(lambda text: Path(tmp_path, "begun").exists() and text.endswith("below a line that has not ended"))
+    if streams != ">output":
+        assert screen.text().split("\n")[-2] == "begun"
+    Path(tmp_path, "seen").touch()
+    lines = screen.end()
+    out = {f"thread {thread} line {line}" for thread in range(3) for line in range(100)}
+    errors = {f"logged by {thread} line {line}" for thread in range(3) for line in range(100)}
+    wide = ["begun and ended", "100%", "wide " + "x" * 95, "x" * 55, "half a line, and the rest", f"{ENDED} 3"]
+    if streams == ">output":
+        out, wide = set(), [wide[1], wide[-1]]
+    elif streams:
+        errors, wide = set(), [*wide[:1], *wide[2:]]
+    written = lines[: -len(wide)]
+    assert sorted(written) == sorted(out | errors)
+    assert lines[-len(wide) :] == wide
+
+
+def test_the_live_part_follows_the_windows_size(screen, tmp_path):
+    """A live part that is drawn again in a narrower window leaves nothing behind, and never fills the window."""
+    program = """
+import pathlib, time
+from skyward_lite.client.screen import screen
+print("above")
+for step in range(3):
+    screen.show("pool", [f"row {number} of step {step} " + "x" * 80 for number in range(30)])
+    while not pathlib.Path(f"go{step}").exists():
+        time.sleep(0.01)
+screen.show("pool", [])
+print("below")
+"""
+    screen.run(program)
+    screen.wait(lambda text: "row 29 of step 0" in text)
+    screen.resize(60, 12)
+    Path(tmp_path, "go0").touch()
+    screen.wait(lambda text: "row 29 of step 1" in text)
+    screen.resize(90, 30)
+    Path(tmp_path, "go1").touch()
+    screen.wait(lambda text: "row 29 of step 2" in text)
+    Path(tmp_path, "go2").touch()
+    lines = screen.end()
+    assert lines[-2:] == ["below", f"{ENDED} 0"]
+    assert lines[0] == "above"

@@ -241,7 +241,8 @@ class Screen:
             # Terminals break rows anew that have become too long for a narrower window.
             width = max(1, columns(out))
             up = sum(max(1, -(-cells // width)) for cells in widths) - 1
-            self._put(out, f"\r\x1b[{up}A\x1b[J" if up else "\r\x1b[J")
+            # Row by row: what is erased at once, from the top of the screen on, tmux keeps above it.
+            self._put(out, "\r\x1b[2K" + "\x1b[1A\x1b[2K" * up)
             if self._wrapped:
                 self._flush(out)
         else:

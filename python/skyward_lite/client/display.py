@@ -26,7 +26,7 @@ from .notebook import Cell, current_cell
 from .picture import Row
 from .screen import MIN_REDRAW_SECONDS, screen, size, stream
 from .startup import Startup
-from .task_view import Counts, TaskView, one_line
+from .task_view import Counts, TaskView
 
 log = logging.getLogger("skyward_lite")
 
@@ -182,7 +182,8 @@ class Display:
                         self._draw()
                     except Exception:
                         # The tasks are not to suffer from what is shown of them.
-                        log.debug("progress cannot be shown", exc_info=True)
+                        log.warning("the pool's progress cannot be shown any more", exc_info=True)
+                        self._startup, self._views = None, []
 
     def _draw(self) -> None:
         startup = self._startup
@@ -207,7 +208,7 @@ class Display:
                 return
             rows = view.rows(height)
             if out is not None and self._paint is None:
-                screen.show(self, [picture.text(picture.readable([(one_line(view), "")], out))])
+                screen.show(self, [picture.text(picture.readable(view.line(), out))])
                 return
         self._put(rows)
 

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 MAX_HELD_CHARACTERS = 64 * 1024
 """Characters of the program's line that are held until the line's end has come."""
-MIN_REDRAW_SECONDS = 0.05
+MIN_REDRAW_SECONDS = 0.02
 """Between two drawings of the live part because something was written: a program may print thousands of lines."""
 FALLBACK_COLUMNS, FALLBACK_ROWS = 80, 24
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .node_state import NodeState
-from .picture import Row, bar, count, duration, pace, text, volume
+from .picture import Row, bar, count, duration, pace, volume
 
 WINDOW_SECONDS = 20.0
 """The rate is that of the last 20 s, if so many tasks have ended in them that it is even."""
@@ -102,9 +102,6 @@ class TaskView:
             return (self.done - before) / max(1e-3, self._at - then)
         return self.done / max(1e-3, self._at - self._first_seen)
 
-    def _running(self) -> int:
-        return sum(node.running for node in self._now.nodes)
-
     def _bytes(self) -> tuple[int, int]:
         old = {number: (node.bytes_sent, node.bytes_received) for number, node in enumerate(self._first.nodes)}
         pairs = [
@@ -113,36 +110,43 @@ class TaskView:
         ]
         return sum(sent for sent, _ in pairs), sum(received for _, received in pairs)
 
-    def row(self) -> Row:
-        """Return one row on all tasks."""
-        total, running = self.total, self._running()
+    def _head(self) -> Row:
+        """Return what is done and what is left."""
+        total, rate = self.total, self.rate()
         row: Row = []
         if total:
-            row += [*bar(self.done / total), (f" {self.done:,} of {count(total, 'task')}", "bold"), (" done", "")]
+            row += [(f"{self.done:,} of {count(total, 'task')}", "bold"), (" done", "")]
         else:
             row += [(count(self.done, "task"), "bold"), (" done", "")]
-        if failed := self._now.failed - self._first.failed:
-            row.append((f" · {failed:,} failed", "bad"))
-        row.append((f" · {running:,} running", "busy" if running else "dim"))
+        if not self.done:
+            return [*row, (f" · {duration(self._at - self._began)}", "dim")]
+        row.append((f" · {pace(rate)}", ""))
+        if total and total > self.done and rate:
+            row.append((f" · {duration((total - self.done) / rate)} left", "bold"))
+        return row
+
+    def _details(self) -> Row:
+        """Return what runs and waits, what went wrong, and the bytes."""
+        running = sum(node.running for node in self._now.nodes)
+        row: Row = [(f"{running:,} running", "busy" if running else "dim")]
         if waiting := max(0, self.submitted - self.done - running):
             row.append((f" · {waiting:,} waiting", ""))
-        if self.done:
-            row.append((f" · {pace(self.rate())}", ""))
-            if total and total > self.done and self.rate():
-                row.append((f" · {duration((total - self.done) / self.rate())} left", "bold"))
-        else:
-            row.append((f" · {duration(self._at - self._began)}", "dim"))
+        if failed := self._now.failed - self._first.failed:
+            row.append((f" · {failed:,} failed", "bad"))
         if rerun := self._now.rerun - self._first.rerun:
             row.append((f" · {rerun:,} run again", "bad"))
         sent, received = self._bytes()
         return [*row, (f" · ↑ {volume(sent)} ↓ {volume(received)}", "dim")]
 
     def rows(self, height: int) -> list[Row]:
-        """Return a row on all tasks and one on each node, in `height` rows at most."""
+        """Return two rows on all tasks and one on each node, in `height` rows at most."""
+        total = self.total
+        first: Row = [*(bar(self.done / total) if total else []), (" " if total else "", ""), *self._head()]
+        summary: list[Row] = [first, [("  ", ""), *self._details()]]
         nodes = [(number, node) for number, node in enumerate(self._now.nodes) if node.state != NodeState.CLOSED]
-        room = min(height - 1, MAX_LISTED_NODES)
+        room = min(height - len(summary), MAX_LISTED_NODES)
         if len(nodes) == 1 and nodes[0][1].state == NodeState.READY:
-            return [self.row()]
+            nodes = []
         rest: list[Row] = []
         if len(nodes) > room:
             quiet = [node for _, node in nodes if node.state == NodeState.READY]
@@ -154,7 +158,8 @@ class TaskView:
                 rest.append([(f"  {count(len(nodes), 'node')} not ready", "bad")])
                 nodes = []
         width = max([min(MAX_NAME_CELLS, len(node.name)) for _, node in nodes], default=0)
-        return [self.row(), *[self._node_row(number, node, width) for number, node in nodes], *rest][: max(1, height)]
+        listed = [self._node_row(number, node, width) for number, node in nodes]
+        return [*summary, *listed, *rest][: max(1, height)]
 
     def _node_row(self, number: int, node: NodeCounts, width: int) -> Row:
         first = self._first.nodes[number] if number < len(self._first.nodes) else None
@@ -171,8 +176,8 @@ class TaskView:
         return row
 
     def line(self) -> Row:
-        """Return one row for a place with room for one only, without a bar."""
-        return [word for word in self.row() if word[0].strip("━─")]
+        """Return one row on all tasks, for a place with room for one only."""
+        return [*self._head(), (" · ", ""), *self._details()]
 
     def end(self) -> str:
         """Return one line on what was done; "" if nothing was."""
@@ -189,8 +194,3 @@ class TaskView:
             line += f", {rerun:,} run again"
         sent, received = self._bytes()
         return line + f" · ↑ {volume(sent)} ↓ {volume(received)}"
-
-
-def one_line(view: TaskView) -> str:
-    """Return the view's line as text."""
-    return text(view.line()).strip()

@@ -28,6 +28,8 @@ class Startup:
         self._machines = machines
         self._wanted = wanted
         self._began = time.time()
+        self._phases: dict[int, tuple[str, float]] = {}
+        """Node's number → what it does, and since when (`time.time`)."""
         self._told: dict[int, tuple[str, float]] = {}
         """Node's number → what was told of it last without a live part, and when (`time.time`); -1 for the counts."""
 
@@ -65,8 +67,13 @@ class Startup:
             ]
         if node.state == NodeState.LOST:
             return [("✘", "bad"), (name, ""), (_first_line(node.reason), "bad")]
+        doing = self._doing(number, node)
+        before, since = self._phases.get(number, ("", self._began))
+        if doing != before:
+            since = now if before else self._began
+            self._phases[number] = doing, since
         spinner = SPINNER[int(now * len(SPINNER)) % len(SPINNER)]
-        return [(spinner, "busy"), (name, ""), (self._doing(number, node), ""), (f"  {now - self._began:.0f} s", "dim")]
+        return [(spinner, "busy"), (name, ""), (doing, ""), (f"  {now - since:.0f} s", "dim")]
 
     def _doing(self, number: int, node: Node) -> str:
         doing = self._machines[number].doing if number < len(self._machines) else ""

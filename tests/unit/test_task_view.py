@@ -113,7 +113,7 @@ def test_each_node_has_a_row_or_is_counted(clock):
     assert len(shown(view, 3)) == 3
     tasks.nodes = [NodeCounts(f"lab{number}", "ready", 4, 2, 0, 0, 0, 0) for number in range(40)]
     tasks.node(7, state="lost")
-    assert shown(view)[2:] == ["lab7   lost · 0 done", "39 nodes ready · 78 of 156 slots busy"]
+    assert shown(view)[2:] == ["lab7  lost · 0 done", "39 nodes ready · 78 of 156 slots busy"]
 
 
 class Machine:

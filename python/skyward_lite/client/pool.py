@@ -368,7 +368,7 @@ class ComputePool(Executor):
 
     def status(self) -> Status:
         """Return how the pool stands, and what it costs."""
-        return Status(self.nodes(), self.slots(), self._tasks.completions.count(), self._nodes.cost())
+        return self._nodes.status()
 
 
 pool = ComputePool

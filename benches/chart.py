@@ -79,9 +79,7 @@ def draw(shown: list[Panel]) -> str:
             parts.append(f'<text x="{LEFT + length + 8:.1f}" y="{y + 15}">{html.escape(text(value))}</text>')
             y += ROW
     height = y + FOOT
-    about = (
-        "On one machine with two cores, two slots each; joblib in front of all of them; medians of interleaved rounds."
-    )
+    about = "One machine with two cores, two slots each, all of them behind joblib; medians of interleaved rounds."
     said = "; ".join(f"{title}: " + ", ".join(f"{n} {t(v)}" for n, v in values.items()) for title, values, t in shown)
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="t d">',

@@ -19,6 +19,7 @@ BENCHES = Path(__file__).parent.parent.parent / "benches"
         ("bench.py", "skyward_lite is"),
         ("ssh.py", "× ssh"),
         ("modules.py", "there already"),
+        ("round_trips.py", "of the slots' time"),
         # Without the grid search, which the demo has, too.
         ("data.py start tiny shared distinct bulk far small memory", "too little data"),
     ],

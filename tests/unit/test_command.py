@@ -42,7 +42,7 @@ def test_no_command_is_answered_with_the_help(capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["chek", "lab"], "there is no command 'chek': did you mean `check`?"),
+        (["checks", "lab"], "there is no command 'checks': did you mean `check`?"),
         (["CHECK"], "did you mean `check`?"),
         (["me@lab1"], "there is no command 'me@lab1': to test a host, write `check me@lab1`"),
         (["install"], "the commands are check, clean, reap"),
@@ -79,7 +79,7 @@ def test_the_command_is_installed():
     assert os.access(script, os.X_OK)
     for start, name in (([str(script)], "skyward"), ([sys.executable, "-m", "skyward_lite"], "python -m skyward_lite")):
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        done = subprocess.run([*start, "chek"], timeout=30, check=False, **streams)
+        done = subprocess.run([*start, "checks"], timeout=30, check=False, **streams)
         assert (done.returncode, done.stdout) == (2, "")
         assert f"Try `{name} --help`" in done.stderr
         assert subprocess.run([*start, "--version"], timeout=30, check=True, **streams).stdout.startswith(

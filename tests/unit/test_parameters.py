@@ -36,7 +36,7 @@ NAMED: dict[str, Any] = {
         (lambda: sky.Worker(threads=8), 'Worker(concurrency=8, executor="thread")'),
         (lambda: sky.Worker(processes=8), 'Worker(concurrency=8, executor="process")'),
         (lambda: sky.Worker(timeout=60), "Worker(task_timeout=60)"),
-        (lambda: sky.Worker(concurency=4), "did you mean concurrency?"),
+        (lambda: sky.Worker(concurrent=4), "did you mean concurrency?"),
         (lambda: sky.Worker(colour=4), "its parameters are concurrency, executor, retries"),
         (lambda: sky.Worker(1, "thread", 3, 4, 5, 6, 7), "Worker() takes 6 arguments .* not 7"),
         (lambda: sky.pool(n_jobs=4), "pool() has no parameter n_jobs: .* pool(worker=sky.Worker(concurrency=4))"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import pytest
 from skyward_lite.client import picture, startup, task_view
 from skyward_lite.client.node_state import Node
 from skyward_lite.client.screen import cells, fit
-from skyward_lite.client.task_view import Counts, NodeCounts, TaskView
+from skyward_lite.client.task_view import Counts, TaskView
 
 
 class Clock:
@@ -37,13 +38,13 @@ class Tasks:
     def __init__(self, nodes: int = 1) -> None:
         self.submitted = self.done = self.failed = self.rerun = 0
         self.is_complete = False
-        self.nodes = [NodeCounts(f"lab{number}", "ready", 4, 0, 0, 0, 0, 0) for number in range(nodes)]
+        self.nodes = [Node(f"lab{number}", "ready", "", 4, None, None, 0.0) for number in range(nodes)]
 
     def __call__(self) -> Counts:
         return Counts(self.submitted, self.done, self.failed, self.rerun, self.is_complete, [*self.nodes])
 
     def node(self, number: int, **fields: object) -> None:
-        self.nodes[number] = self.nodes[number]._replace(**fields)
+        self.nodes[number] = dataclasses.replace(self.nodes[number], **fields)
 
 
 def shown(view: TaskView, height: int = 20) -> list[str]:
@@ -111,7 +112,7 @@ def test_each_node_has_a_row_or_is_counted(clock):
         "lab2  0 of 4 slots busy · 0 done",
     ]
     assert len(shown(view, 3)) == 3
-    tasks.nodes = [NodeCounts(f"lab{number}", "ready", 4, 2, 0, 0, 0, 0) for number in range(40)]
+    tasks.nodes = [Node(f"lab{number}", "ready", "", 4, None, None, 0.0, running=2) for number in range(40)]
     tasks.node(7, state="lost")
     assert shown(view)[2:] == ["lab7  lost · 0 done", "39 nodes ready · 78 of 156 slots busy"]
 

@@ -129,6 +129,7 @@ bench: build system $(OPPONENTS)/.installed
 	$(BIN)/python benches/rekeys.py
 	$(BIN)/python benches/modules.py
 	$(BIN)/python benches/round_trips.py
+	$(BIN)/python benches/progress.py
 	$(BIN)/python benches/data.py --opponents $(OPPONENTS)/bin/python $(DATA)
 
 # The chart of the README and the docs, from a run of its own: on a machine that does nothing else meanwhile.

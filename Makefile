@@ -23,7 +23,7 @@ DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 DENY_CHECK := $(DENY) --manifest-path rust/Cargo.toml --config rust/deny.toml
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-fast test-rust test-python conformance lint lint-code lint-house lint-crates audit format bench chaos searches fuzz build system clean
+.PHONY: all demo test test-fast test-rust test-python conformance lint lint-code lint-house lint-crates audit format bench chaos searches fuzz build dist version system clean
 
 all: lint test
 
@@ -47,7 +47,7 @@ system:
 	    echo "the tests need sshd and pkill: install openssh-server and procps" >&2; exit 1;; esac; fi; fi
 
 build: $(STAMP)
-	$(BIN)/maturin develop --release --quiet
+	$(BIN)/maturin develop --release --quiet 2> >(grep -v 'build-backend. in pyproject.toml is not set' >&2)
 
 demo: build
 	$(BIN)/python benches/demo.py
@@ -153,6 +153,26 @@ fuzz:
 	  runs=$$(sed -n 's/stat::number_of_executed_units: *//p' $(CACHE)/fuzz-$$target.log); \
 	  echo "$$target: $$runs executions"; total=$$((total + runs)); \
 	done; echo "$$total executions without a fault"
+
+# A source distribution and a manylinux wheel in dist/, and whether they are what users can install: sizes, tags, metadata, a
+# new environment without a compiler. zig links against an old glibc, whatever this system's is. The tools are large, and
+# in an environment of their own. DIST="--skip-sdist" leaves out that pip builds the source distribution.
+DIST_TOOLS := $(CACHE)/dist-tools
+$(DIST_TOOLS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DIST_TOOLS)
+	$(DIST_TOOLS)/bin/python -m pip install --quiet --upgrade pip
+	$(DIST_TOOLS)/bin/python -m pip install --quiet --group dist
+	touch $@
+
+dist: $(DIST_TOOLS)/.installed
+	rm -rf dist
+	PATH=$(DIST_TOOLS)/bin:$$PATH CARGO_TARGET_DIR=$(CACHE)/dist PYO3_PYTHON=$(DIST_TOOLS)/bin/python VIRTUAL_ENV=$(DIST_TOOLS) \
+	  maturin build --quiet --release --strip --sdist --zig --compatibility manylinux_2_17 --out dist
+	env -u VIRTUAL_ENV -u PYO3_PYTHON $(DIST_TOOLS)/bin/python tests/support/distribution.py dist $(DIST)
+
+# Set the version everywhere: make version VERSION=0.2.0
+version:
+	$(PYTHON) tests/support/release.py version $(VERSION)
 
 clean:
 	rm -rf $(VENV)

@@ -14,6 +14,12 @@ import sys
 
 from ._version import __version__ as __version__
 
+if sys.platform == "win32":
+    raise ImportError(
+        "skyward_lite runs on Linux and macOS. On Windows use it within WSL, the Windows Subsystem for Linux: run "
+        "`wsl --install` in PowerShell, open the new terminal, and install Python and skyward_lite there."
+    )
+
 # What typing.TYPE_CHECKING is for type checkers, without the 10 ms that importing typing takes.
 TYPE_CHECKING = False
 

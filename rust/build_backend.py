@@ -1,7 +1,7 @@
 """maturin as the build backend, but for Windows: there the first step of a build says what to do.
 
-pip builds from source where no wheel fits. On Windows the build would end in errors of a compiler, or in the request for
-a Rust toolchain, which would not help.
+pip builds from source where no wheel fits. On Windows the build would end in errors of a compiler, or in the request
+for a Rust toolchain, which would not help.
 """
 
 from __future__ import annotations

@@ -52,13 +52,13 @@ def test_links_of_a_release_lead_to_its_repository(copy):
     (copy / "README.md").write_text(
         '[a](docs/a.md#b) ![c](docs/_static/c.svg) [d](https://example.org/d) [e](#e) <img src="docs/f.png" alt="f">'
     )
-    release.add_links("https://example.org/it", "v1.2.3", copy)
+    release.add_links("https://example.org", "v1.2.3", copy)
     assert (copy / "README.md").read_text() == (
-        "[a](https://example.org/it/blob/v1.2.3/docs/a.md#b) ![c](https://example.org/it/raw/v1.2.3/docs/_static/c.svg) "
-        '[d](https://example.org/d) [e](#e) <img src="https://example.org/it/raw/v1.2.3/docs/f.png" alt="f">'
+        "[a](https://example.org/blob/v1.2.3/docs/a.md#b) ![c](https://example.org/raw/v1.2.3/docs/_static/c.svg) "
+        '[d](https://example.org/d) [e](#e) <img src="https://example.org/raw/v1.2.3/docs/f.png" alt="f">'
     )
     urls = tomllib.loads((copy / "pyproject.toml").read_text())["project"]["urls"]
-    assert urls["Changelog"] == "https://example.org/it/blob/v1.2.3/CHANGELOG.md"
+    assert urls["Changelog"] == "https://example.org/blob/v1.2.3/CHANGELOG.md"
 
 
 def test_metadata_names_what_is_supported():

@@ -190,6 +190,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         try:
             # Only the calls of joblib's batch travel, not its nested backend: the worker has its own.
             items = getattr(func, "items", batch.items)
+            name = tasks.names.number(items[0][0] if items else func)
             if items is None:
                 kind = payload.CALL
                 pickled, buffers = tasks.encode(generation, func, (), {})
@@ -213,7 +214,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             batch.error = _unsendable(error)
             queue.end(batch)
         else:
-            batch.task = queue.send(batch, kind, pickled, buffers, generation, None, 1 if items is None else len(items))
+            calls = 1 if items is None else len(items)
+            batch.task = queue.send(batch, kind, pickled, buffers, generation, name, None, calls)
             if batch.call.aborted:
                 # The call was aborted while this batch was pickled, and `ParallelCall.abort` found no task yet.
                 queue.abort(batch.task)

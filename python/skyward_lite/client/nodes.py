@@ -20,7 +20,7 @@ from ..providers import Cost, Machine, NodeRequest
 from .comparison import Comparison
 from .lifecycle import Lifecycle, Stage
 from .node_log import NodeLog
-from .node_state import Node, NodeState
+from .node_state import Node, NodeState, Status
 from .returning import Returning
 from .settings import Settings
 
@@ -169,6 +169,21 @@ class Nodes:
     def snapshot(self) -> list[Node]:
         """Return how each node stands, in the order in which they were started."""
         return [Node(**row) for row in self._core.nodes()]
+
+    def status(self) -> Status:
+        """Return how the pool stands, and what it costs."""
+        nodes, totals = self.snapshot(), self._core.totals()
+        running = sum(node.running for node in nodes)
+        return Status(
+            nodes=nodes,
+            slots=sum(node.slots for node in nodes if node.state == NodeState.READY),
+            cost=self.cost(),
+            running=running,
+            queued=max(0, totals["pending"] - running),
+            bytes_sent=sum(node.bytes_sent for node in nodes),
+            bytes_received=sum(node.bytes_received for node in nodes),
+            **totals,
+        )
 
     def slots(self) -> int:
         """Return the number of tasks that can run at once: the sum of the ready nodes' slots."""

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
-from .. import _core, checks, nesting
+from .. import _core, checks, keywords, nesting
 from .._signals import held, install_signal_handlers, remove_signal_handlers
 from ..errors import PoolClosedError
 from ..hooks import Plugin
@@ -55,6 +55,7 @@ JOIN_SECONDS = 5.0
 """Bound on waiting, when the pool is left, for callbacks of futures, and for the writing of what tasks printed."""
 
 
+@keywords.explained("pool")
 class ComputePool(Executor):
     """All workers on all nodes, as a `concurrent.futures.Executor` and as joblib's default backend.
 
@@ -86,7 +87,7 @@ class ComputePool(Executor):
     def __init__(
         self,
         provider: Provider | None = None,
-        nodes: int | tuple[int, int] | None = None,
+        nodes: int | tuple[int, int] | list[int] | None = None,
         *,
         vcpus: int | None = None,
         memory_gb: float | None = None,
@@ -337,9 +338,11 @@ class ComputePool(Executor):
         the remote traceback as its `__cause__`; `WorkerCrashedError` if its process died, `NodeLostError` if its
         node went away too often.
         """
+        checks.callee("submit", fn)
         tasks = self._tasks
         return tasks.submit(*tasks.encode_call(fn, args, kwargs))
 
+    @keywords.explained("map")
     def map(
         self,
         fn: Callable[..., T],
@@ -353,6 +356,11 @@ class ComputePool(Executor):
         `chunksize` calls travel as one task. At most `buffersize` results are computed ahead of the consumer (None:
         all). `timeout` counts from this call, in seconds; `TimeoutError` afterwards.
         """
+        checks.callee("map", fn)
+        checks.iterables("map", iterables)
+        if timeout is not None and timeout != 0:
+            # 0 is the standard library's too: raise unless the results are there.
+            timeout = checks.seconds("map", "timeout", timeout)
         chunksize = checks.whole("map", "chunksize", chunksize, 1, sys.maxsize)
         if buffersize is not None:
             buffersize = checks.whole("map", "buffersize", buffersize, 1, sys.maxsize, "None for all results")
@@ -368,7 +376,7 @@ class ComputePool(Executor):
 
     def status(self) -> Status:
         """Return how the pool stands, and what it costs."""
-        return Status(self.nodes(), self.slots(), self._tasks.completions.count(), self._nodes.cost())
+        return self._nodes.status()
 
 
 pool = ComputePool

@@ -36,8 +36,9 @@ best, unchanged, done = 0.0, 0, 0
 # When a sweep is stopped, joblib warns of the trials that were begun and not used. Here that is the plan.
 warnings.filterwarnings("ignore", r"\d+ tasks", UserWarning)
 
-# For your own machines: provider=sky.SSH("me@lab1", "me@lab2"), for EC2: provider=sky.AWS(), nodes=10.
-with sky.pool(provider=sky.Local(nodes=2)):
+# For your own machines: provider=sky.SSH("me@lab1", "me@lab2"), for EC2: provider=sky.AWS(), nodes=10. The plugin has
+# scikit-learn installed there.
+with sky.pool(provider=sky.Local(nodes=2), plugins=[sky.plugins.sklearn()]):
     # The input has no end, and nothing has to know it in advance: a trial is drawn when a slot is about to be free.
     # "generator_unordered" yields each result as soon as it is there, whatever its place in the input.
     results = Parallel(n_jobs=-1, return_as="generator_unordered")(

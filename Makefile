@@ -34,11 +34,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --group build --group test --group lint
 	touch $@
 
-# What the tests need of the system: an OpenSSH server to talk to, pkill to cut its connections; and, for those tests that
-# only root can run, namespaces and login shells.
-PACKAGES := openssh-server procps iproute2 sudo zsh fish tcsh
+# What the tests need of the system: an OpenSSH server to talk to, pkill to cut its connections; tmux for a terminal; and,
+# for those tests that only root can run, namespaces and login shells.
+PACKAGES := openssh-server procps iproute2 sudo zsh fish tcsh tmux
 system:
-	@missing=; for program in sshd pkill ip sudo zsh fish tcsh; do \
+	@missing=; for program in sshd pkill ip sudo zsh fish tcsh tmux; do \
 	  PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -116,7 +116,7 @@ MEANT: dict[str, dict[tuple[str, ...], str]] = {
 HOMES = {
     "pool": (
         *("provider", "nodes", "vcpus", "memory_gb", "worker", "image", "plugins", "lease", "connect_timeout"),
-        *("start_timeout", "strict_env", "ship_modules"),
+        *("start_timeout", "strict_env", "ship_modules", "progress"),
     ),
     "pool(worker=sky.Worker": ("concurrency", "executor", "retries", "max_payload", "task_timeout", "cache_gb"),
     "pool(image=sky.Image": ("python", "pip", "apt", "env", "index_url", "wheelhouse", "includes", "wheel"),

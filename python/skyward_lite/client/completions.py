@@ -37,6 +37,13 @@ class Pending(Protocol):
         """Take the task's end. Called once, on the queue's thread or on the one that cancels; must not raise."""
 
 
+class Input(Protocol):
+    """What the tasks of a call of `Parallel` are made from."""
+
+    def waiting_calls(self) -> int | None:
+        """Return how many calls are still to be submitted; None if that is not known."""
+
+
 class Completions:
     """All completion queues of one pool."""
 
@@ -95,6 +102,8 @@ class CompletionQueue:
     ) -> None:
         self.pending: dict[int, Pending] = {}
         """Task number → what waits for the task's end. An entry is removed when its `resolve` has returned."""
+        self.input: Input | None = None
+        """What the tasks are made from; None for futures."""
         self.held = 0
         """Tasks that have ended, and whose resolution goes on later. Changed on the queue's thread."""
         self._abandoned = False

@@ -18,6 +18,7 @@ from ..hello import ClientHello
 from ..image import Image
 from ..providers import Cost, Machine, NodeRequest
 from .comparison import Comparison
+from .display import Display
 from .lifecycle import Lifecycle, Stage
 from .node_log import NodeLog
 from .node_state import Node, NodeState, Status
@@ -45,7 +46,12 @@ class Nodes:
     """
 
     def __init__(
-        self, core: _core.Core, settings: Settings, lifecycle: Lifecycle, has_waiters: Callable[[], bool]
+        self,
+        core: _core.Core,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        has_waiters: Callable[[], bool],
+        display: Display,
     ) -> None:
         self.machines: list[Machine] = []
         """All that were started, also those that were left out or lost. A node's number is its place in here."""
@@ -67,6 +73,7 @@ class Nodes:
         """Numbers of the draining, lost and failed nodes for which it was decided whether they are replaced."""
         self._returning = Returning(core, self._begin_session, self._start_thread, lifecycle)
         self._log = NodeLog(core, settings.start_timeout)
+        self._display = display
         self.comparison = Comparison(core, self.machines, settings.strict_env)
 
     def start(self, image: Image, greet: Callable[[Machine], ClientHello]) -> Sequence[Machine]:
@@ -130,6 +137,7 @@ class Nodes:
     def _begin_session(self, number: int, machine: Machine) -> None:
         """Open a machine and begin a session with its agent. Raise `NodeStartError`, `CoreError` or `OSError`."""
         opened = machine.open(self._core)
+        machine.doing = "starting its workers"
         greeting = self._greet(machine)
         self._core.start_node(
             number,
@@ -222,6 +230,7 @@ class Nodes:
                 if number < len(self.machines):
                     self._on_node_change(number, old, node.state)
                 self._log.changed(number, node, old)
+                self._display.node_changed(node, old)
                 if node.state == NodeState.READY:
                     self.comparison.ready(number)
             with self._lock:

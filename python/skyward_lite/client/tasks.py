@@ -138,6 +138,10 @@ def _on_an_event_loop() -> bool:
         return False
 
 
+class Unread:
+    """Stands for an input of `map` that is read as its results are. Lives as long as the iterator of these."""
+
+
 class Tasks:
     """The tasks of one pool: what the pool's own methods, lazy calls and joblib's backend submit with.
 
@@ -161,6 +165,8 @@ class Tasks:
         self.route = Route(shares_files=False, to_client=False)
         """Where payloads go; set again by the pool as soon as it knows its machines."""
         self.names = FunctionNames()
+        self.unread: weakref.WeakSet[Unread] = weakref.WeakSet()
+        """The inputs of `map` that were not read to their end, unless their results are no longer asked for."""
         self._lifecycle = lifecycle
         self._printer = printer
         self._futures = completions.futures
@@ -220,6 +226,9 @@ class Tasks:
             return self.submit(*encoded, generation, name, kind=payload.BATCH, first=next(firsts), calls=len(chunk))
 
         pending = collections.deque(map(submit, itertools.islice(chunks, ahead)))
+        unread = Unread()
+        if ahead is not None:
+            self.unread.add(unread)
 
         def results() -> Iterator[T]:
             try:
@@ -229,8 +238,12 @@ class Tasks:
                     pending.popleft()
                     for chunk in itertools.islice(chunks, 1):
                         pending.append(submit(chunk))
+                        break
+                    else:
+                        self.unread.discard(unread)
                     yield from values
             finally:
+                self.unread.discard(unread)
                 for future in pending:
                     future.cancel_later()
 

@@ -89,6 +89,9 @@ lint-code: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/basedpyright --project pyproject.toml
 	$(BIN)/codespell
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
 	$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR $$(git ls-files '*.sh')
 
 # The rules of the house: directions of imports, sizes, private names.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -95,3 +96,19 @@ def test_windows_is_told_about_wsl():
         assert done.returncode == 1
         assert "Linux and macOS. On Windows" in done.stderr
         assert "within WSL" in done.stderr
+
+
+def test_the_platforms_page_has_what_is_built():
+    """The page of platforms has the versions that are tested, the oldest glibc of the wheels, and no platform more."""
+    page = (ROOT / "docs/platforms.md").read_text()
+    workflow = (ROOT / ".github/workflows/release.yml").read_text()
+    built = set(re.findall(r"name: (manylinux|musllinux|macos)-(\w+)", workflow))
+    assert built == {(system, cpu) for system in ("manylinux", "musllinux") for cpu in ("x86_64", "aarch64")} | {
+        ("macos", "x86_64"),
+        ("macos", "arm64"),
+    }
+    assert set(re.findall(r'manylinux-.*policy: "(\S+)"', workflow)) == {"2_17"}
+    assert "--compatibility manylinux_2_17 " in (ROOT / "Makefile").read_text()
+    assert set(re.findall(r"glibc (\d\.\d+)", page)) == {"2.17"}
+    first, *others = re.findall(r"Python :: (3\.\d+)", " ".join(METADATA.get_all("Classifier")))
+    assert f"Python {', '.join([first, *others[:-1]])} and {others[-1]}, on Ubuntu 24.04" in page

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = ROOT / "docs" / "examples"
 
 EXAMPLES = {
-    "grid_search.py": ("2", "best of 8 settings: {'C'"),
+    "grid_search.py": ("2", "best of 8 settings: C="),
     "million_tasks.py": ("20_000", "starts at 17,673 and has 278 steps"),
     "api_calls.py": ("60", "6 of them took a second attempt"),
     "sweep.py": ("2", "the last 2 of which were no better than"),

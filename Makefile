@@ -165,7 +165,8 @@ fuzz:
 
 # A source distribution and a manylinux wheel in dist/, and whether they are what users can install: sizes, tags, metadata, a
 # new environment without a compiler. zig links against an old glibc, whatever this system's is. The tools are large, and
-# in an environment of their own. DIST="--skip-sdist" leaves out that pip builds the source distribution.
+# in an environment of their own. DIST="--skip-sdist" leaves out that pip builds the source distribution. Files in a source
+# distribution have a date of long ago, by which cargo would take what it built before for new: so that is forgotten first.
 DIST_TOOLS := $(CACHE)/dist-tools
 $(DIST_TOOLS)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DIST_TOOLS)
@@ -174,10 +175,11 @@ $(DIST_TOOLS)/.installed: pyproject.toml
 	touch $@
 
 dist: $(DIST_TOOLS)/.installed
-	rm -rf dist
+	rm -rf dist $(CACHE)/dist/release/.fingerprint/skyward_lite-* $(CACHE)/dist/*/release/.fingerprint/skyward_lite-*
 	PATH=$(DIST_TOOLS)/bin:$$PATH CARGO_TARGET_DIR=$(CACHE)/dist PYO3_PYTHON=$(DIST_TOOLS)/bin/python VIRTUAL_ENV=$(DIST_TOOLS) \
 	  maturin build --quiet --release --strip --sdist --zig --compatibility manylinux_2_17 --out dist
-	env -u VIRTUAL_ENV -u PYO3_PYTHON $(DIST_TOOLS)/bin/python tests/support/distribution.py dist $(DIST)
+	CARGO_TARGET_DIR=$(CACHE)/dist env -u VIRTUAL_ENV -u PYO3_PYTHON \
+	  $(DIST_TOOLS)/bin/python tests/support/distribution.py dist $(DIST)
 
 # Set the version everywhere: make version VERSION=0.2.0
 version:

@@ -1,4 +1,7 @@
-"""The model that plugin.py uses, in a module of its own: what it keeps is there for all tasks of a worker process."""
+"""The model that plugin.py uses, in a module of its own.
+
+What a module keeps is there for all tasks of a worker process.
+"""
 
 import time
 

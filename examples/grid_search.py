@@ -1,4 +1,4 @@
-"""Search the best settings of a classifier on real data, on all workers, with a progress bar.
+"""Search the best settings of a classifier on real data, with a progress bar.
 
 python grid_search.py           # 240 fits
 python grid_search.py 2         # 2 values of C in place of 12: 40 fits
@@ -21,11 +21,15 @@ grid = {"C": np.logspace(-2, 3, values), "gamma": np.logspace(-5, -2, 4)}
 search = GridSearchCV(SVC(), grid, cv=5, n_jobs=-1)
 fits = 5 * len(grid["C"]) * len(grid["gamma"])
 
-# Two nodes on this machine. For your own machines: provider=sky.SSH("me@lab1", "me@lab2"), for EC2: provider=sky.AWS(),
-# nodes=10. Nothing else in this script changes: the plugin has scikit-learn installed there.
-with sky.pool(provider=sky.Local(nodes=2), plugins=[sky.plugins.sklearn()]), sky.progress(total=fits):
-    # scikit-learn runs the fits with joblib, and within this block joblib runs them on the pool.
-    # The data cross to each node once, not once per fit.
+# Two nodes on this machine. For your own machines: provider=sky.SSH("me@lab1",
+# "me@lab2"), for EC2: provider=sky.AWS(), nodes=10. Nothing else in this script
+# changes: the plugin has scikit-learn installed there.
+with (
+    sky.pool(provider=sky.Local(nodes=2), plugins=[sky.plugins.sklearn()]),
+    sky.progress(total=fits),
+):
+    # scikit-learn runs the fits with joblib, and within this block joblib runs them on
+    # the pool. The data cross to each node once, not once per fit.
     search.fit(x, y)
 
 best = ", ".join(f"{name}={value:.3g}" for name, value in search.best_params_.items())

@@ -1,4 +1,4 @@
-"""Run a million tasks that take microseconds each, and see why the number of trips does not matter.
+"""Run a million tasks that take microseconds each.
 
 python million_tasks.py             # a million
 python million_tasks.py 20_000      # fewer
@@ -22,14 +22,19 @@ def collatz(n):
     return steps
 
 
-# This is pure Python, which holds Python's global lock while it computes. So each slot is a process of its own;
-# the default, executor="thread", is for tasks that wait, or that compute in NumPy and the like.
-# For your own machines: provider=sky.SSH("me@lab1", "me@lab2"), for EC2: provider=sky.AWS(), nodes=10.
+# This is pure Python, which holds the GIL while it computes: only one thread of a
+# process runs at a time. So each slot is a process of its own. The default,
+# executor="thread", is for tasks that wait, or that compute in NumPy and the like.
+#
+# For your own machines: provider=sky.SSH("me@lab1", "me@lab2"), for EC2:
+# provider=sky.AWS(), nodes=10.
 with sky.pool(provider=sky.Local(), worker=sky.Worker(executor="process")):
     begin = time.perf_counter()
-    # joblib sends small tasks in batches, and finds their size out while it runs. The results come as a generator:
-    # this process never has a list of a million of them.
-    lengths = Parallel(n_jobs=-1, return_as="generator")(delayed(collatz)(n) for n in range(1, count + 1))
+    # joblib sends small tasks in batches, and finds their size out while it runs. The
+    # results come as a generator: this process never has a list of a million of them.
+    lengths = Parallel(n_jobs=-1, return_as="generator")(
+        delayed(collatz)(n) for n in range(1, count + 1)
+    )
     longest, start = max((steps, n) for n, steps in enumerate(lengths, 1))
     took = time.perf_counter() - begin
 

@@ -10,10 +10,11 @@ import os
 import sys
 import time
 
-import digits_model
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from sklearn.datasets import load_digits
+
+import digits_model
 
 count = int(sys.argv[1]) if len(sys.argv) > 1 else 297
 SLOW_SECONDS = 0.2
@@ -21,9 +22,12 @@ SLOW_SECONDS = 0.2
 
 @contextlib.contextmanager
 def loaded_model(info):
-    """Load the model in a worker process before its first task. What follows `yield` runs when the process ends."""
+    """Load the model in a worker process, before its first task.
+
+    What follows `yield` would run when the process ends.
+    """
     seconds = digits_model.load()
-    print(f"model loaded in {seconds:.1f} s, for {info.slots} slots of process {os.getpid()}")
+    print(f"model loaded in {seconds:.1f} s by process {os.getpid()}")
     yield
 
 
@@ -44,7 +48,7 @@ def report_slow_calls(function):
 
 
 def classify(picture):
-    """Return the digit that a picture shows. The model is already here: only the picture travels."""
+    """Return the digit that a picture shows. Only the picture travels."""
     return int(digits_model.predict(picture.reshape(1, -1))[0])
 
 
@@ -52,13 +56,16 @@ pictures, digits = load_digits(return_X_y=True)
 pictures, digits = pictures[1500 : 1500 + count], digits[1500 : 1500 + count]
 
 plugins = [
-    sky.plugins.joblib(),  # makes the pool joblib's backend; it is the default, and plugins= replaces the default
+    sky.plugins.joblib(),  # joblib uses the pool: the default, which plugins= replaces
     sky.Plugin("digits", around_worker=loaded_model, decorate=report_slow_calls),
 ]
 
-# For your own machines: provider=sky.SSH("me@lab1", "me@lab2"), for EC2: provider=sky.AWS(), nodes=10. There the
-# workers get digits_model.py from this process, and image=sky.Image(pip=["scikit-learn"]) installs what it imports.
-with sky.pool(provider=sky.Local(nodes=2), worker=sky.Worker(concurrency=4), plugins=plugins):
+# For your own machines: provider=sky.SSH("me@lab1", "me@lab2"), for EC2:
+# provider=sky.AWS(), nodes=10. There the workers get digits_model.py from this process,
+# and image=sky.Image(pip=["scikit-learn"]) installs what it imports.
+with sky.pool(
+    provider=sky.Local(nodes=2), worker=sky.Worker(concurrency=4), plugins=plugins
+):
     found = Parallel(n_jobs=-1)(delayed(classify)(picture) for picture in pictures)
 
 right = sum(a == b for a, b in zip(found, digits, strict=True))

@@ -1,7 +1,7 @@
 """Search the best settings of a classifier on real data, with a progress bar.
 
 python grid_search.py           # 240 fits
-python grid_search.py 2         # 2 values of C in place of 12: 40 fits
+python grid_search.py 1         # 1 value of C in place of 12: 20 fits
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Load a model once per worker process, and report slow calls: a plugin.
 
 python plugin.py        # all 297 pictures
-python plugin.py 50     # fewer
+python plugin.py 20     # fewer
 """
 
 import contextlib

@@ -13,12 +13,12 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = ROOT / "docs" / "examples"
 
 EXAMPLES = {
-    "grid_search.py": ("2", "best of 8 settings: C="),
+    "grid_search.py": ("1", "best of 4 settings: C="),
     "million_tasks.py": ("20_000", "starts at 17,673 and has 278 steps"),
     "api_calls.py": ("60", "6 of them took a second attempt"),
     "sweep.py": ("2", "the last 2 were no better than 0.9"),
     "asyncio_app.py": ("50_000", "5,133 primes below 50,000"),
-    "plugin.py": ("50", "50 of 50 pictures are recognised"),
+    "plugin.py": ("20", "of 20 pictures are recognised"),
 }
 """Each example, its argument for a short run, and what it then prints."""
 HELPERS = {"digits_model.py"}

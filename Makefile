@@ -46,8 +46,10 @@ system:
 	  else case $$missing in *sshd*|*pkill*) \
 	    echo "the tests need sshd and pkill: install openssh-server and procps" >&2; exit 1;; esac; fi; fi
 
+# maturin does not expect that its backend is called by another one (rust/build_backend.py).
+BACKEND_WARNING := 'build-backend. in pyproject.toml is not set'
 build: $(STAMP)
-	$(BIN)/maturin develop --release --quiet 2> >(grep -v 'build-backend. in pyproject.toml is not set' >&2)
+	$(BIN)/maturin develop --release --quiet 2> >(grep -v $(BACKEND_WARNING) >&2)
 
 demo: build
 	$(BIN)/python benches/demo.py
@@ -177,7 +179,8 @@ $(DIST_TOOLS)/.installed: pyproject.toml
 dist: $(DIST_TOOLS)/.installed
 	rm -rf dist $(CACHE)/dist/release/.fingerprint/skyward_lite-* $(CACHE)/dist/*/release/.fingerprint/skyward_lite-*
 	PATH=$(DIST_TOOLS)/bin:$$PATH CARGO_TARGET_DIR=$(CACHE)/dist PYO3_PYTHON=$(DIST_TOOLS)/bin/python VIRTUAL_ENV=$(DIST_TOOLS) \
-	  maturin build --quiet --release --strip --sdist --zig --compatibility manylinux_2_17 --out dist
+	  maturin build --quiet --release --strip --sdist --zig --compatibility manylinux_2_17 --out dist \
+	  2> >(grep -v $(BACKEND_WARNING) >&2)
 	CARGO_TARGET_DIR=$(CACHE)/dist env -u VIRTUAL_ENV -u PYO3_PYTHON \
 	  $(DIST_TOOLS)/bin/python tests/support/distribution.py dist $(DIST)
 

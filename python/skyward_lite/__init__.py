@@ -109,7 +109,16 @@ else:
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         home = _MODULES[name]
-        value = importlib.import_module(f".{home or name}", __name__)
+        try:
+            value = importlib.import_module(f".{home or name}", __name__)
+        except ImportError as error:
+            # Python names the package if the file is missing, and the file if the system's loader refuses it.
+            if error.name == "_core" or (error.name == __name__ and "_core" in error.msg):
+                error.add_note(
+                    "The compiled part of skyward_lite is missing here, or was made for another Python or system. Run "
+                    "`pip install --force-reinstall skyward_lite`; in a checkout, `make build`."
+                )
+            raise
         if home:
             value = getattr(value, name)
         globals()[name] = value

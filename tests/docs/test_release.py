@@ -98,6 +98,20 @@ def test_windows_is_told_about_wsl():
         assert "within WSL" in done.stderr
 
 
+def test_a_missing_core_says_how_to_get_it(tmp_path):
+    """Where the compiled part is missing, or cannot be loaded, the error has the command that mends it."""
+    sources = tmp_path / "skyward_lite"
+    shutil.copytree(ROOT / "python/skyward_lite", sources, ignore=shutil.ignore_patterns("_core.*.so", "__pycache__"))
+    for core in (None, b"made for another system"):
+        if core is not None:
+            (sources / "_core.abi3.so").write_bytes(core)
+        command = [sys.executable, "-c", "import skyward_lite; skyward_lite.pool"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 1
+        assert "ImportError" in done.stderr
+        assert "in a checkout, `make build`" in done.stderr
+
+
 def test_the_platforms_page_has_what_is_built():
     """The page of platforms has the versions that are tested, the oldest glibc of the wheels, and no platform more."""
     page = (ROOT / "docs/platforms.md").read_text()

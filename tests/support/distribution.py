@@ -130,8 +130,8 @@ def check_installation(wheel: Path, interpreter: str, scratch: Path) -> None:
     print(f"installed    on Python {version}, without a compiler; import skyward_lite takes {took:.1f} ms")
     if took > MAX_IMPORT_MS:
         sys.exit(f"import skyward_lite takes {took:.1f} ms, and {MAX_IMPORT_MS} are allowed")
-    if (binaries / "skyward").exists():
-        print(f"command      {run([str(binaries / 'skyward'), '--version'], cwd=scratch, env=variables).strip()}")
+    version = run([str(binaries / "skyward"), "--version"], cwd=scratch, env=variables)
+    print(f"command      skyward --version: {', '.join(version.splitlines()[:2])}")
     # The demo's own needs; the package needs neither.
     clean("-m", "pip", "install", "--quiet", "--only-binary", ":all:", "numpy", "scikit-learn")
     demo = shutil.copy(ROOT / "benches" / "demo.py", scratch)

@@ -44,10 +44,12 @@ def test_example_runs(script):
 
 
 def test_every_example_is_a_page():
-    """Each file in examples/ is run here, and is included by the page of its name; each page has an example."""
+    """Each file in examples/ is run here, is included by the page of its name, and is listed beside the files."""
     scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
     assert scripts == EXAMPLES.keys() | HELPERS
     pages = {path.name: path.read_text() for path in PAGES.glob("*.md")}
     assert {name.replace("_", "-").replace(".py", ".md") for name in EXAMPLES} == set(pages)
+    listed = (ROOT / "examples" / "README.md").read_text()
     for script in scripts:
+        assert f"[{script}]({script})" in listed
         assert any(f"```{{literalinclude}} ../../examples/{script}\n" in page for page in pages.values()), script

@@ -210,7 +210,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                 self._send_parts(batch, joblib_batches.halves(batch.items))
                 return
             # joblib would hang if this were raised on the queue's thread, so the error takes the way of a result.
-            batch.error = _unsendable(error)
+            batch.error = _unsendable(error, items)
             queue.end(batch)
         else:
             batch.task = queue.send(batch, kind, pickled, buffers, generation, None, 1 if items is None else len(items))
@@ -309,8 +309,11 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
 
-def _unsendable(error: BaseException) -> BaseException:
+def _unsendable(error: BaseException, items: Any) -> BaseException:
     """Return what a call raises whose batch cannot be pickled: as with loky, a PicklingError with its cause."""
+    wrong = joblib_batches.not_a_call(items)
+    if wrong is not None:
+        return TypeError(wrong)
     if isinstance(error, (SkywardError, pickle.PicklingError)) or not isinstance(error, Exception):
         return error
     why = pickle.PicklingError(f"Could not pickle the task to send to the workers: {type(error).__name__}: {error}")
@@ -320,7 +323,9 @@ def _unsendable(error: BaseException) -> BaseException:
 
 def _innermost() -> Executor:
     if not _entered:
-        raise PoolClosedError(f'backend="{NAME}" needs an open pool: call Parallel inside `with sky.pool(...):`')
+        raise PoolClosedError(
+            f'backend="{NAME}" needs an open pool: call Parallel inside `with sky.pool(...):`, or after `pool.start()`'
+        )
     own = (pool for pool, thread in reversed(_entered) if thread is threading.current_thread())
     return next(own, _entered[-1].pool)
 

@@ -61,6 +61,7 @@ MEANT: dict[str, dict[tuple[str, ...], str]] = {
         ("timeout",): "write pool(start_timeout={value}) for the nodes' start, or "
         "pool(worker=sky.Worker(task_timeout={value})) for each task",
         ("memory", "ram", "ram_gb", "mem"): "the memory of a node is memory_gb, in GB: write pool(memory_gb={value})",
+        ("verbose", "show_progress", "progress_bar"): "write pool(progress=True)",
         ("plugin",): "plugins are a list: write pool(plugins=[sky.plugins.joblib()])",
         ("executor",): 'write pool(worker=sky.Worker(executor="process")), or "thread"',
         _REQUIREMENTS: "write pool(image=sky.Image(pip=[...]))",
@@ -116,7 +117,7 @@ MEANT: dict[str, dict[tuple[str, ...], str]] = {
 HOMES = {
     "pool": (
         *("provider", "nodes", "vcpus", "memory_gb", "worker", "image", "plugins", "lease", "connect_timeout"),
-        *("start_timeout", "strict_env", "ship_modules"),
+        *("start_timeout", "strict_env", "ship_modules", "progress"),
     ),
     "pool(worker=sky.Worker": ("concurrency", "executor", "retries", "max_payload", "task_timeout", "cache_gb"),
     "pool(image=sky.Image": ("python", "pip", "apt", "env", "index_url", "wheelhouse", "includes", "wheel"),

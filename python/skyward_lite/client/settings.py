@@ -83,6 +83,8 @@ class Settings:
     connect_timeout: float
     start_timeout: float
     strict_env: bool
+    progress: bool | None
+    """Whether tasks are shown as well as the start; None for the start alone, and false for neither."""
     ship_modules: bool
     """Whether workers on nodes without this machine's files import the user's modules from what this process serves."""
 
@@ -101,6 +103,7 @@ def checked(
     start_timeout: float,
     strict_env: bool,
     ship_modules: bool,
+    progress: bool | None = None,
 ) -> Settings:
     """Return the settings of a pool with these parameters, which are described at `ComputePool`.
 
@@ -123,6 +126,7 @@ def checked(
         start_timeout=checks.seconds("pool", "start_timeout", start_timeout),
         strict_env=checks.switch("pool", "strict_env", strict_env),
         ship_modules=checks.switch("pool", "ship_modules", ship_modules),
+        progress=None if progress is None else checks.switch("pool", "progress", progress),
     )
 
 

@@ -109,6 +109,7 @@ class Lazy(abc.ABC, Generic[R_co]):
 
     def __rshift__(self, pool: ComputePool) -> R_co:
         """Run it on the pool, and return its result. If the wait is interrupted, calls that wait never run."""
+        __tracebackhide__ = True
         _check(self, ">>", pool)
         return _result(self > pool)
 
@@ -286,6 +287,7 @@ def _has_value(future: Future[Any]) -> bool:
 
 def _result(future: Future[R]) -> R:
     """Return the result of a future that nobody else has."""
+    __tracebackhide__ = True
     try:
         return future.result()
     except BaseException:

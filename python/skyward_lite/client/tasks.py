@@ -93,6 +93,18 @@ class PoolFuture(Future[T]):
             "a future of a pool means something in this process only: send what its result() gives"
         )
 
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the call returned, or raise what became of it; `TimeoutError` after `timeout` seconds."""
+        __tracebackhide__ = True
+        try:
+            return super().result(timeout)
+        except BaseException as error:
+            # Without the frames of earlier calls of this method, and of the standard library.
+            raise BaseException.with_traceback(error, None)  # noqa: B904
+        finally:
+            # The error's traceback refers to this frame, which must not refer back to the error by the future.
+            del self
+
     def cancel(self) -> bool:
         """Cancel the task if it has not started: true if so.
 
@@ -121,7 +133,8 @@ class PoolFuture(Future[T]):
         try:
             value = outcome(code, pickled, buffers, self._first)
         except BaseException as error:
-            self.set_exception(error)
+            # Whoever asks for the result gets a traceback that begins there.
+            self.set_exception(BaseException.with_traceback(error, None))
         else:
             self.set_result(value)
 
@@ -231,6 +244,7 @@ class Tasks:
             self.unread.add(unread)
 
         def results() -> Iterator[T]:
+            __tracebackhide__ = True
             try:
                 while pending:
                     left = None if deadline is None else max(0.0, deadline - time.monotonic())

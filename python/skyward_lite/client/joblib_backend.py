@@ -194,7 +194,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         try:
             # Only the calls of joblib's batch travel, not its nested backend: the worker has its own.
             items = getattr(func, "items", batch.items)
-            name = tasks.names.number(items[0][0] if items else func)
+            batch.name = name = tasks.names.number(items[0][0] if items else func)
             if items is None:
                 kind = payload.CALL
                 pickled, buffers = tasks.encode(generation, func, (), {})

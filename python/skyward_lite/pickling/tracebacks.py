@@ -24,8 +24,9 @@ ARROW: Final = "--> "
 _PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _MARKED: Final = r'^(?P<before>[ |+]*)  File "(?P<file>.*)", line (?P<line>\d+), in (?P<name>.*)\n[ |]*    \0(.*)\0$'
 """A frame with the mark: in it are the number of the last line, and the first and the last column."""
-_ENTRY: Final = r'^  File "(?P<file>.*)", line \d+, in .*\n    (?=\S)'
-"""A frame with its source line."""
+_FILE: Final = r'^(?P<before>[ |+]*)  File "(?P<file>.*)"(?=, line \d)'
+_ENTRY: Final = r'^(?:  \| )?  (?:File "(?P<file>.*)"|Cell In\[\d+\]), line \d+, in .*\n(?:  \| )?    (?=\S)'
+"""A frame with its source line; that of a group of exceptions stands behind a margin."""
 _OF_OTHERS: Final = re.compile(r"[\\/](?:site-packages|dist-packages|lib[\\/]python\d[^\\/]*)[\\/]|^<(?!ipython|stdin)")
 """A file of an installed package or of Python itself, or code without a file."""
 
@@ -79,8 +80,9 @@ def completed(text: str) -> str:
     # The text may have been cut within a mark.
     text = re.sub(r"\n[ |]*\0[^\n]*|\0", "", text)
     last = None
+    text = re.sub(_FILE, _as_cell, text, flags=re.MULTILINE)
     for entry in re.finditer(_ENTRY, text, flags=re.MULTILINE):
-        if not _OF_OTHERS.search(entry["file"]):
+        if not _OF_OTHERS.search(entry["file"] or ""):
             last = entry
     return text if last is None else text[: last.end() - len(ARROW)] + ARROW + text[last.end() :]
 
@@ -106,6 +108,16 @@ def _with_source(found: re.Match[str]) -> str:
         # The columns are a node's, and may be none of the line's.
         lines = [f'  File "{found["file"]}", line {number}, in {found["name"]}\n']
     return "\n".join(before + each for each in "".join(lines).rstrip("\n").split("\n"))
+
+
+def _as_cell(found: re.Match[str]) -> str:
+    """Return the beginning of a frame of a notebook's cell as IPython writes it: `Cell In[3]`."""
+    try:
+        # Another version of IPython may have no such method, and most programs have no IPython.
+        named = sys.modules["IPython"].get_ipython().compile.format_code_name(found["file"])
+    except (AttributeError, KeyError):
+        return found[0]
+    return found[0] if named is None else f"{found['before']}  {' '.join(named)}"
 
 
 def _source(file: str, number: int) -> str:

@@ -190,6 +190,7 @@ version:
 
 # Warnings are errors. Read docs/_build/html/index.html.
 docs: build
+	$(BIN)/python docs/make_errors.py
 	$(BIN)/python -m sphinx -q -W --keep-going -j auto docs docs/_build/html
 
 clean:

@@ -12,6 +12,9 @@ logging.getLogger("sphinx.sphinx.directives.other").addFilter(
     lambda record: getattr(record, "subtype", None) != "empty_glob"
 )
 
+# Its entry in the API has the name that users write; otherwise Sphinx would only call it another name of the class.
+skyward_lite.progress.__name__ = "progress"
+
 project = "skyward_lite"
 author = "The skyward_lite maintainers"
 project_copyright = author

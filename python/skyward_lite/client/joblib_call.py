@@ -295,4 +295,9 @@ class Batch:
             return values
         pickled, buffers = self.pickled, self.buffers
         self.pickled = self.buffers = None
-        return outcome(_core.RETURNED if self.code == _core.PARTIAL else self.code, pickled, buffers, self.first)
+        try:
+            return outcome(_core.RETURNED if self.code == _core.PARTIAL else self.code, pickled, buffers, self.first)
+        except Exception as error:
+            if self.call.queue is not None:
+                self.call.queue.failures.add(error)
+            raise

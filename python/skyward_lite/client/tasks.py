@@ -116,6 +116,7 @@ class PoolFuture(Future[T]):
         try:
             value = outcome(code, pickled, buffers, self._first)
         except BaseException as error:
+            self._queue.failures.add(error)
             self.set_exception(error)
         else:
             self.set_result(value)

@@ -23,7 +23,7 @@ DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 DENY_CHECK := $(DENY) --manifest-path rust/Cargo.toml --config rust/deny.toml
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-fast test-rust test-python conformance lint lint-code lint-house lint-crates audit format bench chaos searches fuzz build system clean
+.PHONY: all demo test test-fast test-rust test-python conformance lint lint-code lint-house lint-crates audit format bench chart chaos searches fuzz docs build system clean
 
 all: lint test
 
@@ -34,11 +34,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --group build --group test --group lint
 	touch $@
 
-# What the tests need of the system: an OpenSSH server to talk to, pkill to cut its connections; and, for those tests that
-# only root can run, namespaces and login shells.
-PACKAGES := openssh-server procps iproute2 sudo zsh fish tcsh
+# What the tests need of the system: an OpenSSH server to talk to, pkill to cut its connections; tmux for a terminal; and,
+# for those tests that only root can run, namespaces and login shells.
+PACKAGES := openssh-server procps iproute2 sudo zsh fish tcsh tmux
 system:
-	@missing=; for program in sshd pkill ip sudo zsh fish tcsh; do \
+	@missing=; for program in sshd pkill ip sudo zsh fish tcsh tmux; do \
 	  PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -128,7 +128,13 @@ bench: build system $(OPPONENTS)/.installed
 	$(BIN)/python benches/ssh.py
 	$(BIN)/python benches/rekeys.py
 	$(BIN)/python benches/modules.py
+	$(BIN)/python benches/round_trips.py
 	$(BIN)/python benches/data.py --opponents $(OPPONENTS)/bin/python $(DATA)
+
+# The chart of the README and the docs, from a run of its own: on a machine that does nothing else meanwhile.
+chart: build system $(OPPONENTS)/.installed
+	$(BIN)/python benches/data.py --opponents $(OPPONENTS)/bin/python --json $(CACHE)/chart.json start tiny shared
+	$(BIN)/python benches/chart.py $(CACHE)/chart.json docs/_static/speed.svg
 
 # Whatever can die, be cut, stall or lie, at seeded moments: CHAOS="--only storm --seeds 20"; see tests/support/chaos.py.
 # Rules that drop packets need root and nft, in a network namespace of their own; without them those rows are left out.
@@ -154,5 +160,9 @@ fuzz:
 	  echo "$$target: $$runs executions"; total=$$((total + runs)); \
 	done; echo "$$total executions without a fault"
 
+# Warnings are errors. Read docs/_build/html/index.html.
+docs: build
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto docs docs/_build/html
+
 clean:
-	rm -rf $(VENV)
+	rm -rf docs/_build $(VENV)

@@ -1,4 +1,4 @@
-"""Data: shared arrays, large arguments and results, bulk over SSH, small tasks beside it, and memory.
+"""Beside other backends: starts, small tasks, shared arrays, large arguments and results; bulk over SSH, and memory.
 
 Each section takes a while, and can run alone: `data.py shared memory`. Opponents run in the same rounds. Hosts are
 `sshd`s on this machine; if root runs it, each has an interface of its own, whose counters are compared with what the
@@ -32,6 +32,25 @@ def seconds_table(columns: Columns, what: str, reference: str = "loky") -> None:
     for name, column in columns.items():
         ratio = "" if name == reference else f"   {median(column[what]) / base:.2f} × {reference}"
         print(f"  {name:<22}{spread(column[what])} s{ratio}")
+
+
+def start(contest: Contest) -> None:
+    """From nothing to the first results, in a fresh process that has imported NumPy and joblib."""
+    rounds = 1 if contest.smoke else 3
+    print(f"Seconds to the first results; medians of {rounds} interleaved rounds, each in a fresh process")
+    seconds_table(contest.starts(rounds), "ready")
+
+
+def tiny(contest: Contest) -> None:
+    """Tasks that take no time, one a batch."""
+    sizes = contest.sizes
+    print(f"{sizes.tiny:,} tasks of operator.neg, batch_size=1; medians of {sizes.rounds} interleaved rounds")
+    contestants = {"Local(), 1 node": contest.skyward(1), **contest.others("loky", "dask", "ray")}
+    columns = contest.play(contestants, "tiny", sizes.rounds, tasks=sizes.tiny)
+    for name, column in columns.items():
+        print(f"  {name:<22}{spread((sizes.tiny / seconds for seconds in column['all']), digits=0)} tasks/s")
+    rates = {name: sizes.tiny / median(column["all"]) for name, column in columns.items()}
+    contest.target("tasks/s over loky's", rates["Local(), 1 node"] / rates["loky"], 1.0, " ×", least=True)
 
 
 def shared(contest: Contest) -> None:
@@ -132,6 +151,8 @@ def memory(contest: Contest) -> None:
 
 
 SECTIONS: dict[str, Callable[[Contest], None]] = {
+    "start": start,
+    "tiny": tiny,
     "shared": shared,
     "search": search,
     "distinct": distinct,
@@ -164,6 +185,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="little data: does it run at all?")
     parser.add_argument("--opponents", metavar="PYTHON", help="an interpreter that has dask, distributed and ray")
     parser.add_argument("--rounds", type=int, help="interleaved rounds of each section")
+    parser.add_argument("--json", metavar="FILE", help="also write what was measured there, for chart.py")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies all sizes of data")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.sections if name not in SECTIONS]:
@@ -175,6 +197,7 @@ def main() -> None:
     sizes = dataclasses.replace(sizes, **{name: getattr(sizes, name) * arguments.scale for name in scaled})
     machine(arguments.opponents)
     names = arguments.sections or list(SECTIONS)
+    measured: dict[str, Columns] = {}
     # Each section has contestants of its own, so that none is slowed by what another one keeps.
     for group in [names] if arguments.smoke else [[name] for name in names]:
         with contextlib.ExitStack() as stack:
@@ -183,6 +206,9 @@ def main() -> None:
             contest = Contest(stack, hosts, arguments.opponents, sizes, smoke=arguments.smoke)
             for name in group:
                 SECTIONS[name](contest)
+            measured |= contest.columns
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps({"sizes": dataclasses.asdict(sizes), "columns": measured}))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ class Sizes:
     """How much of everything; of data, in MB."""
 
     rounds: int = 7
+    tiny: int = 2000
+    """Tasks that take no time."""
     shared: float = 50
     search: float = 200
     distinct: float = 10
@@ -44,6 +46,7 @@ class Sizes:
 
 SMOKE = Sizes(
     rounds=1,
+    tiny=50,
     shared=1,
     search=1,
     distinct=0.2,
@@ -75,7 +78,10 @@ class Contestant:
         )
         stack.callback(self._end)
         self.pid = self._process.pid
-        self.version: str = self._answer()["version"]
+        hello = self._answer()
+        self.version: str = hello["version"]
+        self.ready: float = hello["ready"]
+        """Seconds until it had the first results."""
 
     def _end(self) -> None:
         try:
@@ -118,6 +124,8 @@ class Contest:
         self.cores = max(2, os.cpu_count() or 2)
         self._stack = stack
         self._running: dict[str, Contestant] = {}
+        self.columns: dict[str, Columns] = {}
+        """What was measured of each run, for `chart.py`."""
 
     def skyward(self, nodes: int = 1, *, over_ssh: bool = False) -> Contestant:
         """Return a pool of so many nodes, with one slot per core in all."""
@@ -166,6 +174,20 @@ class Contest:
                     answer["interface down"] = after[1] - before[1]
                 for what, value in answer.items() if number else ():
                     columns[name][what].append(value)
+        self.columns[run] = columns
+        return columns
+
+    def starts(self, rounds: int) -> Columns:
+        """Let a pool on this machine and each opponent start anew, in turns; return the seconds until first results."""
+        columns: Columns = {}
+        for _ in range(rounds):
+            for name, kind in (("Local(), 1 node", "skyward"), ("loky", "loky"), ("dask", "dask"), ("ray", "ray")):
+                python = sys.executable if kind in ("skyward", "loky") else self._opponents
+                if python is not None:
+                    with contextlib.ExitStack() as stack:
+                        ready = Contestant(stack, kind, python, slots=self.cores).ready
+                    columns.setdefault(name, collections.defaultdict(list))["ready"].append(ready)
+        self.columns["start"] = columns
         return columns
 
     def target(self, what: str, value: float, bound: float, unit: str = "", *, least: bool = False) -> None:

@@ -117,7 +117,7 @@ def _cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 @pytest.fixture
 def cloud(_cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """An empty cloud; nothing may be left in it, nor asked of it that the README's policy does not allow."""
+    """An empty cloud; nothing may be left in it, nor asked of it that the policy of docs/ec2.md does not allow."""
     from cloud import allowed
 
     _cloud.reset()

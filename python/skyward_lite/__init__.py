@@ -52,6 +52,7 @@ _MODULES = {
     "messages": "",
     "plugins": "",
     "pool": "client.pool",
+    "progress": "client.progress",
 }
 """Every public name → the module that has it; "" for a public module.
 
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     )
     from .client.node_state import Node as Node, Status as Status
     from .client.pool import ComputePool as ComputePool, pool as pool
+    from .client.progress import progress as progress
     from .client.settings import Worker as Worker
     from .errors import (
         EnvironmentMismatchError as EnvironmentMismatchError,

@@ -37,6 +37,10 @@ MAX_NOTE: Final[int]
 """Largest note, in bytes of its pickle and buffers."""
 MAX_BODY: Final[int]
 """Largest frame, in bytes. A hello must fit one."""
+MAX_RECORDS: Final[int]
+"""Records of ended attempts that a core keeps."""
+SLOT_BITS: Final[int]
+"""Bits of a record's slot that are the slot's number in its worker process; the others are the worker's in its node."""
 
 # ------------------------------------------------------------------------------------------------ exceptions
 
@@ -125,6 +129,37 @@ class NodeRow(TypedDict):
     """The agent's process; None before it has greeted."""
     since: float
     """When it came into this state, in seconds since 1970."""
+    running: int
+    """Tasks that run there: those that it holds, at most its slots."""
+    queued: int
+    """Tasks that it holds beyond these."""
+    done: int
+    """Calls that have ended there, with a value or without. A task of 10 calls counts 10."""
+    failed: int
+    """Those of them that ended without a value: with an exception, a crash or by the time limit."""
+    rerun: int
+    """Calls that ran there when the node was lost, and run again."""
+    bytes_sent: int
+    """Bytes handed to the SSH connection: after compression, before encryption."""
+    bytes_received: int
+    """Bytes that came out of it."""
+    cached_bytes: int
+    """Bytes of large data that the node keeps."""
+
+class Totals(TypedDict):
+    """What all nodes have done. The tasks that no node could take are among `done` and `failed`."""
+
+    pending: int
+    """Calls that have not ended."""
+    done: int
+    failed: int
+    rerun: int
+    payload_sent: int
+    """Bytes of all tasks that were sent, before compression."""
+    payload_received: int
+    """Bytes of all results, before compression."""
+    seconds: float
+    """Since the first node was added."""
 
 class Connection:
     """An open connection to a machine, on which commands run."""
@@ -255,6 +290,8 @@ class Core:
         node: int | None,
         nanos: int,
         generation: int,
+        calls: int,
+        name: int,
     ) -> bool:
         """Append a task. Never waits. The task comes out of `finished` of its queue exactly once.
 
@@ -263,7 +300,8 @@ class Core:
         Small parts of the payload are copied. Of large ones equal contents are kept once, and `bytes` are read in
         place. A buffer may be a `Blob` of this pool. `nanos`: how long all of it may run; a node that holds it for much
         longer is lost. 0 for as long as it likes. `generation`: of the user's modules, below 2 ** 32. Only workers of
-        this generation run the task; a node starts fresh ones where it has others.
+        this generation run the task; a node starts fresh ones where it has others. `calls`: how many calls the task
+        has, below 2 ** 32; `name`: the number of its function's name, alike. Both are for those who watch the run.
         Return False if `finished` has already returned None.
         """
     def blob(self, data: bytes | memoryview) -> Blob:
@@ -323,6 +361,19 @@ class Core:
         """
     def counts(self) -> tuple[int, int]:
         """Return (tasks that have not ended, answers that came late or twice)."""
+    def totals(self) -> Totals:
+        """Return what all nodes have done. Also once the core is closed."""
+    def is_running(self, task: int) -> bool:
+        """Return whether the task's node has reported that it runs: some tenths of a second after it began."""
+    def records(self, after: int) -> tuple[int, bytes]:
+        """Return the records of ended attempts from number `after` on, and the number of the first that is returned.
+
+        Records are numbered from 0 on in the order of the ends; the newest `MAX_RECORDS` are kept, also once the core
+        is closed. Each is as `struct` packs "<QQQQIIIHBx": when the attempt began, in nanoseconds since the first node
+        was added, and how long it ran, alike; bytes of its payload and of its result; calls that have ended in it; the
+        number of the function's name; the slot, see `SLOT_BITS`; the node's index in `nodes`; how it ended (`RETURNED`
+        and the others).
+        """
     def traffic(self) -> list[tuple[int, int]]:
         """Return (bytes sent, bytes received) of each node's session, in the order of the nodes' numbers.
 
@@ -389,14 +440,19 @@ class WorkerRuntime:
         """Stop the time of what this slot runs until `restart`."""
     def finish(
         self,
+        slot: int,
         task: int,
         attempt: int,
         code: int,
+        calls: int,
         nanos: int,
         pickled: bytes | memoryview,
         buffers: list[Any] | None = None,
     ) -> None:
-        """Hand in a result, unless the task has one. Copies the payload; waits while the agent has not taken 64 MiB."""
+        """Hand in a result, unless the task has one. `slot` is this thread's, `calls` how many calls have ended.
+
+        Copies the payload; waits while the agent has not taken 64 MiB.
+        """
 
 class AgentSpec(TypedDict):
     """What an agent cannot find out by itself."""

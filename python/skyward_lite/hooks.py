@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from . import checks, keywords
 from .image import Image
 
 
@@ -23,6 +24,7 @@ class WorkerInfo:
     slots: int
 
 
+@keywords.explained("Plugin")
 @dataclasses.dataclass(frozen=True)
 class Plugin:
     """A named set of hooks; each may be left out. The first plugin of a list is the outermost.
@@ -46,3 +48,16 @@ class Plugin:
     around_client: Callable[[Any], AbstractContextManager[object]] | None = None
     around_worker: Callable[[WorkerInfo], AbstractContextManager[object]] | None = None
     decorate: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+
+    def __post_init__(self) -> None:
+        checks.text("Plugin", "name", self.name, '"mine"')
+        object.__setattr__(self, "preload", checks.texts("Plugin", "preload", self.preload, '["numpy"]'))
+        examples = {
+            "transform": "lambda image: image.with_pip('numpy')",
+            "around_client": "a function of the pool under @contextlib.contextmanager",
+            "around_worker": "a function of a sky.WorkerInfo under @contextlib.contextmanager",
+            "decorate": "lambda fn: fn",
+        }
+        for name, example in examples.items():
+            if getattr(self, name) is not None:
+                checks.function("Plugin", name, getattr(self, name), example)

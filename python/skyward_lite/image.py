@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from . import checks, credentials
+from . import checks, credentials, keywords
 from ._version import PYTHON
 from .distributions import canonical, installed
 
@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 _PIP_OPTIONS = "; write them into pip's or uv's configuration file in the node's home directory (extra-index-url, say)"
 """Where options of pip's may stand, which `pip` does not take."""
 
+_LISTS = {"pip": '["numpy", "pandas>=2"]', "apt": '["libgomp1"]', "includes": '["src/mypackage"]'}
+"""The fields that are lists, and an example of each."""
+
 _SIMPLE = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==([A-Za-z0-9][A-Za-z0-9.+!_-]*))?")
 """A name, or a name and one version, as plugins write a requirement. Such a requirement is read without `packaging`,
 whose import takes 15 ms."""
 
 
+@keywords.explained("Image")
 @dataclasses.dataclass(frozen=True, repr=False)
 class Image:
     """The environment of a node.
@@ -58,25 +62,24 @@ class Image:
     wheel: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("pip", "apt", "includes"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise TypeError(f"Image({name}=...) takes a list: {name}=[{credentials.mask(value)!r}]")
-            object.__setattr__(self, name, tuple(str(item) for item in value))
+        for name, example in _LISTS.items():
+            items = checks.texts("Image", name, getattr(self, name), example, paths=name == "includes")
+            object.__setattr__(self, name, items)
         object.__setattr__(self, "pip", tuple(_checked_requirement(item) for item in self.pip))
         object.__setattr__(self, "apt", tuple(_checked_package(item) for item in self.apt))
         if self.index_url is not None:
-            object.__setattr__(self, "index_url", _checked_index(str(self.index_url)))
+            checks.text("Image", "index_url", self.index_url, '"https://pypi.org/simple"')
+            object.__setattr__(self, "index_url", _checked_index(self.index_url))
         if self.python is not None:
             _check_python(self.python)
         for name in ("wheelhouse", "wheel"):
             path = getattr(self, name)
             if path is not None:
-                object.__setattr__(self, name, str(path))
+                object.__setattr__(self, name, checks.path("Image", name, path, f'"~/{name}s"'))
         for path in (*self.includes, *filter(None, [self.wheelhouse, self.wheel])):
             if not os.path.exists(path):
-                raise FileNotFoundError(f"Image: there is no {credentials.mask(str(path))}")
-        object.__setattr__(self, "env", {str(k): str(v) for k, v in self.env.items()})
+                raise FileNotFoundError(f"Image: there is no {credentials.mask(path)} on this machine")
+        object.__setattr__(self, "env", _checked_env(self.env))
         for name, value in self.env.items():
             if not name or "=" in name or "\0" in name + value:
                 raise ValueError(
@@ -150,6 +153,21 @@ class Image:
         if self.python not in (None, PYTHON, release):
             problems.insert(0, f"Python {self.python} is wanted, {release} is installed")
         return [problem for problem in problems if problem is not None]
+
+
+def _checked_env(value: object) -> dict[str, str]:
+    """Return the variables of `Image(env=)`, numbers and paths as texts. Raises `TypeError`."""
+    checked = {}
+    for name, setting in checks.pairs("Image", "env", value, '{"MODE": "fast"}').items():
+        if isinstance(setting, os.PathLike):
+            setting = os.fspath(setting)
+        # True could be meant as "1", "true" or "yes", and None as "" or as no variable. numpy's numbers are numbers.
+        is_number = hasattr(setting, "__float__") and not hasattr(setting, "__len__")
+        if not isinstance(setting, str) and (not is_number or str(setting) in ("True", "False")):
+            kind = str(setting) if is_number or setting is None else f"a {type(setting).__name__}"
+            raise TypeError(f'Image(env={{{name!r}: ...}}): a text is needed, not {kind}: write "1" or "", say')
+        checked[name] = str(setting)
+    return checked
 
 
 def _check_python(version: object) -> None:

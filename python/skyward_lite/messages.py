@@ -23,7 +23,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from . import _core
+from . import _core, checks
 from .errors import MessageError
 
 Listener = Callable[[Any], object]
@@ -48,6 +48,8 @@ def listen(address: str, listener: Listener) -> None:
     It is called on a thread of the pool from which the message came, so with several pools perhaps on several threads
     at once. Raises `ValueError` if the address has a listener already.
     """
+    checks.text("listen", "address", address, '"progress"')
+    checks.function("listen", "listener", listener, 'listen("progress", print)')
     if _listeners.setdefault(address, listener) != listener:
         raise ValueError(f"{address!r} has a listener already: unlisten({address!r}) first, or choose another address")
 
@@ -70,6 +72,7 @@ def send(address: str, message: object) -> None:
     `pool(lease=)` if that is longer (the message may have been taken then); `PayloadTooLargeError`; and what pickling
     the message raises.
     """
+    checks.text("send", "address", address, '"progress"')
     own = _listeners.get(address)
     if own is not None:
         own(message)

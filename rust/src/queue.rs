@@ -58,6 +58,7 @@ enum Place {
 }
 
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is a fact of its own
 struct Entry {
     message: Message,
     /// What the message brings to a peer, in bytes: see [`Message::load`]. It counts towards [`WINDOW`].
@@ -71,11 +72,14 @@ struct Entry {
     cancelled: bool,
     /// Set when a holder was told to drop it, and never unset: from then on a holder may answer that it was dropped.
     droppable: bool,
+    /// Set when its holder reported that it runs; unset when the holder loses it.
+    running: bool,
 }
 
 impl Entry {
     fn new(message: Message, size: usize, place: Place, pinned: bool) -> Self {
-        Self { message, size, place, recall: Recall::NotAsked, pinned, cancelled: false, droppable: false }
+        let recall = Recall::NotAsked;
+        Self { message, size, place, recall, pinned, cancelled: false, droppable: false, running: false }
     }
 }
 
@@ -171,6 +175,8 @@ pub struct Queue {
     waiting: usize,
     /// Every task that has not ended.
     tasks: HashMap<u64, Entry>,
+    /// The calls of all of these in sum: see [`Message::calls`].
+    calls: u64,
     peers: HashMap<PeerId, Peer>,
     /// The peers that are not closed, by load.
     by_load: BTreeSet<(usize, PeerId)>,
@@ -205,6 +211,18 @@ impl Queue {
     #[must_use]
     pub fn len(&self) -> usize {
         self.tasks.len()
+    }
+
+    /// Return how many calls the tasks have in sum that have not ended.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// Return how many calls a task has that has not ended.
+    #[must_use]
+    pub fn calls_of(&self, task: u64) -> u32 {
+        self.tasks.get(&task).map_or(0, |entry| entry.message.calls)
     }
 
     /// Return whether every task has ended.
@@ -317,6 +335,7 @@ impl Queue {
         for task in peer.held.values() {
             if let Some(entry) = self.tasks.get_mut(task) {
                 entry.place = Place::Orphan;
+                entry.running = false;
                 if entry.recall == Recall::Asked {
                     self.open_recalls -= 1;
                 }
@@ -341,7 +360,7 @@ impl Queue {
         let size = message.load();
         let place = Place::Waiting;
         let entry = Entry::new(message, size, place, false);
-        self.tasks.insert(task, entry);
+        self.insert(entry);
         self.fifo.push_back(task);
         self.waiting += 1;
     }
@@ -354,8 +373,20 @@ impl Queue {
         let size = message.load();
         let place = Place::Orphan;
         let entry = Entry::new(message, size, place, true);
-        self.tasks.insert(task, entry);
+        self.insert(entry);
         self.give(peer, task)
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        self.calls += u64::from(entry.message.calls);
+        self.tasks.insert(entry.message.id.task, entry);
+    }
+
+    /// Take a task out that no peer holds. Return its message.
+    fn forget(&mut self, task: u64) -> Option<Message> {
+        let message = self.tasks.remove(&task)?.message;
+        self.calls -= u64::from(message.calls);
+        Some(message)
     }
 
     /// Give an orphan to this peer. Return its message, which is to be sent at once.
@@ -369,7 +400,7 @@ impl Queue {
         let Some(entry) = self.tasks.get_mut(&task).filter(|e| e.place == Place::Orphan) else { return false };
         if entry.cancelled {
             self.cancelled.push(entry.message.id);
-            self.tasks.remove(&task);
+            self.forget(task);
             return true;
         }
         if entry.pinned {
@@ -439,6 +470,7 @@ impl Queue {
             self.open_recalls -= 1;
         }
         entry.recall = Recall::NotAsked;
+        entry.running = false;
         let Place::Held(id, seq) = std::mem::replace(&mut entry.place, Place::Orphan) else { return };
         let size = entry.size;
         self.unindex(id);
@@ -449,14 +481,14 @@ impl Queue {
         self.index(id);
     }
 
-    /// Note that a peer ended a task. Return false, and change nothing, if the peer does not hold this attempt: the
-    /// result is late or came twice.
-    pub fn done(&mut self, from: PeerId, id: Attempt, now: Instant) -> bool {
+    /// Note that a peer ended a task, and return the task. Return `None`, and change nothing, if the peer does not hold this
+    /// attempt: the result is late or came twice.
+    pub fn done(&mut self, from: PeerId, id: Attempt, now: Instant) -> Option<Message> {
         if !self.holds(from, id) {
-            return false;
+            return None;
         }
         self.unhold(id.task);
-        self.tasks.remove(&id.task);
+        let task = self.forget(id.task);
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.ended += 1;
             if now.saturating_duration_since(peer.measured) >= RATE_WINDOW {
@@ -467,7 +499,28 @@ impl Queue {
                 self.reindex(from);
             }
         }
-        true
+        task
+    }
+
+    /// Note that a peer runs a task; nothing if the peer does not hold this attempt.
+    pub fn set_running(&mut self, from: PeerId, id: Attempt) {
+        if self.holds(from, id)
+            && let Some(entry) = self.tasks.get_mut(&id.task)
+        {
+            entry.running = true;
+        }
+    }
+
+    /// Return whether a task's holder has reported that the task runs.
+    #[must_use]
+    pub fn is_running(&self, task: u64) -> bool {
+        self.tasks.get(&task).is_some_and(|entry| entry.running)
+    }
+
+    /// Return how many tasks a peer holds.
+    #[must_use]
+    pub fn count_held(&self, peer: PeerId) -> usize {
+        self.peers.get(&peer).map_or(0, |peer| peer.held.len())
     }
 
     /// Return whether this peer holds this attempt.
@@ -516,7 +569,7 @@ impl Queue {
             self.waiting -= 1;
         }
         self.unhold(task);
-        self.tasks.remove(&task).map(|entry| entry.message)
+        self.forget(task)
     }
 
     /// Remove the tasks that wait for any peer, and return them.

@@ -80,7 +80,7 @@ fn prefetch_follows_the_round_trip() {
     let (before, mut most) = (sent.len(), 0);
     for round in 1..=12_u32 {
         for (peer, n) in sent {
-            assert!(queue.done(peer, id(n), start + Duration::from_millis(10) * round));
+            assert!(queue.done(peer, id(n), start + Duration::from_millis(10) * round).is_some());
         }
         sent = assign_all(&mut queue);
         most = most.max(sent.len());
@@ -94,11 +94,11 @@ fn stale_answers_are_refused() {
     let now = Instant::now();
     let mut queue = queue(&[(1, 1), (2, 1)], 1);
     assert_eq!(queue.assign().map(|(peer, _)| peer), Some(1));
-    assert!(!queue.done(2, id(0), now));
-    assert!(!queue.done(1, Attempt { task: 0, attempt: 1 }, now));
-    assert!(!queue.done(1, id(5), now));
-    assert!(queue.done(1, id(0), now));
-    assert!(!queue.done(1, id(0), now));
+    assert!(queue.done(2, id(0), now).is_none());
+    assert!(queue.done(1, Attempt { task: 0, attempt: 1 }, now).is_none());
+    assert!(queue.done(1, id(5), now).is_none());
+    assert!(queue.done(1, id(0), now).is_some());
+    assert!(queue.done(1, id(0), now).is_none());
     assert!(queue.is_empty());
 }
 
@@ -115,7 +115,7 @@ fn a_full_peer_does_not_block_the_others() {
     for round in 1..=10_u32 {
         assert!(sent.iter().all(|&(peer, _)| peer == 2));
         for (peer, n) in sent {
-            assert!(queue.done(peer, id(n), start + Duration::from_millis(20) * round));
+            assert!(queue.done(peer, id(n), start + Duration::from_millis(20) * round).is_some());
         }
         sent = assign_all(&mut queue);
     }
@@ -142,7 +142,7 @@ proptest! {
                 0 => { peers += 1; queue.add_peer(peers, 1 + usize::from(pick) % 4, now); held.insert(peers, vec![]); }
                 1 | 2 => for _ in 0..=pick % 8 { queue.push(task(tasks)); tasks += 1; },
                 3 => if let (Some(p), Some(id)) = (peer, attempt) {
-                    prop_assert!(queue.done(p, id, now));
+                    prop_assert!(queue.done(p, id, now).is_some());
                     held.get_mut(&p).unwrap().retain(|&h| h != id);
                     end(&mut ended, id.task);
                 },
@@ -203,9 +203,9 @@ fn the_oldest_task_is_given_the_longest_time() {
     assert_eq!(queue.oldest(1), None);
     assign_all(&mut queue);
     assert_eq!(queue.oldest(1), Some((1, 90)));
-    assert!(queue.done(1, id(1), Instant::now()));
+    assert!(queue.done(1, id(1), Instant::now()).is_some());
     assert_eq!(queue.oldest(1), Some((1, 7)));
-    assert!(queue.done(1, id(0), Instant::now()));
+    assert!(queue.done(1, id(0), Instant::now()).is_some());
     assert_eq!(queue.oldest(1), Some((3, 7)));
 }
 
@@ -238,7 +238,7 @@ fn no_task_waits_behind_a_long_one_of_a_local_peer() {
     for n in 0..500 {
         assign_all(&mut queue);
         now += Duration::from_micros(250);
-        assert!(queue.done(1, id(n), now));
+        assert!(queue.done(1, id(n), now).is_some());
     }
     assign_all(&mut queue);
     assert!(queue.held(1).count() > 5, "4,000 tasks/s want some in advance");

@@ -19,7 +19,7 @@ fn cancelling() {
     assert_eq!(queue.cancel(3), Cancelled::Unknown);
     assert_eq!(queue.cancel(0), Cancelled::Held(1));
     assert_eq!(queue.waiting(), 1);
-    assert!(queue.done(1, id(0), Instant::now()));
+    assert!(queue.done(1, id(0), Instant::now()).is_some());
     assert_eq!(assign_all(&mut queue), [(1, 2)]);
 }
 
@@ -51,13 +51,13 @@ fn tasks_behind_a_long_one_are_recalled() {
     for _ in 0..20 {
         now += Duration::from_millis(10);
         for (peer, n) in assign_all(&mut queue) {
-            assert!(queue.done(peer, id(n), now));
+            assert!(queue.done(peer, id(n), now).is_some());
         }
     }
     while queue.waiting() > 0 {
         now += Duration::from_millis(1);
         for (peer, n) in assign_all(&mut queue) {
-            assert!(queue.done(peer, id(n), now));
+            assert!(queue.done(peer, id(n), now).is_some());
         }
     }
     (1000..1003).for_each(|n| queue.push(task(n)));
@@ -109,12 +109,12 @@ fn closed_peers_take_nothing_more() {
     assert!(queue.given_back(1, id(2)));
     queue.add_peer(2, 4, now);
     assert_eq!(assign_all(&mut queue), [(2, 2), (2, 3)]);
-    assert!(queue.done(1, id(0), now));
+    assert!(queue.done(1, id(0), now).is_some());
     assert_eq!(queue.held(1).collect::<Vec<_>>(), [id(1)]);
     assert_eq!(queue.remove_peer(1), [1]);
     assert_eq!(queue.give(2, 1).map(|m| m.id), Some(id(1)));
     assert_eq!(queue.give(2, 1), None);
-    assert!(queue.done(2, id(1), now));
+    assert!(queue.done(2, id(1), now).is_some());
 }
 
 /// An orphan is not given up to the supplier that recalls it, and can be cancelled.
@@ -197,8 +197,8 @@ fn a_lost_peers_tasks_go_first() {
     }
     queue.add_peer(2, 10, Instant::now());
     assert_eq!(assign_all(&mut queue), (0..6).map(|n| (2, n)).collect::<Vec<_>>());
-    assert!(!queue.done(2, id(0), Instant::now()));
-    assert!(queue.done(2, Attempt { task: 0, attempt: 1 }, Instant::now()));
+    assert!(queue.done(2, id(0), Instant::now()).is_none());
+    assert!(queue.done(2, Attempt { task: 0, attempt: 1 }, Instant::now()).is_some());
     for task in queue.remove_peer(2).into_iter().filter(|&t| t < 4) {
         assert!(!queue.retry(task, 2), "the budget is two attempts");
         assert!(queue.remove(task).is_some());

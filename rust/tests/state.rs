@@ -589,9 +589,10 @@ fn late_tasks_are_ended() {
     let limit = Duration::from_millis(1500);
     let mut node = Node::ready(Settings { task_timeout: Some(limit), ..settings(1, 1) });
     node.submit([0, 1]);
-    assert_eq!(node.tick_running(TICK, &[(0, limit)]), []);
+    assert_eq!(node.tick_running(TICK, &[(0, limit)]), [runs(0)]);
     let text = "node n: the task ran for 1.7 s, longer than Worker(task_timeout=1.5), and was ended";
-    let late = deliver(Message::text(id(0), Outcome::TimedOut, text.to_owned()));
+    let nanos = u64::try_from((limit + TICK).as_nanos()).unwrap();
+    let late = deliver(Message { nanos, ..Message::text(id(0), Outcome::TimedOut, text.to_owned()) });
     let running = [(0, limit + TICK)];
     assert_eq!(node.tick_running(TICK, &running), [late, Action::Start(2), Action::Kill(1)]);
     // Its own result comes too late, and nobody is blamed for the worker's end.
@@ -599,6 +600,25 @@ fn late_tasks_are_ended() {
     assert_eq!(node.hello(2), [assign(2, 1)]);
     assert_eq!(node.exit(1, &[0]), []);
     assert_eq!(node.state.counts(), (1, 0));
+}
+
+fn runs(task: u64) -> Action {
+    Action::Reply(Control::Running(vec![id(task)]))
+}
+
+/// The client is told once that a task runs, when it has run for a while; not of a task that has ended.
+#[test]
+fn tasks_that_run_are_reported() {
+    let mut node = Node::ready(settings(1, 2));
+    node.submit([0, 1, 2]);
+    let long = Duration::from_millis(50);
+    assert_eq!(node.tick_running(TICK, &[(0, long / 2), (1, long)]), [runs(1)]);
+    assert_eq!(node.tick_running(TICK, &[(0, long), (1, TICK)]), [runs(0)]);
+    assert_eq!(node.tick_running(TICK, &[(0, TICK), (1, TICK)]), []);
+    assert_eq!(node.result(1, task(0)), [deliver(task(0))]);
+    // Its thread is still busy with it.
+    assert_eq!(node.tick_running(TICK, &[(0, TICK), (1, TICK)]), []);
+    assert_eq!(node.tick_running(TICK, &[(2, TICK), (1, TICK)]), [runs(2)]);
 }
 
 /// A thread that does not come back from a task whose result is here costs its worker.

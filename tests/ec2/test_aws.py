@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import skyward_lite as sky
-from cloud import HERE, README, Call, Cloud, actions, allowed, aws, pool
+import snippets
+from cloud import HERE, PAGE, Call, Cloud, actions, allowed, aws, pool
 from joblib import Parallel, delayed
 from original_page import BASIC, LEARNED, TUNED
 from processes import eventually
@@ -139,11 +140,11 @@ def test_the_original_pages_snippets_run(cloud, here, short_sleep, snippet):
     assert len(cloud.instances()) == {"basic": 10, "tuned": 2, "learned": 4}[snippet]
 
 
-def test_the_readmes_example_runs(cloud, here):
-    """The README's example runs at the prices of the simulated cloud."""
-    block = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[5]
+def test_the_pages_snippet_runs(cloud, here):
+    """The snippet of docs/ec2.md runs at the prices of the simulated cloud."""
+    (block,) = [block.text for block in snippets.snippets(PAGE, "python", "ec2")]
     names = {"sky": sky, "Parallel": Parallel, "delayed": delayed, "slow_task": lambda x: x, "__name__": "__main__"}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, PAGE.name, "exec"), names)
     assert names["results"] == list(range(2000))
 
 
@@ -472,7 +473,7 @@ def test_a_hundred_nodes_take_few_calls(cloud):
 
 
 def test_the_policy_is_what_is_needed(cloud):
-    """The README's policy allows the actions that the tests have used, and a few that are seldom needed."""
+    """The policy of docs/ec2.md allows the actions that the tests have used, and a few that are seldom needed."""
     with pool(provider=aws(ttl=8.0)):
         assert eventually(lambda: "CreateTags" in actions(cloud), 20)
     command(cloud, "reap")

@@ -289,13 +289,13 @@ def test_leaving_waits_for_calls_of_other_threads():
         thread = threading.Thread(target=client)
         thread.start()
         assert begun.wait(20)
-        drain = pool._drain
+        drain = pool._leaving._drain
 
         def watched(*signals_and_error):
             leaving.set()
             drain(*signals_and_error)
 
-        pool._drain = watched
+        pool._leaving._drain = watched
     thread.join(20)
     assert got == [-i for i in range(100)]
 

@@ -85,3 +85,104 @@ def test_output_appears_below_the_cell_that_made_the_call(executor):
         f"\r[local-0] 10%\r{' ' * 13}\r[local-0] 100%\n",
         "left\n",
     ]
+
+
+NOTEBOOK = """
+import json, sys
+import nbformat
+from nbclient import NotebookClient
+
+cells = [nbformat.v4.new_code_cell(code) for code in json.load(sys.stdin)]
+notebook = nbformat.v4.new_notebook(cells=cells)
+NotebookClient(notebook, timeout=40, kernel_name="python3", allow_errors=True).execute()
+json.dump([cell.outputs for cell in notebook.cells], sys.stdout)
+"""
+
+SLOW = """
+import sys, time
+import skyward_lite as sky
+from joblib import Parallel, delayed
+from skyward_lite.providers.local import LocalMachine
+
+class SlowMachine(LocalMachine):
+    def open(self, core):
+        self.doing = "downloading numpy"
+        time.sleep(1.5)
+        return super().open(core)
+
+class Slow(sky.Local):
+    def start(self, wanted, machines):
+        machines.append(SlowMachine("slow", wanted.connect_timeout))
+
+pool = sky.pool(Slow(), worker=sky.Worker(concurrency=2))
+print(Parallel(n_jobs=2)(delayed(abs)(-i) for i in range(3)))
+"""
+INTERRUPT = """
+import os, pathlib, signal, tempfile, threading
+started = pathlib.Path(tempfile.mkdtemp(), "started")
+
+def interrupt():
+    while not started.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+def sleep_long(path):
+    path.touch()
+    time.sleep(60)
+
+threading.Thread(target=interrupt).start()
+Parallel(n_jobs=-1)(delayed(sleep_long)(started) for _ in range(4))
+"""
+STORY = [
+    SLOW,
+    "pool.start(); print(pool.slots())",
+    "pool.start() is pool",
+    "print(Parallel(n_jobs=-1)(delayed(abs)(-i) for i in range(5)))",
+    INTERRUPT,
+    "print(Parallel(n_jobs=-1)(delayed(abs)(-i) for i in range(5)))",
+    "display(pool)",
+    "pool.close(); pool.close()",
+    "pool.start()",
+    "print(type(Parallel(n_jobs=2)._backend).__name__)",
+]
+
+
+def texts(outputs):
+    """Return what a cell shows as text, whatever its kind."""
+    return [
+        "".join(output.get("text") or output.get("data", {}).get("text/plain") or output.get("ename") or "")
+        for output in outputs
+    ]
+
+
+@pytest.mark.slow
+def test_a_pool_is_opened_used_and_closed_over_cells():
+    """A notebook opens a pool with start(), sees it start in one display, survives an interrupted cell, and closes it;
+    a pool that was made and not started is warned of.
+    """
+    pytest.importorskip("nbclient")
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK],
+        input=json.dumps(STORY),
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    made, started, again, used, interrupted, used_again, shown, closed, closed_start, after = json.loads(done.stdout)
+    assert "call pool.start(), as in a notebook" in texts(made)[0]
+    assert texts(made)[1] == "[0, 1, 2]\n"
+    # One display, updated until the node was ready.
+    kinds = [output["output_type"] for output in started]
+    assert sorted(kinds) == ["display_data", "stream"]
+    (display,) = [output for output in started if output["output_type"] == "display_data"]
+    assert display["data"]["text/plain"].startswith("1 node ready with 2 slots after ")
+    assert "<pre" in "".join(display["data"]["text/html"])
+    assert texts(again) == ["True"]
+    assert texts(used) == texts(used_again) == ["[0, 1, 2, 3, 4]\n"]
+    assert texts(interrupted) == ["KeyboardInterrupt"]
+    assert texts(shown)
+    assert closed == []
+    assert texts(closed_start) == ["PoolClosedError"]
+    assert texts(after) == ["LokyBackend\n"]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import skyward_lite as sky
 from processes import ours, refusal_in_a_fork
-from skyward_lite.client import pool as compute_pool
+from skyward_lite.client import leaving
 from skyward_lite.client.tasks import Tasks
 from task_functions import fail
 
@@ -447,7 +447,7 @@ def test_sys_path_entries_that_are_no_strings(monkeypatch, tmp_path):
 
 def test_callback_that_never_returns_does_not_block_leaving(monkeypatch, caplog):
     """The block is left, and its nodes end, although a callback never returns."""
-    monkeypatch.setattr(compute_pool, "JOIN_SECONDS", 0.2)
+    monkeypatch.setattr(leaving, "JOIN_SECONDS", 0.2)
     never, called = threading.Event(), threading.Event()
 
     def block(future):

@@ -745,7 +745,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 # ---------------------------------------------------------------------------------------------------- clients
 
 HERE = "127.0.0.1/32"
-README = Path(__file__).parent.parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent.parent / "docs/ec2.md"
 
 
 def aws(**options: object) -> sky.AWS:
@@ -770,7 +770,7 @@ def launches(cloud: Cloud) -> list[Call]:
 
 
 def allowed() -> set[str]:
-    """Return the actions that the README's policy allows."""
-    policy = json.loads(re.findall(r"```json\n(.*?)```", README.read_text(), re.DOTALL)[0])
+    """Return the actions that the policy of docs/ec2.md allows."""
+    policy = json.loads(re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)[0])
     actions = [statement["Action"] for statement in policy["Statement"]]
     return {action for some in actions for action in ([some] if isinstance(some, str) else some)}

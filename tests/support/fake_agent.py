@@ -27,7 +27,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAGIC = b"\0SKYWARD-LITE\r\n\0"
-PROTOCOL = 5
+PROTOCOL = 6
+HEAD = "<BBHIIIQ"
+"""Of a message: code, blobs, parts, generation, slot, calls, nanoseconds."""
 MAX_BLOCK = 256 * 1024
 MAX_BODY = 64 * 1024
 CHUNK = 32 * 1024 - 64
@@ -78,7 +80,9 @@ def message(
 ) -> Iterator[bytes]:
     """Yield the frames of a task, a result or a note."""
     number = OUTCOMES[outcome] if isinstance(outcome, str) else outcome
-    fields = struct.pack("<BBHIQ", number, 0, len(parts), 0, nanos) + b"".join(struct.pack("<Q", len(p)) for p in parts)
+    fields = struct.pack(HEAD, number, 0, len(parts), 0, 0, 0, nanos) + b"".join(
+        struct.pack("<Q", len(p)) for p in parts
+    )
     payload = b"".join(parts)
     pieces = [payload[at : at + CHUNK] for at in range(0, len(payload), CHUNK)] or [b""]
     for place, piece in enumerate(pieces):
@@ -226,10 +230,10 @@ class Stream:
                 continue
             key = (kind, task, attempt)
             if flags & FIRST:
-                code, blobs, count, _, _ = struct.unpack_from("<BBHIQ", body)
-                lengths = list(struct.unpack_from(f"<{count}Q", body, 16))
+                code, blobs, count, *_ = struct.unpack_from(HEAD, body)
+                lengths = list(struct.unpack_from(f"<{count}Q", body, struct.calcsize(HEAD)))
                 self.open[key] = (code, lengths, bytearray())
-                body = body[16 + 8 * count + 10 * blobs :]
+                body = body[struct.calcsize(HEAD) + 8 * count + 10 * blobs :]
             self.open[key][2].extend(body)
             if flags & LAST:
                 code, lengths, whole = self.open.pop(key)
@@ -492,7 +496,7 @@ def babbles(agent: Agent, how: str, seed: int = 1, seconds: float = 1e6) -> None
             task = rng.choice([0, 1, number, 1 << 40, rng.getrandbits(64)])
             agent.send(frame(rng.randrange(256), body, task=task, attempt=rng.choice([0, 1, 65535]), flags=flags))
         elif how == "opened":
-            opening = struct.pack("<BBHIQ", 0, 0, 1, 0, 0) + struct.pack("<Q", 1 << 20) + bytes(100)
+            opening = struct.pack(HEAD, 0, 0, 1, 0, 0, 0, 0) + struct.pack("<Q", 1 << 20) + bytes(100)
             agent.send(frame("result", opening, task=number, flags=FIRST))
         elif how == "unasked":
             agent.send(*message("result", [bytes(100_000)], task=number))

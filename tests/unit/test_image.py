@@ -94,7 +94,7 @@ def test_image_refuses_variables_that_no_process_can_have(env):
 def test_interpreters_that_are_options_are_refused(path):
     """An interpreter that looks like an option is refused, for all hosts and for one."""
     for make in (lambda: sky.SSH("host", python=path), lambda: sky.SSH(sky.Host("host", python=path))):
-        with pytest.raises(ValueError, match=r"SSH\(python="):
+        with pytest.raises(ValueError, match=r"(SSH|Host)\(python="):
             make()
 
 

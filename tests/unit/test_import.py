@@ -91,7 +91,9 @@ def test_pool_is_the_class():
     signature = inspect.signature(sky.pool)
     assert list(signature.parameters) == [
         *("provider", "nodes", "vcpus", "memory_gb", "worker", "image", "plugins"),
-        *("lease", "connect_timeout", "start_timeout", "strict_env", "ship_modules"),
+        *("lease", "connect_timeout", "start_timeout", "strict_env", "ship_modules", "progress"),
     ]
-    assert [parameter.default for parameter in signature.parameters.values()][7:] == [120.0, 20.0, 600.0, False, True]
+    assert [parameter.default for parameter in signature.parameters.values()][7:] == [
+        *(120.0, 20.0, 600.0, False, True, None)
+    ]
     assert "`lease`: seconds" in sky.pool.__doc__

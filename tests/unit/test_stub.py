@@ -18,7 +18,7 @@ CONSTANTS = {
     for node in STUB.body
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and "Final" in ast.dump(node.annotation)
 }
-RECORDS = {"NodeRow", "AgentSpec"}
+RECORDS = {"NodeRow", "Totals", "AgentSpec"}
 """Classes of the stub that are dicts at run time."""
 TYPES = [name for name in CLASSES if name not in RECORDS]
 METHODS = [

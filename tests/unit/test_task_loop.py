@@ -39,7 +39,7 @@ class ScriptedCore:
         into.append((number, 0, kind, 0, pickle.dumps(call), None))
         self.reach("after take")
 
-    def finish(self, task, attempt, code, nanos, pickled, buffers):
+    def finish(self, slot, task, attempt, code, calls, nanos, pickled, buffers):
         self.reach("before finish")
         self.ends.setdefault(task, (code, payload.loads(pickled, buffers)))
         self.reach("after finish")

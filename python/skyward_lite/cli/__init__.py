@@ -1,1 +1,1 @@
-"""The commands of `python -m skyward_lite`."""
+"""The commands of `skyward`."""

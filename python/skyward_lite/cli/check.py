@@ -1,4 +1,4 @@
-"""What `python -m skyward_lite check` does: each host is asked, step by step, for what a pool would need of it.
+"""What `skyward check` does: each host is asked, step by step, for what a pool would need of it.
 
 resolve → reach → host key → authentication → shell → system → python → cache → package → environment → size → speed
 → survival (of a process, when the connection that has started it ends)

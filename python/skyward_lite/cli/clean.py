@@ -1,4 +1,4 @@
-"""What `python -m skyward_lite clean` does: hosts remove the environments and files that pools left there for later.
+"""What `skyward clean` does: hosts remove the environments and files that pools left there for later.
 
 Whenever a host has built an environment, it removes by itself what nothing has used for 30 days.
 """

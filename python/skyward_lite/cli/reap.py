@@ -1,4 +1,4 @@
-"""`python -m skyward_lite reap`: end what EC2 still has of runs that are over.
+"""`skyward reap`: end what EC2 still has of runs that are over.
 
 Everything that `sky.AWS()` makes has tags: whose it is, and until when. `reap` ends what has expired, and what belongs
 to a process of this machine that has ended; what lives is left alone. Where the tags leave open whether a run is over,

@@ -38,6 +38,13 @@ class Pending(Protocol):
         """Take the task's end. Called once, on the queue's thread or on the one that cancels; must not raise."""
 
 
+class Input(Protocol):
+    """What the tasks of a call of `Parallel` are made from."""
+
+    def waiting_calls(self) -> int | None:
+        """Return how many calls are still to be submitted; None if that is not known."""
+
+
 class Completions:
     """All completion queues of one pool."""
 
@@ -97,6 +104,8 @@ class CompletionQueue:
     ) -> None:
         self.pending: dict[int, Pending] = {}
         """Task number → what waits for the task's end. An entry is removed when its `resolve` has returned."""
+        self.input: Input | None = None
+        """What the tasks are made from; None for futures."""
         self.held = 0
         """Tasks that have ended, and whose resolution goes on later. Changed on the queue's thread."""
         self._abandoned = False
@@ -157,17 +166,19 @@ class CompletionQueue:
         pickled: bytes,
         buffers: payload.Buffers,
         generation: int,
+        name: int,
         node: int | None = None,
         calls: int = 1,
     ) -> int:
-        """Submit a task of so many calls, to the node of this number in `pool.nodes()` or to any; return its number.
+        """Submit a task to the node of this number in `pool.nodes()`, or to any; return the task's number.
 
-        `generation` is that of the user's modules with which it runs. Raise `PoolClosedError` if the pool is closed.
+        It has so many `calls`. `generation` is that of the user's modules with which it runs, `name` the number of its
+        function's name. Raise `PoolClosedError` if the pool is closed.
         """
         task = next(self._tasks)
         self.pending[task] = managers.CallWithProxies(waiter) if managers.unclaimed else waiter
         nanos = self._call_nanos and min(self._call_nanos * calls, MAX_NANOS)
-        if not self._core.submit(task, kind, pickled, buffers, node, nanos, generation):
+        if not self._core.submit(task, kind, pickled, buffers, node, nanos, generation, calls, name):
             self._refuse(task)
         return task
 
@@ -187,6 +198,10 @@ class CompletionQueue:
         if self._core.cancel(task, bound_ms):
             self.pending[task].resolve(_core.CANCELLED, 0, b"", None)
             del self.pending[task]
+
+    def is_running(self, task: int) -> bool:
+        """Return whether the task's node has reported that it runs."""
+        return self._core.is_running(task)
 
     def abort(self, task: int) -> None:
         """Drop a task, or end it if it is running. It is resolved later, on the queue's thread."""

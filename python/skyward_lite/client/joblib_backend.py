@@ -9,6 +9,7 @@ it retrieves the result and dispatches the next batch from there, for which it r
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import pickle
 import threading
@@ -16,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from queue import Queue
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from joblib import parallel_config, register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
@@ -35,10 +36,13 @@ PAYLOAD_SHARE: Final = 4
 """Automatic batches are made for at most 1/4 of the largest payload: later tasks may be larger than those before."""
 
 
-class _Entered(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class _Entered:
     pool: Executor
     thread: threading.Thread
     """The one that entered the pool's block."""
+    config: Any = None
+    """joblib's configuration of that thread inside the block."""
 
 
 _entered: list[_Entered] = []
@@ -190,6 +194,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         try:
             # Only the calls of joblib's batch travel, not its nested backend: the worker has its own.
             items = getattr(func, "items", batch.items)
+            name = tasks.names.number(items[0][0] if items else func)
             if items is None:
                 kind = payload.CALL
                 pickled, buffers = tasks.encode(generation, func, (), {})
@@ -213,7 +218,8 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             batch.error = _unsendable(error)
             queue.end(batch)
         else:
-            batch.task = queue.send(batch, kind, pickled, buffers, generation, None, 1 if items is None else len(items))
+            calls = 1 if items is None else len(items)
+            batch.task = queue.send(batch, kind, pickled, buffers, generation, name, None, calls)
             if batch.call.aborted:
                 # The call was aborted while this batch was pickled, and `ParallelCall.abort` found no task yet.
                 queue.abort(batch.task)
@@ -321,7 +327,7 @@ def _unsendable(error: BaseException) -> BaseException:
 def _innermost() -> Executor:
     if not _entered:
         raise PoolClosedError(f'backend="{NAME}" needs an open pool: call Parallel inside `with sky.pool(...):`')
-    own = (pool for pool, thread in reversed(_entered) if thread is threading.current_thread())
+    own = (entry.pool for entry in reversed(_entered) if entry.thread is threading.current_thread())
     return next(own, _entered[-1].pool)
 
 
@@ -332,7 +338,18 @@ def as_default_backend(pool: Executor) -> Iterator[None]:
     entry = _Entered(pool, threading.current_thread())
     _entered.append(entry)
     try:
-        with parallel_config(backend=NAME):
-            yield
+        entry.config = parallel_config(backend=NAME)
+        yield
     finally:
         _entered.remove(entry)
+        if entry.config is not None:
+            _undo(entry)
+
+
+def _undo(entry: _Entered) -> None:
+    """Undo the configuration of a pool, also below that of a pool which was opened later by `start` and is open."""
+    for later in _entered:
+        if later.config is not None and later.config.old_parallel_config is entry.config.parallel_config:
+            later.config.old_parallel_config = entry.config.old_parallel_config
+            return
+    entry.config.unregister()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import operator
 import queue
 import threading
 from collections.abc import Callable
@@ -67,6 +68,7 @@ class ParallelCall:
         if self.queue is None:
             self.generation = tasks.begin_call()
             self.queue = tasks.open_queue(self.abandon, self._tell_due)
+            self.queue.input = self
 
     def waiting(self) -> list[Calls]:
         """Return the calls of each batch that joblib has drawn from its input and that is not sent yet."""
@@ -78,6 +80,17 @@ class ParallelCall:
             with ready.mutex:
                 held += [batch.items for batch in ready.queue]
         return [calls for calls in held if calls is not None]
+
+    def waiting_calls(self) -> int | None:
+        """Return how many calls are still to be submitted; None if the input does not tell."""
+        parallel = self._parallel
+        rest = getattr(parallel, "_original_iterator", None)
+        # joblib keeps no iterator for pre_dispatch="all". It has read all when the results are asked for.
+        if rest is None and getattr(parallel, "pre_dispatch", None) == "all" and not self._consumed:
+            return None
+        # Lists and ranges tell how many are left, generators do not.
+        left = 0 if rest is None or self.over or self.aborted else operator.length_hint(rest, -1)
+        return None if left < 0 else left + sum(map(len, self.waiting()))
 
     def begin_retrieval(self) -> None:
         """Note that the calling thread asks for results."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+from .. import checks
 from ..distributions import installed
 from ..hooks import Plugin
 from ..image import Image
@@ -16,6 +17,9 @@ def joblib(version: str | None = None) -> Plugin:
     The nodes get joblib in `version`; None means the client's own, which is what pickles need, unless the image asks
     for another. They get threadpoolctl as well if the client has it: `inner_max_num_threads` needs it there.
     """
+
+    if version is not None:
+        checks.text("joblib", "version", version, '"1.5.0"')
 
     def transform(image: Image) -> Image:
         return _with_joblib(image, version)
@@ -29,6 +33,9 @@ def sklearn(version: str | None = None) -> Plugin:
     The nodes get scikit-learn in `version`; None means the client's own, or the latest where the client has none,
     unless the image asks for another. `joblib(version=...)` may stand beside it to pin joblib too, before or after.
     """
+
+    if version is not None:
+        checks.text("sklearn", "version", version, '"1.7.0"')
 
     def transform(image: Image) -> Image:
         return _with_joblib(image, None).with_package("scikit-learn", version)

@@ -20,9 +20,10 @@ from ..hello import ClientHello
 from ..image import Image
 from ..providers import Cost, Machine, NodeRequest
 from .comparison import Comparison
+from .display import Display
 from .lifecycle import Lifecycle, Stage
 from .node_log import NodeLog
-from .node_state import Node, NodeState
+from .node_state import Node, NodeState, Status
 from .returning import Returning
 from .settings import Settings
 
@@ -60,7 +61,12 @@ class Nodes:
     """
 
     def __init__(
-        self, core: _core.Core, settings: Settings, lifecycle: Lifecycle, has_waiters: Callable[[], bool]
+        self,
+        core: _core.Core,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        has_waiters: Callable[[], bool],
+        display: Display,
     ) -> None:
         self.machines: list[Machine] = []
         """All that were started, also those that were left out or lost. A node's number is its place in here."""
@@ -84,6 +90,7 @@ class Nodes:
         """Numbers of the draining, lost and failed nodes for which it was decided whether they are replaced."""
         self._returning = Returning(core, self._begin_session, self._start_thread, lifecycle)
         self._log = NodeLog(core, settings.start_timeout)
+        self._display = display
         self.comparison = Comparison(core, self.machines, settings.strict_env)
 
     def start(self, image: Image, greet: Callable[[Machine], ClientHello]) -> Sequence[Machine]:
@@ -147,6 +154,7 @@ class Nodes:
     def _begin_session(self, number: int, machine: Machine) -> None:
         """Open a machine and begin a session with its agent. Raise `NodeStartError`, `CoreError` or `OSError`."""
         opened = machine.open(self._core)
+        machine.doing = "starting its workers"
         greeting = self._greet(machine)
         self._core.start_node(
             number,
@@ -187,6 +195,21 @@ class Nodes:
         """Return how each node stands, in the order in which they were started."""
         return [Node(**row) for row in self._core.nodes()]
 
+    def status(self) -> Status:
+        """Return how the pool stands, and what it costs."""
+        nodes, totals = self.snapshot(), self._core.totals()
+        running = sum(node.running for node in nodes)
+        return Status(
+            nodes=nodes,
+            slots=sum(node.slots for node in nodes if node.state == NodeState.READY),
+            cost=self.cost(),
+            running=running,
+            queued=max(0, totals["pending"] - running),
+            bytes_sent=sum(node.bytes_sent for node in nodes),
+            bytes_received=sum(node.bytes_received for node in nodes),
+            **totals,
+        )
+
     def slots(self) -> int:
         """Return the number of tasks that can run at once: the sum of the ready nodes' slots."""
         return sum(node.slots for node in self.snapshot() if node.state == NodeState.READY)
@@ -225,6 +248,7 @@ class Nodes:
                 if number < len(self.machines):
                     self._on_node_change(number, old, node.state)
                 self._log.changed(number, node, old)
+                self._display.node_changed(node, old)
                 if node.state == NodeState.READY:
                     self.comparison.ready(number)
             with self._lock:

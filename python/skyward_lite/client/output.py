@@ -19,12 +19,13 @@ from __future__ import annotations
 import codecs
 import contextlib
 import contextvars
-import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from .. import _core
+from .screen import can_erase, screen
 
 TAKE_MS = 1_000
 """Bound on one wait for output; closing the pool wakes the thread at once."""
@@ -45,8 +46,10 @@ Source = tuple[str, int]
 class Printer:
     """Writes what the workers of one pool wrote, on a thread of its own."""
 
-    def __init__(self, core: _core.Core) -> None:
+    def __init__(self, core: _core.Core, on_call: Callable[[], object] | None = None) -> None:
         self._core = core
+        self._on_call = on_call
+        """Called for each call, on the thread that makes it, if this is a notebook."""
         self._thread = threading.Thread(target=self._run, name="skyward-print", daemon=True)
         self._held: dict[Source, bytes] = {}
         """The beginnings of lines whose end has not come, without the parts that were written."""
@@ -56,8 +59,6 @@ class Printer:
         """For each of this process's streams that ends within a line, the worker whose line that is."""
         self._paused: Source | None = None
         """The worker whose line the status line shows."""
-        self._status: tuple[Any, str] | None = None
-        """The stream and the text of the status line that is on the screen."""
         self._cell: Any = None
         """ipykernel's mark of the notebook cell that made the latest call."""
 
@@ -78,6 +79,8 @@ class Printer:
         """
         if "ipykernel" in sys.modules:
             self._cell = getattr(sys.stdout, "parent_header", None) or self._cell
+            if self._on_call is not None:
+                self._on_call()
 
     def _run(self) -> None:
         while (written := self._core.output(TAKE_MS)) is not None:
@@ -116,7 +119,7 @@ class Printer:
         elif len(rest) > MAX_HELD_LINE:
             rest = self._put_beginning(source, rest)
         elif rest and paused:
-            if _can_erase(_out(source)):
+            if can_erase(_out(source)):
                 self._paused = source
             elif b"\r" not in rest:
                 rest = self._put_beginning(source, rest)
@@ -147,38 +150,23 @@ class Printer:
         return "\n" if self._open.pop(source[1] & STREAMS, None) else ""
 
     def _put(self, out: Any, text: str) -> None:
-        self._erase_status()
-        self._write(out, text)
+        self._choose_cell(out)
+        screen.write(out, text)
 
-    def _write(self, out: Any, text: str) -> None:
+    def _choose_cell(self, out: Any) -> None:
         cell = getattr(out, "_parent_header", None)
         if self._cell and isinstance(cell, contextvars.ContextVar):
             # A context variable has a value of its own in each thread.
             cell.set(self._cell)
-        with contextlib.suppress(Exception):
-            try:
-                out.write(text)
-            except UnicodeEncodeError:
-                encoding = out.encoding or "ascii"
-                out.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
     def _show_status(self) -> None:
-        if self._paused is None:
-            return
-        out, held = _out(self._paused), self._held.get(self._paused, b"")
-        line = _line(self._paused, held.decode(errors="backslashreplace")) if held else ""
-        status = line.rstrip("\n")[: _columns(out) - 1]
-        if self._status != (out, status):
-            self._erase_status()
-            if status:
-                self._write(out, f"\r{status}")
-                self._status = out, status
-
-    def _erase_status(self) -> None:
-        if self._status is not None:
-            out, status = self._status
-            self._status = None
-            self._write(out, f"\r{' ' * len(status)}\r")
+        line = ""
+        out: Any = None
+        if self._paused is not None:
+            out, held = _out(self._paused), self._held.get(self._paused, b"")
+            line = _line(self._paused, held.decode(errors="backslashreplace")) if held else ""
+            self._choose_cell(out)
+        screen.hold(self, out, line.rstrip("\n"))
 
 
 def _line(source: Source, line: str) -> str:
@@ -189,19 +177,3 @@ def _line(source: Source, line: str) -> str:
 
 def _out(source: Source) -> Any:
     return sys.stdout if source[1] & STREAMS == STDOUT else sys.stderr
-
-
-def _can_erase(out: Any) -> bool:
-    """Return whether `\\r` leads back to the beginning of the line on this stream."""
-    try:
-        return type(out).__module__.startswith("ipykernel.") or bool(out.isatty())
-    except Exception:
-        return False
-
-
-def _columns(out: Any) -> int:
-    """Return the width of the terminal behind a stream: a status line that is longer could not be erased."""
-    try:
-        return os.get_terminal_size(out.fileno()).columns or 80
-    except Exception:
-        return 80

@@ -20,41 +20,40 @@ import logging
 import pickle
 import sys
 import threading
-import time
 import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
-from .. import _core, checks, nesting
-from .._signals import held, install_signal_handlers, remove_signal_handlers
+from .. import _core, checks, keywords, nesting
+from .._signals import held, install_signal_handlers
 from ..errors import PoolClosedError
 from ..hooks import Plugin
 from ..image import Image
 from ..pickling.modules import Modules
 from ..pickling.route import Route
 from ..providers import Provider
-from . import answers, inbox, joblib_plugin, settings
+from . import answers, inbox, innermost, joblib_plugin, settings, unentered
 from .completions import Completions
+from .counting import count_calls
+from .display import Display
 from .hello import Greeting, pickled_hooks
+from .leaving import Leaving
 from .lifecycle import Lifecycle, Stage
 from .node_state import Node, Status
 from .nodes import Nodes
 from .output import Printer
 from .settings import Worker
+from .startup import Startup
 from .tasks import Tasks
 
 P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger("skyward_lite")
 
-LEAVE_POLL_SECONDS = 0.05
-"""Bound on one wait of a thread that leaves the pool, so that Ctrl-C is noticed."""
-JOIN_SECONDS = 5.0
-"""Bound on waiting, when the pool is left, for callbacks of futures, and for the writing of what tasks printed."""
 
-
+@keywords.explained("pool")
 class ComputePool(Executor):
     """All workers on all nodes, as a `concurrent.futures.Executor` and as joblib's default backend.
 
@@ -79,6 +78,9 @@ class ComputePool(Executor):
     `ship_modules`: whether workers on other machines import your own modules from this process, as they are when a call
     begins: modules beside the script, and projects that are installed in place. If false, what a call uses of them
     travels by value with the call, and a task cannot import them.
+    `progress`: what is shown on a terminal or in a notebook. None: how the nodes start, if that takes longer than half
+    a second. True: the tasks as well, as by `sky.progress()`, for as long as the pool is open. False: nothing. Where
+    there is neither a terminal nor a notebook, nothing is shown.
 
     Raises `NodeStartError` on entry if too few nodes become ready, `ValueError` for parameters out of range.
     """
@@ -86,7 +88,7 @@ class ComputePool(Executor):
     def __init__(
         self,
         provider: Provider | None = None,
-        nodes: int | tuple[int, int] | None = None,
+        nodes: int | tuple[int, int] | list[int] | None = None,
         *,
         vcpus: int | None = None,
         memory_gb: float | None = None,
@@ -98,6 +100,7 @@ class ComputePool(Executor):
         start_timeout: float = 600.0,
         strict_env: bool = False,
         ship_modules: bool = True,
+        progress: bool | None = None,
     ) -> None:
         self._settings = checked = settings.checked(
             provider,
@@ -112,6 +115,7 @@ class ComputePool(Executor):
             start_timeout=start_timeout,
             strict_env=strict_env,
             ship_modules=ship_modules,
+            progress=progress,
         )
         self.provider, self.worker, self.image = checked.provider, checked.worker, checked.image
         self.min_nodes, self.nodes_wanted = checked.min_nodes, checked.wanted_nodes
@@ -120,16 +124,21 @@ class ComputePool(Executor):
             self.worker.retries + 1, self.worker.max_payload, start_timeout=checked.start_timeout
         )
         self._lifecycle = lifecycle = Lifecycle()
-        self._printer = Printer(core)
+        self._display = display = Display(checked.progress)
+        self._printer = Printer(core, display.call_made)
         completions = Completions(core, self.worker.task_timeout, lifecycle)
-        self._nodes = Nodes(core, checked, lifecycle, completions.has_waiters)
+        self._nodes = Nodes(core, checked, lifecycle, completions.has_waiters, display)
         self._tasks = Tasks(core, checked, lifecycle, completions, self._nodes, self._printer)
         self._tasks.belong_to(self)
-        self._plugin_contexts = contextlib.ExitStack()
-        """The plugins' `around_client`, entered and left on one thread: joblib's configuration is a thread's own."""
-        self._entered_by: threading.Thread | None = None
-        """The thread that entered the block; set when the nodes are ready."""
-        self._handled_signals: list[int] = []
+        display.counts = lambda: count_calls(core, completions, self._nodes, self._tasks)
+        self._was_started = False
+        """Whether it was opened by `start`."""
+        if any(plugin.name in ("joblib", "sklearn") for plugin in self.plugins):
+            unentered.made(self)
+        self._leaving = Leaving(
+            *(core, self.provider, lifecycle, self._tasks, self._nodes, self._printer, display),
+            forget=self._forget,
+        )
 
     def __reduce__(self) -> NoReturn:
         raise pickle.PicklingError(
@@ -144,20 +153,41 @@ class ComputePool(Executor):
 
     def __enter__(self) -> Self:
         stage = self._lifecycle.stage
+        if stage is Stage.OPEN and self._was_started:
+            return self
+        unentered.entered(self)
         if stage is not Stage.NEW:
             raise PoolClosedError(f"a pool starts once, and this one is {stage.word}: make a new one with sky.pool()")
         nesting.check()
         try:
             self._start()
-            self._entered_by = threading.current_thread()
+            self._leaving.entered_by = threading.current_thread()
+            innermost.enter(self, self._display)
             # A context that was entered must get onto the stack. A plugin that takes long yields to a second Ctrl-C.
             with held(insist=True):
                 for plugin in self.plugins:
                     if plugin.around_client is not None:
-                        self._plugin_contexts.enter_context(plugin.around_client(self))
+                        self._leaving.plugin_contexts.enter_context(plugin.around_client(self))
         except BaseException:
-            self._leave(True, *sys.exc_info())
+            self._leaving.leave(True, *sys.exc_info())
             raise
+        return self
+
+    def start(self) -> Self:
+        """Open the pool without a `with` block, as in a notebook, and return it. `close` ends it.
+
+        Until then it is joblib's default backend in this thread. A pool that nobody closes is closed as this program
+        ends. Raises what entering a `with` block raises; a pool that is open already stays as it is.
+        """
+        if self._lifecycle.stage is not Stage.OPEN:
+            others = [other for other in _open_pools if other._was_started]
+            self.__enter__()
+            self._was_started = True
+            if others:
+                log.warning(
+                    "%d pools that were opened by start() before are open, and keep their nodes: close() ends them",
+                    len(others),
+                )
         return self
 
     def _start(self) -> None:
@@ -190,18 +220,21 @@ class ComputePool(Executor):
             raise PoolClosedError("this pool was closed while it started: make a new one with sky.pool()")
         if self.provider.outlives_client:
             # A signal that ended this process at once would leave the machines running.
-            install_signal_handlers(self._handled_signals)
+            install_signal_handlers(self._leaving.handled_signals)
         _open_pools.add(self)
         self._tasks.completions.futures.start()
         self._printer.start()
         inbox.start_taking(self._core, self._tasks.completions.is_pending)
         if modules.sources is not None:
             answers.start_answering(self._core, modules.sources)
+        self._display.begin_start(Startup(self._nodes.snapshot, self._nodes.machines, self.nodes_wanted))
         machines = self._nodes.start(image, greeting.for_machine)
         # All machines of a pool are of one kind, and so are those that take their place.
         self._tasks.route = Route(all(machine.shares_files for machine in machines), to_client=False)
         self._preload()
         self._nodes.await_ready()
+        self._display.end_start()
+        self._display.open()
 
     def _preload(self) -> None:
         """Import here, too, what the plugins want the workers to import, while the nodes start."""
@@ -219,7 +252,7 @@ class ComputePool(Executor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        self._leave(kind is not None, kind, error, trace)
+        self._leaving.leave(kind is not None, kind, error, trace)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Close the pool, as `Executor.shutdown`.
@@ -228,105 +261,23 @@ class ComputePool(Executor):
         future's callback that calls it does not wait either: the thread that runs callbacks cannot wait for futures.
         """
         if wait and not self._tasks.completions.runs_this_thread():
-            self._leave(cancel_futures)
-        elif not self._core.is_forked:
-            # Once a thread has begun to leave the pool it must get as far as starting the thread that closes it.
-            with held(insist=True):
-                if self._begin_to_leave(cancel_futures):
-                    try:
-                        self._leave_plugins()
-                    finally:
-                        threading.Thread(target=self._close, name="skyward-shutdown").start()
+            self._leaving.leave(cancel_futures)
+        else:
+            self._leaving.leave_later(cancel_futures)
 
-    def _leave(self, cancel: bool, *error: Any) -> None:
-        """Close the pool, or wait until the thread that closes it has done so.
+    def _forget(self) -> None:
+        """Forget the pool, which is nearly closed."""
+        _open_pools.discard(self)
+        innermost.leave(self)
 
-        Ctrl-C meanwhile cancels what is pending, and is raised at the end.
+    def close(self) -> None:
+        """Close the pool: wait for pending futures, end all workers and release the machines.
+
+        It is what leaving the `with` block does, for a pool that was opened by `start`. A pool that was never started,
+        or is closed already, stays as it is.
         """
-        if self._core.is_forked:
-            return  # a forked child has neither the pool's threads nor its nodes
-        try:
-            with held() as signals:
-                self._close_or_wait(cancel, signals, error)
-        except BaseException:
-            # Ctrl-C may have been raised just before it was held, with the pool still open.
-            with held() as signals:
-                self._close_or_wait(True, signals, error)
-            raise
-
-    def _close_or_wait(self, cancel: bool, signals: Sequence[int], error: tuple[Any, ...]) -> None:
-        if self._begin_to_leave(cancel):
-            self._close(signals, error)
-            return
-        self._leave_plugins(*error)
-        if not self._tasks.completions.runs_this_thread():
-            self._wait(lambda: self._lifecycle.stage is Stage.CLOSED, signals)
-
-    def _begin_to_leave(self, cancel: bool) -> bool:
-        """Begin to leave on the calling thread. Return whether it is the first, which closes the pool."""
-        self._lifecycle.leaving.add(threading.current_thread())
-        first = self._lifecycle.advance(Stage.DRAINING)
-        if cancel:
-            self._lifecycle.advance(Stage.CANCELLING)
-        return first
-
-    def _close(self, signals: Sequence[int] = (), error: tuple[Any, ...] = ()) -> None:
-        """Close the pool, in this order. Each step is taken whatever becomes of the steps before it.
-
-        `signals` grows when Ctrl-C comes; `error` is the exception, as `sys.exc_info` returns it, that left the block.
-        """
-        steps: tuple[Callable[..., object], ...] = (
-            lambda: self._drain(signals, error),
-            self._release,
-            lambda: remove_signal_handlers(self._handled_signals),
-            lambda: _open_pools.discard(self),
-            lambda: self._lifecycle.advance(Stage.CLOSED),
-        )
-        with contextlib.ExitStack() as stack:
-            # The stack calls the last first, and goes on after an exception, which it raises at the end.
-            for step in reversed(steps):
-                stack.callback(step)
-
-    def _drain(self, signals: Sequence[int], error: tuple[Any, ...]) -> None:
-        """Wait until every submitted task has ended, unless the pool is left without waiting; then leave the plugins.
-
-        The wait is bounded by the tasks themselves: each of them ends, or its node does.
-        """
-        has_waiters = self._tasks.completions.has_waiters
-        try:
-            self._wait(lambda: not has_waiters() or self._lifecycle.stage >= Stage.CANCELLING, signals)
-        except BaseException:
-            error = sys.exc_info()
-            raise
-        finally:
-            self._leave_plugins(*error)
-
-    def _wait(self, done: Callable[[], bool], signals: Sequence[int]) -> None:
-        """Wait until `done()`. If a signal comes meanwhile, the pool is left without waiting for its tasks."""
-        lifecycle = self._lifecycle
-        with lifecycle.changed:
-            while not done():
-                if signals:
-                    lifecycle.advance(Stage.CANCELLING)
-                lifecycle.changed.wait(LEAVE_POLL_SECONDS)
-
-    def _leave_plugins(self, *error: Any) -> None:
-        """Leave the plugins' contexts, if this is the thread that entered them."""
-        if self._entered_by is threading.current_thread():
-            self._plugin_contexts.__exit__(*(error or (None, None, None)))
-
-    def _release(self) -> None:
-        """Cancel what has not ended, end the sessions with the nodes, and release the machines."""
-        deadline = time.monotonic() + self.provider.leave
-        self._lifecycle.advance(Stage.RELEASING)
-        try:
-            self._core.close()
-            # The threads of calls of Parallel are not waited for: they end when the calls' input lets them.
-            if not self._tasks.completions.futures.join(JOIN_SECONDS):
-                log.warning("a callback of a future has not returned, and is left alone")
-            self._printer.join(JOIN_SECONDS)
-        finally:
-            self._nodes.release(deadline)
+        unentered.entered(self)
+        self._leaving.leave(False)
 
     # ------------------------------------------------------------------------------------------------ tasks
 
@@ -337,9 +288,11 @@ class ComputePool(Executor):
         the remote traceback as its `__cause__`; `WorkerCrashedError` if its process died, `NodeLostError` if its
         node went away too often.
         """
+        checks.callee("submit", fn)
         tasks = self._tasks
         return tasks.submit(*tasks.encode_call(fn, args, kwargs))
 
+    @keywords.explained("map")
     def map(
         self,
         fn: Callable[..., T],
@@ -353,6 +306,11 @@ class ComputePool(Executor):
         `chunksize` calls travel as one task. At most `buffersize` results are computed ahead of the consumer (None:
         all). `timeout` counts from this call, in seconds; `TimeoutError` afterwards.
         """
+        checks.callee("map", fn)
+        checks.iterables("map", iterables)
+        if timeout is not None and timeout != 0:
+            # 0 is the standard library's too: raise unless the results are there.
+            timeout = checks.seconds("map", "timeout", timeout)
         chunksize = checks.whole("map", "chunksize", chunksize, 1, sys.maxsize)
         if buffersize is not None:
             buffersize = checks.whole("map", "buffersize", buffersize, 1, sys.maxsize, "None for all results")
@@ -368,7 +326,7 @@ class ComputePool(Executor):
 
     def status(self) -> Status:
         """Return how the pool stands, and what it costs."""
-        return Status(self.nodes(), self.slots(), self._tasks.completions.count(), self._nodes.cost())
+        return self._nodes.status()
 
 
 pool = ComputePool
@@ -382,4 +340,4 @@ def _close_open_pools() -> None:
     with contextlib.ExitStack() as stack:
         # The stack goes on with the other pools after an exception, which it raises at the end.
         for open_pool in list(_open_pools):
-            stack.callback(open_pool._leave, True)
+            stack.callback(open_pool._leaving.leave, True)

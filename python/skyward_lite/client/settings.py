@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal, NoReturn
 
-from .. import checks, credentials
+from .. import checks, keywords
 from ..hooks import Plugin
 from ..image import Image
 from ..providers import Provider
@@ -18,6 +18,7 @@ MAX_SIZE = 1_000_000
 """Largest `pool(vcpus=)`, in cores, and largest `pool(memory_gb=)` and `Worker(cache_gb=)`, in GB."""
 
 
+@keywords.explained("Worker")
 @dataclasses.dataclass(frozen=True)
 class Worker:
     """How each node runs tasks.
@@ -50,7 +51,10 @@ class Worker:
             slots = checks.whole("Worker", "concurrency", self.concurrency, 1, most, "None for one per core")
             object.__setattr__(self, "concurrency", slots)
         if self.executor not in ("thread", "process"):
-            raise ValueError(f'Worker(executor={checks.shown(self.executor)}): "thread" or "process"')
+            given = str(self.executor).lower()
+            meant = "thread" if "thread" in given else "process" if "proc" in given or given == "loky" else ""
+            write = meant and f', so write executor="{meant}"'
+            raise ValueError(f'Worker(executor={checks.shown(self.executor)}): "thread" or "process"{write}')
         object.__setattr__(self, "retries", checks.whole("Worker", "retries", self.retries, 0, 1000))
         most = checks.whole("Worker", "max_payload", self.max_payload, 1, MAX_PAYLOAD)
         object.__setattr__(self, "max_payload", most)
@@ -79,13 +83,15 @@ class Settings:
     connect_timeout: float
     start_timeout: float
     strict_env: bool
+    progress: bool | None
+    """Whether tasks are shown as well as the start; None for the start alone, and false for neither."""
     ship_modules: bool
     """Whether workers on nodes without this machine's files import the user's modules from what this process serves."""
 
 
 def checked(
     provider: Provider | None,
-    nodes: int | tuple[int, int] | None,
+    nodes: int | tuple[int, int] | list[int] | None,
     *,
     vcpus: int | None,
     memory_gb: float | None,
@@ -97,6 +103,7 @@ def checked(
     start_timeout: float,
     strict_env: bool,
     ship_modules: bool,
+    progress: bool | None = None,
 ) -> Settings:
     """Return the settings of a pool with these parameters, which are described at `ComputePool`.
 
@@ -119,31 +126,63 @@ def checked(
         start_timeout=checks.seconds("pool", "start_timeout", start_timeout),
         strict_env=checks.switch("pool", "strict_env", strict_env),
         ship_modules=checks.switch("pool", "ship_modules", ship_modules),
+        progress=None if progress is None else checks.switch("pool", "progress", progress),
     )
 
 
-def _check_types(provider: object, worker: object, image: object, plugins: Any) -> None:
+def _check_types(provider: object, worker: object, image: object, plugins: object) -> None:
     """Raise `TypeError` for a value of the wrong type, with an example of a right one."""
     if provider is not None and not isinstance(provider, Provider):
-        shown = credentials.mask(repr(provider))
-        raise TypeError(f"pool(provider={shown}): a provider, such as sky.Local(nodes=2) or sky.SSH('me@lab1')")
+        _refuse_provider(provider)
     if worker is not None and not isinstance(worker, Worker):
-        raise TypeError(f"pool(worker={worker!r}): a sky.Worker, such as sky.Worker(concurrency=4)")
+        slots = worker if type(worker) is int else 4
+        checks.wrong("pool", "worker", worker, "a sky.Worker", f"sky.Worker(concurrency={slots})")
     if image is not None and not isinstance(image, Image):
-        raise TypeError(f"pool(image={credentials.mask(repr(image))}): a sky.Image, such as sky.Image(pip=['numpy'])")
-    if not isinstance(plugins, Sequence) or not all(isinstance(plugin, Plugin) for plugin in plugins):
-        raise TypeError(f"pool(plugins={plugins!r}): a list of plugins, such as [sky.plugins.joblib()]")
+        checks.wrong("pool", "image", image, "a sky.Image", "sky.Image(pip=['numpy'])")
+    several = isinstance(plugins, Sequence) and not isinstance(plugins, str)
+    for plugin in plugins if isinstance(plugins, Sequence) and several else [plugins]:
+        if not several or not isinstance(plugin, Plugin):
+            names = str(getattr(plugin, "__name__", getattr(plugin, "name", plugin)))
+            name = "sklearn" if names in ("sklearn", "scikit-learn") else "joblib"
+            value = checks.shown(plugins)
+            raise TypeError(f"pool(plugins={value}): a list of plugins, such as [sky.plugins.{name}()]")
 
 
-def _node_counts(nodes: int | tuple[int, int] | None, provider: Provider) -> tuple[int, int]:
+def _refuse_provider(provider: object) -> NoReturn:
+    """Raise `TypeError` for what is no provider, with what was probably meant."""
+    example = "sky.Local(nodes=2) or sky.SSH('me@lab1')"
+    if isinstance(provider, Worker | Image):
+        name = type(provider).__name__
+        raise TypeError(
+            f"pool(provider=sky.{name}(...)): a {name} goes to another parameter: "
+            f"write pool({name.lower()}=sky.{name}(...))"
+        )
+    if isinstance(provider, type) and issubclass(provider, Provider):
+        example = {"SSH": "sky.SSH('me@lab1')", "Local": "sky.Local(nodes=2)"}.get(
+            provider.__name__, f"sky.{provider.__name__}()"
+        )
+    elif isinstance(provider, str):
+        named = {"aws": "sky.AWS()", "ec2": "sky.AWS()", "local": "sky.Local(nodes=2)"}
+        example = named.get(provider.lower(), example)
+    elif isinstance(provider, int) and not isinstance(provider, bool):
+        example = f"sky.Local(nodes={provider}), or pool(nodes={provider}) for the number of nodes"
+    checks.wrong("pool", "provider", provider, "a provider", example)
+
+
+def _node_counts(nodes: int | tuple[int, int] | list[int] | None, provider: Provider) -> tuple[int, int]:
     """Return the numbers of nodes that a pool needs at least and that it asks for."""
     if nodes is None:
         nodes = provider.nodes or 1
-    counts = nodes if isinstance(nodes, tuple) and len(nodes) == 2 else (nodes, nodes)
+    counts = nodes if isinstance(nodes, tuple | list) and len(nodes) == 2 else (nodes, nodes)
     either = "two: (least, wanted)"
     least, wanted = (checks.whole("pool", "nodes", count, 1, checks.MAX_NODES, either) for count in counts)
     if provider.nodes is not None and wanted != provider.nodes:
-        raise ValueError(f"pool(nodes={nodes}) and {provider!r} disagree: say the number of nodes once")
+        raise ValueError(
+            f"pool(nodes={nodes}) and {provider!r} disagree: say the number of nodes once, "
+            f"or write nodes=(least, {provider.nodes})"
+        )
     if least > wanted:
-        raise ValueError(f"pool(nodes={nodes}): (least, wanted) with least <= wanted")
+        raise ValueError(
+            f"pool(nodes={nodes}): the smaller number comes first, as (least, wanted): write nodes=({wanted}, {least})"
+        )
     return least, wanted

@@ -34,6 +34,7 @@ from ..pickling.pickler import Shared
 from ..pickling.route import Route
 from ..pickling.streams import Triple
 from .completions import CLOSED, AbandonHook, CompletionQueue, Completions
+from .function_names import FunctionNames
 from .lifecycle import Lifecycle, Stage
 from .nodes import Nodes
 from .output import Printer
@@ -41,8 +42,8 @@ from .settings import Settings
 
 T = TypeVar("T")
 
-EncodedCall = tuple[bytes, payload.Buffers, int]
-"""A call as it is sent, and the generation of the user's modules with which it is to run."""
+EncodedCall = tuple[bytes, payload.Buffers, int, int]
+"""A call as it is sent, the generation of the user's modules with which it is to run, and its function's name."""
 
 CANCEL_MS: Final = 1_000
 """Bound on waiting for a node's answer whether a task could still be cancelled."""
@@ -107,6 +108,10 @@ class PoolFuture(Future[T]):
         """Cancel the task if it has not started, without waiting for the answer of the node that has it."""
         self._queue.cancel(self.task)
 
+    def running(self) -> bool:
+        """Return whether the task runs now: true from some tenths of a second after it began, until it ends."""
+        return super().running() or (not self.done() and self._queue.is_running(self.task))
+
     def resolve(self, code: int, nanos: int, pickled: Any, buffers: Any) -> None:
         """Set the result or the exception, from how the task ended."""
         if code == _core.CANCELLED:
@@ -134,6 +139,10 @@ def _on_an_event_loop() -> bool:
         return False
 
 
+class Unread:
+    """Stands for an input of `map` that is read as its results are. Lives as long as the iterator of these."""
+
+
 class Tasks:
     """The tasks of one pool: what the pool's own methods, lazy calls and joblib's backend submit with.
 
@@ -156,6 +165,9 @@ class Tasks:
         """Bytes of the largest payload."""
         self.route = Route(shares_files=False, to_client=False)
         """Where payloads go; set again by the pool as soon as it knows its machines."""
+        self.names = FunctionNames()
+        self.unread: weakref.WeakSet[Unread] = weakref.WeakSet()
+        """The inputs of `map` that were not read to their end, unless their results are no longer asked for."""
         self._lifecycle = lifecycle
         self._printer = printer
         self._futures = completions.futures
@@ -180,6 +192,7 @@ class Tasks:
         pickled: bytes,
         buffers: payload.Buffers,
         generation: int,
+        name: int,
         node: int | None = None,
         kind: int = payload.CALL,
         first: int | None = None,
@@ -187,7 +200,7 @@ class Tasks:
     ) -> PoolFuture[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; return its future."""
         future: PoolFuture[Any] = PoolFuture(self._futures, first)
-        future.task = self._futures.send(future, kind, pickled, buffers, generation, node, calls)
+        future.task = self._futures.send(future, kind, pickled, buffers, generation, name, node, calls)
         return future
 
     def map(
@@ -205,14 +218,18 @@ class Tasks:
         ahead = None if buffersize is None else max(1, buffersize // chunksize)
         firsts = itertools.count(0, chunksize)
         generation = self.begin_call()
+        name = self.names.number(fn)
 
         def submit(chunk: tuple[tuple[Any, ...], ...]) -> PoolFuture[list[T]]:
             # As a batch, in which each call is a task's to plugins and to the time limit.
             self.check_submit()
             encoded = self.encode_batch(generation, [(fn, args, {}) for args in chunk])
-            return self.submit(*encoded, generation, kind=payload.BATCH, first=next(firsts), calls=len(chunk))
+            return self.submit(*encoded, generation, name, kind=payload.BATCH, first=next(firsts), calls=len(chunk))
 
         pending = collections.deque(map(submit, itertools.islice(chunks, ahead)))
+        unread = Unread()
+        if ahead is not None:
+            self.unread.add(unread)
 
         def results() -> Iterator[T]:
             try:
@@ -222,8 +239,12 @@ class Tasks:
                     pending.popleft()
                     for chunk in itertools.islice(chunks, 1):
                         pending.append(submit(chunk))
+                        break
+                    else:
+                        self.unread.discard(unread)
                     yield from values
             finally:
+                self.unread.discard(unread)
                 for future in pending:
                     future.cancel_later()
 
@@ -250,7 +271,7 @@ class Tasks:
         """Check that the pool is open, and return a call as it is sent, of this generation or of one that begins."""
         self.check_submit()
         own = self.begin_call(sparing=True) if generation is None else generation
-        return *self.encode(own, fn, args, kwargs), own
+        return *self.encode(own, fn, args, kwargs), own, self.names.number(fn)
 
     def encode(
         self, generation: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -85,7 +85,7 @@ class TaskLoop:
         self._taken: list[Any] = []
         """The task that was taken, until its call has been rebuilt."""
         self._take_one = functools.partial(worker.take, slot, TASK_WAIT_MS, self._taken)
-        self._finish = worker.finish
+        self._finish = functools.partial(worker.finish, slot)
         self._begun: tuple[int, int] = (0, 0)
         """The task's number and the number of this attempt at it."""
         self._kind = payload.CALL
@@ -175,7 +175,7 @@ class TaskLoop:
             returned = True
             calls = len(self._values) if kind == payload.BATCH else 1
             pickled, buffers = self._encoder.dumps(streams.result_beside(value, kind == payload.BATCH), None, calls)
-            self._answer = task, attempt, code, nanos, pickled, buffers
+            self._answer = task, attempt, code, calls, nanos, pickled, buffers
         except BaseException as error:
             # SystemExit and KeyboardInterrupt are the task's as well, as in concurrent.futures.
             if os.getpid() != self._process:
@@ -190,7 +190,7 @@ class TaskLoop:
             else:
                 place = blame.place(self._worker.node, kind, self._call, len(self._values))
             dumped = exceptions.dump(self._encoder, error, skip, place)
-            self._answer = task, attempt, _core.RAISED, nanos, *dumped
+            self._answer = task, attempt, _core.RAISED, len(self._values) + 1, nanos, *dumped
         self._state = ENDED
 
     def _run_batch(self, batch: Any) -> tuple[int, list[Any]]:
@@ -215,7 +215,7 @@ class TaskLoop:
         if self._answer is None and self._stray is not None:
             place = blame.place(self._worker.node, self._kind, self._call, max(0, len(self._values) - 1))
             dumped = exceptions.dump(self._encoder, self._stray, 2, place)
-            self._answer = *self._begun, _core.RAISED, 0, *dumped
+            self._answer = *self._begun, _core.RAISED, len(self._values) + 1, 0, *dumped
         self._state = ENDED
 
     def _hand_in(self) -> None:

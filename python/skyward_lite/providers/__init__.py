@@ -73,6 +73,9 @@ class Machine(abc.ABC):
     """Whether it may be opened again after it was lost, and is the same node then."""
     shares_files = False
     """Whether it sees this machine's files, so that the client's import path is valid there."""
+    doing = ""
+    """What it does on its way to being a node, fit to be shown: "downloading numpy 2.4.1 (16 MB)"; "" if that is not
+    known. Set by the thread that opens it."""
 
     @abc.abstractmethod
     def open(self, core: _core.Core) -> PreparedMachine:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,13 @@ class HostEnvironment:
     """An environment that is being made on one host, by the thread of this host. For one `make`."""
 
     def __init__(
-        self, connection: _core.Connection, name: str, facts: probe.Facts, image: Image, prelude: bytes = b""
+        self,
+        connection: _core.Connection,
+        name: str,
+        facts: probe.Facts,
+        image: Image,
+        prelude: bytes = b"",
+        tell: Callable[[str], object] = str,
     ) -> None:
         self.connection = connection
         self.name = name
@@ -45,6 +52,8 @@ class HostEnvironment:
         self.image = image
         self.prelude = prelude
         """The head of a script that takes long."""
+        self._tell = tell
+        """Is called with what is being done, in a few words, each time that this changes."""
         self.bytes_per_second = 0.0
         """Speed at which a large file was sent; 0 before, and if the host had all of them."""
 
@@ -54,6 +63,7 @@ class HostEnvironment:
         began = time.monotonic()
         listed = ", ".join(self.image.masked_pip()) or "nothing beside skyward_lite"
         log.info("%s: making its environment in %s: %s", self.name, self.facts.root, listed)
+        self._tell("sending files")
         uploads = {kind: self._send(name, data) for kind, name, data in bundle.files(self.facts, self.image)}
         while True:
             way = self._ready(ways.pop(0), bool(ways))
@@ -107,6 +117,7 @@ class HostEnvironment:
         else:
             data, kind = packed.data, "packed"
         log.info("%s: sending our own copy of uv, %.1f MB", self.name, len(data) / 1e6)
+        self._tell(f"sending uv ({len(data) / 1e6:.1f} MB)")
         sent = upload(data, kind)
         if sent.status:
             raise NodeStartError(f"{sent.path} could not be written there: {sent.printed}")
@@ -144,7 +155,8 @@ class HostEnvironment:
 
         Raises `NodeStartError`.
         """
-        watch = progress.Progress(lambda text: log.info("%s: %s", self.name, text), self.image.secrets())
+        watch = progress.Progress(self._report, self.image.secrets())
+        self._tell("making its environment")
         # Not in variables: the script has the credentials, and what reports errors may show variables.
         report, status, printed = scripts.run(
             self.connection,
@@ -166,6 +178,10 @@ class HostEnvironment:
         for line in report.get("gone", []):
             log.info("%s: removed what nothing had used for a long time: %s", self.name, line.split(" ", 2)[-1])
         return True
+
+    def _report(self, doing: str) -> None:
+        log.info("%s: %s", self.name, doing)
+        self._tell(doing)
 
     def _explain(self, report: dict[str, list[str]], status: int, printed: str, way: Tools) -> str:
         """Return why a build failed, and what to do."""

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 
-from .. import _core, checks, nesting
+from .. import _core, checks, keywords, nesting
 from .._signals import held
 from ..errors import NodeStartError
 from . import Machine, NodeRequest, PreparedMachine, Provider
@@ -28,6 +28,7 @@ EXIT_STATUS_SECONDS = 0.5
 """For how long `open` waits for the exit status of an agent that has hung up."""
 
 
+@keywords.explained("Local")
 class Local(Provider):
     """Nodes on this machine, using this interpreter as it is. The default provider.
 

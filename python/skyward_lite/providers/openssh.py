@@ -96,8 +96,10 @@ def parse(text: str) -> Destination:
     host = match and (match["address"] or match["name"] or match["v6"])
     port = match and (match["a"] or match["b"])
     unsafe = not host or any(name.startswith("-") or _UNSAFE.search(name) for name in (host, user))
-    if unsafe or not host or not 0 < int(port or 1) <= 65535 or text.startswith("@"):
-        raise ValueError(f'SSH({text!r}): a host is "name", "user@name", "name:port" or "[address]:port"')
+    if unsafe or not host or not 0 < int(port or 1) <= 65535 or text.startswith("@") or "," in place:
+        is_list = len(re.split(r"[\s,;]+", text.strip())) > 1
+        several = '. Each host is a text of its own: SSH("lab1", "lab2")' if is_list else ""
+        raise ValueError(f'SSH({text!r}): a host is "name", "user@name", "name:port" or "[address]:port"{several}')
     return Destination(host, user or None, int(port) if port else None)
 
 

@@ -46,7 +46,9 @@ class RemoteMachine(Machine):
         return facts
 
     def open(self, core: _core.Core) -> PreparedMachine:
+        self.doing = "connecting"
         connection = self.connect(core)
+        self.doing = "looking at the host"
         if self.python is None:
             python = self._environment(connection)
             command = build.command
@@ -55,6 +57,9 @@ class RemoteMachine(Machine):
             command = build.plain_command
         new, again = (command(python, *build.ATTACH, self.key, how, *self.agent_options) for how in ("new", "again"))
         return PreparedMachine(connection, new, again, command(python, *build.STRIPE))
+
+    def _set_doing(self, doing: str) -> None:
+        self.doing = doing
 
     def reconnect(self, core: _core.Core) -> _core.Connection:
         return self.connect(core)
@@ -91,5 +96,5 @@ class RemoteMachine(Machine):
         if probe.UNSAFE in facts.why:
             why = f"{facts.why} {probe.remedy(facts)}"
             log.warning("%s: its environment is made in %s, because%s", self.name, facts.root, why)
-        HostEnvironment(connection, self.name, facts, self.wanted.image, self.prelude).make(env)
+        HostEnvironment(connection, self.name, facts, self.wanted.image, self.prelude, tell=self._set_doing).make(env)
         return probe.interpreter(facts, env)

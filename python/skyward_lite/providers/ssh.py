@@ -16,8 +16,10 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from .. import _core, checks, credentials
+from .. import _core, checks, credentials, keywords
 from ..backoff import Backoff
 from ..errors import NodeStartError
 from . import Machine, NodeRequest, Provider, known_hosts, openssh
@@ -34,6 +36,7 @@ MAX_PAUSES = 5
 """The number of further attempts."""
 
 
+@keywords.explained("Host")
 @dataclasses.dataclass(frozen=True)
 class Host:
     """A host of `SSH()` that differs from the others.
@@ -48,6 +51,8 @@ class Host:
     python: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.address, str):
+            checks.wrong("Host", "address", self.address, "a host is a text", '"me@lab1" or "lab2:2222"')
         user, _, place = self.address.rpartition("@")
         name, colon, _ = user.removeprefix("ssh://").partition(":")
         if colon:
@@ -56,20 +61,34 @@ class Host:
         openssh.parse(self.address)
         if _core.printable(self.address, lines=False) != self.address:
             raise ValueError(f"Host({self.address!r}): its name has characters that cannot be seen")
-        _check_python(self.python)
+        object.__setattr__(self, "python", _checked_python("Host", self.python))
         if self.concurrency is not None:
             name, otherwise = f"{self.address!r}, concurrency", "None for Worker(concurrency=)"
             slots = checks.whole("Host", name, self.concurrency, 1, checks.MAX_CONCURRENCY, otherwise)
             object.__setattr__(self, "concurrency", slots)
 
 
-def _check_python(path: str | None) -> str | None:
+def _checked_python(owner: str, path: object) -> str | None:
     """Return an interpreter's path on a host. Raise `ValueError` for a path that a program would take for an option."""
-    if path is not None and (not path or path.startswith("-") or not path.isprintable()):
-        raise ValueError(f"SSH(python={path!r}): the path of an interpreter on the hosts")
+    path = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if path is None:
+        return None
+    if not isinstance(path, str) or not path or path.startswith("-") or not path.isprintable():
+        raise (ValueError if isinstance(path, str) else TypeError)(
+            f"{owner}(python={checks.shown(path)}): the path of an interpreter on the hosts is needed, as in "
+            'python="/opt/python/bin/python3"'
+        )
     return path
 
 
+def _flat(hosts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the hosts of `SSH(*hosts)`, which may also be given as one list."""
+    if len(hosts) == 1 and isinstance(hosts[0], Iterable) and not isinstance(hosts[0], str | bytes | Mapping):
+        return tuple(hosts[0])
+    return hosts
+
+
+@keywords.explained("SSH")
 class SSH(Provider):
     """Hosts that you can `ssh` to, with the user's OpenSSH configuration, keys, ssh-agent and known hosts.
 
@@ -82,17 +101,28 @@ class SSH(Provider):
     """
 
     def __init__(
-        self, *hosts: str | Host, accept_new: bool = False, python: str | None = None, config: str | None = None
+        self,
+        *hosts: str | Host | Iterable[str | Host],
+        accept_new: bool = False,
+        python: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | None = None,
     ) -> None:
-        if not hosts:
+        given = _flat(hosts)
+        if not given:
             raise ValueError('SSH() without hosts: name them, as in SSH("me@lab1", "lab2")')
-        self.hosts = tuple(host if isinstance(host, Host) else Host(host) for host in hosts)
+        for host in given:
+            if not isinstance(host, str | Host):
+                raise TypeError(
+                    f"SSH({checks.shown(host)}): each host is a text or a sky.Host, and all may be in one list, as in "
+                    'SSH("me@lab1", "lab2") or SSH(["me@lab1", "lab2"])'
+                )
+        self.hosts = tuple(host if isinstance(host, Host) else Host(host) for host in given)
         twice = {host.address for host in self.hosts if [h.address for h in self.hosts].count(host.address) > 1}
         if twice:
             raise ValueError(f"SSH() names a host twice: {', '.join(sorted(twice))}. Use Host(..., concurrency=)")
         self.accept_new = checks.switch("SSH", "accept_new", accept_new)
-        self.python = _check_python(python)
-        self.config = config
+        self.python = _checked_python("SSH", python)
+        self.config = None if config is None else checks.path("SSH", "config", config, '"~/.ssh/lab_config"')
         self.nodes = len(self.hosts)
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ const FORGET: u8 = 19;
 const DESCRIPTOR: u8 = 22;
 const BLOCKS_ARRIVED: u8 = 26;
 const ANSWER: u8 = 27;
+const RUNNING: u8 = 28;
 /// Kinds up to here are tried; the last ones are unknown.
 const KINDS: u8 = 30;
 /// Events, and bytes of them, that a session handles at once: as in `wire/stream.rs`.
@@ -179,6 +180,8 @@ fn message(raw: &mut Vec<u8>, kind: u8, known: &Known, script: &mut Script<'_>) 
         body.extend([code, u8::try_from(blobs).unwrap()]);
         body.extend(u16::try_from(parts).unwrap().to_le_bytes());
         body.extend(u32::from(script.byte() % 2).to_le_bytes());
+        body.extend(u32::from(script.byte()).to_le_bytes());
+        body.extend(u32::from(script.byte()).to_le_bytes());
         body.extend((u64::from(script.byte()) << 20).to_le_bytes());
         body.extend(lengths.iter().flat_map(|length| length.to_le_bytes()));
         for place in 0..blobs {
@@ -202,7 +205,7 @@ fn control(raw: &mut Vec<u8>, kind: u8, known: &Known, script: &mut Script<'_>) 
             body.extend(number(known, script).to_le_bytes());
         }
         DESCRIPTOR => body.extend(number(known, script).to_le_bytes()),
-        ACKNOWLEDGE => {
+        ACKNOWLEDGE | RUNNING => {
             for _ in 0..script.below(6) {
                 let id = id(known, script);
                 body.extend(id.task.to_le_bytes());
@@ -240,7 +243,7 @@ pub fn controls(controls: impl IntoIterator<Item = Control>) -> Vec<u8> {
 pub fn task(id: Attempt, generation: u32, blobs: &[u64]) -> Vec<u8> {
     let mut body = vec![0, u8::try_from(blobs.len()).unwrap(), 0, 0];
     body.extend(generation.to_le_bytes());
-    body.extend(0_u64.to_le_bytes());
+    body.resize(24, 0);
     for (place, number) in (0_u16..).zip(blobs) {
         body.extend(place.to_le_bytes());
         body.extend(number.to_le_bytes());
@@ -253,7 +256,7 @@ pub fn task(id: Attempt, generation: u32, blobs: &[u64]) -> Vec<u8> {
 /// Return the frame of an answer to a note.
 pub fn answer(note: u64) -> Vec<u8> {
     let mut raw = Vec::new();
-    frame(&mut raw, ANSWER, 3, Attempt { task: note, attempt: 0 }, &[0; 16]);
+    frame(&mut raw, ANSWER, 3, Attempt { task: note, attempt: 0 }, &[0; 24]);
     raw
 }
 

@@ -110,11 +110,17 @@ impl Dispatch {
         let why = if let NodeState::Lost(why) = &record.node.state { why } else { "closed" };
         // The text is shared by all tasks that end of it.
         let why = Bytes::from(format!("node {} was lost: {why}", record.node.name));
+        // A node runs the tasks first that it was sent first.
+        let slots = record.node.slots;
         self.send(id, Action::Goodbye(id, "the node was lost"), out);
-        for task in self.queue.remove_peer(id).into_iter().rev() {
+        for (place, task) in self.queue.remove_peer(id).into_iter().enumerate().rev() {
+            let calls = self.queue.calls_of(task);
             // A loss that was announced is not held against the task.
             let again = if notice.is_some() { self.queue.requeue(task) } else { self.queue.retry(task, self.attempts) };
-            if !again && let Some(message) = self.queue.remove(task) {
+            if again && place < slots {
+                self.activity.rerun(id, calls);
+            } else if !again && let Some(message) = self.queue.remove(task) {
+                self.activity.failed();
                 let end = Message::text(message.id, Outcome::NodeLost, String::new());
                 out.push(Action::Complete(None, Message { parts: vec![why.clone()], ..end }));
             }

@@ -125,6 +125,7 @@ impl Dispatch {
                     record.blobs.lost(number);
                 }
             }
+            Control::Running(ids) => ids.into_iter().for_each(|id| self.queue.set_running(from, id)),
             Control::Output { stream, text } => out.push(Action::Print(from, stream, text)),
             Control::Pulse { nonce } => self.on_pulse(from, nonce, now)?,
             Control::Ready { slots } => self.on_ready(from, slots, now)?,
@@ -159,7 +160,8 @@ impl Dispatch {
         let is_draining = record.is_some_and(|r| matches!(r.node.state, NodeState::Draining(_)));
         if result.code == Outcome::Crashed as u8 && is_draining && self.queue.given_back(from, id) {
             self.send(from, Action::Acknowledge(from, id), out);
-        } else if self.ends(from, id, now) {
+        } else if let Some(task) = self.ends(from, id, now) {
+            self.activity.ended(from, &task, &result, now);
             if result.code == Outcome::Cancelled as u8 && self.answer_cancel(id) {
                 self.send(from, Action::Acknowledge(from, id), out);
             } else {
@@ -176,16 +178,15 @@ impl Dispatch {
 
     /// End a task for whose result this process had no memory.
     fn on_lost_result(&mut self, from: PeerId, id: Attempt, size: usize, now: Instant, out: &mut Vec<Action>) {
-        if !self.ends(from, id, now) {
-            self.on_stale(from, id, out);
-            return;
-        }
+        let Some(task) = self.ends(from, id, now) else { return self.on_stale(from, id, out) };
         let name = self.nodes.get(from).map_or("", |record| &record.node.name);
         let text = format!(
             "node {name}: the task has ended, but this process has no memory for its result of {size} bytes: free memory, \
              raise the limit (ulimit -v), or return less"
         );
-        out.push(Action::Complete(Some(from), Message::text(id, Outcome::Crashed, text)));
+        let end = Message::text(id, Outcome::Crashed, text);
+        self.activity.ended(from, &task, &end, now);
+        out.push(Action::Complete(Some(from), end));
     }
 
     /// Acknowledge and count a result that is late or doubled.
@@ -194,13 +195,15 @@ impl Dispatch {
         self.send(from, Action::Acknowledge(from, id), out);
     }
 
-    /// Take an attempt out of the queue that this node has ended; return false if the node does not hold it.
-    fn ends(&mut self, from: PeerId, id: Attempt, now: Instant) -> bool {
-        let held = self.queue.done(from, id, now);
-        if held && let Some(session) = session(&mut self.nodes, from) {
+    /// Take an attempt out of the queue that this node has ended; return `None` if the node does not hold it.
+    fn ends(&mut self, from: PeerId, id: Attempt, now: Instant) -> Option<Message> {
+        let task = self.queue.done(from, id, now);
+        if task.is_some()
+            && let Some(session) = session(&mut self.nodes, from)
+        {
             session.life.helped();
         }
-        held
+        task
     }
 
     /// Note the round-trip time of a heartbeat, which is numbered by the microseconds of the session when it was sent.

@@ -129,6 +129,12 @@ impl NodeBlobs {
         self.lost.extend(blob);
     }
 
+    /// Return the bytes of all blobs that the node has, or will have.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.bytes
+    }
+
     /// Return whether the node has this content, or will have it.
     #[must_use]
     pub fn has(&self, content: u64) -> bool {

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::client::activity::Activity;
 use crate::client::blobs::{self, NodeBlobs};
 use crate::client::completions::QUEUE_SHIFT;
 use crate::client::liveness::{Liveness, Request};
@@ -86,6 +87,7 @@ pub struct Dispatch {
     pub(super) wakeups: Wakeups,
     /// The number of the last transfer of a blob to a node.
     pub(super) last_blob: u64,
+    pub(super) activity: Activity,
 }
 
 impl Dispatch {
@@ -103,6 +105,7 @@ impl Dispatch {
             pending_cancels: HashMap::new(),
             wakeups: Wakeups::default(),
             last_blob: 0,
+            activity: Activity::default(),
         }
     }
 
@@ -111,6 +114,7 @@ impl Dispatch {
     pub fn add_node(&mut self, name: String, may_return: bool, now: Instant) -> PeerId {
         let state = if self.closing { NodeState::Closed } else { NodeState::Connecting };
         self.nodes.push(NodeRecord::new(name, state, may_return, now));
+        self.activity.add_node(now);
         self.nodes.len() - 1
     }
 
@@ -158,6 +162,34 @@ impl Dispatch {
         (self.queue.len(), self.stale)
     }
 
+    /// Return what the nodes have done so far.
+    #[must_use]
+    pub fn activity(&self) -> &Activity {
+        &self.activity
+    }
+
+    /// Return how many calls have not ended.
+    #[must_use]
+    pub fn pending_calls(&self) -> u64 {
+        self.queue.calls()
+    }
+
+    /// Return whether a task's node has reported that the task runs.
+    #[must_use]
+    pub fn is_running(&self, task: u64) -> bool {
+        self.queue.is_running(task)
+    }
+
+    /// Return how many tasks a node runs, how many wait there, and the bytes of large data that it keeps. A node with more
+    /// tasks than slots runs as many as it has slots.
+    #[must_use]
+    pub fn load(&self, id: PeerId) -> (usize, usize, u64) {
+        let held = self.queue.count_held(id);
+        let Some(record) = self.nodes.get(id) else { return (0, held, 0) };
+        let running = held.min(record.node.slots);
+        (running, held - running, record.blobs.size())
+    }
+
     /// Append a task to the queue, or send it to this one node.
     pub fn submit(
         &mut self,
@@ -188,6 +220,7 @@ impl Dispatch {
             },
         };
         if let Some(why) = refused {
+            self.activity.failed();
             out.push(Action::Complete(None, Message::text(id, Outcome::NodeLost, why)));
         } else if !self.wakeups.may_batch(id.task >> QUEUE_SHIFT, caller, self.queue.len(), now) {
             self.wake(out);
@@ -328,10 +361,11 @@ impl Dispatch {
     pub(super) fn fail_stranded(&mut self, now: Instant, out: &mut Vec<Action>) {
         // The text is shared: there may be a million tasks.
         let Some(why) = self.no_eligible_node(now).map(Bytes::from) else { return };
-        out.extend(self.queue.take_waiting().into_iter().map(|id| {
+        for id in self.queue.take_waiting() {
+            self.activity.failed();
             let end = Message::text(id, Outcome::NodeLost, String::new());
-            Action::Complete(None, Message { parts: vec![why.clone()], ..end })
-        }));
+            out.push(Action::Complete(None, Message { parts: vec![why.clone()], ..end }));
+        }
     }
 
     /// Return whether every task is in exactly one place, and each record agrees with the others. Takes time in proportion

@@ -6,12 +6,14 @@
 //! | `arrivals.rs` | its half that nodes drive: their frames and heartbeats |
 //! | `absence.rs` | its half for nodes that are away, come back, or are lost |
 //! | `sending.rs` | its half that sends: tasks, their blobs, and requests about them |
+//! | `activity.rs` | PURE: counters, and a record of each ended attempt, for those who watch a run |
 //! | `blobs.rs` | PURE: which blobs a node has, and what it is to forget |
 //! | `contents.rs` | the large buffers of tasks, each distinct content once |
 //! | `wakeups.rs` | PURE: when the I/O thread is woken for a submitted task |
 //! | `liveness.rs` | PURE: when a node has not done for too long what it was asked to do |
 //! | `io.rs` | the lock around the decider; carries its actions out |
 //! | `pool.rs` | the calls from Python, and the I/O thread |
+//! | `watching.rs` | how the pool stands and what it has done, for callers |
 //! | `command.rs` | a command that runs on a machine to its end, and what it prints |
 //! | `session.rs` | one node's connection, from the first byte to the last |
 //! | `reattach.rs` | a session whose connection was lost goes on over another one |
@@ -21,6 +23,7 @@
 //! | `completions.rs`, `inbox.rs` | ended tasks, output and notes, until they are taken |
 
 mod absence;
+pub mod activity;
 mod arrivals;
 pub mod blobs;
 mod command;
@@ -38,3 +41,4 @@ mod sending;
 pub mod session;
 pub mod stripes;
 pub mod wakeups;
+pub mod watching;

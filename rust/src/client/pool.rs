@@ -51,7 +51,7 @@ pub enum Endpoint {
 /// The nodes of one pool.
 #[derive(Debug)]
 pub struct Pool {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     runtime: runtime::Handle,
     /// The I/O thread, until the pool is closed.
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -221,25 +221,6 @@ impl Pool {
         self.shared.decide(|dispatch, out| dispatch.lost(id, end, Instant::now(), out));
     }
 
-    /// Return all nodes that were added, in that order.
-    #[must_use]
-    pub fn nodes(&self) -> Vec<Node> {
-        lock(&self.shared.state).dispatch.nodes().cloned().collect()
-    }
-
-    /// Return the node of this number.
-    #[must_use]
-    pub fn node(&self, id: PeerId) -> Option<Node> {
-        lock(&self.shared.state).dispatch.node(id).cloned()
-    }
-
-    /// Wait until a node is no longer in the state whose name it had in `seen`, at most for `bound`.
-    pub fn wait_for_change(&self, seen: &[impl AsRef<str>], bound: Duration) {
-        let state = lock(&self.shared.state);
-        let same = |s: &mut State| s.dispatch.nodes().map(|n| n.state.name()).eq(seen.iter().map(AsRef::as_ref));
-        drop(self.shared.changed.wait_timeout_while(state, bound, same));
-    }
-
     /// Append a task, or send it to this one node. It ends with exactly one message out of [`Pool::finished`] of its
     /// completion queue, which is open. Return false if [`Pool::finished`] has already returned that no further task ends.
     /// Never waits.
@@ -343,19 +324,6 @@ impl Pool {
             self.shared.decide(|dispatch, out| dispatch.taken(queue, caller, results, Instant::now(), out));
         }
         Some(ended.into_iter().map(|(_, message)| message).collect())
-    }
-
-    /// Return the number of tasks that have not ended, and of results that came late or twice.
-    #[must_use]
-    pub fn counts(&self) -> (usize, u64) {
-        lock(&self.shared.state).dispatch.counts()
-    }
-
-    /// Return, for each node in the order of their numbers, the bytes that were written to its session's stream and those
-    /// that were read from it. SSH's own bytes, such as its encryption's, are not among them.
-    #[must_use]
-    pub fn traffic(&self) -> Vec<(u64, u64)> {
-        lock(&self.shared.state).senders.iter().map(|sender| sender.traffic()).collect()
     }
 
     /// Return whether this process was forked from the one that opened the pool: it has no I/O thread, and any lock may be

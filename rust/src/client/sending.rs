@@ -13,6 +13,7 @@ impl Dispatch {
     /// Send a task to a node that has room for it, and ahead of it the blobs that the node does not have;
     /// [`Dispatch::wake`] must follow.
     pub(super) fn send_task(&mut self, node: PeerId, mut task: Message, out: &mut Vec<Action>) {
+        self.activity.payload_sent += task.load() as u64;
         if !task.blobs.is_empty()
             && let Some(record) = self.nodes.get_mut(node)
         {

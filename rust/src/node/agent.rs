@@ -104,6 +104,7 @@ impl Agent {
         let state = State::new(settings, begun, Duration::from_millis(client.lease_ms));
         let greeting = WorkerHello {
             node: client.node,
+            number: 0,
             slots,
             lease_ms: client.lease_ms,
             generation: client.generation,

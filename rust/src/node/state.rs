@@ -5,6 +5,7 @@
 //! `workers.rs` the worker processes; this file tells each of them of the inputs that concern it, and passes on
 //! what one of them finds out and another one needs.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,6 +18,9 @@ use crate::node::workers::{ABORT_GRACE, Role, Workers};
 use crate::queue::PeerId;
 use crate::timing::AGENT_BACKLOG;
 use crate::wire::{Attempt, Body, Control, Event, Message, Offer, Outcome};
+
+/// The client is told that a task runs when the task has run for so long at a tick.
+const REPORTED_AGE: Duration = Duration::from_millis(50);
 
 /// What the decider knows from the client's hello. It never changes.
 #[derive(Debug, Clone)]
@@ -50,6 +54,8 @@ pub struct State {
     lease: Duration,
     /// The client was told that all workers are ready.
     announced: bool,
+    /// The tasks of which the client was told that they run, as long as they do.
+    reported: HashSet<Attempt>,
     /// The client was told that this node will soon be gone.
     draining: bool,
     /// [`Action::Stop`] was returned.
@@ -67,6 +73,7 @@ impl State {
             slept: Duration::ZERO,
             lease,
             announced: false,
+            reported: HashSet::new(),
             draining: false,
             stopping: false,
         }
@@ -303,31 +310,51 @@ impl State {
         self.tasks.answer_if_full(out);
         // First: the spare for a worker that is replaced now starts with the next tick, not beside the replacement.
         self.workers.start_spare(now, out);
+        let running = self.running(running);
+        self.report_running(&running, out);
         if let Some(limit) = self.settings.task_timeout {
-            self.end_late_tasks(limit, running, now, out);
+            self.end_late_tasks(limit, &running, now, out);
         }
         self.workers.end_overdue(&mut self.tasks, now, out);
         self.workers.retire_surplus(now);
         self.workers.kill_lost(&self.tasks, now, out);
     }
 
+    /// Return which tasks run, each with its worker and for how long it does.
+    fn running(&self, running: &dyn Fn(PeerId) -> Vec<(Attempt, Duration)>) -> Vec<(PeerId, Attempt, Duration)> {
+        let busy = self.workers.iter().filter(|(_, worker)| worker.ready && worker.role != Role::Spare);
+        busy.flat_map(|(worker, _)| running(worker).into_iter().map(move |(id, age)| (worker, id, age))).collect()
+    }
+
+    /// Tell the client which tasks run that it was not told of. Short tasks have ended before.
+    fn report_running(&mut self, running: &[(PeerId, Attempt, Duration)], out: &mut Vec<Action>) {
+        let queue = &self.tasks.queue;
+        let is_long =
+            |&&(worker, id, age): &&(PeerId, Attempt, Duration)| age >= REPORTED_AGE && queue.holds(worker, id);
+        let long: HashSet<_> = running.iter().filter(is_long).map(|(_, id, _)| *id).collect();
+        let fresh: Vec<_> = long.difference(&self.reported).copied().collect();
+        self.reported = long;
+        if !fresh.is_empty() {
+            out.push(Action::Reply(Control::Running(fresh)));
+        }
+    }
+
     fn end_late_tasks(
         &mut self,
         limit: Duration,
-        running: &dyn Fn(PeerId) -> Vec<(Attempt, Duration)>,
+        running: &[(PeerId, Attempt, Duration)],
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        let busy = self.workers.iter().filter(|(_, worker)| worker.ready && worker.role != Role::Spare);
-        let running = busy.flat_map(|(worker, _)| running(worker).into_iter().map(move |(id, age)| (worker, id, age)));
-        for (worker, id, age) in running.filter(|(.., age)| *age > limit).collect::<Vec<_>>() {
+        for &(worker, id, age) in running.iter().filter(|(.., age)| *age > limit) {
             let text = format!(
                 "node {}: the task ran for {:.1} s, longer than Worker(task_timeout={}), and was ended",
                 self.settings.node,
                 age.as_secs_f64(),
                 limit.as_secs_f64()
             );
-            let end = Message::text(id, Outcome::TimedOut, text);
+            let nanos = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
+            let end = Message { nanos, ..Message::text(id, Outcome::TimedOut, text) };
             if !self.tasks.time_out(worker, end, now, out) && !self.tasks.is_aborting(id) {
                 // The task's result is here, but its thread does not come back for the tasks that wait there.
                 self.workers.retire(worker, &mut self.tasks, now, out);

@@ -151,6 +151,7 @@ impl Supervisor {
         let link = Arc::new(FrameSender::default());
         let descriptors = Arc::<Outgoing<SharedFile>>::default();
         self.greeting.generation = generation;
+        self.greeting.number = u32::try_from(id).unwrap_or(u32::MAX);
         let greeting = hello(&self.greeting)?;
         link.send(|o| o.control(greeting));
         // The hello has a whole lease, of which a part may be over.

@@ -261,7 +261,7 @@ impl Tasks {
         if self.aborting.get(&result.id).is_some_and(|deadline| deadline.worker == worker) {
             self.aborting.remove(&result.id);
         }
-        if self.queue.done(worker, result.id, now) {
+        if self.queue.done(worker, result.id, now).is_some() {
             self.owed_answers.remove(&result.id);
             self.results.deliver(result, out);
         }
@@ -270,7 +270,7 @@ impl Tasks {
     /// End a task that its worker has run for too long, with this `end`. [`Tasks::overdue_workers`] has the worker from now
     /// on. Return whether the worker still held the task.
     pub fn time_out(&mut self, worker: PeerId, end: Message, now: Instant, out: &mut Vec<Action>) -> bool {
-        let late = self.queue.done(worker, end.id, now);
+        let late = self.queue.done(worker, end.id, now).is_some();
         if late {
             self.owed_answers.remove(&end.id);
             self.aborting.insert(end.id, KillDeadline { worker, by: now });

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -13,47 +13,16 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use crate::client::packages::Packages;
-use crate::client::pool::{Lines, Node, NodeSpec, NodeState, Pool};
+use crate::client::pool::{Lines, NodeSpec, Pool};
 use crate::python::buffer::{Blob, task_parts, to_python};
 use crate::python::connection::{self, Connection, EndpointArgument, IdentityArgument, public_keys};
 use crate::python::convert::{PoolClosedError, from_dataclass, seconds};
 use crate::python::log;
+use crate::python::rows::{NodeRow, TotalsRow};
 use crate::timing::Timing;
 use crate::transport::host_key::HostKeys;
 use crate::transport::ssh::{RekeyLimits, Target};
 use crate::wire::{Attempt, ClientHello, MAX_BODY, MAX_NOTE, Message};
-
-/// A row of [`Core::nodes`]: a dict, whose keys are the fields of the public `Node`.
-#[derive(IntoPyObject)]
-struct NodeRow {
-    name: String,
-    state: &'static str,
-    reason: String,
-    slots: usize,
-    rtt: Option<f64>,
-    pid: Option<u32>,
-    since: f64,
-}
-
-impl From<Node> for NodeRow {
-    fn from(node: Node) -> Self {
-        let state = node.state.name();
-        let reason = match node.state {
-            NodeState::Reconnecting(why) | NodeState::Draining(why) | NodeState::Lost(why) => why,
-            NodeState::Connecting | NodeState::Ready | NodeState::Closed => String::new(),
-        };
-        let rtt = (node.rtt != Duration::MAX).then_some(node.rtt.as_secs_f64());
-        let since = unix_time(node.since);
-        let pid = node.hello.map(|h| h.pid);
-        Self { name: node.name, state, reason, slots: node.slots, rtt, pid, since }
-    }
-}
-
-/// Return a moment as the seconds since 1970, by the clock as it is now.
-fn unix_time(moment: Instant) -> f64 {
-    let at = SystemTime::now() - moment.elapsed();
-    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
-}
 
 #[pyclass(frozen, module = "skyward_lite._core")]
 pub(super) struct Core {
@@ -197,7 +166,7 @@ impl Core {
     }
 
     fn nodes(&self) -> PyResult<Vec<NodeRow>> {
-        Ok(self.owned()?.nodes().into_iter().map(NodeRow::from).collect())
+        Ok(self.owned()?.report().into_iter().map(NodeRow::from).collect())
     }
 
     #[pyo3(signature = (seen, bound_ms))]
@@ -206,7 +175,7 @@ impl Core {
     }
 
     #[allow(clippy::too_many_arguments)] // a flat call is what the hot path wants
-    #[pyo3(signature = (task, kind, pickled, buffers, node, nanos, generation))]
+    #[pyo3(signature = (task, kind, pickled, buffers, node, nanos, generation, calls, name))]
     fn submit(
         &self,
         task: u64,
@@ -216,11 +185,14 @@ impl Core {
         node: Option<usize>,
         nanos: u64,
         generation: u32,
+        calls: u32,
+        name: u32,
     ) -> PyResult<bool> {
         // Without a check of the owner, which takes a system call: `check_owner` comes before a task is pickled.
         let (parts, blobs) = task_parts(pickled, buffers, self.pool.contents())?;
         let id = Attempt { task, attempt: 0 };
-        Ok(self.pool.submit(Message { id, code: kind, generation, nanos, parts, blobs }, node))
+        let task = Message { id, code: kind, generation, slot: 0, calls, nanos, name, parts, blobs };
+        Ok(self.pool.submit(task, node))
     }
 
     fn blob(&self, data: &Bound<'_, PyAny>) -> PyResult<Blob> {
@@ -310,6 +282,20 @@ impl Core {
 
     fn traffic(&self) -> Vec<(u64, u64)> {
         self.pool.traffic()
+    }
+
+    fn totals(&self) -> PyResult<TotalsRow> {
+        Ok(self.owned()?.totals().into())
+    }
+
+    fn is_running(&self, task: u64) -> bool {
+        !self.pool.is_forked() && self.pool.is_running(task)
+    }
+
+    fn records<'py>(&self, py: Python<'py>, after: u64) -> PyResult<(u64, Bound<'py, PyBytes>)> {
+        let pool = self.owned()?;
+        let (first, packed) = py.detach(|| pool.records(after));
+        Ok((first, PyBytes::new(py, &packed)))
     }
 
     fn close(&self, py: Python<'_>) {

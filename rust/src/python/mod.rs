@@ -9,10 +9,11 @@ mod convert;
 mod keys;
 mod log;
 mod node;
+mod rows;
 
 use pyo3::prelude::*;
 
-use crate::client::pool;
+use crate::client::{activity, pool};
 use crate::timing::Timing;
 use crate::wire;
 use crate::wire::Outcome;
@@ -60,4 +61,8 @@ mod _core {
     const MAX_NOTE: usize = super::wire::MAX_NOTE;
     #[pymodule_export]
     const MAX_BODY: usize = super::wire::MAX_BODY;
+    #[pymodule_export]
+    const MAX_RECORDS: usize = super::activity::MAX_RECORDS;
+    #[pymodule_export]
+    const SLOT_BITS: u32 = super::wire::SLOT_BITS;
 }

@@ -20,7 +20,7 @@ use crate::python::convert::{core_error, private_key, public_key, seconds, socke
 use crate::python::log;
 use crate::transport::server;
 use crate::transport::ssh::RekeyLimits;
-use crate::wire::{ASKS, Attempt, Message, Outcome, TELLS, WorkerHello};
+use crate::wire::{ASKS, Attempt, Message, Outcome, TELLS, WorkerHello, slot_number};
 
 /// Longest time for which a thread that waits for the answer to a note handles no signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
@@ -145,18 +145,22 @@ impl WorkerRuntime {
     }
 
     #[allow(clippy::too_many_arguments)] // a flat call is what the hot path wants
-    #[pyo3(signature = (task, attempt, code, nanos, pickled, buffers=None))]
+    #[pyo3(signature = (slot, task, attempt, code, calls, nanos, pickled, buffers=None))]
     fn finish(
         &self,
         py: Python<'_>,
+        slot: usize,
         task: u64,
         attempt: u16,
         code: u8,
+        calls: u32,
         nanos: u64,
         pickled: &Bound<'_, PyAny>,
         buffers: Option<Vec<Bound<'_, PyAny>>>,
     ) -> PyResult<()> {
-        let head = Message { id: Attempt { task, attempt }, code, nanos, ..Message::default() };
+        let id = Attempt { task, attempt };
+        let slot = slot_number(self.hello.number, slot);
+        let head = Message { id, code, slot, calls, nanos, ..Message::default() };
         if let Some(answer) = self.worker.try_finish(answer(head, pickled, buffers)?) {
             py.detach(|| self.worker.finish(answer));
         }

@@ -183,6 +183,11 @@ control_frames! {
         write |Self::StripeBlock { number }, to| to.number(*number);
         read |frame| Self::StripeBlock { number: frame.number()? };
 
+    /// These tasks run at the node, and have done so for some time.
+    28 => Running(Vec<Attempt>):
+        write |Self::Running(ids), to| to.attempts(ids);
+        read |frame| Self::Running(frame.attempts("list of running tasks")?);
+
     /// The stripes' blocks of these numbers have arrived from the receiver of this frame.
     26 => BlocksArrived(Vec<u64>):
         write |Self::BlocksArrived(blocks), to| to.numbers(blocks);
@@ -194,7 +199,7 @@ impl Control {
     pub(super) fn size(&self) -> usize {
         match self {
             Self::Output { text: body, .. } | Self::NoteAnswer { error: body, .. } => body.len(),
-            Self::Acknowledge(ids) => size_of_val(ids.as_slice()),
+            Self::Acknowledge(ids) | Self::Running(ids) => size_of_val(ids.as_slice()),
             Self::Forget(numbers) | Self::BlocksArrived(numbers) => size_of_val(numbers.as_slice()),
             _ => 0,
         }

@@ -18,7 +18,7 @@ use crate::text;
 /// Marks where our protocol begins in a stream that a login shell may have written to before.
 pub const MAGIC: [u8; 16] = *b"\0SKYWARD-LITE\r\n\0";
 /// Version of everything in this folder. Both ends must have the same.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 /// Bytes of banner, MOTD or `.bashrc` output that are skipped before the magic.
 pub const MAX_NOISE: usize = 64 * 1024;
 /// Cap of a frame's body, in bytes.

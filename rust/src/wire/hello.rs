@@ -132,6 +132,8 @@ pub struct Attach {
 pub struct WorkerHello {
     /// The client's name for this node.
     pub node: String,
+    /// The worker's number in its node. A worker that takes another one's place has a number of its own.
+    pub number: u32,
     /// Threads that take tasks.
     pub slots: usize,
     /// As [`ClientHello::lease_ms`].

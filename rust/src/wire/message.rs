@@ -3,7 +3,8 @@
 //! ```text
 //! message = chunk+                              each chunk is a frame; the first and the last have a flag
 //! chunk   = head? bytes                         the head stands in the first chunk
-//! head    = code (u8) blobs (u8) parts (u16) generation (u32) nanos (u64) length (u64)[parts] blob[blobs]
+//! head    = code (u8) blobs (u8) parts (u16) generation (u32) slot (u32) calls (u32) nanos (u64) tail
+//! tail    = length (u64)[parts] blob[blobs]
 //! blob    = place (u16) number (u64)            a part whose bytes travel apart: see `blob.rs`
 //! ```
 //!
@@ -31,7 +32,7 @@ const MAX_COPIED_PART: usize = 4096;
 /// Bytes of memory that a part takes beside its payload, about.
 const PART_OVERHEAD: usize = 64;
 /// Bytes of a head without the parts' lengths and the blobs.
-const HEAD: usize = 16;
+const HEAD: usize = 24;
 /// Bytes of a blob in a head.
 const BLOB_HEAD: usize = 10;
 
@@ -101,13 +102,30 @@ pub struct Message {
     pub code: u8,
     /// Of a task: the generation of the client's modules that it was pickled with. Only workers of this generation run it.
     pub generation: u32,
+    /// Of a result: the slot of the node that ran the task, see [`slot_number`].
+    pub slot: u32,
+    /// Of a task: how many calls it consists of. Of a result: how many of them have ended, with a value or an exception; 0
+    /// if that is not known.
+    pub calls: u32,
     /// Of a result: how long the function ran, in nanoseconds, by the worker's clock. Of a task: how long the task may
     /// run in all, 0 for as long as it likes; the client uses it when the task's node does not end the task in time.
     pub nanos: u64,
+    /// Of a task, at the client alone: the number of its function's name. It is not sent.
+    pub name: u32,
     /// The pickle, then those of its out-of-band buffers that travel in the message.
     pub parts: Vec<Bytes>,
     /// The other buffers, in the order of their places among all parts.
     pub blobs: Vec<BlobPart>,
+}
+
+/// Bits of a slot's number in its node that are its number in its worker; the others are the worker's number.
+pub const SLOT_BITS: u32 = 12;
+
+/// Return the number in its node of this slot of this worker. Numbers that have too many bits lose the upper ones.
+#[must_use]
+pub fn slot_number(worker: u32, slot: usize) -> u32 {
+    let slot = u32::try_from(slot).unwrap_or(u32::MAX) & ((1 << SLOT_BITS) - 1);
+    worker << SLOT_BITS | slot
 }
 
 impl Message {
@@ -155,6 +173,8 @@ impl Message {
         out.extend_from_slice(&[self.code, u8::try_from(blobs.len()).unwrap_or(u8::MAX)]);
         out.extend_from_slice(&count.to_le_bytes());
         out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.slot.to_le_bytes());
+        out.extend_from_slice(&self.calls.to_le_bytes());
         out.extend_from_slice(&self.nanos.to_le_bytes());
         for part in &self.parts {
             out.extend_from_slice(&(part.len() as u64).to_le_bytes());
@@ -233,6 +253,8 @@ pub(super) struct Assembly {
     id: Attempt,
     code: u8,
     generation: u32,
+    slot: u32,
+    calls: u32,
     nanos: u64,
     /// Payload bytes of the whole message.
     pub size: usize,
@@ -255,6 +277,8 @@ impl Assembly {
         let blob_count = usize::from(chunk.get_u8());
         let count = usize::from(chunk.get_u16_le());
         let generation = chunk.get_u32_le();
+        let slot = chunk.get_u32_le();
+        let calls = chunk.get_u32_le();
         let nanos = chunk.get_u64_le();
         if count + blob_count > MAX_PARTS {
             return Err(FrameError::TooLong { what: "list of parts", len: count + blob_count, cap: MAX_PARTS });
@@ -280,14 +304,26 @@ impl Assembly {
         if matches!(body, Body::Note | Body::Answer) && size > MAX_NOTE {
             return Err(FrameError::TooLong { what: "note", len: size, cap: MAX_NOTE });
         }
-        Ok(Self { id, code, generation, nanos, size, done: Vec::with_capacity(count), lens, part: Vec::new(), blobs })
+        Ok(Self {
+            id,
+            code,
+            generation,
+            slot,
+            calls,
+            nanos,
+            size,
+            done: Vec::with_capacity(count),
+            lens,
+            part: Vec::new(),
+            blobs,
+        })
     }
 
     /// Return the message whose only chunk is `chunk`. Its parts are slices of the block, unless they are so small that
     /// they would keep much more memory alive than they count for. Parts of notes are always copied: notes are counted
     /// in bytes.
     pub fn whole(self, body: Body, mut chunk: Bytes) -> Result<Message, FrameError> {
-        let Self { id, code, generation, nanos, lens, done: mut parts, blobs, .. } = self;
+        let Self { id, code, generation, slot, calls, nanos, lens, done: mut parts, blobs, .. } = self;
         let max_copied = if body == Body::Note { usize::MAX } else { MAX_COPIED_PART };
         for len in lens {
             if len > chunk.len() {
@@ -297,7 +333,7 @@ impl Assembly {
             parts.push(if len <= max_copied { Bytes::copy_from_slice(&part) } else { part });
         }
         if chunk.is_empty() {
-            Ok(Message { id, code, generation, nanos, parts, blobs })
+            Ok(Message { id, code, generation, slot, calls, nanos, name: 0, parts, blobs })
         } else {
             Err(FrameError::BadBody("message"))
         }
@@ -333,9 +369,9 @@ impl Assembly {
 
     /// Return the message after its last chunk.
     pub fn end(self) -> Result<Message, FrameError> {
-        let Self { id, code, generation, nanos, lens, done: parts, blobs, .. } = self;
+        let Self { id, code, generation, slot, calls, nanos, lens, done: parts, blobs, .. } = self;
         if parts.len() == lens.len() {
-            Ok(Message { id, code, generation, nanos, parts, blobs })
+            Ok(Message { id, code, generation, slot, calls, nanos, name: 0, parts, blobs })
         } else {
             Err(FrameError::Truncated("message"))
         }

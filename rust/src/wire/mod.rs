@@ -41,7 +41,7 @@ pub use control::{Control, MAX_REASON};
 pub use decoder::{Admit, Decoder, Event, MAX_UNFINISHED, Offer};
 pub use header::{Attempt, MAGIC, MAX_BODY, MAX_CHUNK, MAX_NOISE, PROTOCOL, put_preamble};
 pub use hello::{AgentHello, Attach, ClientHello, WorkerHello, WorkerSpec, attach, hello, read_hello};
-pub use message::{ASKS, Body, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing, TELLS};
+pub use message::{ASKS, Body, MAX_NOTE, MAX_PARTS, Message, Outcome, Outgoing, SLOT_BITS, TELLS, slot_number};
 pub use outbox::{LEFT_OUT, MAX_OUTPUT_FRAME, MAX_SMALL_MESSAGE, Outbox, STDERR, STDOUT};
 pub use reader::EventReader;
 pub(crate) use stream::MAX_WRITE;

@@ -38,8 +38,7 @@ pub fn frame(raw: &mut Vec<u8>, kind: u8, flags: u8, task: u64, body: &[u8]) {
 pub fn head(lens: &[u64], bytes: usize) -> Vec<u8> {
     let mut head = vec![0, 0];
     head.extend(u16::try_from(lens.len()).unwrap().to_le_bytes());
-    head.extend(0_u32.to_le_bytes());
-    head.extend(0_u64.to_le_bytes());
+    head.extend([0; 20]);
     for len in lens {
         head.extend(len.to_le_bytes());
     }

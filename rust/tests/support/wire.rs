@@ -67,8 +67,7 @@ pub fn frame(len: u32, kind: u8, flags: u8, body: &[u8]) -> Vec<u8> {
 pub fn head(code: u8, lens: &[u64]) -> Vec<u8> {
     let mut head = vec![code, 0];
     head.extend(u16::try_from(lens.len()).unwrap().to_le_bytes());
-    head.extend(0_u32.to_le_bytes());
-    head.extend(0_u64.to_le_bytes());
+    head.extend([0; 20]);
     for len in lens {
         head.extend(len.to_le_bytes());
     }

@@ -176,7 +176,7 @@ def explain(error: BaseException, operation: str, region: str, instance_type: st
     code, message = error_code(error), _message(error)
     action = operation if ":" in operation else f"ec2:{operation.title().replace('_', '')}"
     if code in DENIED:
-        return f"these credentials may not do {action} in {region}; the README has the policy. AWS said: {message}"
+        return f"these credentials may not do {action} in {region}; the docs have the policy. AWS said: {message}"
     if code == "OptInRequired" and ("marketplace" in message.lower() or "subscri" in message.lower()):
         return f"the image's terms must be accepted in AWS Marketplace first. AWS said: {message}"
     if code == "OptInRequired" or (code == "AuthFailure" and "region" in message.lower()):

@@ -128,8 +128,11 @@ class Instance(RemoteMachine):
 
     def connect(self, core: _core.Core) -> _core.Connection:
         deadline = time.monotonic() + self.run.settings.boot_timeout
+        self.doing = "booting"
         address = self._wait_for_address(deadline)
+        self.doing = f"waiting until {address} lets us in"
         first = self._enter(core, address, self.host_key, deadline)
+        self.doing = "making its own host key"
         self.run.entered.set()
         report, status, printed = self.run_script(first, boot.rotate(), ROTATE_SECONDS)
         keys = report.get("key", [""])
@@ -197,6 +200,7 @@ class Instance(RemoteMachine):
             return facts
         release = self.wanted.image.python or PYTHON
         log.info("%s: installing Python %s", self.name, release)
+        self.doing = f"installing Python {release}"
         _, status, printed = self.run_script(connection, boot.install_python(PYTHON, release), INSTALL_SECONDS)
         found = self.probe_host(connection, "none")
         if status or not ((found.python and found.venv) or found.uv):

@@ -14,15 +14,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from ... import keywords
 from ..._signals import held
 from .. import Cost, Machine, NodeRequest, Provider
 from .catalog import Allocation
 from .instance import Instance
 from .launch import Launcher
-from .settings import Settings
+from .settings import Settings, instance_types
 from .termination import TERMINATION_SECONDS
 
 
+@keywords.explained("AWS")
 class AWS(Provider):
     """EC2 instances, launched for the pool and terminated with it. Needs boto3: `pip install 'skyward_lite[aws]'`.
 
@@ -72,7 +74,7 @@ class AWS(Provider):
     ) -> None:
         self.settings = Settings(
             region=region,
-            instance_types=(instance_type,) if isinstance(instance_type, str) else tuple(instance_type or ()),
+            instance_types=instance_types(instance_type),
             ami=ami,
             allocation=allocation,
             subnet=subnet,
@@ -81,7 +83,7 @@ class AWS(Provider):
             ssh_from=ssh_from,
             ttl=ttl,
             orphan_timeout=orphan_timeout,
-            tags=dict(tags or {}),
+            tags={} if tags is None else tags,
             max_hourly_cost=max_hourly_cost,
             architecture=architecture,
             disk_gb=disk_gb,

@@ -18,6 +18,46 @@ MAX_DISK_GB = 65_536
 MAX_HOURLY_DOLLARS = 1e9
 """Largest `max_hourly_cost`."""
 
+TEXTS = {
+    "region": '"eu-west-1"',
+    "ami": '"ubuntu-24.04"',
+    "subnet": '"subnet-0123456789abcdef0"',
+    "security_group": '"sg-0123456789abcdef0"',
+    "iam_profile": '"my-profile"',
+    "ssh_from": '"203.0.113.7/32"',
+    "architecture": '"arm64"',
+}
+"""The parameters that are texts, and an example of each."""
+
+
+def instance_types(value: object) -> tuple[str, ...]:
+    """Return `AWS(instance_type=)` as a tuple, empty for None. Raise `TypeError` or `ValueError`."""
+    if value is None:
+        return ()
+    example = '["c7i.large", "c7a.large"]'
+    alone = isinstance(value, str)
+    types = (value,) if alone else checks.texts("AWS", "instance_type", value, example)
+    for kind in types:
+        checks.text("AWS", "instance_type", kind, '"c7i.large"')
+    return tuple(map(str, types))
+
+
+def _checked_tags(value: object) -> dict[str, str]:
+    """Return `AWS(tags=)` as a dict. Raise `TypeError` or `ValueError`."""
+    example = '{"team": "lab"}'
+    tags = checks.pairs("AWS", "tags", value, example)
+    checked = {}
+    for key, text in tags.items():
+        if not isinstance(text, str):
+            raise TypeError(
+                f"AWS(tags={{{key!r}: {checks.shown(text)}}}): the value of a tag is a text, as in {example}"
+            )
+        checked[key] = text
+    reserved = [key for key in checked if key.startswith((PREFIX, "aws:"))]
+    if reserved:
+        raise ValueError(f"AWS(tags=...): {', '.join(reserved)}: these names are not yours to set")
+    return checked
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -45,18 +85,29 @@ class Settings:
     boot_timeout: float
 
     def __post_init__(self) -> None:
+        for name, example in TEXTS.items():
+            value = getattr(self, name)
+            if value is not None:
+                checks.text("AWS", name, value, example)
+        object.__setattr__(self, "tags", _checked_tags(self.tags))
         if self.allocation not in get_args(Allocation):
-            raise ValueError(f"AWS(allocation={self.allocation!r}): one of {', '.join(get_args(Allocation))}")
+            raise ValueError(
+                f"AWS(allocation={checks.shown(self.allocation)}): one of {', '.join(get_args(Allocation))}"
+            )
         if self.architecture not in (None, "x86_64", "arm64"):
             raise ValueError(f'AWS(architecture={self.architecture!r}): "x86_64", "arm64" or None')
         ami = self.ami
         if ami is not None and not ami.startswith(("ami-", "/")) and ami not in IMAGES:
             raise ValueError(f'AWS(ami={ami!r}): "ami-…", the path of a parameter, or one of {", ".join(IMAGES)}')
         if self.ssh_from is not None:
-            ipaddress.ip_network(self.ssh_from)  # its ValueError names the text
-        reserved = [key for key in self.tags if key.startswith((PREFIX, "aws:"))]
-        if reserved:
-            raise ValueError(f"AWS(tags=...): {', '.join(reserved)}: these names are not yours to set")
+            try:
+                ipaddress.ip_network(self.ssh_from)
+            except ValueError as error:
+                # Host bits that are set, say: the error's text says it.
+                raise ValueError(
+                    f"AWS(ssh_from={checks.shown(self.ssh_from)}): the addresses that may reach SSH, as in "
+                    f'ssh_from="203.0.113.7/32" ({error})'
+                ) from None
         limit = self.max_hourly_cost
         checked = {
             "ttl": self._seconds("ttl"),

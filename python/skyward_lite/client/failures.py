@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
+from concurrent.futures import CancelledError
 from typing import Final, NamedTuple
 
 from .. import _core
@@ -33,15 +34,25 @@ class Failures:
         """Of text alone: an exception would keep the frames alive that it was raised in."""
 
     def add(self, error: BaseException) -> None:
-        """Note an error. Never raises, whatever the error's own methods do."""
+        """Note an error, unless the call was cancelled. Never raises, whatever the error's own methods do."""
+        if isinstance(error, CancelledError):
+            return
         self.count += 1
-        kind = type(error)
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         try:
-            message = _core.printable(str(error), MAX_TEXT, lines=False)
-        except Exception as reason:
-            message = f"(its text cannot be shown: {type(reason).__name__})"
-        notes = getattr(error, "__notes__", None)
-        ours = (note for note in (notes if isinstance(notes, list) else ()) if isinstance(note, str))
-        where = _core.printable(next((note for note in ours if note.startswith("node ")), ""), MAX_TEXT, lines=False)
-        self.latest.append(Failure(time.monotonic(), name, message, where))
+            failure = _as_text(error)
+        except BaseException as reason:
+            failure = Failure(time.monotonic(), "an error", f"(it cannot be shown: {type(reason).__name__})", "")
+        self.latest.append(failure)
+
+
+def _as_text(error: BaseException) -> Failure:
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        message = _core.printable(str(error), MAX_TEXT)
+    except BaseException as reason:
+        message = f"(its text cannot be shown: {type(reason).__name__})"
+    notes = getattr(error, "__notes__", None)
+    ours = (note for note in (notes if isinstance(notes, list) else ()) if isinstance(note, str))
+    where = _core.printable(next((note for note in ours if note.startswith("node ")), ""), MAX_TEXT, lines=False)
+    return Failure(time.monotonic(), name, message, where)

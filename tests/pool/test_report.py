@@ -70,7 +70,7 @@ def test_status_counts_calls_and_not_batches(made):
     assert sum(node.done for node in status.nodes) == 127
     assert min(status.payload_sent, status.payload_received, status.bytes_sent, status.bytes_received) > 1000
     lines = repr(early).splitlines()
-    assert lines[0].startswith("<Status: 2 nodes ready, 4 slots, 0 running, 126 done, 2 failed, made ")
+    assert lines[0].startswith("<Status: 2 nodes ready, 4 slots, 0 running, 126 done, 2 failed, started ")
     assert lines[1].startswith("  local-0  ready  2 slots  0 running, ")
     assert "127 done, 3 failed" in made.html
 

@@ -57,7 +57,7 @@ def run(tasks: int, nodes: int = 2, slots: int = 4, seconds: float = 1.0, seed: 
     ]
     usual: dict[str, Any] = {
         "program": "train.py",
-        "pool": "SSH('lab0', 'lab1')",
+        "provider": "SSH('lab0', 'lab1')",
         "versions": "skyward_lite 0.1.0, Python 3.11.2, joblib 1.5.1, Linux x86_64",
         "zero": 1_700_000_000.0,
         "begin": SECOND // 10,

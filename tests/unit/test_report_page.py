@@ -85,7 +85,7 @@ def test_status_is_a_few_lines_and_a_small_table():
     found = status([busy, lost], payload_sent=4 * 10**6, cost=Cost(0.36, 0.0123), seconds=75)
     tasks = "6 running, 2,000 queued, 133 done, 4 failed, 1 re-run"
     assert repr(found).splitlines() == [
-        f"<Status: 2 nodes (1 ready, 1 lost), 8 slots, {tasks}, made 1 min 15 s ago",
+        f"<Status: 2 nodes (1 ready, 1 lost), 8 slots, {tasks}, started 1 min 15 s ago",
         f"  lab1  ready  8 slots  {tasks}  400 µs round trip  12.0 MB cached",
         "  gpu   lost   0 slots  0 running, 0 done: connection <refused> …",
         "  sent 4.00 MB (1.00 MB on the wire), received 0 bytes (0 bytes on the wire)",
@@ -107,7 +107,7 @@ def test_status_is_a_few_lines_and_a_small_table():
 def test_a_page_loads_nothing_and_shows_names_as_text():
     """Names with HTML, also one that ends a script, are text; a policy forbids all that is not in the page itself."""
     evil = "<img src=x onerror=alert(1)>"
-    made = dataclasses.replace(run(200), program=evil, pool=evil, versions=evil)
+    made = dataclasses.replace(run(200), program=evil, provider=evil, versions=evil)
     text = page.render(made)
     tags = Tags(text)
     names = [tag for tag, _ in tags.found]

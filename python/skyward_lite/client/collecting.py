@@ -24,8 +24,8 @@ WORKING: Final = frozenset({NodeState.READY, NodeState.DRAINING, NodeState.RECON
 """The states of a node that runs tasks. One whose connection is cut works on."""
 
 
-def collect(pool: Executor) -> Run:
-    """Return the run of a pool so far."""
+def collect(pool: Executor, provider: str) -> Run:
+    """Return the run of a pool so far. `provider`: how its nodes' provider is written."""
     tasks = Tasks.of(pool)
     core, lifecycle, failures = tasks.core, tasks.completions.lifecycle, tasks.completions.failures
     core.check_owner()
@@ -41,7 +41,7 @@ def collect(pool: Executor) -> Run:
     nanos_end = int(end * NANOS_PER_SECOND)
     return Run(
         program=program(),
-        pool=credentials.mask(repr(pool)),
+        provider=credentials.mask(provider),
         versions=versions(),
         zero=unix_zero,
         begin=int(begin * NANOS_PER_SECOND),

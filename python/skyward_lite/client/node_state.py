@@ -203,7 +203,7 @@ def _summary(status: Status) -> str:
     elif states:
         nodes = f"{figures.count(len(status.nodes), 'node')} ({nodes})"
     parts = [nodes or "no nodes", figures.count(status.slots, "slot"), *_tasks(status)]
-    return ", ".join(parts) + (f", made {figures.duration(status.seconds)} ago" if status.seconds else "")
+    return ", ".join(parts) + (f", started {figures.duration(status.seconds)} ago" if status.seconds else "")
 
 
 def _totals(status: Status) -> list[str]:

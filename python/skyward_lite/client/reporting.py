@@ -7,6 +7,7 @@ import os
 from concurrent.futures import Executor
 from pathlib import Path
 
+from ..providers import Provider
 from . import writing
 from .node_state import status_html
 from .tasks import Tasks
@@ -14,6 +15,8 @@ from .tasks import Tasks
 
 class Reporting(Executor):
     """The methods of a pool that show its run. What writes the files is imported when it is first needed."""
+
+    provider: Provider
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write a page that shows how the run went so far, and return its path.
@@ -40,7 +43,7 @@ class Reporting(Executor):
         from . import collecting
         from .report import page
 
-        target, run = writing.target("pool.report", path), collecting.collect(self)
+        target, run = writing.target("pool.report", path), collecting.collect(self, repr(self.provider))
         writing.write(target, [page.render(run)])
         return target
 
@@ -68,7 +71,7 @@ class Reporting(Executor):
         """
         from . import collecting, trace
 
-        target, run = writing.target("pool.trace", path), collecting.collect(self)
+        target, run = writing.target("pool.trace", path), collecting.collect(self, repr(self.provider))
         writing.write(target, trace.render(run), compress=target.name.endswith(".gz"))
         return target
 

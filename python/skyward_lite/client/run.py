@@ -41,7 +41,8 @@ class Run:
 
     program: str
     """The name of the script or the notebook."""
-    pool: str
+    provider: str
+    """How the nodes' provider is written."""
     versions: str
     zero: float
     begin: int

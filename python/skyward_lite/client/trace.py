@@ -28,7 +28,7 @@ def render(run: Run) -> Iterator[str]:
     zero = min(zero, run.begin)
     details = {
         "program": run.program,
-        "pool": run.pool,
+        "provider": run.provider,
         "versions": run.versions,
         "start": run.zero + zero / 1e9,
         "records no longer kept": run.dropped,

@@ -101,7 +101,7 @@ def _head(run: Run) -> str:
     took = figures.duration((run.end - run.begin) / SECOND)
     return (
         f"<header><h1>{escape(run.program)}</h1><p>Began {began}, {took}, {state}.</p>"
-        f'<p class="small">{escape(run.pool)} · {escape(run.versions)}</p></header>'
+        f'<p class="small">{escape(run.provider)} · {escape(run.versions)}</p></header>'
     )
 
 

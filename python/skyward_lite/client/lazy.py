@@ -267,6 +267,10 @@ class _Together(Future[Any]):
         super().cancel()
         self.set_running_or_notify_cancel()
 
+    def running(self) -> bool:
+        """Return whether a member runs now."""
+        return super().running() or any(member.running() for member in self._members)
+
     def cancel(self) -> bool:
         """Cancel the members that have not started. Return true if there was one: then there will be no tuple."""
         members = self._members

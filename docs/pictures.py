@@ -72,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         report = run(Path(directory))
         for name, dark in (("report.png", False), ("report-dark.png", True)):
-            with Browser(1180, 1050, dark=dark) as browser:
+            with Browser(1180, 1135, dark=dark) as browser:
                 browser.open(report)
                 browser.picture(DOCS / "_static" / name)
         page = notebook(Path(directory))

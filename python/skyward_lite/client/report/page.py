@@ -132,7 +132,8 @@ def _tiles(run: Run, timing: Timing) -> str:
         f'<dd class="small">{escape(note)}</dd></div>'
         for name, label, value, note in tiles
     )
-    return f'<dl class="tiles">{items}</dl>'
+    columns = "four" if len(tiles) % 4 == 0 else "five"
+    return f'<dl class="tiles {columns}">{items}</dl>'
 
 
 def _percent(value: float | None) -> str:

@@ -22,7 +22,7 @@ from skyward_lite import _core
 from skyward_lite.client import collecting, figures, trace, writing
 from skyward_lite.client.failures import MAX_KEPT, Failures
 from skyward_lite.client.nodes import NodeChange
-from skyward_lite.client.report import charts, page
+from skyward_lite.client.report import bars, charts, page
 from skyward_lite.providers import Cost
 
 
@@ -140,9 +140,8 @@ def test_a_page_has_the_sums_of_its_run():
     assert ready == [(0, 1, 0, 10 * SECOND), (1, 1, 10 * SECOND, 30 * SECOND)]
     # Of a node that no change was seen of, it is only known that it was there.
     assert collecting.ready_times(status([second]), [], 100.0, 5, 9) == [(0, 1, 5, 9)]
-    timing = page.Timing(
-        dataclasses.replace(made, records=records, ready=ready, begin=0, end=30 * SECOND, status=found)
-    )
+    made = dataclasses.replace(made, records=records, ready=ready, begin=0, end=30 * SECOND, status=found)
+    timing = page.Timing(made, bars.rows_of(made))
     assert timing.working_seconds == 18
     assert timing.task_seconds == 14
     assert timing.utilisation == pytest.approx(14 / 18)

@@ -27,15 +27,16 @@ SECOND: Final = records.NANOS_PER_SECOND
 class Timing:
     """What the records add up to: the times of a run, and how well its slots were used."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, rows: list[list[list[Bar]]]) -> None:
         self.first = min((record.start for record in run.records), default=run.begin)
         self.last = max((record.end for record in run.records), default=run.end)
         self.begin = min(run.begin, self.first)
         self.end = max(run.end, self.last)
         self.there = [Span(ready.start, ready.end, ready.slots) for ready in run.ready]
         """The slots that were there."""
-        self.busy = [Span(record.start, record.end, 1) for record in run.records]
-        busy = sum(record.duration for record in run.records)
+        # By the bars, which do not overlap: no more slots are busy than there are.
+        self.busy = [Span(bar.start, bar.end, 1) for node in rows for row in node for bar in row]
+        busy = sum(span.end - span.start for span in self.busy)
         useful = sum(record.duration for record in run.records if record.outcome in USEFUL)
         self.task_seconds = useful / SECOND
         self.working_seconds = (self.last - self.first) / SECOND
@@ -51,8 +52,8 @@ def _share(part: float, whole: float) -> float | None:
 
 def render(run: Run) -> str:
     """Return the page."""
-    timing = Timing(run)
     rows = bars.rows_of(run)
+    timing = Timing(run, rows)
     data = bars.encode(run, rows, timing.begin, timing.end)
     data["nodes"] = _node_names(run, rows)
     data["outcomes"] = {code: words for code, words in OUTCOMES.items() if code != _core.RETURNED}

@@ -172,7 +172,7 @@ def test_a_report_of_a_pool_that_is_open_and_in_the_dark(made):
     """It says that the pool is open, and is dark for those who want it so."""
     with Browser(dark=True) as browser:
         browser.open(made.early_page)
-        assert "still open" in browser.run("document.querySelector('header').textContent")
+        assert "open; this page has" in browser.run("document.querySelector('header').textContent")
         assert browser.run("document.getElementById('tile-calls').textContent") == "126"
         assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
         assert pixels(browser, [(4, 2)]) == [[20, 23, 27, 255]]

@@ -62,7 +62,7 @@ def run(tasks: int, nodes: int = 2, slots: int = 4, seconds: float = 1.0, seed: 
         "zero": 1_700_000_000.0,
         "begin": SECOND // 10,
         "end": end,
-        "is_open": False,
+        "stage": "closed",
         "status": status(all_nodes, slots=0, cost=Cost(0.36, 0.0123), seconds=end / SECOND),
         "names": NAMES,
         "records": records,

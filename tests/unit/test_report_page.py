@@ -151,10 +151,10 @@ def test_a_page_has_the_sums_of_its_run():
 
 def test_pages_of_no_task_of_failures_only_and_of_dropped_records():
     """Each says in words what is missing; a run that goes on says so."""
-    empty = page.render(dataclasses.replace(run(0), is_open=True))
+    empty = page.render(dataclasses.replace(run(0), stage="open"))
     assert "No task has ended yet." in empty
     assert "No task failed." in empty
-    assert "still open when this page was written" in empty
+    assert "open; this page has the tasks that had ended" in empty
     made = run(3)
     lost = [record._replace(outcome=_core.NODE_LOST, duration=0) for record in made.records]
     text = page.render(dataclasses.replace(made, records=lost, dropped=2_000_000, names=[]))

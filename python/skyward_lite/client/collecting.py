@@ -34,8 +34,8 @@ def collect(pool: Executor, provider: str) -> Run:
     # The records' time begins when the core was made; all other times are converted to it.
     zero = time.monotonic() - totals["seconds"]
     unix_zero = time.time() - totals["seconds"]
-    is_open = lifecycle.stage is not Stage.CLOSED
-    end = totals["seconds"] if is_open else lifecycle.reached[Stage.CLOSED] - zero
+    stage = lifecycle.stage
+    end = lifecycle.reached[Stage.CLOSED] - zero if stage is Stage.CLOSED else totals["seconds"]
     begin = lifecycle.reached[Stage.OPEN] - zero if Stage.OPEN in lifecycle.reached else end
     first, packed = core.records(0)
     nanos_end = int(end * NANOS_PER_SECOND)
@@ -46,7 +46,7 @@ def collect(pool: Executor, provider: str) -> Run:
         zero=unix_zero,
         begin=int(begin * NANOS_PER_SECOND),
         end=nanos_end,
-        is_open=is_open,
+        stage=stage.word,
         status=status,
         names=list(tasks.names.names),
         records=decode(packed),

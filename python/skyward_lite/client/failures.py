@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 from typing import Final, NamedTuple
 
 from .. import _core
+from ..errors import RemoteError
 
 MAX_KEPT: Final = 1_000
 """Errors that are kept, the latest ones."""
@@ -47,7 +48,8 @@ class Failures:
 
 def _as_text(error: BaseException) -> Failure:
     kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    is_known = kind.__module__ in ("builtins", RemoteError.__module__)
+    name = kind.__qualname__ if is_known else f"{kind.__module__}.{kind.__qualname__}"
     try:
         message = _core.printable(str(error), MAX_TEXT)
     except BaseException as reason:

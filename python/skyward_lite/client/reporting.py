@@ -8,7 +8,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from ..providers import Provider
-from . import writing
 from .node_state import status_html
 from .tasks import Tasks
 
@@ -40,7 +39,7 @@ class Reporting(Executor):
         OSError
             The file cannot be written; its directory must exist.
         """
-        from . import collecting
+        from . import collecting, writing
         from .report import page
 
         target, run = writing.target("pool.report", path), collecting.collect(self, repr(self.provider))
@@ -69,7 +68,7 @@ class Reporting(Executor):
         OSError
             The file cannot be written; its directory must exist.
         """
-        from . import collecting, trace
+        from . import collecting, trace, writing
 
         target, run = writing.target("pool.trace", path), collecting.collect(self, repr(self.provider))
         writing.write(target, trace.render(run), compress=target.name.endswith(".gz"))

@@ -49,7 +49,8 @@ class Run:
     """When the nodes began to start."""
     end: int
     """When the pool was closed, or now."""
-    is_open: bool
+    stage: str
+    """How far the pool had come: "new", "open", "closing" or "closed"."""
     status: Status
     names: list[str]
     records: list[Record]

@@ -98,7 +98,11 @@ def _node_names(run: Run, rows: Sequence[object]) -> list[str]:
 
 def _head(run: Run) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(run.zero + run.begin / SECOND))
-    state = "still open when this page was written; it has the tasks that had ended" if run.is_open else "closed"
+    state = (
+        "closed"
+        if run.stage == "closed"
+        else f"{run.stage}; this page has the tasks that had ended when it was written"
+    )
     took = figures.duration((run.end - run.begin) / SECOND)
     return (
         f"<header><h1>{escape(run.program)}</h1><p>Began {began}, {took}, {state}.</p>"
@@ -110,7 +114,7 @@ def _tiles(run: Run, timing: Timing) -> str:
     status = run.status
     peak = max((sum(r.slots for r in run.ready if r.start <= each.start < r.end) for each in run.ready), default=0)
     done = [f"{status.failed:,} failed", f"{status.rerun:,} re-run"]
-    done += [f"{status.running:,} running, {status.queued:,} queued"] if run.is_open else []
+    done += [f"{status.running:,} running, {status.queued:,} queued"] if run.stage != "closed" else []
     working, tasks = figures.duration(timing.working_seconds), figures.duration(timing.task_seconds)
     received = figures.size(status.bytes_received)
     tiles = [

@@ -110,7 +110,8 @@ def failures(run: Run, begin: int) -> str:
                 run.node_of(record),
                 OUTCOMES[record.outcome],
                 figures.duration(max(0, record.start - begin) / SECOND),
-                figures.duration(record.duration / SECOND),
+                # How long a task ran that ended its process is not known.
+                figures.duration(record.duration / SECOND) if record.duration else "–",
                 f"{record.calls:,}",
             )
             for record in failed[:MAX_FAILED_ATTEMPTS]

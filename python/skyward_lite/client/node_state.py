@@ -6,7 +6,6 @@ import dataclasses
 import enum
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
 from typing import Final
 
 from ..providers import Cost
@@ -151,6 +150,9 @@ def status_lines(status: Status) -> str:
 
 def status_html(status: Status, title: str = "") -> str:
     """Return the same as a small table, in the notebook's own colours. Everything is escaped."""
+    # Not at the module's head: it takes 3 ms, and programs outside of notebooks have no use for it.
+    from html import escape
+
     shown, others = _shown(status.nodes)
     cell = "text-align:right;white-space:nowrap;padding:2px 12px 2px 0"
     left = "text-align:left;padding:2px 12px 2px 0"
@@ -182,6 +184,8 @@ def status_html(status: Status, title: str = "") -> str:
 
 def node_html(node: Node) -> str:
     """Return a node's line as HTML."""
+    from html import escape
+
     return f"<code>{escape(node_line(node))}</code>"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from concurrent.futures import Executor
 from pathlib import Path
@@ -77,5 +76,7 @@ class Reporting(Executor):
     def _repr_html_(self) -> str:
         tasks = Tasks.of(self)
         if tasks.core.is_forked:
-            return f"<code>{html.escape(repr(self))}</code>"
+            from html import escape
+
+            return f"<code>{escape(repr(self))}</code>"
         return status_html(tasks.nodes.status(), repr(self))

@@ -15,6 +15,7 @@ MAX_SLOWEST: Final = 20
 MAX_FUNCTIONS: Final = 50
 MAX_ERRORS: Final = 50
 MAX_FAILED_ATTEMPTS: Final = 100
+MAX_NODES: Final = 1_000
 SECOND: Final = records.NANOS_PER_SECOND
 
 
@@ -143,16 +144,13 @@ def nodes(run: Run, busy: Sequence[float]) -> str:
             figures.size(node.cached_bytes),
             "" if node.rtt is None else figures.duration(node.rtt),
         )
-        for number, node in enumerate(run.status.nodes)
+        for number, node in enumerate(run.status.nodes[:MAX_NODES])
     ]
     heads = (
         *("Node", "State", "Reason", "Slots", "Busy", "Running", "Queued", "Done", "Failed", "Re-run", "Sent"),
         *("Received", "Cached", "Round trip"),
     )
-    return table(
-        "nodes",
-        "Sent and received are bytes on the wire; busy is the share of the slots’ working time",
-        heads,
-        cells,
-        texts=3,
-    )
+    caption = "Sent and received are bytes on the wire; busy is the share of the slots’ working time"
+    if len(run.status.nodes) > MAX_NODES:
+        caption += f". The first {MAX_NODES:,} of {len(run.status.nodes):,}"
+    return table("nodes", caption, heads, cells, texts=3)

@@ -134,6 +134,7 @@ bench: build system $(OPPONENTS)/.installed
 	$(BIN)/python benches/rekeys.py
 	$(BIN)/python benches/modules.py
 	$(BIN)/python benches/round_trips.py
+	$(BIN)/python benches/progress.py
 	$(BIN)/python benches/data.py --opponents $(OPPONENTS)/bin/python $(DATA)
 
 # The chart of the README and the docs, from a run of its own: on a machine that does nothing else meanwhile.
@@ -190,6 +191,7 @@ version:
 
 # Warnings are errors. Read docs/_build/html/index.html.
 docs: build
+	$(BIN)/python docs/make_errors.py
 	$(BIN)/python -m sphinx -q -W --keep-going -j auto docs docs/_build/html
 
 clean:

@@ -129,12 +129,51 @@ else:
 
 
 def _backend(**parameters):  # type: ignore[no-untyped-def]
+    from . import messages
+
+    if messages.in_worker():
+        # As in tasks of Parallel: within a task the name means that calls run one after the other.
+        from joblib.parallel import SequentialBackend
+
+        return SequentialBackend(**parameters)
     from .client.joblib_backend import SkywardBackend
 
     return SkywardBackend(**parameters)
 
 
-# So that joblib's error for the name is ours also before the first pool. Where joblib is imported later, the first pool
-# registers the name.
-if hasattr(sys.modules.get("joblib"), "register_parallel_backend"):
-    sys.modules["joblib"].register_parallel_backend("skyward", _backend)
+def _register(parallel):  # type: ignore[no-untyped-def]
+    """Register the backend's name in joblib's module, so that the error for the name is ours also before a pool."""
+    parallel.register_parallel_backend("skyward", _backend)
+
+
+class _UntilJoblib:
+    """Waits, first among the import system's finders, until joblib is imported, and registers the backend then.
+
+    It finds the module as the finders after it do, and goes. The module's own loader runs the module.
+    """
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        if name != "joblib.parallel" or cls not in sys.meta_path:
+            return None
+        finders = sys.meta_path[sys.meta_path.index(cls) + 1 :]
+        sys.meta_path.remove(cls)
+        specs = (finder.find_spec(name, path, target) for finder in finders)
+        spec = next((spec for spec in specs if spec is not None), None)
+        loader = None if spec is None else spec.loader
+        # Only a loader of this one module: those of zip archives are shared by all modules of their archive.
+        if loader is not None and type(loader).__name__ == "SourceFileLoader":
+
+            def run(module):  # type: ignore[no-untyped-def]
+                del loader.exec_module
+                loader.exec_module(module)
+                _register(module)  # type: ignore[no-untyped-call]
+
+            loader.exec_module = run  # type: ignore[method-assign]
+        return spec
+
+
+if hasattr(sys.modules.get("joblib.parallel"), "register_parallel_backend"):
+    _register(sys.modules["joblib.parallel"])  # type: ignore[no-untyped-call]
+elif "joblib.parallel" not in sys.modules:
+    sys.meta_path.insert(0, _UntilJoblib)

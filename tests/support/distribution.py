@@ -47,6 +47,7 @@ def main() -> None:
     sdist = only(arguments.directory, "*.tar.gz")
     tool("twine", "check", "--strict", str(wheel), str(sdist))
     print(f"metadata     twine: wheel and source distribution pass, strictly; {sdist.name}")
+    check_files(wheel)
     check_size(wheel)
     check_tag(wheel)
     with tempfile.TemporaryDirectory(prefix="skyward-dist-") as scratch:
@@ -74,6 +75,15 @@ def run(command: list[str], **options: object) -> str:
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with status {done.returncode}\n{done.stdout}{done.stderr}")
     return str(done.stdout)
+
+
+def check_files(wheel: Path) -> None:
+    """Check that the wheel has every file of the package in this checkout."""
+    tracked = run(["git", "ls-files", "skyward_lite"], cwd=ROOT / "python").split()
+    missing = set(tracked) - files(wheel)
+    if missing:
+        sys.exit(f"the wheel lacks {', '.join(sorted(missing))}")
+    print(f"files        all {len(tracked)} of the package")
 
 
 def check_size(wheel: Path) -> None:

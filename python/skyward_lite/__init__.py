@@ -14,6 +14,12 @@ import sys
 
 from ._version import __version__ as __version__
 
+if sys.platform == "win32":
+    raise ImportError(
+        "skyward_lite runs on Linux and macOS. On Windows use it within WSL, the Windows Subsystem for Linux: run "
+        "`wsl --install` in PowerShell, open the new terminal, and install Python and skyward_lite there."
+    )
+
 # What typing.TYPE_CHECKING is for type checkers, without the 10 ms that importing typing takes.
 TYPE_CHECKING = False
 
@@ -103,7 +109,16 @@ else:
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         home = _MODULES[name]
-        value = importlib.import_module(f".{home or name}", __name__)
+        try:
+            value = importlib.import_module(f".{home or name}", __name__)
+        except ImportError as error:
+            # Python names the package if the file is missing, and the file if the system's loader refuses it.
+            if error.name == "_core" or (error.name == __name__ and "_core" in error.msg):
+                error.add_note(
+                    "The compiled part of skyward_lite is missing here, or was made for another Python or system. Run "
+                    "`pip install --force-reinstall skyward_lite`; in a checkout, `make build`."
+                )
+            raise
         if home:
             value = getattr(value, name)
         globals()[name] = value

@@ -261,6 +261,16 @@ def test_a_script_shows_the_task_and_its_own_line_only(tmp_path, use):
     assert local.splitlines()[-1].startswith("node local-0")
 
 
+def test_a_script_shows_what_cannot_be_sent_and_its_own_line_only(tmp_path):
+    """The error for a call that cannot be pickled has the path to the value, and no frames but the script's own."""
+    script = tmp_path / "script.py"
+    text = SCRIPT.replace("USE", USES["Parallel"]).replace("return 1 / x", "return lock")
+    script.write_text("import threading\nlock = threading.Lock()\n" + text)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False)
+    assert done.stderr.startswith("TypeError: cannot pickle '_thread.lock' object (global 'lock' of fail)\n\nThe above")
+    assert re.findall(r'File "(.*)", line (\d+)', done.stderr) == [(str(script), "11")]
+
+
 def test_ipython_shows_the_task_and_the_cell_only(tmp_path):
     """IPython shows the same of an error in a cell, with the cells' names."""
     script = tmp_path / "cells.py"

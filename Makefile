@@ -34,11 +34,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --group build --group test --group lint
 	touch $@
 
-# What the tests need of the system: an OpenSSH server to talk to, pkill to cut its connections; tmux for a terminal; and,
-# for those tests that only root can run, namespaces and login shells.
-PACKAGES := openssh-server procps iproute2 sudo zsh fish tcsh tmux
+# What the tests need of the system: an OpenSSH server to talk to, pkill to cut its connections; tmux for a terminal;
+# chromium to look at a report; and, for those tests that only root can run, namespaces and login shells.
+PACKAGES := openssh-server procps iproute2 sudo zsh fish tcsh tmux chromium
 system:
-	@missing=; for program in sshd pkill ip sudo zsh fish tcsh tmux; do \
+	@missing=; for program in sshd pkill ip sudo zsh fish tcsh tmux chromium; do \
 	  PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 from .. import _core
 from ..errors import PoolClosedError
 from ..pickling import managers, payload
+from .failures import Failures
 from .lifecycle import Lifecycle
 
 log = logging.getLogger("skyward_lite")
@@ -50,6 +51,7 @@ class Completions:
     def __init__(self, core: _core.Core, task_timeout: float | None, lifecycle: Lifecycle) -> None:
         self.core = core
         self.lifecycle = lifecycle
+        self.failures = Failures()
         self.call_nanos = int((task_timeout or 0) * 1e9)
         """The time limit of one call, in nanoseconds; 0 for none."""
         self.queues: dict[int, CompletionQueue] = {}
@@ -109,6 +111,7 @@ class CompletionQueue:
         self._abandoned = False
         self._completions = completions
         self._core = completions.core
+        self.failures = completions.failures
         self._number = number
         self._abandon = abandon
         self._resume = resume

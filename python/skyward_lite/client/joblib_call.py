@@ -318,4 +318,9 @@ class Batch:
         pickled, buffers = self.pickled, self.buffers
         self.pickled = self.buffers = None
         submitted = Submitted(self.call.names, self.name, self.first, self.calls)
-        return outcome(_core.RETURNED if self.code == _core.PARTIAL else self.code, pickled, buffers, submitted)
+        try:
+            return outcome(_core.RETURNED if self.code == _core.PARTIAL else self.code, pickled, buffers, submitted)
+        except Exception as error:
+            if self.call.queue is not None:
+                self.call.queue.failures.add(error)
+            raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import threading
+import time
 
 
 class Stage(enum.IntEnum):
@@ -38,6 +39,8 @@ class Lifecycle:
     def __init__(self) -> None:
         self.stage = Stage.NEW
         """Changed by `advance` only, under `changed`; read by any thread."""
+        self.reached: dict[Stage, float] = {}
+        """When each stage but the first was reached, in seconds of `time.monotonic()`; set by `advance`."""
         self.leaving: set[threading.Thread] = set()
         """The threads that have begun to leave the pool. Each waits for its end, so none reads further results."""
         self._lock = threading.RLock()
@@ -51,6 +54,7 @@ class Lifecycle:
         with self._lock:
             if self.stage >= stage:
                 return False
+            self.reached[stage] = time.monotonic()
             self.stage = stage
             self.changed.notify_all()
             return True

@@ -7,10 +7,12 @@ those that are away brought back (`returning.py`), and lost ones replaced.
 
 from __future__ import annotations
 
+import collections
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from .. import _core
 from ..errors import NodeStartError
@@ -39,6 +41,19 @@ MIN_RELEASE_SECONDS = 0.5
 """What the provider gets to release its machines, however long the steps of leaving before that took."""
 
 
+MAX_CHANGES = 100_000
+"""Changes of nodes' states that are kept, the latest ones."""
+
+
+class NodeChange(NamedTuple):
+    """A node came into a state, at this Unix time, and had so many slots then."""
+
+    number: int
+    state: str
+    since: float
+    slots: int
+
+
 class Nodes:
     """The machines of one pool, and what they are as nodes.
 
@@ -59,6 +74,8 @@ class Nodes:
         self._settings = settings
         self._lifecycle = lifecycle
         self._has_waiters = has_waiters
+        self.changes: collections.deque[NodeChange] = collections.deque(maxlen=MAX_CHANGES)
+        """What has become of the nodes; appended by the thread that watches them."""
         self._greet: Callable[[Machine], ClientHello]
         """Returns what a machine's agent is told first; set by `start`."""
         self._lock = threading.Lock()
@@ -224,6 +241,7 @@ class Nodes:
                 old, before[number] = before.get(number, NodeState.CONNECTING), node.state
                 if node.state == old:
                     continue
+                self.changes.append(NodeChange(number, node.state, node.since, node.slots))
                 if old == NodeState.CONNECTING and node.slots and node.state != NodeState.READY:
                     # The node has greeted, so it was ready for a moment between two looks.
                     old = NodeState.READY

@@ -23,7 +23,7 @@ import threading
 import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 from .. import _core, checks, keywords, nesting
@@ -44,6 +44,7 @@ from .lifecycle import Lifecycle, Stage
 from .node_state import Node, Status
 from .nodes import Nodes
 from .output import Printer
+from .reporting import Reporting
 from .settings import Worker
 from .startup import Startup
 from .tasks import Tasks
@@ -54,7 +55,7 @@ log = logging.getLogger("skyward_lite")
 
 
 @keywords.explained("pool")
-class ComputePool(Executor):
+class ComputePool(Reporting):
     """All workers on all nodes, as a `concurrent.futures.Executor` and as joblib's default backend.
 
     `with pool(...) as p:` starts its nodes and makes it joblib's default backend. A clean exit waits for pending

@@ -108,7 +108,8 @@ class PoolFuture(Future[T]):
         try:
             value = outcome(code, pickled, buffers, self._submitted)
         except BaseException as error:
-            # Whoever asks for the result gets a traceback that begins there.
+            self._queue.failures.add(error)
+            # The traceback that the user sees begins where the result is asked for.
             self.set_exception(BaseException.with_traceback(error, None))
         else:
             self.set_result(value)

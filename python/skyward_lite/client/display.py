@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from . import picture
+from . import figures, picture
 from .node_state import Node, NodeState
 from .notebook import Cell, current_cell
 from .picture import Row
@@ -40,7 +40,7 @@ TASKS_SECONDS: Final = 0.25
 """The same while tasks run, and for both in a notebook, which keeps each drawing for a while."""
 SPARE_ROWS: Final = 4
 """Rows of the terminal that the live part leaves to what else is written."""
-WIDE: Final = "skyward_lite: "
+PREFIX: Final = "skyward_lite: "
 """Begins a line that pools write on a terminal, among others' lines."""
 
 
@@ -102,7 +102,7 @@ class Display:
             return
         if node.state == NodeState.READY and stream() is not None and not in_notebook():
             what = "is connected again" if old == NodeState.RECONNECTING else "is ready"
-            screen.say(f"{WIDE}{node.name} {what} with {picture.count(node.slots, 'slot')}")
+            screen.say(f"{PREFIX}{node.name} {what} with {figures.count(node.slots, 'slot')}")
 
     # ------------------------------------------------------------------------------------------------ tasks
 
@@ -204,8 +204,9 @@ class Display:
         if startup is not None:
             self._shown = True
             if out is not None and self._paint is None:
-                for line in startup.news():
-                    screen.say(f"{WIDE}{line}")
+                # A log that has these lines already, and more, is not repeated.
+                for line in [] if log.isEnabledFor(logging.INFO) else startup.news():
+                    screen.say(f"{PREFIX}{line}")
                 return
             rows = startup.rows(height)
         else:
@@ -233,7 +234,7 @@ class Display:
         screen.show(self, [])
         out = stream()
         for row in rows if out is not None else []:
-            screen.say(f"{WIDE}{picture.text(picture.readable(row, out))}")
+            screen.say(f"{PREFIX}{picture.text(picture.readable(row, out))}")
 
 
 def in_notebook() -> bool:

@@ -156,7 +156,7 @@ def test_rows_are_cut_at_the_width_and_keep_colours_only():
     """A row is cut at the terminal's width in cells, and of control sequences only colours stay."""
     assert fit("plain text", 5) == "plain"
     assert fit("\x1b[31mred\x1b[0m and \x1b[2Kmore\x07", 8) == "\x1b[31mred\x1b[0m and \x1b[0m"
-    assert fit("\x1b[31mred for long", 6) == "\x1b[31mred fo\x1b[0m"
+    assert fit("\x1b[31mred and long", 7) == "\x1b[31mred and\x1b[0m"
     assert fit("計算計算", 5) == "計算"
     assert cells("計算 e\u0301 \x1b[1mx") == 8
     assert picture.text(picture.readable([("━─ · ↑ ✔", "")], io.TextIOWrapper(io.BytesIO(), "ascii"))) == "#- | ^ +"

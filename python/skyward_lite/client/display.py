@@ -38,6 +38,8 @@ DRAW_SECONDS: Final = 0.125
 """Between two drawings on a terminal while nodes start: the spinner turns."""
 TASKS_SECONDS: Final = 0.25
 """The same while tasks run, and for both in a notebook, which keeps each drawing for a while."""
+NOTEBOOK_ROWS: Final = 24
+"""Rows of a display in a notebook."""
 SPARE_ROWS: Final = 4
 """Rows of the terminal that the live part leaves to what else is written."""
 PREFIX: Final = "skyward_lite: "
@@ -124,7 +126,11 @@ class Display:
             self._views.append(view)
             self._due = 0.0
             if in_notebook():
+                # At once, and on this thread: the cell may have ended before the next drawing.
                 self._cells[view] = Cell()
+                self._cells[view].update(view.rows(NOTEBOOK_ROWS))
+            else:
+                screen.enter(self)
             self._ensure_thread()
         return view
 
@@ -200,7 +206,7 @@ class Display:
             return
         if self._paint is None and out is not None:
             self._paint = picture.painter(out)
-        height = 24 if out is None else max(1, size(out)[1] - SPARE_ROWS)
+        height = NOTEBOOK_ROWS if out is None else max(1, size(out)[1] - SPARE_ROWS)
         if startup is not None:
             self._shown = True
             if out is not None and self._paint is None:
@@ -231,7 +237,10 @@ class Display:
             if cell := self._cells.pop(shown, None):
                 cell.update(rows)
             return
-        screen.show(self, [])
+        if self._views:
+            screen.show(self, [])
+        else:
+            screen.leave(self)
         out = stream()
         for row in rows if out is not None else []:
             screen.say(f"{PREFIX}{picture.text(picture.readable(row, out))}")

@@ -23,7 +23,7 @@ DENY := $(CACHE)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 DENY_CHECK := $(DENY) --manifest-path rust/Cargo.toml --config rust/deny.toml
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 
-.PHONY: all demo test test-fast test-rust test-python conformance lint lint-code lint-house lint-crates audit format bench chart chaos searches fuzz docs build system clean
+.PHONY: all demo test test-fast test-rust test-python conformance lint lint-code lint-house lint-crates audit format bench chart chaos searches fuzz docs build dist version system clean
 
 all: lint test
 
@@ -46,8 +46,10 @@ system:
 	  else case $$missing in *sshd*|*pkill*) \
 	    echo "the tests need sshd and pkill: install openssh-server and procps" >&2; exit 1;; esac; fi; fi
 
+# maturin does not expect that its backend is called by another one (rust/build_backend.py).
+BACKEND_WARNING := 'build-backend. in pyproject.toml is not set'
 build: $(STAMP)
-	$(BIN)/maturin develop --release --quiet
+	$(BIN)/maturin develop --release --quiet 2> >(grep -v $(BACKEND_WARNING) >&2)
 
 demo: build
 	$(BIN)/python benches/demo.py
@@ -89,6 +91,9 @@ lint-code: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/basedpyright --project pyproject.toml
 	$(BIN)/codespell
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
 	$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR $$(git ls-files '*.sh')
 
 # The rules of the house: directions of imports, sizes, private names.
@@ -129,6 +134,7 @@ bench: build system $(OPPONENTS)/.installed
 	$(BIN)/python benches/rekeys.py
 	$(BIN)/python benches/modules.py
 	$(BIN)/python benches/round_trips.py
+	$(BIN)/python benches/progress.py
 	$(BIN)/python benches/data.py --opponents $(OPPONENTS)/bin/python $(DATA)
 
 # The chart of the README and the docs, from a run of its own: on a machine that does nothing else meanwhile.
@@ -160,8 +166,32 @@ fuzz:
 	  echo "$$target: $$runs executions"; total=$$((total + runs)); \
 	done; echo "$$total executions without a fault"
 
+# A source distribution and a manylinux wheel in dist/, and whether they are what users can install: sizes, tags, metadata, a
+# new environment without a compiler. zig links against an old glibc, whatever this system's is. The tools are large, and
+# in an environment of their own. DIST="--skip-sdist" leaves out that pip builds the source distribution. Files in a source
+# distribution have a date of long ago, by which cargo would take what it built before for new: so that is forgotten first.
+DIST_TOOLS := $(CACHE)/dist-tools
+$(DIST_TOOLS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DIST_TOOLS)
+	$(DIST_TOOLS)/bin/python -m pip install --quiet --upgrade pip
+	$(DIST_TOOLS)/bin/python -m pip install --quiet --group dist
+	touch $@
+
+dist: $(DIST_TOOLS)/.installed
+	rm -rf dist $(CACHE)/dist/release/.fingerprint/skyward_lite-* $(CACHE)/dist/*/release/.fingerprint/skyward_lite-*
+	PATH=$(DIST_TOOLS)/bin:$$PATH CARGO_TARGET_DIR=$(CACHE)/dist PYO3_PYTHON=$(DIST_TOOLS)/bin/python VIRTUAL_ENV=$(DIST_TOOLS) \
+	  maturin build --quiet --release --strip --sdist --zig --compatibility manylinux_2_17 --out dist \
+	  2> >(grep -v $(BACKEND_WARNING) >&2)
+	CARGO_TARGET_DIR=$(CACHE)/dist env -u VIRTUAL_ENV -u PYO3_PYTHON \
+	  $(DIST_TOOLS)/bin/python tests/support/distribution.py dist $(DIST)
+
+# Set the version everywhere: make version VERSION=0.2.0
+version:
+	$(PYTHON) tests/support/release.py version $(VERSION)
+
 # Warnings are errors. Read docs/_build/html/index.html.
 docs: build
+	$(BIN)/python docs/make_errors.py
 	$(BIN)/python -m sphinx -q -W --keep-going -j auto docs docs/_build/html
 
 clean:

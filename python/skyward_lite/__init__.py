@@ -14,6 +14,12 @@ import sys
 
 from ._version import __version__ as __version__
 
+if sys.platform == "win32":
+    raise ImportError(
+        "skyward_lite runs on Linux and macOS. On Windows use it within WSL, the Windows Subsystem for Linux: run "
+        "`wsl --install` in PowerShell, open the new terminal, and install Python and skyward_lite there."
+    )
+
 # What typing.TYPE_CHECKING is for type checkers, without the 10 ms that importing typing takes.
 TYPE_CHECKING = False
 
@@ -103,7 +109,16 @@ else:
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         home = _MODULES[name]
-        value = importlib.import_module(f".{home or name}", __name__)
+        try:
+            value = importlib.import_module(f".{home or name}", __name__)
+        except ImportError as error:
+            # Python names the package if the file is missing, and the file if the system's loader refuses it.
+            if error.name == "_core" or (error.name == __name__ and "_core" in error.msg):
+                error.add_note(
+                    "The compiled part of skyward_lite is missing here, or was made for another Python or system. Run "
+                    "`pip install --force-reinstall skyward_lite`; in a checkout, `make build`."
+                )
+            raise
         if home:
             value = getattr(value, name)
         globals()[name] = value
@@ -114,12 +129,51 @@ else:
 
 
 def _backend(**parameters):  # type: ignore[no-untyped-def]
+    from . import messages
+
+    if messages.in_worker():
+        # As in tasks of Parallel: within a task the name means that calls run one after the other.
+        from joblib.parallel import SequentialBackend
+
+        return SequentialBackend(**parameters)
     from .client.joblib_backend import SkywardBackend
 
     return SkywardBackend(**parameters)
 
 
-# So that joblib's error for the name is ours also before the first pool. Where joblib is imported later, the first pool
-# registers the name.
-if hasattr(sys.modules.get("joblib"), "register_parallel_backend"):
-    sys.modules["joblib"].register_parallel_backend("skyward", _backend)
+def _register(parallel):  # type: ignore[no-untyped-def]
+    """Register the backend's name in joblib's module, so that the error for the name is ours also before a pool."""
+    parallel.register_parallel_backend("skyward", _backend)
+
+
+class _UntilJoblib:
+    """Waits, first among the import system's finders, until joblib is imported, and registers the backend then.
+
+    It finds the module as the finders after it do, and goes. The module's own loader runs the module.
+    """
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        if name != "joblib.parallel" or cls not in sys.meta_path:
+            return None
+        finders = sys.meta_path[sys.meta_path.index(cls) + 1 :]
+        sys.meta_path.remove(cls)
+        specs = (finder.find_spec(name, path, target) for finder in finders)
+        spec = next((spec for spec in specs if spec is not None), None)
+        loader = None if spec is None else spec.loader
+        # Only a loader of this one module: those of zip archives are shared by all modules of their archive.
+        if loader is not None and type(loader).__name__ == "SourceFileLoader":
+
+            def run(module):  # type: ignore[no-untyped-def]
+                del loader.exec_module
+                loader.exec_module(module)
+                _register(module)  # type: ignore[no-untyped-call]
+
+            loader.exec_module = run  # type: ignore[method-assign]
+        return spec
+
+
+if hasattr(sys.modules.get("joblib.parallel"), "register_parallel_backend"):
+    _register(sys.modules["joblib.parallel"])  # type: ignore[no-untyped-call]
+elif "joblib.parallel" not in sys.modules:
+    sys.meta_path.insert(0, _UntilJoblib)

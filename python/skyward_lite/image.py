@@ -36,20 +36,45 @@ whose import takes 15 ms."""
 class Image:
     """The environment of a node.
 
-    `python`: the Python version of the nodes, "3.11", or a release of it, "3.11.9". Its minor version must be the
-    client's, which None stands for. A host that lacks it gets it from uv.
-    `pip`: requirements in pip's syntax. `apt`: packages of Debian or a system derived from it, which are installed by
-    root, or by a user who may use sudo without a password.
-    `env`: variables of the workers' environment, set before they start.
-    `index_url`: the index that pip uses instead of PyPI. `wheelhouse`: a directory of wheels on this machine that is
-    sent to the nodes, where pip then uses these wheels only: for hosts without a network.
-    `includes`: files and directories on this machine with modules and packages that the nodes can import.
-    `wheel`: a wheel of skyward_lite for nodes on which the client's own build does not run.
+    Where an interpreter is used as it is (`Local()`, `SSH(python=)`), `pip` is verified and nothing is installed.
 
-    Where an interpreter is used as it is (`Local`, `SSH(python=)`), `pip` is verified and nothing is installed.
+    Parameters
+    ----------
+    python : str, optional
+        The Python version of the nodes, as "3.11", or a release of it, as "3.11.9". Its minor version must be this
+        process's, which is the default. A host that lacks it gets it from uv.
+    pip : sequence of str, optional
+        Requirements in pip's syntax. URLs may have credentials (percent-encoded): they reach pip and git on a node
+        through files that only the user may read, and are shown nowhere.
+    apt : sequence of str, optional
+        Packages of Debian or of a system derived from it. They are installed by root, or by a user who may use sudo
+        without a password.
+    env : mapping of str to str, optional
+        Variables of the workers' environment, set before they start. Numbers and paths are taken as texts.
+    index_url : str, optional
+        The index that pip uses instead of PyPI; it may have credentials, as URLs in `pip`.
+    wheelhouse : str or path, optional
+        A directory of wheels on this machine that is sent to the nodes, where pip then uses these wheels only: for
+        hosts without a network.
+    includes : sequence of str or path, optional
+        Files and directories on this machine with modules and packages that the nodes can import.
+    wheel : str or path, optional
+        A wheel of skyward_lite for nodes on which this process's own build does not run.
 
-    `index_url` and the URLs in `pip` may have credentials (percent-encoded): they reach pip and git on a node through
-    files that only the user may read, and are shown nowhere.
+    Raises
+    ------
+    TypeError, ValueError, FileNotFoundError
+        If a value cannot be used; the text names the parameter.
+
+    See Also
+    --------
+    Image.like_here : an image with everything that the program imports.
+
+    Examples
+    --------
+    >>> image = sky.Image(pip=["numpy>=2"], env={"MODE": "fast"})
+    >>> image.with_pip("pandas").pip
+    ('numpy>=2', 'pandas')
     """
 
     python: str | None = None
@@ -90,11 +115,19 @@ class Image:
     def like_here(cls, **fields: Any) -> Image:
         """Return an image with everything that the program imports, in the versions that are installed here.
 
-        `fields` are those of `Image`; a requirement in `pip=` stands in place of the package's own. The program is its
-        script or notebook, the module that calls this, and the local modules that these import. Pinned is what they
-        import anywhere in their sources, whether or not it has been imported yet, and all that it requires: call this
-        after a notebook's imports. Left out are editable installs, whose modules nodes get from here, and
-        what was installed from a URL or a directory, which the log names.
+        The program is its script or notebook, the module that calls this, and the local modules that these import.
+        Pinned is what they import anywhere in their sources, whether or not it has been imported yet, and all that it
+        requires: call this after a notebook's imports. Left out are editable installs, whose modules nodes get from
+        here, and what was installed from a URL or a directory, which the log names.
+
+        Parameters
+        ----------
+        **fields
+            The parameters of `Image`. A requirement in `pip=` stands in place of the package's own.
+
+        Returns
+        -------
+        Image
         """
         # Not at the module's head: most programs do not need it.
         from . import here
@@ -113,23 +146,52 @@ class Image:
         return f"Image({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def masked_pip(self) -> tuple[str, ...]:
-        """Return the requirements without credentials, fit to be shown."""
+        """Return the requirements without credentials, fit to be shown.
+
+        Returns
+        -------
+        tuple of str
+        """
         return tuple(credentials.mask(requirement) for requirement in self.pip)
 
     def secrets(self) -> frozenset[str]:
-        """Return the credentials, which must not be shown where pip or git prints them."""
+        """Return the credentials, which must not be shown where pip or git prints them.
+
+        Returns
+        -------
+        frozenset of str
+        """
         return frozenset().union(*(credentials.secrets(text) for text in (*self.pip, self.index_url or "")))
 
     def with_pip(self, *requirements: str) -> Image:
-        """Return this image with further requirements, each listed once."""
+        """Return this image with further requirements, each listed once.
+
+        Parameters
+        ----------
+        *requirements : str
+            Requirements in pip's syntax.
+
+        Returns
+        -------
+        Image
+        """
         new = [r for r in requirements if r not in self.pip]
         return dataclasses.replace(self, pip=[*self.pip, *new])
 
     def with_package(self, name: str, version: str | None) -> Image:
-        """Return this image with the package in this version, in place of requirements for another version.
+        """Return this image with a package in one version, in place of requirements for another version.
 
-        None keeps the image's own requirement for the package, if it has one; else it means this interpreter's version,
-        or any version if this interpreter does not have the package.
+        Parameters
+        ----------
+        name : str
+            The package.
+        version : str or None
+            None keeps the image's own requirement for the package, if it has one; else it means this interpreter's
+            version, or any version if this interpreter does not have the package.
+
+        Returns
+        -------
+        Image
         """
         others = [r for r in self.pip if _package(r) != canonical(name)]
         if version is None:
@@ -139,7 +201,12 @@ class Image:
         return dataclasses.replace(self, pip=[*others, name if version is None else f"{name}=={version}"])
 
     def packages(self) -> set[str]:
-        """Return the canonical names of the packages that `pip` requires."""
+        """Return the canonical names of the packages that `pip` requires.
+
+        Returns
+        -------
+        set of str
+        """
         return {name for name in map(_package, self.pip) if name is not None}
 
     def missing(self) -> list[str]:
@@ -147,6 +214,10 @@ class Image:
 
         Compared are names and versions. A requirement whose marker does not hold here is met. Of a URL after a name
         (`name @ URL`) only the name is compared, and the further requirements of extras are not looked at.
+
+        Returns
+        -------
+        list of str
         """
         problems = [_problem(*pair) for pair in zip(self.pip, self.masked_pip(), strict=True)]
         release = ".".join(map(str, sys.version_info[:3]))

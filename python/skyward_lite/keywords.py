@@ -61,6 +61,7 @@ MEANT: dict[str, dict[tuple[str, ...], str]] = {
         ("timeout",): "write pool(start_timeout={value}) for the nodes' start, or "
         "pool(worker=sky.Worker(task_timeout={value})) for each task",
         ("memory", "ram", "ram_gb", "mem"): "the memory of a node is memory_gb, in GB: write pool(memory_gb={value})",
+        ("verbose", "show_progress", "progress_bar"): "write pool(progress=True)",
         ("plugin",): "plugins are a list: write pool(plugins=[sky.plugins.joblib()])",
         ("executor",): 'write pool(worker=sky.Worker(executor="process")), or "thread"',
         _REQUIREMENTS: "write pool(image=sky.Image(pip=[...]))",

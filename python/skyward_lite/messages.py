@@ -46,7 +46,29 @@ def listen(address: str, listener: Listener) -> None:
     """Call `listener` with each message that is sent to `address`, by tasks of any pool of this process.
 
     It is called on a thread of the pool from which the message came, so with several pools perhaps on several threads
-    at once. Raises `ValueError` if the address has a listener already.
+    at once.
+
+    Parameters
+    ----------
+    address : str
+        The name that senders use.
+    listener : function of one argument
+        What takes the messages. It must return soon.
+
+    Raises
+    ------
+    ValueError
+        If the address has a listener already.
+
+    Examples
+    --------
+    >>> steps = []
+    >>> sky.messages.listen("steps", steps.append)
+    >>> with sky.pool() as pool:
+    ...     pool.submit(sky.messages.send, "steps", 1).result()
+    >>> sky.messages.unlisten("steps")
+    >>> steps
+    [1]
     """
     checks.text("listen", "address", address, '"progress"')
     checks.function("listen", "listener", listener, 'listen("progress", print)')
@@ -55,7 +77,13 @@ def listen(address: str, listener: Listener) -> None:
 
 
 def unlisten(address: str) -> None:
-    """Take no more messages for an address: their senders get a `MessageError`."""
+    """Take no more messages for an address: their senders get a `MessageError`.
+
+    Parameters
+    ----------
+    address : str
+        The name that `listen` was called with. One without a listener is no error.
+    """
     _listeners.pop(address, None)
 
 
@@ -65,12 +93,24 @@ def listener(address: str) -> Listener | None:
 
 
 def send(address: str, message: object) -> None:
-    """Send a message, at most 16 MiB as a pickle, to the listener for this address, and wait until it was taken.
+    """Send a message to the listener for this address, and wait until it was taken.
 
     In a process that has such a listener itself this calls it. In a worker process the message goes to the client.
-    Raises `MessageError` if there is no listener, if it raised, or if no answer came within ten minutes, or within
-    `pool(lease=)` if that is longer (the message may have been taken then); `PayloadTooLargeError`; and what pickling
-    the message raises.
+
+    Parameters
+    ----------
+    address : str
+        The name that the listener was registered with.
+    message : object
+        Anything that can be pickled, at most 16 MiB as a pickle.
+
+    Raises
+    ------
+    MessageError
+        If there is no listener, if it raised, or if no answer came within ten minutes, or within `pool(lease=)` if that
+        is longer; the message may have been taken then.
+    PayloadTooLargeError
+        If the message is too large; and what pickling it raises.
     """
     checks.text("send", "address", address, '"progress"')
     own = _listeners.get(address)

@@ -19,6 +19,9 @@
 //! [`timing::Timing::peer_timeout`], a write that blocks for as long fails, and a node works on without its client no longer
 //! than the lease.
 
+#[cfg(not(unix))]
+compile_error!("skyward_lite runs on Linux and macOS; on Windows build it within WSL, the Windows Subsystem for Linux");
+
 pub mod client;
 pub mod error;
 mod locks;

@@ -66,6 +66,15 @@ def test_snippets_with_hosts_run(tmp_path, monkeypatch):
         lab.close()
 
 
+def test_outputs_are_compared():
+    """`...` is anything within a line; in outputs that are only alike, numbers with their units and spaces are any."""
+    assert snippets.printed("caught: ... zero").fullmatch("caught: division by zero")
+    assert not snippets.printed("8 slots, 2.5 MB").fullmatch("8 slots, 2.6 MB")
+    alike = snippets.printed("8 slots, 2.5 MB sent", like=True)
+    assert alike.fullmatch("10 slots,  312 bytes sent")
+    assert not alike.fullmatch("some slots, 2.5 MB sent")
+
+
 @functools.cache
 def usage(command):
     """Return the help of one of our commands."""

@@ -4,6 +4,7 @@ end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -204,3 +205,100 @@ print("below")
     lines = screen.end()
     assert lines[-2:] == ["below", f"{ENDED} 0"]
     assert lines[0] == "above"
+
+
+TASKS = """
+import pathlib, sys, time
+import skyward_lite as sky
+from joblib import Parallel, delayed
+
+def work(number, gate):
+    # Not by print, which writes a line's end separately: another thread's line could come between.
+    sys.stdout.write(f"task {number}\\n")
+    while number in (30, 99) and not gate.exists():
+        time.sleep(0.01)
+    if number == 99:
+        raise ValueError("task 99")
+    return number
+
+gate = pathlib.Path("gate").absolute()
+with sky.pool(nodes=2, worker=sky.Worker(concurrency=2), progress=PROGRESS) as pool:
+BODY
+print("after")
+"""
+BLOCK = """
+    with sky.progress(total=TOTAL):
+        print("begun")
+        calls = (delayed(work)(number, gate) for number in range(100))
+        try:
+            Parallel(n_jobs=-1, batch_size=1)(calls)
+        except ValueError as error:
+            print("raised", error)
+        else:
+            print("returned")
+        raise SystemExit(4)
+"""
+ALL = """
+    print(list(pool.map(work, range(40), [gate] * 40, chunksize=5))[-1])
+"""
+
+
+def without_tasks(lines: list[str]) -> list[str]:
+    """Return the lines that no task printed, and not those on a start that took long."""
+    others = [line for line in lines if "] task " not in line]
+    return [line for line in others if not re.match("skyward_lite: (2 nodes ready|local-)", line)]
+
+
+def test_tasks_are_shown_below_what_they_print(screen, tmp_path):
+    """Inside sky.progress(), numbers of calls, rate, time left and a row for each node are below what tasks and the
+    program print; the block and the program may end by an exception, and one line stays.
+    """
+    pytest.importorskip("rich")
+    program = TASKS.replace("PROGRESS", "None").replace("BODY", BLOCK).replace("TOTAL", "100")
+    screen.run(program)
+    text = screen.wait(lambda text: "98 of 100 tasks done" in text and "local-1" in text.split("\n")[-1])
+    rows = [line.strip() for line in text.split("\n")[-4:]]
+    assert rows[0].startswith("━" * 20)
+    assert rows[0].endswith("/s · 0:00 left")
+    assert rows[1].startswith("2 running · ↑ ")
+    nodes = [re.fullmatch(r"(local-[01])  ([0-2]) of 2 slots busy · (\d+) done", row) for row in rows[2:]]
+    assert [node[1] for node in nodes] == ["local-0", "local-1"]
+    assert [sum(int(node[field]) for node in nodes) for field in (2, 3)] == [2, 98]
+    Path(tmp_path, "gate").touch()
+    lines = screen.end()
+    assert [line.partition(" task ")[0] for line in lines if "] task " in line].count("[local-0]") > 10
+    begun, raised, done, end = without_tasks(lines)
+    assert (begun, raised, end) == ("begun", "raised task 99", f"{ENDED} 4")
+    # Task 30 may not have ended when the other one failed.
+    assert re.match(r"skyward_lite: (99 of )?100 tasks done in 0:\d\d \([\d,.]+/s\), 1 failed · ↑ ", done)
+
+
+@pytest.mark.parametrize("redirections", ["", "2>errors"])
+def test_all_tasks_of_a_pool_are_shown_in_one_line_without_rich(screen, tmp_path, redirections):
+    """With pool(progress=True) and without rich, one line is written over, also where only standard output is a
+    terminal; it counts calls and not batches.
+    """
+    program = "import sys; sys.modules['rich'] = None\n" + TASKS.replace("PROGRESS", "True").replace("BODY", ALL)
+    screen.run(program, redirections)
+    text = screen.wait(lambda text: "35 of 40 tasks done" in text)
+    assert text.count(" tasks done") == 1
+    assert " · 1 running · 4 waiting · ↑ " in text.split("\n")[-1]
+    Path(tmp_path, "gate").touch()
+    lines = screen.end()
+    value, done, after, end = without_tasks(lines)
+    assert (value, after, end) == ("39", "after", f"{ENDED} 0")
+    assert done.startswith("skyward_lite: 40 tasks done in 0:0")
+    assert len([line for line in lines if "] task " in line]) == 40
+
+
+def test_ctrl_c_leaves_the_terminal_as_before(screen):
+    """Ctrl-C while tasks are shown takes the live part away; the traceback is whole below the last line."""
+    pytest.importorskip("rich")
+    screen.run(TASKS.replace("PROGRESS", "True").replace("BODY", BLOCK).replace("TOTAL", "None"))
+    screen.wait(lambda text: " 2 running" in text and "local-1" in text.split("\n")[-1])
+    screen.press("C-c")
+    lines = without_tasks(screen.end())
+    assert lines[-1].startswith(ENDED)
+    assert lines[-2].endswith("KeyboardInterrupt")
+    assert not any("slots busy" in line or "━" in line for line in lines)
+    assert sum(line.startswith("skyward_lite: ") for line in lines) == 2

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import pickle
+import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -211,3 +215,65 @@ def test_exception_note_of_warnings_and_exits(pool):
     with pytest.raises(SystemExit) as caught:
         pool.submit(leave).result(20)
     assert caught.value.__notes__ == [f"node {pool.nodes()[0].name}: leave()"]
+
+
+def test_crash_note_names_the_calls(pool):
+    """The note of a task that ended its process names its function and its place; of a batch, where it is within."""
+    with pytest.raises(sky.WorkerCrashedError) as caught:
+        pool.submit(os._exit, 3).result(20)
+    assert caught.value.__notes__ == ["a call of posix._exit"]
+    with pytest.raises(sky.WorkerCrashedError) as caught:
+        Parallel(n_jobs=1 + 1, batch_size=2)(delayed(os._exit if i == 3 else abs)(i) for i in range(4))
+    assert caught.value.__notes__[0].startswith("tasks 2 to 3: one of 2 calls of ")
+
+
+SCRIPT = """
+import skyward_lite as sky
+from joblib import Parallel, delayed
+
+def fail(x):
+    return 1 / x
+
+with sky.pool(worker=sky.Worker(concurrency=1)) as pool:
+    USE
+"""
+USES = {
+    "Parallel": "Parallel(n_jobs=2)(delayed(fail)(i) for i in range(2))",
+    "generator": "list(Parallel(n_jobs=2, return_as='generator')(delayed(fail)(i) for i in range(2)))",
+    "submit": "pool.submit(fail, 0).result()",
+    "map": "list(pool.map(fail, [0, 1]))",
+    "compute": "sky.compute(fail)(0) >> pool",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_script_shows_the_task_and_its_own_line_only(tmp_path, use):
+    """A script that ends by a task's error shows the task's traceback with an arrow, then its own line only."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("USE", USES[use]))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 1
+    remote, _, local = done.stderr.partition("The above exception was the direct cause")
+    assert remote.startswith("skyward_lite.errors.RemoteTraceback: on node local-0")
+    assert f'  File "{script}", line 6, in fail\n--> return 1 / x\n           ~~^~~\nZeroDivisionError' in remote
+    assert re.findall(r'File "(.*)", line (\d+)', local) == [(str(script), "9")]
+    assert local.splitlines()[-1].startswith("node local-0")
+
+
+def test_ipython_shows_the_task_and_the_cell_only(tmp_path):
+    """IPython shows the same of an error in a cell, with the cells' names."""
+    script = tmp_path / "cells.py"
+    first, _, last = SCRIPT.replace("USE", USES["Parallel"]).partition("\n\nwith")
+    script.write_text(
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance(colors='NoColor')\n"
+        f"shell.run_cell({first!r}, store_history=True)\n"
+        f"shell.run_cell({'with' + last!r}, store_history=True)\n"
+    )
+    environment = {**os.environ, "IPYTHONDIR": str(tmp_path)}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=environment)
+    assert re.search(r"Cell In\[1\], line \d, in fail\n--> return 1 / x", done.stdout), done.stdout
+    assert "parallel.py" not in done.stdout
+    assert "tasks.py" not in done.stdout
+    assert "----> 2     Parallel" in done.stdout

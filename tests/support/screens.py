@@ -34,7 +34,8 @@ class Screen:
         path = self._directory / "program.py"
         path.write_text(program)
         variables = {"PYTHONPATH": str(Path(__file__).parent), "LC_ALL": "C.UTF-8", **environment}
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        # The shell is to outlive Ctrl-C.
+        lines = ["trap : INT", *(f"export {name}={shlex.quote(value)}" for name, value in variables.items())]
         lines.append(f"{shlex.quote(sys.executable)} {shlex.quote(str(path))} {redirections}")
         lines.append(f'echo "{ENDED} $?"; read end')
         script = self._directory / "program.sh"
@@ -46,7 +47,7 @@ class Screen:
         captured = self._tmux("capture-pane", "-p", "-S", "-", *(["-e"] if colours else []))
         return "\n".join(line.rstrip() for line in captured.split("\n")).rstrip("\n")
 
-    def wait(self, seen: Callable[[str], object]) -> str:
+    def wait(self, seen: Callable[[str], object], seconds: float = SECONDS) -> str:
         """Wait until `seen` is true of the text, and return the text."""
         found = ""
 
@@ -55,7 +56,7 @@ class Screen:
             found = self.text()
             return bool(seen(found))
 
-        assert eventually(looked, SECONDS), found
+        assert eventually(looked, seconds), found
         return found
 
     def end(self) -> list[str]:

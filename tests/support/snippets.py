@@ -6,7 +6,8 @@ A block of Python runs as it stands, unless a comment right above it says otherw
     <!-- snippet: ec2 -->     needs EC2; the tests have a simulated one
     <!-- snippet: check -->   is not run: its names and parameters are compared with the public ones
 
-A block of text below `<!-- output -->` is what the block of Python above it prints; `...` stands for anything.
+A block of text below `<!-- output -->` is what the block of Python above it prints; `...` stands for anything. Below
+`<!-- output like -->` each number, with its unit, stands for any number and unit, and any white space for any other.
 """
 
 from __future__ import annotations
@@ -70,16 +71,26 @@ def script(page: Path) -> tuple[str, list[tuple[Snippet, Snippet | None]]]:
         if block.language != "python" or block.mark:
             continue
         after = blocks[number + 1] if number + 1 < len(blocks) else None
-        runs.append((block, after if after is not None and after.mark == "output" else None))
+        runs.append((block, after if after is not None and after.mark in ("output", "output like") else None))
         lines += [""] * (block.line - 1 - len(lines))
         lines += block.text.splitlines()
         lines.append(f"print({SEPARATOR!r}, flush=True)")
     return "\n".join(lines) + "\n", runs
 
 
-def printed(expected: str) -> re.Pattern[str]:
-    """Return what matches an output in which `...` stands for anything."""
-    lines = [re.escape(line.rstrip()).replace(r"\.\.\.", ".*") for line in expected.strip().splitlines()]
+NUMBER = re.compile(r"\d[\d.,]*(?<=\d)(?: ?(?:[kMGT]?B|bytes|[mµn]?s|min|h|%)\b)?")
+
+
+def printed(expected: str, *, like: bool = False) -> re.Pattern[str]:
+    """Return what matches an output in which `...`, and numbers if only something like it is printed, are any."""
+    lines = []
+    for line in expected.strip().splitlines():
+        pattern = re.escape(line.rstrip()).replace(r"\.\.\.", ".*")
+        if like:
+            pieces = NUMBER.split(line.strip())
+            pattern = NUMBER.pattern.join(re.sub(r"(?:\\ )+", r"\\s+", re.escape(piece)) for piece in pieces)
+            pattern = r"\s*" + pattern
+        lines.append(pattern)
     return re.compile("\n".join(lines))
 
 
@@ -95,7 +106,8 @@ def run(page: Path, directory: Path) -> None:
     for (block, expected), output in zip(runs, outputs, strict=False):
         if expected is not None:
             text = "\n".join(line.rstrip() for line in output.strip().splitlines())
-            assert printed(expected.text).fullmatch(text), f"{block.place} prints:\n{text}"
+            pattern = printed(expected.text, like=expected.mark == "output like")
+            assert pattern.fullmatch(text), f"{block.place} prints:\n{text}"
 
 
 # ------------------------------------------------------------------------------------------------ names

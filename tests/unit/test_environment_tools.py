@@ -180,3 +180,24 @@ def test_errors_have_no_lines_of_progress():
     """Only the reason of a failure is left."""
     printed = "Using CPython 3.11.7\n  | Downloading a (16MiB)\n  |  + a==1\n  | error: no network\n  |   cause: dns"
     assert without(printed) == "error: no network\n  |   cause: dns"
+
+
+@pytest.mark.parametrize(
+    ("needed", "there", "flags", "runs"),
+    [
+        ((2, 17), {"libc": (2, 17)}, "", True),
+        ((2, 17), {"libc": (2, 12)}, "", False),
+        ((2, 17), {"libc": ()}, "", False),
+        ((2, 17), {"libc": (2, 17), "machine": "riscv64"}, "", False),
+        ((), {"libc": (2, 36)}, "", False),
+        ((), {"libc": ()}, "", False),
+        ((2, 17), {"libc": (2, 17)}, "t", False),
+    ],
+    ids=["equal", "older", "musl there", "another machine", "musl here", "musl on both", "free-threaded here"],
+)
+def test_our_package_is_sent_only_where_its_binary_runs(monkeypatch, needed, there, flags, runs):
+    """A host is sent our package if its glibc is new enough for it, and never a binary that may not load there."""
+    monkeypatch.setattr(bundle, "needed_glibc", lambda: needed)
+    monkeypatch.setattr(sys, "abiflags", flags)
+    facts = dataclasses.replace(FACTS, **{"system": "Linux", "machine": platform.machine(), **there})
+    assert bundle.runs_there(facts) is runs

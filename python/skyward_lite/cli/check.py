@@ -220,10 +220,11 @@ class HostCheck:
             self.report.ok("package", "the client's own runs there, and is sent")
         else:
             needed = ".".join(map(str, bundle.needed_glibc()))
+            library = f"glibc {needed} or newer" if needed else "another C library than glibc"
             self.report.note(
                 "package",
                 f"the client's own does not run there: it is for {sys.platform}, {platform.machine()}, "
-                f"glibc {needed} or newer; pip will look for skyward_lite=={__version__}",
+                f"{library}; pip will look for skyward_lite=={__version__}",
                 "give a wheel for it with Image(wheel=)",
             )
         if facts.ready:

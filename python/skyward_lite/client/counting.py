@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .. import _core
 from .completions import Completions
 from .nodes import Nodes
@@ -13,9 +11,7 @@ from .tasks import Tasks
 
 def count_calls(core: _core.Core, completions: Completions, nodes: Nodes, tasks: Tasks) -> Counts:
     """Return how the calls of a pool stand."""
-    watched: Any = core
-    totals = watched.totals()
-    rows: Any = nodes.snapshot()
+    totals = core.totals()
     inputs = [queue.input for queue in list(completions.queues.values()) if queue.input is not None]
     waiting = [one.waiting_calls() for one in inputs]
     return Counts(
@@ -24,5 +20,5 @@ def count_calls(core: _core.Core, completions: Completions, nodes: Nodes, tasks:
         failed=totals["failed"],
         rerun=totals["rerun"],
         is_complete=None not in waiting and not tasks.unread,
-        nodes=[*rows],
+        nodes=nodes.snapshot(),
     )

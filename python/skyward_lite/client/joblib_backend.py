@@ -194,7 +194,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         try:
             # Only the calls of joblib's batch travel, not its nested backend: the worker has its own.
             items = getattr(func, "items", batch.items)
-            name = tasks.names.number(items[0][0] if items else func)
+            batch.name = name = tasks.names.number(items[0][0] if items else func)
             if items is None:
                 kind = payload.CALL
                 pickled, buffers = tasks.encode(generation, func, (), {})
@@ -215,7 +215,7 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                 self._send_parts(batch, joblib_batches.halves(batch.items))
                 return
             # joblib would hang if this were raised on the queue's thread, so the error takes the way of a result.
-            batch.error = _unsendable(error)
+            batch.error = _unsendable(error, items)
             queue.end(batch)
         else:
             calls = 1 if items is None else len(items)
@@ -315,8 +315,11 @@ class SkywardBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
 
-def _unsendable(error: BaseException) -> BaseException:
+def _unsendable(error: BaseException, items: Any) -> BaseException:
     """Return what a call raises whose batch cannot be pickled: as with loky, a PicklingError with its cause."""
+    wrong = joblib_batches.not_a_call(items)
+    if wrong is not None:
+        return TypeError(wrong)
     if isinstance(error, (SkywardError, pickle.PicklingError)) or not isinstance(error, Exception):
         return error
     why = pickle.PicklingError(f"Could not pickle the task to send to the workers: {type(error).__name__}: {error}")
@@ -326,7 +329,9 @@ def _unsendable(error: BaseException) -> BaseException:
 
 def _innermost() -> Executor:
     if not _entered:
-        raise PoolClosedError(f'backend="{NAME}" needs an open pool: call Parallel inside `with sky.pool(...):`')
+        raise PoolClosedError(
+            f'backend="{NAME}" needs an open pool: call Parallel inside `with sky.pool(...):`, or after `pool.start()`'
+        )
     own = (entry.pool for entry in reversed(_entered) if entry.thread is threading.current_thread())
     return next(own, _entered[-1].pool)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from .. import checks
+
 PATIENCE: Final = 10
 """A batch is given back when it has run for 10 times the longest time that a batch should take."""
 
@@ -54,3 +56,15 @@ def pieces(items: Sequence[Any], done: int, seconds: float, ideal: float, slots:
     size = max(1, min(int(ideal * done / seconds) if seconds > 0 else rest, -(-rest // max(1, slots))))
     for first in range(done, len(items), size):
         yield first, items[first : first + size]
+
+
+def not_a_call(items: Any) -> str | None:
+    """Return what is wrong with a batch whose items are not all calls, as `delayed` makes them; None if they are."""
+    for item in items or ():
+        if not isinstance(item, tuple) or len(item) != 3 or not callable(item[0]):
+            return (
+                f"Parallel takes calls, and its input had {checks.shown(item)}: write "
+                "`Parallel(...)(delayed(f)(x) for x in xs)`, with the function in the brackets of `delayed` and its "
+                "arguments in the brackets after them"
+            )
+    return None

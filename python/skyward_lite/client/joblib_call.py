@@ -16,9 +16,11 @@ from ..pickling import payload
 from ..pickling.handles import Calls
 from ..pickling.pickler import Shared
 from .completions import CompletionQueue
+from .function_names import FunctionNames
 from .joblib_batches import Parts
 from .joblib_unread import Unread, Values
-from .tasks import Tasks, outcome
+from .outcomes import Submitted, outcome
+from .tasks import Tasks
 
 CALLBACK_SECONDS: Final = 1.0
 """Bound on waiting for one of joblib's callbacks at the end of a call."""
@@ -34,6 +36,8 @@ class ParallelCall:
         """Where its batches' ends come out; opened with the first batch."""
         self.generation = 0
         """That of the user's modules with which its tasks run; set with the first batch."""
+        self.names = FunctionNames()
+        """The pool's; set with the first batch."""
         self.shared = Shared()
         """What its tasks have in common, pickled once. Dropped when the call has ended."""
         self.shared.waiting = self.waiting
@@ -66,6 +70,7 @@ class ParallelCall:
     def open(self, tasks: Tasks) -> None:
         """Open its completion queue, with the first batch: joblib ends only calls that have got so far."""
         if self.queue is None:
+            self.names = tasks.names
             self.generation = tasks.begin_call()
             self.queue = tasks.open_queue(self.abandon, self._tell_due)
             self.queue.input = self
@@ -233,6 +238,7 @@ class Batch:
             "first",
             "func",
             "items",
+            "name",
             "nanos",
             "on_end",
             "parts",
@@ -257,6 +263,8 @@ class Batch:
         """The place of its first call among those of the call of `Parallel`."""
         self.calls = 1
         """How many calls it has."""
+        self.name = 0
+        """The number of its first function's name; set when it is sent."""
         self.task = 0
         """The task's number; 0 before it is sent."""
         self.size = 0
@@ -281,6 +289,7 @@ class Batch:
         """Return the calls `items` of this batch or part, from its call `first` on, as a task of its own."""
         part = Batch(self.call, self.on_end, None, None)
         part.whole, part.first, part.items = self.whole or self, self.first + first, items
+        part.calls = len(items)
         return part
 
     def resolve(self, code: int, nanos: int, pickled: Any, buffers: Any) -> None:
@@ -308,8 +317,9 @@ class Batch:
             return values
         pickled, buffers = self.pickled, self.buffers
         self.pickled = self.buffers = None
+        submitted = Submitted(self.call.names, self.name, self.first, self.calls)
         try:
-            return outcome(_core.RETURNED if self.code == _core.PARTIAL else self.code, pickled, buffers, self.first)
+            return outcome(_core.RETURNED if self.code == _core.PARTIAL else self.code, pickled, buffers, submitted)
         except Exception as error:
             if self.call.queue is not None:
                 self.call.queue.failures.add(error)

@@ -12,12 +12,21 @@ from ..image import Image
 
 
 def joblib(version: str | None = None) -> Plugin:
-    """Make `joblib.Parallel` run on the pool for the length of its block.
+    """Return the plugin that makes `joblib.Parallel` run on the pool for the length of its block.
 
-    The nodes get joblib in `version`; None means the client's own, which is what pickles need, unless the image asks
-    for another. They get threadpoolctl as well if the client has it: `inner_max_num_threads` needs it there.
+    A pool has it by default. The nodes get threadpoolctl as well if this process has it: `inner_max_num_threads` needs
+    it there.
+
+    Parameters
+    ----------
+    version : str, optional
+        The nodes' version of joblib. None, the default, means this process's own, which is what pickles need, unless
+        the image asks for another.
+
+    Returns
+    -------
+    Plugin
     """
-
     if version is not None:
         checks.text("joblib", "version", version, '"1.5.0"')
 
@@ -28,12 +37,26 @@ def joblib(version: str | None = None) -> Plugin:
 
 
 def sklearn(version: str | None = None) -> Plugin:
-    """Do what `joblib()` does, with scikit-learn on the nodes: whatever has an `n_jobs` there runs on the pool.
+    """Return the plugin that does what `joblib()` does, with scikit-learn on the nodes.
 
-    The nodes get scikit-learn in `version`; None means the client's own, or the latest where the client has none,
-    unless the image asks for another. `joblib(version=...)` may stand beside it to pin joblib too, before or after.
+    Whatever has an `n_jobs` there runs on the pool. `joblib(version=...)` may stand beside it to pin joblib too, before
+    or after.
+
+    Parameters
+    ----------
+    version : str, optional
+        The nodes' version of scikit-learn. None, the default, means this process's own, or the latest where this
+        process has none, unless the image asks for another.
+
+    Returns
+    -------
+    Plugin
+
+    Examples
+    --------
+    >>> sky.pool(plugins=[sky.plugins.sklearn()]).plugins[0].name
+    'sklearn'
     """
-
     if version is not None:
         checks.text("sklearn", "version", version, '"1.7.0"')
 

@@ -17,9 +17,8 @@ import functools
 import operator
 import reprlib
 import sys
-import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Concatenate, Generic, Never, NoReturn, ParamSpec, Self, TypeVar, TypeVarTuple, overload
 
@@ -28,6 +27,7 @@ from ..pickling.modules import travels_by_name
 from .node_state import NodeState
 from .pool import ComputePool
 from .tasks import EncodedCall, Tasks
+from .together import Together
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -46,15 +46,39 @@ Ts = TypeVarTuple("Ts")
 
 
 def compute(fn: Callable[P, T]) -> ComputeFunction[P, T]:
-    """Decorate a function so that calling it returns a lazy call; `fn.local(...)` calls it here and now.
+    """Return a function whose calls are lazy: an operator says where they run. `fn.local(...)` calls it here and now.
 
     Methods may be decorated too; `self` is sent like any argument.
+
+    Parameters
+    ----------
+    fn : callable
+        The function. `@staticmethod` and `@classmethod` go above this decorator.
+
+    Returns
+    -------
+    ComputeFunction
+
+    Examples
+    --------
+    >>> @sky.compute
+    ... def double(x):
+    ...     return 2 * x
+    >>> with sky.pool() as pool:
+    ...     (double(3) & double(4)) >> pool
+    (6, 8)
     """
     return ComputeFunction(fn)
 
 
 class ComputeFunction(Generic[P, T]):
-    """A function under `@sky.compute`. `local` is the function itself."""
+    """A function under `@sky.compute`. `local` is the function itself.
+
+    Parameters
+    ----------
+    fn : callable
+        The function.
+    """
 
     __name__: str
     __qualname__: str
@@ -109,6 +133,7 @@ class Lazy(abc.ABC, Generic[R_co]):
 
     def __rshift__(self, pool: ComputePool) -> R_co:
         """Run it on the pool, and return its result. If the wait is interrupted, calls that wait never run."""
+        __tracebackhide__ = True
         _check(self, ">>", pool)
         return _result(self > pool)
 
@@ -123,7 +148,7 @@ class Lazy(abc.ABC, Generic[R_co]):
         ready = [number for number, node in enumerate(pool.nodes()) if node.state == NodeState.READY]
         if not ready:
             raise NodeLostError(f"{self!r} @ pool: no node is ready")
-        return list(_result(_Together([self._start(pool, encoded, number) for number in ready])))
+        return list(_result(Together([self._start(pool, encoded, number) for number in ready])))
 
     def __rand__(self, other: Never) -> NoReturn:
         raise _not_lazy(other, self)
@@ -154,7 +179,17 @@ class Lazy(abc.ABC, Generic[R_co]):
 
 
 class LazyCall(Lazy[T_co]):
-    """A call of a compute function that has not run."""
+    """A call of a compute function that has not run. Calling the function makes it.
+
+    Parameters
+    ----------
+    function : ComputeFunction
+        The function.
+    args : tuple
+        Its arguments.
+    kwargs : dict
+        Its arguments by name.
+    """
 
     __slots__ = ("_args", "_function", "_kwargs")
 
@@ -188,6 +223,11 @@ class LazyGroup(Lazy[tuple[*Ts]], Generic[*Ts]):
 
     As in `Executor.map` the first error in that order is raised, as soon as it is reached; then the calls that have
     not started are cancelled, and calls that are running go on to their ends, which nobody sees.
+
+    Parameters
+    ----------
+    *calls : LazyCall
+        The calls.
     """
 
     __slots__ = ("_calls",)
@@ -215,81 +255,12 @@ class LazyGroup(Lazy[tuple[*Ts]], Generic[*Ts]):
 
     def _start(self, pool: ComputePool, encoded: list[EncodedCall], node: int | None) -> Future[tuple[*Ts]]:
         submit = Tasks.of(pool).submit
-        return _Together([submit(*call, node) for call in encoded])
-
-
-class _Together(Future[Any]):
-    """Several futures as one: the tuple of their values, or the first error in their order."""
-
-    def __init__(self, members: Sequence[Future[Any]]) -> None:
-        super().__init__()
-        self._members = members
-        self._returned = 0
-        """How many members, counted from the first up to the first without a value, have a value."""
-        self._claimed = False
-        """Whether a thread has begun to resolve this future. Each resolves once."""
-        self._lock = threading.Lock()
-        """Guards the fields above."""
-        self._on_member_end()
-        for member in members:
-            member.add_done_callback(self._on_member_end)
-
-    def _on_member_end(self, _: object = None) -> None:
-        members = self._members
-        with self._lock:
-            while self._returned < len(members) and _has_value(members[self._returned]):
-                self._returned += 1
-            if self._claimed or (self._returned < len(members) and not members[self._returned].done()):
-                return
-            self._claim()
-        # Without the lock, because this future's own callbacks may do anything.
-        if self._returned == len(members):
-            self.set_result(tuple(member.result() for member in members))
-            return
-        # Before the error is set, so that the thread that gets the error knows that nothing more will start.
-        for member in members[self._returned + 1 :]:
-            member.cancel()
-        failed = members[self._returned]
-        if failed.cancelled():
-            self._set_cancelled()
-        else:
-            self.set_exception(failed.exception())
-
-    def _claim(self) -> None:
-        """Note that the calling thread resolves this future.
-
-        The members are dropped: their callbacks refer to this future, so that all of them would live on as a cycle.
-        """
-        self._claimed = True
-        self._members = ()
-
-    def _set_cancelled(self) -> None:
-        super().cancel()
-        self.set_running_or_notify_cancel()
-
-    def running(self) -> bool:
-        """Return whether a member runs now."""
-        return super().running() or any(member.running() for member in self._members)
-
-    def cancel(self) -> bool:
-        """Cancel the members that have not started. Return true if there was one: then there will be no tuple."""
-        members = self._members
-        cancelled = [member.cancel() for member in members]
-        with self._lock:
-            claimed = any(cancelled) and not self._claimed
-            if claimed:
-                self._claim()
-        if claimed:
-            self._set_cancelled()
-        return self.cancelled()
-
-
-def _has_value(future: Future[Any]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+        return Together([submit(*call, node) for call in encoded])
 
 
 def _result(future: Future[R]) -> R:
     """Return the result of a future that nobody else has."""
+    __tracebackhide__ = True
     try:
         return future.result()
     except BaseException:
@@ -350,6 +321,15 @@ def gather(*calls: LazyCall[Any]) -> LazyGroup[*tuple[Any, ...]]:
     """Return the group of these calls, which run at once: `gather(*[slow(i) for i in range(10)]) >> pool` is a tuple.
 
     `gather(a, b)` is `a & b`. For more than five calls of different types, type checkers do not know the tuple's types.
+
+    Parameters
+    ----------
+    *calls : LazyCall
+        The calls.
+
+    Returns
+    -------
+    LazyGroup
     """
     for call in calls:
         if not isinstance(call, LazyCall):

@@ -34,7 +34,7 @@ from ..image import Image
 from ..pickling.modules import Modules
 from ..pickling.route import Route
 from ..providers import Provider
-from . import answers, inbox, innermost, joblib_plugin, settings, unentered
+from . import answers, folding, inbox, innermost, joblib_plugin, settings, unentered
 from .completions import Completions
 from .counting import count_calls
 from .display import Display
@@ -160,6 +160,7 @@ class ComputePool(Reporting):
         if stage is not Stage.NEW:
             raise PoolClosedError(f"a pool starts once, and this one is {stage.word}: make a new one with sky.pool()")
         nesting.check()
+        folding.install()
         try:
             self._start()
             self._leaving.entered_by = threading.current_thread()

@@ -23,19 +23,39 @@ MAX_SIZE = 1_000_000
 class Worker:
     """How each node runs tasks.
 
-    `concurrency`: tasks at once on a node, at most 4,096; None means one per core of the node.
-    `executor`: "thread" for one process of so many threads, "process" for so many processes, each of which runs its
-    tasks on its main thread. A process of several threads runs no task on its main thread, so signal handlers cannot
-    be set there; what its tasks share, and what they do not, is in the README.
-    `retries`: how often a task may be tried again after its node was lost.
-    `task_timeout`: seconds that one call may run before its node ends it, with its process, and it fails with
-    `TaskTimeoutError`; None for no limit. Looked at five times a second. Other tasks of that process run on for up to
-    3 s, and those that do not end in that time run again.
-    `max_payload`: largest pickled task or result, in bytes; at most 1 TiB.
-    `cache_gb`: GB of a node's memory for data that tasks share. Arrays and other large data are sent to a node once,
-    and kept there for later tasks. When they are more than this, those that were used least recently are dropped, and
-    sent again with the next task that has them. None for a quarter of the node's memory; nodes of `sky.Local()`, which
-    share one machine's memory, have equal parts of a quarter of it.
+    Parameters
+    ----------
+    concurrency : int, optional
+        Tasks that a node runs at once, at most 4,096. None, the default, means one per core of the node.
+    executor : {"thread", "process"}, default "thread"
+        "thread": one process on each node, in which `concurrency` threads run tasks. "process": so many processes, each
+        of which runs its tasks on its main thread. A process of several threads runs no task on its main thread, so
+        signal handlers cannot be set there. The documentation has a page on what tasks of one process share.
+    retries : int, default 3
+        How often a task may run again after its node was lost, from 0 to 1,000.
+    max_payload : int, default 4 GiB
+        Bytes of the largest pickled task or result, at most 1 TiB.
+    task_timeout : float, optional
+        Seconds that one call may run before its node ends it, with its process, and it fails with `TaskTimeoutError`.
+        None, the default, means no limit. The node looks at it five times a second. Other tasks of that process run on
+        for up to 3 s, and those that do not end in that time run again.
+    cache_gb : float, optional
+        GB of a node's memory for data that tasks share. Arrays and other large data are sent to a node once, and kept
+        there for later tasks. When they are more than this, those that were used least recently are dropped, and sent
+        again with the next task that has them. None, the default, means a quarter of the node's memory; nodes of
+        `sky.Local()`, which share one machine's memory, have equal parts of a quarter of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is of a wrong type or out of range; the text names the parameter.
+
+    Examples
+    --------
+    Pure-Python work, which would hold the GIL, on four processes of each node:
+
+    >>> sky.Worker(concurrency=4, executor="process").executor
+    'process'
     """
 
     concurrency: int | None = None

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .node_state import NodeState
+from .node_state import Node, NodeState
 from .picture import Row, bar, count, duration, pace, volume
 
 WINDOW_SECONDS = 20.0
@@ -19,19 +19,6 @@ MIN_WINDOW_TASKS = 20
 MAX_LISTED_NODES = 16
 """Of more nodes only those are listed that are away or lost, and the others are counted."""
 MAX_NAME_CELLS = 24
-
-
-class NodeCounts(NamedTuple):
-    """How a node stands: fields of `Node`."""
-
-    name: str
-    state: str
-    slots: int
-    running: int
-    done: int
-    failed: int
-    bytes_sent: int
-    bytes_received: int
 
 
 class Counts(NamedTuple):
@@ -45,7 +32,7 @@ class Counts(NamedTuple):
     rerun: int
     is_complete: bool
     """Whether no input is left from which further tasks come: then `submitted` is their number."""
-    nodes: list[NodeCounts]
+    nodes: list[Node]
 
 
 class TaskView:
@@ -161,7 +148,7 @@ class TaskView:
         listed = [self._node_row(number, node, width) for number, node in nodes]
         return [*summary, *listed, *rest][: max(1, height)]
 
-    def _node_row(self, number: int, node: NodeCounts, width: int) -> Row:
+    def _node_row(self, number: int, node: Node, width: int) -> Row:
         first = self._first.nodes[number] if number < len(self._first.nodes) else None
         done = node.done - (0 if first is None else first.done)
         failed = node.failed - (0 if first is None else first.failed)

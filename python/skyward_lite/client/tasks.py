@@ -22,12 +22,12 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import Executor, Future
 from typing import Any, Final, NoReturn, TypeVar
 
 from .. import _core
-from ..errors import NodeLostError, PoolClosedError, RemoteError, TaskTimeoutError, WorkerCrashedError
-from ..pickling import batches, blame, exceptions, modules, payload
+from ..errors import PoolClosedError
+from ..pickling import batches, blame, modules, payload
 from ..pickling.handles import Handles
 from ..pickling.modules import Modules
 from ..pickling.pickler import Shared
@@ -37,6 +37,7 @@ from .completions import CLOSED, AbandonHook, CompletionQueue, Completions
 from .function_names import FunctionNames
 from .lifecycle import Lifecycle, Stage
 from .nodes import Nodes
+from .outcomes import Submitted, outcome
 from .output import Printer
 from .settings import Settings
 
@@ -47,51 +48,37 @@ EncodedCall = tuple[bytes, payload.Buffers, int, int]
 
 CANCEL_MS: Final = 1_000
 """Bound on waiting for a node's answer whether a task could still be cancelled."""
-MAX_REASON: Final = 16_000
-"""Bytes of a node's report of how a task ended, which may tell of several nodes."""
 
 _OPEN: Final = Stage.OPEN
 _RELEASING: Final = Stage.RELEASING
-_ERRORS: Final = {
-    _core.CRASHED: WorkerCrashedError,
-    _core.NODE_LOST: NodeLostError,
-    _core.TIMED_OUT: TaskTimeoutError,
-}
-
-
-def outcome(code: int, pickled: Any, buffers: Any, first: int | None = None) -> Any:
-    """Return a task's value, or raise what it raised or what became of it.
-
-    `first` is the place of its first call among the calls that were submitted together, None for a call alone.
-    """
-    if code == _core.RETURNED:
-        try:
-            return payload.loads(pickled, buffers)
-        except Exception as error:
-            reason = _core.printable(f"{type(error).__name__}: {error}")
-            raise RemoteError(f"the task's result cannot be rebuilt here: {reason}") from error
-    if code == _core.RAISED:
-        raise exceptions.load(pickled, buffers, first)
-    if code == _core.CANCELLED:
-        raise CancelledError("the task was cancelled")
-    # The text is the node's own, also where the core reports that a node was lost.
-    raise _ERRORS.get(code, RemoteError)(_core.printable(bytes(pickled), MAX_REASON))
 
 
 class PoolFuture(Future[T]):
     """A future whose `cancel` reaches the task wherever it waits. `queue` is the one that all futures share."""
 
-    def __init__(self, queue: CompletionQueue, first: int | None) -> None:
+    def __init__(self, queue: CompletionQueue, submitted: Submitted) -> None:
         super().__init__()
         self.task = 0
         """The task's number; set once, when the task has been sent."""
         self._queue = queue
-        self._first = first
+        self._submitted = submitted
 
     def __reduce__(self) -> NoReturn:
         raise pickle.PicklingError(
             "a future of a pool means something in this process only: send what its result() gives"
         )
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the call returned, or raise what became of it; `TimeoutError` after `timeout` seconds."""
+        __tracebackhide__ = True
+        try:
+            return super().result(timeout)
+        except BaseException as error:
+            # Without the frames of earlier calls of this method, and of the standard library.
+            raise BaseException.with_traceback(error, None)  # noqa: B904
+        finally:
+            # The error's traceback refers to this frame, which must not refer back to the error by the future.
+            del self
 
     def cancel(self) -> bool:
         """Cancel the task if it has not started: true if so.
@@ -119,10 +106,11 @@ class PoolFuture(Future[T]):
             self.set_running_or_notify_cancel()
             return
         try:
-            value = outcome(code, pickled, buffers, self._first)
+            value = outcome(code, pickled, buffers, self._submitted)
         except BaseException as error:
             self._queue.failures.add(error)
-            self.set_exception(error)
+            # Whoever asks for the result gets a traceback that begins there.
+            self.set_exception(BaseException.with_traceback(error, None))
         else:
             self.set_result(value)
 
@@ -199,7 +187,7 @@ class Tasks:
         calls: int = 1,
     ) -> PoolFuture[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; return its future."""
-        future: PoolFuture[Any] = PoolFuture(self._futures, first)
+        future: PoolFuture[Any] = PoolFuture(self._futures, Submitted(self.names, name, first, calls))
         future.task = self._futures.send(future, kind, pickled, buffers, generation, name, node, calls)
         return future
 
@@ -232,6 +220,7 @@ class Tasks:
             self.unread.add(unread)
 
         def results() -> Iterator[T]:
+            __tracebackhide__ = True
             try:
                 while pending:
                     left = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -59,11 +59,16 @@ def files(facts: Facts, image: Image) -> Iterator[tuple[str, str, bytes]]:
 
 def runs_there(facts: Facts) -> bool:
     """Return whether this client's own package runs on the host: same system and architecture, and no older glibc."""
+    needed = needed_glibc()
     return (
         sys.platform == "linux"
         and facts.system == "Linux"
         and facts.machine == platform.machine()
-        and facts.libc >= needed_glibc()
+        # A binary that names no glibc is linked with another library, which the probe does not look for on the host.
+        and bool(needed)
+        # Free-threaded Python and the other load different binaries, and hosts mostly have the other.
+        and "t" not in sys.abiflags
+        and facts.libc >= needed
     )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import traceback
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from ..errors import RemoteError, RemoteTraceback
-from . import payload, stand_ins
+from . import payload, stand_ins, tracebacks
 
 MAX_END_CHARACTERS: Final = 16 * 1024
 """Of a longer text or traceback, so many characters travel of its beginning, and as many of its end."""
@@ -39,7 +38,7 @@ def dump(encoder: payload.Encoder, error: BaseException, skip: int, place: Place
             trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
         if not place.hint:
             place = place._replace(hint=stand_ins.missing_module_hint(error) or "")
-        text = _shortened("".join(traceback.format_exception(type(error), error, trace)))
+        text = _shortened(tracebacks.written(error, trace))
         # Not by assignment, which a frozen dataclass refuses.
         BaseException.with_traceback(error, None)
         pickled, buffers = encoder.dumps((error, text, tuple(place)))
@@ -77,12 +76,12 @@ def load(pickled: bytes | memoryview, buffers: Sequence[Any] | None, first: int 
     except Exception as reason:
         name = type(reason).__name__
         return RemoteError(f"the task raised an exception that cannot be rebuilt here: {name}: {reason}")
-    object.__setattr__(error, "__cause__", RemoteTraceback(text))
     node, position, call, hint = place
-    task = "" if first is None or position is None else f", task {first + position}"
-    note = f"node {node}{task}: {call}"
-    if not call:
-        note = f"node {node}{task}: the call could not be rebuilt there, and nothing of it has run"
+    task = None if first is None or position is None else first + position
+    where = f"node {node}" + ("" if task is None else f", task {task}")
+    note = f"{where}: {call}" if call else f"{where}: the call could not be rebuilt there, and nothing of it has run"
+    cause = RemoteTraceback(tracebacks.completed(text), node, task, call)
+    object.__setattr__(error, "__cause__", cause)
     # An exception may refuse to have attributes.
     with contextlib.suppress(Exception):
         error.add_note(f"{note}. {hint}" if hint else note)

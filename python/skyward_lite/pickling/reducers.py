@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 import cloudpickle
-from cloudpickle.cloudpickle import _decompose_typevar, _make_typevar
+from cloudpickle.cloudpickle import _code_reduce, _decompose_typevar, _make_typevar
 
 from . import alone, arrays, arrow, classes, filters, managers, modules, parts, script, stand_ins
 from .route import Route
@@ -216,9 +216,16 @@ def _reduce_stream(_: AnyPickler, stream: Any) -> Any:
     return NotImplemented
 
 
+def _reduce_code(_: AnyPickler, code: types.CodeType) -> Any:
+    """Return code as cloudpickle sends it, and with its file's name, which tracebacks and warnings need."""
+    make, args = _code_reduce(code)
+    return make, tuple(code.co_filename if type(arg) is str and arg == "<dynamic-code>" else arg for arg in args)
+
+
 _BY_TYPE: Final[dict[type, Reducer]] = {
     type(functools.lru_cache(lambda: None)): _reduce_cached,
     functools.cached_property: _reduce_cached_property,
+    types.CodeType: _reduce_code,
     types.ModuleType: lambda _, module: modules.reduce_module(module),
     types.BuiltinFunctionType: lambda _, function: modules.check_builtin(function),
     typing.TypeVar: _reduce_type_variable,

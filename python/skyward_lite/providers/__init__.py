@@ -50,7 +50,15 @@ class PreparedMachine:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Dollars: per hour for the machines that run now, and in total for the pool so far."""
+    """What a pool's machines cost, in dollars.
+
+    Parameters
+    ----------
+    hourly : float
+        Per hour, for the machines that run now.
+    total : float
+        For the pool so far.
+    """
 
     hourly: float
     total: float
@@ -101,7 +109,7 @@ class Machine(abc.ABC):
 
 
 class Provider(abc.ABC):
-    """Base of all providers."""
+    """The base of all providers, for those who write one of their own. It is no public contract yet."""
 
     nodes: int | None = None
     """The number of nodes, if the provider itself determines it; None if the pool does."""
@@ -119,26 +127,75 @@ class Provider(abc.ABC):
 
     @abc.abstractmethod
     def start(self, wanted: NodeRequest, machines: list[Machine]) -> None:
-        """Append the machines, and begin to start them. Raises `NodeStartError` if the request can never be met.
+        """Append the machines, and begin to start them.
 
         Each machine is appended as soon as there is something to release, so that the pool can release it even if this
         raises. A provider may serve several pools at once, which it tells apart by their lists of machines.
+
+        Parameters
+        ----------
+        wanted : NodeRequest
+            What the pool asks for.
+        machines : list of Machine
+            The pool's list of machines, empty so far.
+
+        Raises
+        ------
+        NodeStartError
+            If the request can never be met.
         """
 
     @abc.abstractmethod
     def stop(self, machines: list[Machine], timeout: float) -> None:
-        """Release the machines of a pool within `timeout` seconds, by force if need be. Idempotent."""
+        """Release the machines of a pool, by force if need be. Idempotent.
+
+        Parameters
+        ----------
+        machines : list of Machine
+            The pool's machines.
+        timeout : float
+            Seconds within which they are to be released.
+        """
 
     def replace(self, machine: Machine, machines: list[Machine]) -> None:
-        """Append a machine that takes the place of `machine`, which is lost or soon will be.
+        """Append a machine that takes the place of another.
 
-        Raises `NodeStartError` if there is none. Called for replaceable machines only, on a thread of its own.
+        Called for replaceable machines only, on a thread of its own.
+
+        Parameters
+        ----------
+        machine : Machine
+            The one that is lost or soon will be.
+        machines : list of Machine
+            The pool's list of machines.
+
+        Raises
+        ------
+        NodeStartError
+            If there is none.
         """
         raise NotImplementedError
 
     def retire(self, machine: Machine) -> None:  # noqa: B027 (most have nothing to do)
-        """Release a machine that is lost, before the others. Called for replaceable machines only. Idempotent."""
+        """Release a machine that is lost, before the others. Called for replaceable machines only. Idempotent.
+
+        Parameters
+        ----------
+        machine : Machine
+            The machine.
+        """
 
     def cost(self, machines: list[Machine]) -> Cost | None:
-        """Return what the machines cost; None if they cost nothing, or the price is unknown."""
+        """Return what the machines cost.
+
+        Parameters
+        ----------
+        machines : list of Machine
+            The pool's machines, also those that were released.
+
+        Returns
+        -------
+        Cost or None
+            None if they cost nothing, or the price is unknown.
+        """
         return None

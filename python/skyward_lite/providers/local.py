@@ -32,8 +32,19 @@ EXIT_STATUS_SECONDS = 0.5
 class Local(Provider):
     """Nodes on this machine, using this interpreter as it is. The default provider.
 
-    `nodes` is their number, unless `pool(nodes=)` gives it. Each node has the size of this machine, whatever the pool
-    asks for. Both SSH keys of a node, the host's and the user's, are made for this run.
+    Each node has the size of this machine, whatever the pool asks for. Both SSH keys of a node, the host's and the
+    user's, are made for this run.
+
+    Parameters
+    ----------
+    nodes : int, optional
+        The number of nodes; None, the default, for `pool(nodes=)`, or one.
+
+    Examples
+    --------
+    >>> with sky.pool(sky.Local(nodes=2)) as pool:
+    ...     sorted(node.name for node in pool.nodes())
+    ['local-0', 'local-1']
     """
 
     shares_files = True

@@ -41,9 +41,19 @@ MAX_PAUSES = 5
 class Host:
     """A host of `SSH()` that differs from the others.
 
-    `address`: as for `ssh`: "name", "user@name", "name:port" or "[address]:port".
-    `concurrency`: the number of tasks that run on it at once; None for `Worker(concurrency=)`.
-    `python`: an interpreter there that is used as it is; None for `SSH(python=)`.
+    Parameters
+    ----------
+    address : str
+        As for `ssh`: "name", "user@name", "name:port" or "[address]:port".
+    concurrency : int, optional
+        Tasks that run on it at once; None, the default, for `Worker(concurrency=)`.
+    python : str or path, optional
+        An interpreter there that is used as it is; None, the default, for `SSH(python=)`.
+
+    Examples
+    --------
+    >>> sky.SSH("me@lab1", sky.Host("gpu:2222", concurrency=2))
+    SSH('me@lab1', 'gpu:2222')
     """
 
     address: str
@@ -90,14 +100,35 @@ def _flat(hosts: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @keywords.explained("SSH")
 class SSH(Provider):
-    """Hosts that you can `ssh` to, with the user's OpenSSH configuration, keys, ssh-agent and known hosts.
+    """Hosts that you can `ssh` to, with your OpenSSH configuration, keys, ssh-agent and known hosts.
 
-    `hosts`: "name", "user@name", "name:port", "[address]:port", or `Host(...)`.
-    `accept_new`: whether a host that no known_hosts file names is trusted with the key that it shows, which is then
-    recorded, as by `StrictHostKeyChecking accept-new`. True takes precedence over the configuration, like an option on
-    ssh's command line. A host whose key has changed is always refused.
-    `python`: an interpreter on the hosts that is used as it is: it is verified, and nothing is installed.
-    `config`: an ssh configuration file that is used instead of the user's own, as by `ssh -F`.
+    Parameters
+    ----------
+    *hosts : str or Host
+        "name", "user@name", "name:port", "[address]:port", or `Host(...)`; or one list of these.
+    accept_new : bool, default False
+        Whether a host that no known_hosts file names is trusted with the key that it shows, which is then recorded, as
+        by `StrictHostKeyChecking accept-new`. True takes precedence over the configuration, like an option on ssh's
+        command line. A host whose key has changed is always refused.
+    python : str or path, optional
+        An interpreter on the hosts that is used as it is: it is verified, and nothing is installed. None, the default,
+        means that each host gets an environment with what `pool(image=)` asks for.
+    config : str or path, optional
+        An ssh configuration file that is used instead of your own, as by `ssh -F`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a host or another value cannot be used; the text names it.
+
+    See Also
+    --------
+    Host : a host with a concurrency or an interpreter of its own.
+
+    Examples
+    --------
+    >>> with sky.pool(sky.SSH("me@lab1", "lab2:2222")):  # doctest: +SKIP
+    ...     results = Parallel(n_jobs=-1)(delayed(abs)(i) for i in range(100))
     """
 
     def __init__(

@@ -28,26 +28,57 @@ from .termination import TERMINATION_SECONDS
 class AWS(Provider):
     """EC2 instances, launched for the pool and terminated with it. Needs boto3: `pip install 'skyward_lite[aws]'`.
 
-    Credentials, and the region without `region`, are found by boto3's own chain. `pool(vcpus=, memory_gb=)` say what
-    each node must have (2 vCPUs by default): the cheapest types that fit are launched, in whichever zones have them.
-    `instance_type` names one type or several instead.
+    Credentials are found by boto3's own chain. `pool(vcpus=, memory_gb=)` say what each node must have (2 vCPUs by
+    default): the cheapest types that fit are launched, in whichever zones have them.
 
-    `ami`: the image: "ami-…", the name of a public parameter, "al2023" (the default: Amazon Linux 2023),
-    "ubuntu-22.04", "ubuntu-24.04" or "ubuntu-26.04". `architecture`: "x86_64" or "arm64"; None for that of the named
-    types, or of this machine.
-    `allocation`: "spot-if-available" falls back to on-demand where spot has no capacity; "spot"; "on-demand".
-    `subnet`: where to launch, instead of the default VPC's subnets. `security_group`: one that lets SSH through,
-    instead of one made for the run. `ssh_from`: the addresses that may reach SSH, as CIDR; None for this machine's
-    public address.
-    `iam_profile`: an instance profile (name or ARN) for the nodes; none by default. `disk_gb`: size of the root
-    volume, which is encrypted.
-    `ttl`: seconds after which an instance ends itself in any case. While this process lives, they begin anew.
-    `orphan_timeout`: seconds after which an instance ends itself that has no agent any more. Without a sign of life
-    from this process an agent ends after `pool(lease=)`.
-    `boot_timeout`: seconds for an instance to let us in. After them the instance is ended, and replaced if another
-    instance of the pool did let us in.
-    `tags`: on everything that is made. `max_hourly_cost`: dollars per hour for all instances together, at the prices of
-    the launch (without volumes, addresses and traffic). An instance that would cost more is not launched.
+    Parameters
+    ----------
+    region : str, optional
+        The region; None, the default, for the one that boto3 finds.
+    instance_type : str or sequence of str, optional
+        One type or several, instead of the cheapest that fit.
+    ami : str, optional
+        The image: "ami-…", the name of a public parameter, "al2023" (the default: Amazon Linux 2023), "ubuntu-22.04",
+        "ubuntu-24.04" or "ubuntu-26.04".
+    allocation : {"spot-if-available", "spot", "on-demand"}, default "spot-if-available"
+        The default falls back to on-demand where spot has no capacity.
+    subnet : str, optional
+        Where to launch, instead of the default VPC's subnets.
+    security_group : str, optional
+        One that lets SSH through, instead of one made for the run.
+    iam_profile : str, optional
+        An instance profile, by name or ARN, for the nodes; none by default.
+    ssh_from : str, optional
+        The addresses that may reach SSH, as CIDR; None, the default, for this machine's public address.
+    ttl : float, default 14400
+        Seconds after which an instance ends itself in any case. While this process lives, they begin anew.
+    orphan_timeout : float, default 600
+        Seconds after which an instance ends itself that has no agent any more. Without a sign of life from this process
+        an agent ends after `pool(lease=)`.
+    tags : mapping of str to str, optional
+        Tags on everything that is made.
+    max_hourly_cost : float, optional
+        Dollars per hour for all instances together, at the prices of the launch (without volumes, addresses and
+        traffic). An instance that would cost more is not launched.
+    architecture : {"x86_64", "arm64"}, optional
+        None, the default, for that of the named types, or of this machine.
+    disk_gb : int, default 16
+        GB of the root volume, which is encrypted.
+    boot_timeout : float, default 300
+        Seconds for an instance to let us in. After them the instance is ended, and replaced if another instance of the
+        pool did let us in.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is of a wrong type or out of range; the text names the parameter. Nothing is asked of AWS before the
+        pool is entered.
+
+    Examples
+    --------
+    >>> provider = sky.AWS("eu-west-1", max_hourly_cost=2.5)
+    >>> with sky.pool(provider, nodes=(2, 10), vcpus=4):  # doctest: +SKIP
+    ...     results = Parallel(n_jobs=-1)(delayed(abs)(i) for i in range(100))
     """
 
     outlives_client = True

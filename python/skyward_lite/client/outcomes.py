@@ -1,0 +1,64 @@
+"""How a task ended: its value, or the exception that says what became of it and which call it was."""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+from typing import Any, Final, NamedTuple
+
+from .. import _core
+from ..errors import NodeLostError, RemoteError, TaskTimeoutError, WorkerCrashedError
+from ..pickling import exceptions, payload
+from .function_names import FunctionNames
+
+MAX_REASON: Final = 16_000
+"""Bytes of a node's report of how a task ended, which may tell of several nodes."""
+MAX_NAME: Final = 200
+"""Characters of a function's name in a note."""
+
+_ERRORS: Final = {
+    _core.CRASHED: WorkerCrashedError,
+    _core.NODE_LOST: NodeLostError,
+    _core.TIMED_OUT: TaskTimeoutError,
+}
+
+
+class Submitted(NamedTuple):
+    """What was submitted as one task: how many calls of which function, and their place."""
+
+    names: FunctionNames
+    name: int
+    """The number of the function's name."""
+    first: int | None
+    """The place of the first call among the calls that were submitted together; None for a call alone."""
+    calls: int
+
+    def __str__(self) -> str:
+        """Return the calls as a note names them: "task 3: a call of fit"."""
+        function = self.names.names[self.name][:MAX_NAME] or "a function without a name"
+        what = f"a call of {function}" if self.calls == 1 else f"one of {self.calls} calls of {function}"
+        if self.first is None:
+            return what
+        last = self.first + self.calls - 1
+        return f"task {last}: {what}" if self.calls == 1 else f"tasks {self.first} to {last}: {what}"
+
+
+def outcome(code: int, pickled: Any, buffers: Any, submitted: Submitted) -> Any:
+    """Return a task's value, or raise what it raised or what became of it."""
+    if code == _core.RETURNED:
+        try:
+            return payload.loads(pickled, buffers)
+        except Exception as error:
+            reason = _core.printable(f"{type(error).__name__}: {error}")
+            raise noted(RemoteError(f"the task's result cannot be rebuilt here: {reason}"), submitted) from error
+    if code == _core.RAISED:
+        raise exceptions.load(pickled, buffers, submitted.first)
+    if code == _core.CANCELLED:
+        raise CancelledError("the task was cancelled")
+    # The text is the node's own, also where the core reports that a node was lost.
+    raise noted(_ERRORS.get(code, RemoteError)(_core.printable(bytes(pickled), MAX_REASON)), submitted)
+
+
+def noted(error: Exception, submitted: Submitted) -> Exception:
+    """Return an error with a note on the calls that it is about."""
+    error.add_note(str(submitted))
+    return error

@@ -109,7 +109,7 @@ class PoolFuture(Future[T]):
             value = outcome(code, pickled, buffers, self._submitted)
         except BaseException as error:
             self._queue.failures.add(error)
-            # Whoever asks for the result gets a traceback that begins there.
+            # The traceback that the user sees begins where the result is asked for.
             self.set_exception(BaseException.with_traceback(error, None))
         else:
             self.set_result(value)

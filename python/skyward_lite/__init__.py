@@ -107,7 +107,9 @@ else:
 
     def __getattr__(name):
         if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            # With `name` and `obj` Python asks "Did you mean …?".
+            text = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(text, name=name, obj=sys.modules[__name__])
         home = _MODULES[name]
         try:
             value = importlib.import_module(f".{home or name}", __name__)

@@ -107,7 +107,9 @@ else:
 
     def __getattr__(name):
         if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            # With `name` and `obj` Python asks "Did you mean …?".
+            text = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(text, name=name, obj=sys.modules[__name__])
         home = _MODULES[name]
         try:
             value = importlib.import_module(f".{home or name}", __name__)
@@ -144,6 +146,10 @@ def _backend(**parameters):  # type: ignore[no-untyped-def]
 def _register(parallel):  # type: ignore[no-untyped-def]
     """Register the backend's name in joblib's module, so that the error for the name is ours also before a pool."""
     parallel.register_parallel_backend("skyward", _backend)
+    unentered = sys.modules.get(f"{__name__}.client.unentered")
+    if unentered is not None:
+        # A pool was made before joblib was imported.
+        unentered.watch()
 
 
 class _UntilJoblib:

@@ -254,7 +254,10 @@ def _checked_requirement(text: str) -> str:
     """Return a requirement that is one line of a requirements file. Raises `ValueError` for an option of pip's."""
     requirement = _checked("pip", text)
     if requirement.startswith("#") or re.search(r"\s#", requirement) or requirement.endswith("\\"):
-        raise ValueError(f"Image(pip=[{credentials.mask(text)!r}]): a requirement has no comment and no line after it")
+        raise ValueError(
+            f"Image(pip=[{credentials.mask(text)!r}]): a requirement has no comment and no line after it; "
+            "write each as an item of its own"
+        )
     return requirement
 
 

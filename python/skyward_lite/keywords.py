@@ -154,14 +154,23 @@ def _guarded(owner: str, function: Callable[..., Any]) -> Callable[..., Any]:
     known = frozenset(names)
     positional = float("inf") if code.co_flags & _VARARGS else code.co_argcount
 
+    own = (f"{owner}(", f"{owner}:", "SSH(", "Host(")
+
     @functools.wraps(function)
     def guarded(*args: Any, **given: Any) -> Any:
+        __tracebackhide__ = True
         if not known.issuperset(given):
             name = next(name for name in given if name not in known)
             raise TypeError(unknown(owner, names, name, given[name]))
         if len(args) > positional:
             raise TypeError(_too_many(owner, names, code.co_argcount - 1, len(args) - 1))
-        return function(*args, **given)
+        try:
+            return function(*args, **given)
+        except (TypeError, ValueError, OSError) as error:
+            # A check found a wrong value: the traceback ends near the line that has it.
+            if str(error).startswith(own):
+                raise error.with_traceback(None) from error.__cause__
+            raise
 
     return guarded
 

@@ -221,7 +221,8 @@ def test_crash_note_names_the_calls(pool):
     """The note of a task that ended its process names its function and its place; of a batch, where it is within."""
     with pytest.raises(sky.WorkerCrashedError) as caught:
         pool.submit(os._exit, 3).result(20)
-    assert caught.value.__notes__ == ["a call of posix._exit"]
+    (note,) = caught.value.__notes__
+    assert note == "a call of posix._exit. The task, or a library that it uses, ended the process, as os._exit does"
     with pytest.raises(sky.WorkerCrashedError) as caught:
         Parallel(n_jobs=1 + 1, batch_size=2)(delayed(os._exit if i == 3 else abs)(i) for i in range(4))
     assert caught.value.__notes__[0].startswith("tasks 2 to 3: one of 2 calls of ")
@@ -258,6 +259,16 @@ def test_a_script_shows_the_task_and_its_own_line_only(tmp_path, use):
     assert f'  File "{script}", line 6, in fail\n--> return 1 / x\n           ~~^~~\nZeroDivisionError' in remote
     assert re.findall(r'File "(.*)", line (\d+)', local) == [(str(script), "9")]
     assert local.splitlines()[-1].startswith("node local-0")
+
+
+def test_a_script_shows_what_cannot_be_sent_and_its_own_line_only(tmp_path):
+    """The error for a call that cannot be pickled has the path to the value, and no frames but the script's own."""
+    script = tmp_path / "script.py"
+    text = SCRIPT.replace("USE", USES["Parallel"]).replace("return 1 / x", "return lock")
+    script.write_text("import threading\nlock = threading.Lock()\n" + text)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False)
+    assert done.stderr.startswith("TypeError: cannot pickle '_thread.lock' object (global 'lock' of fail)\n\nThe above")
+    assert re.findall(r'File "(.*)", line (\d+)', done.stderr) == [(str(script), "11")]
 
 
 def test_ipython_shows_the_task_and_the_cell_only(tmp_path):

@@ -96,4 +96,4 @@ def test_pool_is_the_class():
     assert [parameter.default for parameter in signature.parameters.values()][7:] == [
         *(120.0, 20.0, 600.0, False, True, None)
     ]
-    assert "`lease`: seconds" in sky.pool.__doc__
+    assert "    lease : float, default 120\n" in sky.pool.__doc__

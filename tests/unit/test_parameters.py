@@ -154,6 +154,25 @@ def test_a_value_of_a_wrong_type_is_answered_with_what_to_write(wrong, says):
     assert "secret" not in str(caught.value)
 
 
+def test_the_traceback_of_a_wrong_value_ends_beside_the_line_that_has_it():
+    """Our own frames, which only check, are not in the traceback; errors that the user's objects raise keep theirs."""
+    for wrong in (lambda: sky.pool(lease="60"), lambda: sky.SSH("a b"), lambda: sky.Image(wheelhouse="/no/where")):
+        with pytest.raises((TypeError, ValueError, FileNotFoundError)) as caught:
+            wrong()
+        assert len(caught.traceback) == 3
+
+    class Rude:
+        def __len__(self):
+            return 1
+
+        def __float__(self):
+            raise ValueError("rude")
+
+    with pytest.raises(ValueError, match="rude") as caught:
+        sky.pool(lease=Rude())
+    assert caught.traceback[-1].name == "__float__"
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -73,3 +73,20 @@ def fold(error: BaseException) -> None:
         todo += [each.__cause__, each.__context__]
         if isinstance(each, SkywardError) or isinstance(each.__cause__, RemoteTraceback):
             BaseException.with_traceback(each, without_ours(each.__traceback__))
+        elif _is_unsendable(each):
+            BaseException.with_traceback(each, without_ours(each.__traceback__))
+            if each.__cause__ is not None:
+                # What is left are the frames of the user's own `__reduce__`, if there are any.
+                BaseException.with_traceback(each.__cause__, without_ours(each.__cause__.__traceback__, whole=True))
+
+
+def _is_unsendable(error: BaseException) -> bool:
+    """Return whether joblib raised an error for a batch that our backend could not send."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    try:
+        job = trace.tb_frame.f_locals["self"]  # type: ignore[union-attr]
+        return type(getattr(job.parallel, "_backend", None)).__module__.startswith("skyward_lite.")
+    except (AttributeError, KeyError):
+        return False

@@ -21,6 +21,15 @@ _ERRORS: Final = {
     _core.TIMED_OUT: TaskTimeoutError,
 }
 
+_ADVICE: Final = {
+    "by the kernel's out-of-memory killer": "Lower Worker(concurrency=), or send less data per task",
+    "killed by signal 9 ": "If it was the out-of-memory killer: lower Worker(concurrency=), or send less data per task",
+    "exited with status": "The task, or a library that it uses, ended the process, as os._exit does",
+    "killed by signal 11 ": "An extension module that the task uses is broken, or is used by several threads at once: "
+    'try Worker(executor="process")',
+}
+"""A part of a node's report on a worker that died → what to do."""
+
 
 class Submitted(NamedTuple):
     """What was submitted as one task: how many calls of which function, and their place."""
@@ -49,16 +58,21 @@ def outcome(code: int, pickled: Any, buffers: Any, submitted: Submitted) -> Any:
             return payload.loads(pickled, buffers)
         except Exception as error:
             reason = _core.printable(f"{type(error).__name__}: {error}")
-            raise noted(RemoteError(f"the task's result cannot be rebuilt here: {reason}"), submitted) from error
+            advice = "Install its package here, or return something else" if isinstance(error, ImportError) else ""
+            raise noted(
+                RemoteError(f"the task's result cannot be rebuilt here: {reason}"), submitted, advice
+            ) from error
     if code == _core.RAISED:
         raise exceptions.load(pickled, buffers, submitted.first)
     if code == _core.CANCELLED:
         raise CancelledError("the task was cancelled")
     # The text is the node's own, also where the core reports that a node was lost.
-    raise noted(_ERRORS.get(code, RemoteError)(_core.printable(bytes(pickled), MAX_REASON)), submitted)
+    text = _core.printable(bytes(pickled), MAX_REASON)
+    advice = next((remedy for part, remedy in _ADVICE.items() if code == _core.CRASHED and part in text), "")
+    raise noted(_ERRORS.get(code, RemoteError)(text), submitted, advice)
 
 
-def noted(error: Exception, submitted: Submitted) -> Exception:
-    """Return an error with a note on the calls that it is about."""
-    error.add_note(str(submitted))
+def noted(error: Exception, submitted: Submitted, advice: str = "") -> Exception:
+    """Return an error with a note on the calls that it is about, and on what to do."""
+    error.add_note(f"{submitted}. {advice}" if advice else str(submitted))
     return error

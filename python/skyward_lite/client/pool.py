@@ -15,38 +15,33 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib
 import logging
 import pickle
 import sys
 import threading
 import types
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 from .. import _core, checks, keywords, nesting
-from .._signals import held, install_signal_handlers
+from .._signals import held
 from ..errors import PoolClosedError
 from ..hooks import Plugin
 from ..image import Image
-from ..pickling.modules import Modules
-from ..pickling.route import Route
 from ..providers import Provider
-from . import answers, folding, inbox, innermost, joblib_plugin, settings, unentered
+from . import folding, innermost, joblib_plugin, settings, unentered
 from .completions import Completions
 from .counting import count_calls
 from .display import Display
-from .hello import Greeting, pickled_hooks
 from .leaving import Leaving
 from .lifecycle import Lifecycle, Stage
 from .node_state import Node, Status
 from .nodes import Nodes
+from .opening import Opening
 from .output import Printer
 from .reporting import Reporting
 from .settings import Worker
-from .startup import Startup
 from .tasks import Tasks
 
 P = ParamSpec("P")
@@ -61,29 +56,64 @@ class ComputePool(Reporting):
     `with pool(...) as p:` starts its nodes and makes it joblib's default backend. A clean exit waits for pending
     futures, an exception cancels them; both end every process that was started.
 
-    `provider`: where nodes come from; `Local()` by default.
-    `nodes`: how many; `(least, wanted)` starts as soon as `least` are ready, the others join.
-    `vcpus`, `memory_gb`: what each node must have at least, where the provider chooses machines by size; `Local()` and
-    hosts that exist already are used as they are.
-    `worker`: how each node runs tasks. `image`: what its environment must have.
-    `plugins`: `[plugins.joblib()]` by default.
-    `lease`: seconds for which a node whose connection is cut goes on working, and keeps its tasks, until this process
-    has reached it again. Hours let a laptop sleep.
-    `connect_timeout`: seconds for connection, key exchange and authentication of one node.
-    `start_timeout`: seconds until the least number of nodes must be ready, and for which tasks wait for lost nodes that
-    may come back, if no other node can run them.
-    `strict_env`: whether nodes must have the packages that calls, and the modules of yours that they use, name, in this
-    process's versions. A call that names one which a node lacks, or has in another version, then raises
-    `EnvironmentMismatchError` and is not sent, nor is any later one while that node is in the pool; nodes that come
-    later and differ are left out. Otherwise differences are a warning in the log.
-    `ship_modules`: whether workers on other machines import your own modules from this process, as they are when a call
-    begins: modules beside the script, and projects that are installed in place. If false, what a call uses of them
-    travels by value with the call, and a task cannot import them.
-    `progress`: what is shown on a terminal or in a notebook. None: how the nodes start, if that takes longer than half
-    a second. True: the tasks as well, as by `sky.progress()`, for as long as the pool is open. False: nothing. Where
-    there is neither a terminal nor a notebook, nothing is shown.
+    Parameters
+    ----------
+    provider : Provider, optional
+        Where nodes come from: `Local()`, the default, `SSH(...)` or `AWS(...)`.
+    nodes : int or (int, int), optional
+        How many nodes. `(least, wanted)` starts as soon as `least` are ready, and the others join. The default is the
+        provider's number, or one.
+    vcpus : int, optional
+        Cores that each node must have at least, where the provider chooses machines by size; `Local()` and hosts that
+        exist already are used as they are.
+    memory_gb : float, optional
+        GB of memory that each node must have at least, likewise.
+    worker : Worker, optional
+        How each node runs tasks.
+    image : Image, optional
+        What the nodes' environment must have.
+    plugins : sequence of Plugin, optional
+        `[plugins.joblib()]` by default.
+    lease : float, default 120
+        Seconds for which a node whose connection is cut goes on working, and keeps its tasks, until this process has
+        reached it again. Hours let a laptop sleep.
+    connect_timeout : float, default 20
+        Seconds for connection, key exchange and authentication of one node.
+    start_timeout : float, default 600
+        Seconds until the least number of nodes must be ready, and for which tasks wait for lost nodes that may come
+        back, if no other node can run them.
+    strict_env : bool, default False
+        Whether nodes must have the packages that calls, and the modules of yours that they use, name, in this process's
+        versions. A call that names one which a node lacks, or has in another version, then raises
+        `EnvironmentMismatchError` and is not sent, nor is any later one while that node is in the pool; nodes that come
+        later and differ are left out. Otherwise differences are a warning in the log.
+    ship_modules : bool, default True
+        Whether workers on other machines import your own modules from this process, as they are when a call begins:
+        modules beside the script, and projects that are installed in place. If false, what a call uses of them travels
+        by value with the call, and a task cannot import them.
+    progress : bool, optional
+        What is shown on a terminal or in a notebook. None, the default: how the nodes start, if that takes longer than
+        half a second. True: the tasks as well, as by `sky.progress()`, for as long as the pool is open. False: nothing.
+        Where there is neither a terminal nor a notebook, nothing is shown.
 
-    Raises `NodeStartError` on entry if too few nodes become ready, `ValueError` for parameters out of range.
+    Raises
+    ------
+    NodeStartError
+        On entry, if too few nodes become ready.
+    TypeError, ValueError
+        If a value is of a wrong type or out of range; the text names the parameter.
+
+    See Also
+    --------
+    Local, SSH, AWS : where nodes come from.
+
+    Examples
+    --------
+    >>> with sky.pool(nodes=2, worker=sky.Worker(concurrency=2)) as pool:
+    ...     print(Parallel(n_jobs=-1)(delayed(abs)(i) for i in range(-3, 0)))
+    ...     print(pool.submit(abs, -4).result(), pool.slots())
+    [3, 2, 1]
+    4 4
     """
 
     def __init__(
@@ -162,7 +192,11 @@ class ComputePool(Reporting):
         nesting.check()
         folding.install()
         try:
-            self._start()
+            Opening(
+                *(self._settings, self._core, self._lifecycle, self._tasks, self._nodes, self._printer, self._display),
+                leaving=self._leaving,
+                remember=lambda: _open_pools.add(self),
+            ).run()
             self._leaving.entered_by = threading.current_thread()
             innermost.enter(self, self._display)
             # A context that was entered must get onto the stack. A plugin that takes long yields to a second Ctrl-C.
@@ -179,7 +213,24 @@ class ComputePool(Reporting):
         """Open the pool without a `with` block, as in a notebook, and return it. `close` ends it.
 
         Until then it is joblib's default backend in this thread. A pool that nobody closes is closed as this program
-        ends. Raises what entering a `with` block raises; a pool that is open already stays as it is.
+        ends. A pool that is open already stays as it is.
+
+        Returns
+        -------
+        ComputePool
+            The pool itself.
+
+        Raises
+        ------
+        NodeStartError
+            If too few nodes become ready, and what else entering a `with` block raises.
+
+        Examples
+        --------
+        >>> pool = sky.pool().start()
+        >>> pool.submit(abs, -1).result()
+        1
+        >>> pool.close()
         """
         if self._lifecycle.stage is not Stage.OPEN:
             others = [other for other in _open_pools if other._was_started]
@@ -192,63 +243,6 @@ class ComputePool(Reporting):
                 )
         return self
 
-    def _start(self) -> None:
-        """Bring the nodes up. Raise `NodeStartError` if fewer than the minimum become ready."""
-        image = self.image
-        for plugin in self.plugins:
-            if plugin.transform is not None:
-                image = plugin.transform(image)
-                if not isinstance(image, Image):
-                    raise TypeError(f"plugin {plugin.name!r}: its transform gave {image!r}: return the sky.Image")
-        sources = None
-        if self._settings.ship_modules and not self.provider.shares_files:
-            # Not at the module's head: most pools have no use for it.
-            from .sources import Sources
-
-            sources = Sources(image.includes, image.packages())
-        completions = self._tasks.completions
-        modules = Modules(
-            self.provider.shares_files,
-            image.includes,
-            image.packages(),
-            sources=sources,
-            is_idle=lambda: not completions.count(),
-        )
-        self._tasks.use(modules)
-        setup = pickled_hooks(self.plugins, self._tasks.encode_hooks)
-        greeting = Greeting(self._settings, uuid.uuid4().hex, image, modules, setup)
-        self._nodes.comparison.begin(modules)
-        if not self._lifecycle.advance(Stage.OPEN):
-            raise PoolClosedError("this pool was closed while it started: make a new one with sky.pool()")
-        if self.provider.outlives_client:
-            # A signal that ended this process at once would leave the machines running.
-            install_signal_handlers(self._leaving.handled_signals)
-        _open_pools.add(self)
-        self._tasks.completions.futures.start()
-        self._printer.start()
-        inbox.start_taking(self._core, self._tasks.completions.is_pending)
-        if modules.sources is not None:
-            answers.start_answering(self._core, modules.sources)
-        self._display.begin_start(Startup(self._nodes.snapshot, self._nodes.machines, self.nodes_wanted))
-        machines = self._nodes.start(image, greeting.for_machine)
-        # All machines of a pool are of one kind, and so are those that take their place.
-        self._tasks.route = Route(all(machine.shares_files for machine in machines), to_client=False)
-        self._preload()
-        self._nodes.await_ready()
-        self._display.end_start()
-        self._display.open()
-
-    def _preload(self) -> None:
-        """Import here, too, what the plugins want the workers to import, while the nodes start."""
-        for module in (module for plugin in self.plugins for module in plugin.preload):
-            try:
-                importlib.import_module(module)
-            except ImportError:
-                pass
-            except Exception as error:
-                error.add_note(f"It was raised by `import {module}`, which a plugin's preload asks for.")
-                raise
-
     # ------------------------------------------------------------------------------------------------ leaving
 
     def __exit__(
@@ -259,8 +253,15 @@ class ComputePool(Reporting):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Close the pool, as `Executor.shutdown`.
 
-        With `wait=False` this returns at once, and the nodes are released when the pending futures are done. A
-        future's callback that calls it does not wait either: the thread that runs callbacks cannot wait for futures.
+        A future's callback that calls it does not wait: the thread that runs callbacks cannot wait for futures.
+
+        Parameters
+        ----------
+        wait : bool, default True
+            Whether to wait for the end. If false this returns at once, and the nodes are released when the pending
+            futures are done.
+        cancel_futures : bool, default False
+            Whether futures that are pending are cancelled.
         """
         if wait and not self._tasks.completions.runs_this_thread():
             self._leaving.leave(cancel_futures)
@@ -286,9 +287,23 @@ class ComputePool(Reporting):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on some worker.
 
-        Raises at once what pickling the call raises; nothing is sent then. The future raises what `fn` raised, with
-        the remote traceback as its `__cause__`; `WorkerCrashedError` if its process died, `NodeLostError` if its
-        node went away too often.
+        Parameters
+        ----------
+        fn : callable
+            The function.
+        *args, **kwargs
+            Its arguments.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            It raises what `fn` raised, with the remote traceback as its `__cause__`; `WorkerCrashedError` if its
+            process died, `NodeLostError` if its node went away too often.
+
+        Raises
+        ------
+        PoolClosedError
+            If the pool is not open; and at once what pickling the call raises. Then nothing is sent.
         """
         checks.callee("submit", fn)
         tasks = self._tasks
@@ -305,8 +320,29 @@ class ComputePool(Reporting):
     ) -> Iterator[T]:
         """Run `fn` over the iterables, as `Executor.map`: results in order, errors where they are reached.
 
-        `chunksize` calls travel as one task. At most `buffersize` results are computed ahead of the consumer (None:
-        all). `timeout` counts from this call, in seconds; `TimeoutError` afterwards.
+        Parameters
+        ----------
+        fn : callable
+            The function.
+        *iterables : iterable
+            Its arguments: the n-th call gets the n-th of each.
+        timeout : float, optional
+            Seconds from this call on; afterwards the iterator raises `TimeoutError`.
+        chunksize : int, default 1
+            Calls that travel as one task.
+        buffersize : int, optional
+            How many results are computed ahead of the consumer at most; None, the default, for all.
+
+        Returns
+        -------
+        iterator
+            The results.
+
+        Examples
+        --------
+        >>> with sky.pool() as pool:
+        ...     list(pool.map(pow, [2, 3], [5, 2]))
+        [32, 9]
         """
         checks.callee("map", fn)
         checks.iterables("map", iterables)
@@ -319,15 +355,30 @@ class ComputePool(Reporting):
         return self._tasks.map(fn, iterables, timeout, chunksize, buffersize)
 
     def nodes(self) -> list[Node]:
-        """Return how each node stands, in the order in which they were started."""
+        """Return how each node stands, in the order in which they were started.
+
+        Returns
+        -------
+        list of Node
+        """
         return self._nodes.snapshot()
 
     def slots(self) -> int:
-        """Return the number of tasks that can run at once: the sum of `concurrency` over the ready nodes."""
+        """Return the number of tasks that can run at once: the sum of `concurrency` over the ready nodes.
+
+        Returns
+        -------
+        int
+        """
         return self._nodes.slots()
 
     def status(self) -> Status:
-        """Return how the pool stands, and what it costs."""
+        """Return how the pool stands, and what it costs.
+
+        Returns
+        -------
+        Status
+        """
         return self._nodes.status()
 
 

@@ -16,6 +16,8 @@ import types
 from collections.abc import Iterator
 from typing import Any, Final
 
+import cloudpickle
+
 MAX_SOURCE_BYTES: Final = 10 << 20
 """A larger file is not read for the source lines of a traceback."""
 ARROW: Final = "--> "
@@ -132,17 +134,18 @@ def _source(file: str, number: int) -> str:
     return linecache.getline(file, number)
 
 
-def without_ours(trace: types.TracebackType | None) -> types.TracebackType | None:
-    """Return a traceback without the frames of this package, of joblib and of `concurrent.futures`.
+def without_ours(trace: types.TracebackType | None, whole: bool = False) -> types.TracebackType | None:
+    """Return a traceback without the frames of this package, of joblib, cloudpickle and `concurrent.futures`.
 
-    Where no frame would be left it is returned as it is. The given traceback is not changed.
+    Where no frame would be left it is returned as it is, or None if `whole`. The given traceback is not changed.
     """
     rooms = (*_rooms(), os.path.join(os.path.dirname(os.__file__), "concurrent", "futures") + os.sep)
+    rooms += (os.path.dirname(cloudpickle.__file__) + os.sep,)
     kept = [each for each in _entries(trace) if not each.tb_frame.f_code.co_filename.startswith(rooms)]
     folded: types.TracebackType | None = None
     for each in reversed(kept):
         folded = types.TracebackType(folded, each.tb_frame, each.tb_lasti, each.tb_lineno)
-    return trace if folded is None else folded
+    return trace if folded is None and not whole else folded
 
 
 def _entries(trace: types.TracebackType | None) -> Iterator[types.TracebackType]:

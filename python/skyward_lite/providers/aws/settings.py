@@ -55,7 +55,7 @@ def _checked_tags(value: object) -> dict[str, str]:
         checked[key] = text
     reserved = [key for key in checked if key.startswith((PREFIX, "aws:"))]
     if reserved:
-        raise ValueError(f"AWS(tags=...): {', '.join(reserved)}: these names are not yours to set")
+        raise ValueError(f"AWS(tags=...): {', '.join(reserved)}: names that begin so are AWS's or ours: choose others")
     return checked
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import skyward_lite as sky
 from runs import SECOND, node, run, status
 from skyward_lite import _core
 from skyward_lite.client import collecting, figures, trace, writing
@@ -241,6 +242,8 @@ def test_errors_of_files_name_the_file_that_was_asked_for(tmp_path):
             writing.write(path, ["text"])
         assert caught.value.filename == str(path)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TypeError, match=r"ComputePool.report\(\) missing"):
+        sky.pool().report()
     for wrong in (7, "", b"run.html", None):
         with pytest.raises(TypeError, match=r"pool.report\(path="):
             writing.target("pool.report", wrong)

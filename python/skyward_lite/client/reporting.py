@@ -80,3 +80,8 @@ class Reporting(Executor):
 
             return f"<code>{escape(repr(self))}</code>"
         return status_html(tasks.nodes.status(), repr(self))
+
+
+for _method in (Reporting.report, Reporting.trace):
+    # Python's own errors about their arguments name the class that users know.
+    _method.__qualname__ = f"ComputePool.{_method.__name__}"

@@ -28,6 +28,7 @@ class Made(NamedTuple):
     events: list[dict[str, Any]]
     early: Status
     status: Status
+    later: Status
     html: str
 
 
@@ -61,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     page = pool.report(str(directory / "run.html"))
     pool.trace(directory / "run.json")
     events = json.loads((directory / "run.json").read_text())["traceEvents"]
-    return Made(page, early_page, events, early, pool.status(), pool._repr_html_())
+    return Made(page, early_page, events, early, pool.status(), pool.status(), pool._repr_html_())
 
 
 def test_status_counts_calls_and_not_batches(made):
@@ -75,7 +76,8 @@ def test_status_counts_calls_and_not_batches(made):
     lines = repr(early).splitlines()
     assert lines[0].startswith("<Status: 2 nodes ready, 4 slots, 0 running, 126 done, 2 failed, started ")
     assert lines[1].startswith("  local-0  ready  2 slots  0 running, ")
-    assert "127 done, 3 failed" in made.html
+    assert "127 done, 3 failed, ran for " in made.html
+    assert status.seconds == pytest.approx(made.later.seconds, abs=0.1)
 
 
 def test_a_trace_has_each_task_on_its_slot(made):
@@ -127,7 +129,7 @@ def test_a_report_in_a_browser(made):
             *("raised an exception", "raised an exception", "worker process died")
         ]
         crashed = [row for row in table(browser, "errors") if row[0] == "WorkerCrashedError"]
-        assert [row[2:] for row in crashed] == [["a call of test_report.die", "1"]]
+        assert [row[2].partition(". ")[0] for row in crashed] == ["a call of test_report.die"]
         errors = {row[1]: row for row in table(browser, "errors") if row[0] == "ValueError"}
         assert set(errors) == {"no such <depth>: 3", "no such <depth>: 4"}
         assert "fail(3)" in errors["no such <depth>: 3"][2]

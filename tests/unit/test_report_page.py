@@ -12,6 +12,7 @@ import re
 import stat
 from collections import defaultdict
 from concurrent.futures import CancelledError
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import ClassVar
@@ -101,6 +102,11 @@ def test_status_is_a_few_lines_and_a_small_table():
     assert "connection &lt;refused&gt; …" in html
     assert [tag for tag, _ in Tags(html).found].count("tr") == 3
     assert "&lt;refused" in lost._repr_html_()
+    closed = status([node(state="closed")], slots=0, done=5, seconds=0.5)
+    assert repr(closed).startswith("<Status: 1 node closed, 0 slots, 0 running, 5 done, ran for 500 ms")
+    pool = sky.pool(nodes=2)
+    assert repr(pool) == ("<ComputePool: Local(), 2 nodes, not started: use it in a with statement, or call start()>")
+    assert pool._repr_html_() == f"<code>{escape(repr(pool))}</code>"
     assert repr(status([])) == "<Status: no nodes, 0 slots, 0 running, 0 done>"
     assert pickle.loads(pickle.dumps(found)) == found != dataclasses.replace(found, done=1)
 

@@ -127,7 +127,7 @@ class Status:
     payload_received : int
         Bytes of all results: pickled, not compressed.
     seconds : float
-        Seconds since the pool was opened.
+        Seconds since the pool was opened, until it was closed.
     """
 
     nodes: list[Node]
@@ -249,7 +249,10 @@ def _summary(status: Status) -> str:
     elif states:
         nodes = f"{figures.count(len(status.nodes), 'node')} ({nodes})"
     parts = [nodes or "no nodes", figures.count(status.slots, "slot"), *_tasks(status)]
-    return ", ".join(parts) + (f", started {figures.duration(status.seconds)} ago" if status.seconds else "")
+    if status.seconds:
+        age = figures.duration(status.seconds)
+        parts.append(f"ran for {age}" if set(states) == {NodeState.CLOSED} else f"started {age} ago")
+    return ", ".join(parts)
 
 
 def _totals(status: Status) -> list[str]:

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from ..providers import Provider
+from .lifecycle import Stage
 from .node_state import status_html
 from .tasks import Tasks
 
@@ -75,7 +76,7 @@ class Reporting(Executor):
 
     def _repr_html_(self) -> str:
         tasks = Tasks.of(self)
-        if tasks.core.is_forked:
+        if tasks.core.is_forked or tasks.completions.lifecycle.stage is Stage.NEW:
             from html import escape
 
             return f"<code>{escape(repr(self))}</code>"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import types
 from typing import Any, Final
 
@@ -38,6 +39,16 @@ def install() -> None:
 
         setattr(excepthook, _FOLDS, True)
         sys.excepthook = excepthook
+    threads_before = threading.excepthook
+    if not getattr(threads_before, _FOLDS, False):
+
+        def threads_excepthook(args: threading.ExceptHookArgs) -> None:
+            if args.exc_value is not None:
+                fold(args.exc_value)
+            threads_before(args)
+
+        setattr(threads_excepthook, _FOLDS, True)
+        threading.excepthook = threads_excepthook
     ipython = sys.modules.get("IPython")
     if ipython is not None:
         # Another version of IPython may have no such formatter: then it shows all frames.

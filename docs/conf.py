@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
 import skyward_lite
 
-# The table of contents admits pages by pattern, and a pattern may match none. Sphinx warns of that under no name that
-# `suppress_warnings` could have.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(
-    lambda record: getattr(record, "subtype", None) != "empty_glob"
-)
+# Its entry in the API has the name that users write; otherwise Sphinx would only call it another name of the class.
+skyward_lite.progress.__name__ = "progress"
 
 project = "skyward_lite"
 author = "The skyward_lite maintainers"

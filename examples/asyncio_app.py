@@ -38,8 +38,7 @@ async def main(pool):
     # A pool is a concurrent.futures.Executor, so an event loop takes it as one: each
     # call is awaited like a coroutine.
     print(f"{await loop.run_in_executor(pool, count_primes, 0, 100):,} primes below 100")
-    # The same with a future of the pool's own, which has more to it than the event
-    # loop's.
+    # `submit` returns a future of the pool's own, and `wrap_future` makes it awaitable.
     future = pool.submit(count_primes, 0, 1000)
     print(f"{await asyncio.wrap_future(future):,} primes below 1,000")
 

@@ -146,6 +146,10 @@ def _backend(**parameters):  # type: ignore[no-untyped-def]
 def _register(parallel):  # type: ignore[no-untyped-def]
     """Register the backend's name in joblib's module, so that the error for the name is ours also before a pool."""
     parallel.register_parallel_backend("skyward", _backend)
+    unentered = sys.modules.get(f"{__name__}.client.unentered")
+    if unentered is not None:
+        # A pool was made before joblib was imported.
+        unentered.watch()
 
 
 class _UntilJoblib:

@@ -58,7 +58,7 @@ def test_links_between_files_lead_somewhere():
     dead = []
     for page in {*PAGES, *ROOT.glob("*.md"), *ROOT.glob("benches/*.md")}:
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        for target in re.findall(r"(?:\]\(|(?:src|srcset|href)=\")([^)\s\"]+)", text):
             path, _, anchor = target.partition("#")
             if re.match(r"\w+:", target):
                 continue

@@ -270,7 +270,7 @@ def test_tasks_are_shown_below_what_they_print(screen, tmp_path):
     begun, raised, done, end = without_tasks(lines)
     assert (begun, raised, end) == ("begun", "raised task 99", f"{ENDED} 4")
     # Task 30 may not have ended when the other one failed.
-    assert re.match(r"skyward_lite: (99 of )?100 tasks done in 0:\d\d \([\d,.]+/s\), 1 failed · ↑ ", done)
+    assert re.match(r"skyward_lite: (99 of )?100 tasks done in [\d.]+ m?s \([\d,.]+/s\), 1 failed · ↑ ", done)
 
 
 @pytest.mark.parametrize("redirections", ["", "2>errors"])
@@ -287,7 +287,7 @@ def test_all_tasks_of_a_pool_are_shown_in_one_line_without_rich(screen, tmp_path
     lines = screen.end()
     value, done, after, end = without_tasks(lines)
     assert (value, after, end) == ("39", "after", f"{ENDED} 0")
-    assert done.startswith("skyward_lite: 40 tasks done in 0:0")
+    assert done.startswith("skyward_lite: 40 tasks done in ")
     assert len([line for line in lines if "] task " in line]) == 40
 
 
@@ -302,3 +302,26 @@ def test_ctrl_c_leaves_the_terminal_as_before(screen):
     assert lines[-2].endswith("KeyboardInterrupt")
     assert not any("slots busy" in line or "━" in line for line in lines)
     assert sum(line.startswith("skyward_lite: ") for line in lines) == 2
+
+
+def test_a_progress_bar_of_the_program_is_above_the_tasks(screen, tmp_path):
+    """A tqdm bar that the program makes inside the block moves above the rows of the pool, and stays when they go."""
+    pytest.importorskip("rich")
+    pytest.importorskip("tqdm")
+    body = """
+    from tqdm import tqdm
+    calls = (delayed(work)(number, gate) for number in range(98))
+    values = Parallel(n_jobs=-1, batch_size=1, return_as="generator")(calls)
+    for value in tqdm(values, total=98, mininterval=0, miniters=1):
+        pass
+"""
+    screen.run(TASKS.replace("PROGRESS", "True").replace("BODY", body))
+    text = screen.wait(lambda text: "30/98" in text and "97 of 98 tasks done" in text and "1 of 2 slots busy" in text)
+    lines = text.split("\n")
+    assert "30/98" in lines[-5]
+    assert "97 of 98 tasks done" in lines[-4]
+    Path(tmp_path, "gate").touch()
+    bar, done, after, end = without_tasks(screen.end())
+    assert bar.startswith("100%|")
+    assert done.startswith("skyward_lite: 98 tasks done in ")
+    assert (after, end) == ("after", f"{ENDED} 0")

@@ -141,9 +141,14 @@ STORY = [
     INTERRUPT,
     "print(Parallel(n_jobs=-1)(delayed(abs)(-i) for i in range(5)))",
     "display(pool)",
+    "with sky.progress(total=4):\n    print(list(pool.map(abs, range(4))))",
     "pool.close(); pool.close()",
     "pool.start()",
     "print(type(Parallel(n_jobs=2)._backend).__name__)",
+    "pool = sky.pool(worker=sky.Worker(concurrency=2), progress=True).start()",
+    "Parallel(n_jobs=-1)(delayed(abs)(-i) for i in range(5)); None",
+    "[pool.submit(abs, i).result() for i in range(3)]",
+    "pool.close()",
 ]
 
 
@@ -170,7 +175,8 @@ def test_a_pool_is_opened_used_and_closed_over_cells():
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    made, started, again, used, interrupted, used_again, shown, closed, closed_start, after = json.loads(done.stdout)
+    results = json.loads(done.stdout)
+    made, started, again, used, interrupted, used_again, shown, block, closed, closed_start, after = results[:11]
     assert "call pool.start(), as in a notebook" in texts(made)[0]
     assert texts(made)[1] == "[0, 1, 2]\n"
     # One display, updated until the node was ready.
@@ -183,6 +189,17 @@ def test_a_pool_is_opened_used_and_closed_over_cells():
     assert texts(used) == texts(used_again) == ["[0, 1, 2, 3, 4]\n"]
     assert texts(interrupted) == ["KeyboardInterrupt"]
     assert texts(shown)
+    # The tasks of the interrupted cell may end only now, and count.
+    assert any(" done in " in text for text in texts(block))
+    assert "[0, 1, 2, 3]\n" in texts(block)
     assert closed == []
     assert texts(closed_start) == ["PoolClosedError"]
     assert texts(after) == ["LokyBackend\n"]
+    # With progress=True, the tasks of each cell are shown below it.
+    _, called, submitted, _ = results[11:]
+    (text,) = texts(called)
+    assert text.startswith("5 tasks done in ")
+    assert [text.partition(" done")[0] for text in texts(submitted)] in (
+        ["3 tasks", "[0, 1, 2]"],
+        ["[0, 1, 2]", "3 tasks"],
+    )

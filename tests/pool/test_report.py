@@ -122,6 +122,8 @@ def test_a_report_in_a_browser(made):
         assert sorted(row[2] for row in table(browser, "failures")) == [
             *("raised an exception", "raised an exception", "worker process died")
         ]
+        crashed = [row for row in table(browser, "errors") if row[0] == "WorkerCrashedError"]
+        assert [row[2:] for row in crashed] == [["a call of test_report.die", "1"]]
         errors = {row[1]: row for row in table(browser, "errors") if row[0] == "ValueError"}
         assert set(errors) == {"no such <depth>: 3", "no such <depth>: 4"}
         assert "fail(3)" in errors["no such <depth>: 3"][2]

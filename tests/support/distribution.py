@@ -1,9 +1,9 @@
 """Check what `make dist` has built, as somebody who installs it would find out.
 
 The wheel: its size, its platform tag and its metadata; then, in a new environment without a compiler on the PATH and
-away from this checkout, its installation, the time that `import skyward_lite` takes, the command and the demo; and the
-same with each later Python that is here. The source distribution: its metadata, and that pip makes a wheel with the
-same files from it.
+away from this checkout, its installation, the time that `import skyward_lite` takes, the command, the README's program
+and the demo; and the same with each later Python that is here. The source distribution: its metadata, and that pip
+makes a wheel with the same files from it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def main() -> None:
     sdist = only(arguments.directory, "*.tar.gz")
     tool("twine", "check", "--strict", str(wheel), str(sdist))
     print(f"metadata     twine: wheel and source distribution pass, strictly; {sdist.name}")
+    check_files(wheel)
     check_size(wheel)
     check_tag(wheel)
     with tempfile.TemporaryDirectory(prefix="skyward-dist-") as scratch:
@@ -73,6 +75,15 @@ def run(command: list[str], **options: object) -> str:
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with status {done.returncode}\n{done.stdout}{done.stderr}")
     return str(done.stdout)
+
+
+def check_files(wheel: Path) -> None:
+    """Check that the wheel has every file of the package in this checkout."""
+    tracked = run(["git", "ls-files", "skyward_lite"], cwd=ROOT / "python").split()
+    missing = set(tracked) - files(wheel)
+    if missing:
+        sys.exit(f"the wheel lacks {', '.join(sorted(missing))}")
+    print(f"files        all {len(tracked)} of the package")
 
 
 def check_size(wheel: Path) -> None:
@@ -113,8 +124,8 @@ def check_installation(wheel: Path, interpreter: str, scratch: Path) -> None:
     run([interpreter, "-m", "venv", str(environment)])
     binaries = environment / "bin"
     python = str(binaries / "python")
-    variables = {**os.environ, "PATH": str(binaries), "HOME": str(scratch), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    for name in ("PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME"):
+    variables = {**os.environ, "PATH": str(binaries), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
         variables.pop(name, None)
     found = [name for name in COMPILERS if shutil.which(name, path=variables["PATH"])]
     assert not found, found
@@ -122,22 +133,39 @@ def check_installation(wheel: Path, interpreter: str, scratch: Path) -> None:
     def clean(*arguments: str) -> str:
         return run([python, *arguments], cwd=scratch, env=variables)
 
+    begin = time.perf_counter()
     clean("-m", "pip", "install", "--quiet", "--only-binary", ":all:", str(wheel))
+    seconds = time.perf_counter() - begin
     home = clean("-c", "import skyward_lite; print(skyward_lite.__file__)").strip()
     assert Path(home).is_relative_to(environment), home
     took = min(float(clean("-c", IMPORT_TIME)) for _ in range(10))
     version = clean("-c", "import platform; print(platform.python_version())").strip()
-    print(f"installed    on Python {version}, without a compiler; import skyward_lite takes {took:.1f} ms")
+    print(f"installed    on Python {version} in {seconds:.1f} s, without a compiler")
+    print(f"import       import skyward_lite takes {took:.1f} ms")
     if took > MAX_IMPORT_MS:
         sys.exit(f"import skyward_lite takes {took:.1f} ms, and {MAX_IMPORT_MS} are allowed")
     version = run([str(binaries / "skyward"), "--version"], cwd=scratch, env=variables)
     print(f"command      skyward --version: {', '.join(version.splitlines()[:2])}")
+    script, expected = readme_program()
+    (scratch / "readme.py").write_text(script)
+    begin = time.perf_counter()
+    shown = clean("readme.py")
+    if shown != expected:
+        sys.exit(f"the program of the README printed {shown!r} in place of {expected!r}")
+    print(f"README       its program has its result after {time.perf_counter() - begin:.1f} s")
     # The demo's own needs; the package needs neither.
     clean("-m", "pip", "install", "--quiet", "--only-binary", ":all:", "numpy", "scikit-learn")
     demo = shutil.copy(ROOT / "benches" / "demo.py", scratch)
     # All of it once; a part on the other interpreters, whose core is the same.
     for line in clean(str(demo), *(["--smoke"] if interpreter != sys.executable else [])).splitlines():
         print(f"demo         {line}")
+
+
+def readme_program() -> tuple[str, str]:
+    """Return the first program of the README, and what it prints."""
+    block = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    return block[1], block[2]
 
 
 def check_sdist(sdist: Path, wheel: Path, scratch: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import gc
 import gzip
+import io
 import platform
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -201,3 +203,11 @@ def test_our_package_is_sent_only_where_its_binary_runs(monkeypatch, needed, the
     monkeypatch.setattr(sys, "abiflags", flags)
     facts = dataclasses.replace(FACTS, **{"system": "Linux", "machine": platform.machine(), **there})
     assert bundle.runs_there(facts) is runs
+
+
+def test_hosts_are_sent_all_of_our_package():
+    """A host gets each file of the package, because a task may open a pool of its own there."""
+    root = Path(sky.__file__).parent
+    ours = {f"skyward_lite/{path.relative_to(root)}" for path in root.rglob("*") if path.is_file()}
+    with zipfile.ZipFile(io.BytesIO(bundle.bundle())) as archive:
+        assert {name for name in ours if "__pycache__" not in name} <= set(archive.namelist())

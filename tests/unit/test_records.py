@@ -37,7 +37,7 @@ def record(start: int, duration: int, place: int = 0, calls: int = 1, name: int 
     return Record(start, duration, 0, 0, calls, name, place, 0, _core.RETURNED)
 
 
-def lanes(rows: list[list[Bar]]) -> list[list[int]]:
+def places(rows: list[list[Bar]]) -> list[list[int]]:
     return [[bar.record.place for bar in row] for row in rows]
 
 
@@ -66,9 +66,9 @@ def test_a_slot_keeps_its_row_and_a_new_worker_takes_the_rows_of_one_that_died()
     """Slots 0 and 1 of worker 0 die at 20; those of worker 1 go on in their rows."""
     first = [record(0, 10, 0), record(1, 9, 1), record(10, 10, 1), record(11, 9, 0)]
     second = [record(21, 5, 256), record(22, 5, 257), record(30, 5, 257), record(31, 5, 256)]
-    assert lanes(records.into_rows(first + second, 2)) == [[0, 0, 256, 256], [1, 1, 257, 257]]
+    assert places(records.into_rows(first + second, 2)) == [[0, 0, 256, 256], [1, 1, 257, 257]]
     # With a free slot the new worker's tasks have a row of their own.
-    assert lanes(records.into_rows([*first, second[0]], 3)) == [[0, 0], [1, 1], [256]]
+    assert places(records.into_rows([*first, second[0]], 3)) == [[0, 0], [1, 1], [256]]
 
 
 @given(many, st.integers(1, 300))

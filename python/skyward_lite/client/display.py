@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from . import picture
+from . import figures, picture
 from .node_state import Node, NodeState
 from .notebook import Cell, current_cell
 from .picture import Row
@@ -38,9 +38,11 @@ DRAW_SECONDS: Final = 0.125
 """Between two drawings on a terminal while nodes start: the spinner turns."""
 TASKS_SECONDS: Final = 0.25
 """The same while tasks run, and for both in a notebook, which keeps each drawing for a while."""
+NOTEBOOK_ROWS: Final = 24
+"""Rows of a display in a notebook."""
 SPARE_ROWS: Final = 4
 """Rows of the terminal that the live part leaves to what else is written."""
-WIDE: Final = "skyward_lite: "
+PREFIX: Final = "skyward_lite: "
 """Begins a line that pools write on a terminal, among others' lines."""
 
 
@@ -62,13 +64,15 @@ class Display:
         """Whether anything of the start was shown."""
         self._started_at = 0.0
         """When (Unix time) the pool had started."""
-        self._cell: Cell | None = None
-        """The notebook's display that is updated now."""
+        self._cells: dict[object, Cell] = {}
+        """The notebook's display of the start, and of each view."""
         self._paint: Callable[[Row], str] | None = None
         """Makes a terminal's text of a row; None without rich."""
         self._thread: threading.Thread | None = None
         self._follows_cells = False
         """Whether the tasks of each cell of a notebook are shown below it."""
+        self._following: TaskView | None = None
+        """The view of the cell that made the latest call, if so."""
 
     # ------------------------------------------------------------------------------------------------ the start
 
@@ -89,7 +93,7 @@ class Display:
                 return
             self._started_at = time.time()
             if self._shown:
-                self._end([] if failed else [[(startup.end(), "")]])
+                self._end(startup, [] if failed else [[(startup.end(), "")]])
             self._shown = False
 
     def node_changed(self, node: Node, old: str) -> None:
@@ -100,7 +104,7 @@ class Display:
             return
         if node.state == NodeState.READY and stream() is not None and not in_notebook():
             what = "is connected again" if old == NodeState.RECONNECTING else "is ready"
-            screen.say(f"{WIDE}{node.name} {what} with {picture.count(node.slots, 'slot')}")
+            screen.say(f"{PREFIX}{node.name} {what} with {figures.count(node.slots, 'slot')}")
 
     # ------------------------------------------------------------------------------------------------ tasks
 
@@ -117,10 +121,16 @@ class Display:
         if not is_shown_somewhere():
             return view
         with self._lock:
+            if self._following is not None:
+                self.finish(self._following)
             self._views.append(view)
             self._due = 0.0
             if in_notebook():
-                self._cell = Cell()
+                # At once, and on this thread: the cell may have ended before the next drawing.
+                self._cells[view] = Cell()
+                self._cells[view].update(view.rows(NOTEBOOK_ROWS))
+            else:
+                screen.enter(self)
             self._ensure_thread()
         return view
 
@@ -130,20 +140,24 @@ class Display:
             if view not in self._views:
                 return
             self._views.remove(view)
+            if view is self._following:
+                self._following = None
             view.sample()
             end = view.end()
-            self._end([[(end, "")]] if end else [])
+            self._end(view, [[(end, "")]] if end else [])
 
     def call_made(self) -> None:
         """Note that this thread makes a call: in a notebook what is shown moves to the cell that it runs for."""
-        if not self._follows_cells or (self._cell is not None and self._cell.is_current()):
+        if not self._follows_cells:
             return
         with self._lock:
-            if len(self._views) > 1:
+            following = self._following
+            if following is not None and self._cells[following].is_current():
                 return
-            for view in list(self._views):
-                self.finish(view)
-            self.begin()
+            if following is not None:
+                self.finish(following)
+            if not self._views:
+                self._following = self.begin()
 
     def close(self) -> None:
         """Show nothing any more."""
@@ -192,12 +206,13 @@ class Display:
             return
         if self._paint is None and out is not None:
             self._paint = picture.painter(out)
-        height = 24 if out is None else max(1, size(out)[1] - SPARE_ROWS)
+        height = NOTEBOOK_ROWS if out is None else max(1, size(out)[1] - SPARE_ROWS)
         if startup is not None:
             self._shown = True
             if out is not None and self._paint is None:
-                for line in startup.news():
-                    screen.say(f"{WIDE}{line}")
+                # A log that has these lines already, and more, is not repeated.
+                for line in [] if log.isEnabledFor(logging.INFO) else startup.news():
+                    screen.say(f"{PREFIX}{line}")
                 return
             rows = startup.rows(height)
         else:
@@ -206,31 +221,29 @@ class Display:
             if out is not None and view.is_idle:
                 screen.show(self, [])
                 return
-            rows = view.rows(height)
+            rows = [[(view.end(), "")]] if view.is_idle else view.rows(height)
             if out is not None and self._paint is None:
                 screen.show(self, [picture.text(picture.readable(view.line(), out))])
                 return
-        self._put(rows)
-
-    def _put(self, rows: list[Row]) -> None:
         if self._paint is not None:
             screen.show(self, [self._paint(row) for row in rows])
         else:
-            if self._cell is None:
-                self._cell = Cell()
-            self._cell.update(rows)
+            key = self._views[-1] if startup is None else startup
+            self._cells.setdefault(key, Cell()).update(rows)
 
-    def _end(self, rows: list[Row]) -> None:
-        """Leave these rows where something was shown."""
+    def _end(self, shown: object, rows: list[Row]) -> None:
+        """Leave these rows where the start or a view was shown."""
         if in_notebook():
-            if self._cell is not None:
-                self._cell.update(rows)
-            self._cell = None
+            if cell := self._cells.pop(shown, None):
+                cell.update(rows)
             return
-        screen.show(self, [])
+        if self._views:
+            screen.show(self, [])
+        else:
+            screen.leave(self)
         out = stream()
         for row in rows if out is not None else []:
-            screen.say(f"{WIDE}{picture.text(picture.readable(row, out))}")
+            screen.say(f"{PREFIX}{picture.text(picture.readable(row, out))}")
 
 
 def in_notebook() -> bool:

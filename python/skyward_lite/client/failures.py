@@ -54,7 +54,9 @@ def _as_text(error: BaseException) -> Failure:
         message = _core.printable(str(error), MAX_TEXT)
     except BaseException as reason:
         message = f"(its text cannot be shown: {type(reason).__name__})"
-    notes = getattr(error, "__notes__", None)
-    ours = (note for note in (notes if isinstance(notes, list) else ()) if isinstance(note, str))
-    where = _core.printable(next((note for note in ours if note.startswith("node ")), ""), MAX_TEXT, lines=False)
-    return Failure(time.monotonic(), name, message, where)
+    found = getattr(error, "__notes__", None)
+    notes = [note for note in (found if isinstance(found, list) else ()) if isinstance(note, str)]
+    is_ours = kind.__module__ == RemoteError.__module__
+    # Of an error of ours the first note is ours, too; other errors may have come with notes of their own.
+    where = next((note for note in notes if note.startswith("node ")), notes[0] if notes and is_ours else "")
+    return Failure(time.monotonic(), name, message, _core.printable(where, MAX_TEXT, lines=False))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 Word = tuple[str, str]
-"""A text and its style: one of `STYLES`, or "bar" for a text that is `bar`'s."""
+"""A text and its style, one of `STYLES`."""
 Row = list[Word]
 
 STYLES: Final = {
@@ -45,7 +44,6 @@ _ASCII: Final = str.maketrans(
 """What takes the place of characters that an encoding without them lacks."""
 SPINNER: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 BAR_CELLS: Final = 24
-SIZES: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def bar(share: float) -> Row:
@@ -54,34 +52,12 @@ def bar(share: float) -> Row:
     return [("━" * full, "good"), ("─" * (BAR_CELLS - full), "rest")]
 
 
-def duration(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Return a time as 0:42 or 1:02:03."""
     whole = max(0, round(seconds))
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def volume(count: int) -> str:
-    """Return a number of bytes as 1.2 MB."""
-    for unit, name in SIZES:
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} B"
-
-
-def pace(per_second: float) -> str:
-    """Return a rate as 1,234/s, 1.5/s or 12/min."""
-    if per_second >= 10:
-        return f"{per_second:,.0f}/s"
-    if per_second >= 1:
-        return f"{per_second:.1f}/s"
-    return f"{per_second * 60:.1f}/min"
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun: 1 node, 2,000 tasks."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def text(row: Row) -> str:
@@ -96,13 +72,15 @@ def plain(rows: Iterable[Row]) -> str:
 
 def as_html(rows: Sequence[Row]) -> str:
     """Return rows as HTML. They keep their columns, and wrap nowhere."""
-    lines = "\n".join("".join(_span(word, style) for word, style in row) for row in rows)
+    # Not at the module's head: only notebooks need it.
+    from html import escape
+
+    lines = "\n".join("".join(_span(escape(word, quote=False), style) for word, style in row) for row in rows)
     return f'<pre style="margin:0;line-height:1.35;background:none">{lines}</pre>'
 
 
 def _span(word: str, style: str) -> str:
     css = _CSS.get(style)
-    word = html.escape(word, quote=False)
     return f'<span style="{css}">{word}</span>' if css else word
 
 

@@ -31,7 +31,7 @@ class Record(NamedTuple):
     name: int
     """The number of the function's name."""
     place: int
-    """The slot that ran it, as the node counts: a worker's number << 8 | the slot in that worker."""
+    """The slot that ran it, as the node counts: a worker's number << `_core.SLOT_BITS` | the slot in that worker."""
     node: int
     outcome: int
 

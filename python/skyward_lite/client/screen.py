@@ -62,7 +62,7 @@ class _Wrapped:
         self.raw = out.write
         """The stream's own `write`."""
         self.held = ""
-        """The program's line that has not ended."""
+        """The program's line that has not ended: in the live part, or written if there is none."""
         self._own = "write" in out.__dict__
         # A function of its own, which is recognized when the wrapper is taken away.
         self._write = lambda text: write(self, text)
@@ -86,6 +86,8 @@ class Screen:
         self._lock = threading.RLock()
         """Guards the fields below and the order of what is written."""
         self._parts: dict[object, _Part] = {}
+        self._owners: set[object] = set()
+        """Those that need the streams wrapped, whether or not they show anything."""
         self._wrapped: list[_Wrapped] = []
         self._shown: _Shown | None = None
         self._drawn_at = 0.0
@@ -95,18 +97,43 @@ class Screen:
 
     # ------------------------------------------------------------------------------------------------ for pools
 
+    def enter(self, owner: object) -> None:
+        """Wrap the streams until `leave`, also while the owner shows nothing.
+
+        A progress bar of the program's that is made meanwhile keeps the `write` that it finds.
+        """
+        with self._lock:
+            self._owners.add(owner)
+            self._wrap()
+
+    def leave(self, owner: object) -> None:
+        """Take the owner's part away, and give the streams their own `write` back if nobody else needs them wrapped."""
+        with self._lock:
+            self._owners.discard(owner)
+            self.show(owner, [])
+            if not self._owners and not self._is_live():
+                self._unwrap()
+
     def show(self, owner: object, rows: Sequence[str]) -> None:
         """Show these rows as the owner's part of the live part, in the place of those before; none: take it away."""
         with self._lock:
+            was_live = self._is_live()
             if rows:
                 self._wrap()
                 self._parts[owner] = _Part(None, tuple(rows))
             elif self._parts.pop(owner, None) is None:
                 return
             self._erase()
-            if not any(part.out is None for part in self._parts.values()):
+            for wrapped in self._wrapped if self._is_live() != was_live else []:
+                # A line that has not ended is in the live part, or else written as the program has written it.
+                self._put(wrapped.out, wrapped.held if was_live else f"\r{' ' * cells(wrapped.held)}\r")
+                self._flush(wrapped.out)
+            if was_live and not self._is_live() and not self._owners:
                 self._unwrap()
             self._draw()
+
+    def _is_live(self) -> bool:
+        return any(part.out is None for part in self._parts.values())
 
     def say(self, line: str) -> None:
         """Write a permanent line of a pool's."""
@@ -138,15 +165,31 @@ class Screen:
     def write(self, out: Any, text: str) -> None:
         """Write permanent text on a stream: whole lines, unless the stream is no terminal."""
         with self._lock:
-            if not self._parts or not can_erase(out):
+            if not (self._parts or self._wrapped) or not can_erase(out):
                 self._put(out, text)
                 return
             self._erase()
+            if not self._is_live():
+                self._write_above_held(out, text)
+                return
             self._put(out, text)
-            if self._wrapped and time.monotonic() < self._drawn_at + MIN_REDRAW_SECONDS:
+            if time.monotonic() < self._drawn_at + MIN_REDRAW_SECONDS:
                 self.stale.set()
-            elif self._wrapped:
+            else:
                 self._draw()
+
+    def _write_above_held(self, out: Any, text: str) -> None:
+        """Write permanent text in the place of the program's lines that have not ended, and these below it."""
+        held = [wrapped for wrapped in self._wrapped if wrapped.held]
+        for wrapped in held:
+            self._put(wrapped.out, f"\r{' ' * cells(wrapped.held)}\r")
+            self._flush(wrapped.out)
+        self._put(out, text)
+        if held:
+            self._flush(out)
+        for wrapped in held:
+            self._put(wrapped.out, wrapped.held)
+            self._flush(wrapped.out)
 
     # ------------------------------------------------------------------------------------------------ streams
 
@@ -163,11 +206,7 @@ class Screen:
         wrapped, self._wrapped = self._wrapped, []
         for one in wrapped:
             one.unwrap()
-            if one.held:
-                # As the program has written it: it may go on with this line.
-                self._put(one.out, one.held)
-                self._flush(one.out)
-                one.held = ""
+            one.held = ""
 
     def _write_wrapped(self, wrapped: _Wrapped, text: str) -> int:
         """Write what the program has written on one of its streams."""
@@ -176,6 +215,10 @@ class Screen:
                 # Somebody, as a progress bar, has kept the wrapper; or it is an error, which the stream raises.
                 result: int = wrapped.raw(text)
                 return result
+            is_live = self._is_live()
+            if not is_live:
+                self._erase()
+                self._put(wrapped.out, text)
             text, size = wrapped.held + text, len(text)
             end = text.rfind("\n") + 1
             rest = text[end:]
@@ -184,7 +227,9 @@ class Screen:
             if len(rest) > MAX_HELD_CHARACTERS:
                 end, rest = len(text), ""
             wrapped.held = rest
-            if end:
+            if not is_live:
+                pass
+            elif end:
                 self.write(wrapped.out, text[:end])
                 self._flush(wrapped.out)
             else:
@@ -215,12 +260,13 @@ class Screen:
         if self._shown is not None:
             return
         out = next((part.out for part in self._parts.values() if part.out is not None), None)
-        if self._wrapped:
-            out = self._wrapped[0].out
+        streams = self._wrapped if self._is_live() else []
+        if streams:
+            out = streams[0].out
         if out is None:
             return
         width, height = size(out)
-        held = [fit(line, width - 1) for wrapped in self._wrapped if (line := wrapped.held.strip("\r")).strip()]
+        held = [fit(line, width - 1) for wrapped in streams if (line := wrapped.held.strip("\r")).strip()]
         parts = [*self._parts.values()]
         rows = [row for part in parts if part.out is not None for row in part.rows]
         rows += held + [fit(row, width - 1) for part in parts if part.out is None for row in part.rows]
@@ -256,7 +302,7 @@ class Screen:
         for one in wrapped:
             one.held = ""
             one.unwrap()
-        self._parts, self._shown = {}, None
+        self._parts, self._owners, self._shown = {}, set(), None
 
 
 screen = Screen()

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..providers import Machine
+from .figures import count
 from .node_state import Node, NodeState
-from .picture import SPINNER, Row, count
+from .picture import SPINNER, Row
 
 MAX_NAME_CELLS = 32
 """Of a longer name of a node the beginning is shown."""
@@ -51,6 +52,8 @@ class Startup:
             listed.sort(key=lambda number: order.get(NodeState(nodes[number].state), 0))
             listed = listed[: room - 1]
         width = max([min(MAX_NAME_CELLS, len(nodes[number].name)) for number in listed], default=0)
+        if not nodes:
+            return [head, [(_spinner(now), "busy"), (" asking for machines", "")]]
         rows = [head] + [self._row(number, nodes[number], width, now) for number in listed]
         if len(listed) < len(nodes):
             rows.append([(f"  … and {len(nodes) - len(listed)} more", "dim")])
@@ -72,8 +75,7 @@ class Startup:
         if doing != before:
             since = now if before else self._began
             self._phases[number] = doing, since
-        spinner = SPINNER[int(now * len(SPINNER)) % len(SPINNER)]
-        return [(spinner, "busy"), (name, ""), (doing, ""), (f"  {now - since:.0f} s", "dim")]
+        return [(_spinner(now), "busy"), (name, ""), (doing, ""), (f"  {now - since:.0f} s", "dim")]
 
     def _doing(self, number: int, node: Node) -> str:
         doing = self._machines[number].doing if number < len(self._machines) else ""
@@ -118,6 +120,10 @@ class Startup:
 
 def _number(nodes: Sequence[Node], state: NodeState) -> int:
     return sum(node.state == state for node in nodes)
+
+
+def _spinner(now: float) -> str:
+    return SPINNER[int(now * len(SPINNER)) % len(SPINNER)]
 
 
 def _first_line(reason: str) -> str:

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from . import figures
+from .figures import count
 from .node_state import Node, NodeState
-from .picture import Row, bar, count, duration, pace, volume
+from .picture import Row, bar, clock
 
 WINDOW_SECONDS = 20.0
 """The rate is that of the last 20 s, if so many tasks have ended in them that it is even."""
@@ -106,10 +108,10 @@ class TaskView:
         else:
             row += [(count(self.done, "task"), "bold"), (" done", "")]
         if not self.done:
-            return [*row, (f" · {duration(self._at - self._began)}", "dim")]
-        row.append((f" · {pace(rate)}", ""))
+            return [*row, (f" · {clock(self._at - self._began)}", "dim")]
+        row.append((f" · {figures.rate(rate)}", ""))
         if total and total > self.done and rate:
-            row.append((f" · {duration((total - self.done) / rate)} left", "bold"))
+            row.append((f" · {clock((total - self.done) / rate)} left", "bold"))
         return row
 
     def _details(self) -> Row:
@@ -123,7 +125,7 @@ class TaskView:
         if rerun := self._now.rerun - self._first.rerun:
             row.append((f" · {rerun:,} run again", "bad"))
         sent, received = self._bytes()
-        return [*row, (f" · ↑ {volume(sent)} ↓ {volume(received)}", "dim")]
+        return [*row, (f" · ↑ {figures.size(sent)} ↓ {figures.size(received)}", "dim")]
 
     def rows(self, height: int) -> list[Row]:
         """Return two rows on all tasks and one on each node, in `height` rows at most."""
@@ -172,12 +174,12 @@ class TaskView:
             return ""
         seconds = self._at - self._first_seen
         total = f"{self.done:,} of " if self.done < (self.total or self.submitted) else ""
-        line = f"{total}{count(self.total or self.submitted, 'task')} done in {duration(seconds)}"
+        line = f"{total}{count(self.total or self.submitted, 'task')} done in {figures.duration(seconds)}"
         if self.done:
-            line += f" ({pace(self.done / max(1e-3, seconds))})"
+            line += f" ({figures.rate(self.done / max(1e-3, seconds))})"
         if failed := self._now.failed - self._first.failed:
             line += f", {failed:,} failed"
         if rerun := self._now.rerun - self._first.rerun:
             line += f", {rerun:,} run again"
         sent, received = self._bytes()
-        return line + f" · ↑ {volume(sent)} ↓ {volume(received)}"
+        return line + f" · ↑ {figures.size(sent)} ↓ {figures.size(received)}"

@@ -20,7 +20,7 @@ from .._version import PYTHON, __version__
 from ..image import Image
 from .probe import Facts
 
-_PACKED_SUFFIXES = (".py", ".sh", ".so", ".pyi", ".typed")
+_PACKED_SUFFIXES = (".py", ".sh", ".so", ".pyi", ".typed", ".js", ".css")
 """Files of a package that nodes get: all, because a task may open a pool of its own there."""
 
 _packing = threading.Lock()

@@ -7,7 +7,9 @@
   const view = document.getElementById("timeline"), space = document.getElementById("space");
   const hover = document.getElementById("hover"), spoken = document.getElementById("spoken");
   const isFailure = (kind) => data.failed.includes(kind & 15);
-  const HEAD = 20, AXIS = 24, COLOURS = 8, MAX_HEIGHT = 560;
+  const HEAD = 20, AXIS = 24, COLOURS = 8, MAX_HEIGHT = 560, MAX_PRINTED_HEIGHT = 780;
+
+  const print = matchMedia("print");
 
   // ---- decode: see bars.py
   const text = atob(data.bars), count = data.rows.flat().reduce((a, b) => a + b, 0);
@@ -38,14 +40,20 @@
   failures.sort((a, b) => starts[a.bar] - starts[b.bar]);
 
   // ---- where the rows are, from the top
-  const usual = rows.length <= 24 ? 16 : rows.length <= 120 ? 10 : rows.length <= 600 ? 5 : 3;
-  const heads = [];      // {node, y, slots}
-  let height = 4;
-  rows.forEach((row, index) => {
-    if (!index || rows[index - 1].node !== row.node) { heads.push({node: row.node, y: height, slots: data.rows[row.node].length}); height += HEAD; }
-    row.y = height; height += usual;
-    if (index + 1 === rows.length || rows[index + 1].node !== row.node) height += 4;
-  });
+  let usual, heads, height;   // a row's height; {node, y} of each node's name; the height of all
+  const placeRows = (thick) => {
+    usual = thick; heads = []; height = 4;
+    rows.forEach((row, index) => {
+      if (!index || rows[index - 1].node !== row.node) { heads.push({node: row.node, y: height}); height += HEAD; }
+      row.y = height; height += usual;
+      if (index + 1 === rows.length || rows[index + 1].node !== row.node) height += 4;
+    });
+  };
+  // What can be scrolled has rows that can be told apart; on paper, all of them have to be on one page.
+  const arrange = () => {
+    if (!print.matches) placeRows(rows.length <= 24 ? 16 : rows.length <= 120 ? 10 : rows.length <= 600 ? 5 : 3);
+    else for (const thick of [16, 10, 5, 3, 2, 1]) { placeRows(thick); if (height + AXIS <= MAX_PRINTED_HEIGHT) break; }
+  };
 
   let LEFT = 64, RIGHT = 1000;   // of the time's axis, in pixels: where charts.py has them
   let left = 0, right = data.length || 1, width = 0, visible = 0, colours = null, failure = -1, chosen = -1, asked = false;
@@ -136,7 +144,7 @@
     const context = canvas.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.fillStyle = colours.back; context.fillRect(0, 0, width, visible);
-    const bottom = visible - AXIS, thickness = usual > 4 ? usual - 2 : usual - 1;
+    const bottom = visible - AXIS, thickness = usual > 4 ? usual - 2 : Math.max(1, usual - 1);
     context.font = "12px system-ui, 'DejaVu Sans', sans-serif"; context.textBaseline = "middle";
     context.save(); context.beginPath(); context.rect(0, 0, width, bottom); context.clip();
     for (const row of rows) {
@@ -179,7 +187,8 @@
   };
   const redraw = () => { if (!asked) { asked = true; requestAnimationFrame(draw); } };
   const resize = () => {
-    visible = Math.min(height + AXIS, MAX_HEIGHT);
+    arrange();
+    visible = Math.min(height + AXIS, print.matches ? MAX_PRINTED_HEIGHT : MAX_HEIGHT);
     width = view.clientWidth;
     LEFT = Math.max(36, width * 64 / 1100); RIGHT = width * 1088 / 1100;
     canvas.style.height = visible + "px";
@@ -279,7 +288,6 @@
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { style(); redraw(); });
   addEventListener("resize", resize);
-  const print = matchMedia("print");
   print.addEventListener("change", () => { style(); resize(); if (print.matches) draw(); });
   style(); resize(); draw();
 })();

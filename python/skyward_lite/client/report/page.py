@@ -160,8 +160,8 @@ def _timeline(run: Run) -> str:
         return '<section><h2>Timeline</h2><p id="no-tasks">No task has ended yet.</p></section>'
     return (
         '<section><h2>Timeline</h2><div class="bar"><ul class="legend" id="legend"></ul><span class="buttons">'
-        '<button type="button" id="out" title="Show more time (-)">−</button>'
-        '<button type="button" id="in" title="Show less time (+)">+</button>'
+        '<button type="button" id="out" aria-label="Show more time" title="Show more time (-)">−</button>'
+        '<button type="button" id="in" aria-label="Show less time" title="Show less time (+)">+</button>'
         '<button type="button" id="fit" title="Show all (0)">Show all</button></span></div>'
         '<div id="timeline" tabindex="0" role="group" aria-label="Timeline of every slot. Plus and minus zoom, arrow '
         'keys move, n goes to the next failure, 0 shows all. The tables below have the same tasks.">'

@@ -27,13 +27,15 @@ def table(name: str, caption: str, heads: Sequence[str], rows: Iterable[Sequence
     head = "".join(
         f'<th scope="col"{kind}>{escape(h.removeprefix("<"))}</th>' for h, kind in zip(heads, kinds, strict=True)
     )
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
-        for row in rows
-    )
+    lines = []
+    for row in rows:
+        # The first cell says what the row is about, also to those who hear it read.
+        first = f'<th scope="row"{kinds[0]}>{escape(row[0])}</th>'
+        rest = "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row[1:], kinds[1:], strict=True))
+        lines.append(f"<tr>{first}{rest}</tr>")
     return (
         f'<div class="wide"><table id="{name}"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 

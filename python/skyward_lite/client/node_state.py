@@ -123,7 +123,8 @@ class Status:
     bytes_received : int
         The same, from all nodes.
     payload_sent : int
-        Bytes of all tasks that were sent: pickled, not compressed. Data that tasks share counts once.
+        Bytes of all tasks that were sent: pickled, not compressed. Data that tasks share counts once for
+        each node.
     payload_received : int
         Bytes of all results: pickled, not compressed.
     seconds : float

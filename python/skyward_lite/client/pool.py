@@ -133,6 +133,7 @@ class ComputePool(Reporting):
         ship_modules: bool = True,
         progress: bool | None = None,
     ) -> None:
+        folding.install()
         self._settings = checked = settings.checked(
             provider,
             nodes,
@@ -192,7 +193,6 @@ class ComputePool(Reporting):
         if stage is not Stage.NEW:
             raise PoolClosedError(f"a pool starts once, and this one is {stage.word}: make a new one with sky.pool()")
         nesting.check()
-        folding.install()
         try:
             Opening(
                 *(self._settings, self._core, self._lifecycle, self._tasks, self._nodes, self._printer, self._display),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from typing import Self
@@ -39,11 +40,14 @@ class Progress:
 
     def __init__(self, total: int | None = None) -> None:
         self._total = None if total is None else checks.whole("progress", "total", total, 1, sys.maxsize)
+        self._process = 0
+        """The process that entered the block."""
         self._shown: tuple[Display, TaskView] | None = None
 
     def __enter__(self) -> Self:
         if self._shown is not None:
             raise RuntimeError("this sky.progress() is entered already: make one for each block")
+        self._process = os.getpid()
         display = innermost("sky.progress()")
         self._shown = display, display.begin(self._total)
         return self
@@ -54,7 +58,9 @@ class Progress:
         if self._shown is not None:
             display, view = self._shown
             self._shown = None
-            display.finish(view)
+            # What is shown is the parent's, whose threads hold its locks perhaps for ever in a forked child.
+            if os.getpid() == self._process:
+                display.finish(view)
 
 
 progress = Progress

@@ -203,6 +203,8 @@ class Nodes:
         """Return how the pool stands, and what it costs."""
         nodes, totals = self.snapshot(), self._core.totals()
         running = sum(node.running for node in nodes)
+        if self._lifecycle.stage is Stage.CLOSED:
+            totals["seconds"] -= time.monotonic() - self._lifecycle.reached[Stage.CLOSED]
         return Status(
             nodes=nodes,
             slots=sum(node.slots for node in nodes if node.state == NodeState.READY),

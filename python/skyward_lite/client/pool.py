@@ -30,7 +30,7 @@ from ..errors import PoolClosedError
 from ..hooks import Plugin
 from ..image import Image
 from ..providers import Provider
-from . import folding, innermost, joblib_plugin, settings, unentered
+from . import figures, folding, innermost, joblib_plugin, settings, unentered
 from .completions import Completions
 from .counting import count_calls
 from .display import Display
@@ -179,7 +179,9 @@ class ComputePool(Reporting):
         )
 
     def __repr__(self) -> str:
-        return f"<ComputePool of {self.nodes_wanted} × {self.provider!r}, {self._lifecycle.stage.word}>"
+        stage = self._lifecycle.stage
+        state = "not started: use it in a with statement, or call start()" if stage is Stage.NEW else stage.word
+        return f"<ComputePool: {self.provider!r}, {figures.count(self.nodes_wanted, 'node')}, {state}>"
 
     # ------------------------------------------------------------------------------------------------ opening
 

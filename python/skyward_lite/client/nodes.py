@@ -189,6 +189,9 @@ class Nodes:
                 # After a reason of several lines the next node begins on a line of its own.
                 shown = ("\n" if any("\n" in reason for reason in reasons) else "; ").join(reasons)
                 nodes_are = "ready node is" if needed == 1 else "ready nodes are"
+                ready = sum(node.state == NodeState.READY for node in nodes)
+                less = f"pool(nodes=({ready}, {self._settings.wanted_nodes})) starts with those that are ready"
+                shown += ("\n" if "\n" in shown else ". ") + less if ready else ""
                 raise NodeStartError(f"{needed} {nodes_are} needed, but {shown}")
             self._core.wait_for_change([node.state for node in nodes], START_POLL_MS)
 

@@ -96,8 +96,8 @@ def check_size(wheel: Path) -> None:
 
 
 def check_tag(wheel: Path) -> None:
-    """Check that the wheel is for the stable ABI and an old glibc, that auditwheel finds the same in its binary, and that it
-    unwinds stacks with libgcc."""
+    """Check that the wheel is for the stable ABI and an old glibc, that auditwheel finds the same in its binary, and
+    that it unwinds stacks with libgcc."""
     tag = re.search(r"-cp311-abi3-manylinux.*?_(\d+)_(\d+)_\w+\.whl$", wheel.name)
     if tag is None or (int(tag[1]), int(tag[2])) > MAX_GLIBC:
         sys.exit(f"{wheel.name} is not a wheel for all of Python 3.11 and later, and glibc {MAX_GLIBC} or older")

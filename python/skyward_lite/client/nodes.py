@@ -99,7 +99,7 @@ class Nodes:
         Raise what the provider raises; the machines that it had begun to start then are in `self.machines`.
         """
         self._greet = greet
-        threading.Thread(target=self._watch, name="skyward-watch", daemon=True).start()
+        self._start_thread("skyward-watch", self._watch)
         settings = self._settings
         request = NodeRequest(
             nodes=settings.wanted_nodes,

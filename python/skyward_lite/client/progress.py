@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from typing import Self
@@ -40,6 +41,7 @@ class Progress:
     def __init__(self, total: int | None = None) -> None:
         self._total = None if total is None else checks.whole("progress", "total", total, 1, sys.maxsize)
         self._shown: tuple[Display, TaskView] | None = None
+        self._process = os.getpid()
 
     def __enter__(self) -> Self:
         if self._shown is not None:
@@ -54,7 +56,9 @@ class Progress:
         if self._shown is not None:
             display, view = self._shown
             self._shown = None
-            display.finish(view)
+            # In a forked child the terminal is its parent's, and the display's lock may be held for ever.
+            if os.getpid() == self._process:
+                display.finish(view)
 
 
 progress = Progress

@@ -140,7 +140,7 @@ bench: build system $(OPPONENTS)/.installed
 # The chart of the README and the docs, from a run of its own: on a machine that does nothing else meanwhile.
 chart: build system $(OPPONENTS)/.installed
 	$(BIN)/python benches/data.py --opponents $(OPPONENTS)/bin/python --json $(CACHE)/chart.json start tiny shared
-	$(BIN)/python benches/chart.py $(CACHE)/chart.json docs/_static/speed.svg
+	$(BIN)/python benches/chart.py $(CACHE)/chart.json docs/_static/speed.svg docs/performance.md
 
 # Whatever can die, be cut, stall or lie, at seeded moments: CHAOS="--only storm --seeds 20"; see tests/support/chaos.py.
 # Rules that drop packets need root and nft, in a network namespace of their own; without them those rows are left out.

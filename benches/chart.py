@@ -1,7 +1,8 @@
-"""Draw the chart of the README from what `data.py --json` has measured: `chart.py MEASURED.json CHART.svg`.
+"""Draw the chart of the README from what `data.py --json` has measured: `chart.py MEASURED.json CHART.svg [PAGE.md]`.
 
-Bars are medians, with the figure beside each; each panel says whether longer or shorter is better.
-It has a background of its own, so that it can be read on light and dark pages alike, and follows the reader's setting.
+Bars are medians, with the figure beside each; each panel says whether longer or shorter is better. The picture has a
+background of its own, so that it can be read on light and dark pages alike, and follows the reader's setting. The same
+figures, with the extremes of their rounds, go into the page, between two comments that it has for them.
 """
 
 from __future__ import annotations
@@ -52,8 +53,7 @@ def seconds(value: float) -> str:
 def panels(measured: dict[str, dict[str, Columns]], sizes: dict[str, float]) -> list[Panel]:
     """Return the chart's panels: title, value of each contestant, and how a value is written."""
     columns = measured["columns"]
-    tiny = medians(columns["tiny"], "all")
-    rates = {name: sizes["tiny"] / value for name, value in tiny.items()}
+    rates = medians(columns["tiny"], "rate")
     size = f"{sizes['shared']:g} MB"
     return [
         ("Small tasks, one at a time: tasks per second (longer is better)", rates, lambda v: f"{v:,.0f}/s"),
@@ -61,6 +61,25 @@ def panels(measured: dict[str, dict[str, Columns]], sizes: dict[str, float]) -> 
         (f"100 tasks that share {size}, first call (shorter is better)", medians(columns["shared"], "first"), seconds),
         ("The same call once more (shorter is better)", medians(columns["shared"], "second"), seconds),
     ]
+
+
+def table(columns: dict[str, Columns]) -> str:
+    """Return the figures as a table: medians, and from the least to the most of the rounds."""
+    rows = [
+        ("tasks per second, `batch_size=1`", columns["tiny"], "rate", "{:,.0f}"),
+        ("seconds to the first results", columns["start"], "ready", "{:.2f}"),
+        ("100 tasks that share 50 MB, first call, s", columns["shared"], "first", "{:.2f}"),
+        ("the same call once more, s", columns["shared"], "second", "{:.2f}"),
+    ]
+    lines = [f"| | {' | '.join(CONTESTANTS.values())} |", "|---" * (1 + len(CONTESTANTS)) + "|"]
+    for title, measured, what, form in rows:
+        cells = []
+        for name in CONTESTANTS:
+            values = measured.get(name, {}).get(what)
+            shown = [form.format(f(values)) for f in (statistics.median, min, max)] if values else []
+            cells.append("{} ({} to {})".format(*shown) if shown else "")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def draw(shown: list[Panel]) -> str:
@@ -93,9 +112,15 @@ def draw(shown: list[Panel]) -> str:
 
 def main() -> None:
     """Draw it."""
-    source, target = map(Path, sys.argv[1:])
+    source, target, *pages = map(Path, sys.argv[1:])
     measured = json.loads(source.read_text())
     target.write_text(draw(panels(measured, measured["sizes"])))
+    for page in pages:
+        before, begin, rest = page.read_text().partition("<!-- chart -->\n")
+        _, end, after = rest.partition("<!-- end of chart -->\n")
+        if not end:
+            sys.exit(f"{page} has no place for the figures")
+        page.write_text(f"{before}{begin}\n{table(measured['columns'])}\n\n{end}{after}")
 
 
 if __name__ == "__main__":

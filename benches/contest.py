@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import operator
 import os
@@ -116,13 +117,14 @@ def measured(me: Contestant, answer: Answer, name: str) -> Iterator[None]:
     answer[f"{name} up"], answer[f"{name} down"] = now[0] - sent, now[1] - received
 
 
-def tiny(me: Contestant, *, seed: int, tasks: int) -> Answer:
-    """Run tasks that take no time, one a batch."""
-    answer = Answer()
-    with measured(me, answer, "all"):
-        got = Parallel(batch_size=1)(delayed(operator.neg)(i + seed) for i in range(tasks))
-    assert got == [-(i + seed) for i in range(tasks)]
-    return answer
+def tiny(me: Contestant, *, seed: int, seconds: float) -> Answer:
+    """Run tasks that take no time, one a batch, from an input that ends after so many seconds; return their rate."""
+    begin = time.perf_counter()
+    numbers = itertools.takewhile(lambda _: time.perf_counter() - begin < seconds, itertools.count(seed))
+    got = Parallel(batch_size=1)(delayed(operator.neg)(i) for i in numbers)
+    took = time.perf_counter() - begin
+    assert got == [-i for i in range(seed, seed + len(got))]
+    return {"rate": len(got) / took}
 
 
 def shared(me: Contestant, *, seed: int, mb: float, tasks: int) -> Answer:

@@ -44,13 +44,13 @@ def start(contest: Contest) -> None:
 def tiny(contest: Contest) -> None:
     """Tasks that take no time, one a batch."""
     sizes = contest.sizes
-    print(f"{sizes.tiny:,} tasks of operator.neg, batch_size=1; medians of {sizes.rounds} interleaved rounds")
+    print(f"Tasks/s of Parallel(batch_size=1) over operator.neg; medians of {sizes.rounds} interleaved rounds")
     contestants = {"Local(), 1 node": contest.skyward(1), **contest.others("loky", "dask", "ray")}
-    columns = contest.play(contestants, "tiny", sizes.rounds, tasks=sizes.tiny)
+    columns = contest.play(contestants, "tiny", sizes.rounds, seconds=sizes.tiny)
     for name, column in columns.items():
-        print(f"  {name:<22}{spread((sizes.tiny / seconds for seconds in column['all']), digits=0)} tasks/s")
-    rates = {name: sizes.tiny / median(column["all"]) for name, column in columns.items()}
-    contest.target("tasks/s over loky's", rates["Local(), 1 node"] / rates["loky"], 1.0, " ×", least=True)
+        print(f"  {name:<22}{spread(column['rate'], digits=0)} tasks/s")
+    ratio = median(columns["Local(), 1 node"]["rate"]) / median(columns["loky"]["rate"])
+    contest.target("tasks/s over loky's", ratio, 1.0, " ×", least=True)
 
 
 def shared(contest: Contest) -> None:

@@ -27,13 +27,13 @@ TASKS = {1: 40_000, "auto": 400_000}
 ROUNDS = 25
 
 
-def rate(shown: bool, batch_size: Any) -> float:
-    """Return tasks per second, with the display or without it."""
+def run(shown: bool, batch_size: Any) -> tuple[float, float]:
+    """Return the time that the calls take, and the processor time of this process, with the display or without it."""
     tasks = TASKS[batch_size]
     with sky.progress(total=tasks) if shown else contextlib.nullcontext():
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.process_time()
         Parallel(n_jobs=-1, batch_size=batch_size)(delayed(operator.neg)(i) for i in range(tasks))
-        return tasks / (time.perf_counter() - begin)
+        return time.perf_counter() - begin[0], time.process_time() - begin[1]
 
 
 def counted(draw: Callable[[Display], None], drawings: list[float]) -> Callable[[Display], None]:
@@ -48,18 +48,21 @@ def counted(draw: Callable[[Display], None], drawings: list[float]) -> Callable[
 
 
 def measure(rounds: int, batch_size: Any) -> str:
-    """Return one line on both rates."""
-    rates: dict[bool, list[float]] = {True: [], False: []}
+    """Return lines on both: the calls per second, and the processor time of this process."""
+    runs: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for number in range(-1, rounds):
         for shown in (True, False) if number % 2 else (False, True):
-            value = rate(shown, batch_size)
+            took = run(shown, batch_size)
             if number >= 0:
-                rates[shown].append(value)
-    ratios = sorted(1 - a / b for a, b in zip(rates[True], rates[False], strict=True))
-    cost = statistics.median(ratios)
-    spread = f"quartiles {ratios[len(ratios) // 4]:+.1%} and {ratios[-1 - len(ratios) // 4]:+.1%}"
-    with_it, without = (statistics.median(rates[shown]) for shown in (True, False))
-    return f"batch_size={batch_size!r}: {with_it:,.0f}/s with, {without:,.0f}/s without: {cost:+.2%} ({spread})"
+                runs[shown].append(took)
+    lines = []
+    for place, what in enumerate(("time", "processor time")):
+        ratios = sorted(a[place] / b[place] - 1 for a, b in zip(runs[True], runs[False], strict=True))
+        spread = f"quartiles {ratios[len(ratios) // 4]:+.1%} and {ratios[-1 - len(ratios) // 4]:+.1%}"
+        with_it, without = (statistics.median(took[place] for took in runs[shown]) for shown in (True, False))
+        rates = f"{TASKS[batch_size] / with_it:,.0f}/s with, {TASKS[batch_size] / without:,.0f}/s without"
+        lines.append(f"batch_size={batch_size!r}, {what}: {statistics.median(ratios):+.2%} ({spread}; {rates})")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ class Sizes:
     """How much of everything; of data, in MB."""
 
     rounds: int = 7
-    tiny: int = 2000
-    """Tasks that take no time."""
+    tiny: float = 1
+    """Seconds of tasks that take no time."""
     shared: float = 50
     search: float = 200
     distinct: float = 10
@@ -46,7 +46,7 @@ class Sizes:
 
 SMOKE = Sizes(
     rounds=1,
-    tiny=50,
+    tiny=0.05,
     shared=1,
     search=1,
     distinct=0.2,

@@ -16,6 +16,8 @@ from skyward_lite import errors
 
 PAGE = Path(__file__).with_name("errors.md")
 COLUMNS = 120
+EXAMPLE_COLUMNS = 84
+"""Characters of a line of an example: more would need to be scrolled."""
 HEAD = """\
 <!-- Written by docs/make_errors.py from the docstrings in python/skyward_lite/errors.py. Edit those. -->
 
@@ -68,7 +70,7 @@ def section(kind: type[BaseException]) -> Iterator[str]:
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(kind.__doc__ or "")):
         lead, _, rest = paragraph.partition(": ")
         if lead == "Example":
-            example = textwrap.fill(joined(rest), COLUMNS, break_long_words=False, break_on_hyphens=False)
+            example = textwrap.fill(joined(rest), EXAMPLE_COLUMNS, break_long_words=False, break_on_hyphens=False)
             yield f"```text\n{example}\n```\n"
         elif lead == "What to do":
             yield filled(f"**What to do:** {joined(rest)}")

@@ -15,6 +15,7 @@ import cloudpickle
 import pytest
 import skyward_lite as sky
 from processes import eventually, ours, parent
+from skyward_lite.client import unentered
 from skyward_lite.pickling import payload
 
 if TYPE_CHECKING:
@@ -35,6 +36,13 @@ LONGEST_FIRST = (
 def pytest_configure(config: pytest.Config) -> None:
     """Let xdist keep the order of files, where it would otherwise begin with those that have most tests."""
     config.option.loadscopereorder = False
+
+
+@pytest.fixture(autouse=True)
+def no_pools_of_earlier_tests() -> Iterator[None]:
+    """Forget the pools that a test has made and not entered: the next test may use joblib's own backend."""
+    yield
+    unentered.forget()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

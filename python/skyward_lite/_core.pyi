@@ -155,7 +155,7 @@ class Totals(TypedDict):
     failed: int
     rerun: int
     payload_sent: int
-    """Bytes of all tasks that were sent, before compression."""
+    """Bytes of all tasks and blobs that were sent, before compression; what is sent again counts again."""
     payload_received: int
     """Bytes of all results, before compression."""
     seconds: float

@@ -38,8 +38,8 @@ class NodeStartError(SkywardError):
     Each node is named with its reason: the host's key is not known, no key of yours was accepted, the environment could
     not be built, EC2 has no capacity. The text has what the programs there printed.
 
-    Example: 2 of 2 ready nodes are needed, but lab2: lab2 is not in /home/me/.ssh/known_hosts, so it is not trusted; …
-    Compare and accept its key with `ssh lab2`, or use SSH(..., accept_new=True)
+    Example: 2 ready nodes are needed, but lab1 is ready; lab2 is lost: lab2 is not in /home/me/.ssh/known_hosts, so it
+    is not trusted; its key is SHA256:…. Compare and accept its key with `ssh lab2`, or use SSH(..., accept_new=True)
 
     What to do: follow the reason, which ends with the remedy. `skyward check HOST` tests hosts one step at a time.
     `pool(nodes=(1, 4))` is content with fewer nodes, and takes the others as they become ready.

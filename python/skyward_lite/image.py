@@ -30,6 +30,9 @@ _SIMPLE = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==([A-Za-z
 """A name, or a name and one version, as plugins write a requirement. Such a requirement is read without `packaging`,
 whose import takes 15 ms."""
 
+_LOCATION = re.compile(r"[/\\]|(?i:\.(?:whl|zip|tar\.gz|tgz|tar\.bz2)$)")
+"""A URL, a path or a file, which only pip understands."""
+
 
 @keywords.explained("Image")
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -258,6 +261,14 @@ def _checked_requirement(text: str) -> str:
             f"Image(pip=[{credentials.mask(text)!r}]): a requirement has no comment and no line after it; "
             "write each as an item of its own"
         )
+    if not _SIMPLE.fullmatch(requirement) and not _LOCATION.search(requirement) and _parse(requirement) is None:
+        shown = credentials.mask(text)
+        meant = re.fullmatch(r"([\w.-]+(?:\[[\w,.-]*\])?)(?:\s*=\s*|\s+)(\d[\w.]*)", requirement)
+        several = [part.strip() for part in re.split(r"[,;\s]+", requirement)]
+        write = '"numpy" or "numpy>=2", say' if meant is None else f'"{meant[1]}=={meant[2]}"'
+        if len(several) > 1 and meant is None and all(map(_SIMPLE.fullmatch, several)):
+            write = f"{several}, each an item of its own"
+        raise ValueError(f"Image(pip=[{shown!r}]): it is no requirement that pip would understand: write {write}")
     return requirement
 
 
@@ -311,9 +322,7 @@ def _problem(requirement: str, shown: str) -> str | None:
         return None
     parsed = _parse(requirement)
     if parsed is None:
-        if re.search(r"[/\\]|(?i:\.(?:whl|zip|tar\.gz|tgz|tar\.bz2)$)", requirement):
-            return f"{shown} is a URL or a path, which does not tell the package: write it as `name @ URL`"
-        return f"{shown!r} is not a requirement that pip would understand"
+        return f"{shown} is a URL or a path, which does not tell the package: write it as `name @ URL`"
     if not _applies(parsed):
         return None
     version = installed(parsed.name)

@@ -1,13 +1,14 @@
 //! What a pool counts and records for those who watch it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use skyward_lite::client::activity::{Activity, Counts, MAX_RECORDS, RECORD_BYTES};
 use skyward_lite::client::dispatch::{Action, Dispatch};
 use skyward_lite::error::NodeError;
 use skyward_lite::timing::Timing;
-use skyward_lite::wire::{Attempt, Body, Control, Event, Message, Outcome, slot_number};
+use skyward_lite::wire::{Attempt, BlobPart, Body, Content, Control, Event, Message, Outcome, slot_number};
 
 #[path = "support/hello.rs"]
 mod support;
@@ -83,6 +84,19 @@ fn calls_are_counted() {
     assert_eq!((client.counts(0), client.dispatch.pending_calls()), ((37, 11, 0), 0));
     assert_eq!(client.dispatch.activity().total(), Counts { done: 37, failed: 11, rerun: 0 });
     assert_eq!((client.dispatch.activity().payload_sent, client.dispatch.activity().payload_received), (600, 300));
+}
+
+/// Shared data counts for each node that it is sent to, and once there.
+#[test]
+fn payload_counts_what_is_sent() {
+    let mut client = Client::new(&[1, 1]);
+    let content = Arc::new(Content { id: 1, bytes: vec![0; 1000].into() });
+    for number in 0..4 {
+        let blob = BlobPart { place: 0, number: 0, fresh: number == 0, content: Some(Arc::clone(&content)) };
+        let task = Message { id: id(number), blobs: vec![blob], parts: vec![vec![0; 10].into()], ..Message::default() };
+        client.dispatch.submit(task, None, std::thread::current().id(), client.now, &mut client.out);
+    }
+    assert_eq!(client.dispatch.activity().payload_sent, 2 * 1000 + 4 * 10);
 }
 
 /// What ran on a node that is lost runs again; what waited there had not run. A task without any node has failed.

@@ -35,7 +35,12 @@ def test_demo_and_benches_run(line, says, tmp_path):
     assert says in done.stdout
     assert done.stderr == ""
     if sections:
-        subprocess.run([sys.executable, str(BENCHES / "chart.py"), str(measured), str(chart)], timeout=50, check=True)
+        page = tmp_path / "page.md"
+        page.write_text("# Page\n\n<!-- chart -->\nold\n<!-- end of chart -->\n")
+        subprocess.run(
+            [sys.executable, str(BENCHES / "chart.py"), str(measured), str(chart), str(page)], timeout=50, check=True
+        )
+        assert page.read_text().count("\n| ") == 5
         root = ElementTree.fromstring(chart.read_text())
         names = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
         # The two contestants that need no other interpreter, in each of the four panels.

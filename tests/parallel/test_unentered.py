@@ -58,9 +58,9 @@ def test_a_pool_that_was_not_entered_is_warned_of_once(tmp_path, order):
 
 
 @pytest.mark.parametrize("use", [lambda pool: pool.start().close(), lambda pool: pool.close()])
-def test_joblibs_registry_is_as_before_once_a_pool_is_entered_or_closed(monkeypatch, use):
+def test_joblibs_registry_is_as_before_once_a_pool_is_entered_or_closed(use):
     """The default backend's factory is joblib's own again when the last pool was entered or closed."""
-    monkeypatch.setattr(unentered, "_unentered", {})
+    unentered.forget()
     original = joblib.parallel.BACKENDS["loky"]
     first, second = sky.pool(), sky.pool()
     assert joblib.parallel.BACKENDS["loky"] is not original

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
+import pandas as pd
 import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
+from skyward_lite.pickling import blame
 
 
 @pytest.fixture(scope="module", params=["thread", "process", "ssh"])
@@ -178,6 +181,28 @@ def test_exception_note_is_bounded_and_never_fails(pool):
     (note,) = caught.value.__notes__
     assert len(note) < 300
     assert "fail(" in note
+
+
+def test_exception_note_has_shapes_and_waits_for_no_repr(monkeypatch):
+    """Arrays and tables are shown by their shape, and after a slow repr values are named by their class."""
+    asked = []
+
+    class Slow:
+        def __repr__(self):
+            asked.append(1)
+            monkeypatch.setattr(blame.time, "monotonic", lambda: float("inf"))
+            return "slow\n  one"
+
+    class list(Slow):  # noqa: A001, N801
+        pass
+
+    table = pd.DataFrame({"a": [1, 2]})
+    call = (abs, (np.zeros((3, 4)), table, np.float64(2), [np.zeros(2)], Slow(), list(), 5), {"x": Slow()})
+    assert blame.shown(call) == (
+        "abs(<ndarray 3 × 4 float64>, <DataFrame 2 × 1>, np.float64(2.0), [<ndarray 2 float64>], slow one, <list>, 5, "
+        "x=<Slow>)"
+    ).replace("np.float64(2.0)", repr(np.float64(2)))
+    assert asked == [1]
 
 
 def test_exception_notes_of_the_task_stay(pool):

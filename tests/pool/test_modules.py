@@ -173,7 +173,7 @@ def test_tasks_pickle_sent_modules_by_name(pool, write):
             AttributeError, match=f"module '{name}' has no attribute 'nothing' in this worker"
         ) as caught:
             pool.submit(lambda cut: sys.modules[type(cut).__module__].nothing, module.Cut(3)).result(20)
-        assert f"this node has no module {name}. Image(pip=[...])" in "".join(caught.value.__notes__)
+        assert f"This node has no module {name}. Image(pip=[...])" in "".join(caught.value.__notes__)
 
 
 def test_module_that_workers_can_import_later_replaces_its_stand_in(pool, write, monkeypatch, tmp_path):
@@ -499,7 +499,7 @@ def test_package_missing_on_a_node_is_named(remote, write, tmp_path):
     for call in (module.f, lambda x: importlib.import_module("installed_here").f(x)):
         with pytest.raises(ModuleNotFoundError, match="installed_here") as caught:
             remote.submit(call, 1).result(20)
-        assert "this node has no module installed_here. Image(pip=[...])" in "".join(caught.value.__notes__)
+        assert "This node has no module installed_here. Image(pip=[...])" in "".join(caught.value.__notes__)
 
 
 def test_image_includes_go_by_name(write, monkeypatch, tmp_path):

@@ -27,8 +27,12 @@ class Machine:
         self.errors = list(errors)
         self.returns = returns
         self.tries = 0
+        self.go_on = threading.Event()
+        """No attempt comes back before."""
+        self.go_on.set()
 
     def reconnect(self, core: object) -> str:
+        assert self.go_on.wait(10)
         self.tries += 1
         if self.errors:
             raise self.errors.pop(0)
@@ -125,8 +129,10 @@ def test_a_cut_connection_is_made_anew(monkeypatch: pytest.MonkeyPatch, caplog: 
     """The first attempt is made at once, others after pauses, each reason is logged once, and one thread does it."""
     caplog.set_level(logging.INFO, "skyward_lite")
     case = Case(Machine(*[NodeStartError("no network")] * 3, OSError("odd"), _core.HungUpError("full")), monkeypatch)
+    case.machine.go_on.clear()
     case.become("reconnecting")
     case.look()
+    case.machine.go_on.set()
     case.join()
     assert case.core.asked == ["a connection"]
     assert (len(case.threads), case.machine.tries, case.pauses) == (1, 6, [None] * 5)

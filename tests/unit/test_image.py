@@ -49,8 +49,6 @@ def test_requirements_that_pip_takes_are_taken():
         "a @ https://host/a-1.whl#sha256=00",
         "git+https://host/a.git@v1#egg=a&subdirectory=b",
         "./wheels/a.whl",
-        "$(touch x);`y`'\"",
-        "ä-paket",
     ]
     assert sky.Image(pip=[f" {text}\t" for text in texts]).pip == tuple(texts)
     assert sky.Image(apt=["libc6:arm64=2.1-1", "g++", "a/b"]).apt == ("libc6:arm64=2.1-1", "g++", "a/b")
@@ -264,9 +262,6 @@ UNKNOWN = "is a URL or a path, which does not tell the package: write it as `nam
         ("nothing-like-it @ https://host/a.whl", "is not installed"),
         ("git+https://host/pytest.git#egg=pytest", UNKNOWN),
         ("./wheels/pytest", UNKNOWN),
-        ("pytest>>1", "is not a requirement that pip would understand"),
-        ("pytest 1", "is not a requirement that pip would understand"),
-        ("pytest===pytest[x,y]", "is not a requirement that pip would understand"),
     ],
 )
 def test_requirements_are_compared_with_what_is_installed(requirement, problem):

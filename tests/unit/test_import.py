@@ -72,8 +72,10 @@ def test_public_names_are_listed():
     assert {f"has.{name}" for name in sky.__all__} <= names
     assert dir(sky) == sorted(sky.__all__)
     assert sky.pool is sky.pool
-    with pytest.raises(AttributeError, match="'skyward_lite' has no attribute 'poll'"):
+    with pytest.raises(AttributeError, match="'skyward_lite' has no attribute 'poll'") as caught:
         sky.poll  # noqa: B018
+    # What Python's own hint is made from.
+    assert (caught.value.name, caught.value.obj) == ("poll", sky)
 
 
 def test_type_checkers_see_the_public_names():

@@ -12,11 +12,13 @@ import re
 import stat
 from collections import defaultdict
 from concurrent.futures import CancelledError
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import skyward_lite as sky
 from runs import SECOND, node, run, status
 from skyward_lite import _core
 from skyward_lite.client import collecting, figures, trace, writing
@@ -88,7 +90,7 @@ def test_status_is_a_few_lines_and_a_small_table():
         f"<Status: 2 nodes (1 ready, 1 lost), 8 slots, {tasks}, started 1 min 15 s ago",
         f"  lab1  ready  8 slots  {tasks}  400 µs round trip  12.0 MB cached",
         "  gpu   lost   0 slots  0 running, 0 done: connection <refused> …",
-        "  sent 4.00 MB (1.00 MB on the wire), received 0 bytes (0 bytes on the wire)",
+        "  sent 4.00 MB (1.00 MB on the wire, to 2 nodes), received 0 bytes (0 bytes on the wire)",
         "  cost $0.0123 so far, $0.36 per hour>",
     ]
     assert repr(lost) == ("<Node gpu: lost (connection <refused> …), 0 slots, 0 running, 0 done>")
@@ -100,6 +102,11 @@ def test_status_is_a_few_lines_and_a_small_table():
     assert "connection &lt;refused&gt; …" in html
     assert [tag for tag, _ in Tags(html).found].count("tr") == 3
     assert "&lt;refused" in lost._repr_html_()
+    closed = status([node(state="closed")], slots=0, done=5, seconds=0.5)
+    assert repr(closed).startswith("<Status: 1 node closed, 0 slots, 0 running, 5 done, ran for 500 ms")
+    pool = sky.pool(nodes=2)
+    assert repr(pool) == ("<ComputePool: Local(), 2 nodes, not started: use it in a with statement, or call start()>")
+    assert pool._repr_html_() == f"<code>{escape(repr(pool))}</code>"
     assert repr(status([])) == "<Status: no nodes, 0 slots, 0 running, 0 done>"
     assert pickle.loads(pickle.dumps(found)) == found != dataclasses.replace(found, done=1)
 
@@ -241,6 +248,8 @@ def test_errors_of_files_name_the_file_that_was_asked_for(tmp_path):
             writing.write(path, ["text"])
         assert caught.value.filename == str(path)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TypeError, match=r"ComputePool.report\(\) missing"):
+        sky.pool().report()
     for wrong in (7, "", b"run.html", None):
         with pytest.raises(TypeError, match=r"pool.report\(path="):
             writing.target("pool.report", wrong)

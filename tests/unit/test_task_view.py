@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
+import time
 
 import pytest
 from skyward_lite.client import picture, startup, task_view
+from skyward_lite.client.display import Display
 from skyward_lite.client.node_state import Node
 from skyward_lite.client.screen import cells, fit
 from skyward_lite.client.task_view import Counts, TaskView
@@ -172,3 +175,29 @@ def test_a_row_as_html_is_escaped():
 def test_the_time_that_is_left_is_shown_as_a_clock_does():
     """The time that is left is shown in minutes and seconds, and in hours from one hour on."""
     assert [picture.clock(seconds) for seconds in (0.2, 65, 3_725)] == ["0:00", "1:05", "1:02:05"]
+
+
+class Terminal(io.StringIO):
+    """A stream whose `isatty` is true."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("wanted", [None, True, False])
+def test_nodes_that_come_back_or_come_late_have_a_line(monkeypatch, wanted):
+    """A node that is connected again, or ready long after the pool, has a line on a terminal; one that is ready just
+    after the pool has none, nor has any with progress=False.
+    """
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    display = Display(wanted)
+    display.begin_start(startup.Startup(list, [], 1))
+    display.end_start()
+    now = time.time()
+    for old, since in (("reconnecting", now), ("connecting", now + 1.0), ("connecting", now + 30.0)):
+        display.node_changed(Node("lab1", "ready", "", 8, None, None, since), old)
+    display.node_changed(Node("lab1", "lost", "gone", 8, None, None, now), "ready")
+    lines = terminal.getvalue().splitlines()
+    told = ["skyward_lite: lab1 is connected again with 8 slots", "skyward_lite: lab1 is ready with 8 slots"]
+    assert lines == ([] if wanted is False else told)

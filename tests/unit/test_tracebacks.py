@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import pickle
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -182,3 +183,25 @@ def test_errors_travel_between_processes():
     back = pickle.loads(pickle.dumps(sky.RemoteTraceback("text", "lab1", 3, "f(0)")))
     assert (back.text, back.node, back.task, back.call) == ("text", "lab1", 3, "f(0)")
     assert str(back) == 'on node lab1, task 3: f(0)\n"""\ntext"""'
+
+
+@pytest.mark.parametrize(
+    ("use", "lines"),
+    [
+        ("sky.progress().__enter__()", ["2"]),
+        ("joblib.Parallel(backend='skyward')", ["2"]),
+        ("sky.pool(plugins=[]).submit(abs, 1)", ["2"]),
+        ("with sky.pool() as pool: pool.submit(abs, (i for i in 'ab'))", ["2"]),
+        ("with sky.pool() as pool: list(pool.map(abs, [Bad()]))", ["2", "4"]),
+    ],
+)
+def test_a_script_shows_its_own_lines_of_other_errors(tmp_path, use, lines):
+    """Of errors before a task is sent, a script shows its own lines, also those that pickling has called."""
+    script = tmp_path / "script.py"
+    bad = "class Bad:\n    def __reduce__(self): raise OSError('bad')\n"
+    script.write_text(f"import joblib, skyward_lite as sky\n{use}\n")
+    if "Bad" in use:
+        script.write_text(f"import joblib, skyward_lite as sky; from bad import Bad\n{use}\n")
+        (tmp_path / "bad.py").write_text("\n\n" + bad)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False)
+    assert re.findall(r'File ".*", line (\d+)', done.stderr) == lines, done.stderr

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
+import traceback
 import types
 from typing import Any, Final
 
@@ -21,6 +23,9 @@ VARIABLE: Final = "SKYWARD_TRACEBACK"
 MAX_CHAIN: Final = 100
 """Errors of a chain of causes that are looked at."""
 
+_PICKLING: Final = ("encode", "encode_batch")
+_TASKS: Final = os.path.join(os.path.dirname(__file__), "tasks.py")
+"""The module in which calls are pickled, by the functions above."""
 _FOLDS: Final = "_skyward_lite_folds"
 """The attribute that marks IPython's formatter once it leaves frames out."""
 
@@ -38,6 +43,16 @@ def install() -> None:
 
         setattr(excepthook, _FOLDS, True)
         sys.excepthook = excepthook
+    threads_before = threading.excepthook
+    if not getattr(threads_before, _FOLDS, False):
+
+        def threads_excepthook(args: threading.ExceptHookArgs) -> None:
+            if args.exc_value is not None:
+                fold(args.exc_value)
+            threads_before(args)
+
+        setattr(threads_excepthook, _FOLDS, True)
+        threading.excepthook = threads_excepthook
     ipython = sys.modules.get("IPython")
     if ipython is not None:
         # Another version of IPython may have no such formatter: then it shows all frames.
@@ -81,12 +96,12 @@ def fold(error: BaseException) -> None:
 
 
 def _is_unsendable(error: BaseException) -> bool:
-    """Return whether joblib raised an error for a batch that our backend could not send."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
+    """Return whether an error was raised for a call that could not be pickled, or by joblib for such a batch."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(frame.f_code.co_name in _PICKLING and frame.f_code.co_filename == _TASKS for frame in frames):
+        return True
     try:
-        job = trace.tb_frame.f_locals["self"]  # type: ignore[union-attr]
+        job = frames[-1].f_locals["self"]
         return type(getattr(job.parallel, "_backend", None)).__module__.startswith("skyward_lite.")
-    except (AttributeError, KeyError):
+    except (AttributeError, IndexError, KeyError):
         return False

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from ..errors import PoolClosedError
+from . import folding
 from .display import Display
 
 
@@ -37,6 +38,7 @@ def innermost(wanted_by: str) -> Display:
     Raise `PoolClosedError`, which names what `wanted_by` it, if there is none.
     """
     if not _entered:
+        folding.install()
         raise PoolClosedError(
             f"{wanted_by} needs an open pool: use it inside `with sky.pool(...):`, or after `pool.start()`"
         )

@@ -25,7 +25,7 @@ from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBacken
 from .. import _core, checks
 from ..errors import PayloadTooLargeError, PoolClosedError, SkywardError
 from ..pickling import payload
-from . import joblib_batches
+from . import folding, joblib_batches
 from .joblib_call import Batch, ParallelCall
 from .tasks import Tasks
 
@@ -329,6 +329,7 @@ def _unsendable(error: BaseException, items: Any) -> BaseException:
 
 def _innermost() -> Executor:
     if not _entered:
+        folding.install()
         raise PoolClosedError(
             f'backend="{NAME}" needs an open pool: call Parallel inside `with sky.pool(...):`, or after `pool.start()`'
         )

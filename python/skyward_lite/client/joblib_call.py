@@ -19,7 +19,7 @@ from .completions import CompletionQueue
 from .function_names import FunctionNames
 from .joblib_batches import Parts
 from .joblib_unread import Unread, Values
-from .outcomes import Submitted, outcome
+from .outcomes import outcome
 from .tasks import Tasks
 
 CALLBACK_SECONDS: Final = 1.0
@@ -317,9 +317,9 @@ class Batch:
             return values
         pickled, buffers = self.pickled, self.buffers
         self.pickled = self.buffers = None
-        submitted = Submitted(self.call.names, self.name, self.first, self.calls)
+        about = self.call.names, self.name, self.first, self.calls
         try:
-            return outcome(_core.RETURNED if self.code == _core.PARTIAL else self.code, pickled, buffers, submitted)
+            return outcome(_core.RETURNED if self.code == _core.PARTIAL else self.code, pickled, buffers, about)
         except Exception as error:
             if self.call.queue is not None:
                 self.call.queue.failures.add(error)

@@ -123,11 +123,12 @@ class Status:
     bytes_received : int
         The same, from all nodes.
     payload_sent : int
-        Bytes of all tasks that were sent: pickled, not compressed. Data that tasks share counts once.
+        Bytes of all tasks that were sent: pickled, not compressed. Data that tasks share counts once for
+        each node.
     payload_received : int
         Bytes of all results: pickled, not compressed.
     seconds : float
-        Seconds since the pool was opened.
+        Seconds since the pool was opened, until it was closed.
     """
 
     nodes: list[Node]
@@ -249,15 +250,19 @@ def _summary(status: Status) -> str:
     elif states:
         nodes = f"{figures.count(len(status.nodes), 'node')} ({nodes})"
     parts = [nodes or "no nodes", figures.count(status.slots, "slot"), *_tasks(status)]
-    return ", ".join(parts) + (f", started {figures.duration(status.seconds)} ago" if status.seconds else "")
+    if status.seconds:
+        age = figures.duration(status.seconds)
+        parts.append(f"ran for {age}" if set(states) == {NodeState.CLOSED} else f"started {age} ago")
+    return ", ".join(parts)
 
 
 def _totals(status: Status) -> list[str]:
     """Return the sentences about data and about costs, where there are any."""
     lines = []
     if status.bytes_sent or status.bytes_received:
+        to = f", to {len(status.nodes):,} nodes" if len(status.nodes) > 1 else ""
         lines.append(
-            f"sent {figures.size(status.payload_sent)} ({figures.size(status.bytes_sent)} on the wire), "
+            f"sent {figures.size(status.payload_sent)} ({figures.size(status.bytes_sent)} on the wire{to}), "
             f"received {figures.size(status.payload_received)} ({figures.size(status.bytes_received)} on the wire)"
         )
     if status.cost is not None:

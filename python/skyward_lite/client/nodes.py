@@ -188,7 +188,8 @@ class Nodes:
                 reasons = [f"{n.name} is {n.state}" + (f": {n.reason}" if n.reason else "") for n in nodes]
                 # After a reason of several lines the next node begins on a line of its own.
                 shown = ("\n" if any("\n" in reason for reason in reasons) else "; ").join(reasons)
-                raise NodeStartError(f"{needed} ready nodes are needed, but {shown}")
+                nodes_are = "ready node is" if needed == 1 else "ready nodes are"
+                raise NodeStartError(f"{needed} {nodes_are} needed, but {shown}")
             self._core.wait_for_change([node.state for node in nodes], START_POLL_MS)
 
     def snapshot(self) -> list[Node]:
@@ -199,6 +200,8 @@ class Nodes:
         """Return how the pool stands, and what it costs."""
         nodes, totals = self.snapshot(), self._core.totals()
         running = sum(node.running for node in nodes)
+        if self._lifecycle.stage is Stage.CLOSED:
+            totals["seconds"] -= time.monotonic() - self._lifecycle.reached[Stage.CLOSED]
         return Status(
             nodes=nodes,
             slots=sum(node.slots for node in nodes if node.state == NodeState.READY),

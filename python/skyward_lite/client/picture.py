@@ -76,7 +76,7 @@ def as_html(rows: Sequence[Row]) -> str:
     from html import escape
 
     lines = "\n".join("".join(_span(escape(word, quote=False), style) for word, style in row) for row in rows)
-    return f'<pre style="margin:0;line-height:1.35;background:none">{lines}</pre>'
+    return f'<pre style="margin:0;padding:0;line-height:1.35;background:none;font-family:monospace">{lines}</pre>'
 
 
 def _span(word: str, style: str) -> str:

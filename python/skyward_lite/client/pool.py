@@ -30,7 +30,7 @@ from ..errors import PoolClosedError
 from ..hooks import Plugin
 from ..image import Image
 from ..providers import Provider
-from . import folding, innermost, joblib_plugin, settings, unentered
+from . import figures, folding, innermost, joblib_plugin, settings, unentered
 from .completions import Completions
 from .counting import count_calls
 from .display import Display
@@ -133,6 +133,7 @@ class ComputePool(Reporting):
         ship_modules: bool = True,
         progress: bool | None = None,
     ) -> None:
+        folding.install()
         self._settings = checked = settings.checked(
             provider,
             nodes,
@@ -178,7 +179,9 @@ class ComputePool(Reporting):
         )
 
     def __repr__(self) -> str:
-        return f"<ComputePool of {self.nodes_wanted} × {self.provider!r}, {self._lifecycle.stage.word}>"
+        stage = self._lifecycle.stage
+        state = "not started: use it in a with statement, or call start()" if stage is Stage.NEW else stage.word
+        return f"<ComputePool: {self.provider!r}, {figures.count(self.nodes_wanted, 'node')}, {state}>"
 
     # ------------------------------------------------------------------------------------------------ opening
 
@@ -190,7 +193,6 @@ class ComputePool(Reporting):
         if stage is not Stage.NEW:
             raise PoolClosedError(f"a pool starts once, and this one is {stage.word}: make a new one with sky.pool()")
         nesting.check()
-        folding.install()
         try:
             Opening(
                 *(self._settings, self._core, self._lifecycle, self._tasks, self._nodes, self._printer, self._display),

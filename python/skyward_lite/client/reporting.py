@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from ..providers import Provider
+from .lifecycle import Stage
 from .node_state import status_html
 from .tasks import Tasks
 
@@ -75,8 +76,13 @@ class Reporting(Executor):
 
     def _repr_html_(self) -> str:
         tasks = Tasks.of(self)
-        if tasks.core.is_forked:
+        if tasks.core.is_forked or tasks.completions.lifecycle.stage is Stage.NEW:
             from html import escape
 
             return f"<code>{escape(repr(self))}</code>"
         return status_html(tasks.nodes.status(), repr(self))
+
+
+for _method in (Reporting.report, Reporting.trace):
+    # Python's own errors about their arguments name the class that users know.
+    _method.__qualname__ = f"ComputePool.{_method.__name__}"

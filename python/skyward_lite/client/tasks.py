@@ -37,7 +37,7 @@ from .completions import CLOSED, AbandonHook, CompletionQueue, Completions
 from .function_names import FunctionNames
 from .lifecycle import Lifecycle, Stage
 from .nodes import Nodes
-from .outcomes import Submitted, outcome
+from .outcomes import About, outcome
 from .output import Printer
 from .settings import Settings
 
@@ -56,12 +56,12 @@ _RELEASING: Final = Stage.RELEASING
 class PoolFuture(Future[T]):
     """A future whose `cancel` reaches the task wherever it waits. `queue` is the one that all futures share."""
 
-    def __init__(self, queue: CompletionQueue, submitted: Submitted) -> None:
+    def __init__(self, queue: CompletionQueue, about: About) -> None:
         super().__init__()
         self.task = 0
         """The task's number; set once, when the task has been sent."""
         self._queue = queue
-        self._submitted = submitted
+        self._about = about
 
     def __reduce__(self) -> NoReturn:
         raise pickle.PicklingError(
@@ -106,7 +106,7 @@ class PoolFuture(Future[T]):
             self.set_running_or_notify_cancel()
             return
         try:
-            value = outcome(code, pickled, buffers, self._submitted)
+            value = outcome(code, pickled, buffers, self._about)
         except BaseException as error:
             self._queue.failures.add(error)
             # The traceback that the user sees begins where the result is asked for.
@@ -187,7 +187,7 @@ class Tasks:
         calls: int = 1,
     ) -> PoolFuture[Any]:
         """Send an encoded call, to the node of that number or to whichever is free; return its future."""
-        future: PoolFuture[Any] = PoolFuture(self._futures, Submitted(self.names, name, first, calls))
+        future: PoolFuture[Any] = PoolFuture(self._futures, (self.names, name, first, calls))
         future.task = self._futures.send(future, kind, pickled, buffers, generation, name, node, calls)
         return future
 
@@ -334,7 +334,7 @@ class Tasks:
         stage = self._lifecycle.stage
         if stage is not _OPEN:
             raise PoolClosedError(
-                "this pool has not started: use it as `with sky.pool(...) as pool:`"
+                "this pool has not started: use it as `with sky.pool(...) as pool:`, or call pool.start()"
                 if stage is Stage.NEW
                 else f"this pool is {stage.word}: submit inside its with block"
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
+import weakref
 from typing import Any
 
 _LIBRARIES = ("joblib", "sklearn", "skyward_lite")
@@ -18,8 +19,8 @@ _LIBRARIES = ("joblib", "sklearn", "skyward_lite")
 _DEFAULT_IS_ASKED_FOR = "_get_active_backend"
 """The function of joblib's that makes a backend which the program has not named."""
 
-_unentered: dict[int, str] = {}
-"""Number (`id`) of a pool that was made and not entered yet → file and line where it was made."""
+_unentered: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
+"""A pool that was made and not entered yet → file and line where it was made."""
 _original: tuple[str, Any] | None = None
 """The name and the factory of joblib's default backend while ours has its place."""
 _warned = False
@@ -29,13 +30,13 @@ def made(pool: object) -> None:
     """Note that a pool for joblib was made."""
     if not _warned:
         frame = _caller()
-        _unentered[id(pool)] = "" if frame is None else f" at {frame.f_code.co_filename}:{frame.f_lineno}"
+        _unentered[pool] = "" if frame is None else f" at {frame.f_code.co_filename}:{frame.f_lineno}"
         watch()
 
 
 def entered(pool: object) -> None:
     """Note that a pool was entered or closed."""
-    _unentered.pop(id(pool), None)
+    _unentered.pop(pool, None)
     if not _unentered:
         _restore()
 
@@ -49,6 +50,12 @@ def watch() -> None:
     if _original is None and _unentered and name in backends:
         _original = (name, backends[name])
         backends[name] = _make
+
+
+def forget() -> None:
+    """Forget the pools that were not entered."""
+    _unentered.clear()
+    _restore()
 
 
 def _restore() -> None:
@@ -81,17 +88,16 @@ def _configure(backend: Any, n_jobs: int = 1, *args: Any, **kwargs: Any) -> Any:
 
 def _warn(backend: str) -> None:
     global _warned
-    if _warned or not _unentered:
+    places = [*_unentered.values()]
+    if _warned or not places:
         return
     _warned = True
-    place = [*_unentered.values()][-1]
-    _unentered.clear()
-    _restore()
+    forget()
     level, frame = 1, sys._getframe(0)
     while frame.f_back is not None and _is_library(frame):
         level, frame = level + 1, frame.f_back
     warnings.warn(
-        f"joblib runs these tasks on this machine ({backend}), because the pool that was made{place} has not been "
+        f"joblib runs these tasks on this machine ({backend}), because the pool that was made{places[-1]} has not been "
         "started. Use it as `with sky.pool(...) as pool:`, or call pool.start(), as in a notebook",
         UserWarning,
         stacklevel=level,

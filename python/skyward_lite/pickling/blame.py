@@ -26,8 +26,37 @@ MAX_CALL_CHARACTERS: Final = 200
 Part = tuple[str, Any]
 """A value, and before it how it is reached from the value that it is a part of: `.name`, `[0]`, "argument 0 of f"."""
 
-_repr = reprlib.Repr()
-_repr.maxother = _repr.maxstring = 60
+MAX_REPR_SECONDS: Final = 0.5
+"""After this time no further argument's own repr is asked for: one of them may read a database."""
+
+
+class _Repr(reprlib.Repr):
+    """Short reprs on one line: of arrays and tables the shape, of other objects their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxother = self.maxstring = 60
+        self.until = float("inf")
+        """The time from which on values are named by their class."""
+
+    def repr1(self, value: Any, level: int) -> str:
+        # Not by `type(value).__name__`, as reprlib does: a class of the user's may be called "list".
+        if type(value).__module__ in ("builtins", "collections", "array"):
+            return super().repr1(value, level)
+        return self.repr_instance(value, level)
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        kind = type(value)
+        shape = getattr(kind, "shape", None) and getattr(value, "shape", None)
+        if isinstance(shape, tuple) and shape:
+            dtype = getattr(value, "dtype", None)
+            return f"<{kind.__name__} {' × '.join(map(str, shape))}{'' if dtype is None else f' {dtype}'}>"
+        if time.monotonic() > self.until:
+            return f"<{kind.__name__}>"
+        return " ".join(super().repr_instance(value, level).split())
+
+
+_repr = _Repr()
 
 # ------------------------------------------------------------------------------------------------ which call
 
@@ -61,7 +90,9 @@ def shown(call: Triple) -> str:
     """Return a call as it is written, shortened. Never raises."""
     try:
         function, args, kwargs = call
-        parts = [*map(_repr.repr, args), *(f"{name}={_repr.repr(value)}" for name, value in kwargs.items())]
+        short = _Repr()
+        short.until = time.monotonic() + MAX_REPR_SECONDS
+        parts = [*map(short.repr, args), *(f"{name}={short.repr(value)}" for name, value in kwargs.items())]
         text = f"{_name(function)}({', '.join(parts)})"
     except BaseException:
         return "a call that cannot be shown"

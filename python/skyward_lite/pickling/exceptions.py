@@ -84,5 +84,5 @@ def load(pickled: bytes | memoryview, buffers: Sequence[Any] | None, first: int 
     object.__setattr__(error, "__cause__", cause)
     # An exception may refuse to have attributes.
     with contextlib.suppress(Exception):
-        error.add_note(f"{note}. {hint}" if hint else note)
+        error.add_note(f"{note}. {hint[0].upper()}{hint[1:]}" if hint else note)
     return error  # type: ignore[no-any-return]

@@ -53,7 +53,7 @@ class Local(Provider):
         self.nodes = None if nodes is None else checks.whole("Local", "nodes", nodes, 1, checks.MAX_NODES)
 
     def __repr__(self) -> str:
-        return f"Local(nodes={self.nodes})"
+        return "Local()" if self.nodes is None else f"Local(nodes={self.nodes})"
 
     def start(self, wanted: NodeRequest, machines: list[Machine]) -> None:
         problems = wanted.image.missing()

@@ -305,6 +305,8 @@ class SSHMachine(RemoteMachine):
                 f"{text}. It may have too many connections (MaxStartups), refuse this address for a while after "
                 "failed logins (PerSourcePenalties), or be no SSH server"
             )
+        if isinstance(error, _core.UnreachableError) and config.proxy is None:
+            return f"{text}. Does `ssh {self.name}` reach it? `python -m skyward_lite check {self.name}` finds out more"
         printed = self._printed()
         return f"{text}; the proxy command printed: {credentials.mask(printed)}" if printed else text
 

@@ -66,7 +66,8 @@ pub struct Activity {
     begun: Option<Instant>,
     nodes: Vec<Counts>,
     total: Counts,
-    /// Bytes of all tasks that were sent, and of all results: before compression. A task that is sent again counts again.
+    /// Bytes of all tasks and blobs that were sent, and of all results: before compression. What is sent to several nodes, or
+    /// again, counts each time.
     pub payload_sent: u64,
     pub payload_received: u64,
     records: VecDeque<Record>,

@@ -13,7 +13,7 @@ impl Dispatch {
     /// Send a task to a node that has room for it, and ahead of it the blobs that the node does not have;
     /// [`Dispatch::wake`] must follow.
     pub(super) fn send_task(&mut self, node: PeerId, mut task: Message, out: &mut Vec<Action>) {
-        self.activity.payload_sent += task.load() as u64;
+        self.activity.payload_sent += task.size() as u64;
         if !task.blobs.is_empty()
             && let Some(record) = self.nodes.get_mut(node)
         {
@@ -25,6 +25,7 @@ impl Dispatch {
             if !missing.is_empty() {
                 self.forget_blobs_of(node, out);
             }
+            self.activity.payload_sent += missing.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
             out.extend(missing.into_iter().map(|(number, bytes)| Action::SendBlob(node, number, bytes)));
         }
         self.send(node, Action::Send(node, task), out);

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import Any, assert_type
 
 import skyward_lite as sky
@@ -58,6 +59,12 @@ assert_type(sky.Local(), sky.Local)
 assert_type(sky.AWS("eu-west-1", instance_type=["c7i.large"], allocation="spot", tags={"team": "lab"}), sky.AWS)
 sky.AWS(allocation="cheap")  # type: ignore[arg-type]
 sky.Local(nodes=2)
+sky.SSH("me@lab1", sky.Host("lab2", concurrency=2), python=Path("/opt/python"))
+sky.SSH(["me@lab1", sky.Host("lab2")])
+sky.SSH(1)  # type: ignore[arg-type]
+sky.pool(nodes=[2, 10])
+sky.pool(nodes="2")  # type: ignore[arg-type]
+sky.pool(n_jobs=2)  # type: ignore[call-arg]
 sky.Local("two")  # type: ignore[arg-type]
 
 # Plugins.
@@ -167,6 +174,7 @@ def caught() -> None:
         traceback = error.__cause__
         if isinstance(traceback, sky.RemoteTraceback):
             assert_type(traceback.text, str)
+            assert_type(traceback.task, int | None)
 
 
 assert_type(sky.__version__, str)

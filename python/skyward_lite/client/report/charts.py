@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Final, NamedTuple
 
-WIDTH, HEIGHT = 1100, 150
+WIDTH, NARROW_WIDTH, HEIGHT = 1100, 480, 150
+"""The size of a chart, on pages and on narrow screens, in units of its own: it is scaled to the width that there is."""
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 24
-"""Margins in the chart's own units; the chart is as wide as the page."""
+"""Margins in the same units. The timeline's script has its axis at the same place."""
 TIME_STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 """Seconds between two marks of a time axis, from one second on."""
 
@@ -49,29 +50,39 @@ def clock(seconds: float, step: float) -> str:
 
 
 def chart(title: str, series: Sequence[Series], seconds: float, unit: str, top: float) -> str:
-    """Return a chart whose first series is an area and whose others are lines. `top`: the least end of its scale."""
+    """Return a chart whose first series is an area and whose others are lines. `top`: the least end of its scale.
+
+    It is there twice, for pages and for narrow screens, of which the page's style shows one.
+    """
+    return "".join(
+        f'<svg class="chart {name}" viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f"{_drawing(series, seconds, unit, top, width)}</svg>"
+        for name, width in (("broad", WIDTH), ("narrow", NARROW_WIDTH))
+    )
+
+
+def _drawing(series: Sequence[Series], seconds: float, unit: str, top: float, width: int) -> str:
     highest = max([top, *(max(each.values, default=0.0) for each in series)])
     step = nice_above(highest / 3)
     scale = step * math.ceil(highest / step * (1 - 1e-9)) or 1.0
-    inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    inner_width, inner_height = width - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def y(value: float) -> float:
         return TOP + inner_height * (1 - value / scale)
 
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts = []
     for number in range(round(scale / step) + 1):
         level, label = y(number * step), escape(f"{number * step:,.10g}{unit}")
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{level:.1f}" y2="{level:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{level:.1f}" y2="{level:.1f}"/>')
         parts.append(f'<text class="mark" x="{LEFT - 8}" y="{level + 4:.1f}" text-anchor="end">{label}</text>')
-    between = time_step(seconds, 10)
+    between = time_step(seconds, width // 110)
     for number in range(math.floor(seconds / between * (1 + 1e-9)) + 1 if seconds > 0 else 0):
         x = LEFT + inner_width * number * between / seconds
-        anchor = "start" if number == 0 else "end" if x > WIDTH - RIGHT - 20 else "middle"
+        anchor = "start" if number == 0 else "end" if x > width - RIGHT - 20 else "middle"
         label = clock(number * between, between)
         parts.append(f'<text class="mark" x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{label}</text>')
-    for number, each in enumerate(series):
-        parts.append(_path(each, inner_width, y, is_area=number == 0))
-    return "".join([*parts, "</svg>"])
+    parts += [_path(each, inner_width, y, is_area=number == 0) for number, each in enumerate(series)]
+    return "".join(parts)
 
 
 def _path(series: Series, width: float, y: Callable[[float], float], *, is_area: bool) -> str:

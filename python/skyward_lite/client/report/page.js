@@ -9,7 +9,7 @@
   const isFailure = (kind) => data.failed.includes(kind & 15);
   const HEAD = 20, AXIS = 24, COLOURS = 8, MAX_HEIGHT = 560, MAX_PRINTED_HEIGHT = 780;
 
-  const print = matchMedia("print");
+  const print = matchMedia("print"), narrow = matchMedia("screen and (max-width: 700px)");
 
   // ---- decode: see bars.py
   const text = atob(data.bars), count = data.rows.flat().reduce((a, b) => a + b, 0);
@@ -190,7 +190,8 @@
     arrange();
     visible = Math.min(height + AXIS, print.matches ? MAX_PRINTED_HEIGHT : MAX_HEIGHT);
     width = view.clientWidth;
-    LEFT = Math.max(36, width * 64 / 1100); RIGHT = width * 1088 / 1100;
+    const units = narrow.matches ? 480 : 1100;   // as wide as charts.py draws, so that times are below each other
+    LEFT = width * 64 / units; RIGHT = width * (units - 12) / units;
     canvas.style.height = visible + "px";
     space.style.height = height + AXIS - visible + "px";
     redraw();

@@ -116,15 +116,16 @@ def _tiles(run: Run, timing: Timing) -> str:
     done = [f"{status.failed:,} failed", f"{status.rerun:,} re-run"]
     done += [f"{status.running:,} running, {status.queued:,} queued"] if run.stage != "closed" else []
     working, tasks = figures.duration(timing.working_seconds), figures.duration(timing.task_seconds)
-    received = figures.size(status.bytes_received)
+    sent, received = figures.size(status.bytes_sent), figures.size(status.bytes_received)
+    nodes = figures.count(len(status.nodes), "node")
     tiles = [
         ("calls", "Calls done", f"{status.done:,}", ", ".join(done)),
         ("working", "Working time", working, "from the first task’s start to the last one’s end"),
-        ("slots", "Slots", f"{peak:,}", f"on {figures.count(len(status.nodes), 'node')}"),
+        ("slots", "Slots", f"{peak:,}", f"on {nodes}"),
         ("utilisation", "Utilisation", _percent(timing.utilisation), "of the slots’ working time a task ran"),
         ("efficiency", "Efficiency", _percent(timing.efficiency), "of the time that slots were there went into tasks"),
         ("speedup", "Speed-up", f"{timing.speed_up:,.1f} ×", f"{tasks} of tasks in the working time"),
-        ("sent", "Sent", figures.size(status.payload_sent), f"{figures.size(status.bytes_sent)} on the wire"),
+        ("sent", "Sent", figures.size(status.payload_sent), f"{sent} on the wire, to {nodes}"),
         ("received", "Received", figures.size(status.payload_received), f"{received} on the wire"),
     ]
     if status.cost is not None:

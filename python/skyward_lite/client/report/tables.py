@@ -34,7 +34,8 @@ def table(name: str, caption: str, heads: Sequence[str], rows: Iterable[Sequence
         rest = "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row[1:], kinds[1:], strict=True))
         lines.append(f"<tr>{first}{rest}</tr>")
     return (
-        f'<div class="wide"><table id="{name}"><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<p class="caption" id="{name}-caption">{escape(caption)}</p><div class="wide">'
+        f'<table id="{name}" aria-labelledby="{name}-caption"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -181,11 +181,9 @@ $(DIST_TOOLS)/.installed: pyproject.toml
 
 # zig would link its own unwinder into the extension. The interpreter's exit ends threads that are in the extension by the
 # system's, libgcc_s.so.1, and crashes if their frames belong to another one.
-UNWINDER = $(shell cc -print-file-name=libgcc_s.so.1)
 dist: $(DIST_TOOLS)/.installed
 	rm -rf dist $(CACHE)/dist/release/.fingerprint/skyward_lite-* $(CACHE)/dist/*/release/.fingerprint/skyward_lite-*
 	PATH=$(DIST_TOOLS)/bin:$$PATH CARGO_TARGET_DIR=$(CACHE)/dist PYO3_PYTHON=$(DIST_TOOLS)/bin/python VIRTUAL_ENV=$(DIST_TOOLS) \
-	  RUSTFLAGS="-C link-arg=$(UNWINDER)" \
 	  maturin build --quiet --release --strip --sdist --zig --compatibility manylinux_2_17 --out dist \
 	  -- -C link-arg=$$(gcc -print-file-name=libgcc_s.so.1) 2> >(grep -v $(BACKEND_WARNING) >&2)
 	CARGO_TARGET_DIR=$(CACHE)/dist env -u VIRTUAL_ENV -u PYO3_PYTHON \

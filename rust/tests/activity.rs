@@ -59,8 +59,9 @@ fn id(task: u64) -> Attempt {
     Attempt { task, attempt: 0 }
 }
 
-/// Calls are counted, and not tasks: those of a batch that have ended, with those that failed. A node cannot report more
-/// calls than the task has, and a task that was cancelled counts nowhere.
+/// Calls are counted, and not tasks: those of a batch that have ended, with those that failed. Those of a batch whose
+/// process died have all failed. A node cannot report more calls than the task has, and a task that was cancelled counts
+/// nowhere.
 #[test]
 fn calls_are_counted() {
     let mut client = Client::new(&[4]);
@@ -75,13 +76,13 @@ fn calls_are_counted() {
     client.end(0, 2, Outcome::Partial, 4);
     assert_eq!((client.counts(0), client.dispatch.pending_calls()), ((17, 1, 0), 30));
     client.end(0, 3, Outcome::Crashed, 0);
-    assert_eq!((client.counts(0), client.dispatch.pending_calls()), ((18, 2, 0), 20));
+    assert_eq!((client.counts(0), client.dispatch.pending_calls()), ((27, 11, 0), 20));
     client.end(0, 4, Outcome::Returned, 1_000_000);
-    assert_eq!((client.counts(0), client.dispatch.pending_calls()), ((28, 2, 0), 10));
+    assert_eq!((client.counts(0), client.dispatch.pending_calls()), ((37, 11, 0), 10));
     client.dispatch.cancel(5, false, &mut client.out);
     client.end(0, 5, Outcome::Cancelled, 0);
-    assert_eq!((client.counts(0), client.dispatch.pending_calls()), ((28, 2, 0), 0));
-    assert_eq!(client.dispatch.activity().total(), Counts { done: 28, failed: 2, rerun: 0 });
+    assert_eq!((client.counts(0), client.dispatch.pending_calls()), ((37, 11, 0), 0));
+    assert_eq!(client.dispatch.activity().total(), Counts { done: 37, failed: 11, rerun: 0 });
     assert_eq!((client.dispatch.activity().payload_sent, client.dispatch.activity().payload_received), (600, 300));
 }
 
@@ -116,7 +117,7 @@ fn losses_are_counted() {
     lost(&mut client, 1);
     assert_eq!(client.dispatch.pending_calls(), 0);
     let total = client.dispatch.activity().total();
-    assert_eq!((total.done, total.failed), (6, 6));
+    assert_eq!((total.done, total.failed), (30, 30));
 }
 
 /// A task runs from its node's report on, until it ends or its node is lost. Reports of other tasks mean nothing.

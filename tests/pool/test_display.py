@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from screens import ENDED, Screen, needs_tmux
+from processes import eventually
+from screens import ENDED, SECONDS, Screen, needs_tmux
 
 pytestmark = needs_tmux
 
@@ -302,6 +303,39 @@ def test_ctrl_c_leaves_the_terminal_as_before(screen):
     assert lines[-2].endswith("KeyboardInterrupt")
     assert not any("slots busy" in line or "━" in line for line in lines)
     assert sum(line.startswith("skyward_lite: ") for line in lines) == 2
+
+
+UNREAD = """
+import os, pathlib, sys, time
+import skyward_lite as sky
+from skyward_lite.client import leaving
+
+leaving.JOIN_SECONDS = 0.5
+with sky.pool(worker=sky.Worker(concurrency=1), progress=True) as pool:
+    pool.submit(print, "a task").result()
+    with sky.progress():
+        if os.fork() == 0:
+            sys.exit(0)  # the blocks that a forked child leaves are its parent's
+    assert os.wait()[1] == 0
+    pathlib.Path("begun").touch()
+    while not pathlib.Path("stopped").exists():
+        time.sleep(0.01)
+    pool.submit(print, "x" * 200_000).result()
+pathlib.Path("left").touch()
+"""
+
+
+@pytest.mark.parametrize("redirections", ["", "| (while ! test -e left; do sleep 0.05; done; cat > rest)"])
+def test_a_pool_is_left_while_nobody_reads_what_it_shows(screen, tmp_path, redirections):
+    """A terminal that is stopped by Ctrl-S, and a pipe that is full, hold up no pool that is left."""
+    screen.run(UNREAD, redirections)
+    assert eventually(Path(tmp_path, "begun").exists, SECONDS), screen.text()
+    if not redirections:
+        screen.press("C-s")
+    Path(tmp_path, "stopped").touch()
+    assert eventually(Path(tmp_path, "left").exists, SECONDS)
+    screen.press("C-q")
+    assert screen.end()[-1] == f"{ENDED} 0"
 
 
 def test_a_progress_bar_of_the_program_is_above_the_tasks(screen, tmp_path):

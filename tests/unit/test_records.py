@@ -115,9 +115,11 @@ def test_functions_are_summed_up_per_call():
     second = records.NANOS_PER_SECOND
     batch, call = record(0, 20 * second, calls=10), record(0, 12 * second)
     failed = record(0, 100 * second, name=2)._replace(outcome=_core.RAISED)
-    most, other = records.by_function([batch, call, failed], {_core.RAISED})
+    crashed = record(0, 0, calls=5)._replace(outcome=_core.CRASHED)
+    most, other = records.by_function([batch, call, failed, crashed], {_core.RAISED, _core.CRASHED})
     assert most == (2, 1, 1, 100.0, 100.0, 100.0, 100.0, 100.0)
-    assert other == (1, 11, 0, 32 / 11, 2.0, 12.0, 12.0, 32.0)
+    assert other == (1, 16, 1, 32 / 11, 2.0, 12.0, 12.0, 32.0)
+    assert records.by_function([crashed], {_core.CRASHED}) == [(1, 5, 1, 0.0, 0.0, 0.0, 0.0, 0.0)]
     assert records.slowest([batch, call, failed], 2) == [failed, batch]
 
 

@@ -159,8 +159,19 @@ class Display:
             if not self._views:
                 self._following = self.begin()
 
-    def close(self) -> None:
-        """Show nothing any more."""
+    def close(self, seconds: float) -> None:
+        """Show nothing any more. Waits so long for a terminal that takes no output, as after Ctrl-S."""
+        run = contextvars.copy_context().run
+        closing = threading.Thread(target=run, args=(self._close,), name="skyward-display-end", daemon=True)
+        try:
+            closing.start()
+        except RuntimeError:
+            # Some versions of Python start no thread any more while a program ends.
+            self._close()
+        else:
+            closing.join(seconds)
+
+    def _close(self) -> None:
         with self._lock:
             self._follows_cells = False
             self.end_start(failed=True)

@@ -157,7 +157,7 @@ class Leaving:
         """Cancel what has not ended, end the sessions with the nodes, and release the machines."""
         deadline = time.monotonic() + self._provider.leave
         self._lifecycle.advance(Stage.RELEASING)
-        self._display.close()
+        self._display.close(JOIN_SECONDS)
         try:
             self._core.close()
             # The threads of calls of Parallel are not waited for: they end when the calls' input lets them.

@@ -235,7 +235,7 @@ class ComputePool(Reporting):
         >>> pool.close()
         """
         if self._lifecycle.stage is not Stage.OPEN:
-            others = [other for other in _open_pools if other._was_started]
+            others = [other for other in _open_pools.copy() if other._was_started]
             self.__enter__()
             self._was_started = True
             if others:

@@ -58,7 +58,7 @@ class Progress:
         if self._shown is not None:
             display, view = self._shown
             self._shown = None
-            # What is shown is the parent's, whose threads hold its locks perhaps for ever in a forked child.
+            # In a forked child the terminal is its parent's, and the display's lock may be held for ever.
             if os.getpid() == self._process:
                 display.finish(view)
 

@@ -214,7 +214,11 @@ def by_function(records: Iterable[Record], failed: Collection[int]) -> list[Func
         groups[record.name].append(record)
     summaries = []
     for name, group in groups.items():
-        times = sorted((record.duration / NANOS_PER_SECOND / max(record.calls, 1), record.calls) for record in group)
+        # How long a task ran that ended its process is not known.
+        timed = [record for record in group if record.duration and record.calls]
+        times = sorted((record.duration / NANOS_PER_SECOND / record.calls, record.calls) for record in timed) or [
+            (0.0, 1)
+        ]
         calls = sum(record.calls for record in group)
         total = sum(record.duration for record in group) / NANOS_PER_SECOND
         summaries.append(
@@ -222,7 +226,7 @@ def by_function(records: Iterable[Record], failed: Collection[int]) -> list[Func
                 name,
                 calls,
                 sum(record.outcome in failed for record in group),
-                total / max(calls, 1),
+                total / max(sum(record.calls for record in timed), 1),
                 percentile(times, 0.5),
                 percentile(times, 0.99),
                 times[-1][0],

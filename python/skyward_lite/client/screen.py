@@ -164,8 +164,12 @@ class Screen:
 
     def write(self, out: Any, text: str) -> None:
         """Write permanent text on a stream: whole lines, unless the stream is no terminal."""
+        if not can_erase(out):
+            # Without the lock: nobody may read a pipe, and what goes elsewhere need not wait for it.
+            self._put(out, text)
+            return
         with self._lock:
-            if not (self._parts or self._wrapped) or not can_erase(out):
+            if not (self._parts or self._wrapped):
                 self._put(out, text)
                 return
             self._erase()

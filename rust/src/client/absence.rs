@@ -120,7 +120,7 @@ impl Dispatch {
             if again && place < slots {
                 self.activity.rerun(id, calls);
             } else if !again && let Some(message) = self.queue.remove(task) {
-                self.activity.failed();
+                self.activity.failed(u64::from(calls));
                 let end = Message::text(message.id, Outcome::NodeLost, String::new());
                 out.push(Action::Complete(None, Message { parts: vec![why.clone()], ..end }));
             }

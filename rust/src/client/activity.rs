@@ -106,10 +106,17 @@ impl Activity {
         let received = result.size() as u64;
         self.payload_received += received;
         let Some(outcome) = result.outcome().filter(|outcome| *outcome != Outcome::Cancelled) else { return };
-        let has_value = matches!(outcome, Outcome::Returned | Outcome::Partial);
         // A node's number of calls is its word only.
-        let calls = result.calls.clamp(1, task.calls.max(1));
-        self.count(Some(node), u64::from(calls), u64::from(!has_value));
+        let all = task.calls.max(1);
+        let ended = result.calls.min(all);
+        let (calls, failed) = match outcome {
+            Outcome::Partial => (ended, 0),
+            Outcome::Returned => (ended.max(1), 0),
+            Outcome::Raised => (ended.max(1), 1),
+            // Nobody knows which of them had returned, and the values of those are lost as well.
+            _ => (all, all),
+        };
+        self.count(Some(node), u64::from(calls), u64::from(failed));
         let end = self.nanos(now);
         let nanos = result.nanos.min(end);
         let (name, slot, sent) = (task.name, result.slot, task.load() as u64);
@@ -123,9 +130,9 @@ impl Activity {
         self.recorded += 1;
     }
 
-    /// Note that a task has ended without a value that no node has ended.
-    pub fn failed(&mut self) {
-        self.count(None, 1, 1);
+    /// Note that tasks of so many calls have ended without a value that no node has ended.
+    pub fn failed(&mut self, calls: u64) {
+        self.count(None, calls, calls);
     }
 
     /// Note that a task of so many calls ran on a node that was lost, and runs again.

@@ -199,7 +199,7 @@ impl Dispatch {
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        let id = task.id;
+        let (id, calls) = (task.id, u64::from(task.calls));
         let refused = match node {
             Some(node) if !self.closing => match self.queue.push_to(node, task) {
                 Some(task) => {
@@ -220,7 +220,7 @@ impl Dispatch {
             },
         };
         if let Some(why) = refused {
-            self.activity.failed();
+            self.activity.failed(calls);
             out.push(Action::Complete(None, Message::text(id, Outcome::NodeLost, why)));
         } else if !self.wakeups.may_batch(id.task >> QUEUE_SHIFT, caller, self.queue.len(), now) {
             self.wake(out);
@@ -361,11 +361,12 @@ impl Dispatch {
     pub(super) fn fail_stranded(&mut self, now: Instant, out: &mut Vec<Action>) {
         // The text is shared: there may be a million tasks.
         let Some(why) = self.no_eligible_node(now).map(Bytes::from) else { return };
-        for id in self.queue.take_waiting() {
-            self.activity.failed();
+        let before = self.queue.calls();
+        out.extend(self.queue.take_waiting().into_iter().map(|id| {
             let end = Message::text(id, Outcome::NodeLost, String::new());
-            out.push(Action::Complete(None, Message { parts: vec![why.clone()], ..end }));
-        }
+            Action::Complete(None, Message { parts: vec![why.clone()], ..end })
+        }));
+        self.activity.failed(before - self.queue.calls());
     }
 
     /// Return whether every task is in exactly one place, and each record agrees with the others. Takes time in proportion

@@ -150,8 +150,8 @@ fn attempts_are_recorded() {
     records.for_each(|record| record.put(&mut packed));
     assert_eq!((first, packed.len()), (0, RECORD_BYTES));
     let mut expected = Vec::new();
-    [3_000_000_u64, 2_000_000, 100, 50].iter().for_each(|number| expected.extend(number.to_le_bytes()));
-    [3_u32, 7, slot_number(3, 1)].iter().for_each(|number| expected.extend(number.to_le_bytes()));
+    expected.extend([3_000_000_u64, 2_000_000, 100, 50].into_iter().flat_map(u64::to_le_bytes));
+    expected.extend([3_u32, 7, slot_number(3, 1)].into_iter().flat_map(u32::to_le_bytes));
     expected.extend([0, 0, Outcome::Raised as u8, 0]);
     assert_eq!(packed, expected);
 

@@ -170,6 +170,8 @@ fuzz:
 # new environment without a compiler. zig links against an old glibc, whatever this system's is. The tools are large, and
 # in an environment of their own. DIST="--skip-sdist" leaves out that pip builds the source distribution. Files in a source
 # distribution have a date of long ago, by which cargo would take what it built before for new: so that is forgotten first.
+# zig would link an unwinder of its own into the wheel. Python until 3.13 ends threads by unwinding them with libgcc's, and a
+# second unwinder makes that a crash at the end of a program: so libgcc_s is named.
 DIST_TOOLS := $(CACHE)/dist-tools
 $(DIST_TOOLS)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DIST_TOOLS)
@@ -177,11 +179,13 @@ $(DIST_TOOLS)/.installed: pyproject.toml
 	$(DIST_TOOLS)/bin/python -m pip install --quiet --group dist
 	touch $@
 
+# zig would link its own unwinder into the extension. The interpreter's exit ends threads that are in the extension by the
+# system's, libgcc_s.so.1, and crashes if their frames belong to another one.
 dist: $(DIST_TOOLS)/.installed
 	rm -rf dist $(CACHE)/dist/release/.fingerprint/skyward_lite-* $(CACHE)/dist/*/release/.fingerprint/skyward_lite-*
 	PATH=$(DIST_TOOLS)/bin:$$PATH CARGO_TARGET_DIR=$(CACHE)/dist PYO3_PYTHON=$(DIST_TOOLS)/bin/python VIRTUAL_ENV=$(DIST_TOOLS) \
 	  maturin build --quiet --release --strip --sdist --zig --compatibility manylinux_2_17 --out dist \
-	  2> >(grep -v $(BACKEND_WARNING) >&2)
+	  -- -C link-arg=$$(gcc -print-file-name=libgcc_s.so.1) 2> >(grep -v $(BACKEND_WARNING) >&2)
 	CARGO_TARGET_DIR=$(CACHE)/dist env -u VIRTUAL_ENV -u PYO3_PYTHON \
 	  $(DIST_TOOLS)/bin/python tests/support/distribution.py dist $(DIST)
 

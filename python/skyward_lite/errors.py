@@ -175,5 +175,6 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         task = "" if self.task is None else f", task {self.task}"
-        where = f"on node {self.node}{task}: {self.call}" if self.node else ""
+        call = f": {self.call}" if self.call else ", before the call has run"
+        where = f"on node {self.node}{task}{call}" if self.node else ""
         return f'{where}\n"""\n{self.text}"""'

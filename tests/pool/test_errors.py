@@ -228,7 +228,10 @@ def test_exception_note_of_a_call_that_cannot_be_rebuilt(pool):
     with pytest.raises(ValueError, match="no number") as caught:
         pool.submit(print, Bad()).result(20)
     (note,) = caught.value.__notes__
-    assert note == f"node {pool.nodes()[0].name}: the call could not be rebuilt there, and nothing of it has run"
+    name = pool.nodes()[0].name
+    assert note == f"node {name}: the call could not be rebuilt there, and nothing of it has run"
+    shown = str(caught.value.__cause__)
+    assert shown.startswith(f'on node {name}, before the call has run\n"""\nValueError: invalid literal'), shown
 
 
 def test_exception_note_of_warnings_and_exits(pool):

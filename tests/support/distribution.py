@@ -96,7 +96,8 @@ def check_size(wheel: Path) -> None:
 
 
 def check_tag(wheel: Path) -> None:
-    """Check that the wheel is for the stable ABI and an old glibc, and that auditwheel finds the same in its binary."""
+    """Check that the wheel is for the stable ABI and an old glibc, that auditwheel finds the same in its binary, and
+    that it unwinds stacks with libgcc."""
     tag = re.search(r"-cp311-abi3-manylinux.*?_(\d+)_(\d+)_\w+\.whl$", wheel.name)
     if tag is None or (int(tag[1]), int(tag[2])) > MAX_GLIBC:
         sys.exit(f"{wheel.name} is not a wheel for all of Python 3.11 and later, and glibc {MAX_GLIBC} or older")
@@ -104,6 +105,9 @@ def check_tag(wheel: Path) -> None:
     consistent = re.search(r'platform tag: "(manylinux_(\d+)_(\d+)_\w+)"', shown)
     if consistent is None or (int(consistent[2]), int(consistent[3])) > (int(tag[1]), int(tag[2])):
         sys.exit(f"auditwheel does not confirm the tag of {wheel.name}: {shown}")
+    if "libgcc_s.so.1" not in shown:
+        # As in the Makefile: a second unwinder crashes programs as they end.
+        sys.exit(f"{wheel.name} has an unwinder of its own, not libgcc_s.so.1: {shown}")
     print(f"platform     auditwheel: {consistent[1]}, stable ABI of Python 3.11 and later; {wheel.name}")
 
 

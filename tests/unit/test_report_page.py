@@ -90,7 +90,7 @@ def test_status_is_a_few_lines_and_a_small_table():
         f"<Status: 2 nodes (1 ready, 1 lost), 8 slots, {tasks}, started 1 min 15 s ago",
         f"  lab1  ready  8 slots  {tasks}  400 µs round trip  12.0 MB cached",
         "  gpu   lost   0 slots  0 running, 0 done: connection <refused> …",
-        "  sent 4.00 MB (1.00 MB on the wire, to 2 nodes), received 0 bytes (0 bytes on the wire)",
+        "  sent 4.00 MB (1.00 MB on the wire), received 0 bytes (0 bytes on the wire)",
         "  cost $0.0123 so far, $0.36 per hour>",
     ]
     assert repr(lost) == ("<Node gpu: lost (connection <refused> …), 0 slots, 0 running, 0 done>")

@@ -15,9 +15,11 @@ TAKE_MS: Final = 1_000
 """Bound on one wait for requests; closing the pool wakes the waiting thread at once."""
 
 
-def start_answering(core: _core.Core, sources: Source) -> None:
-    """Start the thread that answers the requests of a pool's workers. It ends with the pool."""
-    threading.Thread(target=_answer_all, args=(core, sources), name="skyward-modules", daemon=True).start()
+def start_answering(core: _core.Core, sources: Source) -> threading.Thread:
+    """Start the thread that answers the requests of a pool's workers, and return it. It ends with the pool."""
+    thread = threading.Thread(target=_answer_all, args=(core, sources), name="skyward-modules", daemon=True)
+    thread.start()
+    return thread
 
 
 def _answer_all(core: _core.Core, sources: Source) -> None:

@@ -21,12 +21,14 @@ MIN_COUNTED_TASKS: Final = 1_000
 """Tasks whose messages are counted before the counts of those that have ended are dropped for the first time."""
 
 
-def start_taking(core: _core.Core, is_pending: Callable[[int], bool]) -> None:
-    """Start the thread that hands the messages of a pool's tasks to their listeners. It ends with the pool.
+def start_taking(core: _core.Core, is_pending: Callable[[int], bool]) -> threading.Thread:
+    """Start and return the thread that hands the messages of a pool's tasks to their listeners. It ends with the pool.
 
     `is_pending(task)` returns whether the task of this number has not ended.
     """
-    threading.Thread(target=_take_all, args=(core, is_pending), name="skyward-messages", daemon=True).start()
+    thread = threading.Thread(target=_take_all, args=(core, is_pending), name="skyward-messages", daemon=True)
+    thread.start()
+    return thread
 
 
 def _take_all(core: _core.Core, is_pending: Callable[[int], bool]) -> None:

@@ -26,6 +26,8 @@ log = logging.getLogger("skyward_lite")
 
 LEAVE_POLL_SECONDS = 0.05
 """Bound on one wait of a thread that leaves the pool, so that Ctrl-C is noticed."""
+TAKER_SECONDS = 1.0
+"""Bound on waiting for a thread that takes messages: a listener of the user's may run on it for ever."""
 JOIN_SECONDS = 5.0
 """Bound on waiting, when the pool is left, for callbacks of futures, and for the writing of what tasks printed."""
 
@@ -60,6 +62,8 @@ class Leaving:
         self.entered_by: threading.Thread | None = None
         """The thread that entered the block; set by the pool when the nodes are ready."""
         self.handled_signals: list[int] = []
+        self.takers: list[threading.Thread] = []
+        """The threads that take messages and requests from the core until it is closed; added when the pool opens."""
 
     def leave(self, cancel: bool, *error: Any) -> None:
         """Close the pool, or wait until the thread that closes it has done so.
@@ -160,5 +164,16 @@ class Leaving:
             if not self._tasks.completions.futures.join(JOIN_SECONDS):
                 log.warning("a callback of a future has not returned, and is left alone")
             self._printer.join(JOIN_SECONDS)
+            self._join_takers()
         finally:
             self._nodes.release(deadline)
+
+    def _join_takers(self) -> None:
+        """Wait for the threads that take messages and requests from the core, which is closed.
+
+        When the interpreter ends, Python until 3.13 ends each thread that comes back from the core by unwinding its
+        stack through the core's frames, which can end the process instead.
+        """
+        for thread in self.takers:
+            if thread is not threading.current_thread():
+                thread.join(TAKER_SECONDS)

@@ -260,7 +260,8 @@ def _totals(status: Status) -> list[str]:
     """Return the sentences about data and about costs, where there are any."""
     lines = []
     if status.bytes_sent or status.bytes_received:
-        to = f", to {len(status.nodes):,} nodes" if len(status.nodes) > 1 else ""
+        reached = sum(node.bytes_sent > 0 for node in status.nodes)
+        to = f", to {reached:,} nodes" if reached > 1 else ""
         lines.append(
             f"sent {figures.size(status.payload_sent)} ({figures.size(status.bytes_sent)} on the wire{to}), "
             f"received {figures.size(status.payload_received)} ({figures.size(status.bytes_received)} on the wire)"

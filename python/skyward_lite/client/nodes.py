@@ -99,7 +99,7 @@ class Nodes:
         Raise what the provider raises; the machines that it had begun to start then are in `self.machines`.
         """
         self._greet = greet
-        threading.Thread(target=self._watch, name="skyward-watch", daemon=True).start()
+        self._start_thread("skyward-watch", self._watch)
         settings = self._settings
         request = NodeRequest(
             nodes=settings.wanted_nodes,
@@ -189,6 +189,9 @@ class Nodes:
                 # After a reason of several lines the next node begins on a line of its own.
                 shown = ("\n" if any("\n" in reason for reason in reasons) else "; ").join(reasons)
                 nodes_are = "ready node is" if needed == 1 else "ready nodes are"
+                ready = sum(node.state == NodeState.READY for node in nodes)
+                less = f"pool(nodes=({ready}, {self._settings.wanted_nodes})) starts with those that are ready"
+                shown += ("\n" if "\n" in shown else ". ") + less if ready else ""
                 raise NodeStartError(f"{needed} {nodes_are} needed, but {shown}")
             self._core.wait_for_change([node.state for node in nodes], START_POLL_MS)
 

@@ -74,9 +74,9 @@ class Opening:
         self.remember()
         self.tasks.completions.futures.start()
         self.printer.start()
-        inbox.start_taking(self.core, self.tasks.completions.is_pending)
+        self.leaving.takers.append(inbox.start_taking(self.core, self.tasks.completions.is_pending))
         if modules.sources is not None:
-            answers.start_answering(self.core, modules.sources)
+            self.leaving.takers.append(answers.start_answering(self.core, modules.sources))
         self.display.begin_start(Startup(self.nodes.snapshot, self.nodes.machines, self.settings.wanted_nodes))
         machines = self.nodes.start(image, greeting.for_machine)
         # All machines of a pool are of one kind, and so are those that take their place.

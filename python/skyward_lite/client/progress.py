@@ -40,12 +40,14 @@ class Progress:
 
     def __init__(self, total: int | None = None) -> None:
         self._total = None if total is None else checks.whole("progress", "total", total, 1, sys.maxsize)
+        self._process = 0
+        """The process that entered the block."""
         self._shown: tuple[Display, TaskView] | None = None
-        self._process = os.getpid()
 
     def __enter__(self) -> Self:
         if self._shown is not None:
             raise RuntimeError("this sky.progress() is entered already: make one for each block")
+        self._process = os.getpid()
         display = innermost("sky.progress()")
         self._shown = display, display.begin(self._total)
         return self

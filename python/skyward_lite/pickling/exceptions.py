@@ -38,7 +38,7 @@ def dump(encoder: payload.Encoder, error: BaseException, skip: int, place: Place
             trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
         if not place.hint:
             place = place._replace(hint=stand_ins.missing_module_hint(error) or "")
-        text = _shortened(tracebacks.written(error, trace))
+        text = _shortened(tracebacks.written(error, trace, bool(place.call)))
         # Not by assignment, which a frozen dataclass refuses.
         BaseException.with_traceback(error, None)
         pickled, buffers = encoder.dumps((error, text, tuple(place)))

@@ -36,8 +36,11 @@ _OF_OTHERS: Final = re.compile(r"[\\/](?:site-packages|dist-packages|lib[\\/]pyt
 # ------------------------------------------------------------------------------------------------ on the node
 
 
-def written(error: BaseException, trace: types.TracebackType | None) -> str:
-    """Return the traceback of a task's exception, with marks for the source lines that only the client has."""
+def written(error: BaseException, trace: types.TracebackType | None, has_run: bool = True) -> str:
+    """Return the traceback of a task's exception, with marks for the source lines that only the client has.
+
+    If nothing but our own frames is there they stay, unless nothing of the task `has_run`: they rebuild calls then.
+    """
     shown = traceback.TracebackException(type(error), error, trace, lookup_lines=False)
     rooms = _rooms()
     todo: list[tuple[Any, Any, Any]] = [(shown, error, trace)]
@@ -47,8 +50,8 @@ def written(error: BaseException, trace: types.TracebackType | None) -> str:
             continue
         frames = [(entry, frame) for entry, (frame, _) in zip(of.stack, traceback.walk_tb(its_trace), strict=False)]
         kept = [_marked(entry, frame) for entry, frame in frames if not entry.filename.startswith(rooms)]
-        if kept:
-            of.stack[:] = kept
+        if kept or not has_run:
+            of.stack = traceback.StackSummary.from_list(kept) if kept else None
         for cause in ("__cause__", "__context__"):
             other = getattr(raised, cause)
             todo.append((getattr(of, cause), other, getattr(other, "__traceback__", None)))

@@ -118,6 +118,7 @@ def _tiles(run: Run, timing: Timing) -> str:
     working, tasks = figures.duration(timing.working_seconds), figures.duration(timing.task_seconds)
     sent, received = figures.size(status.bytes_sent), figures.size(status.bytes_received)
     nodes = figures.count(len(status.nodes), "node")
+    reached = figures.count(sum(node.bytes_sent > 0 for node in status.nodes), "node")
     tiles = [
         ("calls", "Calls done", f"{status.done:,}", ", ".join(done)),
         ("working", "Working time", working, "from the first task’s start to the last one’s end"),
@@ -125,7 +126,7 @@ def _tiles(run: Run, timing: Timing) -> str:
         ("utilisation", "Utilisation", _percent(timing.utilisation), "of the slots’ working time a task ran"),
         ("efficiency", "Efficiency", _percent(timing.efficiency), "of the time that slots were there went into tasks"),
         ("speedup", "Speed-up", f"{timing.speed_up:,.1f} ×", f"{tasks} of tasks in the working time"),
-        ("sent", "Sent", figures.size(status.payload_sent), f"{sent} on the wire, to {nodes}"),
+        ("sent", "Sent", figures.size(status.payload_sent), f"{sent} on the wire, to {reached}"),
         ("received", "Received", figures.size(status.payload_received), f"{received} on the wire"),
     ]
     if status.cost is not None:

@@ -1,9 +1,10 @@
-"""A pool that was made and never entered is warned of when joblib runs its tasks elsewhere; pools that were opened by
+"""Pools without a block: one that was never entered is warned of when joblib runs tasks elsewhere; those opened by
 start() may be closed in any order.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -94,3 +95,24 @@ def test_pools_that_were_started_may_be_closed_in_any_order(caplog):
         assert third.submit(abs, -1).result(20) == 1
     assert backend() == before
     sky.pool().close()
+
+
+def test_progress_needs_an_open_pool_and_a_number():
+    """sky.progress() without an open pool, or with a total that is no number of tasks, says what to do; a forked child
+    may leave the block.
+    """
+    with pytest.raises(sky.PoolClosedError, match=r"sky\.progress\(\) needs an open pool: use it inside `with sky\."):
+        sky.progress().__enter__()
+    with pytest.raises((TypeError, ValueError), match=r"progress\(total='5'\)"):
+        sky.progress(total="5")
+    with sky.pool(plugins=[]) as pool:
+        block = sky.progress(total=3)
+        with block:
+            with pytest.raises(RuntimeError, match="entered already"):
+                block.__enter__()
+            child = os.fork()
+            if not child:
+                block.__exit__(None, None, None)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            assert list(pool.map(abs, range(3))) == [0, 1, 2]

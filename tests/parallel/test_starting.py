@@ -58,7 +58,10 @@ def test_a_pool_that_was_not_entered_is_warned_of_once(tmp_path, order):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("use", [lambda pool: pool.start().close(), lambda pool: pool.close()])
+USES = [lambda pool: pool.start().close(), lambda pool: pool.close(), lambda pool: pool.shutdown()]
+
+
+@pytest.mark.parametrize("use", USES)
 def test_joblibs_registry_is_as_before_once_a_pool_is_entered_or_closed(use):
     """The default backend's factory is joblib's own again when the last pool was entered or closed."""
     unentered.forget()

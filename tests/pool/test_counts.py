@@ -79,6 +79,23 @@ def test_calls_are_counted_whatever_the_batches(pool, batch_size):
     assert after.seconds > before.seconds
 
 
+@pytest.mark.parametrize("pre_dispatch", ["2 * n_jobs", 30])
+def test_calls_that_wait_here_are_counted(pool, tmp_path, pre_dispatch):
+    """The display counts calls that wait here: in batches above `n_jobs`, and in an input of known length."""
+    before = pool._display.counts()
+    gate = str(tmp_path / "gate")
+    parallel = Parallel(n_jobs=2, batch_size=3, pre_dispatch=pre_dispatch, return_as="generator")
+    values = parallel([delayed(wait_for)(gate)] * 50)
+    try:
+        counts = pool._display.counts()
+    finally:
+        open(gate, "w").close()
+    assert (counts.submitted - before.submitted, counts.is_complete) == (50, True)
+    assert list(values) == [gate] * 50
+    after = pool._display.counts()
+    assert (after.submitted - before.submitted, after.done - before.done) == (50, 50)
+
+
 def test_an_automatic_batch_that_is_given_back_in_part_counts_once(pool):
     """Calls of a batch that becomes slow go back, and are counted when they have run."""
     before = pool.status().done

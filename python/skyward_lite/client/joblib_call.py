@@ -51,8 +51,10 @@ class ParallelCall:
         self._running: set[Batch] = set()
         self._held: collections.deque[Batch] = collections.deque()
         """Batches that wait because `cap` of them are at the workers."""
+        self._held_calls = 0
+        """The calls of all of these: a display asks for them several times a second, and there may be a million."""
         self._lock = threading.Lock()
-        """Guards the two collections above, and `aborted`."""
+        """Guards the three fields above, and `aborted`."""
         self._telling = threading.Lock()
         """Held while joblib is told how a batch ended."""
         self.last: Batch | None = None
@@ -79,12 +81,16 @@ class ParallelCall:
         """Return the calls of each batch that joblib has drawn from its input and that is not sent yet."""
         with self._lock:
             held = [getattr(batch.func, "items", None) for batch in self._held]
+        return [calls for calls in [*held, *self._ready()] if calls is not None]
+
+    def _ready(self) -> list[Calls]:
+        """Return the calls of each batch that joblib holds; it holds few."""
         # joblib's own, and not part of its contract: without it, each batch's data is looked at by itself.
         ready = getattr(self._parallel, "_ready_batches", None)
-        if isinstance(ready, queue.Queue):
-            with ready.mutex:
-                held += [batch.items for batch in ready.queue]
-        return [calls for calls in held if calls is not None]
+        if not isinstance(ready, queue.Queue):
+            return []
+        with ready.mutex:
+            return [batch.items for batch in ready.queue]
 
     def waiting_calls(self) -> int | None:
         """Return how many calls are still to be submitted; None if the input does not tell."""
@@ -95,7 +101,7 @@ class ParallelCall:
             return None
         # Lists and ranges tell how many are left, generators do not.
         left = 0 if rest is None or self.over or self.aborted else operator.length_hint(rest, -1)
-        return None if left < 0 else left + sum(map(len, self.waiting()))
+        return None if left < 0 else left + self._held_calls + sum(map(len, self._ready()))
 
     def begin_retrieval(self) -> None:
         """Note that the calling thread asks for results."""
@@ -189,6 +195,7 @@ class ParallelCall:
         with self._lock:
             self.aborted = True
             self._held.clear()
+            self._held_calls = 0
             running = list(self._running)
         self._hold_nothing()
         for batch in running:
@@ -200,6 +207,7 @@ class ParallelCall:
         with self._lock:
             if self.cap and len(self._running) >= self.cap:
                 self._held.append(batch)
+                self._held_calls += batch.calls
                 return False
             self._running.add(batch)
             return True
@@ -217,6 +225,7 @@ class ParallelCall:
             if not self._held:
                 return None
             following = self._held.popleft()
+            self._held_calls -= following.calls
             self._running.add(following)
             return following
 

@@ -272,6 +272,7 @@ class ComputePool(Reporting):
 
     def _forget(self) -> None:
         """Forget the pool, which is nearly closed."""
+        unentered.entered(self)
         _open_pools.discard(self)
         innermost.leave(self)
 
@@ -281,7 +282,6 @@ class ComputePool(Reporting):
         It is what leaving the `with` block does, for a pool that was opened by `start`. A pool that was never started,
         or is closed already, stays as it is.
         """
-        unentered.entered(self)
         self._leaving.leave(False)
 
     # ------------------------------------------------------------------------------------------------ tasks

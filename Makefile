@@ -179,8 +179,6 @@ $(DIST_TOOLS)/.installed: pyproject.toml
 	$(DIST_TOOLS)/bin/python -m pip install --quiet --group dist
 	touch $@
 
-# zig would link its own unwinder into the extension. The interpreter's exit ends threads that are in the extension by the
-# system's, libgcc_s.so.1, and crashes if their frames belong to another one.
 dist: $(DIST_TOOLS)/.installed
 	rm -rf dist $(CACHE)/dist/release/.fingerprint/skyward_lite-* $(CACHE)/dist/*/release/.fingerprint/skyward_lite-*
 	PATH=$(DIST_TOOLS)/bin:$$PATH CARGO_TARGET_DIR=$(CACHE)/dist PYO3_PYTHON=$(DIST_TOOLS)/bin/python VIRTUAL_ENV=$(DIST_TOOLS) \

@@ -29,6 +29,7 @@ autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = "skyward_lite"
 html_static_path = ["_static"]
 html_css_files = ["docs.css"]

@@ -384,7 +384,7 @@ fn several_running_tasks_are_tried_alone() {
     assert_eq!(node.hello(2), [assign(2, 3)]);
     assert_eq!(node.hello(4), [assign(4, 2)]);
     assert_eq!(node.hello(5), [assign(5, 0)]);
-    let why = "node n: worker process 7 exited with status 3 while it ran this task again, alone,";
+    let why = "node n: worker process 7 exited with status 3 while it ran this task again, alone";
     assert_eq!(node.exit(4, &[2]), [crashed(2, why)]);
     // The next one takes its place; the first spare that is ready runs what waits.
     assert_eq!(node.hello(3), [assign(3, 1)]);
@@ -483,7 +483,7 @@ fn whoever_may_have_written_nonsense_is_tried_alone() {
     assert_eq!(node.hello(2), [assign(2, 2), assign(2, 3)]);
     assert_eq!(node.hello(3), [assign(3, 0)]);
     let why = "node n: worker process 7 was ended because what it sent cannot be read (truncated frame), perhaps a task \
-               wrote to its socket while it ran this task again, alone,";
+               wrote to its socket while it ran this task again, alone";
     assert_eq!(node.handle(Input::Exited(3, end))[0], crashed(0, why));
 }
 

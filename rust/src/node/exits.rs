@@ -26,7 +26,7 @@ impl State {
         let what = self.describe(&worker, exit);
         let tail = &exit.stderr_tail;
         if let [culprit] = blame.suspects[..] {
-            let again = if worker.role == Role::Isolated { " again, alone," } else { "" };
+            let again = if worker.role == Role::Isolated { " again, alone" } else { "" };
             self.tasks.crash(culprit, format!("{what} while it ran this task{again}{tail}"), out);
         } else if matches!(worker.role, Role::Outdated(_)) {
             // They run again in fresh workers of their generation, in which the one that kills a worker is found.

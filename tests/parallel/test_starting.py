@@ -84,7 +84,7 @@ def test_pools_that_were_started_may_be_closed_in_any_order(caplog):
     """
     before = backend()
     first, second = sky.pool().start(), sky.pool().start()
-    assert "opened by start() before" in caplog.text
+    assert "start() opened another pool earlier" in caplog.text
     assert first.start() is first
     first.close()
     first.close()

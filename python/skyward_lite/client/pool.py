@@ -190,6 +190,8 @@ class ComputePool(Reporting):
         if stage is Stage.OPEN and self._was_started:
             return self
         unentered.entered(self)
+        if stage is Stage.OPEN:
+            raise PoolClosedError("this pool is open already: use it inside its own block, or make another one")
         if stage is not Stage.NEW:
             raise PoolClosedError(f"a pool starts once, and this one is {stage.word}: make a new one with sky.pool()")
         nesting.check()
@@ -240,8 +242,8 @@ class ComputePool(Reporting):
             self._was_started = True
             if others:
                 log.warning(
-                    "%d pools that were opened by start() before are open, and keep their nodes: close() ends them",
-                    len(others),
+                    "start() opened another pool earlier, which keeps its nodes until close() ends it; %d are open",
+                    len(others) + 1,
                 )
         return self
 

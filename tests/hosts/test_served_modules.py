@@ -161,5 +161,5 @@ def test_a_project_works_on_nodes_that_never_saw_it(lab, project, hosts, tmp_pat
         assert DATA_BYTES < sent < 1.3 * DATA_BYTES
     assert found["same"] == [True] * 4
     assert found["answer"] == 84
-    assert '    raise LookupError("on the node")' in found["trace"]
+    assert '--> raise LookupError("on the node")' in found["trace"]
     assert str(project / "sv_pack") not in found["trace"].split("The above exception")[0]

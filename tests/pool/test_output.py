@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -62,6 +63,44 @@ def test_output_lines_stay_whole(capsys):
     with sky.pool(worker=sky.Worker(concurrency=1), plugins=[]) as pool:
         pool.submit(os.write, 2, "".join(f"{line}\n" for line in lines).encode()).result(20)
     assert capsys.readouterr().err.splitlines() == [f"[local-0] {line}" for line in lines]
+
+
+def test_lines_of_threads_stay_whole(capsys):
+    """`print` writes its arguments one by one, and yet no other task of the process gets between them."""
+
+    def tell(task):
+        for step in range(20):
+            print("task", task, "step", step)
+            print("task", task, "step", step, file=sys.stderr)
+            time.sleep(0.0005)
+
+    with sky.pool(sky.Local(1), worker=sky.Worker(concurrency=8)) as pool:
+        list(pool.map(tell, range(40)))
+    expected = sorted(f"[local-0] task {task} step {step}" for task in range(40) for step in range(20))
+    out, err = capsys.readouterr()
+    assert sorted(out.splitlines()) == sorted(err.splitlines()) == expected
+
+
+def test_what_threads_began_is_not_lost(capsys):
+    """The beginning of a line appears with its task's end; that of a thread which has ended, once, also if it forks."""
+
+    def begin(text):
+        print(text, end="")
+        thread = threading.Thread(target=print, args=(f"a thread's {text}",), kwargs={"end": ""})
+        thread.start()
+        thread.join()
+        if (child := os.fork()) == 0:
+            sys.stdout.flush()
+            os._exit(0)
+        os.waitpid(child, 0)
+        return sys.stdout
+
+    with sky.pool(sky.Local(1), worker=sky.Worker(concurrency=1)) as pool:
+        assert pool.submit(begin, "beginning").result(20) is sys.stdout
+        pool.submit(print).result(20)
+    out = capsys.readouterr().out
+    assert out.count("a thread's beginning") == 1
+    assert out.count("beginning") == 3, out
 
 
 def test_output_without_a_newline(capsys, monkeypatch):

@@ -16,7 +16,6 @@ import faulthandler
 import functools
 import gc
 import importlib
-import io
 import os
 import pickle
 import signal
@@ -29,7 +28,7 @@ from typing import Final
 from .. import _core, messages, nesting
 from ..hooks import WorkerInfo
 from ..pickling import script
-from . import first_imports, take_socket, task_warnings
+from . import first_imports, take_socket, task_warnings, whole_lines
 from .context import Context
 from .home import Home
 from .task_loop import NOTES, take_tasks
@@ -90,9 +89,7 @@ def prepare_process() -> int:
     fd = take_socket()
     # The lines that a task printed must not stay in a buffer, because this process may be killed. They reach the client
     # as UTF-8 whatever this node's locale is; programs that a task starts have the node's locale.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    whole_lines.install()
     with contextlib.suppress(Exception):
         # Nor may lines that C libraries print stay in C's buffer.
         libc = ctypes.CDLL(None)

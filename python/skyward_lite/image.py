@@ -96,7 +96,7 @@ class Image:
         object.__setattr__(self, "pip", tuple(_checked_requirement(item) for item in self.pip))
         object.__setattr__(self, "apt", tuple(_checked_package(item) for item in self.apt))
         if self.index_url is not None:
-            checks.text("Image", "index_url", self.index_url, '"https://pypi.org/simple"')
+            checks.text("Image", "index_url", self.index_url, '"https://packages.example.org/simple"')
             object.__setattr__(self, "index_url", _checked_index(self.index_url))
         if self.python is not None:
             _check_python(self.python)

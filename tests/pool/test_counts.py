@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import struct
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,11 +12,10 @@ import pytest
 import skyward_lite as sky
 from joblib import Parallel, delayed
 from skyward_lite import _core
+from skyward_lite.client import records
 from skyward_lite.client.function_names import FunctionNames
 from skyward_lite.client.tasks import Tasks
 from task_functions import fail, wait_for
-
-RECORD = struct.Struct("<QQQQIIIHBx")
 
 
 @pytest.fixture(scope="module", params=["thread", "process"])
@@ -139,14 +137,13 @@ def test_records_of_attempts(pool):
     seen, _ = core.records(2**64 - 1)
     pool.submit(time.sleep, 0.05).result(20)
     first, packed = core.records(seen)
-    [record] = RECORD.iter_unpack(packed)
-    start, nanos, sent, received, calls, name, slot, node, outcome = record
+    [record] = records.decode(packed)
     assert first == seen
-    assert (calls, names.names[name], outcome) == (1, "time.sleep", _core.RETURNED)
-    assert 50_000_000 <= nanos <= start + nanos <= core.totals()["seconds"] * 1e9
-    assert min(sent, received) > 0
-    assert slot % (1 << _core.SLOT_BITS) < 2
-    assert node in (0, 1)
+    assert (record.calls, names.names[record.name], record.outcome) == (1, "time.sleep", _core.RETURNED)
+    assert 50_000_000 <= record.duration <= record.end <= core.totals()["seconds"] * 1e9
+    assert min(record.sent, record.received) > 0
+    assert record.place % (1 << _core.SLOT_BITS) < 2
+    assert record.node in (0, 1)
     assert core.records(first + 1) == (first + 1, b"")
 
 

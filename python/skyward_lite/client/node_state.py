@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ..providers import Cost
@@ -151,6 +151,11 @@ class Status:
 
     def _repr_html_(self) -> str:
         return status_html(self)
+
+
+def ready_slots(nodes: Iterable[Node]) -> int:
+    """Return the number of tasks that can run at once: the sum over the ready nodes."""
+    return sum(node.slots for node in nodes if node.state == NodeState.READY)
 
 
 def node_line(node: Node) -> str:

@@ -23,7 +23,7 @@ from .comparison import Comparison
 from .display import Display
 from .lifecycle import Lifecycle, Stage
 from .node_log import NodeLog
-from .node_state import Node, NodeState, Status
+from .node_state import Node, NodeState, Status, ready_slots
 from .returning import Returning
 from .settings import Settings
 
@@ -207,7 +207,7 @@ class Nodes:
             totals["seconds"] -= time.monotonic() - self._lifecycle.reached[Stage.CLOSED]
         return Status(
             nodes=nodes,
-            slots=sum(node.slots for node in nodes if node.state == NodeState.READY),
+            slots=ready_slots(nodes),
             cost=self.cost(),
             running=running,
             queued=max(0, totals["pending"] - running),
@@ -218,7 +218,7 @@ class Nodes:
 
     def slots(self) -> int:
         """Return the number of tasks that can run at once: the sum of the ready nodes' slots."""
-        return sum(node.slots for node in self.snapshot() if node.state == NodeState.READY)
+        return ready_slots(self.snapshot())
 
     def wanted_slots(self) -> int:
         """Return the number of the ready nodes' slots, and of those that other nodes will probably have.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ..providers import Machine
 from .figures import count
-from .node_state import Node, NodeState
+from .node_state import Node, NodeState, ready_slots
 from .picture import SPINNER, Row
 
 MAX_NAME_CELLS = 32
@@ -110,9 +110,8 @@ class Startup:
     def end(self) -> str:
         """Return one line on what became of the start."""
         nodes = self._nodes()
-        ready = [node for node in nodes if node.state == NodeState.READY]
-        slots = sum(node.slots for node in ready)
-        line = f"{count(len(ready), 'node')} ready with {count(slots, 'slot')} after {time.time() - self._began:.1f} s"
+        ready = count(_number(nodes, NodeState.READY), "node")
+        line = f"{ready} ready with {count(ready_slots(nodes), 'slot')} after {time.time() - self._began:.1f} s"
         failed, others = _number(nodes, NodeState.LOST), _number(nodes, NodeState.CONNECTING)
         line += f", {failed} failed" if failed else ""
         return line + (f", {others} still starting" if others else "")

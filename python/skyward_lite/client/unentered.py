@@ -63,7 +63,7 @@ def _restore() -> None:
     if _original is not None:
         (name, factory), _original = _original, None
         backends = sys.modules["joblib.parallel"].BACKENDS
-        # Somebody else may have registered another one meanwhile.
+        # The program may have registered a factory of its own meanwhile, which stays.
         if backends.get(name) is _make:
             backends[name] = factory
 

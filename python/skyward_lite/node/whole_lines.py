@@ -18,7 +18,7 @@ MAX_HELD: Final = 64 * 1024
 
 
 class WholeLines(io.TextIOWrapper):
-    """A text stream, in UTF-8, to which a thread's line goes at once. Usable from any thread."""
+    """A text stream, in UTF-8, that writes each line of a thread as a whole. Usable from any thread."""
 
     def __init__(self, buffer: Any) -> None:
         super().__init__(buffer, encoding="utf-8", errors="backslashreplace", line_buffering=True)

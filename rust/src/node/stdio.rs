@@ -74,7 +74,15 @@ pub async fn forward(
             tail.drain(..excess);
         }
         take_back(&mut text);
-        let whole = if ended || (idle && put_off) { last_end(&text) } else { whole_lines(&text, line) };
+        // With an empty line begins the second of several progress bars, if it is drawn before the first: what takes the
+        // newline back may be here soon.
+        let after = text.strip_prefix(b"\n").filter(|rest| rest.first().is_none_or(|byte| *byte == b'\r'));
+        let is_empty_line = line == Sent::Whole && after.is_some_and(|rest| !rest.contains(&b'\n'));
+        let whole = match ended || (idle && put_off) {
+            true => last_end(&text),
+            false if is_empty_line => 0,
+            false => whole_lines(&text, line),
+        };
         if whole > 0 {
             send(&to, stream, text.split_to(whole).freeze());
             (due, line) = (None, Sent::Whole);

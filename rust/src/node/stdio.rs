@@ -74,16 +74,10 @@ pub async fn forward(
             tail.drain(..excess);
         }
         take_back(&mut text);
-        // With an empty line begins the second of several progress bars, if it is drawn before the first: what takes the
-        // newline back may be here soon.
-        let after = text.strip_prefix(b"\n").filter(|rest| rest.first().is_none_or(|byte| *byte == b'\r'));
-        let is_empty_line = line == Sent::Whole && after.is_some_and(|rest| !rest.contains(&b'\n'));
-        let whole = match ended || (idle && put_off) {
-            true => last_end(&text),
-            false if is_empty_line => 0,
-            false => whole_lines(&text, line),
-        };
-        if whole > 0 {
+        let all = ended || (idle && put_off);
+        let held = !all && line == Sent::Whole && begins_bars(&text);
+        let whole = if all { last_end(&text) } else { whole_lines(&text, line) };
+        if whole > 0 && !held {
             send(&to, stream, text.split_to(whole).freeze());
             (due, line) = (None, Sent::Whole);
         }
@@ -141,6 +135,13 @@ pub fn take_back(text: &mut BytesMut) {
         }
         from = up;
     }
+}
+
+/// Return whether a text may be the beginning of several progress bars, the second of which was drawn before the first: an
+/// empty line, whose end may still be taken back, and perhaps a bar.
+fn begins_bars(text: &[u8]) -> bool {
+    let after = text.strip_prefix(b"\n").filter(|rest| rest.first().is_none_or(|byte| *byte == b'\r'));
+    after.is_some_and(|rest| !rest.contains(&b'\n'))
 }
 
 fn last_end(text: &[u8]) -> usize {

@@ -6,6 +6,7 @@ missing `-i`, and a command that runs no shell's command line from each other.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from typing import NamedTuple
 from .. import _core
 from ..errors import NodeStartError
 from . import scripts
+
+log = logging.getLogger("skyward_lite")
 
 ALL_BYTES = bytes(range(256))
 """What is sent. Ctrl-C is among it, which ends the program if a terminal reads it."""
@@ -24,7 +27,6 @@ MAX_PRINTED = 1000
 """Characters that an error repeats of what a command printed."""
 
 _BEGIN = re.compile(rb"== skyward_lite bytes ==(\r*)\n")
-_END = re.compile(rb"\r*\n== skyward_lite bytes end ==\r*\n")
 _ECHOED = b"^@^A"
 """How a terminal shows the first bytes that it is sent."""
 _HAS_TERMINAL = (
@@ -44,14 +46,12 @@ class _Answer(NamedTuple):
     def echoed(self) -> bytes | None:
         """Return what came back of the bytes; None if the program that sends them back did not run."""
         begin = _BEGIN.search(self.stdout)
-        if begin is None:
-            return None
-        rest = self.stdout[begin.end() :]
-        end = _END.search(rest, max(0, len(rest) - len(b"\r\r\n== skyward_lite bytes end ==\r\r\n")))
-        return rest if end is None else rest[: end.start()]
+        return None if begin is None else self.stdout[begin.end() :]
 
     def is_right(self) -> bool:
-        return self.echoed() == ALL_BYTES
+        echoed = self.echoed()
+        # Behind the bytes a shell may print what it prints when it ends.
+        return echoed is not None and echoed.startswith(ALL_BYTES)
 
     def has_terminal(self) -> bool:
         begin = _BEGIN.search(self.stdout)
@@ -80,6 +80,7 @@ def check(connection: _core.Connection, bound: float) -> None:
         answer = _ask(connection, bound)
         if not answer.may_be_cut() or answer.is_right():
             break
+        log.info("`%s` has lost bytes (status %s): it is tried again", connection.program, answer.status)
         time.sleep(PAUSE_SECONDS)
     else:
         answer = _ask(connection, bound)

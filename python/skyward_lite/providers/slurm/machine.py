@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 
 from ... import _core, nesting
 from ...environment import build, scripts
@@ -44,7 +43,7 @@ class StepMachine(CommandMachine):
 
     def __init__(self, name: str, wanted: NodeRequest, python: str | None) -> None:
         super().__init__(name, wanted, python)
-        self.environment: Mapping[str, str] = commands.environment()
+        self.environment = commands.environment()
 
     def argv(self) -> list[str]:
         # Buffered output would stay on the node until a line ends. Steps share the job's resources (--overlap). What a
@@ -109,7 +108,7 @@ class SlurmMachine(StepMachine):
 
     def open(self, core: _core.Core) -> PreparedMachine:
         self.doing = "its job waits"
-        self.row = self.run.await_running(self.job, self._set_doing)
+        self.row = self.run.await_running(self.job, self.set_doing)
         self.number = self.row.number
         self.cpus = self.row.cpus
         log.info("%s: its job runs on %s, with %d CPUs", self.name, self.row.nodes, self.cpus)

@@ -42,7 +42,7 @@ class Slurm(Provider):
     by `scancel` is not replaced, as long as the pool has another one. Without options, which is for programs that run
     within `sbatch` or `salloc`, the nodes are those of this very job.
 
-    `pool(vcpus=, memory_gb=)` become `cpus_per_task` and `mem`. As many tasks run at once on a node as its job has CPUs.
+    `pool(vcpus=, memory_gb=)` become `cpus_per_task` and `mem`. A node runs as many tasks at once as its job has CPUs.
 
     Parameters
     ----------
@@ -100,7 +100,8 @@ class Slurm(Provider):
     def __repr__(self) -> str:
         if self.job is not None:
             return f"Slurm(): job {self.job}"
-        return f"Slurm({', '.join(f'{name}={True if value is None else value!r}' for name, value in self.options.items())})"
+        options = ", ".join(f"{name}={True if value is None else value!r}" for name, value in self.options.items())
+        return f"Slurm({options})"
 
     def start(self, wanted: NodeRequest, machines: list[Machine]) -> None:
         if self.job is not None:

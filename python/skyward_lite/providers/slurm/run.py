@@ -14,7 +14,7 @@ from ...backoff import Backoff
 from ...errors import NodeStartError
 from .. import NodeRequest
 from . import commands, options, submission
-from .queue import ENDING, GOING, WAITING, Fate, Queue, Row, fate
+from .queue import GOING, WAITING, Fate, Queue, Row, fate
 
 log = logging.getLogger("skyward_lite")
 
@@ -194,9 +194,8 @@ class Run:
         rows = self.queue.rows(1.0)
         for other in self._known():
             row = rows.get(other.id)
-            if other is not job and not other.cancelled and row is not None and row.state != ENDING:
-                if fate(row).goes_on:
-                    return True
+            if other is not job and not other.cancelled and row is not None and fate(row).goes_on:
+                return True
         return False
 
     def _known(self) -> list[Job]:

@@ -135,17 +135,24 @@ class Slurm(Provider):
             return
         machine.drained = True
         fate = run.find_fate(job)
-        if fate.by_hand and not job.cancelled:
+        if not fate.by_hand or job.cancelled:
+            self._append_another(machine, machines)
+            return
+        with run.replacing:
             if run.others(job):
                 raise NodeStartError(f"its job {job.id} was cancelled by hand, and the pool has other jobs")
             log.warning(
-                "job %s was cancelled by hand, and was the last one of a pool that has tasks left: a new job is "
-                "submitted. To end it all, end this process: kill %d",
+                "job %s was cancelled by hand, and was the last one of a pool that is open: a new job is submitted. "
+                "To end it all, end this process: kill %d",
                 job.id,
                 os.getpid(),
             )
-        for new in run.submit(1, float("inf"), patient=True):
-            machines.append(SlurmMachine(run, new, machine.wanted, machine.python))
+            self._append_another(machine, machines)
+
+    def _append_another(self, machine: SlurmMachine, machines: list[Machine]) -> None:
+        """Append a machine with a new job, which is submitted as soon as Slurm takes it."""
+        for job in machine.run.submit(1, float("inf"), patient=True):
+            machines.append(SlurmMachine(machine.run, job, machine.wanted, machine.python))
 
     def retire(self, machine: Machine) -> None:
         assert isinstance(machine, SlurmMachine)

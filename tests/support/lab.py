@@ -280,8 +280,8 @@ def program(settings: str) -> tuple[str, str]:
     return (
         "-c",
         (
-            "import sys; from skyward_lite import __main__; from skyward_lite.cli import check, measure, survival; "
-            "from skyward_lite.environment import probe; "
+            "import sys; from skyward_lite import __main__; from skyward_lite.environment import probe; "
+            "from skyward_lite.cli import inspection, measure, survival; "
             f"{settings}; sys.exit(__main__.main())"
         ),
     )

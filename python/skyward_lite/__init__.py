@@ -29,6 +29,7 @@ _MODULES = {
     "ComputePool": "client.pool",
     "Cost": "providers",
     "EnvironmentMismatchError": "errors",
+    "Exec": "providers.command",
     "Host": "providers.ssh",
     "Image": "image",
     "LazyCall": "client.lazy",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from .image import Image as Image
     from .providers import Cost as Cost, Provider as Provider
     from .providers.aws import AWS as AWS
+    from .providers.command import Exec as Exec
     from .providers.local import Local as Local
     from .providers.ssh import Host as Host, SSH as SSH
     # isort: on

@@ -81,6 +81,14 @@ MEANT: dict[str, dict[tuple[str, ...], str]] = {
         ("interpreter", "python_path"): "write SSH(..., python={value})",
         ("config_file", "ssh_config"): "write SSH(..., config={value})",
     },
+    "Exec": {
+        (*_HOSTS, "node", "names", "containers", "pods"): 'write the nodes after the command: Exec("docker exec -i '
+        '{{node}} sh -c", nodes=["a", "b"])',
+        ("cmd", "args", "argv", "exec", "program"): "write the command first, as one text: "
+        'Exec("docker exec -i {{node}} sh -c", nodes=["a", "b"])',
+        (*_COUNTS, *_THREADS, *_PROCESSES): _ON_EACH_NODE + ": write pool(worker=sky.Worker(concurrency={value}))",
+        ("interpreter", "python_path"): "write Exec(..., python={value})",
+    },
     "Local": {
         _NODES: "write Local(nodes={value})",
         (*_COUNTS, *_THREADS, *_PROCESSES): _ON_EACH_NODE + ": write pool(worker=sky.Worker(concurrency={value}))",
@@ -122,6 +130,7 @@ HOMES = {
     "pool(worker=sky.Worker": ("concurrency", "executor", "retries", "max_payload", "task_timeout", "cache_gb"),
     "pool(image=sky.Image": ("python", "pip", "apt", "env", "index_url", "wheelhouse", "includes", "wheel"),
     "pool(provider=sky.SSH": ("accept_new", "config"),
+    "pool(provider=sky.Exec": ("command",),
     "pool(provider=sky.AWS": (
         *("region", "instance_type", "ami", "allocation", "subnet", "security_group", "iam_profile", "ssh_from", "ttl"),
         *("orphan_timeout", "tags", "max_hourly_cost", "architecture", "disk_gb", "boot_timeout"),

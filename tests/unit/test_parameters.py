@@ -19,6 +19,7 @@ NAMED: dict[str, Any] = {
     "pool": sky.pool,
     "Host": sky.Host,
     "SSH": sky.SSH,
+    "Exec": sky.Exec,
     "Local": sky.Local,
     "AWS": sky.AWS,
     "Image": sky.Image,
@@ -52,6 +53,8 @@ NAMED: dict[str, Any] = {
         (lambda: sky.Local(1, 2), "Local() takes 1 argument without its name (nodes), not 2"),
         (lambda: sky.SSH("lab", user="me", port=22), "ssh configuration"),
         (lambda: sky.SSH("lab", nodes=2), 'SSH("me@lab1", "lab2")'),
+        (lambda: sky.Exec("sh -c", hosts=["a"]), 'Exec("docker exec -i {node} sh -c", nodes=["a", "b"])'),
+        (lambda: sky.pool(command="sh -c"), "pool(provider=sky.Exec(command=...))"),
         (lambda: sky.Host("lab", slots=4), "Host(..., concurrency=4)"),
         (lambda: sky.Local(workers=4), "pool(worker=sky.Worker(concurrency=4))"),
         (lambda: sky.AWS(spot=True), 'AWS(allocation="spot")'),
@@ -234,7 +237,7 @@ def test_names_that_are_explained_are_those_of_the_signatures():
         assert not {*others} & ({*parameters[owner]} - {"hosts"}), owner
     for home, names in keywords.HOMES.items():
         owner = home.rpartition(".")[2]
-        hidden = {"hosts", "python", "nodes"} if owner == "SSH" else set()
+        hidden = {"hosts", "python", "nodes"} if owner in ("SSH", "Exec") else set()
         assert {*names} == {*parameters[owner]} - hidden, owner
 
 

@@ -143,9 +143,7 @@ def verified(python: str, result: scripts.ScriptResult) -> str:
         raise NodeStartError(f"{python} cannot be used: {result.printed or f'status {result.status}'}")
     problems = result.report.get("problem", [])
     if problems:
-        raise NodeStartError(
-            f"{python} does not meet the image, and SSH(python=) installs nothing: {'; '.join(problems)}"
-        )
+        raise NodeStartError(f"{python} does not meet the image, and python= installs nothing: {'; '.join(problems)}")
     paths = result.report.get("python")
     if not paths or not paths[0]:
         raise NodeStartError(

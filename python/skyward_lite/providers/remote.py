@@ -13,13 +13,26 @@ import abc
 import logging
 import os
 
-from .. import _core
+from .. import _core, checks
 from ..environment import build, bundle, probe, scripts
 from ..errors import NodeStartError
 from . import Machine, NodeRequest, PreparedMachine
 from .host_environment import HostEnvironment
 
 log = logging.getLogger("skyward_lite")
+
+
+def checked_python(owner: str, path: object) -> str | None:
+    """Return an interpreter's path on a host. Raise `ValueError` for a path that a program would take for an option."""
+    path = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if path is None:
+        return None
+    if not isinstance(path, str) or not path or path.startswith("-") or not path.isprintable():
+        raise (ValueError if isinstance(path, str) else TypeError)(
+            f"{owner}(python={checks.shown(path)}): the path of an interpreter on the hosts is needed, as in "
+            'python="/opt/python/bin/python3"'
+        )
+    return path
 
 
 class RemoteMachine(Machine):

@@ -26,7 +26,7 @@ from . import Machine, NodeRequest, Provider, known_hosts, openssh
 from .identities import identities
 from .known_hosts import Known
 from .openssh import Config
-from .remote import RemoteMachine
+from .remote import RemoteMachine, checked_python
 
 log = logging.getLogger("skyward_lite")
 
@@ -71,24 +71,11 @@ class Host:
         openssh.parse(self.address)
         if _core.printable(self.address, lines=False) != self.address:
             raise ValueError(f"Host({self.address!r}): its name has characters that cannot be seen")
-        object.__setattr__(self, "python", _checked_python("Host", self.python))
+        object.__setattr__(self, "python", checked_python("Host", self.python))
         if self.concurrency is not None:
             name, otherwise = f"{self.address!r}, concurrency", "None for Worker(concurrency=)"
             slots = checks.whole("Host", name, self.concurrency, 1, checks.MAX_CONCURRENCY, otherwise)
             object.__setattr__(self, "concurrency", slots)
-
-
-def _checked_python(owner: str, path: object) -> str | None:
-    """Return an interpreter's path on a host. Raise `ValueError` for a path that a program would take for an option."""
-    path = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if path is None:
-        return None
-    if not isinstance(path, str) or not path or path.startswith("-") or not path.isprintable():
-        raise (ValueError if isinstance(path, str) else TypeError)(
-            f"{owner}(python={checks.shown(path)}): the path of an interpreter on the hosts is needed, as in "
-            'python="/opt/python/bin/python3"'
-        )
-    return path
 
 
 def _flat(hosts: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -152,7 +139,7 @@ class SSH(Provider):
         if twice:
             raise ValueError(f"SSH() names a host twice: {', '.join(sorted(twice))}. Use Host(..., concurrency=)")
         self.accept_new = checks.switch("SSH", "accept_new", accept_new)
-        self.python = _checked_python("SSH", python)
+        self.python = checked_python("SSH", python)
         self.config = None if config is None else checks.path("SSH", "config", config, '"~/.ssh/lab_config"')
         self.nodes = len(self.hosts)
 

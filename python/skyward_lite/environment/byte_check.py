@@ -1,0 +1,136 @@
+"""Whether a command passes bytes on unchanged, both ways: found out before anything else is sent through it.
+
+A program on the machine prints a line and all 256 byte values that it was sent. What comes back tells a terminal, a
+missing `-i`, and a command that runs no shell's command line from each other.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import NamedTuple
+
+from .. import _core
+from ..errors import NodeStartError
+from . import scripts
+
+ALL_BYTES = bytes(range(256))
+"""What is sent. Ctrl-C is among it, which ends the program if a terminal reads it."""
+ATTEMPTS = 3
+"""How often a command is tried that ends without an error before all bytes are back."""
+PAUSE_SECONDS = 0.3
+"""Pause before another attempt."""
+MAX_PRINTED = 1000
+"""Characters that an error repeats of what a command printed."""
+
+_BEGIN = re.compile(rb"== skyward_lite bytes ==(\r*)\n")
+_END = re.compile(rb"\r*\n== skyward_lite bytes end ==\r*\n")
+_ECHOED = b"^@^A"
+"""How a terminal shows the first bytes that it is sent."""
+_HAS_TERMINAL = (
+    "has a terminal, which changes bytes: leave out the option that asks for one (-t, --tty, or the t of -it)"
+)
+
+
+class _Answer(NamedTuple):
+    """What came back."""
+
+    stdout: bytes
+    stderr: bytes
+    status: int | None
+    seconds: float | None
+    """After so many seconds it was given up; None if it has ended."""
+
+    def echoed(self) -> bytes | None:
+        """Return what came back of the bytes; None if the program that sends them back did not run."""
+        begin = _BEGIN.search(self.stdout)
+        if begin is None:
+            return None
+        rest = self.stdout[begin.end() :]
+        end = _END.search(rest, max(0, len(rest) - len(b"\r\r\n== skyward_lite bytes end ==\r\r\n")))
+        return rest if end is None else rest[: end.start()]
+
+    def is_right(self) -> bool:
+        return self.echoed() == ALL_BYTES
+
+    def may_be_cut(self) -> bool:
+        """Return whether it ended as if nothing were wrong with some of its output missing."""
+        echoed = self.echoed()
+        if self.seconds is not None:
+            return False
+        return self.status == 0 if echoed is None else ALL_BYTES.startswith(echoed) and echoed != b""
+
+
+class _Arrived(Exception):
+    """Raised when all bytes are back: how the command ends then does not matter."""
+
+
+def check(connection: _core.Connection, bound: float) -> None:
+    """Raise `NodeStartError` unless a command passes all bytes on, both ways, within `bound` seconds."""
+    for _ in range(ATTEMPTS - 1):
+        answer = _ask(connection, bound)
+        if not answer.may_be_cut() or answer.is_right():
+            break
+        time.sleep(PAUSE_SECONDS)
+    else:
+        answer = _ask(connection, bound)
+    if not answer.is_right():
+        raise NodeStartError(f"`{connection.program}` {explain(answer)}")
+
+
+def _ask(connection: _core.Connection, bound: float) -> _Answer:
+    """Send the bytes, and return what came back."""
+    stdout, stderr = bytearray(), bytearray()
+
+    def watch(printed: bytes, complaint: bytes) -> None:
+        stdout.extend(printed)
+        stderr.extend(complaint)
+        if _Answer(bytes(stdout), b"", 0, None).is_right():
+            raise _Arrived
+
+    command = scripts.command(scripts.read("echo.sh"), str(len(ALL_BYTES)))
+    deadline = time.monotonic() + bound
+    status, seconds = None, None
+    try:
+        status, _, _ = connection.run(command, ALL_BYTES, bound, watch)
+    except _Arrived:
+        pass
+    except _core.CoreError:
+        if time.monotonic() < deadline:
+            raise
+        seconds = bound
+    return _Answer(bytes(stdout), bytes(stderr), status, seconds)
+
+
+def explain(answer: _Answer) -> str:
+    """Return what a command does that has not sent all bytes back, and the remedy."""
+    begin, echoed = _BEGIN.search(answer.stdout), answer.echoed()
+    ended = f"(status {answer.status})" if answer.seconds is None else f"within {answer.seconds:g} s"
+    if _ECHOED in answer.stdout or (begin is not None and begin[1]):
+        return _HAS_TERMINAL
+    if echoed is None:
+        printed = scripts.shown(answer.stdout + b"\n" + answer.stderr, limit=MAX_PRINTED)
+        needed = (
+            "a shell's command line is added as its last word, so it must end with a program that takes one, "
+            "such as `sh -c`; only a command that joins its words, as `ssh` does, needs none"
+        )
+        if not printed:
+            return f"printed nothing {ended}: {needed}"
+        return f"did not run the command line that was added to it {ended}. It printed: {printed}\n({needed})"
+    if not echoed:
+        return (
+            f"reaches a shell, but none of its standard input arrived there {ended}: docker, podman and kubectl exec "
+            "need the option -i"
+        )
+    if ALL_BYTES.startswith(echoed):
+        return f"is cut: {len(echoed)} of {len(ALL_BYTES)} bytes came back {ended}"
+    return f"changes bytes: {_difference(echoed)}. It must pass them on as they are"
+
+
+def _difference(echoed: bytes) -> str:
+    """Return the first byte that came back otherwise, and what came in its place."""
+    place = next((n for n, byte in enumerate(ALL_BYTES) if echoed[n : n + 1] != bytes([byte])), len(ALL_BYTES))
+    if place == len(ALL_BYTES):
+        return f"{len(echoed)} came back for {len(ALL_BYTES)}"
+    came = " ".join(f"{byte:02x}" for byte in echoed[place : place + 4]) or "nothing"
+    return f"where byte {place:02x} was sent, {came} came back (hexadecimal)"

@@ -4,7 +4,7 @@
 client's part in client.rs, a node's part in node.rs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias, TypedDict
 
 from .hello import ClientHello, WorkerSettings
@@ -165,9 +165,11 @@ class Connection:
     """An open connection to a machine, on which commands run."""
 
     host_key: str
-    """The key that the host showed, in OpenSSH's one-line format."""
+    """The key that the host showed, in OpenSSH's one-line format. `CoreError` for a machine behind a command."""
     fingerprint: str
     """The type and the SHA-256 fingerprint of that key, as `ssh` shows them: "ssh-ed25519 SHA256:..."."""
+    program: str | None
+    """The command that leads to the machine, as it is shown: "kubectl exec -i a -- sh -c"; None for SSH."""
 
     def run(
         self, command: str, stdin: bytes, bound: float, watch: Callable[[bytes, bytes], object] | None = None
@@ -248,6 +250,12 @@ class Core:
         `revoked`. `algorithms`: what is offered, by OpenSSH's names, for "kex", "host_key", "cipher" and "mac"; our own
         choice for those that are missing or empty. `rekey`: the keys are renewed after so many bytes in one direction,
         a GiB at most, and after so many seconds; None for a GiB and an hour.
+        """
+    def command(self, words: Sequence[str], environment: dict[str, str] | None = None) -> Connection:
+        """Return a machine behind a command: each command that is run there is a process of this machine.
+
+        `words` are the program and its arguments, but for the last one, which is the shell's command line.
+        `environment` has all variables of these processes; None for our own. Nothing is started by this.
         """
     def start_node(
         self,
@@ -469,6 +477,8 @@ class AgentSpec(TypedDict):
     """What the client's log is to say of this node, a sentence each."""
     directory: str | None
     """The agent's own directory, in which its workers run and keep files; None where they share the client's."""
+    cores: int | None
+    """Cores that it may use, if it sees more than it may."""
 
 def serve_embedded(spec: AgentSpec, *, fd: int, host_key: str, authorized_key: str, timeout: float) -> None:
     """Be an agent for the client at the socket `fd`, which is given away, until it is done. Raise `CoreError`.

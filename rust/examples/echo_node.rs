@@ -103,6 +103,7 @@ fn agent() -> Fallible {
         epoch: std::process::id().to_string(),
         packages: [("joblib".to_owned(), "1".to_owned())].into(),
         notices: Vec::new(),
+        cores: None,
         directory: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -144,6 +144,9 @@ pub enum SshError {
     /// A command that ran for longer than its bound.
     #[error("not done within {seconds} s: {command}")]
     Command { command: String, seconds: u64 },
+    /// The program that leads to a machine cannot be started here.
+    #[error("{program} does not run here: {error}")]
+    Program { program: String, error: io::Error },
     /// A private or public key of the user.
     #[error("key is not readable: {0}")]
     Key(String),

@@ -62,6 +62,7 @@ impl At {
             epoch: "1".to_owned(),
             packages: [].into(),
             notices: Vec::new(),
+            cores: None,
             directory: None,
         };
         tokio::spawn(session::run(None, arrivals, Some(path.to_string_lossy().into_owned()), spec));

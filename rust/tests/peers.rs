@@ -54,6 +54,7 @@ fn agent_spec(python: &str) -> AgentSpec {
         epoch: "1".to_owned(),
         packages: [("joblib".to_owned(), "1".to_owned())].into(),
         notices: Vec::new(),
+        cores: None,
         directory: None,
     }
 }
@@ -384,7 +385,7 @@ fn new_and_revoked_host_keys() {
         let pool = Pool::new(3, MAX_MESSAGE).unwrap();
         let opened = pool.connect(node.endpoint, node.target);
         match opened {
-            Ok(connection) => assert!(good && connection.host_key().key_data() == key.key_data()),
+            Ok(connection) => assert!(good && connection.host_key().unwrap().key_data() == key.key_data()),
             Err(why) => assert!(!good && why.to_string().contains("host key"), "{why}"),
         }
     }

@@ -30,6 +30,9 @@ RECENT_SECONDS = 3600
 ATTACH = ("-P", "-m", "skyward_lite.node.attach")
 """The arguments with which an interpreter hands its standard input and output to a node's agent, which it starts if
 there is none; but for the node's key, "new" or "again", and the agent's own arguments."""
+STDIO = ("-P", "-m", "skyward_lite.node.agent", "stdio")
+"""The arguments with which an interpreter is itself the agent of a session, which ends with its connection; but for the
+agent's own arguments."""
 _HAND_OVER = (
     "import socket, sys; agent = socket.socket(socket.AF_UNIX); agent.connect(sys.argv[1]); "
     'socket.send_fds(agent, [b"+"], [0, 1]); list(iter(lambda: agent.recv(1), b""))'

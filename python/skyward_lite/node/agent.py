@@ -3,7 +3,8 @@
 `python -m skyward_lite.node.agent listen FD LOCK DIRECTORY` serves the client whose connections `attach.py` hands over
 at the Unix socket FD. It outlives them, in DIRECTORY, which is locked by the descriptor LOCK (`directories.py`).
 `python -m skyward_lite.node.agent stdio` serves the client at its standard input and output, and is started where no
-directory can be used. With `--alive` and `--spot` both also do what an EC2 instance's agent has to do (`ec2_watch.py`).
+directory can be used, or where an agent cannot outlive its connection. What both do beside this their options say
+(`duties.py`).
 `python -m skyward_lite.node.agent embedded` has an SSH server of its own, behind the socket at its standard input.
 
 This module starts the agent. What an agent does is written in Rust (`rust/src/node/agent.rs`).
@@ -12,7 +13,6 @@ This module starts the agent. What an agent does is written in Rust (`rust/src/n
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from .. import _core
 from .._version import PYTHON, __version__
@@ -65,10 +65,11 @@ def told(found: dict[str, str], notices: list[str]) -> dict[str, str]:
     return {}
 
 
-def spec(*notices: str, directory: str | None = None) -> _core.AgentSpec:
+def spec(*notices: str, directory: str | None = None, cpus: int | None = None) -> _core.AgentSpec:
     """Return what the agent must be told because it cannot find it out by itself.
 
-    The client logs the `notices`. `directory`: the agent's own, in which its workers run and keep files.
+    The client logs the `notices`. `directory`: the agent's own, in which its workers run and keep files. `cpus`: cores
+    that it may use, if it sees more than it may.
     """
     options = ["-P"]
     if hasattr(sys.flags, "context_aware_warnings"):
@@ -83,6 +84,7 @@ def spec(*notices: str, directory: str | None = None) -> _core.AgentSpec:
         "packages": told(packages(), all_notices),
         "notices": all_notices,
         "directory": directory,
+        "cores": cpus,
     }
 
 
@@ -105,9 +107,9 @@ def embedded() -> None:
     )
 
 
-def stdio(alive: str | None = None, spot: bool = False) -> None:
+def stdio(options: Sequence[str] = ()) -> None:
     """Serve one client over standard input and output."""
-    _begin_duties(alive, spot)
+    cpus = _begin_duties(options)
     writing = os.dup(1)
     # Whatever prints in this process must not get between the frames.
     os.dup2(2, 1)
@@ -117,38 +119,42 @@ def stdio(alive: str | None = None, spot: bool = False) -> None:
     )
     directory = directories.make_spare()
     try:
-        _core.serve(spec(*notices, directory=directory), reading=take_socket(), writing=writing)
+        _core.serve(spec(*notices, directory=directory, cpus=cpus), reading=take_socket(), writing=writing)
     finally:
         if directory is not None:
             directories.remove(directory)
 
 
-def listen(fd: int, lock: int, directory: str, alive: str | None = None, spot: bool = False) -> None:
+def listen(fd: int, lock: int, directory: str, options: Sequence[str] = ()) -> None:
     """Serve one client over the connections that are handed over at a listening socket; then remove the directory."""
     # Workers are not to have them: the lock shows that this process lives.
     os.set_inheritable(fd, False)
     os.set_inheritable(lock, False)
     # Not ignored, as workers would inherit that. Some systems send it to all processes of a user who logs out.
     signal.signal(signal.SIGHUP, lambda number, frame: None)
-    _begin_duties(alive, spot)
+    cpus = _begin_duties(options)
     try:
         directories.prepare_work(directory)
-        _core.listen(spec(directory=directory), fd=fd, directory=directory)
+        _core.listen(spec(directory=directory, cpus=cpus), fd=fd, directory=directory)
     finally:
         if directories.is_there(directory, lock):
             directories.remove(directory)
 
 
-def _begin_duties(alive: str | None, spot: bool) -> None:
-    """Begin what the agent does beside its work, on threads of its own."""
-    if alive is not None:
-        # Not at the module's head: its HTTP client would make up a good part of every other agent's start.
-        from . import ec2_watch
+def _begin_duties(options: Sequence[str]) -> int | None:
+    """Begin what the agent does beside its work, on threads of its own. Return the cores that it may use, if given."""
+    cpus = None
+    if options:
+        # Not at the module's head: most agents have none, and start sooner without.
+        from . import duties
 
-        ec2_watch.begin(alive, spot=spot)
+        parsed = duties.parse(options)
+        duties.begin(parsed)
+        cpus = parsed.cpus
     mark = pathlib.Path(sys.prefix, "ready")
     if mark.is_file():
         threading.Thread(target=_mark_use, args=(mark,), name="mark", daemon=True).start()
+    return cpus
 
 
 def _mark_use(mark: pathlib.Path) -> None:
@@ -162,29 +168,28 @@ def _mark_use(mark: pathlib.Path) -> None:
 def main() -> None:
     """Be the agent that the command line asks for."""
     os.environ.pop(AGENT, None)
-    serve: Callable[[], None]
-    match sys.argv[1:]:
-        case ["embedded"]:
-            serve = embedded
-        case ["stdio"]:
-            serve = stdio
-        case ["stdio", "--alive", alive, *spot] if spot in ([], ["--spot"]):
-            serve = functools.partial(stdio, alive, bool(spot))
-        case ["listen", fd, lock, directory]:
-            serve = functools.partial(listen, int(fd), int(lock), directory)
-        case ["listen", fd, lock, directory, "--alive", alive, *spot] if spot in ([], ["--spot"]):
-            serve = functools.partial(listen, int(fd), int(lock), directory, alive, bool(spot))
-        case wrong:
-            sys.exit(
-                "usage: python -m skyward_lite.node.agent embedded | stdio [OPTIONS] | listen FD LOCK DIRECTORY "
-                f"[OPTIONS], with the options --alive FILE [--spot] (got {wrong})"
-            )
     # The client handles Ctrl-C and the like. The agent ends when the client tells it to, or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        serve()
+        serve(sys.argv[1:])
     except _core.CoreError as error:
         sys.exit(f"skyward_lite agent: {error}")
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Be the agent that a command line asks for."""
+    match arguments:
+        case ["embedded"]:
+            embedded()
+        case ["stdio", *options]:
+            stdio(options)
+        case ["listen", fd, lock, directory, *options]:
+            listen(int(fd), int(lock), directory, options)
+        case wrong:
+            sys.exit(
+                "usage: python -m skyward_lite.node.agent embedded | stdio [OPTIONS] | listen FD LOCK DIRECTORY "
+                f"[OPTIONS], with the options of node/duties.py (got {wrong})"
+            )
 
 
 if __name__ == "__main__":

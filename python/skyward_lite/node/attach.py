@@ -1,6 +1,6 @@
 """The relay: it hands the input and output of a connection to the node's agent, which it starts if there is none.
 
-`python -P -m skyward_lite.node.attach KEY new|again [--alive FILE [--spot]] [SOCKET]` is started by sshd. The agent
+`python -P -m skyward_lite.node.attach KEY new|again [OPTIONS] [SOCKET]` is started by sshd. The agent
 that it finds by the key, or starts, is a process of a session of its own, so it outlives the connection. SOCKET is
 where the client knows the agent to listen: `TMPDIR` may be another one in each login.
 
@@ -331,7 +331,7 @@ def main() -> None:
         case [key, ("new" | "again") as how, *options] if directories.is_key(key):
             pass
         case wrong:
-            usage = "python -m skyward_lite.node.attach KEY new|again [--alive FILE [--spot]] [SOCKET]"
+            usage = "python -m skyward_lite.node.attach KEY new|again [OPTIONS] [SOCKET]"
             sys.exit(f"usage: {usage} (got {wrong})")
     relay = Relay(key, how, options)
     try:

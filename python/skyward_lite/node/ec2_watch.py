@@ -1,14 +1,9 @@
-"""What an agent does on an EC2 instance beside its work: it shows that it lives, and looks for EC2's spot notice.
-
-Both on threads of the agent's process, which ends when the client does.
-"""
+"""Looks for EC2's notice that it takes a spot instance back, on a thread of the agent's process."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pathlib
 import threading
 import time
 import urllib.error
@@ -18,8 +13,6 @@ from .. import _core
 
 SPOT_POLL_SECONDS = 5.0
 """Between two looks for a spot notice, as EC2's documentation recommends."""
-TOUCH_SECONDS = 1.0
-"""Between two touches of the file that shows that this agent lives."""
 TOKEN_SECONDS = 21_600
 """How long a token for the metadata service is valid: the longest that the service gives."""
 REQUEST_SECONDS = 2.0
@@ -27,22 +20,9 @@ REQUEST_SECONDS = 2.0
 ENDPOINT = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
 
 
-def begin(alive: str, *, spot: bool) -> None:
-    """Begin both duties, and return. `alive` is a file that the instance's guard removes again and again.
-
-    As long as this agent lives the file comes back. The guard turns the instance off when it does not.
-    """
-    threading.Thread(target=_touch, args=(pathlib.Path(alive),), name="signs", daemon=True).start()
-    if spot:
-        threading.Thread(target=_watch_for_notice, name="notices", daemon=True).start()
-
-
-def _touch(alive: pathlib.Path) -> None:
-    while True:
-        # The file's directory may be missing until the guard has begun. Then a later touch counts.
-        with contextlib.suppress(OSError):
-            alive.touch()
-        time.sleep(TOUCH_SECONDS)
+def begin() -> None:
+    """Begin to look, and return."""
+    threading.Thread(target=_watch_for_notice, name="notices", daemon=True).start()
 
 
 def _watch_for_notice() -> None:

@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -99,11 +100,32 @@ def prepare_process() -> int:
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), *filters)))
     # The client handles Ctrl-C. With a handler that does nothing, programs that tasks start have the usual one; if this
     # process ignored the signal, they would ignore it, too.
-    signal.signal(signal.SIGINT, lambda number, frame: None)
+    signal.signal(signal.SIGINT, _do_nothing)
+    free_sigterm()
     # The last lines of standard error are part of the error that reports how this process died.
     faulthandler.enable(all_threads=False)
     script.install()
     return fd
+
+
+def _do_nothing(number: int, frame: types.FrameType | None) -> None:
+    """Handle a signal."""
+
+
+def free_sigterm() -> None:
+    """Let tasks go on at SIGTERM where the agent announces it, as schedulers send it to all processes of a job.
+
+    The agent's block is inherited. Programs that tasks start get their usual handler by that start, and forked children
+    by a hook: both can be terminated.
+    """
+    if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM}):
+        signal.signal(signal.SIGTERM, _do_nothing)
+        os.register_at_fork(after_in_child=_end_at_sigterm)
+
+
+def _end_at_sigterm() -> None:
+    if signal.getsignal(signal.SIGTERM) is _do_nothing:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def prepare_exit() -> None:

@@ -83,7 +83,7 @@ class Machine(abc.ABC):
     """Whether it sees this machine's files, so that the client's import path is valid there."""
     doing = ""
     """What it does on its way to being a node, fit to be shown: "downloading numpy 2.4.1 (16 MB)"; "" if that is not
-    known. Set by the thread that opens it."""
+    known. Set by the thread that opens it. While the node is connecting it is also its `reason`."""
 
     @abc.abstractmethod
     def open(self, core: _core.Core) -> PreparedMachine:
@@ -104,6 +104,14 @@ class Machine(abc.ABC):
         """Return whether it failed to start for a transient reason: then the pool replaces it.
 
         Called for replaceable machines only, on a thread of its own.
+        """
+        return False
+
+    def ended_as_planned(self) -> bool:
+        """Return whether it is gone, or soon will be, for a reason that was to be expected, as a time limit is.
+
+        Called for replaceable machines only, on a thread of its own. To replace it does not count then: a pool replaces
+        machines that fail only so often.
         """
         return False
 

@@ -36,12 +36,14 @@ def checked_python(owner: str, path: object) -> str | None:
 
 
 class RemoteMachine(Machine):
-    """A host behind an SSH server, on its way to being a node."""
+    """A host with a shell, on its way to being a node."""
 
     prelude = b""
     """The head of a script that takes long."""
-    agent_options: tuple[str, ...] = ()
-    """The agent's own arguments."""
+    reattaches = True
+    """Whether its agent outlives a connection, so that a session that was cut goes on over another one."""
+    stripes = True
+    """Whether further channels of a connection make it faster."""
 
     def __init__(self, name: str, wanted: NodeRequest, python: str | None = None) -> None:
         self.key = os.urandom(8).hex()
@@ -58,6 +60,10 @@ class RemoteMachine(Machine):
         """Install what making an environment needs, on hosts that are ours; return what the host has then."""
         return facts
 
+    def agent_options(self) -> tuple[str, ...]:
+        """Return the agent's own arguments. Called when the environment is there, before the agent is started."""
+        return ()
+
     def open(self, core: _core.Core) -> PreparedMachine:
         self.doing = "connecting"
         connection = self.connect(core)
@@ -68,8 +74,11 @@ class RemoteMachine(Machine):
         else:
             python = self.verify_python(connection, self.python)
             command = build.plain_command
-        new, again = (command(python, *build.ATTACH, self.key, how, *self.agent_options) for how in ("new", "again"))
-        return PreparedMachine(connection, new, again, command(python, *build.STRIPE))
+        options = self.agent_options()
+        if not self.reattaches:
+            return PreparedMachine(connection, command(python, *build.STDIO, *options))
+        new, again = (command(python, *build.ATTACH, self.key, how, *options) for how in ("new", "again"))
+        return PreparedMachine(connection, new, again, command(python, *build.STRIPE) if self.stripes else None)
 
     def _set_doing(self, doing: str) -> None:
         self.doing = doing

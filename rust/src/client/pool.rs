@@ -143,7 +143,7 @@ impl Pool {
             };
             let connection = connected.inspect_err(|why| info!(%why, "not connected"))?;
             debug!(user = target.user, "connected, and authenticated");
-            Ok(Connection::Ssh(connection))
+            Ok(Connection::Ssh(Box::new(connection)))
         })
     }
 

@@ -10,13 +10,12 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
 use crate::error::{NodeError, SessionError};
 use crate::timing::Timing;
-use crate::transport::connection::Connection;
+use crate::transport::connection::{Connection, Reading, Writing};
 use crate::wire::{AgentHello, ArrivedBlocks, Attach, EventReader, attach, greet};
 
 /// Bound on one try.
@@ -30,11 +29,6 @@ pub struct OtherConnection {
 
 /// Brings other connections to a node.
 pub type Offers = mpsc::Receiver<OtherConnection>;
-
-/// What comes from a node.
-pub(super) type From = Box<dyn AsyncRead + Unpin + Send>;
-/// What goes to a node.
-pub(super) type To = Box<dyn AsyncWrite + Unpin + Send>;
 
 /// What the client knows of the agent that it has the session with.
 pub(super) struct Known {
@@ -68,8 +62,8 @@ impl Known {
 /// A connection on which the session goes on.
 pub(super) struct Found {
     pub connection: Arc<Connection>,
-    pub from: From,
-    pub to: To,
+    pub from: Reading,
+    pub to: Writing,
     /// What was read behind the agent's answer.
     pub rest: BytesMut,
     /// The agent's answer.
@@ -135,7 +129,7 @@ async fn attempt(
     received: u64,
 ) -> Result<Found, NodeError> {
     let exchange = async {
-        let (from, mut to) = exec(connection, command).await?;
+        let (from, mut to) = connection.exec(command).await?;
         let mine = Attach {
             epoch: known.epoch.clone(),
             received,
@@ -155,13 +149,4 @@ async fn attempt(
     };
     let bound = ATTACH_TIMEOUT.as_secs();
     tokio::time::timeout(ATTACH_TIMEOUT, exchange).await.unwrap_or_else(|_| Err(SessionError::Silent(bound).into()))
-}
-
-/// Start a command, and return its standard output and input.
-///
-/// # Errors
-/// As [`Connection::exec`].
-pub(super) async fn exec(connection: &Connection, command: &str) -> Result<(From, To), NodeError> {
-    let (from, to) = tokio::io::split(connection.exec(command).await?);
-    Ok((Box::new(from), Box::new(to)))
 }

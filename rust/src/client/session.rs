@@ -4,6 +4,7 @@
 //! Where the agent has a socket, the session outlives its connection (`reattach.rs`).
 
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::client::reattach::{self, From, Offers, To, exec};
+use crate::client::reattach::{self, Offers};
 use crate::client::stripes::{self, StripeSpec};
 use crate::error::{FrameError, NodeError, SessionError};
 use crate::text;
 use crate::timing::{LEAST_MESSAGE, PEER_TIMEOUT, Timing};
-use crate::transport::connection::Connection;
+use crate::transport::connection::{Connection, Reading, Writing};
 use crate::transport::output::shown;
 use crate::wire::{AgentHello, ClientHello, Event, EventReader, FrameSender, MAGIC, Offer, greet, hello, read_hello};
 
@@ -160,8 +161,8 @@ async fn open(
     sender: &Arc<FrameSender>,
     max_message: usize,
     events: &mut Vec<Event>,
-) -> Result<(To, EventReader<From>, AgentHello), NodeError> {
-    let (from, mut to) = exec(&spec.connection, &spec.command).await?;
+) -> Result<(Writing, EventReader<Reading>, AgentHello), NodeError> {
+    let (from, mut to) = spec.connection.exec(&spec.command).await?;
     greet(&mut to, hello(&spec.hello)?).await?;
     let mut source = EventReader::of_session(from, max_message.max(LEAST_MESSAGE), Arc::clone(sender));
     let answer = match source.greeting(events).await {
@@ -189,9 +190,9 @@ async fn begin(
     client: &ClientHello,
     agent: AgentHello,
     sender: &FrameSender,
-    to: To,
-    source: &mut EventReader<From>,
-) -> Result<(Duration, To), SessionError> {
+    to: Writing,
+    source: &mut EventReader<Reading>,
+) -> Result<(Duration, Writing), SessionError> {
     let why = match sink.greeted(client, agent) {
         Ok(interval) => return Ok((interval, to)),
         Err(why) => why,
@@ -204,7 +205,7 @@ async fn begin(
 
 /// Send the goodbye, and wait until the agent has read it: the agent closes its end then. If the connection were closed at
 /// once, the agent might see the cut first, and wait for this client until its lease ends.
-async fn until_it_ends(sending: impl Future<Output = Result<(), SessionError>>, source: &mut EventReader<From>) {
+async fn until_it_ends(sending: impl Future<Output = Result<(), SessionError>>, source: &mut EventReader<Reading>) {
     if sending.await.is_ok() {
         while source.read_admitted(&mut Vec::new(), |_| Ok(false)).await.is_ok() {}
     }
@@ -224,7 +225,7 @@ async fn follow(
         Pin<&mut impl Future<Output = Result<(), SessionError>>>,
         Pin<&mut impl Future<Output = Result<Infallible, SessionError>>>,
     ),
-    source: &mut EventReader<From>,
+    source: &mut EventReader<Reading>,
     events: &mut Vec<Event>,
     interval: Duration,
     unready: &Unready,
@@ -269,7 +270,12 @@ async fn follow(
 /// Return why an agent ended before it greeted. Its standard error is not followed, so it is started once more, without
 /// anything to read: what kept it from starting does so again.
 async fn why_not_started(spec: &NodeSpec, why: SessionError) -> NodeError {
-    if !matches!(why, SessionError::Ended(_)) {
+    let has_ended = match &why {
+        SessionError::Ended(_) => true,
+        SessionError::Io(error) => error.kind() == ErrorKind::UnexpectedEof,
+        _ => false,
+    };
+    if !has_ended {
         return why.into();
     }
     match tokio::time::timeout(START_DIAGNOSIS_TIMEOUT, spec.connection.run(&spec.command, Bytes::new())).await {

@@ -139,7 +139,7 @@ async fn shortest_answer(connection: &Connection) -> Duration {
 async fn stripe(spec: StripeSpec, sender: Arc<FrameSender>) -> Result<(), SessionError> {
     let mut events = Vec::new();
     let opened = tokio::time::timeout(OPEN_TIMEOUT, async {
-        let (from, to) = tokio::io::split(spec.connection.exec_once(&spec.command).await?);
+        let (from, to) = spec.connection.exec_once(&spec.command).await?;
         let mut from = EventReader::new(from, 0);
         let epoch = from.greeting(&mut events).await?;
         if epoch == spec.epoch.as_bytes() { Ok((from, to)) } else { Err(SessionError::BadHello(String::new()).into()) }

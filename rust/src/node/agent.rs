@@ -88,7 +88,7 @@ impl Drop for Serving {
 
 impl Agent {
     pub(super) fn new(client: ClientHello, spec: AgentSpec, link: Arc<FrameSender>) -> Self {
-        let cores = cores();
+        let cores = cores(spec.cores);
         let tasks = client.worker.concurrency.unwrap_or(cores).max(1);
         let (processes, slots) = if client.worker.processes { (tasks, 1) } else { (1, tasks) };
         let settings = Settings {

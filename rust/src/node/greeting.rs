@@ -22,6 +22,8 @@ pub struct AgentSpec {
     pub directory: Option<String>,
     /// What the client's log is to say of this node, a sentence each.
     pub notices: Vec<String>,
+    /// Cores that it may use, if it sees more than it may.
+    pub cores: Option<usize>,
 }
 
 /// Return why a client is not served, if it is not.
@@ -40,7 +42,7 @@ pub fn answer(spec: &AgentSpec) -> AgentHello {
         version: spec.version.clone(),
         python: spec.python.clone(),
         epoch: spec.epoch.clone(),
-        cores: cores(),
+        cores: cores(spec.cores),
         pid: std::process::id(),
         memory: memory(),
         socket: None,
@@ -55,7 +57,8 @@ pub fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim_ascii().to_owned()
 }
 
-/// Return the cores that this process may use.
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+/// Return the cores that this process may use, and no more than `most`.
+pub fn cores(most: Option<usize>) -> usize {
+    let visible = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    most.map_or(visible, |most| visible.min(most).max(1))
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use rustix::fs::FileType;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{UnixStream, unix::pipe};
 use tokio::time::Instant;
@@ -192,33 +193,33 @@ fn piece(text: &[u8]) -> usize {
 }
 
 /// Return an asynchronous reader of a descriptor that this process was started with: a socket or a pipe, whichever the SSH
-/// server uses.
+/// server uses, or a terminal, as a command may make one.
 ///
 /// # Errors
-/// If the descriptor is neither a socket nor a pipe.
+/// If the descriptor is none of these.
 pub fn reader(fd: OwnedFd) -> io::Result<Box<dyn AsyncRead + Unpin + Send>> {
     rustix::io::ioctl_fionbio(&fd, true)?;
-    Ok(if is_socket(&fd)? {
-        Box::new(UnixStream::from_std(fd.into())?)
-    } else {
-        Box::new(pipe::Receiver::from_owned_fd(fd)?)
+    Ok(match file_type(&fd)? {
+        FileType::Socket => Box::new(UnixStream::from_std(fd.into())?),
+        FileType::CharacterDevice => Box::new(pipe::Receiver::from_owned_fd_unchecked(fd)?),
+        _ => Box::new(pipe::Receiver::from_owned_fd(fd)?),
     })
 }
 
 /// As [`reader`], for writing.
 ///
 /// # Errors
-/// If the descriptor is neither a socket nor a pipe.
+/// As [`reader`].
 pub fn writer(fd: OwnedFd) -> io::Result<Box<dyn AsyncWrite + Unpin + Send>> {
     rustix::io::ioctl_fionbio(&fd, true)?;
-    Ok(if is_socket(&fd)? {
-        Box::new(UnixStream::from_std(fd.into())?)
-    } else {
-        Box::new(pipe::Sender::from_owned_fd(fd)?)
+    Ok(match file_type(&fd)? {
+        FileType::Socket => Box::new(UnixStream::from_std(fd.into())?),
+        // That of srun's steps, which leaves all bytes as they are. The client has looked whether this one does.
+        FileType::CharacterDevice => Box::new(pipe::Sender::from_owned_fd_unchecked(fd)?),
+        _ => Box::new(pipe::Sender::from_owned_fd(fd)?),
     })
 }
 
-fn is_socket(fd: &OwnedFd) -> io::Result<bool> {
-    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
-    Ok(kind == rustix::fs::FileType::Socket)
+fn file_type(fd: &OwnedFd) -> io::Result<FileType> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode))
 }

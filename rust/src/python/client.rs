@@ -20,6 +20,8 @@ use crate::python::convert::{PoolClosedError, from_dataclass, seconds};
 use crate::python::log;
 use crate::python::rows::{NodeRow, TotalsRow};
 use crate::timing::Timing;
+use crate::transport::command::CommandConnection;
+use crate::transport::connection as transport;
 use crate::transport::host_key::HostKeys;
 use crate::transport::ssh::{RekeyLimits, Target};
 use crate::wire::{Attempt, ClientHello, MAX_BODY, MAX_NOTE, Message};
@@ -128,6 +130,13 @@ impl Core {
         let pool = self.owned()?;
         let connection = py.detach(|| pool.connect(endpoint, target))?;
         Ok(Connection::new(connection, Arc::clone(&self.pool)))
+    }
+
+    #[pyo3(signature = (words, environment=None))]
+    fn command(&self, words: Vec<String>, environment: Option<HashMap<String, String>>) -> PyResult<Connection> {
+        self.owned()?;
+        let command = CommandConnection::new(words, environment.map(|variables| variables.into_iter().collect()));
+        Ok(Connection::new(transport::Connection::Command(command), Arc::clone(&self.pool)))
     }
 
     #[allow(clippy::too_many_arguments)] // as above

@@ -79,6 +79,10 @@ impl Connection {
         Self { inner: Arc::new(connection), pool }
     }
 
+    fn known_host_key(&self) -> PyResult<&PublicKey> {
+        self.inner.host_key().ok_or_else(|| core_error("a machine behind a command shows no host key"))
+    }
+
     pub(super) fn shared(&self) -> Arc<connection::Connection> {
         Arc::clone(&self.inner)
     }
@@ -88,12 +92,17 @@ impl Connection {
 impl Connection {
     #[getter]
     fn host_key(&self) -> PyResult<String> {
-        self.inner.host_key().to_openssh().map_err(core_error)
+        self.known_host_key()?.to_openssh().map_err(core_error)
     }
 
     #[getter]
-    fn fingerprint(&self) -> String {
-        fingerprint(self.inner.host_key())
+    fn fingerprint(&self) -> PyResult<String> {
+        self.known_host_key().map(fingerprint)
+    }
+
+    #[getter]
+    fn program(&self) -> Option<String> {
+        self.inner.program()
     }
 
     #[pyo3(signature = (command, stdin, bound, watch=None))]

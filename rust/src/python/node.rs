@@ -200,12 +200,13 @@ pub(super) struct AgentSpecArgument {
     packages: BTreeMap<String, String>,
     notices: Vec<String>,
     directory: Option<String>,
+    cores: Option<usize>,
 }
 
 impl From<AgentSpecArgument> for AgentSpec {
     fn from(spec: AgentSpecArgument) -> Self {
-        let AgentSpecArgument { worker, version, python, epoch, packages, notices, directory } = spec;
-        Self { worker, version, python, epoch, packages, directory, notices }
+        let AgentSpecArgument { worker, version, python, epoch, packages, notices, directory, cores } = spec;
+        Self { worker, version, python, epoch, packages, directory, notices, cores }
     }
 }
 

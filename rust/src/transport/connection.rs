@@ -12,20 +12,38 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::SshError;
 use crate::locks::lock;
+use crate::transport::command::CommandConnection;
 use crate::transport::output::CommandOutput;
 use crate::transport::ssh::SshConnection;
 
+/// What comes from a command.
+pub type Reading = Box<dyn AsyncRead + Unpin + Send>;
+/// What goes to a command.
+pub type Writing = Box<dyn AsyncWrite + Unpin + Send>;
+
 /// An open connection to a machine. Dropping it closes the connection.
 pub enum Connection {
-    Ssh(SshConnection),
+    Ssh(Box<SshConnection>),
+    /// Nothing is open between two commands.
+    Command(CommandConnection),
 }
 
 impl Connection {
-    /// Return the key that the host showed.
+    /// Return the key that the host showed; `None` if it is reached otherwise than by SSH.
     #[must_use]
-    pub fn host_key(&self) -> &PublicKey {
+    pub fn host_key(&self) -> Option<&PublicKey> {
         match self {
-            Self::Ssh(ssh) => &ssh.host_key,
+            Self::Ssh(ssh) => Some(&ssh.host_key),
+            Self::Command(_) => None,
+        }
+    }
+
+    /// Return the command that leads to the machine, as it is shown; `None` if it is reached by SSH.
+    #[must_use]
+    pub fn program(&self) -> Option<String> {
+        match self {
+            Self::Ssh(_) => None,
+            Self::Command(command) => Some(command.shown()),
         }
     }
 
@@ -34,16 +52,18 @@ impl Connection {
     pub fn is_open(&self) -> bool {
         match self {
             Self::Ssh(ssh) => ssh.is_open(),
+            Self::Command(_) => true,
         }
     }
 
-    /// Start a command, and return its standard input and output as one stream.
+    /// Start a command, and return its standard output and input.
     ///
     /// # Errors
-    /// [`SshError::Exec`] if the server refuses.
-    pub async fn exec(&self, command: &str) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, SshError> {
+    /// [`SshError::Exec`] if the server refuses, [`SshError::Program`] if no process can be started here.
+    pub async fn exec(&self, command: &str) -> Result<(Reading, Writing), SshError> {
         match self {
-            Self::Ssh(ssh) => ssh.exec(command).await,
+            Self::Ssh(ssh) => Ok(split(ssh.exec(command).await?)),
+            Self::Command(here) => here.exec(command).map(|(from, to)| (Box::new(from) as _, Box::new(to) as _)),
         }
     }
 
@@ -51,26 +71,26 @@ impl Connection {
     ///
     /// # Errors
     /// As [`Connection::exec`], and [`SshError::Protocol`] for a channel that is refused.
-    pub async fn exec_once(
-        &self,
-        command: &str,
-    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, SshError> {
+    pub async fn exec_once(&self, command: &str) -> Result<(Reading, Writing), SshError> {
         match self {
-            Self::Ssh(ssh) => ssh.exec_once(command).await,
+            Self::Ssh(ssh) => Ok(split(ssh.exec_once(command).await?)),
+            Self::Command(_) => self.exec(command).await,
         }
     }
 
-    /// Return how long the server takes to answer; `None` if the connection has ended. Waits as long as that takes.
+    /// Return how long the server takes to answer; `None` if the connection has ended, or has no server of its own. Waits as
+    /// long as that takes.
     pub async fn round_trip(&self) -> Option<Duration> {
         match self {
             Self::Ssh(ssh) => ssh.round_trip().await,
+            Self::Command(_) => None,
         }
     }
 
     /// Run a command to its end, with `input` as its standard input.
     ///
     /// # Errors
-    /// [`SshError::Exec`] if the server refuses.
+    /// As [`Connection::exec`].
     pub async fn run(&self, command: &str, input: Bytes) -> Result<CommandOutput, SshError> {
         let output = Mutex::default();
         self.run_into(command, input, &output).await?;
@@ -84,6 +104,13 @@ impl Connection {
     pub async fn run_into(&self, command: &str, input: Bytes, output: &Mutex<CommandOutput>) -> Result<(), SshError> {
         match self {
             Self::Ssh(ssh) => ssh.run_into(command, input, output).await,
+            Self::Command(here) => here.run_into(command, input, output).await,
         }
     }
+}
+
+/// Return both directions of a stream, each on its own.
+fn split(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> (Reading, Writing) {
+    let (from, to) = tokio::io::split(stream);
+    (Box::new(from), Box::new(to))
 }

@@ -2,7 +2,7 @@
 
 user_data         read by cloud-init at the first boot: lets this run's key in, and starts two timers
 guard.sh          powers the instance off without a sign of life from the client
-sign_of_life.sh   gives the guard signs of life while a long script runs; afterwards the agent does (node/ec2_watch.py)
+sign_of_life.sh   gives the guard signs of life while a long script runs; afterwards the agent does (node/duties.py)
 rotate.sh         a host key of the instance's own
 install_python.sh  Python, where the image lacks the client's
 

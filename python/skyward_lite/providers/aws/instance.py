@@ -60,11 +60,13 @@ class Instance(RemoteMachine):
         self.launch_another = launch_another
         """Launches one more instance of the run, and appends it to the given list."""
         self.prelude = boot.sign_of_life()
-        self.agent_options = boot.agent_options(launched.offer.spot)
         self.address = ""
         """Where its SSH server is; set when it has let us in."""
         self.boot_timed_out = False
         """Set when the instance did not let us in within `boot_timeout`."""
+
+    def agent_options(self) -> tuple[str, ...]:
+        return boot.agent_options(self.launched.offer.spot)
 
     def open(self, core: _core.Core) -> PreparedMachine:
         try:

@@ -27,7 +27,7 @@ FACTS = probe.read_facts(
 )
 """What the probe script reports of a host that can have an environment."""
 BARE_TOOLS = (
-    *("sh", "mkdir", "rm", "mv", "cat", "wc", "chmod", "ln", "readlink", "rmdir"),
+    *("sh", "mkdir", "rm", "mv", "cat", "head", "wc", "chmod", "ln", "readlink", "rmdir"),
     *("id", "uname", "getconf", "df", "awk", "sleep", "date", "ls", "stat", "touch"),
 )
 """Programs of a host that has neither Python nor uv, nor gzip."""

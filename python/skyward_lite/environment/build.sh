@@ -12,9 +12,10 @@ bad=$(unsafe "$root")
 if [ -n "$bad" ]; then echo "$root is not safe from other users: $bad" >&2; exit 77; fi
 lock=$root/$env.lock tmp=$root/$env.tmp.$$ waited=0 vanished=0
 me="$host $boot $$"
-# When nobody reads the output any more, the client is gone: the script ends, with every process that it has started.
+# When nobody reads the output any more, the client is gone: the script ends, with every process that it has started. So
+# it does when the shell has been killed that started it: another client takes the lock for one of a dead process then.
 trap '' PIPE
-( while sleep 2 >/dev/null && kill -0 $$; do echo || kill 0; done ) 2>/dev/null &
+( while sleep 2 >/dev/null; do if kill -0 $$; then echo || kill 0; else kill 0; fi; done ) 2>/dev/null &
 watcher=$!
 trap 'kill "$watcher" 2>/dev/null' EXIT
 trap 'exit 1' HUP INT TERM

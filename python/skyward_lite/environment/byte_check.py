@@ -53,6 +53,15 @@ class _Answer(NamedTuple):
     def is_right(self) -> bool:
         return self.echoed() == ALL_BYTES
 
+    def has_terminal(self) -> bool:
+        begin = _BEGIN.search(self.stdout)
+        return _ECHOED in self.stdout or (begin is not None and begin[1] != b"")
+
+    def is_wrong(self) -> bool:
+        """Return whether nothing that may still come makes it right."""
+        echoed = self.echoed()
+        return self.has_terminal() or (echoed is not None and not ALL_BYTES.startswith(echoed[: len(ALL_BYTES)]))
+
     def may_be_cut(self) -> bool:
         """Return whether it ended as if nothing were wrong with some of its output missing."""
         echoed = self.echoed()
@@ -61,8 +70,8 @@ class _Answer(NamedTuple):
         return self.status == 0 if echoed is None else ALL_BYTES.startswith(echoed) and echoed != b""
 
 
-class _Arrived(Exception):
-    """Raised when all bytes are back: how the command ends then does not matter."""
+class _Decided(Exception):
+    """Raised when all bytes are back, or one of them is wrong: how the command ends then does not matter."""
 
 
 def check(connection: _core.Connection, bound: float) -> None:
@@ -85,15 +94,16 @@ def _ask(connection: _core.Connection, bound: float) -> _Answer:
     def watch(printed: bytes, complaint: bytes) -> None:
         stdout.extend(printed)
         stderr.extend(complaint)
-        if _Answer(bytes(stdout), b"", 0, None).is_right():
-            raise _Arrived
+        answer = _Answer(bytes(stdout), b"", 0, None)
+        if answer.is_right() or answer.is_wrong():
+            raise _Decided
 
     command = scripts.command(scripts.read("echo.sh"), str(len(ALL_BYTES)))
     deadline = time.monotonic() + bound
     status, seconds = None, None
     try:
         status, _, _ = connection.run(command, ALL_BYTES, bound, watch)
-    except _Arrived:
+    except _Decided:
         pass
     except _core.CoreError:
         if time.monotonic() < deadline:
@@ -104,9 +114,9 @@ def _ask(connection: _core.Connection, bound: float) -> _Answer:
 
 def explain(answer: _Answer) -> str:
     """Return what a command does that has not sent all bytes back, and the remedy."""
-    begin, echoed = _BEGIN.search(answer.stdout), answer.echoed()
+    echoed = answer.echoed()
     ended = f"(status {answer.status})" if answer.seconds is None else f"within {answer.seconds:g} s"
-    if _ECHOED in answer.stdout or (begin is not None and begin[1]):
+    if answer.has_terminal():
         return _HAS_TERMINAL
     if echoed is None:
         printed = scripts.shown(answer.stdout + b"\n" + answer.stderr, limit=MAX_PRINTED)

@@ -88,12 +88,15 @@ class HostEnvironment:
         path = self._send_uv(program, replaceable)
         if path is None:
             return None
-        status, stdout, stderr = self.connection.run(scripts.command('exec "$1" --version', path), b"", START_SECONDS)
-        version = scripts.shown(stdout, limit=256)
-        if not status and version.startswith("uv "):
+        started = scripts.run_command(
+            self.connection, 'exec "$1" --version', path, bound=START_SECONDS, secrets=self.image.secrets()
+        )
+        version = scripts.shown(started.stdout, limit=256)
+        if not started.status and version.startswith("uv "):
             log.info("%s: our own copy of uv makes the environment: %s", self.name, version)
             return dataclasses.replace(way, uv=path)
-        why = f"our own copy of uv does not start there: {scripts.shown(stderr or stdout, limit=1000) or 'no reason'}"
+        printed = scripts.shown(started.stderr or started.stdout, limit=1000)
+        why = f"our own copy of uv does not start there: {printed or 'no reason'}"
         if not replaceable:
             raise NodeStartError(f"{why}. Install uv there, or the client's Python with its venv module")
         log.info("%s: %s; pip takes its place", self.name, why)
@@ -143,10 +146,17 @@ class HostEnvironment:
         """Send a file of this size and digest, unless the host has it. `kind` is upload.sh's."""
         # The file's name is unchanged: pip reads a wheel's.
         directory = f"{self.facts.root}/sent-{digest[:16]}"
-        command = scripts.command(scripts.read("upload.sh"), directory, name, str(size), kind)
-        status, stdout, stderr = self.connection.run(command, data, UPLOAD_SECONDS)
-        printed = scripts.shown(stderr, self.image.secrets())
-        return _Sent(f"{directory}/{name}", 255 if status is None else status, b"sent" in stdout, printed)
+        secrets = self.image.secrets()
+        ended = scripts.run_command(
+            self.connection,
+            scripts.read("upload.sh"),
+            *(directory, name, str(size), kind, str(len(data))),
+            stdin=data,
+            bound=UPLOAD_SECONDS,
+            secrets=secrets,
+        )
+        printed = scripts.shown(ended.stderr, secrets)
+        return _Sent(f"{directory}/{name}", ended.status, b"sent" in ended.stdout, printed)
 
     # ------------------------------------------------------------------------------------------------ the build
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 
 from .. import _core, credentials
@@ -14,8 +15,9 @@ from ..errors import NodeStartError
 from ..providers.identities import identities
 from ..providers.known_hosts import known
 from ..providers.openssh import Config, parse, resolve, warnings_of
+from ..providers.ssh import SSH
 from . import survival
-from .hosts import InspectedHost
+from .hosts import InspectedHost, default_request
 from .inspection import Inspection
 from .measure import measure_speed, milliseconds
 
@@ -140,3 +142,9 @@ def _shown_identities(config: Config) -> str:
         offered[0] = f"the ssh-agent at {offered[0]}"
     there = [one for one in offered if one.startswith("the ssh-agent") or os.path.exists(one)]
     return there[0] if len(there) == 1 else f"one of {', '.join(there)}"
+
+
+def inspections(provider: SSH, core: _core.Core, measuring: threading.Lock) -> list[HostCheck]:
+    """Return the inspections of the provider's hosts."""
+    request = default_request(provider)
+    return [HostCheck(InspectedHost(host, provider, request), core, measuring) for host in provider.hosts]

@@ -9,10 +9,13 @@ import os
 import platform
 import sys
 import textwrap
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import _core
 from .._version import __version__
+
+if TYPE_CHECKING:
+    from ..providers import Provider
 
 DESCRIPTION = """\
 Look after the machines that skyward_lite uses.
@@ -116,14 +119,18 @@ def _parser() -> argparse.ArgumentParser:
 def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check = commands.add_parser(
         "check",
-        description="Connect to each host as sky.SSH() does, and report what works, what does not, and what to do. "
-        "Nothing is installed and nothing is changed there.",
-        epilog="examples:\n  skyward check me@lab1 lab2:2222\n  skyward check --json lab1 > report.json\n\n"
-        "Exit status: 0 if all hosts can be used, 1 if some cannot, 2 for wrong usage.",
+        description="Connect to each machine as a pool does, and report what works, what does not, and what to do. "
+        "Nothing is installed and nothing is changed there. The machines are hosts, as of sky.SSH(); with --exec nodes "
+        "behind a command, as of sky.Exec().",
+        epilog="examples:\n  skyward check me@lab1 lab2:2222\n  skyward check --json lab1 > report.json\n"
+        '  skyward check --exec "docker exec -i {node} sh -c" a b\n'
+        "\n"
+        "Exit status: 0 if all machines can be used, 1 if some cannot, 2 for wrong usage.",
     )
-    _add_hosts(check)
+    _add_hosts(check, "*")
     check.add_argument("--accept-new", action="store_true", help="trust hosts that are not known yet, and record them")
-    check.add_argument("--python", metavar="PATH", help="an interpreter on the hosts that is to be used as it is")
+    check.add_argument("--python", metavar="PATH", help="an interpreter there that is to be used as it is")
+    check.add_argument("--exec", metavar="COMMAND", help="the command that leads to the nodes HOST ..., with {node}")
     check.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     check.set_defaults(command=_check)
 
@@ -137,14 +144,14 @@ def _add_clean(commands: argparse._SubParsersAction[_Parser]) -> None:
         "Exit status: 0 if nothing is left that should be removed, 1 if something is left or a host could not be "
         "examined, 2 for wrong usage.",
     )
-    _add_hosts(clean)
+    _add_hosts(clean, "+")
     clean.add_argument("--all", action="store_true", help="also what was used lately, but not within the last hour")
     clean.add_argument("--dry-run", action="store_true", help="list what would be removed, and remove nothing")
     clean.set_defaults(command=_clean)
 
 
-def _add_hosts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("hosts", nargs="+", metavar="HOST", help="name, user@name, name:port or [address]:port")
+def _add_hosts(parser: argparse.ArgumentParser, nargs: str) -> None:
+    parser.add_argument("hosts", nargs=nargs, metavar="HOST", help="name, user@name, name:port or [address]:port")
     parser.add_argument("--config", metavar="FILE", help="an ssh configuration instead of your own, as by ssh -F")
 
 
@@ -216,12 +223,25 @@ def _clean(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    from ..providers.ssh import SSH
     from .check import check
 
     try:
-        provider = SSH(*args.hosts, accept_new=args.accept_new, python=args.python, config=args.config)
-    except ValueError as error:
+        provider = _provider(parser, args)
+    except (TypeError, ValueError) as error:
         parser.error(str(error))
     logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # the report has everything else
     return check(provider, as_json=args.json)
+
+
+def _provider(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Provider:
+    """Return the provider of the machines that the command names. Raises `ValueError` for values that it refuses."""
+    from ..providers.command import Exec
+    from ..providers.ssh import SSH
+
+    if not args.hosts:
+        parser.error("name at least one HOST")
+    if args.exec is None:
+        return SSH(*args.hosts, accept_new=args.accept_new, python=args.python, config=args.config)
+    if args.accept_new or args.config is not None:
+        parser.error("--accept-new and --config are for hosts that SSH reaches")
+    return Exec(args.exec, nodes=args.hosts, python=args.python)

@@ -7,6 +7,7 @@ import statistics
 import time
 
 from .. import _core
+from ..environment.scripts import shown
 from .report import Report
 
 ROUND_TRIPS = 5
@@ -30,7 +31,7 @@ def measure_speed(connection: _core.Connection, report: Report, included: str) -
     # Random bytes, which neither SSH nor a proxy can compress.
     data = os.urandom(SAMPLE_BYTES[-1])
     # Not `cat`: a command may keep the end of its standard input to itself.
-    uploads = [(f"exec head -c {size} >/dev/null", size, data[:size]) for size in SAMPLE_BYTES]
+    uploads = [(f"head -c {size} | wc -c", size, data[:size]) for size in SAMPLE_BYTES]
     downloads = [(f"exec head -c {size} /dev/urandom", size, b"") for size in SAMPLE_BYTES]
     _measure_bandwidth(connection, report, "to it", uploads, round_trip)
     _measure_bandwidth(connection, report, "from it", downloads, round_trip)
@@ -73,6 +74,11 @@ def _measure_bandwidth(
         took = time.perf_counter() - began
         if status != 0:
             report.note(step, f"not measured: `{line}` ended with status {status}")
+            return
+        if stdin and stdout.split()[-1:] != [str(size).encode()]:  # after a banner
+            report.note(
+                step, f"not measured: {size:,} bytes were sent, and `{line}` printed {shown(stdout, limit=100)!r}"
+            )
             return
         if not stdin and len(stdout) < SAMPLE_BYTES[0]:
             report.note(step, f"not measured: of {size:,} bytes that `{line}` should print {len(stdout):,} came")

@@ -1,10 +1,13 @@
 """Whether a host lets a process outlive the connection that has started it, as the agent of a node does.
 
 leave (over one connection) → close that connection → find (over another one)
+
+A command that leads to the machine is cut while it runs (`leave_and_cut`): what it does at its own end tells nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -23,10 +26,37 @@ SETTLE_TENTHS = 10
 """Tenths of a second for which the process must live on after the connection has ended: servers end it at once."""
 
 
+LAST_LINE = re.compile(rb"\ngroup=.*\n")
+"""The last line that leave_process.sh prints."""
+
+
+class _CutError(Exception):
+    """Raised to give the command up: the process that it was to start is there."""
+
+
 def leave(machine: RemoteMachine, connection: _core.Connection) -> Left:
     """Start a process on the host. Return what the script reports of it."""
     script = scripts.compose(scripts.read("leave_process.sh", __file__))
     return machine.run_script(connection, script, COMMAND_SECONDS).report
+
+
+def leave_and_cut(connection: _core.Connection) -> Left:
+    """Start a process on a machine behind a command, and cut the command while it runs, as a failure would.
+
+    Return what the script reports of the process. Raises `NodeStartError` if it reports nothing.
+    """
+    printed = bytearray()
+
+    def watch(stdout: bytes, _: bytes) -> None:
+        printed.extend(stdout)
+        if LAST_LINE.search(printed):
+            raise _CutError
+
+    script = scripts.compose(scripts.read("leave_process.sh", __file__), f"exec sleep {COMMAND_SECONDS:.0f}\n")
+    try:
+        return scripts.run(connection, script, COMMAND_SECONDS, watch=watch).report
+    except _CutError:
+        return scripts.parse_report(bytes(printed)) or {}
 
 
 def find(

@@ -121,7 +121,7 @@ class NodeRow(TypedDict):
     state: str
     """The state's name; `Node` lists the names."""
     reason: str
-    """Why the node is draining or lost; otherwise empty."""
+    """Why the node is reconnecting, draining or lost; otherwise empty."""
     slots: int
     rtt: float | None
     """Round-trip time in seconds; None before the first answer."""

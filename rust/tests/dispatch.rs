@@ -392,6 +392,33 @@ fn a_draining_node_is_emptied() {
     client.check(&[(Lost(0), "leave 0, send 1 to 1, wake 0, wake 1, notify")]);
 }
 
+/// A draining node that has no task left is left, once, and takes no task from then on.
+#[test]
+fn a_drained_node_is_left() {
+    let mut client = Client::new(&[1, 1]);
+    client.check(&[
+        (SubmitTo(0, 1), "send 1 to 0, wake 0"),
+        (Drain(0), "notify"),
+        (Tick, ""),
+        (Returned(0, 1), "1 ends: returned by 0"),
+        (Tick, "leave 0, wake 0"),
+        (Tick, ""),
+        (SubmitTo(0, 2), "2 ends: node lost"),
+        (Lost(0), "leave 0, wake 0, notify"),
+        (Submit(3), "send 3 to 1, wake 1"),
+    ]);
+    let lost = &client.dispatch.node(0).unwrap().state;
+    assert_eq!(lost, &NodeState::Lost("it has done its last task: spot notice".to_owned()));
+    // Also one whose workers never took tasks.
+    Client::new(&[]).check(&[
+        (Connect(1), ""),
+        (Drain(0), "notify"),
+        (Tick, "leave 0, wake 0"),
+        (Ready(0, 1), "notify"),
+        (SubmitTo(0, 1), "1 ends: node lost"),
+    ]);
+}
+
 /// Tasks wait for the node that replaces a draining one, but not for ever.
 #[test]
 fn a_replacement_is_waited_for() {
@@ -399,7 +426,7 @@ fn a_replacement_is_waited_for() {
     client.check(&[(Drain(0), "notify"), (Submit(1), "")]);
     let begin = client.now;
     client.now = begin + Timing::DEFAULT.replacement.mul_f64(0.99);
-    client.check(&[(Tick, "")]);
+    client.check(&[(Tick, "leave 0, wake 0"), (Tick, "")]);
     client.now = begin + Timing::DEFAULT.replacement;
     client.check(&[(Tick, "1 ends: node lost"), (Submit(2), "2 ends: node lost")]);
     client.check(&[(Join(1), "notify"), (Submit(3), "send 3 to 1, wake 1")]);
@@ -773,7 +800,6 @@ fn a_node_may_drain_before_it_is_ready() {
         (Submit(1), ""),
         (Drain(0), "notify"),
         (Ready(0, 1), "notify"),
-        (Tick, ""),
         (SubmitTo(0, 2), "send 2 to 0, wake 0"),
         (Returned(0, 2), "2 ends: returned by 0"),
         (Join(1), "send 1 to 1, wake 1, notify"),

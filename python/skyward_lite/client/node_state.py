@@ -43,8 +43,8 @@ class Node:
     state : str
         "connecting", "ready", "reconnecting", "draining", "lost" or "closed".
     reason : str
-        Why it is reconnecting, draining or lost, else empty. Where those are the node's own words, they can be shown on
-        any terminal.
+        Why it is reconnecting, draining or lost; while it is connecting, what it does, such as what its job waits for;
+        else empty. Where those are the node's own words, they can be shown on any terminal.
     slots : int
         Tasks that it can run at once.
     rtt : float or None

@@ -197,7 +197,11 @@ class Nodes:
 
     def snapshot(self) -> list[Node]:
         """Return how each node stands, in the order in which they were started."""
-        return [Node(**row) for row in self._core.nodes()]
+        rows = self._core.nodes()
+        for row, machine in zip(rows, self.machines, strict=False):
+            if row["state"] == NodeState.CONNECTING:
+                row["reason"] = machine.doing
+        return [Node(**row) for row in rows]
 
     def status(self) -> Status:
         """Return how the pool stands, and what it costs."""
@@ -290,7 +294,7 @@ class Nodes:
             wanted = first and (old != NodeState.CONNECTING or machine.failed_transiently())
             if new == NodeState.LOST:
                 provider.retire(machine)
-            if wanted and self._may_replace():
+            if wanted and (machine.ended_as_planned() or self._may_replace()):
                 replacements: list[Machine] = []
                 provider.replace(machine, replacements)
                 log.info("node %s is replaced by %s", machine.name, ", ".join(m.name for m in replacements))

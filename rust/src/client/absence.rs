@@ -101,6 +101,9 @@ impl Dispatch {
         let state = match (end, &notice) {
             (Ok(()), _) => NodeState::Closed,
             (Err(_), _) if closing => NodeState::Closed,
+            (Err(_), Some(notice)) if record.dismissed => {
+                NodeState::Lost(format!("it has done its last task: {notice}"))
+            }
             (Err(e), None) => NodeState::Lost(e.to_string()),
             (Err(e), Some(notice)) => NodeState::Lost(format!("{e} (it was draining: {notice})")),
         };

@@ -237,6 +237,9 @@ impl Dispatch {
             if let Some(session) = &mut record.session {
                 session.life.ready();
             }
+            if record.dismissed {
+                return Ok(());
+            }
             self.queue.add_peer(from, slots, now);
             if is_draining {
                 self.queue.close_peer(from);

@@ -301,14 +301,25 @@ impl Dispatch {
     }
 
     /// Do what becomes due while nothing happens: acknowledge `stuck` results, which no thread has taken for a while, ask
-    /// draining nodes again for their tasks, and fail tasks that waited too long for a node's replacement.
+    /// draining nodes again for their tasks and leave those that have none, and fail tasks that waited too long for a node's
+    /// replacement.
     pub fn tick(&mut self, stuck: impl IntoIterator<Item = (PeerId, Attempt)>, now: Instant, out: &mut Vec<Action>) {
         self.acknowledge(stuck, out);
-        // A task that was on its way to a draining node when it was asked for was not found there.
         for id in 0..self.nodes.len() {
-            if self.nodes.get(id).is_some_and(|record| matches!(record.node.state, NodeState::Draining(_))) {
+            let Some(record) = self.nodes.get_mut(id) else { continue };
+            if !matches!(record.node.state, NodeState::Draining(_)) {
+                continue;
+            }
+            if self.queue.held(id).next().is_some() {
+                // A task that was on its way to the node when it was asked for was not found there.
                 let tasks = self.queue.recall_all(id);
                 self.recall(id, tasks, out);
+            } else if !record.dismissed {
+                // Its machine may be the one that its successor waits for.
+                record.dismissed = true;
+                // No task is for it from now on, and none is lost.
+                self.queue.remove_peer(id);
+                out.extend([Action::Goodbye(id, "it has done its last task"), Action::Wake(id)]);
             }
         }
         self.assign(now, out);

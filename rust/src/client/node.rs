@@ -93,6 +93,8 @@ pub(super) struct NodeRecord {
     pub draining_since: Option<Instant>,
     /// Why the node will soon be gone, while it is reconnecting.
     pub draining: Option<String>,
+    /// Whether it was said goodbye to, because it will soon be gone and has done its last task.
+    pub dismissed: bool,
     /// From the agent's greeting to the end of the connection.
     pub session: Option<Session>,
     pub notes: NoteCredit,
@@ -112,6 +114,7 @@ impl NodeRecord {
             session_number: 0,
             draining_since: None,
             draining: None,
+            dismissed: false,
             session: None,
             notes: NoteCredit::default(),
             blobs: NodeBlobs::default(),
@@ -129,6 +132,7 @@ impl NodeRecord {
     pub fn why_not(&self) -> String {
         match &self.node.state {
             NodeState::Lost(why) => format!("node {} was lost: {why}", self.node.name),
+            NodeState::Draining(why) => format!("node {} takes no more tasks: {why}", self.node.name),
             _ => format!("node {} is not ready", self.node.name),
         }
     }

@@ -108,6 +108,7 @@ class Nodes:
             vcpus=settings.vcpus,
             memory_gb=settings.memory_gb,
             connect_timeout=settings.connect_timeout,
+            start_timeout=settings.start_timeout,
         )
         machines: list[Machine] = []
         try:

@@ -68,17 +68,18 @@ class RemoteMachine(Machine):
         self.doing = "connecting"
         connection = self.connect(core)
         self.doing = "looking at the host"
-        if self.python is None:
-            python = self._environment(connection)
-            command = build.command
-        else:
-            python = self.verify_python(connection, self.python)
-            command = build.plain_command
+        python, command = self.choose_python(connection)
         options = self.agent_options()
         if not self.reattaches:
             return PreparedMachine(connection, command(python, *build.STDIO, *options))
         new, again = (command(python, *build.ATTACH, self.key, how, *options) for how in ("new", "again"))
         return PreparedMachine(connection, new, again, command(python, *build.STRIPE) if self.stripes else None)
+
+    def choose_python(self, connection: _core.Connection) -> tuple[str, build.Command]:
+        """Return the interpreter for the agent, and what makes the command that starts it. Raises `NodeStartError`."""
+        if self.python is None:
+            return self._environment(connection), build.command
+        return self.verify_python(connection, self.python), build.plain_command
 
     def _set_doing(self, doing: str) -> None:
         self.doing = doing

@@ -17,8 +17,9 @@ from .._version import PYTHON, __version__
 from ..distributions import installed
 from ..providers import Provider
 from ..providers.command import Exec
+from ..providers.slurm import Slurm
 from ..providers.ssh import SSH
-from . import check_command, check_ssh
+from . import check_command, check_slurm, check_ssh
 from .hosts import in_order
 from .inspection import PACKAGES, Inspection
 from .report import Report
@@ -50,4 +51,8 @@ def _reports(provider: Provider, core: _core.Core) -> Generator[Report]:
         inspections = check_ssh.inspections(provider, core, measuring)
     elif isinstance(provider, Exec):
         inspections = check_command.inspections(provider, core, measuring)
+    else:
+        assert isinstance(provider, Slurm)
+        yield from check_slurm.reports(provider, core, measuring)
+        return
     yield from in_order([inspection.run for inspection in inspections])

@@ -29,6 +29,8 @@ class CommandCheck(Inspection[CommandMachine]):
     """The steps for one node behind a command."""
 
     connection_remedy = "run the command in a terminal; try again"
+    included = "the command's own start"
+    """What takes time in a round trip beside the network."""
 
     @property
     def program(self) -> str:
@@ -49,7 +51,7 @@ class CommandCheck(Inspection[CommandMachine]):
         return connection
 
     def measure(self, connection: _core.Connection) -> None:
-        measure_speed(connection, self.report, "the command's own start")
+        measure_speed(connection, self.report, self.included)
         echo.measure_echo(self.machine, self.report)
 
     def leave(self, connection: _core.Connection) -> survival.Left | None:

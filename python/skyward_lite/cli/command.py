@@ -121,16 +121,18 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         "check",
         description="Connect to each machine as a pool does, and report what works, what does not, and what to do. "
         "Nothing is installed and nothing is changed there. The machines are hosts, as of sky.SSH(); with --exec nodes "
-        "behind a command, as of sky.Exec().",
+        "behind a command, as of sky.Exec(). With --slurm a job of one node is submitted, inspected and ended; within "
+        "a job, without options, it is the job's own nodes that are inspected.",
         epilog="examples:\n  skyward check me@lab1 lab2:2222\n  skyward check --json lab1 > report.json\n"
         '  skyward check --exec "docker exec -i {node} sh -c" a b\n'
-        "\n"
+        "  skyward check --slurm partition=short time=10 cpus_per_task=4\n\n"
         "Exit status: 0 if all machines can be used, 1 if some cannot, 2 for wrong usage.",
     )
     _add_hosts(check, "*")
     check.add_argument("--accept-new", action="store_true", help="trust hosts that are not known yet, and record them")
     check.add_argument("--python", metavar="PATH", help="an interpreter there that is to be used as it is")
     check.add_argument("--exec", metavar="COMMAND", help="the command that leads to the nodes HOST ..., with {node}")
+    check.add_argument("--slurm", nargs="*", metavar="NAME=VALUE", help="sbatch's options, with underscores, or none")
     check.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     check.set_defaults(command=_check)
 
@@ -238,10 +240,30 @@ def _provider(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prov
     from ..providers.command import Exec
     from ..providers.ssh import SSH
 
-    if not args.hosts:
+    if args.exec is not None and args.slurm is not None:
+        parser.error("--exec and --slurm name two kinds of machines: check one after the other")
+    if args.slurm is None and not args.hosts:
         parser.error("name at least one HOST")
-    if args.exec is None:
+    if args.exec is None and args.slurm is None:
         return SSH(*args.hosts, accept_new=args.accept_new, python=args.python, config=args.config)
     if args.accept_new or args.config is not None:
         parser.error("--accept-new and --config are for hosts that SSH reaches")
-    return Exec(args.exec, nodes=args.hosts, python=args.python)
+    if args.exec is not None:
+        return Exec(args.exec, nodes=args.hosts, python=args.python)
+    if args.hosts:
+        parser.error(f"--slurm: Slurm chooses the nodes itself, {args.hosts[0]!r} cannot be one of them")
+    from ..providers.slurm import Slurm
+
+    options: dict[str, Any] = dict(_option(parser, word) for word in args.slurm)
+    return Slurm(python=args.python, **options)
+
+
+def _option(parser: argparse.ArgumentParser, word: str) -> tuple[str, str | bool]:
+    """Return an option of sbatch that is written as NAME=VALUE, or as NAME if it has no value."""
+    name, equals, value = word.partition("=")
+    name = name.replace("-", "_")
+    if not name.isidentifier():
+        parser.error(f"--slurm: {word!r} is no option: write NAME=VALUE, as in partition=short")
+    if name == "python":
+        parser.error("--slurm: write --python PATH for the interpreter")
+    return name, value if equals else True

@@ -64,6 +64,12 @@ class Inspection(abc.ABC, Generic[M]):
     def measure(self, connection: _core.Connection) -> None:
         """Report how fast the connection is."""
 
+    def python_there(self, connection: _core.Connection, facts: probe.Facts) -> str | None:
+        """Report the interpreter that agents would use, and return its path; None if there is none yet."""
+        if self.machine.python is not None:
+            return self._given_python(connection, self.machine.python)
+        return self._environment(facts)
+
     def leave(self, connection: _core.Connection) -> survival.Left | None:
         """Start a process there that is to outlive the connection, and return it; None if agents end with theirs."""
         return None
@@ -96,10 +102,7 @@ class Inspection(abc.ABC, Generic[M]):
             return
         details = self._details(connection)
         facts = self._system(connection)
-        if self.machine.python is not None:
-            python = self._given_python(connection, self.machine.python)
-        else:
-            python = self._environment(facts)
+        python = self.python_there(connection, facts)
         if python is not None:
             self._versions(connection, python)
         self._size(details)

@@ -19,9 +19,9 @@ fn shell() -> CommandConnection {
     CommandConnection::new(vec!["sh".to_owned(), "-c".to_owned()], None, Ending::default())
 }
 
-async fn run(connection: &CommandConnection, line: &str, input: &'static [u8]) -> CommandOutput {
+async fn run(connection: &CommandConnection, line: &str, input: impl Into<Bytes>) -> CommandOutput {
     let output = Mutex::default();
-    let run = connection.run_into(line, Bytes::from_static(input), &output);
+    let run = connection.run_into(line, input.into(), &output);
     tokio::time::timeout(BOUND, run).await.unwrap().unwrap();
     output.into_inner().unwrap()
 }
@@ -44,14 +44,14 @@ async fn is_gone(pid: &str) {
 #[tokio::test]
 async fn a_command_runs_to_its_end() {
     let shell = shell();
-    assert_eq!(run(&shell, "cat; echo b >&2; exit 3", b"a").await, output(Some(3), "a", "b\n"));
-    assert_eq!(run(&shell, "kill -9 $$", b"").await, output(None, "", ""));
+    assert_eq!(run(&shell, "cat; echo b >&2; exit 3", "a").await, output(Some(3), "a", "b\n"));
+    assert_eq!(run(&shell, "kill -9 $$", "").await, output(None, "", ""));
     // It does not read what it is sent, more than a pipe holds.
-    assert_eq!(run(&shell, "exec 0<&-; echo a", &[7; 1 << 20]).await, output(Some(0), "a\n", ""));
+    assert_eq!(run(&shell, "exec 0<&-; echo a", vec![7; 1 << 20]).await, output(Some(0), "a\n", ""));
     // What it has started keeps its output open.
-    let left = run(&shell, "sleep 60 & echo $!", b"").await;
+    let left = run(&shell, "sleep 60 & echo $!", "").await;
     assert_eq!(left.status, Some(0));
-    run(&shell, &format!("kill {}", String::from_utf8(left.stdout).unwrap()), b"").await;
+    run(&shell, &format!("kill {}", String::from_utf8(left.stdout).unwrap()), "").await;
 }
 
 /// The environment is ours, or all that is given, and the program is found by its PATH.
@@ -60,8 +60,8 @@ async fn the_environment_is_what_was_given() {
     let path = std::env::var("PATH").unwrap();
     let given = vec![("PATH".to_owned(), path), ("ONLY".to_owned(), "this".to_owned())];
     let command = CommandConnection::new(vec!["sh".to_owned(), "-c".to_owned()], Some(given), Ending::default());
-    assert_eq!(run(&command, "echo $ONLY$HOME", b"").await, output(Some(0), "this\n", ""));
-    assert_eq!(run(&shell(), "echo ${HOME:+home}", b"").await, output(Some(0), "home\n", ""));
+    assert_eq!(run(&command, "echo $ONLY$HOME", "").await, output(Some(0), "this\n", ""));
+    assert_eq!(run(&shell(), "echo ${HOME:+home}", "").await, output(Some(0), "home\n", ""));
 }
 
 #[tokio::test]

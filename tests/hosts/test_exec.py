@@ -70,7 +70,7 @@ class Ways:
                     found.append(int(file.name))
         return found
 
-    def end(self, number: signal.Signals) -> list[int]:
+    def end(self, number: int) -> list[int]:
         """Send a signal to the commands that lead to agents. Return their process ids."""
         found = self.running()
         for pid in found:
@@ -94,9 +94,12 @@ def test_a_shell_of_this_machine():
 
 
 def test_an_environment_is_made_through_a_command(tmp_path, caplog):
-    """It is made once, and found again; the command passes no end of the input on, and cuts what it can be asked again."""
+    """It is made once, and found again; the command passes no end of the input on, or cuts what may be asked again."""
     places = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PIP_CONFIG_FILE": os.devnull}
-    for fault, message in (("noeof@script", "its environment took"), ("forgets:20@script+1*2", "the environment is there")):
+    for fault, message in (
+        ("noeof@script", "its environment took"),
+        ("forgets:20@script+1*2", "the environment is there"),
+    ):
         caplog.clear()
         (directory := tmp_path / fault.partition("@")[0]).mkdir()
         ways = Ways(directory, fault, **places)
@@ -192,7 +195,9 @@ class TestFaults:
     """Commands that are ended while tasks run."""
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-    def test_a_command_that_dies(self, far: sky.ComputePool, ways: Ways, tmp_path: Path, number: signal.Signals) -> None:
+    def test_a_command_that_dies(
+        self, far: sky.ComputePool, ways: Ways, tmp_path: Path, number: signal.Signals
+    ) -> None:
         """The agent lives on, another process of the command attaches to it, and no task runs twice."""
         file = tmp_path / "counts"
         futures = [far.submit(counted, str(file), n, 0.02) for n in range(150)]
@@ -256,7 +261,7 @@ with sky.pool(sky.Exec({command!r}, ["a", "b"], python=sys.executable), lease=5,
     [("none", "pass", 0.5), ("lingers", "pass", 6), ("none", "import os; os.kill(os.getpid(), 9)", 15)],
 )
 def test_nothing_is_left(tmp_path, fault, then, within):
-    """No process of the command nor of a node outlives the client: it leaves, also where commands hang, or is killed."""
+    """No process of the command or of a node outlives a client that leaves, even if commands hang, or is killed."""
     ways = Ways(tmp_path, fault)
     program = CLIENT.format(command=ways.command, then=then)
     before = set(ours())

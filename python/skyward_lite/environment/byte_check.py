@@ -29,9 +29,14 @@ MAX_PRINTED = 1000
 _BEGIN = re.compile(rb"== skyward_lite bytes ==(\r*)\n")
 _ECHOED = b"^@^A"
 """How a terminal shows the first bytes that it is sent."""
-_HAS_TERMINAL = (
-    "has a terminal, which changes bytes: leave out the option that asks for one (-t, --tty, or the t of -it)"
+_NO_TERMINAL = "leave out the option that asks for one (-t, --tty, or the t of -it)"
+_NEEDED = (
+    "a shell's command line is added as its last word, so it must end with a program that takes one, such as `sh -c`; "
+    "only a command that joins its words, as `ssh` does, needs none"
 )
+_MISUSED = frozenset({0, 2, 126, 127})
+"""Exit statuses of programs that took the shell's command line for something else, or did not find it. Others mean that
+the command itself has failed, and has said why."""
 
 
 class _Answer(NamedTuple):
@@ -118,16 +123,15 @@ def explain(answer: _Answer) -> str:
     echoed = answer.echoed()
     ended = f"(status {answer.status})" if answer.seconds is None else f"within {answer.seconds:g} s"
     if answer.has_terminal():
-        return _HAS_TERMINAL
+        return f"has a terminal, which changes bytes: {_NO_TERMINAL}"
     if echoed is None:
         printed = scripts.shown(answer.stdout + b"\n" + answer.stderr, limit=MAX_PRINTED)
-        needed = (
-            "a shell's command line is added as its last word, so it must end with a program that takes one, "
-            "such as `sh -c`; only a command that joins its words, as `ssh` does, needs none"
-        )
         if not printed:
-            return f"printed nothing {ended}: {needed}"
-        return f"did not run the command line that was added to it {ended}. It printed: {printed}\n({needed})"
+            return f"printed nothing {ended}: {_NEEDED}"
+        remedy = f"\n({_NEEDED})" if answer.seconds is not None or answer.status in _MISUSED else ""
+        if re.search(r"\btty\b", printed, re.IGNORECASE):
+            remedy = f"\n(it must not ask for a terminal: {_NO_TERMINAL})"
+        return f"did not run the command line that was added to it {ended}. It printed: {printed}{remedy}"
     if not echoed:
         return (
             f"reaches a shell, but none of its standard input arrived there {ended}: docker, podman and kubectl exec "

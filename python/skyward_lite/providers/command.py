@@ -38,7 +38,7 @@ class CommandMachine(RemoteMachine):
         """Return the words of the command, without the shell's command line that is added as the last one."""
 
     def connect(self, core: _core.Core) -> _core.Connection:
-        connection = core.command(self.argv(), self.environment)
+        connection = core.command(self.argv(), None if self.environment is None else dict(self.environment))
         if not self.is_checked:
             byte_check.check(connection, self.wanted.connect_timeout)
             self.is_checked = True

@@ -106,7 +106,8 @@ class SlurmMachine(StepMachine):
         self.drained = False
         """Whether another machine takes its place, though it may have tasks left."""
 
-    def open(self, core: _core.Core) -> PreparedMachine:
+    def enter_job(self) -> None:
+        """Wait until the job has its node, and take what it was given. Raises `NodeStartError` if it has ended."""
         self.doing = "its job waits"
         self.row = self.run.await_running(self.job, self.set_doing)
         self.number = self.row.number
@@ -117,6 +118,9 @@ class SlurmMachine(StepMachine):
             self.cache_bytes = int(memory) // CACHE_SHARE
         directory = submission.guard_directory(self.run.key, self.number)
         self.prelude = scripts.compose(scripts.read("sign_of_life.sh"), DIRECTORY=directory)
+
+    def open(self, core: _core.Core) -> PreparedMachine:
+        self.enter_job()
         try:
             prepared = super().open(core)
         except (NodeStartError, _core.CoreError) as error:

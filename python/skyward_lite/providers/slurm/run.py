@@ -212,7 +212,7 @@ class Run:
             return
         job.cancelled = True
         try:
-            submission.end([job.id], commands.COMMAND_SECONDS)
+            submission.end([job.id], [job.number] if job.number else [], commands.COMMAND_SECONDS)
         except NodeStartError as error:
             log.warning("job %s could not be cancelled, and ends by itself when nothing uses it: %s", job.id, error)
 
@@ -229,7 +229,8 @@ class Run:
         try:
             # Whole arrays by their one number.
             if jobs:
-                submission.end(list(dict.fromkeys(job.base for job in jobs)), bound)
+                running = [job.number for job in jobs if job.number]
+                submission.end(list(dict.fromkeys(job.base for job in jobs)), running, bound)
             if self._answer_lost and self._name:
                 submission.cancel([f"--name={self._name}", f"--user={os.getuid()}"], bound)
             cancelled = True

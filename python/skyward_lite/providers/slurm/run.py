@@ -208,7 +208,7 @@ class Run:
 
     def cancel(self, job: Job) -> None:
         """Cancel one job, in the time that it takes; a failure is written into the log."""
-        if job.cancelled or (job.fate is not None and not job.fate.goes_on):
+        if job.cancelled or (job.fate is not None and job.fate.is_over):
             return
         job.cancelled = True
         try:
@@ -220,7 +220,7 @@ class Run:
         """Cancel all jobs by one command. What cannot be cancelled by then is left to the canceller. Idempotent."""
         self.closing.set()
         with self._lock:
-            jobs = [job for job in self._jobs if job.fate is None or job.fate.goes_on]
+            jobs = [job for job in self._jobs if job.fate is None or not job.fate.is_over]
             canceller, self._canceller = self._canceller, None
         if canceller is None:
             return

@@ -7,9 +7,6 @@ import operator
 import os
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
 
 import pytest
 import skyward_lite as sky
@@ -74,15 +71,42 @@ def test_slots_are_the_jobs_cpus_unless_the_worker_says_otherwise(cluster):
 def test_variables_of_an_outer_job_and_of_the_user_change_nothing(cluster, monkeypatch):
     """A submission from within a job, by a user with settings of their own, has only what it says itself."""
     outer = {
-        **{"SLURM_JOB_ID": "999999", "SLURM_JOBID": "999999", "SLURM_JOB_NODELIST": "nowhere[1-9]"},
-        **{"SLURM_NNODES": "9", "SLURM_NTASKS": "7", "SLURM_CPUS_PER_TASK": "3", "SLURM_MEM_PER_NODE": "900000"},
-        **{"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_OVERLAP": "0", "SLURM_EXACT": "1", "SLURM_LABELIO": "1"},
-        **{"SLURM_CPU_BIND": "verbose", "SRUN_CPUS_PER_TASK": "3", "SLURM_EXCLUSIVE": "user", "SLURM_HINT": "nomultithread"},
-        **{"SQUEUE_FORMAT": "%j", "SQUEUE_STATES": "SUSPENDED", "SQUEUE_USERS": "nobody", "SQUEUE_PARTITION": "none"},
-        **{"SQUEUE_SORT": "-i", "SQUEUE_ARRAY": "0", "SLURM_TIME_FORMAT": "relative", "SLURM_BITSTR_LEN": "0"},
-        **{"SCANCEL_INTERACTIVE": "1", "SCANCEL_STATE": "SUSPENDED", "SCANCEL_NAME": "nothing", "SLURM_CLUSTERS": "x"},
-        **{"SBATCH_ARRAY_INX": "0-5", "SBATCH_WAIT": "1", "SBATCH_REQUEUE": "1", "SBATCH_SIGNAL": "TERM@1"},
-        **{"SBATCH_TIMELIMIT": "20:00", "SLURM_OPEN_MODE": "a", "SLURM_UNBUFFEREDIO": "0", "SBATCH_DEBUG": "5"},
+        "SLURM_JOB_ID": "999999",
+        "SLURM_JOBID": "999999",
+        "SLURM_JOB_NODELIST": "nowhere[1-9]",
+        "SLURM_NNODES": "9",
+        "SLURM_NTASKS": "7",
+        "SLURM_CPUS_PER_TASK": "3",
+        "SLURM_MEM_PER_NODE": "900000",
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "0",
+        "SLURM_OVERLAP": "0",
+        "SLURM_EXACT": "1",
+        "SLURM_LABELIO": "1",
+        "SLURM_CPU_BIND": "verbose",
+        "SRUN_CPUS_PER_TASK": "3",
+        "SLURM_EXCLUSIVE": "user",
+        "SLURM_HINT": "nomultithread",
+        "SQUEUE_FORMAT": "%j",
+        "SQUEUE_STATES": "SUSPENDED",
+        "SQUEUE_USERS": "nobody",
+        "SQUEUE_PARTITION": "none",
+        "SQUEUE_SORT": "-i",
+        "SQUEUE_ARRAY": "0",
+        "SLURM_TIME_FORMAT": "relative",
+        "SLURM_BITSTR_LEN": "0",
+        "SCANCEL_INTERACTIVE": "1",
+        "SCANCEL_STATE": "SUSPENDED",
+        "SCANCEL_NAME": "nothing",
+        "SLURM_CLUSTERS": "x",
+        "SBATCH_ARRAY_INX": "0-5",
+        "SBATCH_WAIT": "1",
+        "SBATCH_REQUEUE": "1",
+        "SBATCH_SIGNAL": "TERM@1",
+        "SBATCH_TIMELIMIT": "20:00",
+        "SLURM_OPEN_MODE": "a",
+        "SLURM_UNBUFFEREDIO": "0",
+        "SBATCH_DEBUG": "5",
     }
     for name, value in outer.items():
         monkeypatch.setenv(name, value)
@@ -192,11 +216,7 @@ def test_without_slurms_programs(monkeypatch, tmp_path):
 def test_leaving_while_jobs_wait(cluster):
     """A pool that is left by an exception while its jobs wait leaves none in the queue."""
     both = [cluster.fill(name) for name in cluster.names]
-    script = (
-        "import skyward_lite as sky\n"
-        "with sky.pool(sky.Slurm(exclusive=True), nodes=2, plugins=[]):\n"
-        "    pass\n"
-    )
+    script = "import skyward_lite as sky\nwith sky.pool(sky.Slurm(exclusive=True), nodes=2, plugins=[]):\n    pass\n"
     client = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     assert eventually(lambda: len(cluster.jobs("PENDING")) == 2, 20)
     client.send_signal(2)

@@ -141,7 +141,9 @@ class Cluster:
             # A session of its own: Ctrl-C in a terminal is not for it.
             self._daemons[name] = subprocess.Popen(
                 [_program(program) or program, *arguments],
-                **{"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
                 env=self.env,
                 start_new_session=True,
             )

@@ -187,7 +187,7 @@ class SlurmMachine(StepMachine):
             try:
                 fate = self.run.find_fate(job)
                 self.reuses_job = fate.goes_on and bool(self.number)
-                if not fate.goes_on:
+                if fate.is_over:
                     return
                 if self.reuses_job:
                     # What is left of the lost step would work beside the new one.
@@ -198,7 +198,7 @@ class SlurmMachine(StepMachine):
                 log.info("%s: %s", self.name, error)
         else:
             try:
-                if not self.run.find_fate(job, 0.0).goes_on:
+                if self.run.find_fate(job, 0.0).is_over:
                     return
             except NodeStartError as error:
                 log.info("%s: %s", self.name, error)

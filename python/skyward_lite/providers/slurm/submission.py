@@ -19,6 +19,9 @@ from . import commands
 ONE_NODE = ("--parsable", "--nodes=1", "--ntasks=1", "--no-requeue", "--output=/dev/null")
 """What sbatch is told of each job beside the user's options."""
 
+SIGNAL_SECONDS = 2.0
+"""Bound on a signal that only makes the jobs' end quicker."""
+
 _NUMBER = re.compile(r"^(\d+)(?:;.*)?$", re.MULTILINE)
 """The job's number as `sbatch --parsable` prints it, with the cluster's name in a federation. A site's plugins may
 print further lines."""
@@ -92,9 +95,8 @@ def end(jobs: Sequence[str], running: Sequence[str], bound: float) -> None:
     # Without the signal the guard would look for some seconds whether its agent has gone, and the job would hold its
     # node. A job that waits cannot be sent a signal, and scancel would go on trying.
     if running:
-        answer = commands.run(["scancel", "--batch", "--signal=USR1", *running], bound)
-        if commands.is_passing(answer):
-            raise commands.failure("scancel", answer)
+        with contextlib.suppress(commands.PassingError):
+            commands.run(["scancel", "--batch", "--signal=USR1", *running], min(SIGNAL_SECONDS, bound / 2))
     cancel(jobs, max(1.0, deadline - time.monotonic()))
 
 

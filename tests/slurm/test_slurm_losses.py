@@ -120,6 +120,22 @@ def test_a_controller_that_is_gone_for_a_while_costs_nothing(cluster, caplog):
     assert eventually(cluster.is_empty, 30), cluster.leftovers()
 
 
+def test_an_allocation_that_is_cancelled_around_its_pool(cluster, monkeypatch):
+    """If the job ends whose nodes a pool uses, its tasks fail at once: nodes of this job cannot come back."""
+    cluster.run("salloc", "--no-shell", "-N2", "--ntasks-per-node=1", "--cpus-per-task=2")
+    (job,) = cluster.jobs()
+    for name, value in (("ID", job), ("NODELIST", "node[1-2]"), ("NUM_NODES", "2"), ("CPUS_PER_NODE", "2(x2)")):
+        monkeypatch.setenv(f"SLURM_JOB_{name}", value)
+    with sky.pool(sky.Slurm(), worker=STRICT, plugins=[]) as pool:
+        run = Run(pool, 2000)
+        run.reaches(40)
+        cluster.run("scancel", job)
+        with pytest.raises(sky.NodeLostError, match="no node is left"):
+            run.is_right()
+    with pytest.raises(sky.NodeStartError, match=f"its job {job} was cancelled"), sky.pool(sky.Slurm()):
+        pass
+
+
 CLIENT = """
 import time, skyward_lite as sky
 provider = sky.Slurm(partition="main", cpus_per_task=2, orphan_timeout=10)

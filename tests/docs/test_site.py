@@ -31,7 +31,7 @@ def test_public_names_are_in_the_api_pages(site):
     wanted = set()
     for name in re.findall(r"^([\w.]+)", PUBLIC, re.MULTILINE):
         owner, _, method = name.rpartition(".")
-        if owner in ("AWS", "Local", "SSH") and hasattr(Provider, method):
+        if owner in ("AWS", "Exec", "Local", "Slurm", "SSH") and hasattr(Provider, method):
             name = f"Provider.{method}"
         # Another name of the same.
         wanted.add("skyward_lite." + re.sub(r"^(pool\.|pool$)", lambda m: "ComputePool" + m[0][4:], name))

@@ -63,7 +63,7 @@ def test_slots_are_the_jobs_cpus_unless_the_worker_says_otherwise(cluster):
     with sky.pool(sky.Slurm(cpus_per_task=1), nodes=2, plugins=[]) as pool:
         assert [node.slots for node in pool.nodes()] == [1, 1]
         many = sky.Worker(concurrency=3, executor="process")
-        with sky.pool(sky.Slurm(), nodes=1, vcpus=2, worker=many, plugins=[]) as other:
+        with sky.pool(sky.Slurm(partition="main"), nodes=1, vcpus=2, worker=many, plugins=[]) as other:
             assert other.slots() == 3
             assert other.submit(variables).result()["SLURM_CPUS_ON_NODE"] == "2"
             assert list(other.map(operator.neg, range(9))) == [-i for i in range(9)]
@@ -153,7 +153,7 @@ def test_why_too_few_nodes_start(cluster):
     assert "2 ready nodes are needed" in text
     assert "PENDING (Resources)" in text
     assert "nodes=(1, 2)" in text
-    assert list(cluster.jobs()) == [others]
+    assert eventually(lambda: list(cluster.jobs()) == [others], 10), cluster.jobs()
     cluster.cancel_all()
 
 
@@ -202,5 +202,5 @@ def test_leaving_while_jobs_wait(cluster):
     client.send_signal(2)
     _, printed = client.communicate(timeout=20)
     assert "KeyboardInterrupt" in printed
-    assert eventually(lambda: sorted(cluster.jobs()) == sorted(both), 5), cluster.jobs()
+    assert eventually(lambda: sorted(cluster.jobs()) == sorted(both), 10), cluster.jobs()
     cluster.cancel_all()

@@ -213,8 +213,8 @@ class Cluster:
         return False
 
     def jobs(self, state: str = "") -> dict[str, str]:
-        """Return the jobs that have not ended: number → state; those in one state only, if it is given."""
-        lines = self.run("squeue", "--noheader", "--array", "--format=%A %T").splitlines()
+        """Return the jobs that have not ended: id → state; those in one state only, if it is given."""
+        lines = self.run("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         found = dict(line.split() for line in lines)
         return {job: its for job, its in found.items() if state in ("", its)}
 

@@ -153,7 +153,7 @@ def bad_parameters(path: str, keywords: list[str | None]) -> Iterator[str]:
 
 
 IN_PROSE = re.compile(
-    r"\b(?P<name>pool|ComputePool|Worker|Image|SSH|Host|Local|AWS|Plugin)\((?P<word>[a-z_]+)=|\bpool\.(?P<method>[a-z_]+)\("
+    r"\b(?P<name>pool|ComputePool|Worker|Image|SSH|Host|Local|AWS|Exec|Slurm|Plugin)\((?P<word>[a-z_]+)=|\bpool\.(?P<method>[a-z_]+)\("
 )
 
 

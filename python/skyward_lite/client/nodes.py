@@ -301,7 +301,8 @@ class Nodes:
                 log.info("node %s is replaced by %s", machine.name, ", ".join(m.name for m in replacements))
                 self.join(replacements)
         except (NodeStartError, OSError) as error:
-            log.warning("node %s is not replaced: %s", machine.name, error)
+            if self._lifecycle.stage < Stage.RELEASING:
+                log.warning("node %s is not replaced: %s", machine.name, error)
         finally:
             if first:
                 with self._lock:

@@ -81,7 +81,7 @@ class RemoteMachine(Machine):
             return self._environment(connection), build.command
         return self.verify_python(connection, self.python), build.plain_command
 
-    def _set_doing(self, doing: str) -> None:
+    def set_doing(self, doing: str) -> None:
         self.doing = doing
 
     def reconnect(self, core: _core.Core) -> _core.Connection:
@@ -119,5 +119,5 @@ class RemoteMachine(Machine):
         if probe.UNSAFE in facts.why:
             why = f"{facts.why} {probe.remedy(facts)}"
             log.warning("%s: its environment is made in %s, because%s", self.name, facts.root, why)
-        HostEnvironment(connection, self.name, facts, self.wanted.image, self.prelude, tell=self._set_doing).make(env)
+        HostEnvironment(connection, self.name, facts, self.wanted.image, self.prelude, tell=self.set_doing).make(env)
         return probe.interpreter(facts, env)

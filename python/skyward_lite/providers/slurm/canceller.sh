@@ -4,7 +4,7 @@
 # that are called $1, whose numbers the client may not have known yet. A controller that does not answer is asked again.
 jobs=
 while read -r line; do
-  if [ "$line" = done ]; then exit 0; fi
+  case $line in "done") exit 0 ;; esac
   jobs="$jobs $line"
 done
 for pause in 0 5 20 60 300 900; do

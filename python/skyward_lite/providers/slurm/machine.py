@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 
 from ... import _core, nesting
 from ...environment import build, scripts
@@ -44,7 +43,7 @@ class StepMachine(CommandMachine):
 
     def __init__(self, name: str, wanted: NodeRequest, python: str | None) -> None:
         super().__init__(name, wanted, python)
-        self.environment: Mapping[str, str] = commands.environment()
+        self.environment = commands.environment()
 
     def argv(self) -> list[str]:
         # Buffered output would stay on the node until a line ends. Steps share the job's resources (--overlap). What a
@@ -110,7 +109,7 @@ class SlurmMachine(StepMachine):
     def enter_job(self) -> None:
         """Wait until the job has its node, and take what it was given. Raises `NodeStartError` if it has ended."""
         self.doing = "its job waits"
-        self.row = self.run.await_running(self.job, self._set_doing)
+        self.row = self.run.await_running(self.job, self.set_doing)
         self.number = self.row.number
         self.cpus = self.row.cpus
         log.info("%s: its job runs on %s, with %d CPUs", self.name, self.row.nodes, self.cpus)
@@ -164,7 +163,8 @@ class SlurmMachine(StepMachine):
         if self.drains_at is not None and time.monotonic() >= self.drains_at - PLANNED_SECONDS:
             return True
         try:
-            return self.run.find_fate(self.job).as_planned
+            # What is planned has left its trace by now.
+            return self.run.find_fate(self.job, 0.0).as_planned
         except NodeStartError:
             return False
 
@@ -185,7 +185,10 @@ class SlurmMachine(StepMachine):
             return
         if not self.drained and self.run.entered.is_set() and job.restarts < MAX_RESTARTS:
             try:
-                self.reuses_job = self.run.find_fate(job).goes_on and bool(self.number)
+                fate = self.run.find_fate(job)
+                self.reuses_job = fate.goes_on and bool(self.number)
+                if not fate.goes_on:
+                    return
                 if self.reuses_job:
                     # What is left of the lost step would work beside the new one.
                     submission.cancel_steps(self.number)
@@ -193,10 +196,10 @@ class SlurmMachine(StepMachine):
             except NodeStartError as error:
                 self.reuses_job = False
                 log.info("%s: %s", self.name, error)
-        elif job.fate is None:
-            # Only for the log, which is to say what ended the job.
+        else:
             try:
-                self.run.find_fate(job, 0.0)
+                if not self.run.find_fate(job, 0.0).goes_on:
+                    return
             except NodeStartError as error:
                 log.info("%s: %s", self.name, error)
         self.run.cancel(job)

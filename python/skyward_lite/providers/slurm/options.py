@@ -87,9 +87,7 @@ def checked(given: Mapping[str, object]) -> dict[str, str | None]:
 
 def words(options: Mapping[str, str | None]) -> list[str]:
     """Return the options as words of a command line."""
-    return [
-        f"--{name.replace('_', '-')}" + ("" if value is None else f"={value}") for name, value in options.items()
-    ]
+    return [f"--{name.replace('_', '-')}" + ("" if value is None else f"={value}") for name, value in options.items()]
 
 
 def with_request(options: Mapping[str, str | None], wanted: NodeRequest) -> dict[str, str | None]:
@@ -104,8 +102,7 @@ def with_request(options: Mapping[str, str | None], wanted: NodeRequest) -> dict
             merged["cpus_per_task"] = cpus = str(wanted.vcpus)
         elif cpus.isdecimal() and int(cpus) < wanted.vcpus:
             raise NodeStartError(
-                f"pool(vcpus={wanted.vcpus}) and Slurm(cpus_per_task={cpus}) do not go together: "
-                "leave one of them out"
+                f"pool(vcpus={wanted.vcpus}) and Slurm(cpus_per_task={cpus}) do not go together: leave one of them out"
             )
     if wanted.memory_gb is None:
         return merged

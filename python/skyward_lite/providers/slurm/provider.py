@@ -42,7 +42,7 @@ class Slurm(Provider):
     by `scancel` is not replaced, as long as the pool has another one. Without options, which is for programs that run
     within `sbatch` or `salloc`, the nodes are those of this very job.
 
-    `pool(vcpus=, memory_gb=)` become `cpus_per_task` and `mem`. As many tasks run at once on a node as its job has CPUs.
+    `pool(vcpus=, memory_gb=)` become `cpus_per_task` and `mem`. A node runs as many tasks at once as its job has CPUs.
 
     Parameters
     ----------
@@ -100,7 +100,8 @@ class Slurm(Provider):
     def __repr__(self) -> str:
         if self.job is not None:
             return f"Slurm(): job {self.job}"
-        return f"Slurm({', '.join(f'{name}={True if value is None else value!r}' for name, value in self.options.items())})"
+        options = ", ".join(f"{name}={True if value is None else value!r}" for name, value in self.options.items())
+        return f"Slurm({options})"
 
     def start(self, wanted: NodeRequest, machines: list[Machine]) -> None:
         if self.job is not None:
@@ -134,17 +135,24 @@ class Slurm(Provider):
             return
         machine.drained = True
         fate = run.find_fate(job)
-        if fate.by_hand and not job.cancelled:
+        if not fate.by_hand or job.cancelled:
+            self._append_another(machine, machines)
+            return
+        with run.replacing:
             if run.others(job):
                 raise NodeStartError(f"its job {job.id} was cancelled by hand, and the pool has other jobs")
             log.warning(
-                "job %s was cancelled by hand, and was the last one of a pool that has tasks left: a new job is "
-                "submitted. To end it all, end this process: kill %d",
+                "job %s was cancelled by hand, and was the last one of a pool that is open: a new job is submitted. "
+                "To end it all, end this process: kill %d",
                 job.id,
                 os.getpid(),
             )
-        for new in run.submit(1, float("inf"), patient=True):
-            machines.append(SlurmMachine(run, new, machine.wanted, machine.python))
+            self._append_another(machine, machines)
+
+    def _append_another(self, machine: SlurmMachine, machines: list[Machine]) -> None:
+        """Append a machine with a new job, which is submitted as soon as Slurm takes it."""
+        for job in machine.run.submit(1, float("inf"), patient=True):
+            machines.append(SlurmMachine(machine.run, job, machine.wanted, machine.python))
 
     def retire(self, machine: Machine) -> None:
         assert isinstance(machine, SlurmMachine)

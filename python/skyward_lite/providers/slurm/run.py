@@ -14,7 +14,7 @@ from ...backoff import Backoff
 from ...errors import NodeStartError
 from .. import NodeRequest
 from . import commands, options, submission
-from .queue import ENDING, GOING, WAITING, Fate, Queue, Row, fate
+from .queue import GOING, WAITING, Fate, Queue, Row, fate
 
 log = logging.getLogger("skyward_lite")
 
@@ -22,7 +22,7 @@ QUEUE_PAUSES = (0.25, 10.0)
 """First and longest pause between two looks into the queue, in seconds, while a job waits."""
 RETRY_PAUSES = (0.5, 30.0)
 """First and longest pause between two attempts at what the controller did not answer."""
-FATE_SECONDS = 4.0
+FATE_SECONDS = 2.0
 """For how long Slurm is asked what ends a job before that is taken for a scancel by hand."""
 FATE_POLL_SECONDS = 0.5
 MAX_RESTARTS = 3
@@ -73,6 +73,8 @@ class Run:
         self.words = options.words({**merged, **({"job_name": self._name} if self._name else {})})
         """The options as words of sbatch's command line."""
         self.memory_bytes = options.memory_bytes(merged.get("mem"))
+        self.replacing = threading.Lock()
+        """Held while it is decided whether a job that was cancelled by hand is replaced: of several, one is."""
         self._script = submission.guard(self.key, orphan_timeout)
         self._lock = threading.Lock()
         """Guards the fields below."""
@@ -194,9 +196,8 @@ class Run:
         rows = self.queue.rows(1.0)
         for other in self._known():
             row = rows.get(other.id)
-            if other is not job and not other.cancelled and row is not None and row.state != ENDING:
-                if fate(row).goes_on:
-                    return True
+            if other is not job and not other.cancelled and row is not None and fate(row).goes_on:
+                return True
         return False
 
     def _known(self) -> list[Job]:
@@ -211,7 +212,7 @@ class Run:
             return
         job.cancelled = True
         try:
-            submission.cancel([job.id], commands.COMMAND_SECONDS)
+            submission.end([job.id], commands.COMMAND_SECONDS)
         except NodeStartError as error:
             log.warning("job %s could not be cancelled, and ends by itself when nothing uses it: %s", job.id, error)
 
@@ -228,7 +229,7 @@ class Run:
         try:
             # Whole arrays by their one number.
             if jobs:
-                submission.cancel(list(dict.fromkeys(job.base for job in jobs)), bound)
+                submission.end(list(dict.fromkeys(job.base for job in jobs)), bound)
             if self._answer_lost and self._name:
                 submission.cancel([f"--name={self._name}", f"--user={os.getuid()}"], bound)
             cancelled = True

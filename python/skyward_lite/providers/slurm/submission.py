@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import IO
 
@@ -82,6 +83,16 @@ def cancel(jobs: Sequence[str], bound: float) -> None:
     answer = commands.run(["scancel", *jobs], bound)
     if answer.status and "Invalid job id" not in answer.stderr:
         raise commands.failure("scancel", answer)
+
+
+def end(jobs: Sequence[str], bound: float) -> None:
+    """End jobs of ours whose agents have gone, and cancel those that wait. Raises `NodeStartError`."""
+    deadline = time.monotonic() + bound
+    # Without this the guard would look for some seconds whether its agent has gone, and the job would hold its node.
+    answer = commands.run(["scancel", "--batch", "--signal=USR1", *jobs], bound)
+    if commands.is_passing(answer):
+        raise commands.failure("scancel", answer)
+    cancel(jobs, max(1.0, deadline - time.monotonic()))
 
 
 def cancel_steps(number: str) -> None:

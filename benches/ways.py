@@ -31,6 +31,8 @@ from skyward_lite.providers import Provider
 
 NODES, SLOTS = 2, 4
 NAP_SECONDS = 0.05
+FEW = 200, 1 << 20
+"""Tasks, and bytes, that only show whether it works."""
 LONE_TASKS = 20
 """Tasks, one at a time on an idle pool, whose median time is the latency."""
 PAUSE_SECONDS = 0.05
@@ -75,10 +77,10 @@ def rate(tasks: int, batch_size: int | str) -> float:
     return tasks / took
 
 
-def lone(pool: sky.ComputePool, size: int) -> float:
+def lone(pool: sky.ComputePool, size: int, tasks: int) -> float:
     """Return the median milliseconds of tasks that have the pool to themselves."""
     times = []
-    for _ in range(LONE_TASKS):
+    for _ in range(tasks):
         time.sleep(PAUSE_SECONDS)
         data = os.urandom(size)
         begin = time.perf_counter()
@@ -112,7 +114,8 @@ def measure(provider: Provider, tasks: int, size: int) -> dict[str, float]:
             data, making = pool.submit(random_array, size).result()
             found["down"] = size / 1e6 / (time.perf_counter() - begin - making)
         assert data.size == size
-        found["lone"], found["larger"] = lone(pool, SMALL), lone(pool, LARGER)
+        lonely = min(LONE_TASKS, tasks // 50)
+        found["lone"], found["larger"] = lone(pool, SMALL, lonely), lone(pool, LARGER, lonely)
         begin = time.perf_counter()
     found["left"] = time.perf_counter() - begin
     return found
@@ -169,16 +172,16 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="few tasks and one round: does it run at all?")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    rounds, tasks, size = (1, 200, 1 << 20) if args.smoke else (args.rounds, 4000, 100_000_000)
+    rounds, tasks, size = (1, *FEW) if args.smoke else (args.rounds, 4000, 100_000_000)
     logging.getLogger("skyward_lite").setLevel(logging.ERROR)
     adopt()
     rows: Rows = collections.defaultdict(lambda: collections.defaultdict(list))
     with tempfile.TemporaryDirectory() as directory, ways(Path(directory)) as found:
-        for number in range(rounds + 1):
+        if not args.smoke:
+            measure(found["Local()"](), *FEW)  # imports what all ways need
+        for _ in range(rounds):
             for name, provider in found.items():
-                # A round with few tasks, which does not count, imports what all ways need.
-                figures = measure(provider(), tasks, size) if number else measure(provider(), 200, 1 << 20)
-                for figure, value in figures.items() if number else ():
+                for figure, value in measure(provider(), tasks, size).items():
                     rows[figure][name].append(value)
         show(rows, list(found), rounds, tasks, size)
 

@@ -35,10 +35,11 @@ $(STAMP): pyproject.toml
 	touch $@
 
 # What the tests need of the system: an OpenSSH server to talk to, pkill to cut its connections; tmux for a terminal;
-# chromium to look at a report; and, for those tests that only root can run, namespaces and login shells.
-PACKAGES := openssh-server procps iproute2 sudo zsh fish tcsh tmux chromium
+# chromium to look at a report; Slurm, of which tests start a cluster of their own; and, for those tests that only root
+# can run, namespaces and login shells.
+PACKAGES := openssh-server procps iproute2 sudo zsh fish tcsh tmux chromium slurmctld slurmd slurm-client munge
 system:
-	@missing=; for program in sshd pkill ip sudo zsh fish tcsh tmux chromium; do \
+	@missing=; for program in sshd pkill ip sudo zsh fish tcsh tmux chromium slurmctld slurmd srun munged; do \
 	  PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

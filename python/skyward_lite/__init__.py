@@ -47,6 +47,7 @@ _MODULES = {
     "RemoteTraceback": "errors",
     "SSH": "providers.ssh",
     "SkywardError": "errors",
+    "Slurm": "providers.slurm",
     "Status": "client.node_state",
     "TaskTimeoutError": "errors",
     "Worker": "client.settings",
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from .providers.aws import AWS as AWS
     from .providers.command import Exec as Exec
     from .providers.local import Local as Local
+    from .providers.slurm import Slurm as Slurm
     from .providers.ssh import Host as Host, SSH as SSH
     # isort: on
 else:

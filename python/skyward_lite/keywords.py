@@ -16,6 +16,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _VARARGS = 0x04
 """The bit of `co_flags` of a function that takes any number of positional arguments: `inspect.CO_VARARGS`."""
 
+_VARKEYWORDS = 0x08
+"""The bit of `co_flags` of a function that takes any names: `inspect.CO_VARKEYWORDS`."""
+
 _COUNTS = (
     *("n_jobs", "jobs", "workers", "n_workers", "num_workers", "max_workers", "nprocs", "slots", "cores", "n_cores"),
     *("cpus", "n_cpus", "num_cpus", "parallelism"),
@@ -105,6 +108,16 @@ MEANT: dict[str, dict[tuple[str, ...], str]] = {
         "pool(worker=sky.Worker(concurrency={value})) for the tasks that it runs at once",
         ("profile", "aws_profile"): "set AWS_PROFILE for your own credentials; iam_profile is what the nodes may do",
     },
+    "Slurm": {
+        (*_COUNTS, *_THREADS, *_PROCESSES): "the CPUs of a node's job are cpus_per_task: write "
+        "Slurm(cpus_per_task={value}), or pool(worker=sky.Worker(concurrency=...)) for the tasks at once",
+        _NODES: "the number of nodes is the pool's: write pool(nodes={value}, provider=sky.Slurm(...))",
+        ("queue",): "write Slurm(partition={value})",
+        ("walltime", "time_limit", "timeout"): 'write Slurm(time="2:00:00")',
+        ("memory", "ram", "mem_gb"): 'write Slurm(mem="32G")',
+        ("project",): "write Slurm(account={value})",
+        ("interpreter", "python_path"): "write Slurm(python={value})",
+    },
     "Image": {
         _REQUIREMENTS: "write Image(pip=[...])",
         _VARIABLES: "write Image(env={{...}})",
@@ -131,6 +144,7 @@ HOMES = {
     "pool(image=sky.Image": ("python", "pip", "apt", "env", "index_url", "wheelhouse", "includes", "wheel"),
     "pool(provider=sky.SSH": ("accept_new", "config"),
     "pool(provider=sky.Exec": ("command",),
+    "pool(provider=sky.Slurm": ("grace",),
     "pool(provider=sky.AWS": (
         *("region", "instance_type", "ami", "allocation", "subnet", "security_group", "iam_profile", "ssh_from", "ttl"),
         *("orphan_timeout", "tags", "max_hourly_cost", "architecture", "disk_gb", "boot_timeout"),
@@ -161,6 +175,7 @@ def _guarded(owner: str, function: Callable[..., Any]) -> Callable[..., Any]:
     # Without `self`.
     names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
     known = frozenset(names)
+    takes_all = bool(code.co_flags & _VARKEYWORDS)
     positional = float("inf") if code.co_flags & _VARARGS else code.co_argcount
 
     own = (f"{owner}(", f"{owner}:", "SSH(", "Host(")
@@ -168,7 +183,7 @@ def _guarded(owner: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(*args: Any, **given: Any) -> Any:
         __tracebackhide__ = True
-        if not known.issuperset(given):
+        if not takes_all and not known.issuperset(given):
             name = next(name for name in given if name not in known)
             raise TypeError(unknown(owner, names, name, given[name]))
         if len(args) > positional:

@@ -361,7 +361,7 @@ def test_hosts_that_answer_nonsense(lab):
 def test_hosts_that_never_come_to_an_end(lab):
     """Hosts that never finish an answer are given up after a bound, and reported beside the others."""
     names = answering(lab, SILENT)
-    status, text = check(lab, *names, command=program("check.COMMAND_SECONDS = probe.PROBE_SECONDS = 1.0"))
+    status, text = check(lab, *names, command=program("inspection.COMMAND_SECONDS = probe.PROBE_SECONDS = 1.0"))
     assert status == 1
     assert text.count("CANNOT be used") == 3
     assert text.count("not done within 1 s") == 2

@@ -280,14 +280,16 @@ def program(settings: str) -> tuple[str, str]:
     return (
         "-c",
         (
-            "import sys; from skyward_lite import __main__; from skyward_lite.cli import check, measure, survival; "
-            "from skyward_lite.environment import probe; "
+            "import sys; from skyward_lite import __main__; from skyward_lite.environment import probe; "
+            "from skyward_lite.cli import check_command, inspection, measure, survival; "
             f"{settings}; sys.exit(__main__.main())"
         ),
     )
 
 
-QUICK = program("measure.SAMPLE_BYTES = (1 << 16,); survival.SETTLE_TENTHS = 2")
+QUICK = program(
+    "measure.SAMPLE_BYTES = (1 << 16,); survival.SETTLE_TENTHS = 2; check_command.END_OF_INPUT_SECONDS = 1.0"
+)
 """Runs the command, but measures the connection's speed with few bytes, and looks only briefly at what survives."""
 
 

@@ -1,6 +1,6 @@
-"""A forced command of an SSH server that ends what a session has started, at the session's end.
+"""Runs its argument, or as a forced command what an SSH session asks for, and then ends whatever that has started.
 
-So do servers under systemd's `KillUserProcesses=yes`, and those in containers that end with the connection.
+So do servers under systemd's `KillUserProcesses=yes`, and containers that end with the connection.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ def children() -> list[int]:
 def main() -> None:
     """Run the session's command, and end its processes."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    status = subprocess.call(["/bin/sh", "-c", os.environ["SSH_ORIGINAL_COMMAND"]])
-    while children():
-        for pid in children():
-            os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        time.sleep(0.001)
-    sys.exit(status)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    command = sys.argv[1] if len(sys.argv) > 1 else os.environ["SSH_ORIGINAL_COMMAND"]
+    try:
+        sys.exit(subprocess.call(["/bin/sh", "-c", command]))
+    finally:
+        while children():
+            for pid in children():
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            time.sleep(0.001)
 
 
 if __name__ == "__main__":

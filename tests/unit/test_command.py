@@ -50,12 +50,24 @@ def test_no_command_is_answered_with_the_help(capsys):
         (["check", "--foo", "lab"], "--foo"),
         (["check", "a,b"], "a host is"),
         (["check", "a", "a"], "names a host twice"),
+        (["check", "--exec", "docker exec -i {node} sh -c"], "name at least one HOST"),
+        (["check", "--exec", "docker exec -i sh -c", "a", "b"], "{node} says where the name"),
+        (["check", "--exec", "docker 'exec", "a"], "No closing quotation"),
+        (["check", "--exec", "sh -c", "a", "--accept-new"], "for hosts that SSH reaches"),
+        (["check", "--exec", "sh -c", "a", "--slurm"], "check one after the other"),
+        (["check", "--slurm"], "within sbatch or salloc"),
+        (["check", "lab", "--slurm", "time=1"], "'lab' cannot be one of them"),
+        (["check", "--slurm", "2=3"], "'2=3' is no option"),
+        (["check", "--slurm", "python=x", "time=1"], "write --python PATH"),
+        (["check", "--slurm", "array=3"], "write pool(nodes=...)"),
         (["clean", "-x"], "a host is|required|-x"),
         (["reap", "--run", "1"], "at least 6 characters"),
     ],
 )
-def test_wrong_usage_is_answered_with_a_hint(capsys, arguments, says):
+def test_wrong_usage_is_answered_with_a_hint(capsys, monkeypatch, arguments, says):
     """Wrong usage is answered with the reason and the way to the help, and the exit status is 2."""
+    for name in ("SLURM_JOB_ID", "SLURM_JOBID"):
+        monkeypatch.delenv(name, raising=False)
     status, out, err = said(capsys, *arguments)
     assert (status, out) == (2, "")
     assert any(part in err for part in says.split("|")), err

@@ -1,345 +1,58 @@
-"""What `skyward check` does: each host is asked, step by step, for what a pool would need of it.
+"""What `skyward check` does: each machine is asked, step by step, for what a pool would need of it.
 
-resolve → reach → host key → authentication → shell → system → python → cache → package → environment → size → speed
-→ survival (of a process, when the connection that has started it ends)
-
-The steps are those of `providers/ssh.py`, with its own code and messages, and they stop where a pool would stop.
-Nothing is built: the command leaves only the cache directory behind, and with `--accept-new` a line of known_hosts.
+The way to a machine depends on its kind (check_ssh.py); from its shell on the steps are the same (inspection.py).
+Nothing is built: the command leaves only the cache directory behind.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
-import os
-import platform
-import socket
-import sys
 import threading
-import time
+from collections.abc import Generator, Sequence
+from typing import Any
 
-from .. import _core, credentials
+from .. import _core
 from .._version import PYTHON, __version__
-from ..distributions import installed, same_version
-from ..environment import bundle, own_uv, probe, scripts, tools
-from ..errors import NodeStartError
-from ..providers.identities import identities
-from ..providers.known_hosts import known
-from ..providers.openssh import Config, parse, resolve, warnings_of
+from ..distributions import installed
+from ..providers import Provider
+from ..providers.command import Exec
+from ..providers.slurm import Slurm
 from ..providers.ssh import SSH
-from . import survival
-from .hosts import InspectedHost, default_request, in_order
-from .measure import measure_speed, milliseconds
+from . import check_command, check_slurm, check_ssh
+from .hosts import in_order
+from .inspection import PACKAGES, Inspection
 from .report import Report
 
-COMMAND_SECONDS = 30.0
-"""Bound on each command of the check, but for measuring; a pool could not work with a host that is slower."""
-PACKAGES = ("skyward_lite", "cloudpickle", "joblib")
-"""Packages whose versions should be the same here and on the host, because both ends pickle with them."""
-MIN_OPEN_FILES = 1024
-"""A host that allows a session fewer open files than this is noted."""
 
-
-class HostCheck:
-    """The steps for one host, taken on a thread of its own."""
-
-    def __init__(self, machine: InspectedHost, core: _core.Core, measuring: threading.Lock) -> None:
-        self.machine = machine
-        self.core = core
-        self.measuring = measuring
-        """Held while speed is measured, because all hosts share this machine's connection to the network."""
-        self.report = Report(machine.name)
-
-    def run(self) -> Report:
-        """Take the steps until one fails that the later ones need, and return the report."""
-        try:
-            self._take_steps()
-        except _core.CoreError as error:
-            self.report.fail("connection", str(error.args[0]), "see the server's log; try again")
-        except NodeStartError as error:
-            self.report.fail("shell", str(error), f"look at what `ssh {self.machine.name} 'exec sh -s'` does")
-        except Exception as error:
-            # A host may answer anything. Whatever its answer breaks here, the other hosts must be reported.
-            what = f"its answers could not be made sense of: {type(error).__name__}: {error}"
-            self.report.fail("check", what, "look at what its login shell prints; this is a fault of `check`, too")
-        finally:
-            self.machine.end(time.monotonic() + 1.0)
-        return self.report
-
-    def _take_steps(self) -> None:
-        config = self._resolve()
-        if config is None or not self._reach(config):
-            return
-        connection = self._connect(config)
-        if connection is None:
-            return
-        details = self._details(connection)
-        facts = self._system(connection)
-        if self.machine.python is not None:
-            python = self._given_python(connection, self.machine.python)
-        else:
-            python = self._environment(facts)
-        if python is not None:
-            self._versions(connection, python)
-        self._size(details)
-        self._limits(details)
-        with self.measuring:
-            measure_speed(connection, self.report)
-        if self.report.usable:
-            left = survival.leave(self.machine, connection)
-            del connection  # which closes it
-            survival.find(self.machine, self.core, config, left, self.report)
-
-    # ------------------------------------------------------------------------------------------------ the connection
-
-    def _resolve(self) -> Config | None:
-        name = self.machine.name
-        try:
-            config = resolve(parse(name), self.machine.config)
-        except NodeStartError as error:
-            self.report.fail("resolve", str(error), f"`ssh -G {name}` must print a configuration")
-            return None
-        proxy = None if config.proxy is None else credentials.mask(config.proxy)
-        way = f", through `{proxy.removeprefix('exec ')}`" if proxy else ""
-        self.report.ok(
-            "resolve",
-            f"{config.user}@{config.hostname}, port {config.port}{way}",
-            hostname=config.hostname,
-            port=config.port,
-            user=config.user,
-            proxy=proxy,
-        )
-        if config.unsupported:
-            self.report.note("resolve", f"ssh's options {', '.join(config.unsupported)} are set and not applied")
-        for sentence in warnings_of(config, name):
-            self.report.note("resolve", sentence)
-        return config
-
-    def _reach(self, config: Config) -> bool:
-        try:
-            took = self.machine.reach(config)
-        except (socket.gaierror, UnicodeError) as error:
-            self.report.fail("reach", f"{config.hostname} has no address: {error}", "correct the name, or its HostName")
-        except OSError as error:
-            self.report.fail(
-                "reach",
-                f"nothing can be reached at port {config.port} of {error}",
-                "is the host up, is its SSH server running at that port, does a firewall let you through?",
-            )
-        else:
-            if took is not None:
-                text = f"the port answers in {milliseconds(took)} (TCP's handshake)"
-                self.report.ok("reach", text, tcp_ms=took * 1000)
-            return True
-        return False
-
-    def _connect(self, config: Config) -> _core.Connection | None:
-        before = known(config)
-        began = time.perf_counter()
-        try:
-            connection = self.machine.connect_to(self.core, config)
-        except NodeStartError as error:
-            self._explain_refusal(error, config, bool(before.keys))
-            return None
-        took = time.perf_counter() - began
-        how = "known" if {*before.keys, *before.portless} else "new, and not recorded"
-        if how != "known" and connection.host_key in known(config).keys:
-            how = f"new, and now in {config.new_keys}"
-        kind, _, digest = connection.fingerprint.partition(" ")
-        self.report.ok("host key", f"{how}: {kind} {digest}", key_type=kind, fingerprint=digest)
-        text = f"as {config.user}, with {_shown_identities(config)}; {milliseconds(took)} with the key exchange"
-        self.report.ok("authentication", text, connect_ms=took * 1000)
-        return connection
-
-    def _explain_refusal(self, error: NodeStartError, config: Config, is_known: bool) -> None:
-        name, cause = self.machine.name, error.__cause__
-        if not config.public_keys:
-            self.report.fail("authentication", str(error), "PubkeyAuthentication yes, and publickey among the methods")
-        elif isinstance(cause, _core.RevokedHostKeyError):
-            self.report.fail("host key", str(error), "this key is marked as revoked: give the host a new one")
-        elif isinstance(cause, _core.HostKeyError) and is_known:
-            self.report.fail("host key", str(error), f"find out why; then `ssh-keygen -R '{config.key_name}'`")
-        elif isinstance(cause, _core.HostKeyError):
-            self.report.fail("host key", str(error), f"compare and accept it with `ssh {name}`, or use --accept-new")
-        elif isinstance(cause, _core.AuthenticationError):
-            self.report.ok("host key", "as expected")
-            self.report.fail(
-                "authentication", str(error), f"`ssh-copy-id {name}`, `ssh-add` for a key with a passphrase, or User"
-            )
-        elif cause is None:
-            self.report.fail("host key", str(error), f"`ssh-keyscan {config.hostname}` shows the host's own keys")
-        else:
-            self.report.fail("connection", str(error), f"`ssh -v {name}` says how far it comes")
-
-    # ------------------------------------------------------------------------------------------------ the environment
-
-    def _details(self, connection: _core.Connection) -> dict[str, str]:
-        """Return the first value of each key that details.sh reports. Raises `NodeStartError` if it does not run."""
-        script = scripts.compose(scripts.read("details.sh", __file__))
-        began = time.perf_counter()
-        result = self.machine.run_script(connection, script, COMMAND_SECONDS)
-        took = time.perf_counter() - began
-        details = {key: values[0] for key, values in result.report.items()}
-        shell = details.get("shell", "an unknown shell")
-        text = f"{shell} runs our scripts, the first in {milliseconds(took)}"
-        self.report.ok("shell", text, script_ms=took * 1000)
-        return details
-
-    def _system(self, connection: _core.Connection) -> probe.Facts:
-        image = self.machine.wanted.image
-        facts = self.machine.probe_host(connection, bundle.environment_name(image))
-        if facts.ready:
-            # The probe stops at an environment that it finds. Another name finds none, and so lets it tell the rest.
-            facts = dataclasses.replace(self.machine.probe_host(connection, "none"), ready=True, root=facts.root)
-        libc = f"glibc {'.'.join(map(str, facts.libc))}" if facts.libc else "no glibc"
-        text = f"{facts.system or 'unknown'}, {facts.machine or 'unknown architecture'}, {libc}"
-        if facts.system == "Linux":
-            self.report.ok("system", text, system=facts.system, machine=facts.machine)
-        else:
-            self.report.fail("system", text, "nodes run Linux")
-        return facts
-
-    def _given_python(self, connection: _core.Connection, python: str) -> str | None:
-        """Check the interpreter that the user names, and return its path; None if it cannot be used."""
-        try:
-            path = self.machine.verify_python(connection, python)
-        except NodeStartError as error:
-            self.report.fail("python", str(error), f"install what is missing with `{python} -m pip install`")
-            return None
-        self.report.ok("python", f"{python} is used as it is, and has what is needed")
-        return path
-
-    def _environment(self, facts: probe.Facts) -> str | None:
-        """Report the environment, or how it would be made. Return its interpreter; None if there is none yet."""
-        image = self.machine.wanted.image
-        env = bundle.environment_name(image)
-        python = probe.interpreter(facts, env)
-        self._find_python(facts)
-        self._cache(facts)
-        if bundle.runs_there(facts):
-            self.report.ok("package", "the client's own runs there, and is sent")
-        else:
-            needed = ".".join(map(str, bundle.needed_glibc()))
-            library = f"glibc {needed} or newer" if needed else "another C library than glibc"
-            self.report.note(
-                "package",
-                f"the client's own does not run there: it is for {sys.platform}, {platform.machine()}, "
-                f"{library}; pip will look for skyward_lite=={__version__}",
-                "give a wheel for it with Image(wheel=)",
-            )
-        if facts.ready:
-            self.report.ok("environment", f"is there: {python} (of the default image)", environment=python)
-            return python
-        self.report.ok(
-            "environment",
-            f"to be made by the first pool; of the default image, pip or uv fetches {', '.join(image.pip)}",
-        )
-        return None
-
-    def _find_python(self, facts: probe.Facts) -> None:
-        try:
-            ways = tools.choose(facts, self.machine.wanted.image, own_uv.unfit)
-        except NodeStartError as error:
-            fix = f"install python{PYTHON} with its venv module, or uv (https://docs.astral.sh/uv)"
-            if facts.ready:
-                self.report.note("python", f"{error}; the environment that is there does not need it")
-            else:
-                self.report.fail("python", str(error), fix)
-            return
-        if ways[0].own:
-            uv = ", and the client's uv, which is sent unless it is there"
-        elif facts.uv:
-            uv = f", uv at {facts.uv}"
-        else:
-            uv = ""
-        if ways[0].uv is None and not ways[0].own and facts.pip_settings:
-            uv += f"; pip installs, because it is configured there ({facts.pip_settings})"
-        self.report.ok("python", f"{facts.python or f'{PYTHON}, which uv provides'}{uv}", python=facts.python)
-
-    def _cache(self, facts: probe.Facts) -> None:
-        fix = probe.remedy(facts)
-        if not facts.root:
-            self.report.fail("cache", f"there is no directory for the environment:{facts.why}", fix)
-        elif facts.free is not None and facts.free < probe.MIN_FREE_MB and not facts.ready:
-            self.report.fail("cache", f"{facts.root} has {facts.free} MB left of {probe.MIN_FREE_MB} MB needed", fix)
-        else:
-            free = "" if facts.free is None else f", {facts.free / 1024:,.1f} GB free"
-            self.report.ok("cache", f"{facts.root}{free}", root=facts.root, free_mb=facts.free)
-        if facts.root and facts.why:
-            self.report.note("cache", f"not the first choice:{facts.why}".rstrip(";"))
-
-    def _versions(self, connection: _core.Connection, python: str) -> None:
-        # The same option as on the command line of the agent, so that the same packages are found.
-        isolation = "-I" if self.machine.python is None else "-P"
-        versions = scripts.read("versions.sh", __file__)
-        script = scripts.compose(versions, PYTHON=python, ISOLATION=isolation, PACKAGES=" ".join(PACKAGES))
-        result = self.machine.run_script(connection, script, COMMAND_SECONDS)
-        theirs = {name: result.report.get(name, [""])[0] for name in PACKAGES}
-        ours = {name: __version__ if name == "skyward_lite" else installed(name) for name in PACKAGES}
-        different = [name for name in PACKAGES if not same_version(theirs[name], ours[name] or "")]
-        text = ", ".join(f"{name} {theirs[name] or 'missing'}" for name in PACKAGES)
-        if not any(theirs.values()):
-            self.report.fail(
-                "versions", f"{python}: {result.printed[-500:] or text}", f"remove {python} and what is around it"
-            )
-        elif different:
-            here = ", ".join(f"{name} {ours[name]}" for name in different)
-            self.report.note("versions", f"{text}; here {here}", "equal versions are what pickles need")
-        else:
-            self.report.ok("versions", f"{text}, as here", **theirs)
-
-    # ------------------------------------------------------------------------------------------------ the machine
-
-    def _size(self, details: dict[str, str]) -> None:
-        cores, memory = _number(details, "cores"), _number(details, "memory")
-        available, group = _number(details, "available"), _number(details, "group_memory")
-        parts = [details.get("release") or "an unknown system", f"{cores or 'unknown'} cores"]
-        if memory:
-            parts.append(f"{memory / 1e6:.1f} GB memory" + (f", {available / 1e6:.1f} available" if available else ""))
-        if details.get("load"):
-            parts.append(f"load {details['load']}")
-        memory_gb = memory / 1e6 if memory else None
-        self.report.ok("size", ", ".join(parts), cores=cores, memory_gb=memory_gb)
-        if group and memory and group < memory * 1024:
-            self.report.note("limits", f"the session's control group allows {group / 1e9:.1f} GB memory")
-
-    def _limits(self, details: dict[str, str]) -> None:
-        files = _number(details, "files")
-        self.report.ok(
-            "limits",
-            f"open files {details.get('files', 'unknown')}, processes {details.get('processes', 'unknown')}",
-            open_files=files,
-        )
-        if files is not None and files < MIN_OPEN_FILES:
-            self.report.note("limits", f"only {files} open files", "raise `ulimit -n` for sessions there")
-
-
-def _shown_identities(config: Config) -> str:
-    offered = [str(one[0] if isinstance(one, tuple) else one) for one in identities(config)]
-    if config.ssh_agent is not None:
-        offered[0] = f"the ssh-agent at {offered[0]}"
-    there = [one for one in offered if one.startswith("the ssh-agent") or os.path.exists(one)]
-    return there[0] if len(there) == 1 else f"one of {', '.join(there)}"
-
-
-def _number(details: dict[str, str], key: str) -> int | None:
-    return scripts.parse_number(details.get(key, ""))
-
-
-def check(provider: SSH, *, as_json: bool = False) -> int:
-    """Check the provider's hosts, print the reports, and return the exit status: 0 if all hosts can be used, else 1."""
-    core, measuring = _core.Core(1, 1 << 20), threading.Lock()
-    request = default_request(provider)
+def check(provider: Provider, *, as_json: bool = False) -> int:
+    """Check the provider's machines, print the reports, and return the exit status: 0 if all can be used, else 1."""
+    core = _core.Core(1, 1 << 20)
     reports = []
     try:
-        checks = [HostCheck(InspectedHost(host, provider, request), core, measuring) for host in provider.hosts]
-        for report in in_order([host_check.run for host_check in checks]):
-            reports.append(report)
-            if not as_json:
-                print(report.lines(), flush=True)
+        with contextlib.closing(_reports(provider, core)) as found:
+            for report in found:
+                reports.append(report)
+                if not as_json:
+                    print(report.lines(), flush=True)
     finally:
         core.close()
     if as_json:
         ours = {"python": PYTHON} | {name: installed(name) for name in PACKAGES} | {"skyward_lite": __version__}
         print(json.dumps({"client": ours, "hosts": [report.fields() for report in reports]}, indent=2))
     return 0 if all(report.usable for report in reports) else 1
+
+
+def _reports(provider: Provider, core: _core.Core) -> Generator[Report]:
+    """Inspect the provider's machines, many at once, and yield their reports in order."""
+    measuring = threading.Lock()
+    inspections: Sequence[Inspection[Any]]
+    if isinstance(provider, SSH):
+        inspections = check_ssh.inspections(provider, core, measuring)
+    elif isinstance(provider, Exec):
+        inspections = check_command.inspections(provider, core, measuring)
+    else:
+        assert isinstance(provider, Slurm)
+        yield from check_slurm.reports(provider, core, measuring)
+        return
+    yield from in_order([inspection.run for inspection in inspections])

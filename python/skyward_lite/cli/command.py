@@ -9,10 +9,13 @@ import os
 import platform
 import sys
 import textwrap
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import _core
 from .._version import __version__
+
+if TYPE_CHECKING:
+    from ..providers import Provider
 
 DESCRIPTION = """\
 Look after the machines that skyward_lite uses.
@@ -116,14 +119,20 @@ def _parser() -> argparse.ArgumentParser:
 def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check = commands.add_parser(
         "check",
-        description="Connect to each host as sky.SSH() does, and report what works, what does not, and what to do. "
-        "Nothing is installed and nothing is changed there.",
-        epilog="examples:\n  skyward check me@lab1 lab2:2222\n  skyward check --json lab1 > report.json\n\n"
-        "Exit status: 0 if all hosts can be used, 1 if some cannot, 2 for wrong usage.",
+        description="Connect to each machine as a pool does, and report what works, what does not, and what to do. "
+        "Nothing is installed and nothing is changed there. The machines are hosts, as of sky.SSH(); with --exec nodes "
+        "behind a command, as of sky.Exec(). With --slurm a job of one node is submitted, inspected and ended; within "
+        "a job, without options, it is the job's own nodes that are inspected.",
+        epilog="examples:\n  skyward check me@lab1 lab2:2222\n  skyward check --json lab1 > report.json\n"
+        '  skyward check --exec "docker exec -i {node} sh -c" a b\n'
+        "  skyward check --slurm partition=short time=10 cpus_per_task=4\n\n"
+        "Exit status: 0 if all machines can be used, 1 if some cannot, 2 for wrong usage.",
     )
-    _add_hosts(check)
+    _add_hosts(check, "*")
     check.add_argument("--accept-new", action="store_true", help="trust hosts that are not known yet, and record them")
-    check.add_argument("--python", metavar="PATH", help="an interpreter on the hosts that is to be used as it is")
+    check.add_argument("--python", metavar="PATH", help="an interpreter there that is to be used as it is")
+    check.add_argument("--exec", metavar="COMMAND", help="the command that leads to the nodes HOST ..., with {node}")
+    check.add_argument("--slurm", nargs="*", metavar="NAME=VALUE", help="sbatch's options, with underscores, or none")
     check.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     check.set_defaults(command=_check)
 
@@ -137,14 +146,14 @@ def _add_clean(commands: argparse._SubParsersAction[_Parser]) -> None:
         "Exit status: 0 if nothing is left that should be removed, 1 if something is left or a host could not be "
         "examined, 2 for wrong usage.",
     )
-    _add_hosts(clean)
+    _add_hosts(clean, "+")
     clean.add_argument("--all", action="store_true", help="also what was used lately, but not within the last hour")
     clean.add_argument("--dry-run", action="store_true", help="list what would be removed, and remove nothing")
     clean.set_defaults(command=_clean)
 
 
-def _add_hosts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("hosts", nargs="+", metavar="HOST", help="name, user@name, name:port or [address]:port")
+def _add_hosts(parser: argparse.ArgumentParser, nargs: str) -> None:
+    parser.add_argument("hosts", nargs=nargs, metavar="HOST", help="name, user@name, name:port or [address]:port")
     parser.add_argument("--config", metavar="FILE", help="an ssh configuration instead of your own, as by ssh -F")
 
 
@@ -216,12 +225,45 @@ def _clean(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    from ..providers.ssh import SSH
     from .check import check
 
     try:
-        provider = SSH(*args.hosts, accept_new=args.accept_new, python=args.python, config=args.config)
-    except ValueError as error:
+        provider = _provider(parser, args)
+    except (TypeError, ValueError) as error:
         parser.error(str(error))
     logging.getLogger("skyward_lite").setLevel(logging.ERROR)  # the report has everything else
     return check(provider, as_json=args.json)
+
+
+def _provider(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Provider:
+    """Return the provider of the machines that the command names. Raises `ValueError` for values that it refuses."""
+    from ..providers.command import Exec
+    from ..providers.ssh import SSH
+
+    if args.exec is not None and args.slurm is not None:
+        parser.error("--exec and --slurm name two kinds of machines: check one after the other")
+    if args.slurm is None and not args.hosts:
+        parser.error("name at least one HOST")
+    if args.exec is None and args.slurm is None:
+        return SSH(*args.hosts, accept_new=args.accept_new, python=args.python, config=args.config)
+    if args.accept_new or args.config is not None:
+        parser.error("--accept-new and --config are for hosts that SSH reaches")
+    if args.exec is not None:
+        return Exec(args.exec, nodes=args.hosts, python=args.python)
+    if args.hosts:
+        parser.error(f"--slurm: Slurm chooses the nodes itself, {args.hosts[0]!r} cannot be one of them")
+    from ..providers.slurm import Slurm
+
+    options: dict[str, Any] = dict(_option(parser, word) for word in args.slurm)
+    return Slurm(python=args.python, **options)
+
+
+def _option(parser: argparse.ArgumentParser, word: str) -> tuple[str, str | bool]:
+    """Return an option of sbatch that is written as NAME=VALUE, or as NAME if it has no value."""
+    name, equals, value = word.partition("=")
+    name = name.replace("-", "_")
+    if not name.isidentifier():
+        parser.error(f"--slurm: {word!r} is no option: write NAME=VALUE, as in partition=short")
+    if name == "python":
+        parser.error("--slurm: write --python PATH for the interpreter")
+    return name, value if equals else True

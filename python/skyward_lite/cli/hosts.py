@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from .. import plugins
 from ..image import Image
-from ..providers import NodeRequest
+from ..providers import NodeRequest, Provider
 from ..providers.openssh import Config
-from ..providers.ssh import SSH, SSHMachine
+from ..providers.ssh import SSHMachine
 
 T = TypeVar("T")
 
@@ -70,10 +70,10 @@ class InspectedHost(SSHMachine):
         super().end(deadline)
 
 
-def default_request(provider: SSH) -> NodeRequest:
-    """Return what a pool with these hosts asks its provider for if it is given no other parameter."""
+def default_request(provider: Provider) -> NodeRequest:
+    """Return what a pool asks this provider for if it is given no other parameter: all its nodes, or one."""
     return NodeRequest(
-        nodes=len(provider.hosts),
+        nodes=provider.nodes or 1,
         least=0,
         image=default_image(),
         vcpus=None,

@@ -7,6 +7,7 @@ import statistics
 import time
 
 from .. import _core
+from ..environment.scripts import shown
 from .report import Report
 
 ROUND_TRIPS = 5
@@ -19,20 +20,24 @@ MEASURE_SECONDS = 15.0
 """Bound on measuring the round trip, and on measuring each way: other hosts wait until this one has been measured."""
 
 
-def measure_speed(connection: _core.Connection, report: Report) -> None:
-    """Measure the round trip and the bandwidth each way, and add them to the report."""
-    round_trip = _measure_round_trip(connection, report)
+def measure_speed(connection: _core.Connection, report: Report, included: str) -> None:
+    """Measure the round trip and the bandwidth each way, and add them to the report.
+
+    `included`: what takes time in a round trip beside the network, in words.
+    """
+    round_trip = _measure_round_trip(connection, report, included)
     if round_trip is None:
         return
     # Random bytes, which neither SSH nor a proxy can compress.
     data = os.urandom(SAMPLE_BYTES[-1])
-    uploads = [("exec cat >/dev/null", size, data[:size]) for size in SAMPLE_BYTES]
+    # Not `cat`: a command may keep the end of its standard input to itself.
+    uploads = [(f"head -c {size} | wc -c", size, data[:size]) for size in SAMPLE_BYTES]
     downloads = [(f"exec head -c {size} /dev/urandom", size, b"") for size in SAMPLE_BYTES]
     _measure_bandwidth(connection, report, "to it", uploads, round_trip)
     _measure_bandwidth(connection, report, "from it", downloads, round_trip)
 
 
-def _measure_round_trip(connection: _core.Connection, report: Report) -> float | None:
+def _measure_round_trip(connection: _core.Connection, report: Report, included: str) -> float | None:
     times: list[float] = []
     while len(times) < ROUND_TRIPS and sum(times) < MEASURE_SECONDS:
         began = time.perf_counter()
@@ -42,7 +47,7 @@ def _measure_round_trip(connection: _core.Connection, report: Report) -> float |
             report.note("round trip", f"not measured: `true` ended with status {status}")
             return None
     median = statistics.median(times)
-    text = f"{milliseconds(median)}, median of {len(times)} times `true`, the login shell's start included"
+    text = f"{milliseconds(median)}, median of {len(times)} times `true`, {included} included"
     report.ok("round trip", text, command_ms=median * 1000)
     return median
 
@@ -69,6 +74,11 @@ def _measure_bandwidth(
         took = time.perf_counter() - began
         if status != 0:
             report.note(step, f"not measured: `{line}` ended with status {status}")
+            return
+        if stdin and stdout.split()[-1:] != [str(size).encode()]:  # after a banner
+            report.note(
+                step, f"not measured: {size:,} bytes were sent, and `{line}` printed {shown(stdout, limit=100)!r}"
+            )
             return
         if not stdin and len(stdout) < SAMPLE_BYTES[0]:
             report.note(step, f"not measured: of {size:,} bytes that `{line}` should print {len(stdout):,} came")

@@ -108,6 +108,7 @@ class Nodes:
             vcpus=settings.vcpus,
             memory_gb=settings.memory_gb,
             connect_timeout=settings.connect_timeout,
+            start_timeout=settings.start_timeout,
         )
         machines: list[Machine] = []
         try:
@@ -300,7 +301,8 @@ class Nodes:
                 log.info("node %s is replaced by %s", machine.name, ", ".join(m.name for m in replacements))
                 self.join(replacements)
         except (NodeStartError, OSError) as error:
-            log.warning("node %s is not replaced: %s", machine.name, error)
+            if self._lifecycle.stage < Stage.RELEASING:
+                log.warning("node %s is not replaced: %s", machine.name, error)
         finally:
             if first:
                 with self._lock:

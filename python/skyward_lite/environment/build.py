@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from .._version import PYTHON, __version__
 from ..image import Image
@@ -126,6 +127,12 @@ def clean_script(seconds: int, *, dry_run: bool) -> bytes:
     """Return the script that removes whatever nothing has used for so many seconds, or only lists it."""
     what = "list" if dry_run else "both"
     return scripts.compose(scripts.read("clean.sh"), SECONDS=seconds, WHAT=what, **_limits(), **probe.places())
+
+
+class Command(Protocol):
+    """A function that returns the command which runs an interpreter with these arguments, for any login shell."""
+
+    def __call__(self, python: str, *arguments: str) -> str: ...
 
 
 def command(python: str, *arguments: str) -> str:

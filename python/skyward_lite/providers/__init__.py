@@ -19,7 +19,8 @@ class NodeRequest:
     """What a pool asks its provider for.
 
     `vcpus` and `memory_gb` are what each node must have at least. A provider that cannot choose its machines uses them
-    as they are and logs at INFO which of them have less. `connect_timeout` is in seconds, for one node.
+    as they are and logs at INFO which of them have less. `connect_timeout` is in seconds, for one node;
+    `start_timeout` for all.
     """
 
     nodes: int
@@ -29,6 +30,7 @@ class NodeRequest:
     vcpus: int | None
     memory_gb: float | None
     connect_timeout: float
+    start_timeout: float = 600.0
 
 
 @dataclasses.dataclass(frozen=True)

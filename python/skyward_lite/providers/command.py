@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from .. import _core, checks, keywords
 from ..environment import byte_check
@@ -28,7 +28,7 @@ class CommandMachine(RemoteMachine):
     """A machine that is reached by a command, whose standard input and output are those of a shell there."""
 
     stripes = False
-    environment: Mapping[str, str] | None = None
+    environment: dict[str, str] | None = None
     """The command's environment variables; None for this process's own."""
     is_checked = False
     """Whether the command is known to pass bytes on unchanged."""
@@ -38,7 +38,7 @@ class CommandMachine(RemoteMachine):
         """Return the words of the command, without the shell's command line that is added as the last one."""
 
     def connect(self, core: _core.Core) -> _core.Connection:
-        connection = core.command(self.argv(), self.environment)
+        connection = core.command(self.argv(), None if self.environment is None else dict(self.environment))
         if not self.is_checked:
             byte_check.check(connection, self.wanted.connect_timeout)
             self.is_checked = True

@@ -68,19 +68,20 @@ class RemoteMachine(Machine):
         self.doing = "connecting"
         connection = self.connect(core)
         self.doing = "looking at the host"
-        if self.python is None:
-            python = self._environment(connection)
-            command = build.command
-        else:
-            python = self.verify_python(connection, self.python)
-            command = build.plain_command
+        python, command = self.choose_python(connection)
         options = self.agent_options()
         if not self.reattaches:
             return PreparedMachine(connection, command(python, *build.STDIO, *options))
         new, again = (command(python, *build.ATTACH, self.key, how, *options) for how in ("new", "again"))
         return PreparedMachine(connection, new, again, command(python, *build.STRIPE) if self.stripes else None)
 
-    def _set_doing(self, doing: str) -> None:
+    def choose_python(self, connection: _core.Connection) -> tuple[str, build.Command]:
+        """Return the interpreter for the agent, and what makes the command that starts it. Raises `NodeStartError`."""
+        if self.python is None:
+            return self._environment(connection), build.command
+        return self.verify_python(connection, self.python), build.plain_command
+
+    def set_doing(self, doing: str) -> None:
         self.doing = doing
 
     def reconnect(self, core: _core.Core) -> _core.Connection:
@@ -118,5 +119,5 @@ class RemoteMachine(Machine):
         if probe.UNSAFE in facts.why:
             why = f"{facts.why} {probe.remedy(facts)}"
             log.warning("%s: its environment is made in %s, because%s", self.name, facts.root, why)
-        HostEnvironment(connection, self.name, facts, self.wanted.image, self.prelude, tell=self._set_doing).make(env)
+        HostEnvironment(connection, self.name, facts, self.wanted.image, self.prelude, tell=self.set_doing).make(env)
         return probe.interpreter(facts, env)

@@ -101,7 +101,7 @@ impl Dispatch {
         let state = match (end, &notice) {
             (Ok(()), _) => NodeState::Closed,
             (Err(_), _) if closing => NodeState::Closed,
-            (Err(_), Some(notice)) if record.dismissed => {
+            (Err(_), Some(notice)) if record.dismissed_since.is_some() => {
                 NodeState::Lost(format!("it has done its last task: {notice}"))
             }
             (Err(e), None) => NodeState::Lost(e.to_string()),

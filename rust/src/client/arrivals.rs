@@ -237,7 +237,7 @@ impl Dispatch {
             if let Some(session) = &mut record.session {
                 session.life.ready();
             }
-            if record.dismissed {
+            if record.dismissed_since.is_some() {
                 return Ok(());
             }
             self.queue.add_peer(from, slots, now);

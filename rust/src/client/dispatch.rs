@@ -314,9 +314,9 @@ impl Dispatch {
                 // A task that was on its way to the node when it was asked for was not found there.
                 let tasks = self.queue.recall_all(id);
                 self.recall(id, tasks, out);
-            } else if !record.dismissed {
+            } else if record.dismissed_since.is_none() {
                 // Its machine may be the one that its successor waits for.
-                record.dismissed = true;
+                record.dismissed_since = Some(now);
                 // No task is for it from now on, and none is lost.
                 self.queue.remove_peer(id);
                 out.extend([Action::Goodbye(id, "it has done its last task"), Action::Wake(id)]);

@@ -93,8 +93,8 @@ pub(super) struct NodeRecord {
     pub draining_since: Option<Instant>,
     /// Why the node will soon be gone, while it is reconnecting.
     pub draining: Option<String>,
-    /// Whether it was said goodbye to, because it will soon be gone and has done its last task.
-    pub dismissed: bool,
+    /// When it was said goodbye to, because it will soon be gone and has done its last task.
+    pub dismissed_since: Option<Instant>,
     /// From the agent's greeting to the end of the connection.
     pub session: Option<Session>,
     pub notes: NoteCredit,
@@ -114,7 +114,7 @@ impl NodeRecord {
             session_number: 0,
             draining_since: None,
             draining: None,
-            dismissed: false,
+            dismissed_since: None,
             session: None,
             notes: NoteCredit::default(),
             blobs: NodeBlobs::default(),

@@ -32,12 +32,16 @@ use crate::error::{NodeError, SshError};
 use crate::locks::{lock, wait_timeout_while};
 use crate::queue::{Cancelled, PeerId};
 use crate::timing::Timing;
+use crate::transport::command::Ending;
 use crate::transport::connection::Connection;
 use crate::transport::ssh::{self, Target};
 use crate::wire::{Attempt, Message, Outcome};
 
 /// Pause between two looks whether a node that another connection was offered for is still away.
 const OFFER_POLL: Duration = Duration::from_millis(100);
+
+/// How long the processes of commands may take to end when the pool is closed, after their nodes' goodbyes.
+const COMMANDS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Where a node's SSH server is.
 #[derive(Debug)]
@@ -57,6 +61,8 @@ pub struct Pool {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The process that has the I/O thread: a forked child has not.
     owner: u32,
+    /// Processes of commands that lead to machines, and that are being ended.
+    pub ending: Ending,
 }
 
 impl Pool {
@@ -97,7 +103,13 @@ impl Pool {
             runtime.block_on(for_thread.housekeeping(timing));
             runtime.shutdown_timeout(timing.runtime_shutdown);
         })?;
-        Ok(Self { shared, runtime: handle, thread: Mutex::new(Some(thread)), owner: std::process::id() })
+        Ok(Self {
+            shared,
+            runtime: handle,
+            thread: Mutex::new(Some(thread)),
+            owner: std::process::id(),
+            ending: Ending::default(),
+        })
     }
 
     /// Add a node that is to be connected to, and return its number. [`Pool::nodes`] has its state. A node may be added at
@@ -349,6 +361,7 @@ impl Pool {
         if let Some(thread) = lock(&self.thread).take() {
             drop(thread.join());
         }
+        self.ending.finish(COMMANDS_TIMEOUT);
         self.shared.completions.finish();
         self.shared.inbox.close();
         self.shared.contents.clear();

@@ -134,8 +134,9 @@ impl Core {
 
     #[pyo3(signature = (words, environment=None))]
     fn command(&self, words: Vec<String>, environment: Option<HashMap<String, String>>) -> PyResult<Connection> {
-        self.owned()?;
-        let command = CommandConnection::new(words, environment.map(|variables| variables.into_iter().collect()));
+        let ending = self.owned()?.ending.clone();
+        let environment = environment.map(|variables| variables.into_iter().collect());
+        let command = CommandConnection::new(words, environment, ending);
         Ok(Connection::new(transport::Connection::Command(command), Arc::clone(&self.pool)))
     }
 

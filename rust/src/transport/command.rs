@@ -12,13 +12,14 @@ use std::pin::Pin;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use crate::error::SshError;
 use crate::locks::{lock, wait_timeout_while};
@@ -46,13 +47,15 @@ pub struct CommandConnection {
     words: Vec<String>,
     /// All variables of its environment; `None` for our own.
     environment: Option<Vec<(String, String)>>,
+    /// The processes that are being ended.
+    ending: Ending,
 }
 
 impl CommandConnection {
     /// `words`: the program and its arguments, but for the last one, which is what the shell there is to run.
     #[must_use]
-    pub fn new(words: Vec<String>, environment: Option<Vec<(String, String)>>) -> Self {
-        Self { words, environment }
+    pub fn new(words: Vec<String>, environment: Option<Vec<(String, String)>>, ending: Ending) -> Self {
+        Self { words, environment, ending }
     }
 
     /// Return the command as it is shown.
@@ -75,7 +78,7 @@ impl CommandConnection {
         let not_started = |error| SshError::Program { program: text::line(program, text::LIMIT), error };
         let mut child = command.spawn().map_err(not_started)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let running = Running(Process::follow(child));
+        let running = Running(Process::follow(child), self.ending.clone());
         let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
             return Err(not_started(io::ErrorKind::BrokenPipe.into()));
         };
@@ -95,8 +98,9 @@ impl CommandConnection {
     pub fn exec(&self, line: &str) -> Result<(CommandReader, pipe::Sender), SshError> {
         let Started { stdin, stdout, stderr, running } = self.start(line)?;
         let tail = Arc::<Mutex<Vec<u8>>>::default();
-        tokio::spawn(keep_tail(stderr, Arc::clone(&tail)));
-        Ok((CommandReader { stdout, running: Arc::new(running), tail, ending: None }, stdin))
+        let printing = tokio::spawn(keep_tail(stderr, Arc::clone(&tail)));
+        let ending = why_ended(running, printing, tail);
+        Ok((CommandReader { stdout, has_ended: false, ending: Some(Box::pin(ending)) }, stdin))
     }
 
     /// Run a command there to its end, with `input` as its standard input. `output` has what it has printed, as it comes.
@@ -225,15 +229,38 @@ impl Process {
     }
 }
 
+/// The processes of a pool that are being ended, each by a thread of its own.
+#[derive(Debug, Clone, Default)]
+pub struct Ending(Arc<Mutex<Vec<Arc<Process>>>>);
+
+impl Ending {
+    /// Wait until all of them have ended, at most for `bound`, and end the others by force.
+    pub fn finish(&self, bound: Duration) {
+        let until = Instant::now() + bound;
+        for process in std::mem::take(&mut *lock(&self.0)) {
+            if !process.has_ended_within(until.saturating_duration_since(Instant::now())) {
+                process.signal(Signal::KILL);
+            }
+        }
+    }
+
+    fn add(&self, process: &Arc<Process>) {
+        let mut processes = lock(&self.0);
+        processes.retain(|process| lock(&process.end).is_none());
+        processes.push(Arc::clone(process));
+    }
+}
+
 /// Ends its process when it is dropped.
 #[derive(Debug)]
-struct Running(Arc<Process>);
+struct Running(Arc<Process>, Ending);
 
 impl Drop for Running {
     fn drop(&mut self) {
         if lock(&self.0.end).is_some() {
             return;
         }
+        self.1.add(&self.0);
         let process = Arc::clone(&self.0);
         let end = move || {
             // The streams are closed with this: most commands end of that.
@@ -252,26 +279,24 @@ impl Drop for Running {
     }
 }
 
-/// The standard output of a command that runs.
+/// The standard output of a command that runs. Dropping it ends the process.
 pub struct CommandReader {
     stdout: pipe::Receiver,
-    running: Arc<Running>,
-    /// The last [`TAIL_BYTES`] of its standard error.
-    tail: Arc<Mutex<Vec<u8>>>,
-    /// Waits for the process, now that its output has ended.
+    /// Whether there is no further output.
+    has_ended: bool,
+    /// Waits for the process, once its output has ended. Owns the process. `None` when that has been told.
     ending: Option<Pin<Box<dyn Future<Output = io::Error> + Send>>>,
 }
 
 impl AsyncRead for CommandReader {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ending.is_none() {
+        if !self.has_ended {
             let before = buf.filled().len();
             let read = ready!(Pin::new(&mut self.stdout).poll_read(cx, buf));
             if read.is_err() || buf.filled().len() > before {
                 return Poll::Ready(read);
             }
-            let ending = why_ended(Arc::clone(&self.running), Arc::clone(&self.tail));
-            self.ending = Some(Box::pin(ending));
+            self.has_ended = true;
         }
         let Some(ending) = &mut self.ending else { return Poll::Ready(Ok(())) };
         let why = ready!(ending.as_mut().poll(cx));
@@ -281,17 +306,18 @@ impl AsyncRead for CommandReader {
 }
 
 /// Return how a process has ended whose output has ended, as an error.
-async fn why_ended(running: Arc<Running>, tail: Arc<Mutex<Vec<u8>>>) -> io::Error {
+async fn why_ended(running: Running, printing: JoinHandle<()>, tail: Arc<Mutex<Vec<u8>>>) -> io::Error {
     let how = match tokio::time::timeout(LINGER_TIMEOUT, running.0.ended()).await {
-        Ok(End(status)) => match (status.and_then(|s| s.code()), status.and_then(|s| s.signal())) {
-            (Some(code), _) => format!("ended with status {code}"),
-            (None, Some(signal)) => format!("was ended by signal {signal}"),
-            (None, None) => "ended".to_owned(),
-        },
+        Ok(End(status)) => {
+            drop(tokio::time::timeout(LINGER_TIMEOUT, printing).await);
+            match (status.and_then(|s| s.code()), status.and_then(|s| s.signal())) {
+                (Some(code), _) => format!("ended with status {code}"),
+                (None, Some(signal)) => format!("was ended by signal {signal}"),
+                (None, None) => "ended".to_owned(),
+            }
+        }
         Err(_) => "closed its output".to_owned(),
     };
-    // What it printed last may come just after its end.
-    tokio::task::yield_now().await;
     let printed = lock(&tail).clone();
     let printed = text::lines(printed.trim_ascii(), text::LIMIT);
     let printed = if printed.is_empty() { String::new() } else { format!("; it printed: {printed}") };

@@ -73,7 +73,7 @@ def agent_options(spot: bool) -> tuple[str, ...]:
 
 def sign_of_life(directory: str = DIRECTORY) -> bytes:
     """Return what stands at the head of a long script, so that the guard leaves the instance alone while it runs."""
-    return scripts.compose(scripts.read("sign_of_life.sh", __file__), DIRECTORY=directory)
+    return scripts.compose(scripts.read("sign_of_life.sh"), DIRECTORY=directory)
 
 
 def rotate() -> bytes:

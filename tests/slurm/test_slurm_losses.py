@@ -1,0 +1,173 @@
+"""Jobs that end while tasks run: cancelled, orphaned, and with a controller that is gone for a while.
+
+`Worker(retries=0)` shows that a loss was announced: tasks of a node that is lost without a word would be lost with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import skyward_lite as sky
+from processes import eventually, ours
+
+pytestmark = pytest.mark.usefixtures("functions_by_value")
+STRICT = sky.Worker(concurrency=2, retries=0)
+
+
+def double(x):
+    time.sleep(0.02)
+    return 2 * x
+
+
+class Run:
+    """Tasks that run in a pool from now on: `reaches(n)` waits until so many of them have ended."""
+
+    def __init__(self, pool, number):
+        self.number = number
+        self.futures = [pool.submit(double, i) for i in range(number)]
+
+    def reaches(self, number):
+        assert eventually(lambda: sum(future.done() for future in self.futures) >= number, 30)
+
+    def is_right(self):
+        return [future.result(30) for future in self.futures] == [2 * i for i in range(self.number)]
+
+
+def jobs_by_node(cluster):
+    """Return the pool's jobs: the name of the node → the job's id."""
+    return {f"slurm-{job}": job for job in cluster.jobs("RUNNING")}
+
+
+def states(pool):
+    return {node.name: node.state for node in pool.nodes()}
+
+
+def test_jobs_that_are_cancelled_by_hand(cluster, caplog):
+    """A cancelled job drains and costs no retry. It is not replaced while another job of the pool is there; the last one is."""
+    caplog.set_level("INFO", "skyward_lite")
+    with sky.pool(sky.Slurm(partition="main", cpus_per_task=2), nodes=2, worker=STRICT, plugins=[]) as pool:
+        run = Run(pool, 400)
+        run.reaches(40)
+        first, second = jobs_by_node(cluster).items()
+        cluster.run("scancel", first[1])
+        assert eventually(lambda: states(pool)[first[0]] == "lost", 10), states(pool)
+        assert run.is_right()
+        assert eventually(lambda: f"node {first[0]} is not replaced" in caplog.text, 15), caplog.text
+        assert states(pool) == {first[0]: "lost", second[0]: "ready"}
+        run = Run(pool, 300)
+        run.reaches(20)
+        cluster.run("scancel", second[1])
+        assert run.is_right()
+        assert eventually(lambda: [*states(pool).values()].count("ready") == 1, 15), states(pool)
+        assert len(states(pool)) == 3
+        for job in (first[1], second[1]):
+            assert eventually(lambda: f"job {job} was cancelled" in caplog.text, 10), caplog.text
+        assert f"To end it all, end this process: kill {os.getpid()}" in caplog.text
+    assert eventually(lambda: not cluster.jobs(), 8)
+
+
+def test_all_jobs_cancelled_at_once(cluster):
+    """If all jobs of a pool that is open are cancelled in mid-run, others take their place, and no task is lost."""
+    with sky.pool(sky.Slurm(partition="main", cpus_per_task=2), nodes=2, worker=STRICT, plugins=[]) as pool:
+        run = Run(pool, 400)
+        run.reaches(40)
+        cluster.run("scancel", *jobs_by_node(cluster).values())
+        assert run.is_right()
+        gone = [node for node in pool.nodes() if node.state in ("draining", "lost")]
+        assert len(gone) == 2
+    assert eventually(lambda: not cluster.jobs(), 8)
+
+
+def test_an_srun_that_dies_is_started_anew_in_the_same_job(cluster):
+    """A stream that is cut while its job goes on costs that job's tasks an attempt, and no job."""
+    worker = sky.Worker(concurrency=2, retries=1)
+    with sky.pool(sky.Slurm(partition="main", cpus_per_task=2), nodes=1, worker=worker, plugins=[]) as pool:
+        run = Run(pool, 200)
+        run.reaches(20)
+        before = jobs_by_node(cluster)
+        for pid in sruns(cluster):
+            os.kill(pid, signal.SIGKILL)
+        assert run.is_right()
+        assert jobs_by_node(cluster) == before
+        assert eventually(lambda: [*states(pool).values()].count("ready") == 1, 15), states(pool)
+
+
+def test_a_controller_that_is_gone_for_a_while_costs_nothing(cluster, caplog):
+    """slurmctld is killed and started again in mid-run: no task notices. A pool that is left meanwhile leaves nothing."""
+    provider = sky.Slurm(partition="main", cpus_per_task=2)
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(sky.pool(provider, nodes=2, worker=STRICT, plugins=[]))
+        run = Run(pool, 1000)
+        run.reaches(20)
+        cluster.kill_controller()
+        assert Run(pool, 200).is_right()
+        cluster.start_controller()
+        assert eventually(cluster.answers, 20), cluster.logs()
+        assert run.is_right()
+        assert [*states(pool).values()] == ["ready"] * 2
+        cluster.kill_controller()
+        began = time.monotonic()
+        stack.close()
+        assert time.monotonic() - began < 20
+    cluster.start_controller()
+    assert eventually(cluster.answers, 20), cluster.logs()
+    assert eventually(cluster.is_empty, 30), cluster.leftovers()
+
+
+CLIENT = """
+import time, skyward_lite as sky
+provider = sky.Slurm(partition="main", cpus_per_task=2, orphan_timeout=10)
+with sky.pool(provider, nodes=2, lease=3, worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+    futures = [pool.submit(time.sleep, 0.05) for _ in range(10_000)]
+    futures[50].result()
+    print("runs", flush=True)
+    time.sleep(300)
+"""
+
+
+def sruns(cluster):
+    """Return the processes of srun, each with the shepherd that it forks."""
+    return [pid for pid, command in cluster.processes().items() if command.startswith("srun ")]
+
+
+@pytest.fixture
+def client(cluster):
+    """A client in another process, two nodes of which run tasks."""
+    process = subprocess.Popen([sys.executable, "-c", CLIENT], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "runs\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_client_that_is_killed(cluster, client):
+    """When the client is killed its agents end, and its jobs are cancelled at once: the guard is not waited for."""
+    assert len(sruns(cluster)) == 4
+    client.kill()
+    assert eventually(lambda: not ours(), 5), ours()
+    assert eventually(cluster.is_empty, 15), cluster.leftovers()
+
+
+def test_a_client_that_is_killed_with_everything_beside_it(cluster, client):
+    """When the client's whole machine is gone, agents end after the lease, and jobs when their guard has missed them."""
+    (canceller,) = [pid for pid, command in cluster.processes().items() if "scancel" in command]
+    for pid in (canceller, client.pid, *sruns(cluster)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert len(cluster.jobs("RUNNING")) == 2
+    assert eventually(lambda: not ours(), 15), ours()
+    assert eventually(cluster.is_empty, 35), cluster.leftovers()
+
+
+def test_sigterm_ends_a_pool_in_order(cluster, client):
+    """A client that gets SIGTERM leaves its block: nothing is left."""
+    client.terminate()
+    client.wait(20)
+    assert eventually(cluster.is_empty, 15), cluster.leftovers()

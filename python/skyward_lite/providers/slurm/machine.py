@@ -10,6 +10,7 @@ open                       on the machine's own thread
 from __future__ import annotations
 
 import logging
+import re
 import time
 
 from ... import _core, nesting
@@ -23,6 +24,9 @@ from .queue import Row
 from .run import MAX_RESTARTS, Job, Run
 
 log = logging.getLogger("skyward_lite")
+
+_EXITED = re.compile(r"\W*srun: error: .*: Exited with exit code \d+$")
+"""What srun prints of each command that has failed."""
 
 CACHE_SHARE = 4
 """Data that tasks share takes at most 1/4 of a job's memory, unless the user said otherwise."""
@@ -58,6 +62,12 @@ class StepMachine(CommandMachine):
 
     def agent_options(self) -> tuple[str, ...]:
         return ("--announce", *([] if self.cpus is None else ["--cpus", str(self.cpus)]))
+
+    def run_script(self, connection: _core.Connection, script: bytes, bound: float) -> scripts.ScriptResult:
+        result = super().run_script(connection, script, bound)
+        # Before the script's own words srun says that there was an exit status.
+        lines = [line for line in result.printed.splitlines() if not _EXITED.match(line)]
+        return result._replace(printed="\n".join(lines))
 
     def choose_python(self, connection: _core.Connection) -> tuple[str, build.Command]:
         if self.python is not None:

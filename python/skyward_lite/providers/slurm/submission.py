@@ -81,6 +81,16 @@ def _sbatch(ours: Sequence[str], options: Sequence[str], script: bytes) -> str:
     )
 
 
+def why_never(options: Sequence[str], script: bytes) -> str:
+    """Return why a job that waits can never begin, in Slurm's own words; "" if it can, or Slurm does not know.
+
+    sbatch takes some jobs that no node of the cluster is large enough for, and refuses them if it is only asked. Raises
+    `NodeStartError` if it does not answer.
+    """
+    answer = commands.run(["sbatch", *options, *ONE_NODE, "--test-only"], stdin=script)
+    return answer.reason("sbatch") if answer.status and not commands.is_passing(answer) else ""
+
+
 def cancel(jobs: Sequence[str], bound: float) -> None:
     """Cancel jobs; those that have ended or do not exist are passed over. Raises `NodeStartError`."""
     answer = commands.run(["scancel", *jobs], bound)

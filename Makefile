@@ -132,6 +132,7 @@ $(OPPONENTS)/.installed: pyproject.toml
 bench: build system $(OPPONENTS)/.installed
 	$(BIN)/python benches/bench.py
 	$(BIN)/python benches/ssh.py
+	$(BIN)/python benches/ways.py
 	$(BIN)/python benches/rekeys.py
 	$(BIN)/python benches/modules.py
 	$(BIN)/python benches/round_trips.py

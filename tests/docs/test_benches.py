@@ -18,6 +18,7 @@ BENCHES = Path(__file__).parent.parent.parent / "benches"
         ("demo.py", "equal the serial run's"),
         ("bench.py", "skyward_lite is"),
         ("ssh.py", "× ssh"),
+        ("ways.py", "MB/s from a node"),
         ("modules.py", "there already"),
         ("round_trips.py", "of the slots' time"),
         # Without the grid search, which the demo has, too.

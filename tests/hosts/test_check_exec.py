@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from lab import QUICK
+from skyward_lite.cli.inspection import allowed_cores
 
 SUPPORT = Path(__file__).parent.parent / "support"
 LOCAL = "env NODE={node} sh -c"
@@ -84,6 +85,14 @@ def test_a_command_that_cannot_be_used(command, step, says):
     assert all(earlier["status"] == "ok" for earlier in before)
     assert (last["step"], last["status"]) == (step, "fail")
     assert says in last["text"]
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 1.5), ("max 100000", None), ("-1 100000", None), ("", None), ("1 0", None)]
+)
+def test_the_cores_of_a_control_group(quota, cores):
+    """A container's limit is read as either version of control groups writes it."""
+    assert allowed_cores(quota) == cores
 
 
 def test_a_terminal_is_found_out(tmp_path):

@@ -48,7 +48,7 @@ def test_the_example_and_a_search_on_submitted_nodes(cluster):
         assert grid.best_params_ == serial.best_params_
         # Each of the cluster's nodes has 4 CPUs, but a task can use only cores that are there.
         assert [node.slots for node in pool.nodes()] == [min(4, CORES)] * 2
-        found = [variable for variable in pool.map(variables, range(40))]
+        found = list(pool.map(variables, range(40)))
         assert {each["SLURMD_NODENAME"] for each in found} == {"node1", "node2"}
         assert set(pool.map(ended_by_terminate, range(4))) == {-15}
         assert list(cluster.jobs().values()) == ["RUNNING"] * 2
@@ -133,9 +133,9 @@ def test_the_jobs_own_nodes(cluster, tmp_path, way):
     if way == "salloc":
         cluster.run("salloc", *options, sys.executable, CLIENT, str(out), timeout=50)
     else:
-        cluster.run(
-            *("sbatch", "--wait", *options, f"--output={log}", f"--wrap={sys.executable} {CLIENT} {out}"), timeout=50
-        )
+        # Not by --wait, which looks at the job after 2, 4, 8, 16 and 32 s.
+        cluster.run("sbatch", *options, f"--output={log}", f"--wrap={sys.executable} {CLIENT} {out}")
+        assert eventually(lambda: not cluster.jobs(), 50)
     assert out.exists(), (log.exists() and log.read_text(), cluster.logs())
     found = json.loads(out.read_text())
     assert found["right"]
@@ -159,7 +159,10 @@ def test_a_pool_starts_with_the_node_that_fits_and_the_other_joins(cluster):
     others = cluster.fill("node1")
     with sky.pool(sky.Slurm(exclusive=True), nodes=(1, 2), plugins=[]) as pool:
         assert list(pool.map(abs, range(-20, 0))) == [*range(20, 0, -1)]
-        waiting = lambda: [node for node in pool.status().nodes if "PENDING (Resources)" in (node.reason or "")]
+
+        def waiting():
+            return [node for node in pool.status().nodes if "PENDING (Resources)" in (node.reason or "")]
+
         assert eventually(waiting, 15), pool.status().nodes
         assert waiting()[0].state == "connecting"
         cluster.run("scancel", others)

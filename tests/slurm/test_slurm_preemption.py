@@ -33,8 +33,11 @@ def test_a_node_that_is_preempted(cluster, partition, caplog):
         (gone,) = before.keys() - cluster.jobs("RUNNING").keys()
         assert [future.result(30) for future in futures] == [2 * i for i in range(400)]
         assert sorted(node.state for node in pool.nodes()) == ["connecting", "lost", "ready"]
-        waits = lambda: [node.reason for node in pool.nodes() if node.state == "connecting"]
-        assert eventually(lambda: "PENDING" in waits()[0], 10), waits()
+
+        def reasons():
+            return [node.reason or "" for node in pool.nodes() if node.state == "connecting"]
+
+        assert eventually(lambda: "PENDING" in reasons()[0], 10), reasons()
         cluster.run("scancel", urgent)
         assert eventually(lambda: [node.state for node in pool.nodes()].count("ready") == 2, 20), pool.nodes()
         assert list(pool.map(double, range(40))) == [2 * i for i in range(40)]

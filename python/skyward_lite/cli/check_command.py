@@ -100,9 +100,8 @@ class CommandCheck(Inspection[CommandMachine]):
         except _core.CoreError:
             self.report.note(
                 "end of input",
-                f"was not passed on within {END_OF_INPUT_SECONDS:.0f} s: after this process is killed, agents notice "
-                "it only when their lease has run out",
-                "a pool with a small `lease` frees the nodes sooner",
+                f"is not passed on within {END_OF_INPUT_SECONDS:.0f} s: an agent notices by silence that a connection "
+                "has ended, and not at once",
             )
         else:
             self.report.ok("end of input", "is passed on")

@@ -255,6 +255,24 @@ class Inspection(abc.ABC, Generic[M]):
         )
         if files is not None and files < MIN_OPEN_FILES:
             self.report.note("limits", f"only {files} open files", "raise `ulimit -n` for sessions there")
+        cores, allowed = _number(details, "cores"), allowed_cores(details.get("group_cores", ""))
+        if cores and allowed is not None and allowed < cores:
+            slots = max(1, int(allowed))
+            tasks = f"{slots} task{'s' if slots > 1 else ''} at once"
+            self.report.note(
+                "limits",
+                f"the control group allows {allowed:g} of {cores} cores: {tasks}",
+                "raise the container's limit, or set Worker(concurrency=)",
+            )
+
+
+def allowed_cores(quota: str) -> float | None:
+    """Return the cores that a control group allows, by its quota and its period; None if there is no limit."""
+    words = quota.split()
+    if len(words) != 2:
+        return None
+    time, period = (scripts.parse_number(word) for word in words)
+    return time / period if time and period else None
 
 
 def _number(details: dict[str, str], key: str) -> int | None:

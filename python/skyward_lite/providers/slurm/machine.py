@@ -20,7 +20,8 @@ from .. import MachineGoneError, NodeRequest, PreparedMachine
 from ..command import CommandMachine
 from . import commands, submission
 from .own_job import OwnNode
-from .queue import Row
+from .queue import Queue, Row
+from .queue import fate as fate_of
 from .run import MAX_RESTARTS, Job, Run
 
 log = logging.getLogger("skyward_lite")
@@ -95,6 +96,22 @@ class OwnMachine(StepMachine):
         self.number = job
         self.node = node.name
         self.cpus = node.cpus
+        self._queue = Queue(lambda: [job])
+
+    def open(self, core: _core.Core) -> PreparedMachine:
+        self._check_job()
+        return super().open(core)
+
+    def _check_job(self) -> None:
+        """Raise `MachineGoneError` if the job has ended: then its nodes do not return."""
+        try:
+            rows = self._queue.rows()
+        except NodeStartError as error:
+            log.info("%s: it is not known whether job %s goes on: %s", self.name, self.number, error)
+            return
+        known = fate_of(next((row for row in rows.values() if row.number == self.number), None))
+        if not known.goes_on:
+            raise MachineGoneError(f"its job {self.number} {known.text}")
 
 
 class SlurmMachine(StepMachine):

@@ -97,7 +97,8 @@ class Run:
         With `patient` also while the user has too many jobs. Raises `NodeStartError`.
         """
         with self._lock:
-            if self._canceller is None:
+            # Not after `end`, which has taken the canceller away.
+            if self._canceller is None and not self.closing.is_set():
                 self._canceller = submission.Canceller(self._name)
         backoff = self._backoff(*RETRY_PAUSES, deadline=deadline)
         while True:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from typing import IO
@@ -149,6 +150,8 @@ class Canceller:
             self.tell(["done"])
         with contextlib.suppress(OSError):
             self._pipe.close()
+        # It may take its time until the process has ended; without this it would stay as a zombie.
+        waiting = threading.Thread(target=self._process.wait, name="skyward-canceller", daemon=True)
+        waiting.start()
         if cancelled:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(5.0)
+            waiting.join(5.0)

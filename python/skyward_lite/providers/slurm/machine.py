@@ -68,7 +68,7 @@ class StepMachine(CommandMachine):
         result = super().run_script(connection, script, bound)
         # Before the script's own words srun says that there was an exit status.
         lines = [line for line in result.printed.splitlines() if not _EXITED.match(line)]
-        return result._replace(printed="\n".join(lines))
+        return result._replace(printed="\n".join(lines).removeprefix("  | "))
 
     def choose_python(self, connection: _core.Connection) -> tuple[str, build.Command]:
         if self.python is not None:
@@ -81,8 +81,11 @@ class StepMachine(CommandMachine):
             try:
                 return self.verify_python(connection, own), build.plain_command
             except NodeStartError as error:
-                why = str(error)
-        log.info("%s: the image's environment is used, and not this process's own interpreter: %s", self.name, why)
+                # Of an interpreter that was verified and lacks something, only this.
+                why = str(error).partition("installs nothing: ")[2] or str(error)
+        log.info(
+            "%s: the image's environment is used, and not %s, this process's own interpreter: %s", self.name, own, why
+        )
         return super().choose_python(connection)
 
 
@@ -139,7 +142,7 @@ class SlurmMachine(StepMachine):
         self.row = self.run.await_running(self.job, self.set_doing)
         self.number = self.row.number
         self.cpus = self.row.cpus
-        log.info("%s: its job runs on %s, with %d CPUs", self.name, self.row.nodes, self.cpus)
+        log.info("%s: its job runs on %s, CPUs: %d", self.name, self.row.nodes, self.cpus)
         memory = self.row.memory_bytes or self.run.memory_bytes
         if memory:
             self.cache_bytes = int(memory) // CACHE_SHARE

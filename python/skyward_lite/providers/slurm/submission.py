@@ -19,7 +19,7 @@ from . import commands
 ONE_NODE = ("--parsable", "--nodes=1", "--ntasks=1", "--no-requeue", "--output=/dev/null")
 """What sbatch is told of each job beside the user's options."""
 
-SIGNAL_SECONDS = 2.0
+SIGNAL_SECONDS = 1.0
 """Bound on a signal that only makes the jobs' end quicker."""
 
 _NUMBER = re.compile(r"^(\d+)(?:;.*)?$", re.MULTILINE)

@@ -77,8 +77,8 @@ def run(words: Sequence[str], bound: float = COMMAND_SECONDS, stdin: bytes = b""
             ) from None
         except subprocess.TimeoutExpired as error:
             # sbatch waits by itself while the queue takes no more jobs, and says so.
-            words = Answer(0, "", (error.stderr or b"").decode(errors="replace"))
-            why = f": {words.reason(program)}" if words.stderr.strip() else ""
+            printed = Answer(0, "", (error.stderr or b"").decode(errors="replace"))
+            why = f": {printed.reason(program)}" if printed.stderr.strip() else ""
             raise PassingError(f"{program} has not answered within {bound:.0f} s{why}") from None
         except OSError as error:
             raise NodeStartError(f"{program} does not run here: {error}") from error

@@ -116,7 +116,7 @@ class Fate(NamedTuple):
     is_certain: bool = True
     """Whether Slurm has said so; else it is what remains when Slurm gives no other reason yet."""
     has_node: bool = False
-    """Whether the job still has its node, as a preempted one in its GraceTime."""
+    """Whether the job may still have its node, as a preempted one in its GraceTime."""
 
     @property
     def is_over(self) -> bool:
@@ -140,7 +140,8 @@ _FATES = {
 def fate(row: Row | None) -> Fate:
     """Return what becomes of a job, by its row in the queue; None if Slurm does not know the job any more."""
     if row is None:
-        return Fate(False, "is no longer known to Slurm", by_cluster=True)
+        # Or squeue's answer could not be read: so it is cancelled in any case.
+        return Fate(False, "is no longer known to Slurm", by_cluster=True, has_node=True)
     if row.preempted or row.reason == "Preempted":
         return _FATES["PREEMPTED"]._replace(has_node=row.state in GOING)
     if row.state in GOING or row.state in WAITING:

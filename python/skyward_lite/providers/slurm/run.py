@@ -109,7 +109,7 @@ class Run:
                 break
             except NodeStartError as error:
                 passing = isinstance(error, commands.PassingError)
-                self._answer_lost |= passing
+                self._answer_lost |= passing or isinstance(error, submission.NoNumberError)
                 if not passing and not (patient and any(words in str(error) for words in _FULL)):
                     raise
                 log.info("%s: it is tried again", error)

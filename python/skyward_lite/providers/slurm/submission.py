@@ -28,6 +28,10 @@ print further lines."""
 _UNKNOWN_OPTION = re.compile(r"(?:unrecognized|invalid|ambiguous) option '?-*([A-Za-z0-9-]+)")
 
 
+class NoNumberError(NodeStartError):
+    """Raised when jobs were submitted, but it is not known which ones."""
+
+
 def guard(key: str, orphan_timeout: float) -> bytes:
     """Return the batch script of a node's job."""
     text = scripts.read("guard_job.sh", __file__)
@@ -70,7 +74,9 @@ def _sbatch(ours: Sequence[str], options: Sequence[str], script: bytes) -> str:
     # Ours come last: of two that exclude each other, the later one counts.
     answer = commands.run(["sbatch", *options, *ours], stdin=script)
     numbers = _NUMBER.findall(answer.stdout)
-    if not answer.status and numbers:
+    if not answer.status:
+        if not numbers:
+            raise NoNumberError(f"sbatch has ended without an error, but named no job: {answer.reason('sbatch')}")
         return str(numbers[-1])
     if commands.is_passing(answer):
         raise commands.failure("sbatch", answer)

@@ -33,16 +33,14 @@ class Command:
             [*self.words, command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             deadline = time.monotonic() + bound
-            text: bytes | None = stdin
             seen = [0, 0]
             while True:
                 try:
-                    printed = process.communicate(text, timeout=0.05)
+                    printed = process.communicate(stdin, timeout=0.05)
                     over = True
                 except subprocess.TimeoutExpired as error:
                     printed = error.output or b"", error.stderr or b""
                     over = False
-                text = None
                 new = [part[count:] for part, count in zip(printed, seen, strict=True)]
                 seen = [len(part) for part in printed]
                 try:

@@ -93,6 +93,8 @@ class OwnMachine(StepMachine):
     """A node of the job that this process is in."""
 
     returns = True
+    # Slurm knows whether its job is being ended.
+    may_linger = False
 
     def __init__(self, job: str, node: OwnNode, wanted: NodeRequest, python: str | None) -> None:
         super().__init__(node.name, wanted, python)

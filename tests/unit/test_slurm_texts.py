@@ -58,7 +58,7 @@ def test_options_are_spelled_as_sbatchs():
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        *(({name: "1"}, ValueError, rf"Slurm\({name}='1'\): \w") for name in options.OURS),
+        *(({name: "1"}, ValueError, rf"Slurm\({name}='1'\): \w") for name in (*options.OURS, "outpu", "arra", "wra")),
         ({"n_nodes": 2}, TypeError, r"no parameter n_nodes: the number of nodes is the pool's: write pool\(nodes=2"),
         ({"queue": "short"}, TypeError, r"write Slurm\(partition='short'\)"),
         ({"walltime": 5}, TypeError, 'write Slurm\\(time="2:00:00"\\)'),
@@ -169,7 +169,12 @@ def test_a_preempted_job_still_has_its_node():
     """In its GraceTime it is neither taken for one that goes on, nor for one that is over."""
     found = queue.fate(queue.parse(row(PreemptTime="2026-11-26T15:37:06"))["58"])
     assert (found.goes_on, found.is_over, found.as_planned) == (False, False, True)
-    assert queue.fate(None).is_over
+
+
+def test_a_job_that_slurm_does_not_know():
+    """A job that the queue does not name counts as ended by the cluster, and is cancelled nevertheless."""
+    found = queue.fate(None)
+    assert (found.goes_on, found.is_over, found.by_cluster) == (False, False, True)
 
 
 def test_cpus_of_a_job():

@@ -58,7 +58,7 @@ def test_options_are_spelled_as_sbatchs():
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        *(({name: "1"}, ValueError, rf"Slurm\({name}='1'\): \w") for name in (*options.OURS, "outpu", "arra", "wra")),
+        *(({name: "1"}, ValueError, rf"Slurm\({name}='1'\): \w") for name in (*options.OURS, "outp", "arra", "wra")),
         ({"n_nodes": 2}, TypeError, r"no parameter n_nodes: the number of nodes is the pool's: write pool\(nodes=2"),
         ({"queue": "short"}, TypeError, r"write Slurm\(partition='short'\)"),
         ({"walltime": 5}, TypeError, 'write Slurm\\(time="2:00:00"\\)'),

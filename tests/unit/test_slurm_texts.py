@@ -153,7 +153,8 @@ def test_times_that_are_left(left, limit, seconds):
         ({"State": "TIMEOUT"}, {"as_planned", "is_certain"}),
         ({"State": "NODE_FAIL"}, {"by_cluster", "is_certain"}),
         ({"State": "OUT_OF_MEMORY"}, {"is_certain"}),
-        ({"State": "FAILED", "Reason": "NonZeroExitCode"}, {"is_certain"}),
+        ({"State": "FAILED", "Reason": "NonZeroExitCode"}, {"by_cluster", "is_certain"}),
+        ({"State": "FAILED", "Reason": "BadConstraints"}, {"is_certain"}),
     ],
 )
 def test_what_becomes_of_a_job(fields, what):

@@ -735,8 +735,8 @@ fn tasks_wait_for_expected_nodes() {
     // Draining nodes are hope only until they are lost, which is when they have done their last task.
     let pool = ready(vec![draining(&sshd, 1, &notice)]);
     notice.open();
-    submit(&pool, task(5, 0, vec![]));
     await_state(&pool, 0, |s| *s == NodeState::Lost("it has done its last task: notice".to_owned()));
+    submit(&pool, task(5, 0, vec![]));
     assert_eq!(collect(&pool, 1)[&5].code, Outcome::NodeLost as u8);
     pool.close();
     assert_eq!(pool.add_node("late".to_owned(), false), 1);

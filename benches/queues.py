@@ -56,7 +56,9 @@ def skyward_lite(limit: str, directory: str, tuned: bool) -> Iterator[Run]:
     from joblib import Parallel, delayed
 
     grace = {"grace": 20} if tuned else {}
-    with sky.pool(sky.Slurm(time=limit, cpus_per_task=CPUS, **grace), nodes=2):
+    slurm = sky.Slurm(time=limit, cpus_per_task=CPUS, **grace)
+    # Said, because a cluster on one machine may claim more CPUs than there are.
+    with sky.pool(slurm, nodes=2, worker=sky.Worker(concurrency=CPUS)):
         yield lambda function, arguments: Parallel(n_jobs=-1)(delayed(function)(*a) for a in arguments)
 
 

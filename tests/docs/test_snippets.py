@@ -28,7 +28,7 @@ def test_names_and_parameters_exist(name):
     """What blocks and inline code name of ours is public, parameters too; blocks that do not run compile."""
     page = ROOT / name
     blocks = snippets.snippets(page, "python")
-    assert {block.mark for block in blocks} <= {"", "hosts", "ec2", "check"}
+    assert {block.mark for block in blocks} <= {"", "hosts", "ec2", "slurm", "check"}
     assert [word for block in blocks for word in snippets.unknown(block)] == []
     assert list(snippets.unknown_in_prose(page)) == []
 

@@ -7,9 +7,6 @@ import operator
 import os
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
 
 import pytest
 import skyward_lite as sky
@@ -51,7 +48,7 @@ def test_the_example_and_a_search_on_submitted_nodes(cluster):
         assert grid.best_params_ == serial.best_params_
         # Each of the cluster's nodes has 4 CPUs, but a task can use only cores that are there.
         assert [node.slots for node in pool.nodes()] == [min(4, CORES)] * 2
-        found = [variable for variable in pool.map(variables, range(40))]
+        found = list(pool.map(variables, range(40)))
         assert {each["SLURMD_NODENAME"] for each in found} == {"node1", "node2"}
         assert set(pool.map(ended_by_terminate, range(4))) == {-15}
         assert list(cluster.jobs().values()) == ["RUNNING"] * 2
@@ -74,15 +71,42 @@ def test_slots_are_the_jobs_cpus_unless_the_worker_says_otherwise(cluster):
 def test_variables_of_an_outer_job_and_of_the_user_change_nothing(cluster, monkeypatch):
     """A submission from within a job, by a user with settings of their own, has only what it says itself."""
     outer = {
-        **{"SLURM_JOB_ID": "999999", "SLURM_JOBID": "999999", "SLURM_JOB_NODELIST": "nowhere[1-9]"},
-        **{"SLURM_NNODES": "9", "SLURM_NTASKS": "7", "SLURM_CPUS_PER_TASK": "3", "SLURM_MEM_PER_NODE": "900000"},
-        **{"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_OVERLAP": "0", "SLURM_EXACT": "1", "SLURM_LABELIO": "1"},
-        **{"SLURM_CPU_BIND": "verbose", "SRUN_CPUS_PER_TASK": "3", "SLURM_EXCLUSIVE": "user", "SLURM_HINT": "nomultithread"},
-        **{"SQUEUE_FORMAT": "%j", "SQUEUE_STATES": "SUSPENDED", "SQUEUE_USERS": "nobody", "SQUEUE_PARTITION": "none"},
-        **{"SQUEUE_SORT": "-i", "SQUEUE_ARRAY": "0", "SLURM_TIME_FORMAT": "relative", "SLURM_BITSTR_LEN": "0"},
-        **{"SCANCEL_INTERACTIVE": "1", "SCANCEL_STATE": "SUSPENDED", "SCANCEL_NAME": "nothing", "SLURM_CLUSTERS": "x"},
-        **{"SBATCH_ARRAY_INX": "0-5", "SBATCH_WAIT": "1", "SBATCH_REQUEUE": "1", "SBATCH_SIGNAL": "TERM@1"},
-        **{"SBATCH_TIMELIMIT": "20:00", "SLURM_OPEN_MODE": "a", "SLURM_UNBUFFEREDIO": "0", "SBATCH_DEBUG": "5"},
+        "SLURM_JOB_ID": "999999",
+        "SLURM_JOBID": "999999",
+        "SLURM_JOB_NODELIST": "nowhere[1-9]",
+        "SLURM_NNODES": "9",
+        "SLURM_NTASKS": "7",
+        "SLURM_CPUS_PER_TASK": "3",
+        "SLURM_MEM_PER_NODE": "900000",
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "0",
+        "SLURM_OVERLAP": "0",
+        "SLURM_EXACT": "1",
+        "SLURM_LABELIO": "1",
+        "SLURM_CPU_BIND": "verbose",
+        "SRUN_CPUS_PER_TASK": "3",
+        "SLURM_EXCLUSIVE": "user",
+        "SLURM_HINT": "nomultithread",
+        "SQUEUE_FORMAT": "%j",
+        "SQUEUE_STATES": "SUSPENDED",
+        "SQUEUE_USERS": "nobody",
+        "SQUEUE_PARTITION": "none",
+        "SQUEUE_SORT": "-i",
+        "SQUEUE_ARRAY": "0",
+        "SLURM_TIME_FORMAT": "relative",
+        "SLURM_BITSTR_LEN": "0",
+        "SCANCEL_INTERACTIVE": "1",
+        "SCANCEL_STATE": "SUSPENDED",
+        "SCANCEL_NAME": "nothing",
+        "SLURM_CLUSTERS": "x",
+        "SBATCH_ARRAY_INX": "0-5",
+        "SBATCH_WAIT": "1",
+        "SBATCH_REQUEUE": "1",
+        "SBATCH_SIGNAL": "TERM@1",
+        "SBATCH_TIMELIMIT": "20:00",
+        "SLURM_OPEN_MODE": "a",
+        "SLURM_UNBUFFEREDIO": "0",
+        "SBATCH_DEBUG": "5",
     }
     for name, value in outer.items():
         monkeypatch.setenv(name, value)
@@ -109,9 +133,9 @@ def test_the_jobs_own_nodes(cluster, tmp_path, way):
     if way == "salloc":
         cluster.run("salloc", *options, sys.executable, CLIENT, str(out), timeout=50)
     else:
-        cluster.run(
-            *("sbatch", "--wait", *options, f"--output={log}", f"--wrap={sys.executable} {CLIENT} {out}"), timeout=50
-        )
+        # Not by --wait, which looks at the job after 2, 4, 8, 16 and 32 s.
+        cluster.run("sbatch", *options, f"--output={log}", f"--wrap={sys.executable} {CLIENT} {out}")
+        assert eventually(lambda: not cluster.jobs(), 50)
     assert out.exists(), (log.exists() and log.read_text(), cluster.logs())
     found = json.loads(out.read_text())
     assert found["right"]
@@ -135,7 +159,10 @@ def test_a_pool_starts_with_the_node_that_fits_and_the_other_joins(cluster):
     others = cluster.fill("node1")
     with sky.pool(sky.Slurm(exclusive=True), nodes=(1, 2), plugins=[]) as pool:
         assert list(pool.map(abs, range(-20, 0))) == [*range(20, 0, -1)]
-        waiting = lambda: [node for node in pool.status().nodes if "PENDING (Resources)" in (node.reason or "")]
+
+        def waiting():
+            return [node for node in pool.status().nodes if "PENDING (Resources)" in (node.reason or "")]
+
         assert eventually(waiting, 15), pool.status().nodes
         assert waiting()[0].state == "connecting"
         cluster.run("scancel", others)
@@ -192,11 +219,7 @@ def test_without_slurms_programs(monkeypatch, tmp_path):
 def test_leaving_while_jobs_wait(cluster):
     """A pool that is left by an exception while its jobs wait leaves none in the queue."""
     both = [cluster.fill(name) for name in cluster.names]
-    script = (
-        "import skyward_lite as sky\n"
-        "with sky.pool(sky.Slurm(exclusive=True), nodes=2, plugins=[]):\n"
-        "    pass\n"
-    )
+    script = "import skyward_lite as sky\nwith sky.pool(sky.Slurm(exclusive=True), nodes=2, plugins=[]):\n    pass\n"
     client = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     assert eventually(lambda: len(cluster.jobs("PENDING")) == 2, 20)
     client.send_signal(2)

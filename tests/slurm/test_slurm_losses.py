@@ -49,7 +49,7 @@ def states(pool):
 
 
 def test_jobs_that_are_cancelled_by_hand(cluster, caplog):
-    """A cancelled job drains and costs no retry. It is not replaced while another job of the pool is there; the last one is."""
+    """A cancelled job costs no retry, and is not replaced while the pool has another one; the last one is."""
     caplog.set_level("INFO", "skyward_lite")
     with sky.pool(sky.Slurm(partition="main", cpus_per_task=2), nodes=2, worker=STRICT, plugins=[]) as pool:
         run = Run(pool, 400)
@@ -99,7 +99,7 @@ def test_an_srun_that_dies_is_started_anew_in_the_same_job(cluster):
 
 
 def test_a_controller_that_is_gone_for_a_while_costs_nothing(cluster, caplog):
-    """slurmctld is killed and started again in mid-run: no task notices. A pool that is left meanwhile leaves nothing."""
+    """When slurmctld is gone in mid-run no task notices; a pool that is left meanwhile leaves nothing."""
     provider = sky.Slurm(partition="main", cpus_per_task=2)
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(sky.pool(provider, nodes=2, worker=STRICT, plugins=[]))
@@ -118,6 +118,22 @@ def test_a_controller_that_is_gone_for_a_while_costs_nothing(cluster, caplog):
     cluster.start_controller()
     assert eventually(cluster.answers, 20), cluster.logs()
     assert eventually(cluster.is_empty, 30), cluster.leftovers()
+
+
+def test_an_allocation_that_is_cancelled_around_its_pool(cluster, monkeypatch):
+    """If the job ends whose nodes a pool uses, its tasks fail at once: nodes of this job cannot come back."""
+    cluster.run("salloc", "--no-shell", "-N2", "--ntasks-per-node=1", "--cpus-per-task=2")
+    (job,) = cluster.jobs()
+    for name, value in (("ID", job), ("NODELIST", "node[1-2]"), ("NUM_NODES", "2"), ("CPUS_PER_NODE", "2(x2)")):
+        monkeypatch.setenv(f"SLURM_JOB_{name}", value)
+    with sky.pool(sky.Slurm(), worker=STRICT, plugins=[]) as pool:
+        run = Run(pool, 2000)
+        run.reaches(40)
+        cluster.run("scancel", job)
+        with pytest.raises(sky.NodeLostError, match="no node is left"):
+            run.is_right()
+    with pytest.raises(sky.NodeStartError, match=f"its job {job} was cancelled"), sky.pool(sky.Slurm()):
+        pass
 
 
 CLIENT = """
@@ -156,7 +172,7 @@ def test_a_client_that_is_killed(cluster, client):
 
 
 def test_a_client_that_is_killed_with_everything_beside_it(cluster, client):
-    """When the client's whole machine is gone, agents end after the lease, and jobs when their guard has missed them."""
+    """When the client's whole machine is gone, agents end after the lease, and jobs when their guard misses them."""
     (canceller,) = [pid for pid, command in cluster.processes().items() if "scancel" in command]
     for pid in (canceller, client.pid, *sruns(cluster)):
         with contextlib.suppress(ProcessLookupError):

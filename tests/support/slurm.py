@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 from processes import eventually
@@ -74,7 +75,7 @@ class Cluster:
 
     # -------------------------------------------------------------------------------------------- its daemons
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         for folder in ("log", "state", "spool", "munge"):
             (self.directory / folder).mkdir(parents=True)
         # munged wants its key's directory to be private, slurmd one that jobs may pass through.
@@ -141,7 +142,9 @@ class Cluster:
             # A session of its own: Ctrl-C in a terminal is not for it.
             self._daemons[name] = subprocess.Popen(
                 [_program(program) or program, *arguments],
-                **{"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
                 env=self.env,
                 start_new_session=True,
             )
@@ -151,7 +154,7 @@ class Cluster:
         self._run_daemon("slurmctld", "-D", "-i", *(["-c"] if clean else []))
 
     def kill_controller(self) -> None:
-        """End slurmctld by force, when it has saved what it knows: it forgets what it would have saved some seconds later."""
+        """End slurmctld by force, but first wait until it has saved what it knows, which takes it some seconds."""
         saved, asked = self.directory / "state/job_state", time.time()
         for job in self.jobs():
             self.run("scontrol", "update", f"jobid={job}", "comment=saved")

@@ -4,6 +4,7 @@ A block of Python runs as it stands, unless a comment right above it says otherw
 
     <!-- snippet: hosts -->   needs hosts; they are lab1, lab2 and gpu in the tests
     <!-- snippet: ec2 -->     needs EC2; the tests have a simulated one
+    <!-- snippet: slurm -->   needs a job of a Slurm cluster; the tests have one
     <!-- snippet: check -->   is not run: its names and parameters are compared with the public ones
 
 A block of text below `<!-- output -->` is what the block of Python above it prints; `...` stands for anything. Below

@@ -18,7 +18,8 @@ forgets:N      loses the last N bytes of the output, and ends with status 0
 text           passes the output on as text in UTF-8
 silent         prints nothing, and never ends
 ...@agent      only for agents;  ...@script   only for scripts (all that is no agent)
-...*M          only the first M times; the file DIRECTORY/times counts them
+...+K          not the first K times of these
+...*M          then only M times; the file DIRECTORY/times counts them
 """
 
 from __future__ import annotations
@@ -51,18 +52,22 @@ class Way:
         """Output that may be its end."""
 
     def _choose(self, fault: str) -> tuple[str, int]:
-        match = re.fullmatch(r"([a-z-]+)(?::(\d+))?(?:@(agent|script))?(?:\*(\d+))?", fault)
+        match = re.fullmatch(r"([a-z-]+)(?::(\d+))?(?:@(agent|script))?(?:\+(\d+))?(?:\*(\d+))?", fault)
         assert match, fault
-        name, number, kind, times = match.groups()
-        if kind not in (None, self.kind) or (times and not self._counted(int(times))):
+        name, number, kind, first, times = match.groups()
+        if kind not in (None, self.kind):
+            return "none", 0
+        turn = self._turn() - int(first or 0)
+        if turn <= 0 or (times and turn > int(times)):
             return "none", 0
         return name, int(number or 0)
 
-    def _counted(self, times: int) -> bool:
+    def _turn(self) -> int:
+        """Return how often the command was run so far, this time included."""
         with (self.directory / "times").open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write("x")
-            return file.tell() <= times
+            return file.tell()
 
     def run(self) -> int:
         """Pass everything on, and return the exit status."""

@@ -102,6 +102,7 @@ def test_a_command_that_will_not_do(tmp_path, fault, bound, says):
         (("echo",), "did not run the command line that was added to it (status 0). It printed: sh -c "),
         (("sh",), "did not run the command line that was added to it (status "),
         (("sh", "-c", "echo no such pod >&2; exit 1"), "(status 1). It printed: no such pod"),
+        (("sh", "-c", "echo the input device is not a TTY; exit 1"), "TTY\n(it must not ask for a terminal: leave out"),
         (("sh", "-c", "exec sh -c \"$0\" </dev/null"), "none of its standard input arrived"),
         (("env", "PATH=/nowhere", "/bin/sh", "-c"), "(status 127). It printed: "),
     ],
@@ -111,6 +112,8 @@ def test_what_is_no_way_to_a_shell(words, says):
     with pytest.raises(NodeStartError) as caught:
         byte_check.check(Command(*words), 20)  # type: ignore[arg-type]
     assert says in str(caught.value)
+    # A program that says why it has failed needs no guess at the reason.
+    assert ("such as `sh -c`" in str(caught.value)) == (words[-1] in ("true", "echo", "sh") or words[0] == "env")
 
 
 # ------------------------------------------------------------------------------------------------ scripts

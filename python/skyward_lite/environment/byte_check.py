@@ -6,6 +6,7 @@ missing `-i`, and a command that runs no shell's command line from each other.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from typing import NamedTuple
 from .. import _core
 from ..errors import NodeStartError
 from . import scripts
+
+log = logging.getLogger("skyward_lite")
 
 ALL_BYTES = bytes(range(256))
 """What is sent. Ctrl-C is among it, which ends the program if a terminal reads it."""
@@ -24,12 +27,16 @@ MAX_PRINTED = 1000
 """Characters that an error repeats of what a command printed."""
 
 _BEGIN = re.compile(rb"== skyward_lite bytes ==(\r*)\n")
-_END = re.compile(rb"\r*\n== skyward_lite bytes end ==\r*\n")
 _ECHOED = b"^@^A"
 """How a terminal shows the first bytes that it is sent."""
-_HAS_TERMINAL = (
-    "has a terminal, which changes bytes: leave out the option that asks for one (-t, --tty, or the t of -it)"
+_NO_TERMINAL = "leave out the option that asks for one (-t, --tty, or the t of -it)"
+_NEEDED = (
+    "a shell's command line is added as its last word, so it must end with a program that takes one, such as `sh -c`; "
+    "only a command that joins its words, as `ssh` does, needs none"
 )
+_MISUSED = frozenset({0, 2, 126, 127})
+"""Exit statuses of programs that took the shell's command line for something else, or did not find it. Others mean that
+the command itself has failed, and has said why."""
 
 
 class _Answer(NamedTuple):
@@ -44,14 +51,12 @@ class _Answer(NamedTuple):
     def echoed(self) -> bytes | None:
         """Return what came back of the bytes; None if the program that sends them back did not run."""
         begin = _BEGIN.search(self.stdout)
-        if begin is None:
-            return None
-        rest = self.stdout[begin.end() :]
-        end = _END.search(rest, max(0, len(rest) - len(b"\r\r\n== skyward_lite bytes end ==\r\r\n")))
-        return rest if end is None else rest[: end.start()]
+        return None if begin is None else self.stdout[begin.end() :]
 
     def is_right(self) -> bool:
-        return self.echoed() == ALL_BYTES
+        echoed = self.echoed()
+        # Behind the bytes a shell may print what it prints when it ends.
+        return echoed is not None and echoed.startswith(ALL_BYTES)
 
     def has_terminal(self) -> bool:
         begin = _BEGIN.search(self.stdout)
@@ -80,6 +85,7 @@ def check(connection: _core.Connection, bound: float) -> None:
         answer = _ask(connection, bound)
         if not answer.may_be_cut() or answer.is_right():
             break
+        log.info("`%s` has lost bytes (status %s): it is tried again", connection.program, answer.status)
         time.sleep(PAUSE_SECONDS)
     else:
         answer = _ask(connection, bound)
@@ -117,16 +123,15 @@ def explain(answer: _Answer) -> str:
     echoed = answer.echoed()
     ended = f"(status {answer.status})" if answer.seconds is None else f"within {answer.seconds:g} s"
     if answer.has_terminal():
-        return _HAS_TERMINAL
+        return f"has a terminal, which changes bytes: {_NO_TERMINAL}"
     if echoed is None:
         printed = scripts.shown(answer.stdout + b"\n" + answer.stderr, limit=MAX_PRINTED)
-        needed = (
-            "a shell's command line is added as its last word, so it must end with a program that takes one, "
-            "such as `sh -c`; only a command that joins its words, as `ssh` does, needs none"
-        )
         if not printed:
-            return f"printed nothing {ended}: {needed}"
-        return f"did not run the command line that was added to it {ended}. It printed: {printed}\n({needed})"
+            return f"printed nothing {ended}: {_NEEDED}"
+        remedy = f"\n({_NEEDED})" if answer.seconds is not None or answer.status in _MISUSED else ""
+        if re.search(r"\btty\b", printed, re.IGNORECASE):
+            remedy = f"\n(it must not ask for a terminal: {_NO_TERMINAL})"
+        return f"did not run the command line that was added to it {ended}. It printed: {printed}{remedy}"
     if not echoed:
         return (
             f"reaches a shell, but none of its standard input arrived there {ended}: docker, podman and kubectl exec "

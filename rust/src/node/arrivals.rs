@@ -22,7 +22,7 @@ use tracing::debug;
 use crate::error::SessionError;
 use crate::node::stdio;
 use crate::timing::Timing;
-use crate::wire::{Attach, EventReader};
+use crate::wire::{Attach, EventReader, checked};
 
 /// What comes from the client.
 pub type Reading = Box<dyn AsyncRead + Unpin + Send>;
@@ -57,6 +57,7 @@ impl Streams {
         reading: impl AsyncRead + Unpin + Send + 'static,
         writing: impl AsyncWrite + Unpin + Send + 'static,
     ) -> Self {
+        let (reading, writing) = checked::answer(reading, writing);
         Self { reading: Box::new(reading), writing: Box::new(writing), relay: None, is_left: false }
     }
 
@@ -134,7 +135,7 @@ async fn receive(relay: UnixStream) -> Result<Arrival, SessionError> {
     let (kind, reading, writing) = descriptors(&relay).await?;
     let is_left = is_left(&reading)?;
     let (reading, writing) = (stdio::reader(reading)?, stdio::writer(writing)?);
-    let streams = Streams { reading, writing, relay: Some(relay), is_left };
+    let streams = Streams { relay: Some(relay), is_left, ..Streams::new(reading, writing) };
     match kind {
         NEW => Ok(Arrival::New(streams)),
         STRIPE => Ok(Arrival::Stripe(streams)),

@@ -15,11 +15,13 @@
 //! | `flood.rs` | output that waits, bounded: of too much the middle is left out |
 //! | `stream.rs` | an outbox that is emptied into a byte stream |
 //! | `reader.rs` | the events that come out of a byte stream |
+//! | `checked.rs` | chunks with a hash, where nothing else protects the stream |
 //! | `resume.rs` | what was written to a stream, until the other end has it |
 //! | `stripe.rs`, `stripe_blocks.rs` | further streams that take blobs from the same outbox; their blocks until they have arrived |
 
 mod blob;
 mod block;
+pub mod checked;
 mod control;
 mod decoder;
 pub mod flood;

@@ -7,11 +7,24 @@ while read -r line; do
   case $line in "done") exit 0 ;; esac
   jobs="$jobs $line"
 done
+# The agents end with their client: without the signal, the guards of the jobs that run would look for some seconds
+# whether their agents have gone. A job that waits cannot be sent one, and scancel would go on trying.
+end() {
+  running=$(squeue --noheader --states=RUNNING --format=%A "$@")
+  # shellcheck disable=SC2086
+  if [ "$running" ]; then scancel --batch --signal=USR1 $running; fi
+}
 for pause in 0 5 20 60 300 900; do
   sleep "$pause"
   failed=
-  # shellcheck disable=SC2086
-  if [ "$jobs" ]; then scancel $jobs || failed=yes; fi
-  if [ "$1" ]; then scancel --user="$(id -u)" --name="$1" || failed=yes; fi
+  if [ "$1" ]; then
+    end --user="$(id -u)" --name="$1"
+    scancel --user="$(id -u)" --name="$1" || failed=yes
+  fi
+  if [ "$jobs" ]; then
+    end --jobs="$(echo "$jobs" | tr -s " " ",")"
+    # shellcheck disable=SC2086
+    scancel $jobs || failed=yes
+  fi
   if [ -z "$failed" ]; then exit 0; fi
 done

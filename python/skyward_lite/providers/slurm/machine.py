@@ -19,7 +19,8 @@ from .. import MachineGoneError, NodeRequest, PreparedMachine
 from ..command import CommandMachine
 from . import commands, submission
 from .own_job import OwnNode
-from .queue import Row
+from .queue import Queue, Row
+from .queue import fate as fate_of
 from .run import MAX_RESTARTS, Job, Run
 
 log = logging.getLogger("skyward_lite")
@@ -85,6 +86,22 @@ class OwnMachine(StepMachine):
         self.number = job
         self.node = node.name
         self.cpus = node.cpus
+        self._queue = Queue(lambda: [job])
+
+    def open(self, core: _core.Core) -> PreparedMachine:
+        self._check_job()
+        return super().open(core)
+
+    def _check_job(self) -> None:
+        """Raise `MachineGoneError` if the job has ended: then its nodes do not return."""
+        try:
+            rows = self._queue.rows()
+        except NodeStartError as error:
+            log.info("%s: it is not known whether job %s goes on: %s", self.name, self.number, error)
+            return
+        known = fate_of(next((row for row in rows.values() if row.number == self.number), None))
+        if not known.goes_on:
+            raise MachineGoneError(f"its job {self.number} {known.text}")
 
 
 class SlurmMachine(StepMachine):
@@ -187,7 +204,7 @@ class SlurmMachine(StepMachine):
             try:
                 fate = self.run.find_fate(job)
                 self.reuses_job = fate.goes_on and bool(self.number)
-                if not fate.goes_on:
+                if fate.is_over:
                     return
                 if self.reuses_job:
                     # What is left of the lost step would work beside the new one.
@@ -198,7 +215,7 @@ class SlurmMachine(StepMachine):
                 log.info("%s: %s", self.name, error)
         else:
             try:
-                if not self.run.find_fate(job, 0.0).goes_on:
+                if self.run.find_fate(job, 0.0).is_over:
                     return
             except NodeStartError as error:
                 log.info("%s: %s", self.name, error)

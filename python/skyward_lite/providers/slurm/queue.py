@@ -108,6 +108,13 @@ class Fate(NamedTuple):
     """Whether the cluster ended it, and another job may do better."""
     is_certain: bool = True
     """Whether Slurm has said so; else it is what remains when Slurm gives no other reason yet."""
+    has_node: bool = False
+    """Whether the job still has its node, as a preempted one in its GraceTime."""
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether nothing is left of the job that could be cancelled."""
+        return not self.goes_on and not self.has_node
 
 
 _FATES = {
@@ -128,7 +135,7 @@ def fate(row: Row | None) -> Fate:
     if row is None:
         return Fate(False, "is no longer known to Slurm", by_cluster=True)
     if row.preempted or row.reason == "Preempted":
-        return _FATES["PREEMPTED"]
+        return _FATES["PREEMPTED"]._replace(has_node=row.state in GOING)
     if row.state in GOING or row.state in WAITING:
         return Fate(True, "")
     if row.state == ENDING:

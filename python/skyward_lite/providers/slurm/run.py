@@ -91,7 +91,8 @@ class Run:
         With `patient` also while the user has too many jobs. Raises `NodeStartError`.
         """
         with self._lock:
-            if self._canceller is None:
+            # Not after `end`, which has taken the canceller away.
+            if self._canceller is None and not self.closing.is_set():
                 self._canceller = submission.Canceller(self._name)
         backoff = self._backoff(*RETRY_PAUSES, deadline=deadline)
         while True:
@@ -208,11 +209,11 @@ class Run:
 
     def cancel(self, job: Job) -> None:
         """Cancel one job, in the time that it takes; a failure is written into the log."""
-        if job.cancelled or (job.fate is not None and not job.fate.goes_on):
+        if job.cancelled or (job.fate is not None and job.fate.is_over):
             return
         job.cancelled = True
         try:
-            submission.end([job.id], commands.COMMAND_SECONDS)
+            submission.end([job.id], [job.number] if job.number else [], commands.COMMAND_SECONDS)
         except NodeStartError as error:
             log.warning("job %s could not be cancelled, and ends by itself when nothing uses it: %s", job.id, error)
 
@@ -220,7 +221,7 @@ class Run:
         """Cancel all jobs by one command. What cannot be cancelled by then is left to the canceller. Idempotent."""
         self.closing.set()
         with self._lock:
-            jobs = [job for job in self._jobs if job.fate is None or job.fate.goes_on]
+            jobs = [job for job in self._jobs if job.fate is None or not job.fate.is_over]
             canceller, self._canceller = self._canceller, None
         if canceller is None:
             return
@@ -229,7 +230,8 @@ class Run:
         try:
             # Whole arrays by their one number.
             if jobs:
-                submission.end(list(dict.fromkeys(job.base for job in jobs)), bound)
+                running = [job.number for job in jobs if job.number]
+                submission.end(list(dict.fromkeys(job.base for job in jobs)), running, bound)
             if self._answer_lost and self._name:
                 submission.cancel([f"--name={self._name}", f"--user={os.getuid()}"], bound)
             cancelled = True

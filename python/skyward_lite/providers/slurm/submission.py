@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from typing import IO
@@ -17,6 +18,9 @@ from . import commands
 
 ONE_NODE = ("--parsable", "--nodes=1", "--ntasks=1", "--no-requeue", "--output=/dev/null")
 """What sbatch is told of each job beside the user's options."""
+
+SIGNAL_SECONDS = 2.0
+"""Bound on a signal that only makes the jobs' end quicker."""
 
 _NUMBER = re.compile(r"^(\d+)(?:;.*)?$", re.MULTILINE)
 """The job's number as `sbatch --parsable` prints it, with the cluster's name in a federation. A site's plugins may
@@ -85,13 +89,14 @@ def cancel(jobs: Sequence[str], bound: float) -> None:
         raise commands.failure("scancel", answer)
 
 
-def end(jobs: Sequence[str], bound: float) -> None:
-    """End jobs of ours whose agents have gone, and cancel those that wait. Raises `NodeStartError`."""
+def end(jobs: Sequence[str], running: Sequence[str], bound: float) -> None:
+    """Cancel jobs, `running` of which have begun and have no agent any more. Raises `NodeStartError`."""
     deadline = time.monotonic() + bound
-    # Without this the guard would look for some seconds whether its agent has gone, and the job would hold its node.
-    answer = commands.run(["scancel", "--batch", "--signal=USR1", *jobs], bound)
-    if commands.is_passing(answer):
-        raise commands.failure("scancel", answer)
+    # Without the signal the guard would look for some seconds whether its agent has gone, and the job would hold its
+    # node. A job that waits cannot be sent a signal, and scancel would go on trying.
+    if running:
+        with contextlib.suppress(commands.PassingError):
+            commands.run(["scancel", "--batch", "--signal=USR1", *running], min(SIGNAL_SECONDS, bound / 2))
     cancel(jobs, max(1.0, deadline - time.monotonic()))
 
 
@@ -111,7 +116,7 @@ class Canceller:
 
     def __init__(self, name: str) -> None:
         self._process = subprocess.Popen(
-            ["sh", "-c", scripts.read("canceller.sh", __file__), "skyward_lite", name],
+            ["/bin/sh", "-c", scripts.read("canceller.sh", __file__), "skyward_lite", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -135,6 +140,8 @@ class Canceller:
             self.tell(["done"])
         with contextlib.suppress(OSError):
             self._pipe.close()
+        # It may take its time until the process has ended; without this it would stay as a zombie.
+        waiting = threading.Thread(target=self._process.wait, name="skyward-canceller", daemon=True)
+        waiting.start()
         if cancelled:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(5.0)
+            waiting.join(5.0)

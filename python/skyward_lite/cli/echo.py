@@ -26,7 +26,7 @@ TERM_SECONDS = 3.0
 
 DELAYED = (
     "a message of {size:,} bytes takes {took}, a small one {small}: something on the way waits for acknowledgements, "
-    "as Slurm's srun does before 24.05. A task with so large an argument or result, alone, takes so much longer"
+    "as Slurm's srun does before 24.05. A pool asks for what is late, so its lone tasks take only some 5 ms longer"
 )
 
 
@@ -61,7 +61,7 @@ def measure_echo(machine: CommandMachine, report: Report) -> None:
     report.ok("echo", f"{shown} are back from a program that runs, medians of {ECHOES}", **figures)
     if large - small > DELAY_SECONDS:
         text = DELAYED.format(size=ECHO_BYTES[1], took=milliseconds(large), small=milliseconds(small))
-        report.note("echo", text, "let batches hide it, as `Parallel` makes them by default")
+        report.note("echo", text)
 
 
 def _skip_banner(writing: int, reading: int, deadline: float) -> None:

@@ -144,11 +144,11 @@ HOMES = {
     "pool(image=sky.Image": ("python", "pip", "apt", "env", "index_url", "wheelhouse", "includes", "wheel"),
     "pool(provider=sky.SSH": ("accept_new", "config"),
     "pool(provider=sky.Exec": ("command",),
-    "pool(provider=sky.Slurm": ("grace",),
     "pool(provider=sky.AWS": (
         *("region", "instance_type", "ami", "allocation", "subnet", "security_group", "iam_profile", "ssh_from", "ttl"),
         *("orphan_timeout", "tags", "max_hourly_cost", "architecture", "disk_gb", "boot_timeout"),
     ),
+    "pool(provider=sky.Slurm": ("grace", "orphan_timeout"),
 }
 """Where each parameter stands: a call that has it, up to its bracket → names."""
 

@@ -221,6 +221,7 @@ impl Client {
 
     /// Carry out what the decider wants.
     fn act(&mut self) {
+        let mut left = Vec::new();
         for action in std::mem::take(&mut self.out) {
             match action {
                 Action::Send(node, task) => {
@@ -270,7 +271,13 @@ impl Client {
                         agent.unacknowledged.remove(result.expect("a result was acknowledged twice"));
                     }
                 }
-                Action::Goodbye(node, _) => assert!(!self.agents.contains_key(&node)),
+                Action::Goodbye(node, _) => {
+                    // A node that is lost, or that is left because it drains and has no task.
+                    if let Some(agent) = self.agents.get(&node) {
+                        assert!(agent.was_heard && agent.held.is_empty(), "a node was left with tasks");
+                        left.push(node);
+                    }
+                }
                 Action::Wake(node) => drop(self.asleep.remove(&node)),
                 Action::Complete(from, end) => {
                     let task = end.id.task;
@@ -285,6 +292,7 @@ impl Client {
             }
         }
         assert!(self.dispatch.is_consistent(), "{:?}", self.dispatch);
+        left.into_iter().for_each(|node| self.lose(node));
     }
 
     fn add(&mut self, slots: usize) {

@@ -220,7 +220,9 @@ class TestFaults:
         assert sorted(map(int, file.read_text().split())) == list(range(50))
 
 
-@pytest.mark.parametrize("fault", ["cuts:30000", "doubles:20000", "flips:25000", "forgets:7"])
+@pytest.mark.parametrize(
+    "fault", ["cuts:900", "cuts:30000", "doubles:20000", "flips:25000", "spoils:30000", "forgets:7"]
+)
 def test_a_stream_that_is_not_what_was_sent(tmp_path, fault):
     """It is cut where the fault is seen, and goes on behind it: all results are right, and no task runs twice."""
     file = tmp_path / "counts"

@@ -231,7 +231,7 @@ def test_a_command_is_watched(lab, tmp_path):
 @SHIPPED
 def test_check_tells_that_uv_is_sent(lab, tmp_path):
     """To a host without Python, if this client has a uv; else the remedy here is named."""
-    bare = tools(tmp_path / "bare", *BARE_TOOLS, "cut", "sed", "grep", "head", "tr", "nproc")
+    bare = tools(tmp_path / "bare", *BARE_TOOLS, "cut", "sed", "grep", "tr", "nproc")
     host = lab.host(env={**UNSET_PIP, "PATH": str(bare)})
     text = check(lab, host.name)[1]
     assert f"{PYTHON}, which uv provides, and the client's uv, which is sent unless it is there" in text

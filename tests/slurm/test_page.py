@@ -1,4 +1,4 @@
-"""The page about Slurm: its blocks run as one program in a job of a real cluster, from which they submit others."""
+"""The page about Slurm runs on a real cluster, and so does the bench whose figures the comparison has."""
 
 from __future__ import annotations
 
@@ -32,3 +32,12 @@ def test_blocks_run(cluster, tmp_path):
     done = subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "True 499.5 999499.5\n"
+
+
+def test_the_bench_runs(cluster):
+    """The bench of batch systems runs with few tasks; its own checks of the results pass."""
+    command = [sys.executable, str(ROOT / "benches" / "queues.py"), "skyward_lite", "--tasks", "20"]
+    done = subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "  20 tasks in " in done.stdout
+    assert done.stderr == ""

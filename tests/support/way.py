@@ -13,8 +13,9 @@ no-input       does not pass standard input on at all
 terminal       gives what it started a terminal
 doubles:N      passes byte N of the output on twice
 flips:N        changes byte N of the output
+spoils:N       changes byte N of the input
 cuts:N         ends with status 1 after byte N of the output
-forgets:N      loses the last N bytes of the output, and ends with status 0
+forgets:N      loses the last N bytes of the output, if they come just before its end, and ends with status 0
 text           passes the output on as text in UTF-8
 silent         prints nothing, and never ends
 ...@agent      only for agents;  ...@script   only for scripts (all that is no agent)
@@ -35,6 +36,8 @@ import sys
 from pathlib import Path
 
 CHUNK = 1 << 16
+END_SECONDS = 0.05
+"""Output that nothing has followed for so long was not its end."""
 
 
 class Way:
@@ -48,6 +51,8 @@ class Way:
         self.words = words
         self.passed = 0
         """Bytes of the output that were passed on."""
+        self.taken = 0
+        """Bytes of the input so far."""
         self.held = b""
         """Output that may be its end."""
 
@@ -100,7 +105,11 @@ class Way:
     def _pump(self, child: subprocess.Popen[bytes], writing: int, reading: int) -> int:
         sources = [0, reading]
         while reading in sources:
-            for source in select.select(sources, [], [])[0]:
+            ready = select.select(sources, [], [], END_SECONDS if self.held else None)[0]
+            if not ready:
+                write(1, self.held)
+                self.held = b""
+            for source in ready:
                 data = b""
                 with contextlib.suppress(OSError):  # of a terminal that nobody has open any more
                     data = os.read(source, CHUNK)
@@ -115,10 +124,18 @@ class Way:
                         os.close(writing)
                 elif self.fault != "no-input":
                     with contextlib.suppress(BrokenPipeError):
-                        write(writing, data)
+                        write(writing, self._spoiled(data))
         if self.fault == "forgets":
             return 0
         return child.wait()
+
+    def _spoiled(self, data: bytes) -> bytes:
+        """Return input as it is passed on."""
+        place = self.number - self.taken
+        self.taken += len(data)
+        if self.fault != "spoils" or not 0 <= place < len(data):
+            return data
+        return data[:place] + bytes([data[place] ^ 8]) + data[place + 1 :]
 
     def _pass_on(self, data: bytes) -> bool:
         """Write output. Return false if it is to be cut here."""

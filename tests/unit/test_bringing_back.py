@@ -144,6 +144,16 @@ def test_a_cut_connection_is_made_anew(monkeypatch: pytest.MonkeyPatch, caplog: 
     assert (len(case.threads), case.core.asked) == (2, ["a connection"] * 2)
 
 
+def test_a_machine_that_announced_its_end_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first pause is a longer one, once."""
+    case = Case(Machine(*[NodeStartError("still starting")] * 2), monkeypatch)
+    case.become("draining")
+    assert not case.threads
+    case.become("lost")
+    case.join()
+    assert (case.opened, case.pauses) == (3, [returning.DRAINED_SECONDS, None, None])
+
+
 def test_without_a_free_thread_the_next_look_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that can start no thread goes on looking at its nodes, and brings them back later."""
     case = Case(Machine(), monkeypatch)

@@ -19,6 +19,7 @@ NAMED: dict[str, Any] = {
     "pool": sky.pool,
     "Host": sky.Host,
     "SSH": sky.SSH,
+    "Slurm": sky.Slurm,
     "Exec": sky.Exec,
     "Local": sky.Local,
     "AWS": sky.AWS,
@@ -237,7 +238,7 @@ def test_names_that_are_explained_are_those_of_the_signatures():
         assert not {*others} & ({*parameters[owner]} - {"hosts"}), owner
     for home, names in keywords.HOMES.items():
         owner = home.rpartition(".")[2]
-        hidden = {"hosts", "python", "nodes"} if owner in ("SSH", "Exec") else set()
+        hidden = {"hosts", "python", "nodes", "options"} if owner in ("SSH", "Exec", "Slurm") else set()
         assert {*names} == {*parameters[owner]} - hidden, owner
 
 

@@ -267,7 +267,8 @@ class Nodes:
                 if self._lifecycle.stage < Stage.RELEASING:
                     self._returning.attend(nodes, machines)
             self._log.waiting(nodes, [self._returning.why(number) for number in range(len(nodes))])
-            self._core.wait_for_change([node.state for node in nodes], WATCH_MS)
+            # Without a node nothing ends the wait when the pool is closed.
+            self._core.wait_for_change([node.state for node in nodes], WATCH_MS if nodes else START_POLL_MS)
 
     def _on_node_change(self, number: int, old: str, new: str) -> None:
         """Have a machine that is draining or lost replaced and a lost one released, on a thread of its own."""

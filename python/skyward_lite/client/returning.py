@@ -25,6 +25,9 @@ RECONNECT_SECONDS = (0.2, 15.0)
 """First and longest pause between attempts to connect to a node whose connection was cut."""
 OPEN_SECONDS = (1.0, 60.0)
 """First and longest pause before attempts to open a machine that was lost."""
+DRAINED_SECONDS = 30.0
+"""Pause before the first attempt to open a machine that had announced that it will be gone: it may not be gone yet, and
+would take tasks into its end. Pods and containers get 30 s at most to end, unless they are told otherwise."""
 PERMANENT_SECONDS = 60.0
 """Pause after a failure that time alone does not mend. A server may ban an address for a while after a few of them."""
 MAX_PERMANENT = 3
@@ -65,6 +68,8 @@ class Returning:
         """The pauses before attempts to open the machines that were lost, until they are ready."""
         self._permanent: dict[int, int] = {}
         """How often each of these has failed for a reason that time alone does not mend."""
+        self._drained: set[int] = set()
+        """The nodes that announced that they will be gone, until they are opened again."""
         self._was_ready: set[int] = set()
         """The nodes that were ready at any time."""
         self._starts: dict[int, int] = {}
@@ -81,6 +86,8 @@ class Returning:
         with self._changed:
             for number, (node, machine) in enumerate(zip(nodes, machines, strict=False)):
                 self._states[number] = node.state, node.since
+                if node.state == NodeState.DRAINING:
+                    self._drained.add(number)
                 if node.state == NodeState.READY:
                     self._was_ready.add(number)
                     for memory in (self._backoffs, self._permanent, self._why):
@@ -125,7 +132,7 @@ class Returning:
                     self._states[number] = self._attended[number] = seen
                 if seen[0] == NodeState.RECONNECTING:
                     self._reconnect(number, machine)
-                elif self._backoff_of(number).pause() and self._may_start(number, machine):
+                elif self._await_attempt(number) and self._may_start(number, machine):
                     self._open(number, machine)
         except Exception:
             # What becomes of the machines while the pool is being closed may break anything here.
@@ -152,6 +159,12 @@ class Returning:
                 self._note_failure(number, machine, error)
                 if not backoff.pause(PERMANENT_SECONDS if is_permanent(error) else None):
                     return
+
+    def _await_attempt(self, number: int) -> bool:
+        """Wait before a machine that was lost is opened again. Return False if it is not to be opened any more."""
+        first = DRAINED_SECONDS if number in self._drained else None
+        self._drained.discard(number)
+        return self._backoff_of(number).pause(first)
 
     def _may_start(self, number: int, machine: Machine) -> bool:
         """Return whether a machine is to be opened again; give it up if it never was a node in several attempts."""

@@ -286,8 +286,13 @@ async fn why_not_started(spec: &NodeSpec, why: SessionError) -> NodeError {
                 "{why}. Its agent does not start: `{agent}` ended with status {status}: {printed}"
             ))
         }
-        // It ended by itself and never spoke our protocol: this was no cut, after which another try may do.
-        Ok(Ok(output)) if output.status.is_some() && !output.stdout.windows(MAGIC.len()).any(|part| part == MAGIC) => {
+        // It ended by itself and never spoke our protocol: this was no cut, after which another try may do. Of a command, whose
+        // status need not be the agent's, that is not known.
+        Ok(Ok(output))
+            if output.status.is_some()
+                && spec.connection.program().is_none()
+                && !output.stdout.windows(MAGIC.len()).any(|part| part == MAGIC) =>
+        {
             let (status, agent) = (output.status.unwrap_or_default(), shown(&spec.command));
             NodeError::Other(format!("{why}. `{agent}` ended with status {status} and is no agent of ours"))
         }

@@ -75,8 +75,11 @@ def run(words: Sequence[str], bound: float = COMMAND_SECONDS, stdin: bytes = b""
                 f"there is no {program} here: run this where jobs are submitted from, which is a login node of the "
                 "cluster, or within a job"
             ) from None
-        except subprocess.TimeoutExpired:
-            raise PassingError(f"{program} has not answered within {bound:.0f} s") from None
+        except subprocess.TimeoutExpired as error:
+            # sbatch waits by itself while the queue takes no more jobs, and says so.
+            printed = Answer(0, "", (error.stderr or b"").decode(errors="replace"))
+            why = f": {printed.reason(program)}" if printed.stderr.strip() else ""
+            raise PassingError(f"{program} has not answered within {bound:.0f} s{why}") from None
         except OSError as error:
             raise NodeStartError(f"{program} does not run here: {error}") from error
     return Answer(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))

@@ -10,6 +10,7 @@ open                       on the machine's own thread
 from __future__ import annotations
 
 import logging
+import re
 import time
 
 from ... import _core, nesting
@@ -24,6 +25,9 @@ from .queue import fate as fate_of
 from .run import MAX_RESTARTS, Job, Run
 
 log = logging.getLogger("skyward_lite")
+
+_EXITED = re.compile(r"\W*srun: error: .*: Exited with exit code \d+$")
+"""What srun prints of each command that has failed."""
 
 CACHE_SHARE = 4
 """Data that tasks share takes at most 1/4 of a job's memory, unless the user said otherwise."""
@@ -60,6 +64,12 @@ class StepMachine(CommandMachine):
     def agent_options(self) -> tuple[str, ...]:
         return ("--announce", *([] if self.cpus is None else ["--cpus", str(self.cpus)]))
 
+    def run_script(self, connection: _core.Connection, script: bytes, bound: float) -> scripts.ScriptResult:
+        result = super().run_script(connection, script, bound)
+        # Before the script's own words srun says that there was an exit status.
+        lines = [line for line in result.printed.splitlines() if not _EXITED.match(line)]
+        return result._replace(printed="\n".join(lines).removeprefix("  | "))
+
     def choose_python(self, connection: _core.Connection) -> tuple[str, build.Command]:
         if self.python is not None:
             return super().choose_python(connection)
@@ -71,8 +81,11 @@ class StepMachine(CommandMachine):
             try:
                 return self.verify_python(connection, own), build.plain_command
             except NodeStartError as error:
-                why = str(error)
-        log.info("%s: the image's environment is used, and not this process's own interpreter: %s", self.name, why)
+                # Of an interpreter that was verified and lacks something, only this.
+                why = str(error).partition("installs nothing: ")[2] or str(error)
+        log.info(
+            "%s: the image's environment is used, and not %s, this process's own interpreter: %s", self.name, own, why
+        )
         return super().choose_python(connection)
 
 
@@ -129,7 +142,7 @@ class SlurmMachine(StepMachine):
         self.row = self.run.await_running(self.job, self.set_doing)
         self.number = self.row.number
         self.cpus = self.row.cpus
-        log.info("%s: its job runs on %s, with %d CPUs", self.name, self.row.nodes, self.cpus)
+        log.info("%s: its job runs on %s, CPUs: %d", self.name, self.row.nodes, self.cpus)
         memory = self.row.memory_bytes or self.run.memory_bytes
         if memory:
             self.cache_bytes = int(memory) // CACHE_SHARE

@@ -52,6 +52,11 @@ OURS = {
 }
 """Options that the provider itself decides → what to do instead."""
 
+_BEGINNINGS = frozenset(
+    name[:length] for name in OURS if name not in ("lease", "vcpus", "memory_gb") for length in range(3, len(name))
+)
+"""What sbatch would take for one of them."""
+
 _PARTS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 
@@ -60,8 +65,10 @@ def checked(given: Mapping[str, object]) -> dict[str, str | None]:
     options: dict[str, str | None] = {}
     for name, value in given.items():
         shown = f"Slurm({name}={checks.shown(value)})"
-        if name in OURS:
-            raise ValueError(f"{shown}: {OURS[name]}")
+        # sbatch also takes an option by the beginning of its name.
+        own = next((own for own in OURS if own == name or (name in _BEGINNINGS and own.startswith(name))), None)
+        if own is not None:
+            raise ValueError(f"{shown}: {OURS[own]}")
         for others, remedy in keywords.MEANT["Slurm"].items():
             if name in others:
                 raise TypeError(f"Slurm() has no parameter {name}: {remedy.format(value=checks.shown(value))}")

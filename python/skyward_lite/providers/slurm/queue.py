@@ -14,8 +14,8 @@ from typing import NamedTuple
 from . import commands
 
 _FIELDS = (
-    *("ArrayJobID:24", "ArrayTaskID:24", "JobID:24", "State:24", "Reason:200", "TimeLeft:24", "NumCPUs:16"),
-    *("NodeList:256", "tres-alloc:200", "PreemptTime:32"),
+    *("ArrayJobID:24", "ArrayTaskID:24", "JobID:24", "State:24", "Reason:200", "TimeLeft:24", "TimeLimit:24"),
+    *("NumCPUs:16", "NodeList:256", "tres-alloc:200", "PreemptTime:32"),
 )
 """What is asked of each job, each with its greatest length."""
 COLUMNS = ",".join(f"{field}|" for field in _FIELDS)
@@ -61,14 +61,14 @@ def parse(text: str) -> dict[str, Row]:
         fields = [field.strip() for field in line.split("|")]
         if len(fields) != len(_FIELDS) + 1 or not fields[0].isdecimal():
             continue
-        base, index, number, state, reason, left, cpus, nodes, tres, preempted = fields[:-1]
+        base, index, number, state, reason, left, limit, cpus, nodes, tres, preempted = fields[:-1]
         job = f"{base}_{index}" if index.isdecimal() else base
         rows[job] = Row(
             job,
             number,
             state,
             "" if reason in ("None", "(null)") else reason,
-            seconds_left(left),
+            seconds_left(left, limit),
             int(cpus) if cpus.isdecimal() else 1,
             "" if nodes == "(null)" else nodes,
             _memory_bytes(tres),
@@ -77,10 +77,17 @@ def parse(text: str) -> dict[str, Row]:
     return rows
 
 
-def seconds_left(text: str) -> float | None:
-    """Return the seconds of "1-02:03:04", "2:03:04" or "0:08"; 0 for a time that is over, None for no limit."""
-    if text == "INVALID":
-        return 0.0
+def seconds_left(left: str, limit: str) -> float | None:
+    """Return the seconds that are left of a time limit, as in "1-02:03:04", "2:03:04" or "0:08"; None for no limit.
+
+    Slurm writes "INVALID" for a time that is over, but also for one of more than a year, be it a limit.
+    """
+    if left == "INVALID":
+        return None if limit == "INVALID" else 0.0
+    return _seconds(left)
+
+
+def _seconds(text: str) -> float | None:
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if match is None:
         return None
@@ -109,7 +116,7 @@ class Fate(NamedTuple):
     is_certain: bool = True
     """Whether Slurm has said so; else it is what remains when Slurm gives no other reason yet."""
     has_node: bool = False
-    """Whether the job still has its node, as a preempted one in its GraceTime."""
+    """Whether the job may still have its node, as a preempted one in its GraceTime."""
 
     @property
     def is_over(self) -> bool:
@@ -133,7 +140,8 @@ _FATES = {
 def fate(row: Row | None) -> Fate:
     """Return what becomes of a job, by its row in the queue; None if Slurm does not know the job any more."""
     if row is None:
-        return Fate(False, "is no longer known to Slurm", by_cluster=True)
+        # Or squeue's answer could not be read: so it is cancelled in any case.
+        return Fate(False, "is no longer known to Slurm", by_cluster=True, has_node=True)
     if row.preempted or row.reason == "Preempted":
         return _FATES["PREEMPTED"]._replace(has_node=row.state in GOING)
     if row.state in GOING or row.state in WAITING:

@@ -27,6 +27,8 @@ FATE_SECONDS = 2.0
 FATE_POLL_SECONDS = 0.5
 MAX_RESTARTS = 3
 """How often another step is started in a job whose step was lost, before the job is given up for a new one."""
+NEVER = frozenset({"PartitionConfig", "BadConstraints"})
+"""Reasons of jobs that ask for more than the nodes of their partition have."""
 _FULL = ("QOS policy", "submit limit", "MaxSubmit", "MaxJob")
 """What sbatch says while a user has too many jobs: those that end make room for their successors."""
 
@@ -76,6 +78,10 @@ class Run:
         self.replacing = threading.Lock()
         """Held while it is decided whether a job that was cancelled by hand is replaced: of several, one is."""
         self._script = submission.guard(self.key, orphan_timeout)
+        self._asking = threading.Lock()
+        """Held while Slurm is asked whether the jobs can begin."""
+        self._never: str | None = None
+        """Why they cannot; "" if they can, None before Slurm has said so."""
         self._lock = threading.Lock()
         """Guards the fields below."""
         self._jobs: list[Job] = []
@@ -103,7 +109,7 @@ class Run:
                 break
             except NodeStartError as error:
                 passing = isinstance(error, commands.PassingError)
-                self._answer_lost |= passing
+                self._answer_lost |= passing or isinstance(error, submission.NoNumberError)
                 if not passing and not (patient and any(words in str(error) for words in _FULL)):
                     raise
                 log.info("%s: it is tried again", error)
@@ -154,9 +160,19 @@ class Run:
                     raise NodeStartError(f"its job {job.id} {self.note_fate(job, row).text}")
                 else:
                     tell(f"its job waits: {row.described()}")
+                    if row.reason in NEVER and (why := self._why_never()):
+                        raise NodeStartError(f"its job {job.id} can never begin: {row.described()}: {why}")
             if self.closing.wait(pause):
                 raise NodeStartError("the pool is closed")
             pause = min(longest, pause * 1.3)
+
+    def _why_never(self) -> str:
+        """Return why jobs with these options can never begin; "" if they can. Slurm is asked once."""
+        with self._asking:
+            if self._never is None:
+                with contextlib.suppress(NodeStartError):
+                    self._never = submission.why_never(self.words, self._script)
+            return self._never or ""
 
     def note_fate(self, job: Job, row: Row | None) -> Fate:
         """Return what becomes of a job by its row in the queue, and remember it if it is final."""

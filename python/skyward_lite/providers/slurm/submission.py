@@ -19,13 +19,17 @@ from . import commands
 ONE_NODE = ("--parsable", "--nodes=1", "--ntasks=1", "--no-requeue", "--output=/dev/null")
 """What sbatch is told of each job beside the user's options."""
 
-SIGNAL_SECONDS = 2.0
+SIGNAL_SECONDS = 1.0
 """Bound on a signal that only makes the jobs' end quicker."""
 
 _NUMBER = re.compile(r"^(\d+)(?:;.*)?$", re.MULTILINE)
 """The job's number as `sbatch --parsable` prints it, with the cluster's name in a federation. A site's plugins may
 print further lines."""
 _UNKNOWN_OPTION = re.compile(r"(?:unrecognized|invalid|ambiguous) option '?-*([A-Za-z0-9-]+)")
+
+
+class NoNumberError(NodeStartError):
+    """Raised when jobs were submitted, but it is not known which ones."""
 
 
 def guard(key: str, orphan_timeout: float) -> bytes:
@@ -70,7 +74,9 @@ def _sbatch(ours: Sequence[str], options: Sequence[str], script: bytes) -> str:
     # Ours come last: of two that exclude each other, the later one counts.
     answer = commands.run(["sbatch", *options, *ours], stdin=script)
     numbers = _NUMBER.findall(answer.stdout)
-    if not answer.status and numbers:
+    if not answer.status:
+        if not numbers:
+            raise NoNumberError(f"sbatch has ended without an error, but named no job: {answer.reason('sbatch')}")
         return str(numbers[-1])
     if commands.is_passing(answer):
         raise commands.failure("sbatch", answer)
@@ -80,6 +86,16 @@ def _sbatch(ours: Sequence[str], options: Sequence[str], script: bytes) -> str:
     raise NodeStartError(
         f"{named}sbatch has failed: {answer.reason('sbatch')}" + (f". It was given {shown}" if shown else "")
     )
+
+
+def why_never(options: Sequence[str], script: bytes) -> str:
+    """Return why a job that waits can never begin, in Slurm's own words; "" if it can, or Slurm does not know.
+
+    sbatch takes some jobs that no node of the cluster is large enough for, and refuses them if it is only asked. Raises
+    `NodeStartError` if it does not answer.
+    """
+    answer = commands.run(["sbatch", *options, *ONE_NODE, "--test-only"], stdin=script)
+    return answer.reason("sbatch") if answer.status and not commands.is_passing(answer) else ""
 
 
 def cancel(jobs: Sequence[str], bound: float) -> None:

@@ -1,0 +1,251 @@
+"""What `Slurm()` does without a cluster: options, and what it reads in Slurm's answers and in a job's variables."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+import skyward_lite as sky
+from skyward_lite.errors import NodeStartError
+from skyward_lite.providers import NodeRequest
+from skyward_lite.providers.slurm import commands, options, own_job, queue, submission
+
+
+def request(vcpus: int | None = None, memory_gb: float | None = None) -> NodeRequest:
+    return NodeRequest(1, 1, sky.Image(), vcpus, memory_gb, 20.0)
+
+
+def row(**fields: str) -> str:
+    """Return one line of squeue's, each field padded as squeue does it."""
+    said = {
+        "ArrayJobID": "58",
+        "ArrayTaskID": "N/A",
+        "JobID": "58",
+        "State": "RUNNING",
+        "Reason": "None",
+        "TimeLeft": "1:00",
+        "TimeLimit": "1:00",
+        "NumCPUs": "4",
+        "NodeList": "node1",
+        "tres-alloc": "cpu=4,mem=500M,node=1,billing=4",
+        "PreemptTime": "N/A",
+        **fields,
+    }
+    names = [column.rstrip("|").partition(":") for column in queue.COLUMNS.split(",")]
+    return "".join(f"{said[name]:<{width}}|" for name, _, width in names) + "\n"
+
+
+def test_options_are_spelled_as_sbatchs():
+    """True is a flag, None and False are left out, a list is joined, anything else is a text."""
+    given = {
+        "cpus_per_task": 16,
+        "exclusive": True,
+        "gres": ["gpu:1", "tmp:5G"],
+        "overcommit": False,
+        "qos": None,
+        "chdir": pathlib.Path("/scratch"),
+        "time": "2:00:00",
+    }
+    assert options.words(options.checked(given)) == [
+        "--cpus-per-task=16",
+        "--exclusive",
+        "--gres=gpu:1,tmp:5G",
+        "--chdir=/scratch",
+        "--time=2:00:00",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        *(({name: "1"}, ValueError, rf"Slurm\({name}='1'\): \w") for name in (*options.OURS, "outpu", "arra", "wra")),
+        ({"n_nodes": 2}, TypeError, r"no parameter n_nodes: the number of nodes is the pool's: write pool\(nodes=2"),
+        ({"queue": "short"}, TypeError, r"write Slurm\(partition='short'\)"),
+        ({"walltime": 5}, TypeError, 'write Slurm\\(time="2:00:00"\\)'),
+        ({"time": object()}, TypeError, "a text, a number, a list of them, or True"),
+        ({"gres": [object()]}, TypeError, "a text, a number, a list of them, or True"),
+        ({"partition": " "}, ValueError, "a text that is not empty"),
+        ({"partition": "a\nb"}, ValueError, "has no control characters"),
+        ({"grace": 0, "time": 1}, ValueError, r"Slurm\(grace=0\)"),
+        ({"orphan_timeout": 1, "time": 1}, ValueError, r"Slurm\(orphan_timeout=1\): at least 10"),
+        ({"python": "-c", "time": 1}, ValueError, r"Slurm\(python='-c'\)"),
+    ],
+)
+def test_options_that_cannot_be_used(given, error, text):
+    """The error names the option, and says what to write instead."""
+    with pytest.raises(error, match=text):
+        sky.Slurm(**given)
+
+
+def test_without_options_a_job_is_needed(monkeypatch):
+    """Outside of a job the error says what to write; inside the number of its nodes is known before the pool starts."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("SLURM_JOBID", raising=False)
+    with pytest.raises(ValueError, match=r'as in Slurm\(partition="cpu", .*or run this within sbatch or salloc'):
+        sky.Slurm()
+    monkeypatch.setenv("SLURM_JOB_ID", "58")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    assert (sky.Slurm().nodes, repr(sky.Slurm())) == (3, "Slurm(): job 58")
+    assert sky.Slurm(time="1").nodes is None
+
+
+def test_what_the_pool_asks_for_becomes_options():
+    """vcpus and memory_gb are said to sbatch, unless the options say as much or more."""
+    assert options.with_request({}, request(4, 16)) == {"cpus_per_task": "4", "mem": "15259M"}
+    for given in ({"cpus_per_task": "8", "mem": "16G"}, {"cpus_per_task": "4", "mem": "0"}):
+        assert options.with_request(given, request(4, 16)) == given
+    given = {"cpus_per_task": "4", "mem_per_cpu": "4G"}
+    assert options.with_request(given, request(4, 16)) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "text"),
+    [
+        ({"cpus_per_task": "2"}, request(4), r"pool\(vcpus=4\) and Slurm\(cpus_per_task=2\)"),
+        ({"mem": "8G"}, request(None, 16), r"pool\(memory_gb=16\) and Slurm\(mem='8G'\).* 8.59 GB"),
+        ({"mem": "8000"}, request(None, 16), r"pool\(memory_gb=16\) and Slurm\(mem='8000'\)"),
+        ({"mem_per_cpu": "2G"}, request(4, 16), r"pool\(memory_gb=16\) and Slurm\(mem_per_cpu='2G'\)"),
+    ],
+)
+def test_options_below_what_the_pool_asks_for(given, wanted, text):
+    """A contradiction is an error that names both sides of it."""
+    with pytest.raises(NodeStartError, match=text):
+        options.with_request(given, wanted)
+
+
+def test_rows_of_the_queue():
+    """Elements of arrays have their own number for srun; banners and cut lines are left out."""
+    element = row(ArrayTaskID="0", JobID="61")
+    waits = row(ArrayJobID="9", JobID="9", State="PENDING", Reason="Resources", NodeList="", TimeLeft="UNLIMITED")
+    rows = queue.parse(f"Welcome | to | the cluster\n{element}{waits}{element[:100]}")
+    assert [*rows] == ["58_0", "9"]
+    assert rows["58_0"] == queue.Row("58_0", "61", "RUNNING", "", 60.0, 4, "node1", 500 * 2**20, preempted=False)
+    assert (rows["9"].described(), rows["9"].seconds_left, rows["9"].nodes) == ("PENDING (Resources)", None, "")
+
+
+@pytest.mark.parametrize(
+    ("left", "limit", "seconds"),
+    [
+        ("0:08", "1:00", 8),
+        ("2:03:04", "1-00:00:00", 7384),
+        ("1-02:03:04", "2-00:00:00", 93784),
+        ("UNLIMITED", "UNLIMITED", None),
+        ("NOT_SET", "NOT_SET", None),
+        ("INVALID", "1:00", 0),
+        ("INVALID", "INVALID", None),
+    ],
+)
+def test_times_that_are_left(left, limit, seconds):
+    """A time that is over is 0; Slurm writes the same for limits of more than a year, which are none."""
+    assert queue.seconds_left(left, limit) == seconds
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({}, {"goes_on"}),
+        ({"State": "SUSPENDED"}, {"goes_on"}),
+        ({"State": "PENDING"}, {"goes_on"}),
+        ({"State": "COMPLETING", "Reason": "TimeLimit"}, {"as_planned", "is_certain"}),
+        ({"State": "COMPLETING", "PreemptTime": "2026-11-26T15:37:06"}, {"as_planned", "is_certain"}),
+        ({"State": "COMPLETING"}, {"by_hand"}),
+        ({"State": "CANCELLED"}, {"by_hand", "is_certain"}),
+        ({"State": "TIMEOUT"}, {"as_planned", "is_certain"}),
+        ({"State": "NODE_FAIL"}, {"by_cluster", "is_certain"}),
+        ({"State": "OUT_OF_MEMORY"}, {"is_certain"}),
+        ({"State": "FAILED", "Reason": "NonZeroExitCode"}, {"is_certain"}),
+    ],
+)
+def test_what_becomes_of_a_job(fields, what):
+    """Its state, its reason and a preemption tell whether it goes on, and if not, who has ended it."""
+    found = queue.fate(queue.parse(row(**fields))["58"])
+    flags = ("goes_on", "by_hand", "as_planned", "by_cluster")
+    assert {name for name in flags if getattr(found, name)} == what - {"is_certain"}
+    assert found.goes_on or found.is_certain == ("is_certain" in what)
+    assert found.goes_on or found.text
+
+
+def test_a_preempted_job_still_has_its_node():
+    """In its GraceTime it is neither taken for one that goes on, nor for one that is over."""
+    found = queue.fate(queue.parse(row(PreemptTime="2026-11-26T15:37:06"))["58"])
+    assert (found.goes_on, found.is_over, found.as_planned) == (False, False, True)
+
+
+def test_a_job_that_slurm_does_not_know():
+    """A job that the queue does not name counts as ended by the cluster, and is cancelled nevertheless."""
+    found = queue.fate(None)
+    assert (found.goes_on, found.is_over, found.by_cluster) == (False, False, True)
+
+
+def test_cpus_of_a_job():
+    """A node's CPUs are read as Slurm writes them; what cannot be read limits nothing."""
+    for text, cpus in (("4", [4]), ("4(x2),8", [4, 4, 8]), ("", []), ("4(x2", []), ("many", [])):
+        assert own_job.cpus({"SLURM_JOB_CPUS_PER_NODE": text}) == cpus
+    assert own_job.count({"SLURM_JOB_CPUS_PER_NODE": "4(x2),8"}) == 3
+    assert own_job.job({"SLURM_JOB_ID": "58"}) == "58"
+    assert own_job.job({"SLURM_JOBID": "x"}) is None
+
+
+def test_slurms_programs_do_not_see_the_job_around_them():
+    """What finds the cluster is kept, and so are a user's own defaults of sbatch."""
+    variables = {
+        "SLURM_CONF": "/etc/x",
+        "SLURM_JWT": "token",
+        "SBATCH_ACCOUNT": "ab12",
+        "PATH": "/bin",
+        "SLURM_JOB_ID": "1",
+        "SLURM_CPU_BIND": "none",
+        "SRUN_CPUS_PER_TASK": "3",
+        "SQUEUE_USERS": "nobody",
+        "SCANCEL_INTERACTIVE": "1",
+        "SBATCH_ARRAY_INX": "0-9",
+        "SBATCH_WAIT": "1",
+    }
+    assert [*commands.environment(variables)] == ["SLURM_CONF", "SLURM_JWT", "SBATCH_ACCOUNT", "PATH"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "passing", "text"),
+    [
+        (
+            "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid",
+            False,
+            "x;",
+        ),
+        ("sbatch: unrecognized option '--x=1'\nTry \"sbatch --help\" for more information", False, "'--x=1'"),
+        (
+            "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+            True,
+            "fa",
+        ),
+        ("", False, "status 1, without a word"),
+    ],
+)
+def test_slurms_own_words(printed, passing, text):
+    """An error has the program's words in one line, without its name; it may pass if the controller does not answer."""
+    error = commands.failure("sbatch", commands.Answer(1, "", printed))
+    assert isinstance(error, commands.PassingError) == passing
+    assert text in str(error)
+    assert "sbatch:" not in str(error)
+    assert "\n" not in str(error)
+
+
+def test_an_array_is_submitted_where_arrays_are_allowed(monkeypatch):
+    """Several jobs are one array, one by one where Slurm refuses arrays; the words around a number are no ids."""
+    calls: list[list[str]] = []
+    numbers = iter(range(58, 99))
+
+    def run(words, bound=0.0, stdin=b""):
+        calls.append(words)
+        if refused and any(word.startswith("--array") for word in words):
+            return commands.Answer(1, "", "sbatch: error: Batch job submission failed: Invalid job array specification")
+        return commands.Answer(0, f"Welcome\n{next(numbers)};cluster\n", "")
+
+    monkeypatch.setattr(commands, "run", run)
+    refused = False
+    assert submission.submit(["--time=1"], b"", 2) == ["58_0", "58_1"]
+    assert calls[-1] == ["sbatch", "--time=1", *submission.ONE_NODE, "--array=0-1"]
+    assert submission.submit([], b"", 1) == ["59"]
+    refused = True
+    assert submission.submit([], b"", 3) == ["60", "61", "62"]
+    assert [len(calls), calls[-1]] == [6, ["sbatch", *submission.ONE_NODE]]

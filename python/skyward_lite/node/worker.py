@@ -23,7 +23,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from .. import _core, messages, nesting
@@ -116,16 +116,35 @@ def free_sigterm() -> None:
     """Let tasks go on at SIGTERM where the agent announces it, as schedulers send it to all processes of a job.
 
     The agent's block is inherited. Programs that tasks start get their usual handler by that start, and forked children
-    by a hook: both can be terminated.
+    by a hook: both can be terminated, also at once.
     """
     if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM}):
         signal.signal(signal.SIGTERM, _do_nothing)
-        os.register_at_fork(after_in_child=_end_at_sigterm)
+        os.register_at_fork(before=_hold_sigterm, after_in_parent=_release_sigterm, after_in_child=_end_at_sigterm)
+
+
+class _Masks(threading.local):
+    """The signals that each thread blocked before it forked."""
+
+    before: Collection[int] = ()
+
+
+_masks = _Masks()
+
+
+def _hold_sigterm() -> None:
+    # A child whose SIGTERM came before its usual handler is back would go on, and its parent wait for its end.
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _release_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
 
 
 def _end_at_sigterm() -> None:
     if signal.getsignal(signal.SIGTERM) is _do_nothing:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _release_sigterm()
 
 
 def prepare_exit() -> None:

@@ -272,7 +272,9 @@ def test_signs_of_life_below_a_parent_of_another_user(sticky):
         process.stdin.write(script + b"exec sleep 60\n")
         process.stdin.flush()
         alive = sticky / "alive"
-        for _ in range(2):
-            assert eventually(alive.exists, 10)
-            alive.unlink()
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            for _ in range(2):
+                assert eventually(alive.exists, 10)
+                alive.unlink()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)

@@ -41,8 +41,9 @@ class NodeStartError(SkywardError):
     Example: 2 ready nodes are needed, but lab1 is ready; lab2 is lost: lab2 is not in /home/me/.ssh/known_hosts, so it
     is not trusted; its key is SHA256:…. Compare and accept its key with `ssh lab2`, or use SSH(..., accept_new=True)
 
-    What to do: follow the reason, which ends with the remedy. `skyward check HOST` tests hosts one step at a time.
-    `pool(nodes=(1, 4))` is content with fewer nodes, and takes the others as they become ready.
+    What to do: follow the reason, which ends with the remedy. `skyward check HOST` tests hosts one step at a time, and
+    other nodes with `--exec` or `--slurm`. `pool(nodes=(1, 4))` is content with fewer nodes, and takes the others as
+    they become ready.
     """
 
 

@@ -5,7 +5,7 @@ use std::io;
 
 use proptest::prelude::*;
 use skyward_lite::wire::checked;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf, empty, sink};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf, duplex, empty, sink, split};
 
 /// Bytes that come in pieces of these lengths, over and over.
 struct Pieces {
@@ -36,7 +36,7 @@ impl AsyncRead for Pieces {
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
 /// Return the stream that a client writes.
@@ -126,6 +126,33 @@ fn noise_before_the_first_chunk_is_passed_on() {
             reader.read_to_end(&mut got).await.unwrap();
             assert_eq!(got, noise);
         }
+    });
+}
+
+#[test]
+fn the_rest_of_a_chunk_that_is_late_is_asked_for() {
+    block_on(async {
+        let parts = [b"begun".to_vec(), b"and ended".to_vec()];
+        let stream = written(&parts).await;
+        let (mut there, here) = duplex(1000);
+        let (reading, writing) = split(here);
+        let (mut reader, mut writer) = checked::answer(reading, writing);
+        there.write_all(&stream[..30]).await.unwrap();
+        let (mut got, mut asked) = ([0; 5 + 9], [0; 16]);
+        let (read, ()) = tokio::join!(reader.read_exact(&mut got), async {
+            there.read_exact(&mut asked).await.unwrap();
+            there.write_all(&stream[30..]).await.unwrap();
+        });
+        assert_eq!((read.unwrap(), got.to_vec()), (14, parts.concat()));
+        // What asks is a chunk without bytes: the client reads what follows it.
+        writer.write_all(b"an answer").await.unwrap();
+        drop((reader, writer));
+        let mut answered = asked.to_vec();
+        there.read_to_end(&mut answered).await.unwrap();
+        let (mut client, _) = checked::ask(Pieces::new(&answered, &[7]), sink());
+        let mut text = Vec::new();
+        client.read_to_end(&mut text).await.unwrap();
+        assert_eq!(text, b"an answer");
     });
 }
 

@@ -105,6 +105,7 @@ def test_what_a_command_keeps_to_itself_is_noted(tmp_path):
     """A status and the end of the input that are not passed on are notes, and the nodes can be used."""
     assert noted(WITHOUT_STATUS) == ["exit status"]
     assert noted(way("noeof", tmp_path)) == ["end of input"]
+    assert noted(way("lingers", tmp_path)) == ["exit status"]
     assert noted(way("banner", tmp_path)) == []
 
 

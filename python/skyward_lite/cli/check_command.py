@@ -16,13 +16,13 @@ from ..providers import Machine
 from ..providers.command import CommandMachine, Exec
 from . import echo, survival
 from .hosts import default_request
-from .inspection import COMMAND_SECONDS, Inspection
+from .inspection import Inspection
 from .measure import measure_speed, milliseconds
 
 STATUS = 7
 """The exit status that the command is to pass on; no program of its own should end with it."""
-END_OF_INPUT_SECONDS = 5.0
-"""Within this time a process on the node must have noticed that its standard input has ended."""
+END_SECONDS = 10.0
+"""Within this time the command must have noticed that what it runs has ended, and the latter that its input has."""
 
 
 class CommandCheck(Inspection[CommandMachine]):
@@ -31,6 +31,8 @@ class CommandCheck(Inspection[CommandMachine]):
     connection_remedy = "run the command in a terminal; try again"
     included = "the command's own start"
     """What takes time in a round trip beside the network."""
+    ends = True
+    """Whether the command ends when what it runs has ended."""
 
     @property
     def program(self) -> str:
@@ -46,12 +48,14 @@ class CommandCheck(Inspection[CommandMachine]):
             return None
         connection = self._connect()
         if connection is not None:
-            self._exit_status(connection)
-            self._end_of_input(connection)
+            self.ends = self._exit_status(connection)
+            if self.ends:
+                self._end_of_input(connection)
         return connection
 
     def measure(self, connection: _core.Connection) -> None:
-        measure_speed(connection, self.report, self.included)
+        if self.ends:
+            measure_speed(connection, self.report, self.included)
         echo.measure_echo(self.machine, self.report)
 
     def leave(self, connection: _core.Connection) -> survival.Left | None:
@@ -83,8 +87,17 @@ class CommandCheck(Inspection[CommandMachine]):
         self.report.ok("command", text, first_byte_ms=took * 1000)
         return connection
 
-    def _exit_status(self, connection: _core.Connection) -> None:
-        status, _, _ = connection.run(f"exit {STATUS}", b"", COMMAND_SECONDS)
+    def _exit_status(self, connection: _core.Connection) -> bool:
+        """Report whether the exit status is passed on. Return whether the command ends when what it runs has ended."""
+        try:
+            status, _, _ = connection.run(f"exit {STATUS}", b"", END_SECONDS)
+        except _core.CoreError:
+            self.report.note(
+                "exit status",
+                f"is not passed on within {END_SECONDS:.0f} s: the command does not end when what it runs has ended. "
+                "Scripts say themselves that they have; what measures the command is left out here",
+            )
+            return False
         if status == STATUS:
             self.report.ok("exit status", "is passed on")
         else:
@@ -93,14 +106,15 @@ class CommandCheck(Inspection[CommandMachine]):
                 f"is not passed on: {STATUS} there is {status} here. Scripts print their own, "
                 "so only of an agent that dies it is not known",
             )
+        return True
 
     def _end_of_input(self, connection: _core.Connection) -> None:
         try:
-            connection.run("exec cat", b"some input\n", END_OF_INPUT_SECONDS)
+            connection.run("exec cat", b"some input\n", END_SECONDS)
         except _core.CoreError:
             self.report.note(
                 "end of input",
-                f"is not passed on within {END_OF_INPUT_SECONDS:.0f} s: an agent notices by silence that a connection "
+                f"is not passed on within {END_SECONDS:.0f} s: an agent notices by silence that a connection "
                 "has ended, and not at once",
             )
         else:

@@ -2,7 +2,7 @@
 # Reports what a session on the host has: its shell, cores, memory and limits. Memory is in kB, `group_memory` in bytes;
 # `group_cores` is a time of all cores, and the period in which so much may be used: "150000 100000".
 echo '== skyward_lite =='
-echo "shell=${SHELL:-unknown}"
+echo "shell=${SHELL:-sh}"
 echo "cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null)"
 echo "memory=$(awk '$1 == "MemTotal:" { print $2 }' /proc/meminfo 2>/dev/null)"
 echo "available=$(awk '$1 == "MemAvailable:" { print $2 }' /proc/meminfo 2>/dev/null)"

@@ -88,6 +88,8 @@ class Nodes:
         """Replacements that were asked for since the pool was started."""
         self._given_up: set[int] = set()
         """Numbers of the draining, lost and failed nodes for which it was decided whether they are replaced."""
+        self._undecided: set[int] = set()
+        """Numbers of failed nodes for which that is to be decided, and which are among the expected until then."""
         self._returning = Returning(core, self._begin_session, self._start_thread, lifecycle)
         self._log = NodeLog(core, settings.start_timeout)
         self._display = display
@@ -141,16 +143,28 @@ class Nodes:
 
     def _bring_up(self, number: int, machine: Machine) -> None:
         """Make a node of one machine. An error becomes the reason for which the node is left out."""
-        core = self._core
         try:
             self._begin_session(number, machine)
         except (NodeStartError, _core.CoreError, OSError) as error:
-            core.fail_node(number, _core.printable(str(error), MAX_REASON))
+            self._fail(number, machine, str(error))
         except BaseException as error:
-            core.fail_node(number, _core.printable(f"{type(error).__name__}: {error}", MAX_REASON))
+            self._fail(number, machine, f"{type(error).__name__}: {error}")
             # While the pool is being closed its machines may end as they are opened, so any exception is expected then.
             if self._lifecycle.stage is Stage.OPEN:
                 raise
+
+    def _fail(self, number: int, machine: Machine, why: str) -> None:
+        """Mark a machine as lost that has become no node. Tasks wait until it is decided whether it is replaced."""
+        with self._lock:
+            if machine.replaceable and number not in self._given_up:
+                self._undecided.add(number)
+                self._expect(+1)
+        self._core.fail_node(number, _core.printable(why, MAX_REASON))
+
+    def _expect(self, more: int) -> None:
+        """Change the number of replacements that are on their way. The lock must be held."""
+        self._expected += more
+        self._core.expect(self._expected)
 
     def _begin_session(self, number: int, machine: Machine) -> None:
         """Open a machine and begin a session with its agent. Raise `NodeStartError`, `CoreError` or `OSError`."""
@@ -277,14 +291,16 @@ class Nodes:
             return
         with self._lock:
             stage = self._lifecycle.stage
+            is_counted = number in self._undecided
+            self._undecided.discard(number)
             # While the pool is being left, only tasks that somebody waits for need a replacement.
             if stage is not Stage.OPEN and (stage is not Stage.DRAINING or not self._has_waiters()):
+                self._expect(-is_counted)
                 return
             first = number not in self._given_up
-            if first:
-                self._given_up.add(number)
-                self._expected += 1
-                self._core.expect(self._expected)
+            self._given_up.add(number)
+            # Never lower in between: tasks that wait would be lost.
+            self._expect(first - is_counted)
             name = f"skyward-after-{machine.name}"
             self._start_thread(name, self._replace_machine, number, old, new, first)
 
@@ -307,8 +323,7 @@ class Nodes:
         finally:
             if first:
                 with self._lock:
-                    self._expected -= 1
-                    self._core.expect(self._expected)
+                    self._expect(-1)
                 # Tasks have waited for this: from now on another node is there for them, or none will be.
                 self._core.give_up(number)
 

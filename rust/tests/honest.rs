@@ -292,7 +292,9 @@ impl Client {
             }
         }
         assert!(self.dispatch.is_consistent(), "{:?}", self.dispatch);
-        left.into_iter().for_each(|node| self.lose(node));
+        for node in left {
+            self.lose(node);
+        }
     }
 
     fn add(&mut self, slots: usize) {

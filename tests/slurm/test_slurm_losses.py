@@ -15,6 +15,7 @@ import time
 import pytest
 import skyward_lite as sky
 from processes import eventually, ours
+from skyward_lite.client import returning
 
 pytestmark = pytest.mark.usefixtures("functions_by_value")
 STRICT = sky.Worker(concurrency=2, retries=0)
@@ -121,7 +122,8 @@ def test_a_controller_that_is_gone_for_a_while_costs_nothing(cluster, caplog):
 
 
 def test_an_allocation_that_is_cancelled_around_its_pool(cluster, monkeypatch):
-    """If the job ends whose nodes a pool uses, its tasks fail at once: nodes of this job cannot come back."""
+    """If the job ends whose nodes a pool uses, its tasks fail: nodes of this job cannot come back."""
+    monkeypatch.setattr(returning, "DRAINED_SECONDS", 1.0)
     cluster.run("salloc", "--no-shell", "-N2", "--ntasks-per-node=1", "--cpus-per-task=2")
     (job,) = cluster.jobs()
     for name, value in (("ID", job), ("NODELIST", "node[1-2]"), ("NUM_NODES", "2"), ("CPUS_PER_NODE", "2(x2)")):

@@ -287,9 +287,7 @@ def program(settings: str) -> tuple[str, str]:
     )
 
 
-QUICK = program(
-    "measure.SAMPLE_BYTES = (1 << 16,); survival.SETTLE_TENTHS = 2; check_command.END_SECONDS = 1.0"
-)
+QUICK = program("measure.SAMPLE_BYTES = (1 << 16,); survival.SETTLE_TENTHS = 2; check_command.END_SECONDS = 1.0")
 """Runs the command, but measures the connection's speed with few bytes, and looks only briefly at what survives."""
 
 

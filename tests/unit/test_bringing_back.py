@@ -22,6 +22,7 @@ class Machine:
     """A machine that fails as often as there are errors in `errors`."""
 
     name = "host"
+    may_linger = True
 
     def __init__(self, *errors: Exception, returns: bool = True) -> None:
         self.errors = list(errors)

@@ -6,8 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,47 +18,22 @@ from skyward_lite.errors import NodeStartError
 SHELLS = [shell for shell in ("dash", "bash", "busybox", "zsh", "ksh", "mksh") if shutil.which(shell)]
 
 
-class Command:
-    """As a `Connection` behind a command of this machine."""
-
-    def __init__(self, *words: str) -> None:
-        self.words = words
-        self.program = " ".join(words)
-
-    def run(
-        self, command: str, stdin: bytes, bound: float, watch: Callable[[bytes, bytes], object] | None = None
-    ) -> tuple[int | None, bytes, bytes]:
-        with subprocess.Popen(
-            [*self.words, command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            deadline = time.monotonic() + bound
-            text: bytes | None = stdin
-            seen = [0, 0]
-            while True:
-                try:
-                    printed = process.communicate(text, timeout=0.05)
-                    over = True
-                except subprocess.TimeoutExpired as error:
-                    printed = error.output or b"", error.stderr or b""
-                    over = False
-                text = None
-                new = [part[count:] for part, count in zip(printed, seen, strict=True)]
-                seen = [len(part) for part in printed]
-                try:
-                    if watch is not None and any(new):
-                        watch(*new)
-                    if time.monotonic() > deadline and not over:
-                        raise _core.CoreError("not done in time")
-                except BaseException:
-                    process.kill()
-                    raise
-                if over:
-                    return process.returncode, *printed
+@pytest.fixture(scope="module")
+def core() -> Iterator[_core.Core]:
+    """Runs the commands."""
+    core = _core.Core(1, 1)
+    yield core
+    core.close()
 
 
-def faulty(directory: Path, fault: str) -> Command:
-    """Return a command with a fault of `way.py`."""
-    return Command(sys.executable, "-S", way.__file__, str(directory), fault, "a", "sh", "-c")
+@pytest.fixture
+def faulty(core: _core.Core, tmp_path: Path) -> Callable[[str], _core.Connection]:
+    """Returns a command with a fault of `way.py`."""
+
+    def command(fault: str) -> _core.Connection:
+        return core.command([sys.executable, "-S", way.__file__, str(tmp_path), fault, "a", "sh", "-c"])
+
+    return command
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +44,9 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", ["none", "banner", "noeof", "lingers", "cuts:100*2", "forgets:60*2", "forgets:999*2"])
-def test_a_command_that_will_do(tmp_path, fault):
+def test_a_command_that_will_do(faulty, fault):
     """All bytes come back, whatever is printed before them, and however it ends; a cut may have been a chance."""
-    byte_check.check(faulty(tmp_path, fault), 20)  # type: ignore[arg-type]
+    byte_check.check(faulty(fault), 20)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +62,10 @@ def test_a_command_that_will_do(tmp_path, fault):
         ("silent", 0.3, "printed nothing within 0.3 s: a shell's command line is added"),
     ],
 )
-def test_a_command_that_will_not_do(tmp_path, fault, bound, says):
+def test_a_command_that_will_not_do(faulty, fault, bound, says):
     """The fault is named, with the remedy where there is one."""
     with pytest.raises(NodeStartError) as caught:
-        byte_check.check(faulty(tmp_path, fault), bound)  # type: ignore[arg-type]
+        byte_check.check(faulty(fault), bound)
     assert says in str(caught.value)
 
 
@@ -107,10 +81,10 @@ def test_a_command_that_will_not_do(tmp_path, fault, bound, says):
         (("env", "PATH=/nowhere", "/bin/sh", "-c"), "(status 127). It printed: "),
     ],
 )  # fmt: skip
-def test_what_is_no_way_to_a_shell(words, says):
+def test_what_is_no_way_to_a_shell(core, words, says):
     """What the command printed is shown, and what it must be."""
     with pytest.raises(NodeStartError) as caught:
-        byte_check.check(Command(*words), 20)  # type: ignore[arg-type]
+        byte_check.check(core.command(words), 20)
     assert says in str(caught.value)
     # A program that says why it has failed needs no guess at the reason.
     assert ("such as `sh -c`" in str(caught.value)) == (words[-1] in ("true", "echo", "sh") or words[0] == "env")
@@ -140,18 +114,18 @@ def test_a_script_runs_as_a_whole_or_not_at_all(tmp_path, shell):
 
 
 @pytest.mark.parametrize("fault", ["none", "banner", "noeof", "lingers", "forgets:20*2", "forgets:999*2", "cuts:25*2"])
-def test_a_script_behind_a_command(tmp_path, fault):
+def test_a_script_behind_a_command(faulty, fault):
     """Its report is whole, also if the command loses the end of the output at first, or never ends."""
-    result = scripts.run(faulty(tmp_path, fault), REPORT, 20)  # type: ignore[arg-type]
+    result = scripts.run(faulty(fault), REPORT, 20)
     assert (result.report["a"], result.status) == (["1"], 0)
 
 
-def test_the_status_is_the_script_s_own(tmp_path):
+def test_the_status_is_the_script_s_own(core):
     """The status of a command may say nothing of what it ran."""
-    command = Command("sh", "-c", 'sh -c "$0"; exit 1')
-    assert scripts.run(command, REPORT, 20).status == 0  # type: ignore[arg-type]
-    command = Command("sh", "-c", 'sh -c "$0"; exit 0')
-    result = scripts.run(command, REPORT + b"echo why >&2\nexit 3\n", 20)  # type: ignore[arg-type]
+    command = core.command(["sh", "-c", 'sh -c "$0"; exit 1'])
+    assert scripts.run(command, REPORT, 20).status == 0
+    command = core.command(["sh", "-c", 'sh -c "$0"; exit 0'])
+    result = scripts.run(command, REPORT + b"echo why >&2\nexit 3\n", 20)
     assert (result.status, result.printed) == (3, "why")
 
 
@@ -163,29 +137,29 @@ def test_the_status_is_the_script_s_own(tmp_path):
         ("forgets:999", "did not run a script, 3 times (status 0). It printed: nothing"),
     ],
 )
-def test_a_script_whose_end_is_lost(tmp_path, fault, says):
+def test_a_script_whose_end_is_lost(faulty, fault, says):
     """A report of which a part may be missing is not used, whatever status the command ends with."""
     with pytest.raises(NodeStartError) as caught:
-        scripts.run(faulty(tmp_path, fault), REPORT, 20)  # type: ignore[arg-type]
+        scripts.run(faulty(fault), REPORT, 20)
     assert says in str(caught.value)
     assert str(caught.value).startswith("`")
 
 
-def test_a_script_that_ends_before_its_report(tmp_path):
+def test_a_script_that_ends_before_its_report(faulty):
     """The script has run, so nothing is said of what forbids it to."""
     with pytest.raises(NodeStartError, match="a script ended there with status 4 before its report. It printed: no"):
-        scripts.run(faulty(tmp_path, "none"), b"echo no\nexit 4\n", 20)  # type: ignore[arg-type]
+        scripts.run(faulty("none"), b"echo no\nexit 4\n", 20)
 
 
 @pytest.mark.parametrize("fault", ["none", "noeof"])
-def test_a_file_behind_a_command(tmp_path, fault):
+def test_a_file_behind_a_command(faulty, tmp_path, fault):
     """It is written as a whole when its bytes have arrived, without an end of the input; a part of it is an error."""
     upload, data = scripts.read("upload.sh"), os.urandom(100_000)
 
     def send(size: int, sent: bytes) -> scripts.Ended:
         words = (str(tmp_path / "to"), "file", str(size), "file", str(len(sent)))
-        command = faulty(tmp_path, fault)
-        return scripts.run_command(command, upload, *words, stdin=sent, bound=20, secrets=())  # type: ignore[arg-type]
+        command = faulty(fault)
+        return scripts.run_command(command, upload, *words, stdin=sent, bound=20, secrets=())
 
     asked = send(len(data), b"")
     assert (asked.status, asked.stdout.strip()) == (1, b"")

@@ -58,7 +58,7 @@ def test_options_are_spelled_as_sbatchs():
 @pytest.mark.parametrize(
     ("given", "error", "text"),
     [
-        *(({name: "1"}, ValueError, rf"Slurm\({name}='1'\): \w") for name in (*options.OURS, "outpu", "arra", "wra")),
+        *(({name: "1"}, ValueError, rf"Slurm\({name}='1'\): \w") for name in (*options.OURS, "outp", "arra", "wra")),
         ({"n_nodes": 2}, TypeError, r"no parameter n_nodes: the number of nodes is the pool's: write pool\(nodes=2"),
         ({"queue": "short"}, TypeError, r"write Slurm\(partition='short'\)"),
         ({"walltime": 5}, TypeError, 'write Slurm\\(time="2:00:00"\\)'),
@@ -153,7 +153,8 @@ def test_times_that_are_left(left, limit, seconds):
         ({"State": "TIMEOUT"}, {"as_planned", "is_certain"}),
         ({"State": "NODE_FAIL"}, {"by_cluster", "is_certain"}),
         ({"State": "OUT_OF_MEMORY"}, {"is_certain"}),
-        ({"State": "FAILED", "Reason": "NonZeroExitCode"}, {"is_certain"}),
+        ({"State": "FAILED", "Reason": "NonZeroExitCode"}, {"by_cluster", "is_certain"}),
+        ({"State": "FAILED", "Reason": "BadConstraints"}, {"is_certain"}),
     ],
 )
 def test_what_becomes_of_a_job(fields, what):
@@ -178,12 +179,20 @@ def test_a_job_that_slurm_does_not_know():
 
 
 def test_cpus_of_a_job():
-    """A node's CPUs are read as Slurm writes them; what cannot be read limits nothing."""
+    """A node's CPUs and memory are read as Slurm writes them; what cannot be read limits nothing."""
     for text, cpus in (("4", [4]), ("4(x2),8", [4, 4, 8]), ("", []), ("4(x2", []), ("many", [])):
         assert own_job.cpus({"SLURM_JOB_CPUS_PER_NODE": text}) == cpus
     assert own_job.count({"SLURM_JOB_CPUS_PER_NODE": "4(x2),8"}) == 3
     assert own_job.job({"SLURM_JOB_ID": "58"}) == "58"
     assert own_job.job({"SLURM_JOBID": "x"}) is None
+    for variables, cpus, megabytes in (
+        ({"SLURM_MEM_PER_NODE": "500"}, None, 500),
+        ({"SLURM_MEM_PER_CPU": "100"}, 4, 400),
+        ({"SLURM_MEM_PER_CPU": "100"}, None, None),
+        ({"SLURM_MEM_PER_NODE": "0"}, 4, None),
+        ({}, 4, None),
+    ):
+        assert own_job.memory_bytes(cpus, variables) == (megabytes and megabytes * 2**20)
 
 
 def test_slurms_programs_do_not_see_the_job_around_them():

@@ -132,7 +132,7 @@ class Returning:
                     self._states[number] = self._attended[number] = seen
                 if seen[0] == NodeState.RECONNECTING:
                     self._reconnect(number, machine)
-                elif self._await_attempt(number) and self._may_start(number, machine):
+                elif self._await_attempt(number, machine) and self._may_start(number, machine):
                     self._open(number, machine)
         except Exception:
             # What becomes of the machines while the pool is being closed may break anything here.
@@ -160,9 +160,9 @@ class Returning:
                 if not backoff.pause(PERMANENT_SECONDS if is_permanent(error) else None):
                     return
 
-    def _await_attempt(self, number: int) -> bool:
+    def _await_attempt(self, number: int, machine: Machine) -> bool:
         """Wait before a machine that was lost is opened again. Return False if it is not to be opened any more."""
-        first = DRAINED_SECONDS if number in self._drained else None
+        first = DRAINED_SECONDS if number in self._drained and machine.may_linger else None
         self._drained.discard(number)
         return self._backoff_of(number).pause(first)
 

@@ -85,12 +85,12 @@ def check(connection: _core.Connection, bound: float) -> None:
         answer = _ask(connection, bound)
         if not answer.may_be_cut() or answer.is_right():
             break
-        log.info("`%s` has lost bytes (status %s): it is tried again", connection.program, answer.status)
+        log.info("%s has lost bytes (status %s): it is tried again", scripts.shown_program(connection), answer.status)
         time.sleep(PAUSE_SECONDS)
     else:
         answer = _ask(connection, bound)
     if not answer.is_right():
-        raise NodeStartError(f"`{connection.program}` {explain(answer)}")
+        raise NodeStartError(f"{scripts.shown_program(connection)} {explain(answer)}")
 
 
 def _ask(connection: _core.Connection, bound: float) -> _Answer:

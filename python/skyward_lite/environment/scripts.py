@@ -103,6 +103,11 @@ class Ended(NamedTuple):
     """Whether it has printed its status, so that nothing of its output is missing."""
 
 
+def shown_program(connection: _core.Connection) -> str:
+    """Return the command that leads to a machine as it may be shown, without credentials in it."""
+    return f"`{credentials.mask(connection.program or SHELL)}`"
+
+
 class _Finished(Exception):
     """Raised when a command has printed that it has succeeded: what starts it may never end."""
 
@@ -156,8 +161,8 @@ def _run_to_end(
         if ended.is_complete:
             return ended
         log.info(
-            "`%s` has lost the end of what a script printed (status %d): it is run again",
-            connection.program,
+            "%s has lost the end of what a script printed (status %d): it is run again",
+            shown_program(connection),
             ended.status,
         )
         time.sleep(pause)
@@ -215,10 +220,10 @@ def _explain(connection: _core.Connection, ended: Ended, began: bool, secrets: C
     times = f"{len(RERUN_PAUSES_SECONDS) + 1} times"
     if began:
         return (
-            f"`{connection.program}` has lost the end of what a script printed, {times} (status {ended.status}). "
+            f"{shown_program(connection)} has lost the end of what a script printed, {times} (status {ended.status}). "
             f"It printed: {seen}"
         )
-    return f"`{connection.program}` did not run a script, {times} (status {ended.status}). It printed: {seen}"
+    return f"{shown_program(connection)} did not run a script, {times} (status {ended.status}). It printed: {seen}"
 
 
 def shown(printed: bytes, secrets: Collection[str] = (), limit: int = 4000) -> str:

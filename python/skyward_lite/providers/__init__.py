@@ -81,6 +81,8 @@ class Machine(abc.ABC):
     """Whether its provider can start another machine in its place."""
     returns = False
     """Whether it may be opened again after it was lost, and is the same node then."""
+    may_linger = True
+    """Whether it may still take sessions for a while after it announced that it will be gone."""
     shares_files = False
     """Whether it sees this machine's files, so that the client's import path is valid there."""
     doing = ""

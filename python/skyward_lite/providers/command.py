@@ -57,8 +57,8 @@ class Exec(Provider):
     ----------
     command : str
         The command, in which `{node}` stands for a node's name. It is split into words as a shell does it, and no
-        shell reads it: variables, pipes and the like need a `sh -c '...'` of your own around it. It must not ask for a
-        terminal (`-t`), and pass its standard input on (`-i`).
+        shell reads it: variables, pipes and the like need a `sh -c '...'` of your own around it. It must pass its
+        standard input on (`-i`), and ask for no terminal (no `-t`).
     nodes : list of str
         The names of the nodes.
     python : str or path, optional
@@ -83,12 +83,10 @@ class Exec(Provider):
     >>> sky.Exec("kubectl exec -i {node} -- sh -c", nodes=[f"worker-{n}" for n in range(8)])  # doctest: +ELLIPSIS
     Exec('kubectl exec -i {node} -- sh -c', nodes=['worker-0', 'worker-1', ...])
 
-    The hosts of a job of LSF or SGE, from within the job, and hosts behind an `ssh` of your own:
+    The hosts of an LSF job, from within the job, and hosts behind an `ssh` of your own:
 
     >>> sky.Exec("blaunch -no-shell {node} sh -c", nodes=["host1"])
     Exec('blaunch -no-shell {node} sh -c', nodes=['host1'])
-    >>> sky.Exec("qrsh -inherit -noshell {node} /bin/sh -c", nodes=["host1"])
-    Exec('qrsh -inherit -noshell {node} /bin/sh -c', nodes=['host1'])
     >>> sky.Exec("ssh -T {node}", nodes=["host1", "host2"])
     Exec('ssh -T {node}', nodes=['host1', 'host2'])
     """
@@ -151,7 +149,7 @@ def _words(command: object) -> list[str]:
     if syntax or not words or not words[0]:
         found = f"no shell reads it, so {' '.join(sorted(syntax))} has no meaning in it" if syntax else "it is empty"
         raise ValueError(f"{shown}: {found}; write a program and its arguments, as in {example}")
-    return [os.path.expanduser(words[0]), *words[1:]]
+    return words
 
 
 def _names(nodes: object) -> tuple[str, ...]:

@@ -29,6 +29,9 @@ log = logging.getLogger("skyward_lite")
 _EXITED = re.compile(r"\W*srun: error: .*: Exited with exit code \d+$")
 """What srun prints of each command that has failed."""
 
+_TOO_MANY_CPUS = ("More processors requested than permitted", "Requested node configuration is not available")
+"""What srun says when a step asks for more CPUs than its job has for it."""
+
 CACHE_SHARE = 4
 """Data that tasks share takes at most 1/4 of a job's memory, unless the user said otherwise."""
 PLANNED_SECONDS = 2.0
@@ -49,6 +52,8 @@ class StepMachine(CommandMachine):
     def __init__(self, name: str, wanted: NodeRequest, python: str | None) -> None:
         super().__init__(name, wanted, python)
         self.environment = commands.environment()
+        self._takes_all = False
+        """Whether its steps do not say how many CPUs they need."""
 
     def argv(self) -> list[str]:
         # Buffered output would stay on the node until a line ends. Steps share the job's resources (--overlap). What a
@@ -57,9 +62,20 @@ class StepMachine(CommandMachine):
             *("srun", "--unbuffered", "--overlap", "--mpi=none", f"--jobid={self.number}"),
             *([f"--nodelist={self.node}"] if self.node else []),
             *("--nodes=1", "--ntasks=1"),
-            *([] if self.cpus is None else [f"--cpus-per-task={self.cpus}"]),
+            *([] if self.cpus is None or self._takes_all else [f"--cpus-per-task={self.cpus}"]),
             *("sh", "-c"),
         ]
+
+    def connect(self, core: _core.Core) -> _core.Connection:
+        try:
+            return super().connect(core)
+        except NodeStartError as error:
+            # A job that uses one thread of each core is counted with both, and no step may ask for as many.
+            if self.cpus is None or self._takes_all or not any(words in str(error) for words in _TOO_MANY_CPUS):
+                raise
+            log.info("%s: its steps do not say how many CPUs they need, and get what Slurm gives: %s", self.name, error)
+            self._takes_all = True
+            return super().connect(core)
 
     def agent_options(self) -> tuple[str, ...]:
         return ("--announce", *([] if self.cpus is None else ["--cpus", str(self.cpus)]))
@@ -93,12 +109,16 @@ class OwnMachine(StepMachine):
     """A node of the job that this process is in."""
 
     returns = True
+    # Slurm knows whether its job is being ended.
+    may_linger = False
 
     def __init__(self, job: str, node: OwnNode, wanted: NodeRequest, python: str | None) -> None:
         super().__init__(node.name, wanted, python)
         self.number = job
         self.node = node.name
         self.cpus = node.cpus
+        if node.memory_bytes:
+            self.cache_bytes = node.memory_bytes // CACHE_SHARE
         self._queue = Queue(lambda: [job])
 
     def open(self, core: _core.Core) -> PreparedMachine:

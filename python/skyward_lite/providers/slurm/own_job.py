@@ -17,6 +17,8 @@ class OwnNode(NamedTuple):
     name: str
     cpus: int | None
     """None if Slurm does not say how many."""
+    memory_bytes: int | None = None
+    """What the job has of its memory; None if Slurm does not say."""
 
 
 def job(variables: Mapping[str, str] = os.environ) -> str | None:
@@ -58,4 +60,13 @@ def nodes(variables: Mapping[str, str] = os.environ) -> list[OwnNode]:
     each: list[int] | list[None] = cpus(variables)
     if len(each) != len(names):
         each = [None] * len(names)
-    return [OwnNode(name, number) for name, number in zip(names, each, strict=True)]
+    return [OwnNode(name, number, memory_bytes(number, variables)) for name, number in zip(names, each, strict=True)]
+
+
+def memory_bytes(cpus: int | None, variables: Mapping[str, str] = os.environ) -> int | None:
+    """Return the job's memory on a node where it has so many CPUs; None if Slurm does not say."""
+    # Both in units of 2^20 bytes. All the memory of a node is no number, or 0.
+    whole, each = (variables.get(f"SLURM_MEM_PER_{unit}", "") for unit in ("NODE", "CPU"))
+    if whole.isdecimal():
+        return int(whole) * 2**20 or None
+    return int(each) * cpus * 2**20 or None if each.isdecimal() and cpus else None

@@ -124,6 +124,9 @@ class Fate(NamedTuple):
         return not self.goes_on and not self.has_node
 
 
+_NODES_FAULTS = frozenset({"NonZeroExitCode", "JobLaunchFailure"})
+"""Reasons of a job whose batch script could not begin: the script needs nothing but a directory in /tmp."""
+
 _FATES = {
     "TIMEOUT": Fate(False, "has reached its time limit (TIMEOUT)", as_planned=True),
     "DEADLINE": Fate(False, "has reached its deadline (DEADLINE)"),
@@ -154,6 +157,8 @@ def fate(row: Row | None) -> Fate:
     known = _FATES.get(row.state)
     if known is not None:
         return known
+    if row.state == "FAILED" and row.reason in _NODES_FAULTS:
+        return Fate(False, f"is {row.described()}: is /tmp of {row.nodes or 'its node'} full?", by_cluster=True)
     return Fate(False, f"is {row.described()}")
 
 

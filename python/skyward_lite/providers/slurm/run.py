@@ -234,7 +234,7 @@ class Run:
             log.warning("job %s could not be cancelled, and ends by itself when nothing uses it: %s", job.id, error)
 
     def end(self, deadline: float) -> None:
-        """Cancel all jobs by one command. What cannot be cancelled by then is left to the canceller. Idempotent."""
+        """Cancel all jobs. What cannot be cancelled by the deadline is left to the canceller. Idempotent."""
         self.closing.set()
         with self._lock:
             jobs = [job for job in self._jobs if job.fate is None or not job.fate.is_over]
@@ -242,14 +242,23 @@ class Run:
         if canceller is None:
             return
         cancelled = False
-        bound = max(0.5, deadline - time.monotonic())
+
+        def left() -> float:
+            return max(0.5, deadline - time.monotonic())
+
         try:
+            mine = [f"--name={self._name}", f"--user={os.getuid()}"]
+            if self._name and any(not job.number for job in jobs):
+                # First those that wait: they would begin in the place of the others.
+                submission.cancel([*mine, "--state=PENDING"], left())
             # Whole arrays by their one number.
             if jobs:
                 running = [job.number for job in jobs if job.number]
-                submission.end(list(dict.fromkeys(job.base for job in jobs)), running, bound)
+                submission.end(
+                    list(dict.fromkeys(job.base for job in jobs)), running, max(0.5, deadline - time.monotonic())
+                )
             if self._answer_lost and self._name:
-                submission.cancel([f"--name={self._name}", f"--user={os.getuid()}"], bound)
+                submission.cancel(mine, left())
             cancelled = True
         except NodeStartError as error:
             names = ", ".join(dict.fromkeys(job.base for job in jobs)) or "that may have been submitted"

@@ -118,14 +118,21 @@ def free_sigterm() -> None:
     The agent's block is inherited. Programs that tasks start get their usual handler by that start, and forked children
     by a hook: both can be terminated.
     """
-    if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM}):
+    if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        # Before it is freed: it may have come already.
         signal.signal(signal.SIGTERM, _do_nothing)
-        os.register_at_fork(after_in_child=_end_at_sigterm)
+        hold = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM})
+        free = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
+        # A child may be sent the signal at once.
+        os.register_at_fork(before=hold, after_in_parent=free, after_in_child=_end_at_sigterm)
+        free()
 
 
 def _end_at_sigterm() -> None:
+    """Give a forked child the usual end at SIGTERM, which was held back since before the fork."""
     if signal.getsignal(signal.SIGTERM) is _do_nothing:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def prepare_exit() -> None:

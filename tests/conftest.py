@@ -28,7 +28,7 @@ LONGEST_FIRST = (
     *("ec2/test_aws_faults.py", "parallel/test_callbacks.py", "docs/test_original_page.py", "docs/test_benches.py"),
     *("hosts/test_cuts.py", "docs/test_chaos.py", "parallel/test_searches.py", "pool/test_first_imports.py"),
     *("parallel/test_sklearn.py", "parallel/test_conformance.py", "pool/test_silence.py", "hosts/test_check.py"),
-    *("ec2/test_reap.py", "pool/test_edits.py"),
+    *("hosts/test_exec.py", "ec2/test_reap.py", "pool/test_edits.py"),
 )
 """Files that take longest: some have few tests. All others come after them, and those with most tests first."""
 

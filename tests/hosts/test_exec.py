@@ -118,8 +118,22 @@ def test_an_environment_is_made_through_a_command(tmp_path, caplog):
         ways = Ways(directory, fault, **places)
         with caplog.at_level(logging.INFO, "skyward_lite"), ways.pool(None) as pool:
             assert str(tmp_path / "cache") in pool.submit(eval, "__import__('sys').executable").result(20)
-        assert message in caplog.text
+            assert message in caplog.text
+            if fault.startswith("forgets"):
+                make_its_container_anew(pool, ways, tmp_path / "cache")
     assert "has lost the end of what a script printed" in caplog.text
+
+
+def make_its_container_anew(pool: sky.ComputePool, ways: Ways, cache: Path) -> None:
+    """Its agent and environment are gone: the node is lost at once, not only after its lease, and comes back."""
+    cache.rename(cache.with_name("away"))
+    agent = pool.nodes()[0].pid
+    os.kill(agent, signal.SIGKILL)
+    ways.end(signal.SIGKILL)
+    assert eventually(lambda: pool.nodes()[0].state == "lost", 20), pool.nodes()
+    cache.with_name("away").rename(cache)
+    assert pool.submit(operator.neg, 1).result(30) == -1
+    assert pool.nodes()[0].pid != agent
 
 
 @pytest.mark.parametrize("fault", ["banner", "noeof", "lingers@script", "forgets:30@script+1*2", "cuts:30@script*2"])

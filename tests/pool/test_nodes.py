@@ -186,3 +186,37 @@ def test_traffic_is_counted_for_each_node_and_direction(shared_pool):
         *rest, most = traffic_of(function, argument)
         assert size <= most < size * 1.01
         assert sum(rest) < size / 100
+
+
+class Replaced(sky.Local):
+    """Local nodes that are replaced when they are lost, first by machines that `fail` to become nodes."""
+
+    def __init__(self, fail):
+        super().__init__()
+        self.fail = fail
+
+    def start(self, wanted, machines):
+        super().start(wanted, machines)
+        for machine in machines:
+            machine.returns, machine.replaceable = False, True
+
+    def replace(self, machine, machines):
+        new = LocalMachine(f"{machine.name}-again", 20.0)
+        new.returns, new.replaceable = False, True
+        if self.fail:
+            self.fail -= 1
+            new.open = self.open_never
+            new.failed_transiently = lambda: True
+        machines.append(new)
+
+    def open_never(self, core):
+        raise sky.NodeStartError("it has no power")
+
+
+def test_tasks_wait_for_the_replacement_of_a_replacement_that_fails():
+    """Tasks of the only node, which is lost, wait while the machines in its place fail and are replaced in turn."""
+    with sky.pool(Replaced(fail=2), 1, worker=sky.Worker(concurrency=2), plugins=[]) as pool:
+        futures = [pool.submit(time.sleep, 0.05) for _ in range(40)]
+        os.kill(pool.nodes()[0].pid, signal.SIGKILL)
+        assert [future.result(30) for future in futures] == [None] * 40
+        assert [node.state for node in pool.nodes()] == ["lost", "lost", "lost", "ready"]

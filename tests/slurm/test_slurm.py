@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import operator
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import skyward_lite as sky
@@ -28,10 +30,14 @@ def variables(_=None):
 
 
 def ended_by_terminate(_):
-    """Start a process, end it by SIGTERM, and return its exit status."""
-    process = subprocess.Popen(["sleep", "60"])
-    process.terminate()
-    return process.wait(20)
+    """Start a program and fork a child, end both by SIGTERM at once, and return their exit statuses."""
+    program = subprocess.Popen(["sleep", "60"])
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    for process in (program, child):
+        process.terminate()
+    child.join(20)
+    return program.wait(20), child.exitcode
 
 
 # ------------------------------------------------------------------------------------------------ submitted jobs
@@ -50,7 +56,7 @@ def test_the_example_and_a_search_on_submitted_nodes(cluster):
         assert [node.slots for node in pool.nodes()] == [min(4, CORES)] * 2
         found = list(pool.map(variables, range(40)))
         assert {each["SLURMD_NODENAME"] for each in found} == {"node1", "node2"}
-        assert set(pool.map(ended_by_terminate, range(4))) == {-15}
+        assert set(pool.map(ended_by_terminate, range(4))) == {(-15, -15)}
         assert list(cluster.jobs().values()) == ["RUNNING"] * 2
     assert eventually(lambda: not cluster.jobs(), 5)
 

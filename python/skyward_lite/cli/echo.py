@@ -26,7 +26,7 @@ TERM_SECONDS = 3.0
 
 DELAYED = (
     "a message of {size:,} bytes takes {took}, a small one {small}: something on the way waits for acknowledgements, "
-    "as Slurm's srun does before 24.05. A pool asks for what is late, so its lone tasks take only some 5 ms longer"
+    "as Slurm's srun does before 24.05. A pool asks for what is late, so its lone tasks take only a few ms longer"
 )
 
 

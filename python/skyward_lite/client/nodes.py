@@ -88,6 +88,8 @@ class Nodes:
         """Replacements that were asked for since the pool was started."""
         self._given_up: set[int] = set()
         """Numbers of the draining, lost and failed nodes for which it was decided whether they are replaced."""
+        self._undecided: set[int] = set()
+        """Numbers of the nodes that were never ready and, if they fail, are perhaps replaced: tasks wait for that."""
         self._returning = Returning(core, self._begin_session, self._start_thread, lifecycle)
         self._log = NodeLog(core, settings.start_timeout)
         self._display = display
@@ -130,6 +132,9 @@ class Nodes:
             for machine in machines:
                 self.machines.append(machine)
                 number = self._core.add_node(machine.name, machine.returns or machine.replaceable)
+                if machine.replaceable:
+                    self._undecided.add(number)
+                    self._tell_expected()
                 self._start_thread(f"skyward-{machine.name}", self._bring_up, number, machine)
 
     def _start_thread(self, name: str, target: Callable[..., None], *args: object) -> None:
@@ -151,6 +156,10 @@ class Nodes:
             # While the pool is being closed its machines may end as they are opened, so any exception is expected then.
             if self._lifecycle.stage is Stage.OPEN:
                 raise
+
+    def _tell_expected(self) -> None:
+        """Tell the core how many replacements are, or may be, on their way. The lock must be held."""
+        self._core.expect(self._expected + len(self._undecided))
 
     def _begin_session(self, number: int, machine: Machine) -> None:
         """Open a machine and begin a session with its agent. Raise `NodeStartError`, `CoreError` or `OSError`."""
@@ -273,18 +282,21 @@ class Nodes:
     def _on_node_change(self, number: int, old: str, new: str) -> None:
         """Have a machine that is draining or lost replaced and a lost one released, on a thread of its own."""
         machine = self.machines[number]
-        if not machine.replaceable or new not in (NodeState.DRAINING, NodeState.LOST):
+        if not machine.replaceable or new not in (NodeState.READY, NodeState.DRAINING, NodeState.LOST):
             return
         with self._lock:
             stage = self._lifecycle.stage
+            self._undecided.discard(number)
             # While the pool is being left, only tasks that somebody waits for need a replacement.
-            if stage is not Stage.OPEN and (stage is not Stage.DRAINING or not self._has_waiters()):
-                return
+            is_left = stage is not Stage.OPEN and (stage is not Stage.DRAINING or not self._has_waiters())
             first = number not in self._given_up
+            if is_left or new == NodeState.READY:
+                self._tell_expected()
+                return
             if first:
                 self._given_up.add(number)
                 self._expected += 1
-                self._core.expect(self._expected)
+            self._tell_expected()
             name = f"skyward-after-{machine.name}"
             self._start_thread(name, self._replace_machine, number, old, new, first)
 
@@ -308,7 +320,7 @@ class Nodes:
             if first:
                 with self._lock:
                     self._expected -= 1
-                    self._core.expect(self._expected)
+                    self._tell_expected()
                 # Tasks have waited for this: from now on another node is there for them, or none will be.
                 self._core.give_up(number)
 

@@ -23,7 +23,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from .. import _core, messages, nesting
@@ -116,35 +116,23 @@ def free_sigterm() -> None:
     """Let tasks go on at SIGTERM where the agent announces it, as schedulers send it to all processes of a job.
 
     The agent's block is inherited. Programs that tasks start get their usual handler by that start, and forked children
-    by a hook: both can be terminated, also at once.
+    by a hook: both can be terminated.
     """
-    if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM}):
+    if signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        # Before it is freed: it may have come already.
         signal.signal(signal.SIGTERM, _do_nothing)
-        os.register_at_fork(before=_hold_sigterm, after_in_parent=_release_sigterm, after_in_child=_end_at_sigterm)
-
-
-class _Masks(threading.local):
-    """The signals that each thread blocked before it forked."""
-
-    before: Collection[int] = ()
-
-
-_masks = _Masks()
-
-
-def _hold_sigterm() -> None:
-    # A child whose SIGTERM came before its usual handler is back would go on, and its parent wait for its end.
-    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-def _release_sigterm() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+        hold = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM})
+        free = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
+        # A child may be sent the signal at once.
+        os.register_at_fork(before=hold, after_in_parent=free, after_in_child=_end_at_sigterm)
+        free()
 
 
 def _end_at_sigterm() -> None:
+    """Give a forked child the usual end at SIGTERM, which was held back since before the fork."""
     if signal.getsignal(signal.SIGTERM) is _do_nothing:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _release_sigterm()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def prepare_exit() -> None:

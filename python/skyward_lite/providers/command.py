@@ -14,14 +14,16 @@ import shlex
 from collections.abc import Iterable
 
 from .. import _core, checks, keywords
-from ..environment import byte_check
-from . import Machine, NodeRequest, Provider
+from ..environment import byte_check, scripts
+from . import Machine, MachineGoneError, NodeRequest, Provider
 from .remote import RemoteMachine, checked_python
 
 NODE = "{node}"
 """Stands for a node's name in the words of a command."""
 SHELL_SYNTAX = frozenset({"|", "||", "&", "&&", ";", "<", ">", ">>", "2>", "2>&1"})
 """Words that only a shell would understand."""
+_LOOK = 'if [ -x "$1" ]; then echo there; else echo gone; fi;'
+"""Tells whether a program is there."""
 
 
 class CommandMachine(RemoteMachine):
@@ -124,6 +126,16 @@ class ExecMachine(CommandMachine):
 
     def argv(self) -> list[str]:
         return self.words
+
+    def reconnect(self, core: _core.Core) -> _core.Connection:
+        connection = super().reconnect(core)
+        # A container or pod of the same name that was made anew has neither the environment nor the agent.
+        look = scripts.run_command(
+            connection, _LOOK, self.interpreter, bound=self.wanted.connect_timeout, secrets=self.wanted.image.secrets()
+        )
+        if look.stdout.strip() == b"gone":
+            raise MachineGoneError(f"{self.interpreter} is not there any more: it was made anew, or cleaned")
+        return connection
 
     def agent_options(self) -> tuple[str, ...]:
         # Whoever ends containers or jobs sends their processes SIGTERM, and some time later SIGKILL.

@@ -51,6 +51,8 @@ class RemoteMachine(Machine):
         self.name = name
         self.wanted = wanted
         self.python = python
+        self.interpreter = ""
+        """The interpreter on the host with which its agent was started; "" before."""
 
     @abc.abstractmethod
     def connect(self, core: _core.Core) -> _core.Connection:
@@ -69,6 +71,7 @@ class RemoteMachine(Machine):
         connection = self.connect(core)
         self.doing = "looking at the host"
         python, command = self.choose_python(connection)
+        self.interpreter = python
         options = self.agent_options()
         if not self.reattaches:
             return PreparedMachine(connection, command(python, *build.STDIO, *options))

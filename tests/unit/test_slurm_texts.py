@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import pathlib
 import signal
 import threading
 
 import pytest
 import skyward_lite as sky
-from processes import eventually
+from processes import eventually, has_ended
 from skyward_lite.errors import NodeStartError
 from skyward_lite.providers import NodeRequest
 from skyward_lite.providers.slurm import commands, options, own_job, queue, submission
@@ -263,6 +264,18 @@ def test_slurms_own_words(printed, passing, text):
     assert text in str(error)
     assert "sbatch:" not in str(error)
     assert "\n" not in str(error)
+
+
+def test_a_program_that_does_not_answer_is_ended_with_what_it_has_started(tmp_path, monkeypatch):
+    """A site's sbatch may be a script around the real one, which must not submit a job later."""
+    number = tmp_path / "number"
+    wrapper = tmp_path / "sbatch"
+    wrapper.write_text(f"#!/bin/sh\necho queue is full >&2\nsleep 60 &\necho $! >{number}\nwait\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(commands.PassingError, match="has not answered within 1 s: queue is full"):
+        commands.run(["sbatch"], 1.0)
+    assert eventually(lambda: has_ended(int(number.read_text())), 10)
 
 
 def test_one_ctrl_c_ends_a_start_that_slurm_does_not_answer(monkeypatch):

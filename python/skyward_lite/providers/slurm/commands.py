@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -67,9 +69,7 @@ def run(words: Sequence[str], bound: float = COMMAND_SECONDS, stdin: bytes = b""
     # A Ctrl-C must not end sbatch between its submission and its answer.
     with held():
         try:
-            done = subprocess.run(
-                words, input=stdin, capture_output=True, timeout=bound, check=False, env=environment(), process_group=0
-            )
+            return _run(words, bound, stdin)
         except FileNotFoundError:
             raise NodeStartError(
                 f"there is no {program} here: run this where jobs are submitted from, which is a login node of the "
@@ -82,7 +82,21 @@ def run(words: Sequence[str], bound: float = COMMAND_SECONDS, stdin: bytes = b""
             raise PassingError(f"{program} has not answered within {bound:.0f} s{why}") from None
         except OSError as error:
             raise NodeStartError(f"{program} does not run here: {error}") from error
-    return Answer(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+def _run(words: Sequence[str], bound: float, stdin: bytes) -> Answer:
+    """Run a program to its end. Raises `OSError`, or `subprocess.TimeoutExpired` with what it has printed."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, env=environment(), process_group=0) as process:
+        try:
+            stdout, stderr = process.communicate(stdin, bound)
+        except BaseException:
+            # With all that it has started: a site's sbatch may be a script that runs the real one, which would submit a
+            # job after all.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return Answer(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
 
 
 def is_passing(answer: Answer) -> bool:

@@ -6,6 +6,7 @@ import concurrent.futures
 import os
 import pathlib
 import signal
+import subprocess
 import threading
 
 import pytest
@@ -203,6 +204,33 @@ def test_threads_that_wait_for_the_queue_share_its_failure(monkeypatch):
         errors = [answer.exception(10) for answer in answers]
     assert {type(error) for error in errors} == {commands.PassingError}
     assert len(calls) < 9
+
+
+def test_a_guard_leaves_nothing_in_tmp():
+    """It removes its directory, and old ones of guards that were killed; those of other jobs that run stay."""
+    key = os.urandom(6).hex()
+    old, recent, own = (pathlib.Path(submission.guard_directory(key, number)) for number in ("1", "2", "3"))
+    old.mkdir()
+    recent.mkdir()
+    os.utime(old, (0, 0))
+    try:
+        script = submission.guard(key, 60)
+        with subprocess.Popen(["sh", "-s"], stdin=subprocess.PIPE, env={**os.environ, "SLURM_JOB_ID": "3"}) as guard:
+            assert guard.stdin is not None
+            guard.stdin.write(script)
+            guard.stdin.close()
+            assert eventually(lambda: own.exists() and not old.exists(), 10)
+            assert eventually(lambda: b"sleep" in children(guard.pid), 10)
+            guard.send_signal(signal.SIGUSR1)
+            assert guard.wait(10) == 0
+        assert (own.exists(), recent.exists()) == (False, True)
+    finally:
+        recent.rmdir()
+
+
+def children(pid: int) -> bytes:
+    """Return the command lines of a process's children."""
+    return subprocess.run(["ps", "-o", "args=", "--ppid", str(pid)], capture_output=True, check=False).stdout
 
 
 def test_cpus_of_a_job():

@@ -10,6 +10,8 @@ trap 'rm -rf "$directory"' EXIT
 trap 'exit 0' USR1
 trap 'leaving=yes' TERM
 trap '' HUP INT
+# What guards have left that were killed before they could remove it.
+find /tmp -maxdepth 1 -type d -user "$(id -u)" -name 'skyward_lite-????????????-*' -mtime +7 -exec rm -rf {} + 2>/dev/null
 # Signs of life are counted in pauses: the clock may jump.
 left=$GIVEN_ORPHAN
 while [ "$left" -gt 0 ]; do

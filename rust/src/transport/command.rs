@@ -78,7 +78,7 @@ impl CommandConnection {
         let not_started = |error| SshError::Program { program: text::line(program, text::LIMIT), error };
         let mut child = command.spawn().map_err(not_started)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let running = Running(Process::follow(child), self.ending.clone());
+        let running = Running(Process::follow(child).map_err(not_started)?, self.ending.clone());
         let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
             return Err(not_started(io::ErrorKind::BrokenPipe.into()));
         };
@@ -179,17 +179,16 @@ struct Process {
 
 impl Process {
     /// Have a thread wait for the process's end. Not Tokio's own processes, which take the program's SIGCHLD on some systems.
-    fn follow(child: Child) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// If there can be no further thread. The process is ended then, as nothing would learn of its end.
+    fn follow(mut child: Child) -> io::Result<Arc<Self>> {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let process = Arc::new(Self { pid, end: Mutex::default(), changed: Condvar::new(), notify: Notify::new() });
         let followed = Arc::clone(&process);
         let wait = std::thread::Builder::new().name("skyward-process".to_owned()).stack_size(STACK_BYTES);
-        let mut child = child;
-        if wait.spawn(move || followed.wait_for(&mut child)).is_err() {
-            // Without a thread nothing would learn of its end. The child was dropped, and becomes nobody's.
-            process.signal(Signal::KILL);
-        }
-        process
+        wait.spawn(move || followed.wait_for(&mut child)).inspect_err(|_| process.signal(Signal::KILL))?;
+        Ok(process)
     }
 
     fn wait_for(&self, child: &mut Child) {

@@ -37,6 +37,19 @@ def counted(path: str, number: int, seconds: float = 0.0) -> int:
     return -number
 
 
+def end_children(number: int) -> list[int]:
+    """Fork processes that are terminated at once, and return the signals that ended them."""
+    ends = []
+    for _ in range(number):
+        child = os.fork()
+        if not child:
+            time.sleep(5)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        ends.append(os.WTERMSIG(os.waitpid(child, 0)[1]))
+    return ends
+
+
 def node_name(_: int) -> str:
     """Return the name that the command has given the node."""
     time.sleep(0.02)
@@ -253,6 +266,7 @@ def test_an_agent_that_gets_sigterm(tmp_path):
     file = tmp_path / "counts"
     ways = Ways(tmp_path, nodes=("a", "b"))
     with ways.pool(worker=sky.Worker(concurrency=2, retries=0)) as pool:
+        assert pool.submit(end_children, 20).result(30) == [signal.SIGTERM] * 20
         futures = [pool.submit(counted, str(file), n, 0.05) for n in range(80)]
         assert eventually(lambda: file.exists() and file.read_text(), 20)
         agent = pool.nodes()[0].pid

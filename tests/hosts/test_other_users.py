@@ -8,6 +8,7 @@ import platform
 import pwd
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 import skyward_lite as sky
 from lab import Lab
+from processes import eventually
 from skyward_lite._version import PYTHON
 from skyward_lite.environment import build, probe, scripts
 from skyward_lite.environment.tools import Tools
@@ -258,3 +260,21 @@ def test_a_python_in_a_directory_of_the_path_is_asked_from_elsewhere(tmp_path):
     script = b"cd " + shlex.quote(str(home)).encode() + b"\n" + probe.probe_script(ENV)
     run(script, HOME=str(home), PATH=f".:{os.environ['PATH']}")
     assert not (tmp_path / "ran").exists()
+
+
+@as_root
+def test_signs_of_life_below_a_parent_of_another_user(sticky):
+    """A script that root's process has started, as slurmstepd starts a user's, gives signs of life while it runs."""
+    script = scripts.compose(scripts.read("sign_of_life.sh"), DIRECTORY=str(sticky))
+    command = ["sh", "-s"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, user=OTHER, process_group=0) as process:
+        assert process.stdin is not None
+        process.stdin.write(script + b"exec sleep 60\n")
+        process.stdin.flush()
+        alive = sticky / "alive"
+        try:
+            for _ in range(2):
+                assert eventually(alive.exists, 10)
+                alive.unlink()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)

@@ -146,13 +146,16 @@ def test_a_cut_connection_is_made_anew(monkeypatch: pytest.MonkeyPatch, caplog: 
 
 
 def test_a_machine_that_announced_its_end_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its first pause is a longer one, once."""
-    case = Case(Machine(*[NodeStartError("still starting")] * 2), monkeypatch)
+    """Its first pause is a longer one, once; those after it are the usual ones."""
+    pauses: list[float] = []
+    monkeypatch.setattr(returning, "JITTER", (1.0, 1.0))
+    monkeypatch.setattr(Returning, "_sleep", lambda self, number, seconds: pauses.append(seconds))
+    case = Case(Machine(*[NodeStartError("still starting")] * 3), monkeypatch, sleep=True)
     case.become("draining")
     assert not case.threads
     case.become("lost")
     case.join()
-    assert (case.opened, case.pauses) == (3, [returning.DRAINED_SECONDS, None, None])
+    assert (case.opened, pauses) == (4, [returning.DRAINED_SECONDS, 1.0, 2.0, 4.0])
 
 
 def test_without_a_free_thread_the_next_look_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import pathlib
+import signal
 import threading
 
 import pytest
@@ -262,6 +263,24 @@ def test_slurms_own_words(printed, passing, text):
     assert text in str(error)
     assert "sbatch:" not in str(error)
     assert "\n" not in str(error)
+
+
+def test_one_ctrl_c_ends_a_start_that_slurm_does_not_answer(monkeypatch):
+    """While the controller is gone sbatch is tried again until `start_timeout`, but not after a Ctrl-C."""
+    calls: list[str] = []
+
+    def run(words, bound=0.0, stdin=b""):
+        calls.append(words[0])
+        if words[0] != "sbatch":
+            return commands.Answer(0, "", "")
+        signal.raise_signal(signal.SIGINT)
+        return commands.Answer(1, "", "sbatch: error: Unable to contact slurm controller (connect failure)")
+
+    monkeypatch.setattr(commands, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        sky.Slurm(time=1).start(request(), [])
+    # The answer to the submission may have been lost.
+    assert calls == ["sbatch", "scancel"]
 
 
 def test_an_array_is_submitted_where_arrays_are_allowed(monkeypatch):

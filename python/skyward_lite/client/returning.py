@@ -162,9 +162,12 @@ class Returning:
 
     def _await_attempt(self, number: int, machine: Machine) -> bool:
         """Wait before a machine that was lost is opened again. Return False if it is not to be opened any more."""
-        first = DRAINED_SECONDS if number in self._drained and machine.may_linger else None
+        is_drained = number in self._drained
         self._drained.discard(number)
-        return self._backoff_of(number).pause(first)
+        if is_drained and machine.may_linger:
+            # The pauses after it begin as small as ever: the machine may come back at any moment then.
+            return self._new_backoff(number, DRAINED_SECONDS, DRAINED_SECONDS).pause()
+        return self._backoff_of(number).pause()
 
     def _may_start(self, number: int, machine: Machine) -> bool:
         """Return whether a machine is to be opened again; give it up if it never was a node in several attempts."""

@@ -109,8 +109,8 @@ class Slurm(Provider):
             return
         run = Run(self.options, self.grace, self.orphan_timeout, wanted)
         try:
-            with held(insist=True):
-                jobs = run.submit(wanted.nodes, time.monotonic() + wanted.start_timeout)
+            with held(insist=True) as signals:
+                jobs = run.submit(wanted.nodes, time.monotonic() + wanted.start_timeout, signals=signals)
                 machines.extend(SlurmMachine(run, job, wanted, self.python) for job in jobs)
         except BaseException:
             with held():

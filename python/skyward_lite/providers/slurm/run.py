@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ...backoff import Backoff
 from ...errors import NodeStartError
@@ -22,6 +22,8 @@ QUEUE_PAUSES = (0.25, 10.0)
 """First and longest pause between two looks into the queue, in seconds, while a job waits."""
 RETRY_PAUSES = (0.5, 30.0)
 """First and longest pause between two attempts at what the controller did not answer."""
+SIGNAL_POLL_SECONDS = 0.2
+"""Between two looks whether a signal has come, in these pauses."""
 FATE_SECONDS = 2.0
 """For how long Slurm is asked what ends a job before that is taken for a scancel by hand."""
 FATE_POLL_SECONDS = 0.5
@@ -91,16 +93,20 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ submission
 
-    def submit(self, count: int, deadline: float, *, patient: bool = False) -> list[Job]:
+    def submit(
+        self, count: int, deadline: float, *, signals: Sequence[int] | None = None, patient: bool = False
+    ) -> list[Job]:
         """Submit jobs of one node each. While the controller does not answer, try again until `deadline`.
 
-        With `patient` also while the user has too many jobs. Raises `NodeStartError`.
+        Not after a signal, which appears in `signals`. With `patient` also while the user has too many jobs. Raises
+        `NodeStartError`.
         """
         with self._lock:
             # Not after `end`, which has taken the canceller away.
             if self._canceller is None and not self.closing.is_set():
                 self._canceller = submission.Canceller(self._name)
-        backoff = self._backoff(*RETRY_PAUSES, deadline=deadline)
+        backoff = self._backoff(*RETRY_PAUSES, deadline=deadline, signals=signals)
+        level = logging.WARNING
         while True:
             if self.closing.is_set():
                 raise NodeStartError("the pool is closed")
@@ -112,7 +118,10 @@ class Run:
                 self._answer_lost |= passing or isinstance(error, submission.NoNumberError)
                 if not passing and not (patient and any(words in str(error) for words in _FULL)):
                     raise
-                log.info("%s: it is tried again", error)
+                if signals:
+                    raise
+                log.log(level, "%s: it is tried again", error)
+                level = logging.INFO
                 if not backoff.pause():
                     raise
         with self._lock:
@@ -131,9 +140,21 @@ class Run:
         with self._lock:
             return list(dict.fromkeys(job.base for job in self._jobs if job.fate is None or job.fate.goes_on))
 
-    def _backoff(self, first: float, longest: float, deadline: float = float("inf")) -> Backoff:
-        """Return pauses that end when the pool is being left."""
-        return Backoff(first, longest=longest, deadline=deadline, sleep=self.closing.wait)
+    def _backoff(
+        self, first: float, longest: float, deadline: float = float("inf"), signals: Sequence[int] | None = None
+    ) -> Backoff:
+        """Return pauses that end when the pool is being left, or a signal has come."""
+        if signals is None:
+            return Backoff(first, longest=longest, deadline=deadline, sleep=self.closing.wait)
+
+        def sleep(seconds: float) -> bool:
+            until = time.monotonic() + seconds
+            while not signals and (left := until - time.monotonic()) > 0:
+                if self.closing.wait(min(left, SIGNAL_POLL_SECONDS)):
+                    return True
+            return bool(signals)
+
+        return Backoff(first, longest=longest, deadline=deadline, sleep=sleep)
 
     # ------------------------------------------------------------------------------------------------ the queue
 

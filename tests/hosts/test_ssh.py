@@ -398,18 +398,18 @@ def test_a_proxy_command_has_its_own_variables(lab, host, tmp_path):
 @pytest.mark.skipif(os.getuid() != 0, reason="a hosts file of one's own needs root")
 def test_all_addresses_of_a_name_are_tried(lab, host, tmp_path):
     """Each within the bound: one that does not answer does not hide the next."""
-    silent = socket.create_server(("127.0.9.9", host.port), backlog=0)
+    silent = socket.create_server(("127.0.0.9", host.port), backlog=0)
     filling = [socket.socket() for _ in range(3)]
     for one in filling:
         one.setblocking(False)
         one.connect_ex(silent.getsockname())
     hosts = tmp_path / "hosts"
-    hosts.write_text(f"127.0.9.9 twice\n{host.address} twice\n")
+    hosts.write_text(f"127.0.0.9 twice\n{host.address} twice\n")
     configure(lab, host, "HostName twice", f"HostKeyAlias [{host.address}]:{host.port}", "ConnectTimeout 2")
     script = (
         f"import sys; sys.path[:0] = {[str(Path(the_lab.__file__).parent)]!r}; import lab, socket, types\n"
         f"found = [a[4][0] for a in socket.getaddrinfo('twice', {host.port}, type=socket.SOCK_STREAM)]\n"
-        f"assert found == ['127.0.9.9', {host.address!r}], found\n"
+        f"assert found == ['127.0.0.9', {host.address!r}], found\n"
         f"print(lab.connect(types.SimpleNamespace(config={lab.config!r}), {host.name!r}))"
     )
     bound = f"mount --bind {shlex.quote(str(hosts))} /etc/hosts && exec {shlex.join([sys.executable, '-c', script])}"

@@ -73,8 +73,9 @@ def test_jobs_that_are_cancelled_by_hand(cluster, caplog):
     assert eventually(lambda: not cluster.jobs(), 8)
 
 
-def test_all_jobs_cancelled_at_once(cluster):
-    """If all jobs of a pool that is open are cancelled in mid-run, others take their place, and no task is lost."""
+def test_all_jobs_cancelled_at_once(cluster, caplog):
+    """If all jobs of a pool that is open are cancelled in mid-run, one takes their place, and no task is lost."""
+    caplog.set_level("INFO", "skyward_lite")
     with sky.pool(sky.Slurm(partition="main", cpus_per_task=2), nodes=2, worker=STRICT, plugins=[]) as pool:
         run = Run(pool, 400)
         run.reaches(40)
@@ -82,6 +83,8 @@ def test_all_jobs_cancelled_at_once(cluster):
         assert run.is_right()
         gone = [node for node in pool.nodes() if node.state in ("draining", "lost")]
         assert len(gone) == 2
+        assert eventually(lambda: "is not replaced" in caplog.text, 15), caplog.text
+        assert len(pool.nodes()) == 3
     assert eventually(lambda: not cluster.jobs(), 8)
 
 
@@ -97,6 +100,37 @@ def test_an_srun_that_dies_is_started_anew_in_the_same_job(cluster):
         assert run.is_right()
         assert jobs_by_node(cluster) == before
         assert eventually(lambda: [*states(pool).values()].count("ready") == 1, 15), states(pool)
+
+
+def test_what_becomes_of_an_arrays_last_job_is_not_done_to_the_others(cluster):
+    """The number of an array's last job is also that of the array: a step of it that is lost ends no other job's."""
+    with sky.pool(sky.Slurm(partition="main", cpus_per_task=2), nodes=2, plugins=[]) as pool:
+        first, last = jobs_by_node(cluster)
+        array = last.removeprefix("slurm-").partition("_")[0]
+        for pid, command in cluster.processes().items():
+            if command.startswith("srun ") and f"--jobid={array} " in command:
+                os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda: states(pool).get(f"{last}-2") == "ready", 15), states(pool)
+        assert states(pool)[first] == "ready"
+        assert list(pool.map(abs, range(-20, 0))) == [*range(20, 0, -1)]
+
+
+def test_the_job_of_a_node_that_is_left_out_is_given_back(cluster, tmp_path):
+    """A node that cannot be used, when the pool has another one, keeps no job in the queue, and ends no other's."""
+    python, open_now = tmp_path / "python", tmp_path / "open"
+    python.write_text(
+        f"#!/bin/sh\n[ $SLURMD_NODENAME = node1 ] || {{ until [ -e {open_now} ]; do sleep 0.1; done; exit 1; }}\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    provider = sky.Slurm(exclusive=True, python=python)
+    with sky.pool(provider, nodes=(1, 2), plugins=[]) as pool:
+        before = cluster.jobs("RUNNING")
+        open_now.touch()
+        assert eventually(lambda: sorted(states(pool).values()) == ["lost", "ready"], 15), pool.nodes()
+        assert eventually(lambda: len(cluster.jobs("RUNNING")) == 1, 15), (before, cluster.jobs())
+        assert list(pool.map(abs, range(-20, 0))) == [*range(20, 0, -1)]
+        assert len(pool.nodes()) == 2
 
 
 def test_a_controller_that_is_gone_for_a_while_costs_nothing(cluster, caplog):

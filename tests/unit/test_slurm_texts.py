@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import pathlib
+import threading
 
 import pytest
 import skyward_lite as sky
+from processes import eventually
 from skyward_lite.errors import NodeStartError
 from skyward_lite.providers import NodeRequest
 from skyward_lite.providers.slurm import commands, options, own_job, queue, submission
@@ -176,6 +179,28 @@ def test_a_job_that_slurm_does_not_know():
     """A job that the queue does not name counts as ended by the cluster, and is cancelled nevertheless."""
     found = queue.fate(None)
     assert (found.goes_on, found.is_over, found.by_cluster) == (False, False, True)
+
+
+def test_threads_that_wait_for_the_queue_share_its_failure(monkeypatch):
+    """Without a controller squeue takes 9 s to fail: that is the answer for all threads that wait for it meanwhile."""
+    calls: list[int] = []
+    all_wait = threading.Event()
+
+    def run(words, bound=0.0, stdin=b""):
+        calls.append(len(calls))
+        assert all_wait.wait(10)
+        return commands.Answer(1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+
+    monkeypatch.setattr(commands, "run", run)
+    asked = queue.Queue(lambda: ["58"])
+    with concurrent.futures.ThreadPoolExecutor(9) as threads:
+        answers = [threads.submit(asked.rows) for _ in range(9)]
+        # Eight of them are at the lock, or, a few at most, on their way to it: these ask once more.
+        assert eventually(lambda: len(calls) == 1 and sum(answer.running() for answer in answers) == 9, 10)
+        all_wait.set()
+        errors = [answer.exception(10) for answer in answers]
+    assert {type(error) for error in errors} == {commands.PassingError}
+    assert len(calls) < 9
 
 
 def test_cpus_of_a_job():

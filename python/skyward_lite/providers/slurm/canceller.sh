@@ -10,7 +10,7 @@ done
 # The agents end with their client: without the signal, the guards of the jobs that run would look for some seconds
 # whether their agents have gone. A job that waits cannot be sent one, and scancel would go on trying.
 end() {
-  running=$(squeue --noheader --states=RUNNING --format=%A "$@")
+  running=$(squeue --noheader --states=RUNNING --format=%i "$@")
   # shellcheck disable=SC2086
   if [ "$running" ]; then scancel --batch --signal=USR1 $running; fi
 }

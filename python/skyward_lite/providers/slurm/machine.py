@@ -155,6 +155,8 @@ class SlurmMachine(StepMachine):
         """Whether its job goes on without it, and gets another step."""
         self.drained = False
         """Whether another machine takes its place, though it may have tasks left."""
+        self.is_given_up = False
+        """Whether it never became a node, and no other machine takes its place."""
 
     def enter_job(self) -> None:
         """Wait until the job has its node, and take what it was given. Raises `NodeStartError` if it has ended."""
@@ -219,6 +221,12 @@ class SlurmMachine(StepMachine):
             return False
 
     def failed_transiently(self) -> bool:
+        is_transient = self._has_lost_job()
+        self.is_given_up = not is_transient
+        return is_transient
+
+    def _has_lost_job(self) -> bool:
+        """Return whether its job has ended for a reason that another job may not meet."""
         try:
             fate = self.run.find_fate(self.job)
         except NodeStartError:
@@ -233,7 +241,8 @@ class SlurmMachine(StepMachine):
         job = self.job
         if job.user is not self:
             return
-        if not self.drained and self.run.entered.is_set() and job.restarts < MAX_RESTARTS:
+        may_reuse = not self.drained and not self.is_given_up and job.restarts < MAX_RESTARTS
+        if may_reuse and self.run.entered.is_set():
             try:
                 fate = self.run.find_fate(job)
                 self.reuses_job = fate.goes_on and bool(self.number)
@@ -241,7 +250,7 @@ class SlurmMachine(StepMachine):
                     return
                 if self.reuses_job:
                     # What is left of the lost step would work beside the new one.
-                    submission.cancel_steps(self.number)
+                    submission.cancel_steps(job.id)
                     return
             except NodeStartError as error:
                 self.reuses_job = False

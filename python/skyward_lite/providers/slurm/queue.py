@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ...errors import NodeStartError
 from . import commands
 
 _FIELDS = (
@@ -172,14 +173,26 @@ class Queue:
         self._asked = float("-inf")
         """When the last answer was asked for."""
         self._rows: dict[str, Row] = {}
+        self._failed = float("-inf")
+        """When squeue failed last."""
+        self._why: NodeStartError | None = None
+        """Why it failed."""
 
     def rows(self, age: float = 0.0) -> dict[str, Row]:
         """Return the pool's jobs, as they were `age` seconds ago or later. Raises `NodeStartError`."""
         called = time.monotonic()
         with self._lock:
             if self._asked < called - age:
+                if self._why is not None and self._failed > called:
+                    # It failed while this thread waited for it. Without Slurm's controller a squeue takes 9 s, and
+                    # those of many threads one after another would take minutes.
+                    raise type(self._why)(str(self._why))
                 asked = time.monotonic()
-                self._rows = self._ask()
+                try:
+                    self._rows = self._ask()
+                except NodeStartError as error:
+                    self._why, self._failed = error, time.monotonic()
+                    raise
                 self._asked = asked
             return self._rows
 

@@ -210,7 +210,8 @@ class Run:
 
     def others(self, job: Job) -> bool:
         """Return whether another job of the pool runs or waits in the queue."""
-        rows = self.queue.rows(1.0)
+        # Not an earlier answer: it would lack the job that has just replaced another one.
+        rows = self.queue.rows()
         for other in self._known():
             row = rows.get(other.id)
             if other is not job and not other.cancelled and row is not None and fate(row).goes_on:
@@ -229,7 +230,7 @@ class Run:
             return
         job.cancelled = True
         try:
-            submission.end([job.id], [job.number] if job.number else [], commands.COMMAND_SECONDS)
+            submission.end([job.id], [job.id] if job.number else [], commands.COMMAND_SECONDS)
         except NodeStartError as error:
             log.warning("job %s could not be cancelled, and ends by itself when nothing uses it: %s", job.id, error)
 
@@ -253,10 +254,8 @@ class Run:
                 submission.cancel([*mine, "--state=PENDING"], left())
             # Whole arrays by their one number.
             if jobs:
-                running = [job.number for job in jobs if job.number]
-                submission.end(
-                    list(dict.fromkeys(job.base for job in jobs)), running, max(0.5, deadline - time.monotonic())
-                )
+                running = [job.id for job in jobs if job.number]
+                submission.end(list(dict.fromkeys(job.base for job in jobs)), running, left())
             if self._answer_lost and self._name:
                 submission.cancel(mine, left())
             cancelled = True

@@ -106,7 +106,10 @@ def cancel(jobs: Sequence[str], bound: float) -> None:
 
 
 def end(jobs: Sequence[str], running: Sequence[str], bound: float) -> None:
-    """Cancel jobs, `running` of which have begun and have no agent any more. Raises `NodeStartError`."""
+    """Cancel jobs, `running` of which have begun and have no agent any more. Raises `NodeStartError`.
+
+    All are named by their ids: the number of an array's last job is that of the whole array.
+    """
     deadline = time.monotonic() + bound
     # Without the signal the guard would look for some seconds whether its agent has gone, and the job would hold its
     # node. A job that waits cannot be sent a signal, and scancel would go on trying.
@@ -116,9 +119,12 @@ def end(jobs: Sequence[str], running: Sequence[str], bound: float) -> None:
     cancel(jobs, max(1.0, deadline - time.monotonic()))
 
 
-def cancel_steps(number: str) -> None:
-    """End what srun has started in a job, but not the job. Raises `NodeStartError`."""
-    answer = commands.run(["squeue", "--steps", "--noheader", f"--jobs={number}", "--format=%i"])
+def cancel_steps(job: str) -> None:
+    """End what srun has started in a job, but not the job. Raises `NodeStartError`.
+
+    By the job's id: the number of an array's last job stands for all jobs of the array.
+    """
+    answer = commands.run(["squeue", "--steps", "--noheader", f"--jobs={job}", "--format=%i"])
     steps = [step for step in answer.stdout.split() if re.fullmatch(r"[0-9_]+\.[0-9]+", step)]
     if steps:
         cancel(steps, commands.COMMAND_SECONDS)

@@ -228,6 +228,8 @@ def _remedy(owner: str, names: tuple[str, ...], name: str, value: object) -> str
 
 def _too_many(owner: str, names: tuple[str, ...], positional: int, given: int) -> str:
     first, later = names[:positional], names[positional:]
+    if not first:
+        return f"{owner}() takes no arguments without their names: write each as {owner}(NAME=VALUE)"
     rest = f"; write the others with their names, as in {owner}(..., {later[0]}=...)" if later else ""
     arguments = "1 argument without its name" if positional == 1 else f"{positional} arguments without their names"
     return f"{owner}() takes {arguments} ({', '.join(first)}), not {given}{rest}"

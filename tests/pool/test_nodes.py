@@ -16,6 +16,7 @@ import skyward_lite as sky
 from joblib import Parallel, delayed
 from lab import Lab
 from processes import eventually, has_ended
+from skyward_lite.client.nodes import _reasons
 from skyward_lite.client.tasks import Tasks
 from skyward_lite.providers.local import LocalMachine
 
@@ -64,9 +65,23 @@ def test_pool_starts_with_the_minimum_of_nodes():
 
 def test_a_pool_that_does_not_start_in_time_says_which_nodes_are_late():
     """The first node is ready at once, or nearly; the second one never connects."""
-    why = "2 ready nodes are needed, but local-0 is [a-z]+; local-1 is connecting"
+    why = r"2 ready nodes are needed, but local-0 is [a-z]+; local-1 is connecting.*pool\(start_timeout=1\) is over"
     with pytest.raises(sky.NodeStartError, match=why):
         sky.pool(Gated(), 2, plugins=[], start_timeout=1.0).__enter__()
+
+
+def test_nodes_that_wait_for_the_same_are_told_once():
+    """A hundred jobs in a full queue are one sentence; a reason of several lines stays with its node."""
+    row = dict.fromkeys(sky.Node.__dataclass_fields__)
+    states = [
+        ("connecting", "its job waits"),
+        ("lost", "gone"),
+        ("lost", "gone"),
+        *[("connecting", "its job waits")] * 4,
+    ]
+    nodes = [sky.Node(**row | {"name": f"n{i}", "state": s, "reason": r}) for i, (s, r) in enumerate(states)]
+    told = _reasons(nodes)
+    assert told == ["each of n0, n3 and 3 more is connecting: its job waits", "n1 is lost: gone", "n2 is lost: gone"]
 
 
 @pytest.mark.slow

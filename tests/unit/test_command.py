@@ -50,12 +50,14 @@ def test_no_command_is_answered_with_the_help(capsys):
         (["check", "--foo", "lab"], "--foo"),
         (["check", "a,b"], "a host is"),
         (["check", "a", "a"], "names a host twice"),
-        (["check", "--exec", "docker exec -i {node} sh -c"], "name at least one HOST"),
+        (["check", "--exec", "docker exec -i {node} sh -c"], "name at least one node"),
+        (["check", "--exec", "sh -c"], "--exec"),
         (["check", "--exec", "docker exec -i sh -c", "a", "b"], "{node} says where the name"),
         (["check", "--exec", "docker 'exec", "a"], "No closing quotation"),
         (["check", "--exec", "sh -c", "a", "--accept-new"], "for hosts that SSH reaches"),
         (["check", "--exec", "sh -c", "a", "--slurm"], "check one after the other"),
-        (["check", "--slurm"], "within sbatch or salloc"),
+        (["check", "--slurm"], "--slurm partition=short time=10"),
+        (["check", "--slurm", "--partition=short"], "NAME=VALUE, as in --slurm partition=short"),
         (["check", "lab", "--slurm", "time=1"], "'lab' cannot be one of them"),
         (["check", "--slurm", "2=3"], "'2=3' is no option"),
         (["check", "--slurm", "python=x", "time=1"], "write --python PATH"),
@@ -72,6 +74,13 @@ def test_wrong_usage_is_answered_with_a_hint(capsys, monkeypatch, arguments, say
     assert (status, out) == (2, "")
     assert any(part in err for part in says.split("|")), err
     assert "--help`" in err
+
+
+def test_options_of_a_job_are_read_as_in_python(capsys):
+    """What is True, False, None or a number for `sky.Slurm` may be written so, since the pages do it."""
+    given = ("exclusive=True", "hint=False", "gres=None", "grace=30", "time=10", "contiguous")
+    options = dict(command._option(command._parser(), word) for word in given)
+    assert [*options.values()] == [True, False, None, 30.0, "10", True]
 
 
 def test_versions_are_those_of_this_interpreter(capsys):

@@ -39,6 +39,7 @@ def server() -> Iterator[int]:
         "packages": {},
         "notices": [],
         "directory": None,
+        "cores": None,
     }
 
     def serve() -> None:

@@ -79,10 +79,12 @@ def test_our_uv_goes_where_it_runs(monkeypatch, tmp_path):
 class Link:
     """A connection to a host that has nothing, on which bytes take their time."""
 
+    program = None
+
     def __init__(self) -> None:
         self.sent: list[int] = []
 
-    def run(self, command: str, stdin: bytes, bound: float) -> tuple[int, bytes, bytes]:
+    def run(self, command: str, stdin: bytes, bound: float, watch: object = None) -> tuple[int, bytes, bytes]:
         self.sent.append(len(stdin))
         return 0 if stdin else 1, b"sent\n", b""
 

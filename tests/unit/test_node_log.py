@@ -42,3 +42,12 @@ def test_the_log_tells_when_tasks_fail_that_wait_for_a_lost_node(
         f"no node is usable, and tasks wait: host is lost since {shown[0]} (it is off). "
         f"They fail at {shown[1]} unless a node is back"
     )
+
+
+def test_a_node_that_drained_and_has_nothing_left_is_not_told_as_a_loss(caplog: pytest.LogCaptureFixture) -> None:
+    """At each time limit of a job a node leaves as planned: that is no warning, and nothing runs elsewhere."""
+    core: Any = Core()
+    reason = "it has done its last task: its job will soon be at its time limit"
+    with caplog.at_level(logging.INFO, "skyward_lite"):
+        NodeLog(core, 600.0).changed(0, Node("slurm-7_0", "lost", reason, 2, None, None, 0.0), "draining")
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("INFO", f"node slurm-7_0 has left: {reason}")]

@@ -51,6 +51,7 @@ NAMED: dict[str, Any] = {
         (lambda: sky.pool(region="eu-west-1"), "parameter of AWS: write pool(provider=sky.AWS(region=...))"),
         (lambda: sky.pool(start_timout=60), "did you mean start_timeout?"),
         (lambda: sky.pool(sky.Local(), 2, sky.Worker()), r"takes 2 arguments .* as in pool(..., vcpus=...)"),
+        (lambda: sky.Slurm("short"), "Slurm() takes no arguments without their names: write each as Slurm(NAME=VALUE)"),
         (lambda: sky.Local(1, 2), "Local() takes 1 argument without its name (nodes), not 2"),
         (lambda: sky.SSH("lab", user="me", port=22), "ssh configuration"),
         (lambda: sky.SSH("lab", nodes=2), 'SSH("me@lab1", "lab2")'),

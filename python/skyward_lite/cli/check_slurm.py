@@ -138,6 +138,7 @@ class SlurmCheck(CommandCheck):
         try:
             waiting.result(QUEUE_SECONDS)
         except TimeoutError:
+            self.report.verdict = "could not be looked at yet"
             self.report.note(
                 "job",
                 f"{machine.doing or 'its job waits'}, for {QUEUE_SECONDS:.0f} s so far: no node was checked",
@@ -149,7 +150,8 @@ class SlurmCheck(CommandCheck):
             return False
         row = machine.row
         assert row is not None
-        parts = [f"{row.cpus} CPUs, and so as many tasks at once"]
+        many = f"{row.cpus} CPUs, and so as many tasks at once"
+        parts = ["1 CPU, and so one task at a time" if row.cpus == 1 else many]
         if row.memory_bytes:
             parts.append(f"{row.memory_bytes / 1e9:.1f} GB memory")
         if row.seconds_left is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import os
@@ -82,7 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if not given[0].startswith("-") and given[0] not in COMMANDS:
         parser.error(_unknown(given[0]))
-    args = parser.parse_args(given)
+    args, unknown = parser.parse_known_args(given)
+    if unknown:
+        for_slurm = getattr(args, "slurm", None) is not None
+        remedy = ": sbatch's options follow as NAME=VALUE, as in --slurm partition=short time=10" if for_slurm else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{remedy}")
     status: int = args.command(parser, args)
     return status
 
@@ -243,7 +248,11 @@ def _provider(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prov
     if args.exec is not None and args.slurm is not None:
         parser.error("--exec and --slurm name two kinds of machines: check one after the other")
     if args.slurm is None and not args.hosts:
-        parser.error("name at least one HOST")
+        if args.exec is None:
+            parser.error("name at least one HOST")
+        parser.error(
+            '--exec: name at least one node behind the command, as in --exec "docker exec -i {node} sh -c" a b'
+        )
     if args.exec is None and args.slurm is None:
         return SSH(*args.hosts, accept_new=args.accept_new, python=args.python, config=args.config)
     if args.accept_new or args.config is not None:
@@ -252,18 +261,28 @@ def _provider(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prov
         return Exec(args.exec, nodes=args.hosts, python=args.python)
     if args.hosts:
         parser.error(f"--slurm: Slurm chooses the nodes itself, {args.hosts[0]!r} cannot be one of them")
-    from ..providers.slurm import Slurm
+    from ..providers.slurm import Slurm, own_job
 
     options: dict[str, Any] = dict(_option(parser, word) for word in args.slurm)
+    if not options and not own_job.job():
+        parser.error(
+            "--slurm: write the options of a job, as in --slurm partition=short time=10, or run this within a job, "
+            "whose own nodes are looked at then"
+        )
     return Slurm(python=args.python, **options)
 
 
-def _option(parser: argparse.ArgumentParser, word: str) -> tuple[str, str | bool]:
-    """Return an option of sbatch that is written as NAME=VALUE, or as NAME if it has no value."""
+def _option(parser: argparse.ArgumentParser, word: str) -> tuple[str, str | float | bool | None]:
+    """Return an option of sbatch, or one of ours, that is written as NAME=VALUE, or as NAME if it has no value."""
     name, equals, value = word.partition("=")
     name = name.replace("-", "_")
     if not name.isidentifier():
         parser.error(f"--slurm: {word!r} is no option: write NAME=VALUE, as in partition=short")
     if name == "python":
         parser.error("--slurm: write --python PATH for the interpreter")
-    return name, value if equals else True
+    if name in ("grace", "orphan_timeout"):
+        with contextlib.suppress(ValueError):
+            return name, float(value)
+    # As they are written in Python, where sbatch has an option without a value.
+    constants = {"True": True, "False": False, "None": None}
+    return name, constants.get(value, value) if equals else True

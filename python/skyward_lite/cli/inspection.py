@@ -147,7 +147,9 @@ class Inspection(abc.ABC, Generic[M]):
         try:
             path = self.machine.verify_python(connection, python)
         except NodeStartError as error:
-            self.report.fail("python", str(error), f"install what is missing with `{python} -m pip install`")
+            runs = probe.UNMET in str(error)
+            install = f"install what is missing with `{python} -m pip install`"
+            self.report.fail("python", str(error), install if runs else "name an interpreter that is there")
             return None
         self.report.ok("python", f"{python} is used as it is, and has what is needed")
         return path

@@ -31,6 +31,8 @@ class Report:
 
     host: str
     steps: list[Step] = dataclasses.field(default_factory=list)
+    verdict: str = "can be used"
+    """What is said of a host on which no step failed."""
 
     @property
     def usable(self) -> bool:
@@ -47,7 +49,7 @@ class Report:
 
     def lines(self) -> str:
         """Return the report for people."""
-        lines = [f"{self.host}: {'can be used' if self.usable else 'CANNOT be used'}"]
+        lines = [f"{self.host}: {self.verdict if self.usable else 'CANNOT be used'}"]
         for step in self.steps:
             sign = {"ok": "ok  ", "note": "note", "fail": "FAIL"}[step.status]
             lines.append(f"  {sign}  {step.step:<14}  {step.text}".replace("\n", f"\n{'':24}"))

@@ -13,6 +13,8 @@ log = logging.getLogger("skyward_lite")
 
 WAITING_SECONDS = 60.0
 """Between two lines of the log that say what tasks wait for."""
+DISMISSED = "it has done its last task"
+"""How the reason begins of a node that drained and was left then: nothing was lost with it (absence.rs)."""
 
 
 class NodeLog:
@@ -49,6 +51,9 @@ class NodeLog:
             log.warning("node %s %s: %s", node.name, left_out, node.reason)
         elif node.state == NodeState.LOST:
             self._once_ready.add(number)
+            if node.reason.startswith(DISMISSED):
+                log.info("node %s has left: %s", node.name, node.reason)
+                return
             log.warning("node %s is lost, what it had not finished runs elsewhere: %s", node.name, node.reason)
 
     def _log_ready(self, number: int, node: Node, old: str) -> None:
@@ -56,7 +61,8 @@ class NodeLog:
             log.info("node %s is connected again", node.name)
             return
         again = " again" if number in self._once_ready else ""
-        log.info("node %s is ready%s with %d slots", node.name, again, node.slots)
+        slots = "1 slot" if node.slots == 1 else f"{node.slots} slots"
+        log.info("node %s is ready%s with %s", node.name, again, slots)
         for notice in self._core.notices(number) or ():
             log.warning("node %s: %s", node.name, notice)
 

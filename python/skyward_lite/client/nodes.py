@@ -33,6 +33,8 @@ WATCH_MS = 1_000
 """Bound on one wait for a change of any node's state; closing the pool wakes the waiting thread at once."""
 START_POLL_MS = 50
 """Bound on one wait for nodes while the pool starts, so that Ctrl-C is handled between two waits."""
+SHOWN_NAMES = 3
+"""So many names of nodes that wait for the same are shown."""
 REPLACEMENTS_PER_NODE = 3
 """Machines that a pool may ask for in the place of lost and failed ones, for each node that it wants."""
 MAX_REASON = 16_000
@@ -195,13 +197,15 @@ class Nodes:
             if sum(node.state == NodeState.READY for node in nodes) >= needed:
                 return
             if candidates < needed or time.monotonic() > deadline:
-                reasons = [f"{n.name} is {n.state}" + (f": {n.reason}" if n.reason else "") for n in nodes]
+                reasons = _reasons(nodes)
                 # After a reason of several lines the next node begins on a line of its own.
                 shown = ("\n" if any("\n" in reason for reason in reasons) else "; ").join(reasons)
                 nodes_are = "ready node is" if needed == 1 else "ready nodes are"
                 ready = sum(node.state == NodeState.READY for node in nodes)
                 less = f"pool(nodes=({ready}, {self._settings.wanted_nodes})) starts with those that are ready"
-                shown += ("\n" if "\n" in shown else ". ") + less if ready else ""
+                more = f"pool(start_timeout={self._settings.start_timeout:g}) is over, a longer one waits on"
+                hints = [more] * (candidates >= needed) + [less] * (ready > 0)
+                shown += ("\n" if "\n" in shown else ". ") + "; ".join(hints) if hints else ""
                 raise NodeStartError(f"{needed} {nodes_are} needed, but {shown}")
             self._core.wait_for_change([node.state for node in nodes], START_POLL_MS)
 
@@ -343,3 +347,19 @@ class Nodes:
         cost = self.cost()
         if cost is not None and before is not None:
             log.info("this pool's nodes cost about $%.4f, at last $%.4f/h", cost.total, before.hourly)
+
+
+def _reasons(nodes: Sequence[Node]) -> list[str]:
+    """Return how the nodes stand, for people; nodes that wait for the same, such as a full queue, share a text."""
+    names: dict[tuple[str, int | None], list[str]] = {}
+    for number, node in enumerate(nodes):
+        alike = node.state == NodeState.CONNECTING and "\n" not in node.reason
+        text = f"is {node.state}" + (f": {node.reason}" if node.reason else "")
+        names.setdefault((text, None if alike else number), []).append(node.name)
+    reasons = []
+    for (text, _), those in names.items():
+        if len(those) > SHOWN_NAMES:
+            those[SHOWN_NAMES - 1 :] = [f"{len(those) - SHOWN_NAMES + 1} more"]
+        each = f"each of {', '.join(those[:-1])} and {those[-1]}" if those[1:] else those[0]
+        reasons.append(f"{each} {text}")
+    return reasons

@@ -137,13 +137,17 @@ def verify_script(python: str, image: Image) -> bytes:
     return scripts.compose(scripts.read("verify.sh"), **given)
 
 
+UNMET = "does not meet the image"
+"""What is said of an interpreter that runs, and lacks something."""
+
+
 def verified(python: str, result: scripts.ScriptResult) -> str:
     """Return the path that `verify_script` reported. Raises `NodeStartError` if the interpreter will not do."""
     if result.status:
         raise NodeStartError(f"{python} cannot be used: {result.printed or f'status {result.status}'}")
     problems = result.report.get("problem", [])
     if problems:
-        raise NodeStartError(f"{python} does not meet the image, and python= installs nothing: {'; '.join(problems)}")
+        raise NodeStartError(f"{python} {UNMET}, and python= installs nothing: {'; '.join(problems)}")
     paths = result.report.get("python")
     if not paths or not paths[0]:
         raise NodeStartError(

@@ -116,7 +116,8 @@ class Slurm(Provider):
             with held():
                 run.end(time.monotonic() + self.leave)
             raise
-        log.info("%d jobs are submitted: %s", len(jobs), " ".join(["sbatch", *run.words]))
+        submitted = "1 job is submitted" if len(jobs) == 1 else f"{len(jobs)} jobs are submitted"
+        log.info("%s: %s", submitted, " ".join(["sbatch", *run.words]))
 
     def _start_in(self, job: str, wanted: NodeRequest, machines: list[Machine]) -> None:
         """Use the nodes of the job that this process is in."""

@@ -42,7 +42,7 @@ def test_the_only_node_comes_back(caplog):
         assert (node.name, node.state, node.slots) == (killed.name, "ready", 1)
         assert node.pid != killed.pid
         assert killed.since < node.since <= time.time()
-    assert "node local-0 is ready again with 1 slots" in caplog.messages
+    assert "node local-0 is ready again with 1 slot" in caplog.messages
 
 
 def test_tasks_fail_when_the_last_node_does_not_come_back(monkeypatch):

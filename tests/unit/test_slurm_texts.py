@@ -302,3 +302,10 @@ def test_an_array_is_submitted_where_arrays_are_allowed(monkeypatch):
     refused = True
     assert submission.submit([], b"", 3) == ["60", "61", "62"]
     assert [len(calls), calls[-1]] == [6, ["sbatch", *submission.ONE_NODE]]
+
+
+def test_a_configuration_that_is_not_there_is_named_at_once(monkeypatch):
+    """Slurm's programs would wait a minute for it, and a pool would try them again until `start_timeout`."""
+    monkeypatch.setenv("SLURM_CONF", "/nope/slurm.conf")
+    with pytest.raises(NodeStartError, match="SLURM_CONF is /nope/slurm.conf here, and there is no such file"):
+        sky.Slurm(time=5).start(request(), [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import os
 import pathlib
 import signal
@@ -343,3 +344,23 @@ def test_an_array_is_submitted_where_arrays_are_allowed(monkeypatch):
     refused = True
     assert submission.submit([], b"", 3) == ["60", "61", "62"]
     assert [len(calls), calls[-1]] == [6, ["sbatch", *submission.ONE_NODE]]
+
+
+def test_a_configuration_that_is_not_there_is_named_at_once(monkeypatch):
+    """Slurm's programs would wait a minute for it, and a pool would try them again until `start_timeout`."""
+    monkeypatch.setenv("SLURM_CONF", "/nope/slurm.conf")
+    with pytest.raises(NodeStartError, match="SLURM_CONF is /nope/slurm.conf here, and there is no such file"):
+        sky.Slurm(time=5).start(request(), [])
+
+
+def test_a_controller_that_does_not_answer_until_the_end_is_told_as_a_start_that_failed(monkeypatch, tmp_path):
+    """The error is of the kind that a program knows, and says what bound was over."""
+    says = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    for name, script in (("sbatch", f"echo '{says}' >&2; exit 1"), ("scancel", "exit 0"), ("squeue", "exit 0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    with pytest.raises(NodeStartError, match=r"Unable to contact .*start_timeout=\) is over") as caught:
+        sky.Slurm(time=5).start(dataclasses.replace(request(), start_timeout=0.1), [])
+    assert type(caught.value) is NodeStartError

@@ -69,6 +69,7 @@ class ClusterCheck:
             )
             return False
         try:
+            commands.require_configuration()
             version = commands.run(["srun", "--version"]).stdout.strip()
         except NodeStartError as error:
             self.report.fail("programs", str(error), "SLURM_CONF, or /etc/slurm/slurm.conf, must lead to the cluster")

@@ -99,6 +99,16 @@ def _run(words: Sequence[str], bound: float, stdin: bytes) -> Answer:
     return Answer(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
 
 
+def require_configuration() -> None:
+    """Raise `NodeStartError` if SLURM_CONF names no file: Slurm's programs would wait for it, each for a minute."""
+    path = os.environ.get("SLURM_CONF")
+    if path and not os.path.exists(path):
+        raise NodeStartError(
+            f"SLURM_CONF is {_core.printable(path)} here, and there is no such file: Slurm's programs find their "
+            "cluster by it"
+        )
+
+
 def is_passing(answer: Answer) -> bool:
     """Return whether a failed program may succeed later, as when the controller is being restarted."""
     return any(words in answer.stderr for words in _PASSING)

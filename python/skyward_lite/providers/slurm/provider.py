@@ -24,8 +24,8 @@ from ..._signals import held
 from ...errors import NodeStartError
 from .. import Machine, NodeRequest, Provider
 from ..remote import checked_python
+from . import commands, own_job
 from . import options as sbatch
-from . import own_job
 from .machine import OwnMachine, SlurmMachine
 from .run import Run
 
@@ -104,6 +104,7 @@ class Slurm(Provider):
         return f"Slurm({options})"
 
     def start(self, wanted: NodeRequest, machines: list[Machine]) -> None:
+        commands.require_configuration()
         if self.job is not None:
             self._start_in(self.job, wanted, machines)
             return

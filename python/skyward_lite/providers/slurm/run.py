@@ -123,7 +123,7 @@ class Run:
                 log.log(level, "%s: it is tried again", error)
                 level = logging.INFO
                 if not backoff.pause():
-                    raise
+                    raise NodeStartError(f"{error}. pool(start_timeout=) is over, a longer one waits on") from None
         with self._lock:
             self._jobs += jobs
             if self._canceller is not None:

@@ -14,7 +14,7 @@ import time
 
 import pytest
 import skyward_lite as sky
-from processes import eventually, ours
+from processes import eventually
 from skyward_lite.client import returning
 
 pytestmark = pytest.mark.usefixtures("functions_by_value")
@@ -188,6 +188,11 @@ def sruns(cluster):
     return [pid for pid, command in cluster.processes().items() if command.startswith("srun ")]
 
 
+def agents(cluster):
+    """Return the agents and workers in the cluster's jobs."""
+    return {pid: command for pid, command in cluster.processes().items() if "skyward_lite.node." in command}
+
+
 @pytest.fixture
 def client(cluster):
     """A client in another process, two nodes of which run tasks."""
@@ -202,8 +207,9 @@ def client(cluster):
 def test_a_client_that_is_killed(cluster, client):
     """When the client is killed its agents end, and its jobs are cancelled at once: the guard is not waited for."""
     assert len(sruns(cluster)) == 4
+    assert len(agents(cluster)) >= 4
     client.kill()
-    assert eventually(lambda: not ours(), 5), ours()
+    assert eventually(lambda: not agents(cluster), 5), agents(cluster)
     assert eventually(cluster.is_empty, 15), cluster.leftovers()
 
 
@@ -214,7 +220,7 @@ def test_a_client_that_is_killed_with_everything_beside_it(cluster, client):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert len(cluster.jobs("RUNNING")) == 2
-    assert eventually(lambda: not ours(), 15), ours()
+    assert eventually(lambda: not agents(cluster), 15), agents(cluster)
     assert eventually(cluster.is_empty, 35), cluster.leftovers()
 
 

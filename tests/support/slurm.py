@@ -275,7 +275,7 @@ def _free_ports(number: int) -> list[int]:
 
 @contextlib.contextmanager
 def submission_environment(cluster: Cluster) -> Iterator[None]:
-    """Let this process's own commands reach the cluster, as in the shell of somebody who uses it."""
+    """Let this process's own commands reach the cluster, as in the shell of a user of it."""
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ:
             if name.startswith(("SLURM_", "SBATCH_", "SQUEUE_")):

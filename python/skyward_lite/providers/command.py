@@ -138,7 +138,7 @@ class ExecMachine(CommandMachine):
         return connection
 
     def agent_options(self) -> tuple[str, ...]:
-        # Whoever ends containers or jobs sends their processes SIGTERM, and some time later SIGKILL.
+        # What ends a container or a job sends its processes SIGTERM, and some time later SIGKILL.
         return ("--announce",)
 
 

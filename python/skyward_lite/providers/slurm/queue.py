@@ -1,6 +1,6 @@
 """What Slurm's queue says of a pool's jobs, and what that means for a node.
 
-One `squeue` answers for all jobs of a pool: whoever asks shortly after another thread gets the same answer.
+One `squeue` answers for all jobs of a pool: a thread that asks shortly after another one gets the same answer.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ QUEUE_SHIFT: Final[int]
 """A task's number has the number of its completion queue in the bits from this one on."""
 LEAVE_SECONDS: Final[float]
 """Seconds that leaving a pool takes at most if its machines end with their agents: see `rust/src/timing.rs`."""
+LAST_TASK_DONE: Final[str]
+"""How the reason of a lost node begins that announced its end and had no task left: nothing is lost with it."""
 MAX_PARTS: Final[int]
 """Parts that one message may have: its pickle, and the buffers beside it."""
 MAX_NOTE: Final[int]

@@ -7,14 +7,13 @@ import time
 from collections.abc import Sequence
 
 from .. import _core
+from .figures import count
 from .node_state import Node, NodeState
 
 log = logging.getLogger("skyward_lite")
 
 WAITING_SECONDS = 60.0
 """Between two lines of the log that say what tasks wait for."""
-DISMISSED = "it has done its last task"
-"""How the reason begins of a node that drained and was left then: nothing was lost with it (absence.rs)."""
 
 
 class NodeLog:
@@ -51,7 +50,7 @@ class NodeLog:
             log.warning("node %s %s: %s", node.name, left_out, node.reason)
         elif node.state == NodeState.LOST:
             self._once_ready.add(number)
-            if node.reason.startswith(DISMISSED):
+            if node.reason.startswith(_core.LAST_TASK_DONE):
                 log.info("node %s has left: %s", node.name, node.reason)
                 return
             log.warning("node %s is lost, what it had not finished runs elsewhere: %s", node.name, node.reason)
@@ -61,8 +60,7 @@ class NodeLog:
             log.info("node %s is connected again", node.name)
             return
         again = " again" if number in self._once_ready else ""
-        slots = "1 slot" if node.slots == 1 else f"{node.slots} slots"
-        log.info("node %s is ready%s with %s", node.name, again, slots)
+        log.info("node %s is ready%s with %s", node.name, again, count(node.slots, "slot"))
         for notice in self._core.notices(number) or ():
             log.warning("node %s: %s", node.name, notice)
 

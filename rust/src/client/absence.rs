@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::client::blobs::NodeBlobs;
 use crate::client::dispatch::{Action, Dispatch};
-use crate::client::node::{NodeRecord, NodeState, NoteCredit};
+use crate::client::node::{LAST_TASK_DONE, NodeRecord, NodeState, NoteCredit};
 use crate::error::{NodeError, SessionError};
 use crate::queue::PeerId;
 use crate::wire::{Message, Outcome};
@@ -102,7 +102,7 @@ impl Dispatch {
             (Ok(()), _) => NodeState::Closed,
             (Err(_), _) if closing => NodeState::Closed,
             (Err(_), Some(notice)) if record.dismissed_since.is_some() => {
-                NodeState::Lost(format!("it has done its last task: {notice}"))
+                NodeState::Lost(format!("{LAST_TASK_DONE}: {notice}"))
             }
             (Err(e), None) => NodeState::Lost(e.to_string()),
             (Err(e), Some(notice)) => NodeState::Lost(format!("{e} (it was draining: {notice})")),

@@ -27,7 +27,7 @@ use crate::client::activity::Activity;
 use crate::client::blobs::{self, NodeBlobs};
 use crate::client::completions::QUEUE_SHIFT;
 use crate::client::liveness::{Liveness, Request};
-use crate::client::node::{Node, NodeRecord, NodeState, Session, node_of_sender};
+use crate::client::node::{LAST_TASK_DONE, Node, NodeRecord, NodeState, Session, node_of_sender};
 use crate::client::wakeups::Wakeups;
 use crate::queue::{Cancelled, PeerId, Queue};
 use crate::timing::Timing;
@@ -319,7 +319,7 @@ impl Dispatch {
                 record.dismissed_since = Some(now);
                 // No task is for it from now on, and none is lost.
                 self.queue.remove_peer(id);
-                out.extend([Action::Goodbye(id, "it has done its last task"), Action::Wake(id)]);
+                out.extend([Action::Goodbye(id, LAST_TASK_DONE), Action::Wake(id)]);
             }
         }
         self.assign(now, out);

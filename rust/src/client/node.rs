@@ -11,6 +11,9 @@ use crate::queue::PeerId;
 use crate::timing::NOTE_CREDIT;
 use crate::wire::{AgentHello, Message};
 
+/// Why a node is left, and how the reason of its loss begins, that will soon be gone and has no task: nothing is lost with it.
+pub const LAST_TASK_DONE: &str = "it has done its last task";
+
 /// Where a node stands. It moves down this list, but for a node that comes back: from `Reconnecting` to `Ready` or `Draining`,
 /// and from `Lost` to `Connecting`.
 #[derive(Debug, Clone, PartialEq, Eq)]

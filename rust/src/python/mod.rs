@@ -13,6 +13,7 @@ mod rows;
 
 use pyo3::prelude::*;
 
+use crate::client::node::LAST_TASK_DONE;
 use crate::client::{activity, pool};
 use crate::timing::Timing;
 use crate::wire;
@@ -55,6 +56,8 @@ mod _core {
     const QUEUE_SHIFT: u32 = super::pool::QUEUE_SHIFT;
     #[pymodule_export]
     const LEAVE_SECONDS: f64 = super::Timing::DEFAULT.provider_leave.as_secs_f64();
+    #[pymodule_export]
+    const LAST_TASK_DONE: &str = super::LAST_TASK_DONE;
     #[pymodule_export]
     const MAX_PARTS: usize = super::wire::MAX_PARTS;
     #[pymodule_export]

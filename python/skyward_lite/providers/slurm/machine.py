@@ -191,10 +191,9 @@ class SlurmMachine(StepMachine):
         """Return when the agent is to announce that its job's time limit is near."""
         try:
             self.row = self.run.queue.rows().get(self.job.id, self.row)
-            asked = time.monotonic()
         except NodeStartError as error:
             log.info("%s: its time limit is taken from an earlier look into the queue: %s", self.name, error)
-            asked = time.monotonic()
+        asked = time.monotonic()
         left = None if self.row is None else self.row.seconds_left
         if left is None:
             return []

@@ -57,7 +57,7 @@ _BEGINNINGS = frozenset(
 )
 """What sbatch would take for one of them."""
 
-_PARTS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+_PARTS = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40, "P": 2.0**50}
 
 
 def checked(given: Mapping[str, object]) -> dict[str, str | None]:
@@ -135,5 +135,5 @@ def with_request(options: Mapping[str, str | None], wanted: NodeRequest) -> dict
 
 def memory_bytes(text: str | None) -> float | None:
     """Return the bytes of "32G", "500M" or "4000", Slurm's megabytes; None for another text."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text or "", re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTP]?)B?", text or "", re.IGNORECASE)
     return None if match is None else float(match[1]) * _PARTS[match[2].upper() or "M"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ...errors import NodeStartError
-from . import commands
+from . import commands, options
 
 _FIELDS = (
     *("ArrayJobID:24", "ArrayTaskID:24", "JobID:24", "State:24", "Reason:200", "TimeLeft:24", "TimeLimit:24"),
@@ -27,8 +27,6 @@ GOING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "
 """States of a job that has its nodes."""
 ENDING = "COMPLETING"
 """The state of a job whose processes are being ended, whichever state it will have afterwards."""
-
-_MEGABYTES = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2, "P": 1024.0**3}
 
 
 class Row(NamedTuple):
@@ -98,8 +96,9 @@ def _seconds(text: str) -> float | None:
 
 def _memory_bytes(tres: str) -> int | None:
     """Return the memory of "cpu=3,mem=500M,node=1"."""
-    match = re.search(r"(?:^|,)mem=(\d+(?:\.\d+)?)([KMGTP]?)", tres)
-    return None if match is None else int(float(match[1]) * _MEGABYTES[match[2] or "M"] * 2**20)
+    match = re.search(r"(?:^|,)mem=([^,]*)", tres)
+    found = None if match is None else options.memory_bytes(match[1])
+    return None if found is None else int(found)
 
 
 class Fate(NamedTuple):
